@@ -1,0 +1,168 @@
+"""Locally aware patch features (Roth et al., Eq. 1–4) as one fixed linear map.
+
+Around every position of a layer's map the paper takes the p × p neighbourhood and pools it to one
+vector; the layers' vectors are joined and pooled again. The reference implementation does this
+literally: it unfolds the map (p² copies), pools the flattened C·p² values adaptively to 1024, and
+pools the L·1024 values of all layers adaptively to the final 1024.
+
+Both poolings average *runs* of neighbouring entries, and so does their composition: output channel
+t is a weighted sum over a run of the flattened (channel, row, column) entries of a layer, hence over
+a short run of channels, each with its own p × p window of weights. That is a depthwise convolution
+for the first channel of every run, plus one for the second, and so on: no unfolding, no copies.
+Bilinear interpolation to the first layer's grid is linear too and acts on other axes, so it may come
+last, when there are fewest values to interpolate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchcore.errors import InputError
+
+
+@dataclass
+class PatchConfig:
+    """How layer maps become patch features.
+
+    With `layer_channels` and `channels` both null nothing is mapped: each channel is averaged over
+    the neighbourhood and the layers are joined.
+    """
+
+    size: int = 3  # p of Eq. 1, in positions of each layer's map; odd
+    stride: int = 1  # s of Eq. 3, in positions of each layer's map
+    layer_channels: int | None = 1024  # each layer's neighbourhood is pooled to this many values
+    channels: int | None = 1024  # and all layers together to this many: the patch feature's size
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.size % 2 == 0:
+            raise InputError(f"patch.size must be odd and positive, got {self.size}")
+        if self.stride < 1:
+            raise InputError(f"patch.stride must be at least 1, got {self.stride}")
+        if (self.layer_channels is None) != (self.channels is None):
+            raise InputError("patch.layer_channels and patch.channels: set both, or both to null")
+        for key in ("layer_channels", "channels"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise InputError(f"patch.{key} must be at least 1 or null, got {value}")
+
+
+class PatchFeatures(nn.Module):
+    """Layer maps in, patch features out; a fixed linear map with nothing to train.
+
+    Args:
+        channels: Channels C of each layer, first (finest) layer first.
+        config: Neighbourhood, stride and channel mapping.
+    """
+
+    def __init__(self, channels: Sequence[int], config: PatchConfig) -> None:
+        super().__init__()
+        self.size, self.stride = config.size, config.stride
+        self.dimension = config.channels or sum(channels)
+        self.rows: list[tuple[int, int]] = []  # output channels [lo, hi) that each layer feeds
+        for i, c in enumerate(channels):
+            if config.channels is None or config.layer_channels is None:
+                lo = sum(channels[:i])
+                first, kernels = neighbourhood_mean(c, config.size)
+            else:
+                lo, first, kernels = reference_mapping(
+                    c, config.size, i, len(channels), config.layer_channels, config.channels
+                )
+            self.rows.append((lo, lo + len(first)))
+            source = first[:, None] + np.arange(kernels.shape[1])  # (rows, taps)
+            in_place = kernels.shape[1] == 1 and np.array_equal(first, np.arange(c))
+            self.register_buffer(
+                f"source_{i}",
+                None if in_place else torch.from_numpy(source.clip(max=c - 1).T.copy()),
+                persistent=False,
+            )
+            kernel = torch.from_numpy(kernels).float()
+            self.register_buffer(
+                f"kernel_{i}", kernel.transpose(0, 1)[:, :, None], persistent=False
+            )  # (taps, rows, 1, p, p)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Patch features (B, h, w, D) of layer maps [(B, C, H, W), (B, C', H', W'), …].
+
+        The grid (h, w) is the first layer's, thinned by the stride; deeper layers are interpolated
+        to it bilinearly. Borders are padded with zeros that count, as in the reference. The result
+        has the maps' dtype and is contiguous, so that `reshape(-1, D)` is free.
+        """
+        pooled = [self._pool(i, x) for i, x in enumerate(maps)]
+        grid = pooled[0].shape[-2:]
+        features = pooled[0].new_empty(len(pooled[0]), *grid, self.dimension)  # (B, h, w, D)
+        filled = 0
+        for (lo, hi), x in zip(self.rows, pooled, strict=True):
+            if x.shape[-2:] != grid:
+                x = F.interpolate(x, size=grid, mode="bilinear", align_corners=False)
+            x = x.permute(0, 2, 3, 1)  # (B, rows, h, w) → (B, h, w, rows)
+            features[..., lo:filled] += x[..., : filled - lo]  # a channel where two layers meet
+            features[..., filled:hi] = x[..., filled - lo :]
+            filled = hi
+        return features
+
+    def _pool(self, i: int, x: Tensor) -> Tensor:
+        """One layer's share of the output channels: (B, C, H, W) → (B, rows, h, w)."""
+        source, kernel = getattr(self, f"source_{i}"), getattr(self, f"kernel_{i}")
+        total = None
+        for tap, weight in enumerate(kernel):  # (rows, 1, p, p)
+            run = x if source is None else x[:, source[tap]]  # (B, rows, H, W)
+            # On CPU, interpolating channels-last maps is a hundred times faster.
+            run = run.contiguous(memory_format=torch.channels_last)
+            y = F.conv2d(run, weight, None, self.stride, self.size // 2, groups=len(weight))
+            total = y if total is None else total + y
+        return total
+
+
+def neighbourhood_mean(channels: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each channel's plain mean over the neighbourhood, in the form of `reference_mapping`."""
+    return np.arange(channels), np.full((channels, 1, size, size), 1 / size**2)
+
+
+def reference_mapping(
+    channels: int, size: int, layer: int, layers: int, layer_channels: int, out_channels: int
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """The reference's two adaptive poolings of one layer, composed into convolution kernels.
+
+    Adaptive pooling of n entries to m makes entry k the mean of the run ⌊k·n/m⌋ … ⌈(k+1)·n/m⌉ − 1.
+    Applied first to the C·p² entries of each layer (n = C·p², m = `layer_channels`), then to the
+    joined layers (n = layers · `layer_channels`, m = `out_channels`).
+
+    Args:
+        channels: C, channels of this layer.
+        size: p, side of the neighbourhood.
+        layer: Position of this layer among the `layers` used, from 0.
+
+    Returns:
+        lo: First output channel that this layer feeds; a channel where two layers meet is fed by
+            both, and the contributions add up.
+        first: (rows,) first input channel of the run that output channel lo + row reads.
+        kernels: (rows, taps, p, p) float64 weights of input channels first, first + 1, …
+    """
+    window = size * size
+    start, stop = layer * layer_channels, (layer + 1) * layer_channels
+    lo = start * out_channels // (layers * layer_channels)
+    hi = -(-stop * out_channels // (layers * layer_channels))
+    runs = []  # for each output channel: entries of the flattened layer, with their weight
+    for t in range(lo, hi):
+        a, b = _run(t, layers * layer_channels, out_channels)
+        inner = [
+            _run(k - start, channels * window, layer_channels)
+            for k in range(max(a, start), min(b, stop))
+        ]
+        runs.append([(s, e, 1 / (b - a) / (e - s)) for s, e in inner])
+    first = np.array([run[0][0] // window for run in runs])
+    taps = max((run[-1][1] - 1) // window - c + 1 for run, c in zip(runs, first, strict=True))
+    kernels = np.zeros((len(runs), taps * window))
+    for row, (run, c) in enumerate(zip(runs, first, strict=True)):
+        for s, e, weight in run:
+            kernels[row, s - c * window : e - c * window] += weight
+    return lo, first, kernels.reshape(-1, taps, size, size)
+
+
+def _run(k: int, n: int, m: int) -> tuple[int, int]:
+    """The run of entries [start, stop) that entry k averages when n are pooled to m."""
+    return k * n // m, -(-(k + 1) * n // m)

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from patchcore.errors import InputError
+from patchcore.patches import PatchConfig, PatchFeatures
+from tests import reference
+
+
+def layer_maps(channels: list[int], side: int = 9, seed: int = 0) -> list[torch.Tensor]:
+    """One random map per layer, each half as fine as the one before."""
+    generator = torch.Generator().manual_seed(seed)
+    sides = [max(1, -(-side // 2**i)) for i in range(len(channels))]
+    return [
+        torch.randn(2, c, s, s + 1, generator=generator)
+        for c, s in zip(channels, sides, strict=True)
+    ]
+
+
+def compare(channels: list[int], config: PatchConfig, side: int = 9) -> None:
+    maps = layer_maps(channels, side)
+    ours = PatchFeatures(channels, config)(maps).numpy()
+    naive = reference.patch_features(
+        [x.double().numpy() for x in maps],
+        config.size,
+        config.stride,
+        config.layer_channels,
+        config.channels,
+    )
+    assert ours.shape == naive.shape
+    assert np.abs(ours - naive).max() < 1e-5
+
+
+@pytest.mark.parametrize("channels", [[96], [48, 96], [24, 48, 96]])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 3, 5, 7])
+def test_equals_unfold_and_pool(channels: list[int], stride: int, size: int) -> None:
+    for mapping in [(64, 64), (64, 24), (None, None)]:
+        compare(channels, PatchConfig(size, stride, *mapping))
+
+
+@pytest.mark.parametrize("channels", [[512, 1024], [128, 256], [512, 1792], [64, 128, 256]])
+@pytest.mark.parametrize("mapping", [(1024, 1024), (1024, 384)])
+def test_equals_unfold_and_pool_at_the_papers_sizes(
+    channels: list[int], mapping: tuple[int, int]
+) -> None:
+    compare(channels, PatchConfig(3, 1, *mapping), side=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    channels=st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    size=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 3),
+    layer_channels=st.integers(1, 50),
+    out=st.integers(1, 60),
+)
+def test_any_mapping(
+    channels: list[int], size: int, stride: int, layer_channels: int, out: int
+) -> None:
+    compare(channels, PatchConfig(size, stride, layer_channels, out), side=5)
+
+
+def test_equals_torch_adaptive_pooling() -> None:
+    """The naive version itself agrees with the operations that the reference calls."""
+    x = torch.randn(2, 7, 6, 5, dtype=torch.float64)
+    unfolded = F.unfold(x, 3, padding=1, stride=2)  # (B, C·9, h·w)
+    pooled = F.adaptive_avg_pool1d(unfolded.transpose(1, 2), 13)  # (B, h·w, 13)
+    naive = reference.patch_features([x.numpy()], 3, 2, 13, 13)
+    assert np.allclose(naive.reshape(2, -1, 13), pooled.numpy())
+    y = torch.randn(1, 3, 4, 5, dtype=torch.float64)
+    resized = F.interpolate(y, size=(7, 11), mode="bilinear", align_corners=False)
+    naive = reference.interpolate(y.permute(0, 2, 3, 1).numpy(), (7, 11))
+    assert np.allclose(naive, resized.permute(0, 2, 3, 1).numpy())
+
+
+def test_result_is_contiguous_and_keeps_the_dtype() -> None:
+    maps = [x.bfloat16() for x in layer_maps([8, 16])]
+    features = PatchFeatures([8, 16], PatchConfig(channels=12, layer_channels=16)).bfloat16()(maps)
+    assert features.is_contiguous() and features.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("key", "settings"),
+    [
+        ("patch.size", {"size": 2}),
+        ("patch.size", {"size": 0}),
+        ("patch.stride", {"stride": 0}),
+        ("patch.channels", {"channels": None}),
+        ("patch.channels", {"channels": 0}),
+        ("patch.layer_channels", {"layer_channels": -1}),
+    ],
+)
+def test_bad_settings_are_named(key: str, settings: dict) -> None:
+    with pytest.raises(InputError, match=key):
+        PatchConfig(**settings)
