@@ -1,0 +1,23 @@
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("PATCHCORE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def shared(path: str) -> Path:
+    """A file of the real data and weights that are not part of the project, or a skip."""
+    if not (SHARED / path).exists():
+        pytest.skip(f"needs {path} under PATCHCORE_SHARED ({SHARED})")
+    return SHARED / path
+
+
+@pytest.fixture(scope="session")
+def resnet18_weights() -> Path:
+    return shared("weights/resnet18_tv_to_layer3.safetensors")
+
+
+@pytest.fixture(scope="session")
+def mtd_root() -> Path:
+    return shared("data/mtd")
