@@ -1,0 +1,101 @@
+"""From distances to an image's anomaly score (Eq. 6, 7) and anomaly map."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor
+
+from patchcore.errors import InputError
+
+Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""(Q, D) queries and k → squared distances (Q, k) and memory rows (Q, k)."""
+
+
+class Distance(Enum):
+    """What becomes of the squared distances of the search."""
+
+    euclidean = "euclidean"  # the paper
+    squared = "squared"  # the reference implementation
+
+
+@dataclass
+class ScoringConfig:
+    """How patch distances become scores."""
+
+    neighbours: int = 1  # k nearest memory patches whose distances are averaged
+    reweight: int = 0  # b of Eq. 7, the neighbour itself counted; 0: no reweighting
+    distance: Distance = Distance.euclidean
+    sigma: float = 4.0  # of the anomaly map's Gaussian, in px; 0: none
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1:
+            raise InputError(f"scoring.neighbours must be at least 1, got {self.neighbours}")
+        if self.reweight < 0 or self.reweight == 1:
+            raise InputError(
+                f"scoring.reweight must be 0 (off) or at least 2, got {self.reweight}; with one "
+                "neighbour Eq. 7 makes every score 0"
+            )
+        if self.sigma < 0:
+            raise InputError(f"scoring.sigma must not be negative, got {self.sigma}")
+
+
+def patch_scores(squared: Tensor, config: ScoringConfig) -> Tensor:
+    """Anomaly score of each patch (…) from its k squared neighbour distances (…, k)."""
+    distances = squared.sqrt() if config.distance is Distance.euclidean else squared
+    return distances.mean(-1)
+
+
+def image_scores(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Eq. 6: maximum over the patches (B, h·w), and the patch where it lies, both (B,)."""
+    s_star, m_test = scores.max(1)
+    return s_star, m_test
+
+
+def neighbourhood_weight(m_test: Tensor, m_star: Tensor, memory: Tensor, search: Search, b: int) -> Tensor:
+    """The factor of Eq. 7 for each image: 1 − softmax of the candidate's distances at m*.
+
+    N_b(m*) are the b memory patches nearest to m*, m* itself among them, so that the factor lies in
+    [0, 1). Distances are Euclidean.
+
+    Args:
+        m_test: (B, D) the most anomalous patch feature of each image.
+        m_star: (B,) memory row of its nearest neighbour.
+        memory: (M, D) memory bank.
+        search: Nearest neighbours in it.
+        b: Size of the neighbourhood.
+    """
+    _, rows = search(memory[m_star], b)  # (B, b)
+    # Of equal memory patches the search may return another one than m*; the distances are the same.
+    to_neighbours = _distance(m_test[:, None], memory[rows])  # (B, b)
+    to_m_star = _distance(m_test, memory[m_star])  # (B,)
+    return 1 - torch.exp(to_m_star - to_neighbours.logsumexp(1))
+
+
+def anomaly_maps(scores: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+    """Patch scores (B, h, w) brought to image size (B, H, W).
+
+    Bilinear upsampling (pixel centres at half integers), then a Gaussian of `sigma` px, cut at 4σ,
+    with the border mirrored. Both are linear and separable, so each axis is one fixed matrix.
+    """
+    rows = _upsample_and_blur(scores.shape[1], size[0], sigma).to(scores)  # (H, h)
+    columns = _upsample_and_blur(scores.shape[2], size[1], sigma).to(scores)  # (W, w)
+    return rows @ scores @ columns.T  # (B, H, W)
+
+
+@lru_cache(maxsize=16)
+def _upsample_and_blur(grid: int, size: int, sigma: float) -> Tensor:
+    """(size, grid) matrix of one axis: column i is the response to patch i alone."""
+    identity = torch.eye(grid)[None]  # (1, grid, grid)
+    upsampled = F.interpolate(identity, size=size, mode="linear", align_corners=False)[0].T
+    if sigma == 0:
+        return upsampled
+    return torch.from_numpy(gaussian_filter1d(upsampled.numpy(), sigma, axis=0, mode="reflect"))
+
+
+def _distance(x: Tensor, y: Tensor) -> Tensor:
+    return (x.float() - y.float()).square().sum(-1).sqrt()
