@@ -181,14 +181,15 @@ def _load_file(network: nn.Module, path: Path) -> None:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            loaded: dict[str, Any] = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"backbone.weights: {path} cannot be read: {error}") from error
     for wrapper in ("state_dict", "model"):
-        state = state.get(wrapper, state)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+        if isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    state = {key.removeprefix("module."): value for key, value in loaded.items()}
     for key, value in network.state_dict().items():
         if key.endswith("num_batches_tracked"):
             continue
@@ -245,7 +246,8 @@ def _token_size(network: nn.Module) -> int:
     """Side in px of a vision transformer's token; 0 for other networks."""
     if not hasattr(network, "num_prefix_tokens"):
         return 0
-    return network.get_submodule("patch_embed").patch_size[0]
+    patch_embed: Any = network.get_submodule("patch_embed")
+    return patch_embed.patch_size[0]
 
 
 def _as_map(network: nn.Module, x: Tensor, images: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ vector; the layers' vectors are joined and pooled again. The reference implement
 literally: it unfolds the map (p² copies), pools the flattened C·p² values adaptively to 1024, and
 pools the L·1024 values of all layers adaptively to the final 1024.
 
-Both poolings average *runs* of neighbouring entries, and so does their composition: output channel
-t is a weighted sum over a run of the flattened (channel, row, column) entries of a layer, hence over
-a short run of channels, each with its own p × p window of weights. That is a depthwise convolution
-for the first channel of every run, plus one for the second, and so on: no unfolding, no copies.
-Bilinear interpolation to the first layer's grid is linear too and acts on other axes, so it may come
-last, when there are fewest values to interpolate.
+Both poolings average *runs* of neighbouring entries, and so does their composition: an output
+channel is a weighted sum over a run of a layer's flattened (channel, row, column) entries, hence
+over a short run of channels, each with its own p × p window of weights. That is a depthwise
+convolution for the first channel of every run, plus one for the second, and so on: no unfolding, no
+copies. Bilinear interpolation to the first layer's grid is linear too and acts on other axes, so it
+may come last, when there are fewest values to interpolate.
 """
 
 from collections.abc import Sequence
@@ -107,14 +107,15 @@ class PatchFeatures(nn.Module):
     def _pool(self, i: int, x: Tensor) -> Tensor:
         """One layer's share of the output channels: (B, C, H, W) → (B, rows, h, w)."""
         source, kernel = getattr(self, f"source_{i}"), getattr(self, f"kernel_{i}")
-        total = None
+        total: Tensor | int = 0
         for tap, weight in enumerate(kernel):  # (rows, 1, p, p)
             run = x if source is None else x[:, source[tap]]  # (B, rows, H, W)
             # On CPU, interpolating channels-last maps is a hundred times faster.
             run = run.contiguous(memory_format=torch.channels_last)
-            y = F.conv2d(run, weight, None, self.stride, self.size // 2, groups=len(weight))
-            total = y if total is None else total + y
-        return total
+            total = total + F.conv2d(
+                run, weight, None, self.stride, self.size // 2, groups=len(weight)
+            )
+        return torch.as_tensor(total)
 
 
 def neighbourhood_mean(channels: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,9 @@ def image_scores(scores: Tensor) -> tuple[Tensor, Tensor]:
     return s_star, m_test
 
 
-def neighbourhood_weight(m_test: Tensor, m_star: Tensor, memory: Tensor, search: Search, b: int) -> Tensor:
+def neighbourhood_weight(
+    m_test: Tensor, m_star: Tensor, memory: Tensor, search: Search, b: int
+) -> Tensor:
     """The factor of Eq. 7 for each image: 1 − softmax of the candidate's distances at m*.
 
     N_b(m*) are the b memory patches nearest to m*, m* itself among them, so that the factor lies in

@@ -78,7 +78,11 @@ def test_levels_of_convolutional_networks(
 
 @pytest.mark.parametrize(
     ("name", "patch"),
-    [("vit_tiny_patch16_224", 16), ("vit_small_patch14_dinov2", 14), ("vit_small_patch16_dinov3", 16)],
+    [
+        ("vit_tiny_patch16_224", 16),
+        ("vit_small_patch14_dinov2", 14),
+        ("vit_small_patch16_dinov3", 16),
+    ],
 )
 def test_transformer_tokens_return_to_their_grid(name: str, patch: int) -> None:
     backbone = random_backbone(name, ["2", "blocks.8"])

@@ -62,7 +62,9 @@ def test_ivfpq_finds_most_of_the_neighbours() -> None:
     config = FaissIVFPQConfig(lists=16, probes=4, sub_quantizers=16, bits=6)
     distances, rows = index(memory, config).search(memory[::7], 10)
     _, expected = reference.nearest(memory[::7].numpy(), memory.numpy(), 10)
-    found = [len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), expected.tolist(), strict=True)]
+    found = [
+        len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), expected.tolist(), strict=True)
+    ]
     assert np.mean(found) > 0.5
     assert (distances.diff(dim=1) >= 0).all()
 

@@ -1,4 +1,4 @@
-"""Patch features: our fixed linear map against unfolding and pooling, on one batch of layer maps."""
+"""Patch features: our fixed linear map against unfolding and pooling, on one batch of maps."""
 
 import torch
 import torch.nn.functional as F
