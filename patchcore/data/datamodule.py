@@ -1,0 +1,66 @@
+"""The data set as Lightning sees it."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, SequentialSampler
+
+from patchcore.data.dataset import EpochSampler, ImageDataset, collate
+from patchcore.data.sample import DataConfig, Split
+from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.errors import InputError
+
+
+class AnomalyDataModule(pl.LightningDataModule):
+    """Nominal training images and labelled test images of one category, always in one order.
+
+    Training images are augmented anew in each epoch, test images never. Batches are those of
+    `patchcore.data.dataset.collate`; `index` counts in `split.train` or `split.test`.
+    """
+
+    def __init__(self, data: DataConfig, image: ImageConfig, augment: AugmentConfig) -> None:
+        super().__init__()
+        self.data = data
+        self.image = image
+        self.augment = augment
+
+    @cached_property
+    def split(self) -> Split:
+        """The samples; the disk is read on first use."""
+        return self.data.read()
+
+    def prepare_data(self) -> None:
+        """Write what is generated and find what is missing, in one process only."""
+        self.data.read()
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Nominal images in the order of `split.train`, every one in every epoch."""
+        return self._loader(ImageDataset(self.split.train, self.image, self.augment), train=True)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Labelled images in the order of `split.test`."""
+        return self._loader(ImageDataset(self.split.test, self.image), train=False)
+
+    def _loader(self, dataset: ImageDataset, train: bool) -> DataLoader[dict[str, Any]]:
+        return _Loader(
+            dataset,
+            batch_size=self.data.batch_size,
+            sampler=EpochSampler(len(dataset)) if train else SequentialSampler(dataset),
+            num_workers=self.data.workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class _Loader(DataLoader[dict[str, Any]]):
+    """Hands on a worker's InputError as its one line, without the worker's traceback."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except InputError as error:
+            last_line = str(error).strip().splitlines()[-1]
+            raise InputError(last_line.split("InputError: ", 1)[-1]) from None

@@ -1,0 +1,136 @@
+"""Generated images: nothing to download, hard enough that settings make a difference."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.sample import DataConfig, Split
+from patchcore.data.synthesis import (
+    OBJECT_DEFECTS,
+    TEXTURE_DEFECTS,
+    Draw,
+    draw_object,
+    draw_texture,
+)
+from patchcore.errors import InputError
+
+VERSION = 1  # of the drawings; raise it when they change, so that no old ones are read
+SUBTLE = 0.2  # strength of the least visible defects, as a share of the plainest
+
+
+class GeneratedCategory(Enum):
+    """What is drawn: a woven fabric, or a steel wheel with screws."""
+
+    texture = "texture"
+    object = "object"
+
+
+@dataclass(kw_only=True)
+class GeneratedConfig(DataConfig):
+    """Drawn images with defects and exact masks; settings fix every one of them.
+
+    They are written once, in the layout of MVTec AD, and read from disk from then on.
+    """
+
+    root: str | None = None  # folder to write to; null is patchcore/generated in the user's cache
+    category: GeneratedCategory = GeneratedCategory.texture
+    seed: int = 0
+    size: int = 256  # side, pixels
+    train_images: int = 60  # nominal
+    nominal_images: int = 24  # to test on
+    anomalous_images: int = 36  # to test on, of every kind of defect in turn
+    strength: float = 1.0  # of the plainest defects, 0 (nearly invisible) to 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("train_images", "nominal_images", "anomalous_images"):
+            if getattr(self, key) < 1:
+                raise InputError(f"data.{key} must be at least 1, got {getattr(self, key)}")
+        if self.size < 64:
+            raise InputError(f"data.size must be at least 64 pixels, got {self.size}")
+        if self.seed < 0:
+            raise InputError(f"data.seed must be 0 or more, got {self.seed}")
+        if not 0 <= self.strength <= 1:
+            raise InputError(f"data.strength must be in [0, 1], got {self.strength}")
+
+    def folder(self) -> Path:
+        """Where the images of these settings are, or will be."""
+        settings = {
+            "version": VERSION,
+            "category": self.category.name,
+            "seed": self.seed,
+            "size": self.size,
+            "images": [self.train_images, self.nominal_images, self.anomalous_images],
+            "strength": float(self.strength),
+        }
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        if self.root is None:
+            cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+            return cache / "patchcore" / "generated" / digest
+        return Path(self.root).expanduser() / digest
+
+    def read(self) -> Split:
+        """Draw and write the images unless they are there, and list them.
+
+        Raises:
+            InputError: the folder cannot be written, or images in it have been removed.
+        """
+        folder = self.folder()
+        if not folder.is_dir():
+            try:
+                self._write(folder)
+            except OSError as error:
+                raise InputError(
+                    f"data.root: cannot write to {folder} ({error.strerror}); set another folder"
+                ) from error
+        return MVTecConfig(root=str(folder), category=self.category.name).read()
+
+    def _write(self, folder: Path) -> None:
+        """All or nothing, so that a process that starts meanwhile never sees a part."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+        try:
+            self._draw(unfinished / self.category.name)
+            unfinished.chmod(0o755)
+            try:
+                unfinished.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was quicker, with the same images
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _draw(self, folder: Path) -> None:
+        texture = self.category is GeneratedCategory.texture
+        draw: Draw = draw_texture if texture else draw_object
+        defects = TEXTURE_DEFECTS if texture else OBJECT_DEFECTS
+        turns = -(-self.anomalous_images // len(defects))  # rounded up
+        plan: list[tuple[str, str | None, float]] = []  # folder, kind of defect, share of turns
+        plan += [("train/good", None, 0.0)] * self.train_images
+        plan += [("test/good", None, 0.0)] * self.nominal_images
+        for i in range(self.anomalous_images):
+            turn, kind_number = divmod(i, len(defects))
+            plan.append((f"test/{defects[kind_number]}", defects[kind_number], turn / turns))
+        for number, (place, kind, share) in enumerate(plan):
+            rng = np.random.default_rng([self.seed, texture, number])
+            # Each kind goes from subtle to plain, in even steps with a random offset.
+            strength = self.strength * (SUBTLE + (1 - SUBTLE) * (share + rng.uniform() / turns))
+            image, mask = draw(rng, self.size, kind, strength)
+            _save(image, folder / place / f"{number:04d}.png")
+            if kind is not None:
+                truth = mask.astype(np.uint8) * 255
+                _save(truth, folder / "ground_truth" / kind / f"{number:04d}_mask.png")
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, compress_level=1)

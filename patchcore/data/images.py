@@ -1,0 +1,82 @@
+"""Image files to arrays: any common mode comes out as 8-bit RGB, any mask as booleans."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from patchcore.errors import InputError
+
+EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+def list_images(folder: Path, recursive: bool = False) -> list[Path]:
+    """Image files in a folder, sorted by path; hidden files and other extensions are left out."""
+    paths = folder.rglob("*") if recursive else folder.glob("*")
+    images = [
+        path
+        for path in paths
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+    ]
+    return sorted(images, key=Path.as_posix)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image as RGB, (H, W, 3) uint8.
+
+    Grey and palette images are expanded, CMYK is converted, transparency is composited over black
+    (what a transparent pixel hides never counts), 16-bit values are divided by 257 whatever the
+    image's own range is, and an Exif orientation is applied.
+
+    Raises:
+        InputError: the file is missing, truncated, no image, or has floating-point pixels.
+    """
+    image = _decode(path)
+    if image.mode.startswith("I"):
+        image = Image.fromarray(_eight_bits(image, path))
+    elif image.mode == "F":
+        raise InputError(f"{path}: floating-point pixels have no fixed range; save as 8 or 16 bits")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return np.array(image.convert("RGB"))
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Read a ground-truth mask, (H, W) bool, True where a pixel is brighter than 127 of 255.
+
+    Raises:
+        InputError: the file is unreadable, or marks something but nothing above 127 (such as
+            masks of zeros and ones).
+    """
+    image = _decode(path)
+    if image.mode.startswith("I"):
+        image = Image.fromarray(_eight_bits(image, path))
+    grey = np.array(image.convert("L"))
+    if 0 < grey.max() <= 127:
+        raise InputError(
+            f"{path}: the brightest pixel of this mask is {grey.max()} of 255, so nothing would be "
+            "marked; save masks with 0 for nominal and 255 for anomalous pixels"
+        )
+    return grey > 127
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)  # loads the pixels
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such image") from None
+    except Exception as error:  # decoders raise many kinds, all of which mean a bad file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{path}: cannot be read as an image ({reason}); replace or remove the file"
+        ) from error
+
+
+def _eight_bits(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise InputError(f"{path}: 32-bit pixels have no fixed range; save as 8 or 16 bits")
+    return ((values + 128) // 257).astype(np.uint8)  # 65535 → 255, rounded

@@ -1,0 +1,177 @@
+"""Magnetic Tile Defects (Huang et al., 2018), split as in the paper or without its leak."""
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+
+from patchcore.data.images import list_images
+from patchcore.data.sample import DataConfig, Sample, Split
+from patchcore.errors import InputError
+
+LAYOUT = "MT_Free/Imgs/*.jpg, MT_Blowhole/Imgs/*.jpg with masks *.png, and so on"
+SOURCE = "https://github.com/abin24/Magnetic-tile-defect-datasets."
+LAST_EXPOSURE = 6
+CLOSE = 200  # numbers; series of exposures nearer than this may be one tile's
+
+# Tiles photographed twice: one number of each run. Found by correlating all pairs of pictures, and
+# confirmed by eye.
+REPEATED = (
+    (5892, 5907),
+    (8676, 10334),
+    (36280, 36290),
+    (37098, 37243),
+    (53011, 65001),
+    (85665, 85781),
+    (86064, 86828),
+    (108812, 108889),
+    (306586, 309352),
+    (320864, 320895),
+    (355636, 358102),
+)
+
+
+class MTDSplit(Enum):
+    """How defect-free images are divided into training and test images."""
+
+    random = "random"
+    grouped = "grouped"
+
+
+@dataclass(kw_only=True)
+class MTDConfig(DataConfig):
+    """Magnetic Tile Defects: 952 defect-free images and 392 with one of five defects.
+
+    Every tile was photographed under about six exposures. `random` draws test images one by one
+    (the paper's protocol, Table 6), so most test tiles are known from training. `grouped` draws
+    whole runs of exposures (see `exposure_runs`), and no tile is on both sides: defect-free images
+    in a run with a defective one are always test images, further runs follow until the share is
+    reached. All defective images are test images. The masks of four of them, of class Uneven, are
+    empty: the image counts as anomalous and its region as unknown.
+    """
+
+    root: str = "data/mtd"  # folder that holds MT_Free, MT_Blowhole, ...
+    split: MTDSplit = MTDSplit.random  # random (the paper's) or grouped (no tile in both)
+    test_share: float = 0.2  # share of the defect-free images to test on
+    seed: int = 0  # of the division
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed < 0:
+            raise InputError(f"data.seed must be 0 or more, got {self.seed}")
+        if not 0 < self.test_share < 1:
+            raise InputError(f"data.test_share must be in (0, 1), got {self.test_share}")
+
+    def read(self) -> Split:
+        """Divide the defect-free images; every defective image is a test image.
+
+        Raises:
+            InputError: root or a class is missing or empty, a mask has no image, a file name does
+                not tell exposure and number (`grouped`), or no training image would be left.
+        """
+        nominal, anomalous = self._samples()
+        count = round(self.test_share * len(nominal))
+        generator = np.random.default_rng(self.seed)
+        if self.split is MTDSplit.random:
+            held_out = {nominal[i] for i in generator.permutation(len(nominal))[:count]}
+        else:
+            held_out = _hold_out_runs(nominal, anomalous, count, generator)
+        train = [sample for sample in nominal if sample not in held_out]
+        if not train:
+            raise InputError(
+                f"data.test_share: {self.test_share} leaves none of the {len(nominal)} defect-free "
+                f"images of {self.root} for training; lower it"
+            )
+        return Split(train, [sample for sample in nominal if sample in held_out] + anomalous)
+
+    def _samples(self) -> tuple[list[Sample], list[Sample]]:
+        root = Path(self.root).expanduser()
+        if not root.is_dir():
+            raise InputError(
+                f"data.root: there is no folder {root}; it should hold {LAYOUT}. "
+                f"The data are at {SOURCE}"
+            )
+        if not (root / "MT_Free").is_dir():
+            raise InputError(f"data.root: {root} has no folder MT_Free; expected {LAYOUT}")
+        nominal: list[Sample] = []
+        anomalous: list[Sample] = []
+        for folder in sorted(root.glob("MT_*/Imgs")):
+            files = list_images(folder)
+            images = [path for path in files if path.suffix.lower() != ".png"]
+            masks = {path.stem: path for path in files if path.suffix.lower() == ".png"}
+            if lost := masks.keys() - {path.stem for path in images}:
+                raise InputError(
+                    f"{masks[min(lost)]}: this mask has no image {min(lost)}.jpg beside it; "
+                    "restore the image or remove the mask"
+                )
+            if not images:
+                raise InputError(f"{folder}: holds no images; expected {LAYOUT}")
+            kind = folder.parent.name.removeprefix("MT_").lower()
+            if kind == "free":
+                nominal += [Sample(path, 0) for path in images]
+            else:
+                anomalous += [Sample(path, 1, kind, masks.get(path.stem)) for path in images]
+        if not nominal:
+            raise InputError(f"{root / 'MT_Free' / 'Imgs'}: no such folder; expected {LAYOUT}")
+        return nominal, anomalous
+
+
+def exposure_runs(samples: list[Sample]) -> list[list[Sample]]:
+    """Group `exp<E>_num_<N>` images so that all photographs of a tile are in one group.
+
+    N counts up through the recording, and E through the exposures of a tile. A run ends where E
+    starts anew, but only if that is surely another tile: after the last exposure, or after a gap.
+    Otherwise two tiles were photographed by turns, and they share a run. Runs that `REPEATED` names
+    are joined.
+
+    Raises:
+        InputError: a file name does not have this form.
+    """
+    runs: list[list[Sample]] = []
+    run_of: dict[int, list[Sample]] = {}  # by number
+    last_exposure = last_number = 0
+    for exposure, number, sample in sorted(
+        ((*_exposure_and_number(sample.path), sample) for sample in samples),
+        key=lambda item: (item[1], item[0], item[2].path.as_posix()),
+    ):
+        anew = exposure <= last_exposure
+        complete = last_exposure >= LAST_EXPOSURE and exposure <= 1
+        if not runs or (anew and (complete or number - last_number > CLOSE)):
+            runs.append([])
+        runs[-1].append(sample)
+        run_of[number] = runs[-1]
+        last_exposure, last_number = exposure, number
+    for first, again in REPEATED:
+        source, target = run_of.get(again, []), run_of.get(first, [])
+        if source and target and source is not target:
+            target += source
+            run_of |= {number: target for number, run in run_of.items() if run is source}
+            runs = [run for run in runs if run is not source]
+    return runs
+
+
+def _exposure_and_number(path: Path) -> tuple[int, int]:
+    match = re.fullmatch(r"exp(\d+)_num_(\d+)", path.stem)
+    if match is None:
+        raise InputError(
+            f"{path}: the name should read exp<exposure>_num_<number>, as data.split=grouped needs "
+            "both; rename the file or use data.split=random"
+        )
+    return int(match[1]), int(match[2])
+
+
+def _hold_out_runs(
+    nominal: list[Sample], anomalous: list[Sample], count: int, generator: np.random.Generator
+) -> set[Sample]:
+    """Whole runs until at least `count` defect-free images are held out, mixed runs first."""
+    runs = exposure_runs(nominal + anomalous)
+    mixed = [run for run in runs if any(sample.label for sample in run)]
+    free = [run for run in runs if not any(sample.label for sample in run)]
+    held_out = {sample for run in mixed for sample in run if not sample.label}
+    for i in generator.permutation(len(free)):
+        if len(held_out) >= count:
+            break
+        held_out.update(free[i])
+    return held_out

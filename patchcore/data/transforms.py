@@ -1,0 +1,165 @@
+"""From a decoded image and its mask to network input, both moved in step."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from patchcore.errors import InputError
+
+Transform = Callable[[NDArray[np.uint8], NDArray[np.bool_], int], tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass
+class ImageConfig:
+    """Size and normalisation of the network's input; the defaults are the paper's."""
+
+    resize: int | None = 256  # shorter side, pixels; null keeps the size on disk
+    stretch: bool = False  # both sides become `resize`, whatever the aspect ratio was
+    crop: int | None = 224  # side of the centre square, pixels; null keeps everything
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # RGB, of 0–1
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])  # RGB, of 0–1
+
+    def __post_init__(self) -> None:
+        for key, side in (("resize", self.resize), ("crop", self.crop)):
+            if side is not None and side < 1:
+                raise InputError(f"image.{key} must be at least 1 pixel or null, got {side}")
+        if self.resize is not None and self.crop is not None and self.crop > self.resize:
+            raise InputError(
+                f"image.crop must be at most image.resize ({self.resize}), got {self.crop}"
+            )
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3:
+                raise InputError(f"image.{key} must hold 3 values (R, G, B), got {len(values)}")
+        if self.stretch and self.resize is None:
+            raise InputError("image.stretch needs image.resize: the side to stretch to")
+        if min(self.std) <= 0:
+            raise InputError(f"image.std must be positive, got {list(self.std)}")
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of training images; all off by default.
+
+    Only what also happens to nominal parts in production belongs here: what a change can produce is
+    nominal from then on.
+    """
+
+    horizontal_flip: bool = False  # for half of the images
+    vertical_flip: bool = False  # for half of the images
+    rotate: float = 0.0  # at most, degrees either way; borders are mirrored
+    translate: float = 0.0  # at most, share of the side; borders are mirrored
+    scale: float = 0.0  # at most, share of the size either way
+    brightness: float = 0.0  # at most, share of the full range either way
+    contrast: float = 0.0  # at most, share of the contrast either way
+    saturation: float = 0.0  # at most, share of the saturation either way
+    noise: float = 0.0  # standard deviation at most, share of the full range
+    seed: int = 0  # with epoch and image number, fixes every draw
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise InputError(f"augment.seed must be 0 or more, got {self.seed}")
+        if not 0 <= self.rotate <= 180:
+            raise InputError(f"augment.rotate must be in [0, 180] degrees, got {self.rotate}")
+        for key in ("translate", "scale", "brightness", "contrast", "saturation", "noise"):
+            if not 0 <= (value := getattr(self, key)) < 1:
+                raise InputError(f"augment.{key} must be in [0, 1), got {value}")
+
+
+def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) -> Transform:
+    """The way from disk to network: resize, augment, crop the centre, normalise.
+
+    Shrinking antialiases (Pillow's bilinear filter, which the paper's implementation uses too);
+    masks take the nearest pixel.
+
+    Returns:
+        A function of image (H, W, 3) uint8, mask (H, W) bool and a seed for the augmentation. It
+        returns image (3, H', W') float32 and mask (H', W') bool, and raises ValueError if the image
+        is smaller than the crop.
+    """
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks a server at import
+    import albumentations as A  # here: half a second that other commands need not wait
+    from albumentations.pytorch import ToTensorV2
+
+    steps: list[A.BasicTransform] = []
+    if image.resize is not None:
+        resize = partial(_resize, side=image.resize, stretch=image.stretch)
+        steps.append(
+            A.Lambda(
+                image=partial(resize, resample=Image.Resampling.BILINEAR),
+                mask=partial(resize, resample=Image.Resampling.NEAREST),
+                name="resize",
+                p=1,
+            )
+        )
+    if augment is not None:
+        steps += _augmentations(augment)
+    if image.crop is not None:
+        steps.append(A.CenterCrop(image.crop, image.crop))
+    steps += [A.Normalize(tuple(image.mean), tuple(image.std), max_pixel_value=255), ToTensorV2()]
+    return partial(_apply, A.Compose(steps))
+
+
+def _apply(
+    compose: Any, image: NDArray[np.uint8], mask: NDArray[np.bool_], seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    compose.set_random_seed(seed)
+    result = compose(image=image, mask=mask.astype(np.uint8))
+    return result["image"], result["mask"].bool()  # (3, H', W'), (H', W')
+
+
+def _resize(
+    pixels: NDArray[np.uint8], side: int, stretch: bool, resample: Image.Resampling, **_: object
+) -> NDArray[np.uint8]:
+    height, width = pixels.shape[:2]
+    shorter = min(height, width)
+    size = (width * side // shorter, height * side // shorter)
+    if stretch:
+        size = (side, side)
+    if size == (width, height):
+        return pixels
+    return np.array(Image.fromarray(pixels).resize(size, resample))
+
+
+def _augmentations(config: AugmentConfig) -> list[Any]:
+    import albumentations as A
+    from cv2 import BORDER_REFLECT_101
+
+    steps: list[A.BasicTransform] = []
+    if config.rotate or config.translate or config.scale:
+        steps.append(
+            A.Affine(
+                rotate=(-config.rotate, config.rotate),
+                translate_percent=(-config.translate, config.translate),
+                scale=(1 - config.scale, 1 + config.scale),
+                border_mode=BORDER_REFLECT_101,
+                keep_ratio=True,
+                p=1,
+            )
+        )
+    if config.horizontal_flip:
+        steps.append(A.HorizontalFlip(p=0.5))
+    if config.vertical_flip:
+        steps.append(A.VerticalFlip(p=0.5))
+    if config.brightness or config.contrast:
+        steps.append(
+            A.RandomBrightnessContrast(
+                brightness_limit=(-config.brightness, config.brightness),
+                contrast_limit=(-config.contrast, config.contrast),
+                p=1,
+            )
+        )
+    if config.saturation:
+        span = (1 - config.saturation, 1 + config.saturation)
+        steps.append(
+            A.ColorJitter(brightness=(1, 1), contrast=(1, 1), saturation=span, hue=(0, 0), p=1)
+        )
+    if config.noise:
+        steps.append(A.GaussNoise(std_range=(0, config.noise), p=1))
+    return steps

@@ -1,0 +1,37 @@
+"""Small image folders for the tests of data sets."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_image(path: Path, size: tuple[int, int] = (12, 10), seed: int = 0) -> Path:
+    """A picture of noise, size being width and height."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def write_mask(path: Path, size: tuple[int, int] = (12, 10), marked: bool = True) -> Path:
+    """A mask whose upper left quarter is marked, or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mask = np.zeros((size[1], size[0]), dtype=np.uint8)
+    if marked:
+        mask[: size[1] // 2, : size[0] // 2] = 255
+    Image.fromarray(mask).save(path)
+    return path
+
+
+def write_mvtec(root: Path, size: tuple[int, int] = (12, 10)) -> Path:
+    """Category `nut` with 4 training, 2 good, 2 scratched images (masks) and 1 bent (no mask)."""
+    folder = root / "nut"
+    for i in range(4):
+        write_image(folder / f"train/good/{i:03d}.png", size, i)
+    for i in range(2):
+        write_image(folder / f"test/good/{i:03d}.png", size, 10 + i)
+        write_image(folder / f"test/scratch/{i:03d}.png", size, 20 + i)
+        write_mask(folder / f"ground_truth/scratch/{i:03d}_mask.png", size)
+    write_image(folder / "test/bent/000.png", size, 30)
+    return folder

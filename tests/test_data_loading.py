@@ -1,0 +1,176 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+
+from patchcore.data.datamodule import AnomalyDataModule
+from patchcore.data.dataset import EpochSampler, ImageDataset, collate
+from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.sample import Sample
+from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.errors import InputError
+from tests.images import write_image, write_mask, write_mvtec
+
+SMALL = ImageConfig(resize=10, crop=8)
+WHOLE = ImageConfig(resize=None, crop=None)
+
+
+def module(root: Path, augment: AugmentConfig | None = None, workers: int = 0) -> AnomalyDataModule:
+    data = MVTecConfig(root=str(root), category="nut", batch_size=3, workers=workers)
+    return AnomalyDataModule(data, SMALL, augment or AugmentConfig())
+
+
+def test_test_batches(tmp_path: Path) -> None:
+    write_mvtec(tmp_path)
+    data = module(tmp_path)
+    batches = list(data.test_dataloader())
+    assert [len(batch["label"]) for batch in batches] == [3, 2]
+    first = batches[0]
+    assert first["image"].shape == (3, 3, 8, 8) and first["image"].dtype == torch.float32
+    assert first["mask"].shape == (3, 8, 8) and first["mask"].dtype == torch.bool
+    assert first["label"].dtype == first["index"].dtype == torch.int64
+    assert first["has_mask"].dtype == torch.bool
+    whole = {key: torch.cat([batch[key] for batch in batches]) for key in first}
+    assert whole["index"].tolist() == [0, 1, 2, 3, 4]
+    assert whole["label"].tolist() == [sample.label for sample in data.split.test]
+    assert whole["has_mask"].tolist() == [False, True, True, True, True]  # bent has no mask
+    assert whole["mask"].flatten(1).any(1).tolist() == [False, False, False, True, True]
+
+
+def test_training_loads_every_image_in_order(tmp_path: Path) -> None:
+    write_mvtec(tmp_path)
+    loader = module(tmp_path).train_dataloader()
+    for _ in range(2):
+        assert torch.cat([batch["index"] for batch in loader]).tolist() == [0, 1, 2, 3]
+
+
+def test_augmentation_differs_by_epoch_and_not_by_workers(tmp_path: Path) -> None:
+    write_mvtec(tmp_path)
+    augment = AugmentConfig(brightness=0.3, rotate=30)
+
+    def epochs(workers: int, augment: AugmentConfig) -> list[torch.Tensor]:
+        loader = module(tmp_path, augment, workers).train_dataloader()
+        images = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            images.append(torch.cat([batch["image"] for batch in loader]))
+        return images
+
+    here, apart = epochs(0, augment), epochs(2, augment)
+    assert torch.equal(here[0], apart[0]) and torch.equal(here[1], apart[1])
+    assert all(not torch.equal(a, b) for a, b in zip(*here, strict=True))
+    other = epochs(0, AugmentConfig(brightness=0.3, rotate=30, seed=1))
+    assert not torch.equal(here[0], other[0])
+    plain = epochs(0, AugmentConfig())
+    assert torch.equal(plain[0], plain[1])
+    data = module(tmp_path, augment)
+    tested = [torch.cat([b["image"] for b in data.test_dataloader()]) for _ in range(2)]
+    assert torch.equal(tested[0], tested[1])
+
+
+class Recorder(pl.LightningModule):
+    """Notes what arrives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.images: list[torch.Tensor] = []
+        self.tested: list[int] = []
+
+    def configure_optimizers(self) -> None:
+        return None
+
+    def training_step(self, batch: dict[str, torch.Tensor]) -> None:
+        self.images.append(batch["image"].clone())
+
+    def test_step(self, batch: dict[str, torch.Tensor]) -> None:
+        self.tested += batch["index"].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_with_a_trainer(tmp_path: Path) -> None:
+    write_mvtec(tmp_path)
+    data, recorder = module(tmp_path, AugmentConfig(brightness=0.3)), Recorder()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(recorder, data)
+    trainer.test(recorder, data, verbose=False)
+    assert len(recorder.images) == 4
+    assert not torch.equal(recorder.images[0], recorder.images[2])  # epochs differ
+    assert recorder.tested == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_image_is_one_clear_line(tmp_path: Path, workers: int) -> None:
+    folder = write_mvtec(tmp_path, (64, 64))
+    path = folder / "test/good/001.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(InputError) as caught:
+        list(module(tmp_path, workers=workers).test_dataloader())
+    message = str(caught.value)
+    assert message.startswith(f"{path}: cannot be read as an image")
+    assert "\n" not in message
+
+
+def test_missing_folder_shows_before_training(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^data\.root"):
+        module(tmp_path / "absent").prepare_data()
+
+
+def test_a_mask_that_marks_nothing_counts_as_unknown(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image.png")
+    mask = write_mask(tmp_path / "mask.png", marked=False)
+    item = ImageDataset([Sample(image, 1, "uneven", mask)], SMALL)[0]
+    assert item["label"] == 1 and item["has_mask"] is False
+
+
+def test_a_defect_outside_the_crop_is_known_to_be_outside(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image.png", (40, 40))
+    corner = np.zeros((40, 40), dtype=np.uint8)
+    corner[:2, :2] = 255
+    Image.fromarray(corner).save(tmp_path / "mask.png")
+    sample = Sample(image, 1, "chip", tmp_path / "mask.png")
+    item = ImageDataset([sample], ImageConfig(resize=40, crop=20))[0]
+    assert item["has_mask"] is True and not item["mask"].any()
+
+
+def test_mask_of_another_size_is_named(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image.png", (12, 10))
+    mask = write_mask(tmp_path / "mask.png", (10, 12))
+    with pytest.raises(InputError, match=r"mask\.png: the mask is 10×12 .*image\.png is 12×10"):
+        ImageDataset([Sample(image, 1, "chip", mask)], SMALL)[0]
+
+
+def test_image_smaller_than_the_crop_is_named(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image.png", (12, 10))
+    with pytest.raises(InputError, match=r"^image\.crop: 11 is more than .*12×10 .*image\.png"):
+        ImageDataset([Sample(image, 0)], ImageConfig(resize=None, crop=11))[0]
+
+
+def test_sizes_that_differ_need_single_batches(tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / f"{i}.png", size) for i, size in enumerate([(9, 7), (8, 7)])]
+    dataset = ImageDataset([Sample(path, 0) for path in paths], WHOLE)
+    with pytest.raises(InputError, match=r"^data\.batch_size: .*8×7 and 9×7 .*batch_size=1"):
+        collate([dataset[0], dataset[1]])
+    assert collate([dataset[0]])["image"].shape == (1, 3, 7, 9)
+
+
+def test_epochs_number_on() -> None:
+    sampler = EpochSampler(3)
+    assert list(sampler) == [0, 1, 2]
+    sampler.set_epoch(2)
+    assert list(sampler) == [6, 7, 8]
+    assert len(sampler) == 3

@@ -1,0 +1,178 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from PIL import Image
+from torchvision import transforms as tv
+
+from patchcore.data.transforms import AugmentConfig, ImageConfig, build_transform
+from patchcore.errors import InputError
+
+RAW = ImageConfig(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def nothing(image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    return np.zeros(image.shape[:2], dtype=bool)
+
+
+@pytest.mark.parametrize(("height", "width"), [(900, 700), (300, 512), (120, 200), (256, 256)])
+def test_equals_the_torchvision_pipeline_of_the_paper(height: int, width: int) -> None:
+    image = picture(height, width)
+    config = ImageConfig()
+    expected = tv.Compose(
+        [
+            tv.Resize(256),  # antialiased bilinear on PIL images
+            tv.CenterCrop(224),
+            tv.ToTensor(),
+            tv.Normalize(config.mean, config.std),
+        ]
+    )(Image.fromarray(image))
+    ours, mask = build_transform(config)(image, nothing(image), 0)
+    assert ours.dtype == torch.float32
+    assert mask.shape == (224, 224) and mask.dtype == torch.bool
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+
+
+def test_stretching_ignores_the_aspect_ratio() -> None:
+    image = picture(103, 400)
+    config = ImageConfig(resize=64, crop=None, stretch=True)
+    expected = tv.Compose(
+        [tv.Resize((64, 64)), tv.ToTensor(), tv.Normalize(config.mean, config.std)]
+    )(Image.fromarray(image))
+    mask = nothing(image)
+    mask[:, :200] = True
+    ours, moved = build_transform(config)(image, mask, 0)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=0)
+    assert moved.shape == (64, 64) and bool(moved[:, :32].all()) and not moved[:, 32:].any()
+
+
+def test_shrinking_antialiases() -> None:
+    stripes = np.zeros((1024, 1024, 3), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    image, _ = build_transform(RAW)(stripes, nothing(stripes), 0)
+    assert image.std() < 0.01  # without it, whole stripes survive
+    assert abs(image.mean() - 0.5) < 0.01
+
+
+def test_mask_follows_the_image_and_stays_binary() -> None:
+    for height, width in ((300, 400), (2000, 1500), (90, 100)):
+        mask = np.zeros((height, width), dtype=bool)
+        mask[height // 3 : height // 2, width // 3 : width // 2] = True
+        image = np.repeat(mask[..., None], 3, -1).astype(np.uint8) * 255
+        seen, moved = build_transform(RAW)(image, mask, 0)
+        differs = (seen[0] > 0.5) != moved
+        assert differs.float().mean() < 0.005  # pixels of the border
+        assert moved.any() and not moved.all()
+
+
+def test_no_resize_and_no_crop_keep_every_pixel() -> None:
+    image = picture(33, 47)
+    config = ImageConfig(resize=None, crop=None, mean=RAW.mean, std=RAW.std)
+    seen, mask = build_transform(config)(image, nothing(image), 0)
+    assert mask.shape == (33, 47)
+    np.testing.assert_allclose(seen.permute(1, 2, 0).numpy() * 255, image, atol=1e-3)
+
+
+AUGMENTATIONS = [
+    AugmentConfig(horizontal_flip=True),
+    AugmentConfig(vertical_flip=True),
+    AugmentConfig(rotate=20),
+    AugmentConfig(translate=0.2),
+    AugmentConfig(scale=0.2),
+    AugmentConfig(brightness=0.2),
+    AugmentConfig(contrast=0.3),
+    AugmentConfig(saturation=0.5),
+    AugmentConfig(noise=0.1),
+]
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_each_augmentation_changes_images_by_seed_alone(augment: AugmentConfig) -> None:
+    image = picture(40, 40)
+    config = ImageConfig(resize=32, crop=32)
+    plain, _ = build_transform(config)(image, nothing(image), 0)
+    transform = build_transform(config, augment)
+    seen = [transform(image, nothing(image), seed)[0] for seed in range(12)]
+    again = [transform(image, nothing(image), seed)[0] for seed in range(12)]
+    assert all(torch.equal(a, b) for a, b in zip(seen, again, strict=True))
+    assert any(not torch.equal(a, plain) for a in seen)
+    assert len({a.numpy().tobytes() for a in seen}) > 1
+
+
+def test_nothing_on_augments_nothing() -> None:
+    image = picture(40, 40)
+    config = ImageConfig(resize=32, crop=32)
+    plain, _ = build_transform(config)(image, nothing(image), 0)
+    for seed in range(3):
+        seen, _ = build_transform(config, AugmentConfig())(image, nothing(image), seed)
+        torch.testing.assert_close(seen, plain, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS[:5])
+def test_geometry_moves_image_and_mask_together(augment: AugmentConfig) -> None:
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[8:24, 14:30] = True
+    image = np.repeat(mask[..., None], 3, -1).astype(np.uint8) * 255
+    config = ImageConfig(resize=64, crop=48, mean=RAW.mean, std=RAW.std)
+    transform = build_transform(config, augment)
+    for seed in range(8):
+        seen, moved = transform(image, mask, seed)
+        assert ((seen[0] > 0.5) != moved).float().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: ImageConfig(resize=0), "image.resize"),
+        (lambda: ImageConfig(crop=-1), "image.crop"),
+        (lambda: ImageConfig(resize=200, crop=224), "image.crop"),
+        (lambda: ImageConfig(mean=[0.5]), "image.mean"),
+        (lambda: ImageConfig(std=[1.0, 0.0, 1.0]), "image.std"),
+        (lambda: AugmentConfig(rotate=200), "augment.rotate"),
+        (lambda: AugmentConfig(scale=1.0), "augment.scale"),
+        (lambda: AugmentConfig(noise=-0.1), "augment.noise"),
+        (lambda: AugmentConfig(seed=-1), "augment.seed"),
+    ],
+)
+def test_settings_out_of_range_are_named(make: Callable[[], object], key: str) -> None:
+    with pytest.raises(InputError, match=f"^{key} "):
+        make()
+
+
+@pytest.mark.parametrize("kind", [ImageConfig, AugmentConfig])
+def test_settings_go_through_omegaconf(kind: type) -> None:
+    assert OmegaConf.to_object(OmegaConf.structured(kind)) == kind()
+
+
+def test_importing_asks_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import os
+    import subprocess
+    import sys
+
+    program = (
+        "import socket, sys\n"
+        "def refuse(*_): raise RuntimeError('a connection')\n"
+        "socket.socket.connect = refuse\n"
+        "socket.getaddrinfo = refuse\n"
+        "from patchcore.data.transforms import ImageConfig, build_transform\n"
+        "assert 'albumentations' not in sys.modules\n"
+        "build_transform(ImageConfig())\n"
+        "assert 'albumentations' in sys.modules\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
