@@ -15,6 +15,7 @@ may come last, when there are fewest values to interpolate.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 import torch
@@ -24,30 +25,43 @@ from torch import Tensor, nn
 from patchcore.errors import InputError
 
 
+class Mapping(Enum):
+    """How a neighbourhood's channels are pooled."""
+
+    reference = "reference"  # to `layer_channels`, then all layers to `channels`
+    average = "average"  # each channel over the neighbourhood; layers joined, channels kept
+    auto = "auto"  # reference where the layers have more than `channels`, else average
+
+
 @dataclass
 class PatchConfig:
     """How layer maps become patch features.
 
-    With `layer_channels` and `channels` both null nothing is mapped: each channel is averaged over
-    the neighbourhood and the layers are joined.
+    The reference's mapping was made for wide networks. A network with fewer channels than it maps
+    to (ResNet-18: 128 + 256) would have its neighbourhoods taken apart by it, not pooled, which
+    costs accuracy; hence `auto`.
     """
 
     size: int = 3  # p of Eq. 1, in positions of each layer's map; odd
     stride: int = 1  # s of Eq. 3, in positions of each layer's map
-    layer_channels: int | None = 1024  # each layer's neighbourhood is pooled to this many values
-    channels: int | None = 1024  # and all layers together to this many: the patch feature's size
+    mapping: Mapping = Mapping.auto
+    layer_channels: int = 1024  # each layer's neighbourhood is pooled to this many values
+    channels: int = 1024  # and all layers together to this many: the patch feature's size
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.size % 2 == 0:
             raise InputError(f"patch.size must be odd and positive, got {self.size}")
         if self.stride < 1:
             raise InputError(f"patch.stride must be at least 1, got {self.stride}")
-        if (self.layer_channels is None) != (self.channels is None):
-            raise InputError("patch.layer_channels and patch.channels: set both, or both to null")
         for key in ("layer_channels", "channels"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise InputError(f"patch.{key} must be at least 1 or null, got {value}")
+            if getattr(self, key) < 1:
+                raise InputError(f"patch.{key} must be at least 1, got {getattr(self, key)}")
+
+    def maps(self, channels: Sequence[int]) -> bool:
+        """Whether layers with so many channels are mapped, rather than averaged."""
+        if self.mapping is Mapping.auto:
+            return sum(channels) > self.channels
+        return self.mapping is Mapping.reference
 
 
 class PatchFeatures(nn.Module):
@@ -61,16 +75,17 @@ class PatchFeatures(nn.Module):
     def __init__(self, channels: Sequence[int], config: PatchConfig) -> None:
         super().__init__()
         self.size, self.stride = config.size, config.stride
-        self.dimension = config.channels or sum(channels)
+        mapped = config.maps(channels)
+        self.dimension = config.channels if mapped else sum(channels)
         self.rows: list[tuple[int, int]] = []  # output channels [lo, hi) that each layer feeds
         for i, c in enumerate(channels):
-            if config.channels is None or config.layer_channels is None:
-                lo = sum(channels[:i])
-                first, kernels = neighbourhood_mean(c, config.size)
-            else:
+            if mapped:
                 lo, first, kernels = reference_mapping(
                     c, config.size, i, len(channels), config.layer_channels, config.channels
                 )
+            else:
+                lo = sum(channels[:i])
+                first, kernels = neighbourhood_mean(c, config.size)
             self.rows.append((lo, lo + len(first)))
             source = first[:, None] + np.arange(kernels.shape[1])  # (rows, taps)
             in_place = kernels.shape[1] == 1 and np.array_equal(first, np.arange(c))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchcore.errors import InputError
-from patchcore.patches import PatchConfig, PatchFeatures
+from patchcore.patches import Mapping, PatchConfig, PatchFeatures
 from tests import reference
 
 
@@ -23,12 +23,12 @@ def layer_maps(channels: list[int], side: int = 9, seed: int = 0) -> list[torch.
 def compare(channels: list[int], config: PatchConfig, side: int = 9) -> None:
     maps = layer_maps(channels, side)
     ours = PatchFeatures(channels, config)(maps).numpy()
+    mapping = (config.layer_channels, config.channels)
     naive = reference.patch_features(
         [x.double().numpy() for x in maps],
         config.size,
         config.stride,
-        config.layer_channels,
-        config.channels,
+        *(mapping if config.maps(channels) else (None, None)),
     )
     assert ours.shape == naive.shape
     assert np.abs(ours - naive).max() < 1e-5
@@ -38,16 +38,15 @@ def compare(channels: list[int], config: PatchConfig, side: int = 9) -> None:
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 3, 5, 7])
 def test_equals_unfold_and_pool(channels: list[int], stride: int, size: int) -> None:
-    for mapping in [(64, 64), (64, 24), (None, None)]:
-        compare(channels, PatchConfig(size, stride, *mapping))
+    for out in (64, 24):
+        compare(channels, PatchConfig(size, stride, Mapping.reference, 64, out))
+    compare(channels, PatchConfig(size, stride, Mapping.average))
 
 
 @pytest.mark.parametrize("channels", [[512, 1024], [128, 256], [512, 1792], [64, 128, 256]])
-@pytest.mark.parametrize("mapping", [(1024, 1024), (1024, 384)])
-def test_equals_unfold_and_pool_at_the_papers_sizes(
-    channels: list[int], mapping: tuple[int, int]
-) -> None:
-    compare(channels, PatchConfig(3, 1, *mapping), side=4)
+@pytest.mark.parametrize("out", [1024, 384])
+def test_equals_unfold_and_pool_at_the_papers_sizes(channels: list[int], out: int) -> None:
+    compare(channels, PatchConfig(3, 1, Mapping.reference, 1024, out), side=4)
 
 
 @settings(max_examples=40, deadline=None)
@@ -61,7 +60,14 @@ def test_equals_unfold_and_pool_at_the_papers_sizes(
 def test_any_mapping(
     channels: list[int], size: int, stride: int, layer_channels: int, out: int
 ) -> None:
-    compare(channels, PatchConfig(size, stride, layer_channels, out), side=5)
+    compare(channels, PatchConfig(size, stride, Mapping.reference, layer_channels, out), side=5)
+
+
+def test_auto_maps_wide_networks_and_averages_narrow_ones() -> None:
+    assert PatchFeatures([512, 1024], PatchConfig()).dimension == 1024
+    assert PatchFeatures([128, 256], PatchConfig()).dimension == 384
+    compare([20, 30], PatchConfig(channels=49), side=5)
+    compare([20, 30], PatchConfig(channels=50), side=5)
 
 
 def test_equals_torch_adaptive_pooling() -> None:
@@ -79,7 +85,7 @@ def test_equals_torch_adaptive_pooling() -> None:
 
 def test_result_is_contiguous_and_keeps_the_dtype() -> None:
     maps = [x.bfloat16() for x in layer_maps([8, 16])]
-    features = PatchFeatures([8, 16], PatchConfig(channels=12, layer_channels=16)).bfloat16()(maps)
+    features = PatchFeatures([8, 16], PatchConfig(channels=12)).bfloat16()(maps)
     assert features.is_contiguous() and features.dtype == torch.bfloat16
 
 
@@ -89,7 +95,6 @@ def test_result_is_contiguous_and_keeps_the_dtype() -> None:
         ("patch.size", {"size": 2}),
         ("patch.size", {"size": 0}),
         ("patch.stride", {"stride": 0}),
-        ("patch.channels", {"channels": None}),
         ("patch.channels", {"channels": 0}),
         ("patch.layer_channels", {"layer_channels": -1}),
     ],

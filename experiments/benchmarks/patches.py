@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from harness import parser, report, seconds
 from torch import Tensor
 
-from patchcore.patches import PatchConfig, PatchFeatures
+from patchcore.patches import Mapping, PatchConfig, PatchFeatures
 
 
 def unfold_and_pool(maps: list[Tensor], config: PatchConfig) -> Tensor:
@@ -37,7 +37,7 @@ def main() -> None:
     args = options.parse_args()
     torch.set_num_threads(args.threads)
 
-    config = PatchConfig(args.size, 1, 1024, args.out)
+    config = PatchConfig(args.size, 1, Mapping.reference, 1024, args.out)
     maps = [
         torch.randn(args.batch, c, args.side // 2**i, args.side // 2**i, device=args.device)
         for i, c in enumerate(args.channels)
