@@ -1,0 +1,176 @@
+"""Naive NumPy versions of the fast paths: slow, obvious, and what the tests compare against."""
+
+import numpy as np
+import scipy.ndimage
+
+# --- patches ---------------------------------------------------------------------------------
+
+
+def patch_features(
+    maps: list[np.ndarray], size: int, stride: int, layer_channels: int | None, channels: int | None
+) -> np.ndarray:
+    """Unfold, pool, interpolate, pool: (B, h, w, D) from [(B, C, H, W), …], as the paper's authors.
+
+    With no channel mapping: the mean over each neighbourhood, layers joined.
+    """
+    grid = None
+    layers = []
+    for x in maps:
+        x = unfold(x, size, stride)  # (B, h, w, C, p·p)
+        if grid is None:
+            grid = x.shape[1:3]
+        x = interpolate(x, grid)
+        if layer_channels is None:
+            layers.append(x.mean(-1))
+        else:
+            flat = x.reshape(*x.shape[:3], -1)  # (B, h, w, C·p·p)
+            layers.append(adaptive_average(flat, layer_channels))
+    joined = np.concatenate(layers, -1)  # (B, h, w, L·D)
+    return joined if channels is None else adaptive_average(joined, channels)
+
+
+def unfold(x: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """Zero-padded p × p neighbourhoods of (B, C, H, W): (B, h, w, C, p·p)."""
+    pad = size // 2
+    x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, (size, size), (2, 3))
+    windows = windows[:, :, ::stride, ::stride]  # (B, C, h, w, p, p)
+    windows = windows.transpose(0, 2, 3, 1, 4, 5)
+    return windows.reshape(*windows.shape[:4], -1)
+
+
+def interpolate(x: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Bilinear resampling of axes 1 and 2 to `grid`, pixel centres at half integers."""
+    for axis, target in ((1, grid[0]), (2, grid[1])):
+        n = x.shape[axis]
+        position = np.clip((np.arange(target) + 0.5) * n / target - 0.5, 0, None)
+        left = np.minimum(position.astype(int), n - 1)
+        right = np.minimum(left + 1, n - 1)
+        share = (position - left).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        x = np.take(x, left, axis) * (1 - share) + np.take(x, right, axis) * share
+    return x
+
+
+def adaptive_average(x: np.ndarray, m: int) -> np.ndarray:
+    """Average n entries of the last axis to m runs ⌊kn/m⌋ … ⌈(k+1)n/m⌉."""
+    n = x.shape[-1]
+    return np.stack(
+        [x[..., k * n // m : -(-(k + 1) * n // m)].mean(-1) for k in range(m)], axis=-1
+    )
+
+
+# --- coreset ---------------------------------------------------------------------------------
+
+
+def greedy_coreset(
+    points: np.ndarray, count: int, first: int | None = None, distances: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Greedy k-centre, one pick at a time in float64: indices, covering radii, margins (count,).
+
+    Starts at `first`, or from given `distances` (N,). The margin of a pick is by how much its
+    squared distance to the chosen set exceeds that of the runner-up. Nothing is picked twice.
+    """
+    points = points.astype(np.float64)
+    nearest = np.full(len(points), np.inf) if distances is None else distances.astype(float) ** 2
+    left = np.ones(len(points), bool)
+    indices, radii, margins = [], [], []
+    for _ in range(count):
+        reach = np.where(left, nearest, -np.inf)
+        pick = first if first is not None and not indices else int(reach.argmax())
+        second = np.delete(reach, pick).max(initial=-np.inf)
+        margins.append(np.inf if len(indices) == 0 and first is not None else reach[pick] - second)
+        indices.append(pick)
+        left[pick] = False
+        nearest = np.minimum(nearest, ((points - points[pick]) ** 2).sum(1))
+        radii.append(np.sqrt(nearest[left].max(initial=0)))
+    return np.array(indices), np.array(radii), np.array(margins)
+
+
+def reconstruction_loss(patches: np.ndarray, proxies: np.ndarray) -> np.ndarray:
+    """Eq. 8 for each patch (B,), with weights that fall with distance."""
+    losses = []
+    for m in patches.astype(np.float64):
+        distances = np.sqrt(((m - proxies) ** 2).sum(1))
+        weights = np.exp(-distances) / np.exp(-distances).sum()
+        losses.append(((m - weights @ proxies) ** 2).sum())
+    return np.array(losses)
+
+
+
+# --- index and scoring -----------------------------------------------------------------------
+
+
+def nearest(queries: np.ndarray, memory: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Squared distances (Q, k) and rows (Q, k) of the k nearest memory entries, in float64."""
+    differences = queries[:, None].astype(np.float64) - memory[None].astype(np.float64)
+    distances = (differences**2).sum(-1)  # (Q, M)
+    rows = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, rows, 1), rows
+
+
+def image_score(patches: np.ndarray, memory: np.ndarray, b: int) -> float:
+    """Eq. 6 and, for b > 0, Eq. 7, for one image's patches (P, D), term by term."""
+    patches, memory = patches.astype(np.float64), memory.astype(np.float64)
+    distances, rows = nearest(patches, memory, 1)
+    candidate = distances[:, 0].argmax()
+    s_star = np.sqrt(distances[candidate, 0])
+    if b == 0:
+        return s_star
+    m_star = memory[rows[candidate, 0]]
+    _, neighbourhood = nearest(m_star[None], memory, b)
+    terms = [np.exp(np.linalg.norm(patches[candidate] - memory[row])) for row in neighbourhood[0]]
+    return (1 - np.exp(s_star) / sum(terms)) * s_star
+
+
+# --- metrics ---------------------------------------------------------------------------------
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Share of (anomalous, nominal) pairs in the right order, ties counting half."""
+    anomalous, nominal = scores[labels], scores[~labels]
+    pairs = [(a > n) + 0.5 * (a == n) for a in anomalous for n in nominal]
+    return float(np.mean(pairs))
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Precision at each distinct score, times the recall that it adds."""
+    total, recall = 0.0, 0.0
+    for t in np.unique(scores)[::-1]:
+        found = labels[scores >= t]
+        total += found.mean() * (found.sum() / labels.sum() - recall)
+        recall = found.sum() / labels.sum()
+    return total
+
+
+def best_f1(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float, int, int]:
+    """Best F1 over all thresholds, the highest such threshold, its false positives, negatives."""
+    best = (-1.0, 0.0, 0, 0)
+    for t in np.unique(scores)[::-1]:
+        called = scores >= t
+        tp, fp, fn = (called & labels).sum(), (called & ~labels).sum(), (~called & labels).sum()
+        f1 = 2 * tp / (2 * tp + fp + fn)
+        if f1 > best[0]:
+            best = (float(f1), float(t), int(fp), int(fn))
+    return best
+
+
+def errors_at_full_recall(scores: np.ndarray, labels: np.ndarray) -> int:
+    """Nominal scores that no threshold which finds every anomaly can avoid."""
+    return int((scores[~labels] >= scores[labels].min()).sum())
+
+
+def aupro(maps: list[np.ndarray], masks: list[np.ndarray], limit: float) -> float:
+    """Bergmann et al.: one threshold after another, one region after another."""
+    regions = []
+    for scores, mask in zip(maps, masks, strict=True):
+        labels, count = scipy.ndimage.label(mask, np.ones((3, 3)))
+        regions += [scores[labels == k + 1] for k in range(count)]
+    nominal = np.concatenate([scores[~mask] for scores, mask in zip(maps, masks, strict=True)])
+    fpr, pro = [0.0], [0.0]
+    for t in np.unique(np.concatenate([scores.ravel() for scores in maps]))[::-1]:
+        fpr.append((nominal >= t).mean())
+        pro.append(np.mean([(region >= t).mean() for region in regions]))
+    inside = [x for x in fpr if x <= limit]
+    x = np.array([*inside, limit])
+    y = np.array([*pro[: len(inside)], np.interp(limit, fpr, pro)])
+    return float(((x[1:] - x[:-1]) * (y[1:] + y[:-1]) / 2).sum() / limit)

@@ -1,0 +1,433 @@
+"""The greedy order against the plain one in float64, and the other samplers."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from patchcore import coreset
+from patchcore.coreset import (
+    AllConfig,
+    ApproximateConfig,
+    GreedyConfig,
+    LearnedConfig,
+    Order,
+    Projection,
+    RandomConfig,
+    Start,
+    greedy_order,
+    project,
+    reconstruction_loss,
+    subsample,
+)
+from patchcore.errors import InputError
+from patchcore.report.radius import plot_radius
+from tests import reference
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def clusters(n: int, dimension: int, count: int, spread: float) -> Tensor:
+    return normal(count, dimension).repeat(-(-n // count), 1)[:n] + spread * normal(n, dimension)
+
+
+def check(points: Tensor, order: Order, count: int, distances: np.ndarray | None = None) -> None:
+    """Each pick is a farthest one, radii are right, and clear picks are those of the reference."""
+    exact = points.double().cpu().numpy()
+    picks = order.indices.numpy()
+    first = int(picks[0]) if distances is None else None
+    expected, _, margins = reference.greedy_coreset(exact, count, first, distances)
+    scale = ((exact - exact.mean(0)) ** 2).sum(1).max()
+    blur = 2e-6 * scale
+    blurred = np.flatnonzero(margins < blur)
+    clear = blurred[0] if len(blurred) else count
+    np.testing.assert_array_equal(picks[:clear], expected[:clear])
+    assert len(set(picks.tolist())) == len(picks) >= count
+
+    nearest = np.full(len(exact), np.inf) if distances is None else distances**2
+    radii = []
+    for i, pick in enumerate(picks):
+        assert nearest[pick] >= nearest.max() - blur or (i == 0 and distances is None)
+        nearest = np.minimum(nearest, ((exact - exact[pick]) ** 2).sum(1))
+        nearest[pick] = 0
+        radii.append(np.sqrt(nearest.max()))
+    np.testing.assert_allclose(order.radii.numpy(), radii, rtol=1e-5, atol=1e-6 * scale**0.5)
+    np.testing.assert_allclose(order.remaining.numpy(), nearest, rtol=0, atol=blur)
+    assert bool((order.radii.diff() <= 0).all())
+
+
+POINTS = {
+    "random": normal(700, 24),
+    "offset": normal(700, 24) + 1000,
+    "clustered": clusters(700, 16, 20, 0.01),
+    "tight": clusters(700, 16, 20, 1e-4),
+    "duplicated": normal(40, 8).repeat(20, 1),
+    "collinear": normal(600, 1) * normal(1, 12, seed=1),
+    "evenly collinear": torch.arange(600.0)[:, None].repeat(1, 3),
+    "constant": torch.full((300, 5), 0.1),
+    "zero": torch.zeros(300, 5),
+    "tiny": normal(5, 3),
+    "one": normal(1, 3),
+}
+
+
+@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("pool", [1, 16, 128, 4096])
+def test_picks_are_those_of_the_plain_greedy(name: str, pool: int) -> None:
+    points = POINTS[name]
+    count = max(1, len(points) // 4)
+    check(points, greedy_order(points, count, pool=pool), count)
+
+
+@pytest.mark.parametrize("name", ["random", "clustered", "duplicated", "constant", "tiny"])
+def test_all_points_can_be_ordered(name: str) -> None:
+    points = POINTS[name]
+    order = greedy_order(points, len(points), pool=64)
+    check(points, order, len(points))
+    assert order.radii[-1] == 0
+
+
+def test_duplicates_come_last_by_index_at_radius_zero() -> None:
+    order = greedy_order(POINTS["duplicated"], 60, pool=16)
+    assert sorted((order.indices[:40] % 40).tolist()) == list(range(40))
+    assert order.indices[40:].tolist() == sorted(order.indices[40:].tolist())
+    assert order.radii[38] > 0
+    assert bool((order.radii[39:] == 0).all())
+
+
+sizes = {
+    "n": st.integers(1, 150),
+    "dimension": st.integers(1, 6),
+    "seed": st.integers(0, 2**31),
+    "ratio": st.floats(0.01, 1),
+    "pool": st.integers(1, 200),
+    "chunk": st.integers(1, 200),
+    "start": st.sampled_from([Start.RANDOM, Start.MEAN]),
+}
+
+
+@settings(deadline=None, max_examples=60)
+@given(**sizes, levels=st.integers(1, 60))
+def test_exact_arithmetic_gives_exactly_the_plain_order(
+    n: int,
+    dimension: int,
+    seed: int,
+    ratio: float,
+    pool: int,
+    chunk: int,
+    start: Start,
+    levels: int,
+) -> None:
+    """On small integers nothing rounds, so that ties too must go to the lowest index."""
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randint(levels, (n, dimension), generator=generator).float()
+    count = max(1, int(n * ratio))
+    order = greedy_order(points, count, pool=pool, chunk=chunk, start=start, seed=seed)
+    picks, radii, _ = reference.greedy_coreset(points.numpy(), len(order), int(order.indices[0]))
+    assert order.indices.tolist() == picks.tolist()
+    np.testing.assert_allclose(order.radii.numpy(), radii, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(**sizes, spread=st.sampled_from([1.0, 1e-2, 1e-3]))
+def test_real_numbers_give_the_plain_order_up_to_rounding(
+    n: int,
+    dimension: int,
+    seed: int,
+    ratio: float,
+    pool: int,
+    chunk: int,
+    start: Start,
+    spread: float,
+) -> None:
+    groups = normal(3, dimension, seed=seed).repeat(-(-n // 3), 1)[:n]
+    points = groups + spread * normal(n, dimension, seed=seed + 1)
+    count = max(1, int(n * ratio))
+    order = greedy_order(points, count, pool=pool, chunk=chunk, start=start, seed=seed)
+    check(points, order, count)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    **{**sizes, "start": st.sampled_from(Start)},
+    more=st.floats(0, 1),
+    spread=st.sampled_from([1.0, 1e-2, 0.0]),
+)
+def test_a_continued_order_is_that_of_a_fresh_run(
+    n: int,
+    dimension: int,
+    seed: int,
+    ratio: float,
+    pool: int,
+    chunk: int,
+    start: Start,
+    more: float,
+    spread: float,
+) -> None:
+    points = normal(3, dimension, seed=seed).repeat(-(-n // 3), 1)[:n]
+    points = points + spread * normal(n, dimension, seed=seed + 1)
+    few = max(1, int(n * ratio))
+    many = few + int((n - few) * more)
+
+    def run(count: int, order: Order | None = None) -> Order:
+        return greedy_order(
+            points, count, pool=pool, chunk=chunk, start=start, seed=seed, order=order
+        )
+
+    fresh, continued = run(many), run(many, run(few))
+    assert continued.indices.equal(fresh.indices)
+    assert continued.radii.equal(fresh.radii)
+    assert continued.remaining.equal(fresh.remaining)
+
+
+def test_every_ratio_is_a_prefix() -> None:
+    features = normal(2000, 32)
+    one = subsample(features, GreedyConfig(ratio=0.01, dimension=8))
+    ten = subsample(features, GreedyConfig(ratio=0.1, dimension=8))
+    assert one.indices is not None and ten.indices is not None and ten.order is not None
+    assert (len(one.indices), len(ten.indices)) == (20, 200)
+    assert ten.indices[:20].equal(one.indices)
+    again = subsample(features, GreedyConfig(ratio=0.01, dimension=8), order=ten.order)
+    assert again.order is ten.order
+    assert again.memory.equal(features[one.indices])
+
+
+def test_chunks_and_mapped_files_change_no_pick(tmp_path: Path) -> None:
+    features = normal(1000, 48).half()
+    features.numpy().tofile(tmp_path / "features")
+    mapped = torch.from_file(
+        str(tmp_path / "features"), size=features.numel(), dtype=torch.float16
+    ).view(1000, 48)
+    for projection in Projection:
+        config = GreedyConfig(projection=projection, dimension=16, count=150)
+        whole = subsample(features, config)
+        config.chunk = 64
+        streamed = subsample(mapped, config)
+        assert streamed.memory.dtype == torch.float16
+        assert streamed.indices is not None and whole.indices is not None
+        assert streamed.indices.equal(whole.indices)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_the_exact_order_of_the_points_as_stored(dtype: torch.dtype) -> None:
+    points = normal(600, 16) + 3
+    stored = points.to(dtype)
+    order = greedy_order(stored, 100, pool=64)
+    check(stored.float(), order, 100)
+    assert order.indices.equal(greedy_order(stored.float(), 100, pool=64).indices)
+    # And it covers the points before rounding within the radius plus twice what rounding moved.
+    moved = float((points - stored.float()).norm(dim=1).max())
+    nearest = torch.cdist(points.double(), points[order.indices].double()).amin(1)
+    assert nearest.max() <= order.radii[-1] + 2 * moved
+
+
+def test_settings_for_training_do_not_reach_the_picks() -> None:
+    points = normal(800, 32)
+    expected = greedy_order(points, 100, pool=64)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+            order = greedy_order(points, 100, pool=64)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert order.indices.equal(expected.indices)
+    assert order.radii.equal(expected.radii)
+
+
+def test_starts() -> None:
+    points = normal(300, 4) ** 3
+    farthest = int((points - points.mean(0)).norm(dim=1).argmax())
+    assert int(greedy_order(points, 1, start=Start.MEAN).indices[0]) == farthest
+    first = {int(greedy_order(points, 1, seed=seed).indices[0]) for seed in range(20)}
+    assert len(first) > 10
+    a, b = greedy_order(points, 50, seed=3), greedy_order(points, 50, seed=3)
+    assert a.indices.equal(b.indices)
+
+
+def test_anchors_as_in_the_reference() -> None:
+    points = normal(500, 12)
+    order = greedy_order(points, 60, start=Start.ANCHORS, anchors=10, pool=32, seed=5)
+    anchors = torch.randperm(500, generator=torch.Generator().manual_seed(5))[:10]
+    check(points, order, 60, torch.cdist(points.double(), points[anchors].double()).mean(1).numpy())
+    features = normal(500, 40)
+    parity = subsample(features, ApproximateConfig(count=60, dimension=12, seed=5))
+    greedy = GreedyConfig(count=60, dimension=12, seed=5, start=Start.ANCHORS)
+    assert parity.memory.equal(subsample(features, greedy).memory)
+
+
+def test_radius_stops_at_the_first_sufficient_pick() -> None:
+    features = normal(600, 8)
+    curve = greedy_order(features, 600).radii
+    radius = float(curve[99:101].mean())
+    none = Projection.NONE
+    found = subsample(features, GreedyConfig(radius=radius, projection=none))
+    assert found.indices is not None and found.order is not None
+    assert len(found.indices) == 101
+    assert len(found.order) < 600
+    capped = subsample(features, GreedyConfig(radius=radius, count=50, projection=none))
+    assert len(capped.memory) == 50
+    more = subsample(features, GreedyConfig(radius=1e-9, projection=none), order=found.order)
+    assert len(more.memory) == 600
+    assert more.order is not None
+    assert more.order.radii.equal(curve)
+
+
+@pytest.mark.parametrize("projection", [Projection.GAUSSIAN, Projection.SPARSE])
+def test_projection_keeps_distances(projection: Projection) -> None:
+    features = normal(400, 1000) + 5
+    config = GreedyConfig(projection=projection, dimension=None, distortion=0.5)
+    points = project(features, config)
+    assert points.shape == (400, 288)  # 4 ln 400 / (0.5^2/2 - 0.5^3/3), rounded up
+    distortion = torch.pdist(points) ** 2 / torch.pdist(features) ** 2 - 1
+    assert distortion.abs().max() < 0.5
+    assert distortion.mean().abs() < 0.05
+    share = 0.0 if projection is Projection.GAUSSIAN else 1 - 1000**-0.5
+    matrix = project(torch.eye(1000), config)
+    assert float((matrix == matrix.mode(0).values).float().mean()) == pytest.approx(share, abs=0.02)
+    config.dimension = 1000
+    assert project(features, config) is features
+
+
+def test_other_samplers() -> None:
+    features = normal(100, 4).bfloat16()
+    every = subsample(features, AllConfig())
+    assert every.memory is features
+    random = subsample(features, RandomConfig(ratio=0.25, seed=1))
+    assert random.indices is not None and len(random.indices.unique()) == 25
+    assert random.memory.equal(features[random.indices])
+    fewer = subsample(features, RandomConfig(count=7, seed=1))
+    assert fewer.indices is not None and fewer.indices.equal(random.indices[:7])
+
+
+def test_learned_proxies_reconstruct_better() -> None:
+    features = clusters(500, 12, 6, 0.3) * 4
+    learned = subsample(features, LearnedConfig(count=20, steps=200, learning_rate=0.05))
+    assert learned.losses is not None and learned.losses.shape == (200,)
+    assert learned.memory.shape == (20, 12) and learned.memory.dtype == features.dtype
+    chosen = subsample(features, RandomConfig(count=20))
+    better = reconstruction_loss(features, learned.memory).mean()
+    assert better < 0.7 * reconstruction_loss(features, chosen.memory).mean()
+    expected = reference.reconstruction_loss(features[:9].numpy(), learned.memory.double().numpy())
+    loss = reconstruction_loss(features[:9].double(), learned.memory.double())
+    np.testing.assert_allclose(loss.numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "values", "key"),
+    [
+        (RandomConfig, {"ratio": 1.5}, "coreset.ratio"),
+        (RandomConfig, {"ratio": 0.0}, "coreset.ratio"),
+        (GreedyConfig, {"count": 0}, "coreset.count"),
+        (GreedyConfig, {"dimension": 0}, "coreset.dimension"),
+        (GreedyConfig, {"distortion": 1.0}, "coreset.distortion"),
+        (GreedyConfig, {"radius": -1.0}, "coreset.radius"),
+        (GreedyConfig, {"radius": 1.0, "start": Start.ANCHORS}, "coreset.radius"),
+        (GreedyConfig, {"pool": 0}, "coreset.pool"),
+        (ApproximateConfig, {"anchors": 0}, "coreset.anchors"),
+        (LearnedConfig, {"steps": 0}, "coreset.steps"),
+        (LearnedConfig, {"learning_rate": 0.0}, "coreset.learning_rate"),
+    ],
+)
+def test_wrong_settings_name_their_key(config: type, values: dict[str, object], key: str) -> None:
+    with pytest.raises(InputError, match=f"^{key} .* got "):
+        config(**values)
+
+
+def test_wrong_features_are_named() -> None:
+    with pytest.raises(InputError, match=r"coreset\.count must be at most the 5 patches, got 6"):
+        subsample(normal(5, 2), GreedyConfig(count=6))
+    with pytest.raises(InputError, match="features must be"):
+        subsample(torch.empty(0, 2), GreedyConfig())
+    broken = normal(50, 2)
+    broken[7, 1] = torch.nan
+    with pytest.raises(InputError, match="NaN"):
+        subsample(broken, GreedyConfig())
+    with pytest.raises(ValueError, match="order is of 5 points, got 50"):
+        greedy_order(normal(50, 2), 9, order=greedy_order(normal(5, 2), 2))
+
+
+def test_progress_counts_picks(capsys: pytest.CaptureFixture[str]) -> None:
+    greedy_order(normal(300, 4), 50, progress=True)
+    assert "50/50" in capsys.readouterr().err
+
+
+def test_radius_curve_is_drawn(tmp_path: Path) -> None:
+    plot_radius(greedy_order(normal(300, 4), 50), tmp_path / "radius.png")
+    assert (tmp_path / "radius.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_kernels_in_the_interpreter() -> None:
+    """Triton decides at its import whether to interpret, so this takes a process of its own."""
+    subprocess.run(
+        [sys.executable, "-c", "from tests import test_coreset as t; t.interpret_kernels()"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[1],
+        check=True,
+        timeout=300,
+    )
+
+
+def interpret_kernels() -> None:
+    """The CUDA rounds, interpreted on the CPU, make the plain rounds' picks."""
+    from patchcore import _greedy_kernel as kernel
+
+    plain = coreset._kernel
+
+    def compare(points: Tensor, pool: int, start: Start = Start.RANDOM) -> None:
+        expected = greedy_order(points, 40, pool=pool, chunk=64, start=start)
+        coreset._kernel = lambda best: kernel if best.dtype == torch.float32 else None
+        order = greedy_order(points, 40, pool=pool, chunk=64, start=start)
+        coreset._kernel = plain
+        assert order.indices[:40].equal(expected.indices[:40])
+        torch.testing.assert_close(order.radii[:40], expected.radii[:40])
+        if start is Start.RANDOM:
+            check(points.float(), order, 40)
+
+    for start in (Start.RANDOM, Start.ANCHORS):
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            compare((normal(200, 40) + 3).to(dtype), 32, start)
+        compare(normal(150, 6), 1024, start)
+        compare(normal(9000, 8), 128, start)  # several blocks of the selection
+    for levels in (2, 4, 30):  # ties
+        generator = torch.Generator().manual_seed(1)
+        compare(torch.randint(levels, (150, 3), generator=generator).float(), 8)
+
+
+@cuda
+@pytest.mark.parametrize("name", POINTS)
+def test_cuda_makes_the_plain_picks(name: str) -> None:
+    points = POINTS[name]
+    count = max(1, len(points) // 4)
+    for pool in (16, 128, 1024):
+        order = greedy_order(points, count, pool=pool, device="cuda")
+        check(points, order, count)
+        again = greedy_order(points.cuda(), count, pool=pool)
+        assert again.indices.equal(order.indices)
+        assert again.radii.equal(order.radii)
+
+
+@cuda
+def test_cuda_streams_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = normal(20000, 64).half()
+    resident = greedy_order(points, 2000, device="cuda")
+    few = greedy_order(points, 500, device="cuda")
+    assert greedy_order(points, 2000, device="cuda", order=few).radii.equal(resident.radii)
+    monkeypatch.setattr(coreset, "_free_memory", lambda device: 2**20)
+    streamed = greedy_order(points, 2000, device="cuda")
+    assert streamed.indices.equal(resident.indices)
+    torch.testing.assert_close(streamed.radii, resident.radii, rtol=1e-6, atol=0)
