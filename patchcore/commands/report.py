@@ -1,0 +1,40 @@
+"""`patchcore report`: any set of run folders as a page, Markdown and CSV."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from patchcore.errors import InputError
+from patchcore.report.page import write_report
+from patchcore.report.table import read_runs
+from patchcore.report.text import sentence
+
+
+def main() -> None:
+    """Parse, read, write."""
+    parser = argparse.ArgumentParser(
+        description="Compare runs: one self-contained HTML page, a Markdown and two CSV tables."
+    )
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="a run, a multirun, or any folder with runs below it",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write (default: report in the first DIR)"
+    )
+    parser.add_argument(
+        "--metric", default="image_auroc", metavar="KEY", help="ranked by (default: %(default)s)"
+    )
+    options = parser.parse_args()
+    try:
+        table = read_runs(options.folders, options.metric)
+        path = write_report(table, options.out or options.folders[0] / "report")
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(sentence(table))
+    for run in table.unfinished:
+        print(f"not counted: {table.name(run)}: {table.status(run)}")
+    print(f"report: {path}")

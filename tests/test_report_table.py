@@ -1,0 +1,441 @@
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from patchcore.errors import InputError
+from patchcore.report.table import (
+    Summary,
+    Table,
+    distinct,
+    natural,
+    number,
+    pareto,
+    read_runs,
+    show,
+    summarise,
+)
+from patchcore.report.text import markdown, points_csv, runs_csv, sentence, write_tables
+from tests.run_folders import SETTINGS, write_run
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def by_label(table: Table) -> dict[str, float]:
+    return {point.label: point.value(table.metric).mean for point in table.points}
+
+
+def test_summary_of_repeats_by_hand() -> None:
+    found = summarise([1.0, 2.0, 3.0, 4.0])
+    assert found.mean == 2.5
+    assert found.count == 4
+    assert found.deviation == pytest.approx(1.2909944487)  # sqrt(5 / 3)
+    assert found.half == pytest.approx(3.1824463053 * 1.2909944487 / 2)  # t(0.975, 3), sqrt(4)
+
+
+def test_two_repeats_have_the_wide_interval_of_one_degree_of_freedom() -> None:
+    found = summarise([0.90, 0.92])
+    assert found.deviation == pytest.approx(0.01 * math.sqrt(2))
+    assert found.half == pytest.approx(12.7062047 * 0.01)  # s / sqrt(2) is 0.01
+
+
+def test_one_repeat_has_no_spread_and_none_no_mean() -> None:
+    assert summarise([0.5]).mean == 0.5
+    assert math.isnan(summarise([0.5]).half)
+    assert not summarise([]).defined
+    assert summarise([]).reason == "no finished run"
+
+
+def test_class_average_is_over_categories_then_over_seeds(tmp_path: Path) -> None:
+    scores = {("bottle", 0): 0.90, ("cable", 0): 0.80, ("bottle", 1): 0.96, ("cable", 1): 0.82}
+    for (category, seed), score in scores.items():
+        settings = {"data.category": category, "seed": seed, "coreset.seed": seed}
+        write_run(tmp_path / f"{category}{seed}", settings, {"image_auroc": score})
+    table = read_runs([tmp_path])
+    (point,) = table.points
+    value = point.value("image_auroc")
+    assert (value.mean, value.count) == (pytest.approx((0.85 + 0.89) / 2), 2)
+    assert value.deviation == pytest.approx(0.04 / math.sqrt(2))
+    assert point.cell("bottle", "image_auroc").mean == pytest.approx(0.93)
+    assert point.cell("cable", "image_auroc").mean == pytest.approx(0.81)
+    assert table.category_sets == [["bottle", "cable"]]
+    assert table.seed_keys == {"seed": ["coreset.seed"]}
+    assert table.factors == []
+
+
+def test_failed_category_leaves_its_average_undefined_and_others_alone(tmp_path: Path) -> None:
+    for size in (1, 3):
+        for category in ("bottle", "cable", "screw"):
+            metrics = {"image_auroc": 0.9 + size / 100}
+            failed = size == 3 and category == "cable"
+            write_run(
+                tmp_path / f"{size}{category}",
+                {"patch.size": size, "data.category": category},
+                None if failed else metrics,
+            )
+    table = read_runs([tmp_path])
+    one, three = table.points  # the undefined one last, although its categories are better
+    assert one.value("image_auroc").mean == pytest.approx(0.91)
+    assert three.value("image_auroc") == Summary(
+        three.value("image_auroc").mean, reason="no finished run of cable"
+    )
+    assert not three.value("image_auroc").defined
+    assert three.cell("bottle", "image_auroc").mean == pytest.approx(0.93)
+    assert "no finished run of cable" in markdown(table)
+
+
+def test_category_that_failed_everywhere_is_still_expected(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"data.category": "bottle"}, {"image_auroc": 0.9})
+    write_run(tmp_path / "b", {"data.category": "cable"})
+    (point,) = read_runs([tmp_path]).points
+    assert not point.value("image_auroc").defined
+
+
+def test_other_data_sets_categories_are_not_expected(tmp_path: Path) -> None:
+    for name in ("bottle", "cable"):
+        write_run(tmp_path / name, {"data.category": name}, {"image_auroc": 0.9})
+    mtd = {"data.category": None, "data.root": "data/mtd"}
+    write_run(tmp_path / "mtd", mtd, {"image_auroc": 0.97})
+    table = read_runs([tmp_path])
+    assert by_label(table) == {"data.root=data/mtd": 0.97, "data.root=data/mvtec": 0.9}
+
+
+def test_missing_repeat_lowers_the_count_alone(tmp_path: Path) -> None:
+    for seed, score in enumerate((0.90, 0.92, None)):
+        metrics = None if score is None else {"image_auroc": score}
+        write_run(tmp_path / str(seed), {"seed": seed}, metrics)
+    table = read_runs([tmp_path])
+    (point,) = table.points
+    assert (point.value("image_auroc").mean, point.value("image_auroc").count) == (0.91, 2)
+    assert [table.name(run) for run in table.unfinished] == ["2"]
+    assert sentence(table) == "1 point from 2 finished runs and 1 unfinished one; the seed varied."
+
+
+def test_undefined_metric_keeps_its_reason(tmp_path: Path) -> None:
+    undefined = {"pixel_auroc": "no test image has a mask"}
+    metrics = {"image_auroc": 0.9, "pixel_auroc": None, "undefined": undefined}
+    write_run(tmp_path / "0", {}, metrics)
+    write_run(tmp_path / "1", {"patch.size": 5}, {"image_auroc": 0.8, "pixel_auroc": 0.7})
+    table = read_runs([tmp_path])
+    value = table.points[0].value("pixel_auroc")
+    assert not value.defined
+    assert value.reason == "no test image has a mask"
+    assert rows_of(points_csv(table))[0]["pixel_auroc"] == ""
+    assert rows_of(points_csv(table))[1]["pixel_auroc"] == "0.7"
+
+
+def test_metric_without_any_value_is_told_and_has_no_column(tmp_path: Path) -> None:
+    metrics = {"image_auroc": 0.9, "aupro": None, "undefined": {"aupro": "no masks"}}
+    write_run(tmp_path / "0", {}, metrics)
+    table = read_runs([tmp_path])
+    assert table.metrics == ["image_auroc"]
+    assert table.never_defined == {"aupro": "no masks"}
+    assert "AUPRO in every run: no masks" in markdown(table)
+
+
+def test_settings_that_change_together_are_one_factor(tmp_path: Path) -> None:
+    for name in ("resnet18", "resnet50"):
+        for size in (1, 3):
+            settings = {
+                "backbone.name": name,
+                "backbone.weights": f"weights/{name}.safetensors",
+                "patch.size": size,
+            }
+            write_run(tmp_path / f"{name}{size}", settings, {"image_auroc": 0.9})
+    table = read_runs([tmp_path])
+    assert [(factor.key, factor.follows) for factor in table.factors] == [
+        ("backbone.name", ["backbone.weights"]),
+        ("patch.size", []),
+    ]
+    assert table.factors[1].numbers == [1, 3]
+    assert table.factors[0].numbers == []
+    assert table.constant["coreset.ratio"] == 0.01
+    assert "patch.size" not in table.constant
+    assert list(table.varied) == ["backbone.name", "backbone.weights", "patch.size"]
+
+
+def test_path_leads_a_factor_only_alone(tmp_path: Path) -> None:
+    for i, place in enumerate(("a/b", "a/c")):
+        write_run(tmp_path / str(i), {"backbone.weights": place}, {"image_auroc": 0.9})
+    assert [f.key for f in read_runs([tmp_path]).factors] == ["backbone.weights"]
+
+
+def test_choice_of_a_group_names_what_it_settles(tmp_path: Path) -> None:
+    for i, (chosen, extra) in enumerate(
+        [
+            ("greedy", {"projection": "GAUSSIAN", "anchors": None}),
+            ("approximate", {"projection": "GAUSSIAN", "anchors": 10}),
+            ("random", {}),
+        ]
+    ):
+        for ratio in (0.01, 0.1):
+            settings = {f"coreset.{key}": value for key, value in extra.items()}
+            write_run(
+                tmp_path / f"{i}{ratio}",
+                {**settings, "coreset.ratio": ratio},
+                {"image_auroc": 0.9},
+                {"coreset": chosen, "logger": f"l{i}", "hydra/launcher": f"h{i}"},
+            )
+    factors = read_runs([tmp_path]).factors
+    assert [factor.key for factor in factors] == ["coreset", "coreset.ratio"]
+    assert factors[0].values == ["approximate", "greedy", "random"]
+    assert sorted(factors[0].follows) == ["coreset.anchors", "coreset.projection"]
+
+
+def test_number_goes_before_the_choice_that_says_the_same(tmp_path: Path) -> None:
+    for size in (1, 3, 5):
+        metrics = {"image_auroc": 0.9}
+        write_run(tmp_path / str(size), {"patch.size": size}, metrics, {"patch": f"p{size}"})
+    (factor,) = read_runs([tmp_path]).factors
+    assert (factor.key, factor.numbers) == ("patch.size", [1, 3, 5])
+
+
+def test_two_names_for_the_same_settings_are_no_difference(tmp_path: Path) -> None:
+    for i, (chosen, seed) in enumerate((("p3", 0), ("p5", 1))):
+        write_run(tmp_path / str(i), {"seed": seed}, {"image_auroc": 0.9}, {"patch": chosen})
+    assert read_runs([tmp_path]).factors == []
+
+
+def test_loggers_caches_and_paper_are_no_settings(tmp_path: Path) -> None:
+    for i in range(2):
+        settings = {
+            "logger": {"csv": {"save_dir": str(i)}},
+            "cache": {"enabled": i == 1},
+            "paper": {"image_auroc": 0.9 + i / 50},
+        }
+        write_run(tmp_path / str(i), settings, {"image_auroc": 0.9})
+    table = read_runs([tmp_path])
+    assert table.varied == {}
+    assert len(table.points) == 1
+
+
+def test_of_equal_runs_the_newest_counts(tmp_path: Path) -> None:
+    for i, score in enumerate((0.7, 0.8, 0.9)):
+        folder = write_run(tmp_path / str(i), {}, {"image_auroc": score})
+        os.utime(folder / "metrics.json", (1000 * (i % 2), 1000 * (i % 2)))
+    write_run(tmp_path / "begun")
+    table = read_runs([tmp_path])
+    assert by_label(table) == {"all": 0.8}
+    assert [table.status(run) for run in table.runs] == [
+        "repeated; counted instead: 1",
+        "finished",
+        "repeated; counted instead: 1",
+        "unfinished: no metrics.json; counted instead: 1",
+    ]
+
+
+def test_unfinished_broken_and_foreign_folders(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", {}, {"image_auroc": 0.9})
+    write_run(tmp_path / "1", {"patch.size": 9})
+    write_run(tmp_path / "2", {"patch.size": 7})
+    (tmp_path / "2" / "metrics.json").write_text('{"image_auroc": 0.')
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "metrics.json").write_text("{}")
+    died = tmp_path / "4" / ".hydra"  # before the run wrote its own settings
+    died.mkdir(parents=True)
+    OmegaConf.save(
+        OmegaConf.create({**SETTINGS, "seed": 5, "coreset": {"seed": "${seed}"}, "logger": "${x}"}),
+        died / "config.yaml",
+    )
+    (tmp_path / "5").mkdir()
+    (tmp_path / "5" / "config.yaml").write_text("a: [")
+    for inside in ("0/model", "1/checkpoint", "wandb/run-1/files"):
+        (tmp_path / inside).mkdir(parents=True)
+        (tmp_path / inside / "config.yaml").write_text("a: 1")
+    table = read_runs([tmp_path])
+    status = {table.name(run): table.status(run) for run in table.runs}
+    assert list(status) == ["0", "1", "2", "3", "4", "5"]
+    assert status["0"] == "finished"
+    assert status["1"] == status["4"] == "unfinished: no metrics.json"
+    assert status["2"].startswith("unreadable metrics.json")
+    assert status["3"] == "config.yaml is missing"
+    assert status["5"].startswith("unreadable settings")
+    assert table.runs[4].settings["coreset.seed"] == 5
+    assert [run.folder.name for run in table.unfinished] == ["1", "2", "3", "4", "5"]
+    text = markdown(table)
+    assert all(f"`{name}`: " in text for name in "12345")
+    assert all(row["status"] == status[row["folder"]] for row in rows_of(runs_csv(table)))
+
+
+def test_several_folders_that_overlap_count_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "sweep" / "0", {}, {"image_auroc": 0.9})
+    write_run(tmp_path / "alone", {"patch.size": 1}, {"image_auroc": 0.8})
+    linked = tmp_path / "by hand"
+    linked.mkdir()
+    (linked / "best").symlink_to(tmp_path / "sweep" / "0")
+    (linked / "round").symlink_to(linked)
+    table = read_runs([tmp_path / "sweep", tmp_path / "sweep" / "0", linked, tmp_path / "alone"])
+    assert [table.name(run) for run in table.runs] == ["alone", "sweep/0"]
+
+
+def test_runs_sort_as_people_count(tmp_path: Path) -> None:
+    for i in (10, 9, 2):
+        write_run(tmp_path / str(i), {"patch.size": i}, {"image_auroc": 0.9})
+    table = read_runs([tmp_path])
+    assert [run.folder.name for run in table.runs] == ["2", "9", "10"]
+    assert [point.settings["patch.size"] for point in table.points] == [2, 9, 10]  # a tie
+
+
+def test_folders_that_hold_nothing_to_report(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InputError, match="empty: holds no run"):
+        read_runs([empty])
+    with pytest.raises(InputError, match="nowhere: there is no such folder"):
+        read_runs([tmp_path / "nowhere"])
+    write_run(tmp_path / "begun" / "0")
+    with pytest.raises(InputError, match="begun: none of its 1 runs is finished"):
+        read_runs([tmp_path / "begun"])
+    write_run(tmp_path / "done", {}, {"image_auroc": 0.9})
+    with pytest.raises(InputError, match="metric: no run has 'auroc'; choose one of image_auroc"):
+        read_runs([tmp_path / "done"], "auroc")
+    with pytest.raises(InputError, match="empty: holds no run"):
+        read_runs([tmp_path / "done", empty])
+
+
+def test_ranking_knows_what_should_be_small(tmp_path: Path) -> None:
+    for i, (score, errors) in enumerate(((0.9, 7), (0.8, 3), (None, None))):
+        metrics = {"image_auroc": score, "errors_at_full_recall": errors}
+        write_run(tmp_path / str(i), {"patch.size": i + 1}, metrics)
+    best = {"image_auroc": [1, 2, 3], "errors_at_full_recall": [2, 1, 3]}
+    for metric, sizes in best.items():
+        points = read_runs([tmp_path], metric).points
+        assert [point.settings["patch.size"] for point in points] == sizes
+
+
+def test_front_by_hand(tmp_path: Path) -> None:
+    assert pareto([(1, 5), (2, 4), (2, 6), (3, 4), (0, 9), (1, 5)]) == [0, 1, 4, 5]
+    for size, score, seconds in (
+        (1, 0.90, 10.0),
+        (3, 0.95, 20.0),
+        (5, 0.94, 30.0),
+        (7, 0.96, 40.0),
+    ):
+        metrics = {
+            "image_auroc": score,
+            "seconds.extract": seconds / 2,
+            "seconds.score": seconds / 2,
+        }
+        write_run(tmp_path / str(size), {"patch.size": size}, metrics)
+    front = read_runs([tmp_path]).front("seconds")
+    assert [point.settings["patch.size"] for point in front] == [1, 3, 7]
+
+
+def test_derived_times(tmp_path: Path) -> None:
+    metrics = {"image_auroc": 0.9, "seconds.extract": 4.0, "seconds.score": 6.0, "test_images": 30}
+    write_run(tmp_path / "0", {}, metrics)
+    run = read_runs([tmp_path]).runs[0]
+    assert run.metrics["seconds"] == 10.0
+    assert run.metrics["milliseconds_per_image"] == pytest.approx(200.0)
+
+
+def test_papers_value_beside_ours(tmp_path: Path) -> None:
+    for category, ours, paper in (("bottle", 0.98, 1.0), ("cable", 0.94, 0.98)):
+        settings = {"data.category": category, "paper": {"image_auroc": paper}}
+        write_run(tmp_path / category, settings, {"image_auroc": ours})
+    table = read_runs([tmp_path])
+    (point,) = table.points
+    assert point.paper("image_auroc") == pytest.approx(0.99)
+    assert point.paper("image_auroc", "cable") == 0.98
+    assert math.isnan(point.paper("aupro"))
+    assert "| image AUROC | 0.9600 | 0.9900 | -0.0300 |" in markdown(table)
+    assert rows_of(points_csv(table))[0]["paper_image_auroc"] == "0.99"
+
+
+def test_curve_of_ratios_is_the_mean_over_runs(tmp_path: Path) -> None:
+    for seed, gain in ((0, 0.0), (1, 0.02)):
+        curve = [{"ratio": r, "memory_patches": 9, "image_auroc": r + gain} for r in (0.5, 0.25)]
+        write_run(tmp_path / str(seed), {"seed": seed}, {"image_auroc": 0.9, "ratio_curve": curve})
+    (point,) = read_runs([tmp_path]).points
+    assert point.curve("image_auroc") == [(0.25, pytest.approx(0.26)), (0.5, pytest.approx(0.51))]
+    assert point.curve("aupro") == []
+    write_run(tmp_path / "2", {"seed": 2}, {"image_auroc": 0.9})  # has no curve
+    (point,) = read_runs([tmp_path]).points
+    assert point.curve("image_auroc") == []
+
+
+def test_tables_hold_the_numbers(tmp_path: Path) -> None:
+    for size, score in ((1, 0.8), (3, 0.912345678901)):
+        for seed in (0, 1):
+            metrics = {"image_auroc": score + seed / 100, "memory_bytes": 2_500_000}
+            settings = {"patch.size": size, "seed": seed}
+            write_run(tmp_path / f"{size}{seed}", settings, metrics)
+    table = read_runs([tmp_path])
+    best, worst = rows_of(points_csv(table))
+    assert (best["rank"], best["patch.size"], best["finished"]) == ("1", "3", "2")
+    assert float(best["image_auroc"]) == pytest.approx(0.917345678901, abs=1e-15)
+    assert float(worst["image_auroc_sd"]) == pytest.approx(0.01 / math.sqrt(2))
+    assert float(worst["image_auroc_ci95"]) == pytest.approx(12.7062047 * 0.005)
+    assert len(rows_of(runs_csv(table))) == 4
+    assert "| 1 | 3 | 0.9173 ± 0.0635 | 2.50 ± 0 |" in markdown(table)
+    write_tables(table, tmp_path)
+    assert (tmp_path / "report.csv").read_text() == points_csv(table)
+    assert (tmp_path / "runs.csv").read_text() == runs_csv(table)
+    assert (tmp_path / "report.md").read_text() == markdown(table)
+
+
+def test_markdown_cells_stay_cells(tmp_path: Path) -> None:
+    for i, name in enumerate(("a|b", "<i>\nc")):
+        write_run(tmp_path / str(i), {"backbone.name": name}, {"image_auroc": 0.9})
+    text = markdown(read_runs([tmp_path]))
+    assert "a\\|b" in text
+    assert "&lt;i> c" in text
+
+
+def test_same_folders_make_the_same_tables(tmp_path: Path) -> None:
+    for order, root in (((0, 1, 2), tmp_path / "one"), ((2, 0, 1), tmp_path / "two")):
+        for i in order:
+            write_run(root / str(i), {"patch.size": 2 * i + 1}, {"image_auroc": 0.9 + i % 2 / 10})
+    one, two = (read_runs([tmp_path / name]) for name in ("one", "two"))
+    assert markdown(one) == markdown(two)
+    assert points_csv(one) == points_csv(two)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.01, "0.01"),
+        (1e-05, "1e-05"),
+        (3, "3"),
+        (None, "–"),
+        (True, "true"),
+        (["2", "3"], "[2,3]"),
+    ],
+)
+def test_settings_are_shown_as_overrides(value: object, text: str) -> None:
+    assert show(value) == text
+
+
+def test_equal_values_are_one_and_sorted_for_people() -> None:
+    assert distinct(["px10", None, 2, "px9", 2.0, 0.5]) == [0.5, 2.0, "px9", "px10", None]
+    assert sorted(["a10", "a9", "10", "9"], key=natural) == ["9", "10", "a9", "a10"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("image_auroc", 0.97, "0.9700"),
+        ("memory_bytes", 24_469_504, "24.5"),
+        ("memory_patches", 5974, "5,974"),
+        ("seconds", 0.01234, "0.0123"),
+        ("seconds", 1234.5, "1,234"),
+        ("image_false_positives", 2.5, "2.50"),
+        ("image_f1", math.nan, "undefined"),
+    ],
+)
+def test_numbers_for_people(metric: str, value: float, text: str) -> None:
+    assert number(metric, value) == text
+
+
+def test_not_a_number_in_the_file_is_not_a_value(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "0", {}, {"image_auroc": 0.9})
+    record = {"image_auroc": 0.9, "aupro": math.nan, "ok": True}
+    (folder / "metrics.json").write_text(json.dumps(record))
+    assert read_runs([tmp_path]).runs[0].metrics == {"image_auroc": 0.9}
