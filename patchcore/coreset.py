@@ -50,17 +50,20 @@ _INFINITE = np.full(1, np.inf, np.float32)
 class Projection(Enum):
     """Seeded random map to fewer dimensions that nearly keeps distances."""
 
-    NONE = "none"
-    GAUSSIAN = "gaussian"
-    SPARSE = "sparse"  # one entry in sqrt(D) is not zero (Li, Hastie, Church 2006)
+    auto = (
+        "auto"  # gaussian where it shrinks features more than fourfold, else none: little to gain
+    )
+    none = "none"
+    gaussian = "gaussian"
+    sparse = "sparse"  # one entry in sqrt(D) is not zero (Li, Hastie, Church 2006)
 
 
 class Start(Enum):
     """Where the greedy order begins."""
 
-    RANDOM = "random"  # a seeded random patch
-    MEAN = "mean"  # the patch farthest from the mean
-    ANCHORS = "anchors"  # mean distance to random patches that are not kept, as in the reference
+    random = "random"  # a seeded random patch
+    mean = "mean"  # the patch farthest from the mean
+    anchors = "anchors"  # mean distance to random patches that are not kept, as in the reference
 
 
 @dataclass
@@ -105,10 +108,10 @@ class GreedyConfig(SizedConfig):
     """Keep the greedy k-centre coreset."""
 
     radius: float | None = None  # as many patches as this covering radius needs; overrides ratio
-    projection: Projection = Projection.GAUSSIAN
+    projection: Projection = Projection.auto
     dimension: int | None = 128  # of the projection; null: from distortion
     distortion: float = 0.9  # relative error of squared distances, in (0, 1)
-    start: Start = Start.RANDOM
+    start: Start = Start.random
     anchors: int = 10  # patches behind start=anchors
     pool: int | None = None  # candidates a round; null: by the number of patches
     chunk: int | None = None  # patches in one product; null: by the free memory
@@ -121,7 +124,7 @@ class GreedyConfig(SizedConfig):
         _require(0 < self.distortion < 1, "distortion", "must be in (0, 1)", self.distortion)
         _require(self.radius is None or self.radius > 0, "radius", "must be above 0", self.radius)
         _require(
-            self.radius is None or self.start is not Start.ANCHORS,
+            self.radius is None or self.start is not Start.anchors,
             "radius",
             "needs coreset.start=random or mean (anchors are not patches that cover)",
             self.radius,
@@ -221,8 +224,9 @@ def subsample(
                 ratio=config.ratio,
                 count=config.count,
                 seed=config.seed,
+                projection=Projection.gaussian,
                 dimension=config.dimension,
-                start=Start.ANCHORS,
+                start=Start.anchors,
                 anchors=config.anchors,
             )
     if not isinstance(config, GreedyConfig):
@@ -256,7 +260,7 @@ def greedy_order(
     count: int,
     *,
     radius: float | None = None,
-    start: Start = Start.RANDOM,
+    start: Start = Start.random,
     anchors: int = 10,
     seed: int = 0,
     pool: int | None = None,
@@ -273,10 +277,10 @@ def greedy_order(
 
     What is exact: distances are those of the points as stored (float16 and bfloat16 are widened,
     never rounded again), centred, summed in float32 whatever the caller's precision settings (on
-    CUDA each product is made of three in TF32, which is as exact here). Where two distances differ by less than that
-    rounding, about 1e-7 of the largest squared norm, the picks may be exchanged. Once the covering
-    radius falls below 1/6 of the largest norm, sums continue in float64; patches nearer to each
-    other than 5e-7 of it count as equal and are picked last, by index, at radius 0.
+    CUDA each product is made of three in TF32, which is as exact here). Where two distances differ
+    by less than that rounding, about 1e-7 of the largest squared norm, the picks may be exchanged.
+    Once the covering radius falls below 1/6 of the largest norm, sums continue in float64; patches
+    nearer to each other than 5e-7 of it count as equal and come last, by index, at radius 0.
     With `start=anchors` radii count the anchors' mean distance as if it covered.
     Raises InputError if a point is not finite.
     """
@@ -297,7 +301,7 @@ def greedy_order(
             bar.update(min(picked, count - bar.n))
 
         space = _Space(points, device, chunk, pool)
-        anchored = _draw(n, anchors, seed) if start is Start.ANCHORS else None
+        anchored = _draw(n, anchors, seed) if start is Start.anchors else None
         if order is not None:
             picks = order.indices.to(device)
             heights = [_INFINITE, order.radii.numpy()[:-1]]
@@ -309,7 +313,7 @@ def greedy_order(
         else:
             generator = torch.Generator().manual_seed(seed)
             any_point = torch.randint(n, (1,), generator=generator)
-            picks = space.outermost() if start is Start.MEAN else any_point.to(device)
+            picks = space.outermost() if start is Start.mean else any_point.to(device)
             heights = [_INFINITE]
             best = space.distances(picks, torch.float32)
         while True:
@@ -337,7 +341,7 @@ def greedy_order(
 def project(
     features: Tensor, config: GreedyConfig, *, device: torch.device | str | None = None
 ) -> Tensor:
-    """Random projection of features (N, D) to (N, d) float32, centred; as they are if d >= D.
+    """Random projection of features (N, D) to (N, d) float32, centred, or the features as they are.
 
     The map is drawn on the CPU from `config.seed`, so it is the same everywhere. With
     `dimension=None`, d = 4 ln N / (e^2/2 - e^3/3) keeps all squared distances within a share e =
@@ -349,12 +353,13 @@ def project(
     else:
         e = config.distortion
         small = math.ceil(4 * math.log(max(n, 2)) / (e**2 / 2 - e**3 / 3))
-    if config.projection is Projection.NONE or small >= full:
+    too_narrow = small >= full or (config.projection is Projection.auto and full <= 4 * small)
+    if config.projection is Projection.none or too_narrow:
         return features
     generator = torch.Generator().manual_seed(config.seed)
     device = torch.device(device) if device is not None else features.device
     matrix = torch.randn(full, small, generator=generator).to(device)  # (D, d)
-    if config.projection is Projection.SPARSE:
+    if config.projection is Projection.sparse:
         share = full**-0.5
         kept = torch.rand(full, small, generator=generator).to(device) < share
         matrix = matrix.sign() * kept / share**0.5

@@ -114,7 +114,7 @@ sizes = {
     "ratio": st.floats(0.01, 1),
     "pool": st.integers(1, 200),
     "chunk": st.integers(1, 200),
-    "start": st.sampled_from([Start.RANDOM, Start.MEAN]),
+    "start": st.sampled_from([Start.random, Start.mean]),
 }
 
 
@@ -251,7 +251,7 @@ def test_settings_for_training_do_not_reach_the_picks() -> None:
 def test_starts() -> None:
     points = normal(300, 4) ** 3
     farthest = int((points - points.mean(0)).norm(dim=1).argmax())
-    assert int(greedy_order(points, 1, start=Start.MEAN).indices[0]) == farthest
+    assert int(greedy_order(points, 1, start=Start.mean).indices[0]) == farthest
     first = {int(greedy_order(points, 1, seed=seed).indices[0]) for seed in range(20)}
     assert len(first) > 10
     a, b = greedy_order(points, 50, seed=3), greedy_order(points, 50, seed=3)
@@ -260,12 +260,13 @@ def test_starts() -> None:
 
 def test_anchors_as_in_the_reference() -> None:
     points = normal(500, 12)
-    order = greedy_order(points, 60, start=Start.ANCHORS, anchors=10, pool=32, seed=5)
+    order = greedy_order(points, 60, start=Start.anchors, anchors=10, pool=32, seed=5)
     anchors = torch.randperm(500, generator=torch.Generator().manual_seed(5))[:10]
     check(points, order, 60, torch.cdist(points.double(), points[anchors].double()).mean(1).numpy())
     features = normal(500, 40)
     parity = subsample(features, ApproximateConfig(count=60, dimension=12, seed=5))
-    greedy = GreedyConfig(count=60, dimension=12, seed=5, start=Start.ANCHORS)
+    settings = {"count": 60, "dimension": 12, "seed": 5, "start": Start.anchors}
+    greedy = GreedyConfig(**settings, projection=Projection.gaussian)
     assert parity.memory.equal(subsample(features, greedy).memory)
 
 
@@ -273,7 +274,7 @@ def test_radius_stops_at_the_first_sufficient_pick() -> None:
     features = normal(600, 8)
     curve = greedy_order(features, 600).radii
     radius = float(curve[99:101].mean())
-    none = Projection.NONE
+    none = Projection.none
     found = subsample(features, GreedyConfig(radius=radius, projection=none))
     assert found.indices is not None and found.order is not None
     assert len(found.indices) == 101
@@ -286,7 +287,15 @@ def test_radius_stops_at_the_first_sufficient_pick() -> None:
     assert more.order.radii.equal(curve)
 
 
-@pytest.mark.parametrize("projection", [Projection.GAUSSIAN, Projection.SPARSE])
+def test_narrow_features_are_not_projected_unless_asked() -> None:
+    narrow, wide = normal(20, 48), normal(20, 49)
+    assert project(narrow, GreedyConfig(dimension=12)) is narrow
+    assert project(wide, GreedyConfig(dimension=12)).shape == (20, 12)
+    asked = GreedyConfig(dimension=12, projection=Projection.gaussian)
+    assert project(narrow, asked).shape == (20, 12)
+
+
+@pytest.mark.parametrize("projection", [Projection.gaussian, Projection.sparse])
 def test_projection_keeps_distances(projection: Projection) -> None:
     features = normal(400, 1000) + 5
     config = GreedyConfig(projection=projection, dimension=None, distortion=0.5)
@@ -295,7 +304,7 @@ def test_projection_keeps_distances(projection: Projection) -> None:
     distortion = torch.pdist(points) ** 2 / torch.pdist(features) ** 2 - 1
     assert distortion.abs().max() < 0.5
     assert distortion.mean().abs() < 0.05
-    share = 0.0 if projection is Projection.GAUSSIAN else 1 - 1000**-0.5
+    share = 0.0 if projection is Projection.gaussian else 1 - 1000**-0.5
     matrix = project(torch.eye(1000), config)
     assert float((matrix == matrix.mode(0).values).float().mean()) == pytest.approx(share, abs=0.02)
     config.dimension = 1000
@@ -335,7 +344,7 @@ def test_learned_proxies_reconstruct_better() -> None:
         (GreedyConfig, {"dimension": 0}, "coreset.dimension"),
         (GreedyConfig, {"distortion": 1.0}, "coreset.distortion"),
         (GreedyConfig, {"radius": -1.0}, "coreset.radius"),
-        (GreedyConfig, {"radius": 1.0, "start": Start.ANCHORS}, "coreset.radius"),
+        (GreedyConfig, {"radius": 1.0, "start": Start.anchors}, "coreset.radius"),
         (GreedyConfig, {"pool": 0}, "coreset.pool"),
         (ApproximateConfig, {"anchors": 0}, "coreset.anchors"),
         (LearnedConfig, {"steps": 0}, "coreset.steps"),
@@ -388,17 +397,17 @@ def interpret_kernels() -> None:
 
     plain = coreset._kernel
 
-    def compare(points: Tensor, pool: int, start: Start = Start.RANDOM) -> None:
+    def compare(points: Tensor, pool: int, start: Start = Start.random) -> None:
         expected = greedy_order(points, 40, pool=pool, chunk=64, start=start)
         coreset._kernel = lambda best: kernel if best.dtype == torch.float32 else None
         order = greedy_order(points, 40, pool=pool, chunk=64, start=start)
         coreset._kernel = plain
         assert order.indices[:40].equal(expected.indices[:40])
         torch.testing.assert_close(order.radii[:40], expected.radii[:40])
-        if start is Start.RANDOM:
+        if start is Start.random:
             check(points.float(), order, 40)
 
-    for start in (Start.RANDOM, Start.ANCHORS):
+    for start in (Start.random, Start.anchors):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             compare((normal(200, 40) + 3).to(dtype), 32, start)
         compare(normal(150, 6), 1024, start)

@@ -36,9 +36,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     features = load(args.features, args.n, args.dim).to(args.device)
-    config = GreedyConfig(dimension=args.project or None, ratio=args.ratio)
-    if not args.project:
-        config.projection = Projection.NONE
+    projection = Projection.gaussian if args.project else Projection.none
+    config = GreedyConfig(dimension=args.project or None, ratio=args.ratio, projection=projection)
     print(f"{len(features)} x {features.shape[1]}, projected to {args.project or 'all'}")
     if args.scaling:
         results = scaling(features, config, args.repeats)
