@@ -1,0 +1,196 @@
+"""The typed tree of all settings, and its registration with Hydra.
+
+Every parameter is declared once, in the dataclass beside the code that it steers. This file only
+nests those; the YAML files under conf/ start from them (`schema/…`) and list what differs.
+"""
+
+import netrc
+import os
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from patchcore.backbones import BackboneConfig, LayersConfig
+from patchcore.coreset import (
+    AllConfig,
+    ApproximateConfig,
+    CoresetConfig,
+    GreedyConfig,
+    LearnedConfig,
+    RandomConfig,
+)
+from patchcore.data.folder import FolderConfig
+from patchcore.data.generated import GeneratedConfig
+from patchcore.data.mtd import MTDConfig
+from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.sample import DataConfig
+from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.errors import InputError
+from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
+from patchcore.patches import PatchConfig
+from patchcore.scoring import ScoringConfig
+
+
+@dataclass
+class Config:
+    """One experiment: a category, a model, and how it is run and tracked."""
+
+    data: DataConfig = MISSING
+    image: ImageConfig = field(default_factory=ImageConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    layers: LayersConfig = field(default_factory=LayersConfig)
+    patch: PatchConfig = field(default_factory=PatchConfig)
+    coreset: CoresetConfig = MISSING
+    index: IndexConfig = MISSING
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    trainer: dict[str, Any] = MISSING  # of pytorch_lightning.Trainer
+    logger: dict[str, Any] = MISSING  # {name: a Lightning logger}
+    seed: int = 0  # of everything random
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must be in [0, 2^32), got {self.seed}")
+
+
+SCHEMAS: dict[str, dict[str, type]] = {
+    "data": {
+        "folder": FolderConfig,
+        "generated": GeneratedConfig,
+        "mtd": MTDConfig,
+        "mvtec": MVTecConfig,
+    },
+    "coreset": {
+        "all": AllConfig,
+        "approximate": ApproximateConfig,
+        "greedy": GreedyConfig,
+        "learned": LearnedConfig,
+        "random": RandomConfig,
+    },
+    "index": {
+        "faiss_flat": FaissFlatConfig,
+        "faiss_ivfpq": FaissIVFPQConfig,
+        "torch": TorchIndexConfig,
+    },
+}
+"""Groups whose choices have settings of their own: {group: {choice: dataclass}}."""
+
+
+def register() -> None:
+    """Make the schemas known to Hydra, and the resolvers that conf/ uses to OmegaConf."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for group, choices in SCHEMAS.items():
+        for name, node in choices.items():
+            store.store(group=f"{group}/schema", name=name, node=node)
+    OmegaConf.register_new_resolver("run_group", run_group, replace=True)
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+
+
+def to_config(cfg: DictConfig) -> Config:
+    """Real settings objects, each checked by its `__post_init__`.
+
+    Raises:
+        InputError: A value is out of its range, or there is no such option.
+        omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
+    """
+    _reject_added(cfg)
+    config = OmegaConf.to_object(cfg)
+    if not isinstance(config, Config):
+        raise TypeError("the configuration does not start from the schema")
+    return config
+
+
+def explain(error: Exception) -> str | None:
+    """A user's mistake in one line that begins with the key; None if the error is a bug.
+
+    Hydra and OmegaConf take several lines for it, and end with the advice to add the misspelt key.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={choice}: there is no such choice; there are {', '.join(error.options)}"
+    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+    if not isinstance(cause, HydraException | OmegaConfBaseException):
+        return None
+    key = getattr(cause, "full_key", None)
+    if not key:
+        return " ".join(str(error).split())
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _no_such_option(key, cause.object_type)
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{key} is missing: give {key}=…"
+    return f"{key}: " + " ".join(str(cause).partition("\n    full_key:")[0].split())
+
+
+def _no_such_option(key: str, parent: Any) -> str:
+    if not is_dataclass(parent):
+        return f"{key}: there is no such option; if whoever gets it knows it, write +{key}=…"
+    names = [option.name for option in fields(parent)]
+    close = get_close_matches(key.rpartition(".")[2], names, 1)
+    rest = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    return f"{key}: there is no such option; {rest}"
+
+
+def _reject_added(node: DictConfig) -> None:
+    """Refuse what +key=value and YAML files can smuggle past the schema."""
+    schema = OmegaConf.get_type(node)
+    if not is_dataclass(schema):
+        return
+    names = {option.name for option in fields(schema)}
+    for key in node:
+        if key not in names:
+            raise InputError(_no_such_option(node._get_full_key(key), schema))
+        if not OmegaConf.is_missing(node, key) and isinstance(child := node[key], DictConfig):
+            _reject_added(child)
+
+
+def run_group() -> str | None:
+    """What the jobs of one multirun share: the name of their common folder."""
+    hydra = HydraConfig.get()
+    if hydra.mode is not RunMode.MULTIRUN:
+        return None
+    return "/".join(Path(hydra.sweep.dir).parts[-2:])
+
+
+def run_name() -> str:
+    """What tells this run from others: the overrides it was started with."""
+    job = HydraConfig.get().job
+    return (job.override_dirname or job.name)[:128]  # W&B takes no more
+
+
+def wandb_offline() -> bool:
+    """W&B stays offline unless a key is configured, or WANDB_MODE=online asks for it."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode:
+        return mode == "offline"  # W&B follows the others itself
+    return not (os.environ.get("WANDB_API_KEY") or _logged_in())
+
+
+def _logged_in() -> bool:
+    """Whether `wandb login` has left a key where it keeps it."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for place in places:
+        try:
+            if netrc.netrc(Path(place).expanduser()).authenticators(host or ""):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            pass
+    return False

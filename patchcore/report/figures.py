@@ -1,0 +1,133 @@
+"""Pictures of one run. All draw into files; nothing touches matplotlib's global state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from patchcore.report.run import GalleryItem, Run
+
+NOMINAL, ANOMALOUS, OUTLINE = "#2a6f97", "#d1495b", "#00e5a0"
+COLOURS = matplotlib.colormaps["plasma"]
+OPACITY = 0.9  # of the highest score in a map; the lowest is clear
+TILE = 1.9  # inches, longer side of an image in the gallery
+
+
+def draw_curves(run: Run, path: Path) -> None:
+    """ROC and precision–recall of the image scores, side by side."""
+    figure = Figure(figsize=(9, 4.7), layout="constrained")
+    roc, recall = figure.subplots(1, 2)
+    curves = {key: value.numpy() for key, value in run.curves.items()}
+    if _titled(roc, run, "image_auroc", "ROC", "image AUROC"):
+        roc.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")  # a coin
+        roc.plot(curves["fpr"], curves["tpr"], color=ANOMALOUS)
+    roc.set(xlabel="false-positive rate", ylabel="true-positive rate")
+    if _titled(recall, run, "image_ap", "Precision–recall", "image AP"):
+        # As steps, so that the area is the average precision.
+        x, y = (
+            np.append(0, curves["recall"]),
+            np.append(curves["precision"][0], curves["precision"]),
+        )
+        recall.step(x, y, where="pre", color=ANOMALOUS)
+    recall.set(xlabel="recall", ylabel="precision")
+    for axes in (roc, recall):
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _titled(axes: Axes, run: Run, key: str, title: str, metric: str) -> bool:
+    """Title with the metric's value; or, where it is undefined, the reason instead of a curve."""
+    if not np.isnan(run.metrics[key]):
+        axes.set_title(f"{title}, {metric} {run.metrics[key]:.4f}")
+        return True
+    axes.set_title(f"{title}: undefined")
+    axes.text(0.5, 0.5, run.undefined.get(key, ""), ha="center", va="center")
+    return False
+
+
+def draw_histogram(run: Run, path: Path) -> None:
+    """Image scores of nominal and anomalous images, and the F1-optimal threshold."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    scores, labels = np.asarray(run.scores), run.labels
+    bins = np.histogram_bin_edges(scores, bins=40).tolist()
+    for kind, name, colour in ((0, "nominal", NOMINAL), (1, "anomalous", ANOMALOUS)):
+        part = scores[labels == kind]
+        if len(part):
+            axes.hist(part, bins, color=colour, alpha=0.6, label=f"{name} ({len(part)})")
+    threshold = run.metrics["image_threshold"]
+    if np.isfinite(threshold):
+        name = f"F1-optimal threshold {threshold:.3g}"
+        axes.axvline(threshold, color="black", linestyle="--", label=name)
+    axes.set(xlabel="image anomaly score", ylabel="images")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_gallery(run: Run, path: Path) -> None:
+    """Images above, the same under their maps below, the mask's outline on both.
+
+    One colour means one score in every map of the gallery.
+    """
+    groups: dict[str, list[GalleryItem]] = {}
+    for item in run.gallery:
+        groups.setdefault(item.group, []).append(item)
+    if not groups:
+        return
+    columns = max(map(len, groups.values()))
+    sizes = np.array([item.image.shape[:2] for item in run.gallery])  # (N, 2) height and width
+    height, width = TILE * sizes.max(0) / sizes.max()
+    across = max(columns * (max(width, 1.5) + 0.1), 4.0)  # room for the titles and the scale
+    down = len(groups) * (2 * height + 1.0) + 0.8
+    figure = Figure(figsize=(across, down), layout="constrained")
+    parts = figure.subfigures(
+        len(groups) + 1, 1, squeeze=False, height_ratios=[2 * height + 1.0] * len(groups) + [0.8]
+    )[:, 0]
+    for part, (group, items) in zip(parts, groups.items(), strict=False):
+        part.suptitle(group, x=0.01, ha="left", fontweight="bold", fontsize=11)
+        axes = part.subplots(2, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.axis("off")
+        for column, item in enumerate(items):
+            _draw_item(item, *axes[:, column])
+    colours = ScalarMappable(Normalize(*run.gallery[0].limits), COLOURS)
+    scale = parts[-1].subplots()
+    parts[-1].colorbar(
+        colours, cax=scale, orientation="horizontal", label="anomaly score of a pixel"
+    )
+    figure.savefig(path, dpi=100)
+
+
+def _draw_item(item: GalleryItem, above: Axes, below: Axes) -> None:
+    name = f"{item.sample.defect_type}/{item.sample.path.stem}"
+    name = name if len(name) <= 20 else f"…{name[-19:]}"
+    colour = ANOMALOUS if item.verdict in ("missed", "false alarm") else "black"
+    above.set_title(f"{name}\n{item.score:.3g} {item.verdict}", fontsize=8, color=colour)
+    above.imshow(item.image)
+    below.imshow(heat(item.image, item.map, *item.limits))
+    if item.mask.any() and not item.mask.all():
+        for axes in (above, below):
+            axes.contour(item.mask, [0.5], colors=OUTLINE, linewidths=0.8)
+
+
+def heat(
+    image: NDArray[np.uint8], scores: NDArray[np.float32], low: float, high: float
+) -> NDArray[np.uint8]:
+    """An image (H, W, 3), turned grey, under its map (H, W): more opaque where more anomalous."""
+    share = np.clip((scores - low) / max(high - low, 1e-12), 0, 1)  # (H, W)
+    colours = COLOURS(share)[..., :3] * 255  # (H, W, 3)
+    grey = image.mean(2, keepdims=True)  # (H, W, 1)
+    opacity = OPACITY * np.sqrt(share)[..., None]  # what is a little raised shows too
+    return (grey * (1 - opacity) + colours * opacity).astype(np.uint8)

@@ -1,0 +1,169 @@
+"""A finished run: its numbers, its scores, its pictures, and the folder that holds them."""
+
+import csv
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchcore.data.dataset import ImageDataset
+from patchcore.data.sample import Sample
+from patchcore.data.transforms import ImageConfig
+from patchcore.model import PatchCore
+from patchcore.report import figures
+
+COUNTS = {
+    "image_false_positives",
+    "image_false_negatives",
+    "errors_at_full_recall",
+    "memory_patches",
+    "memory_bytes",
+    "train_images",
+    "test_images",
+}
+"""Metrics that are whole numbers."""
+
+
+@dataclass
+class GalleryItem:
+    """One image of the gallery, with its map."""
+
+    group: str  # which row of the gallery: see `pick_gallery`
+    sample: Sample
+    score: float
+    verdict: str  # correct, false alarm or missed, at the F1-optimal threshold; "" without one
+    image: NDArray[np.uint8]  # (H, W, 3)
+    mask: NDArray[np.bool_]  # (H, W)
+    map: NDArray[np.float32]  # (H, W)
+    limits: tuple[float, float] = (0.0, 1.0)  # of the colours, shared by the gallery
+
+    def overlay(self) -> NDArray[np.uint8]:
+        """The image beside itself under its map, (H, 2·W, 3)."""
+        return np.hstack([self.image, figures.heat(self.image, self.map, *self.limits)])
+
+
+@dataclass
+class Run:
+    """Everything that a run's folder is written from."""
+
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+    undefined: dict[str, str]  # why a metric is NaN
+    seconds: dict[str, float]
+    samples: Sequence[Sample]
+    scores: Sequence[float]
+    curves: dict[str, Tensor]
+    gallery: list[GalleryItem] = field(default_factory=list)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) 0 nominal, 1 anomalous."""
+        return np.array([sample.label for sample in self.samples])
+
+    def record(self) -> dict[str, Any]:
+        """What metrics.json holds: undefined metrics are null, with the reason beside them."""
+        numbers = {
+            key: None if math.isnan(value) else int(value) if key in COUNTS else value
+            for key, value in self.metrics.items()
+        }
+        seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
+        record = {**numbers, **seconds}
+        return {**record, "undefined": self.undefined} if self.undefined else record
+
+    def summary(self) -> str:
+        """The metrics as a table for a terminal."""
+        lines = []
+        for key, value in self.record().items():
+            if key == "undefined":
+                continue
+            if value is None:
+                text = f"undefined: {self.undefined.get(key, '')}"
+            else:
+                text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+            lines.append(f"{key:24} {text}")
+        return "\n".join(lines)
+
+    @staticmethod
+    def thinned(x: Tensor, y: Tensor, most: int = 500) -> list[list[float]]:
+        """At most `most` points of a curve, ends included."""
+        keep = torch.linspace(0, len(x) - 1, min(most, len(x))).round().long()
+        return torch.stack([x[keep], y[keep]], 1).tolist()
+
+
+def pick_gallery(
+    run: Run, dataset: ImageDataset, model: PatchCore, each: int = 6
+) -> list[GalleryItem]:
+    """The hardest images of both kinds and the clearest finds, scored again for their maps.
+
+    The most suspicious nominal images hold every false alarm first, the least suspicious anomalous
+    ones every miss. No image is shown twice.
+    """
+    scores, labels = np.asarray(run.scores), run.labels
+    rising = np.argsort(scores, kind="stable")
+    nominal, anomalous = rising[labels[rising] == 0], rising[labels[rising] == 1]
+    groups = {
+        "nominal, highest scores": nominal[::-1][:each],
+        "anomalous, lowest scores": anomalous[:each],
+        "anomalous, highest scores": anomalous[each:][::-1][:each],
+    }
+    items = []
+    for group, chosen in groups.items():
+        for i in chosen:
+            loaded = dataset[int(i)]
+            prediction = model(loaded["image"][None].to(model.memory.device))
+            items.append(
+                GalleryItem(
+                    group,
+                    dataset.samples[i],
+                    float(scores[i]),
+                    _verdict(scores[i], labels[i], run.metrics["image_threshold"]),
+                    _pixels(loaded["image"], dataset.image),
+                    loaded["mask"].numpy(),
+                    prediction.map[0].float().cpu().numpy(),
+                )
+            )
+    if items:
+        # What is typical stays clear; only what is above it takes colour.
+        low = float(np.median([np.median(item.map) for item in items]))
+        high = max(float(item.map.max()) for item in items)
+        for item in items:
+            item.limits = (low, high)
+    return items
+
+
+def _verdict(score: float, label: int, threshold: float) -> str:
+    if math.isnan(threshold):
+        return ""
+    alarm = score >= threshold
+    return "correct" if alarm == bool(label) else "false alarm" if alarm else "missed"
+
+
+def write_run(run: Run, folder: Path) -> None:
+    """Write scores.csv, figures/ and, last and at once, metrics.json: it marks a finished run."""
+    with (folder / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "defect_type", "score"])
+        for sample, score in zip(run.samples, run.scores, strict=True):
+            writer.writerow([sample.path, sample.label, sample.defect_type, score])
+    (folder / "figures").mkdir(exist_ok=True)
+    figures.draw_curves(run, folder / "figures" / "curves.png")
+    figures.draw_histogram(run, folder / "figures" / "scores.png")
+    figures.draw_gallery(run, folder / "figures" / "gallery.png")
+    partial = folder / "metrics.json.part"
+    partial.write_text(json.dumps(run.record(), indent=2) + "\n")
+    os.replace(partial, folder / "metrics.json")
+
+
+def _pixels(image: Tensor, config: ImageConfig) -> NDArray[np.uint8]:
+    """A normalised image (3, H, W) as it was, (H, W, 3)."""
+    mean, std = torch.tensor(config.mean), torch.tensor(config.std)
+    pixels = image.permute(1, 2, 0) * std + mean  # (H, W, 3)
+    return (pixels * 255).round().clamp(0, 255).byte().numpy()

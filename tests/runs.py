@@ -1,0 +1,75 @@
+"""The `patchcore` command, called as a user calls it, and settings that make its runs tiny."""
+
+import io
+import logging
+import os
+import subprocess
+import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from patchcore.commands import main
+
+REPOSITORY = Path(__file__).parents[1]
+TINY = [
+    "backbone=resnet18",
+    "backbone.weights=none",
+    "image.resize=32",
+    "image.crop=32",
+    "patch=average",
+    "coreset.ratio=0.5",
+    "trainer=cpu",
+]
+
+
+@dataclass
+class Outcome:
+    """What a command leaves on the screen."""
+
+    code: int
+    out: str
+    err: str
+
+
+def patchcore(*arguments: str) -> Outcome:
+    """The command in this process, which is put back as it was: seconds quicker than a new one."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with (
+        mock.patch.dict(os.environ),
+        mock.patch.object(sys, "argv", ["patchcore", *arguments]),
+        mock.patch.object(warnings, "formatwarning", warnings.formatwarning),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:  # as the interpreter ends
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+        finally:
+            for handler in set(root.handlers) - set(handlers):
+                root.removeHandler(handler)
+                handler.close()
+            root.handlers[:] = handlers
+            root.setLevel(level)
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def installed(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> Outcome:
+    """The installed command in a process of its own."""
+    command = Path(sys.executable).with_name("patchcore")
+    done = subprocess.run(
+        [command, *arguments],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)

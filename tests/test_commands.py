@@ -1,0 +1,404 @@
+"""The command as a user meets it: what a run leaves, and what a mistake gets."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from patchcore import GreedyConfig, ScoringConfig, TorchIndexConfig
+from patchcore.config import Config, to_config
+from patchcore.data.images import read_image
+from patchcore.data.mvtec import MVTecConfig
+from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
+from tests import reference
+from tests.images import write_image, write_mask, write_mvtec
+from tests.runs import REPOSITORY, TINY, Outcome, installed, patchcore
+
+pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
+
+KEYS = [
+    *IMAGE_KEYS,
+    *PIXEL_KEYS,
+    *("memory_patches", "memory_bytes", "train_images", "test_images"),
+    *("seconds.extract", "seconds.coreset", "seconds.score"),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mvtec")
+    write_mvtec(root, (40, 36))
+    return root
+
+
+def nut(root: Path) -> list[str]:
+    return ["data=mvtec", f"data.root={root}", "data.category=nut", "data.batch_size=2"]
+
+
+def train(folder: Path, *overrides: str) -> Outcome:
+    """A tiny run into `folder`; nothing is logged unless asked for."""
+    logger = [] if any(o.startswith("logger=") for o in overrides) else ["logger=none"]
+    return patchcore("train", *TINY, *logger, *overrides, f"hydra.run.dir={folder}")
+
+
+@pytest.fixture(scope="module")
+def run(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """Folder and screen of one run, which many tests look at."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = train(folder, *nut(root), "logger=[csv,tensorboard]")
+    assert done.code == 0, done.err
+    return folder, done
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "metrics.json").read_text()))
+
+
+# --- a run's folder --------------------------------------------------------------------------
+
+
+def test_metrics_json_holds_every_number(run: tuple[Path, Outcome]) -> None:
+    found = metrics(run[0])
+    assert list(found) == KEYS  # and no `undefined`
+    assert all(isinstance(value, int | float) for value in found.values())
+    assert (found["train_images"], found["test_images"]) == (4, 5)
+    assert found["memory_patches"] == 4 * 4 * 4 // 2
+    assert found["memory_bytes"] == found["memory_patches"] * (128 + 256) * 4
+    assert all(found[f"seconds.{key}"] > 0 for key in ("extract", "coreset", "score"))
+    assert not list(run[0].glob("*.part"))
+
+
+def test_scores_csv_holds_every_test_image_and_yields_the_metrics(
+    run: tuple[Path, Outcome], root: Path
+) -> None:
+    with (run[0] / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "label", "defect_type", "score"]
+    assert {row["path"] for row in rows} == {str(p) for p in (root / "nut/test").glob("*/*")}
+    for row in rows:
+        assert row["defect_type"] == Path(row["path"]).parent.name
+        assert row["label"] == str(int(row["defect_type"] != "good"))
+    scores = np.array([float(row["score"]) for row in rows])
+    labels = np.array([row["label"] == "1" for row in rows])
+    found = metrics(run[0])
+    assert found["image_auroc"] == pytest.approx(reference.auroc(scores, labels))
+    assert found["image_ap"] == pytest.approx(reference.average_precision(scores, labels))
+    f1 = (found["image_f1"], found["image_threshold"])
+    errors = (found["image_false_positives"], found["image_false_negatives"])
+    assert (*f1, *errors) == pytest.approx(reference.best_f1(scores, labels))
+    assert found["errors_at_full_recall"] == reference.errors_at_full_recall(scores, labels)
+
+
+def test_config_yaml_holds_every_setting(run: tuple[Path, Outcome], root: Path) -> None:
+    text = (run[0] / "config.yaml").read_text()
+    assert "${" not in text and "???" not in text
+    settings = yaml.safe_load(text)
+    assert settings["coreset"]["ratio"] == 0.5 and settings["image"]["crop"] == 32
+    assert settings["data"]["root"] == str(root) and settings["layers"]["names"] == ["2", "3"]
+    parts = {"data": MVTecConfig(), "coreset": GreedyConfig(), "index": TorchIndexConfig()}
+    schema = OmegaConf.structured(Config(trainer={}, logger={}, **parts))  # type: ignore[arg-type]
+    read = OmegaConf.merge(schema, settings)
+    assert isinstance(read, DictConfig)
+    assert to_config(read).scoring == ScoringConfig()
+    assert OmegaConf.to_container(read, enum_to_str=True) == settings  # nothing left to defaults
+
+
+def test_pictures_are_drawn(run: tuple[Path, Outcome]) -> None:
+    pictures = {path.name: read_image(path) for path in (run[0] / "figures").iterdir()}
+    assert set(pictures) == {"curves.png", "scores.png", "gallery.png"}
+    for pixels in pictures.values():
+        assert pixels.std() > 5
+
+
+def test_the_screen_shows_progress_then_the_numbers(run: tuple[Path, Outcome]) -> None:
+    folder, done = run
+    for name in ("Extracting patch features", "coreset", "Scoring test images"):
+        assert f"{name}: 100%" in done.err
+    lines = done.out.splitlines()
+    assert lines[-1] == f"figures and tables: {folder}"
+    found = metrics(folder)
+    assert lines[0] == f"image_auroc              {found['image_auroc']:.4f}"
+    assert [line.split()[0] for line in lines[:-2]] == KEYS
+
+
+def test_csv_logger_writes_the_metrics(run: tuple[Path, Outcome]) -> None:
+    with (run[0] / "csv" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    for key, value in metrics(run[0]).items():
+        assert float(row[key]) == pytest.approx(value, rel=1e-6)
+    settings = yaml.safe_load((run[0] / "csv" / "hparams.yaml").read_text())
+    assert settings["coreset"]["ratio"] == 0.5
+
+
+def test_tensorboard_logger_writes_metrics_and_pictures(run: tuple[Path, Outcome]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run[0] / "tensorboard")).Reload()
+    assert set(KEYS) <= set(events.Tags()["scalars"])
+    assert events.Scalars("image_auroc")[0].value == pytest.approx(metrics(run[0])["image_auroc"])
+    assert set(events.Tags()["images"]) == {"curves", "scores", "gallery"}
+
+
+# --- test sets that lack something ------------------------------------------------------------
+
+
+def test_nominal_images_only(tmp_path: Path) -> None:
+    for i in range(6):
+        write_image(tmp_path / "data/nominal" / f"{i}.png", (32, 32), i)
+    done = train(tmp_path / "run", "data=folder", f"data.root={tmp_path / 'data'}")
+    assert done.code == 0, done.err
+    found = metrics(tmp_path / "run")
+    images = [key for key in KEYS if key.startswith(("image", "errors"))]
+    pixels = ["pixel_auroc", "pixel_ap", "aupro"]
+    assert all(found[key] is None for key in images + pixels)
+    assert found["undefined"] == {
+        **dict.fromkeys(images, "no anomalous images in the test set"),
+        **dict.fromkeys(pixels, "no anomalous pixels in the test set"),
+    }
+    assert (found["train_images"], found["test_images"]) == (5, 1)
+    assert "image_auroc              undefined: no anomalous images in the test set" in done.out
+    assert len(list((tmp_path / "run/figures").iterdir())) == 3
+
+
+def test_anomalous_images_without_masks(tmp_path: Path) -> None:
+    for i in range(4):
+        write_image(tmp_path / "data/nominal" / f"{i}.png", (32, 32), i)
+        write_image(tmp_path / "data/broken" / f"{i}.png", (32, 32), 10 + i)
+    done = train(
+        tmp_path / "run", "data=folder", f"data.root={tmp_path / 'data'}", "data.anomalous=broken"
+    )
+    assert done.code == 0, done.err
+    found = metrics(tmp_path / "run")
+    assert 0 <= found["image_auroc"] <= 1 and found["aupro"] is None
+    assert set(found["undefined"]) == {"pixel_auroc", "pixel_ap", "aupro"}
+    assert "4 without a mask left out" in found["undefined"]["aupro"]
+
+
+def test_images_of_several_sizes_and_no_bars(tmp_path: Path) -> None:
+    for i, size in enumerate([(64, 32), (48, 32), (40, 56), (33, 47), (64, 32)]):
+        write_image(tmp_path / "data/nominal" / f"{i}.png", size, i)
+        write_image(tmp_path / "data/broken" / f"{i}.png", size, 10 + i)
+        write_mask(tmp_path / "data/masks" / f"{i}.png", size)
+    done = train(
+        tmp_path / "run",
+        *("data=folder", f"data.root={tmp_path / 'data'}", "data.batch_size=1"),
+        *("data.anomalous=broken", "data.masks=masks", "image.resize=null", "image.crop=null"),
+        "trainer.enable_progress_bar=false",
+    )
+    assert done.code == 0, done.err
+    assert done.err == ""
+    assert metrics(tmp_path / "run")["aupro"] is not None
+
+
+# --- mistakes ---------------------------------------------------------------------------------
+
+
+def refused(done: Outcome, folder: Path) -> str:
+    """The one line that a mistake gets; and no folder that looks like a finished run."""
+    assert done.code == 1
+    assert "Traceback" not in done.err + done.out
+    assert "Error executing job" not in done.err and "HYDRA_FULL_ERROR" not in done.err
+    assert not list(folder.rglob("metrics.json")) and not list(folder.rglob("scores.csv"))
+    last = done.err.splitlines()[-1]
+    assert done.err.count("error: ") == 1 and last.startswith("error: ")
+    return last.removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["coreset.ratoi=0.1"], "coreset.ratoi: there is no such option; did you mean ratio?"),
+        (["coreset.ratio=much"], "coreset.ratio: Value 'much' of type 'str' could not be"),
+        (["coreset.ratio=2"], "coreset.ratio must be in (0, 1], got 2.0"),
+        (["coreset=gredy"], "coreset=gredy: there is no such choice; there are all, approximate,"),
+        (["coreset=random", "coreset.projection=null"], "coreset.projection: there is no such op"),
+        (["layers.names=[layer9]"], "layers.names: the network has no module 'layer9'; did you"),
+        (["layers.names=['7']"], "layers.names: the network has no hierarchy level 7; its levels"),
+        (["backbone.name=resnet19"], "backbone.name: timm has no network 'resnet19'; did you mean"),
+        (["backbone.weights=tv"], "backbone.weights: timm has no weights 'resnet18.tv'; give one"),
+        (["backbone.weights=no.pth"], "backbone.weights: no such file: no.pth"),
+        (["backbone=timm"], "backbone.name: timm has no network ''"),
+        (["data.root=/no/such"], "data.root: there is no folder /no/such"),
+        (["data.category=bolt"], "data.category: "),
+        (["trainer.accelerator=abacus"], "trainer: "),
+        (["+trainer.max_epoch=2"], "trainer: Trainer.__init__() got an unexpected keyword argu"),
+        (
+            ["scoring.neighbours=99"],
+            "99 neighbours were asked for, but the memory holds 32 patches",
+        ),
+    ],
+)
+def test_a_mistaken_setting_gets_one_line(
+    overrides: list[str], message: str, root: Path, tmp_path: Path
+) -> None:
+    done = train(tmp_path / "run", *nut(root), *overrides)
+    assert refused(done, tmp_path).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "case", ["no train folder", "empty folder", "stray mask", "train image", "test image", "mask"]
+)
+def test_a_broken_data_set_gets_one_line_that_names_the_file(case: str, tmp_path: Path) -> None:
+    folder = write_mvtec(tmp_path / "data", (40, 36))
+    culprit = {
+        "no train folder": folder / "train/good",
+        "empty folder": folder / "test/scratch",
+        "stray mask": folder / "ground_truth/scratch/009_mask.png",
+        "train image": folder / "train/good/003.png",
+        "test image": folder / "test/scratch/001.png",
+        "mask": folder / "ground_truth/scratch/001_mask.png",
+    }[case]
+    match case:
+        case "no train folder":
+            culprit.rename(folder / "train/bad")
+        case "empty folder":
+            for path in culprit.iterdir():
+                path.unlink()
+        case "stray mask":
+            write_mask(culprit, (40, 36))
+        case _:
+            culprit.write_bytes(culprit.read_bytes()[: culprit.stat().st_size // 2])
+    done = train(tmp_path / "run", *nut(tmp_path / "data"))
+    assert refused(done, tmp_path).startswith(f"{culprit}: ")
+
+
+def test_a_truncated_training_image_gets_one_line_from_a_loader_process_too(
+    tmp_path: Path,
+) -> None:
+    culprit = write_mvtec(tmp_path / "data", (40, 36)) / "train/good/003.png"
+    culprit.write_bytes(culprit.read_bytes()[:300])
+    done = train(tmp_path / "run", *nut(tmp_path / "data"), "logger=csv", "data.workers=1")
+    message = refused(done, tmp_path / "run")
+    assert (
+        message.startswith(f"{culprit}: cannot be read as an image (") and "replace or" in message
+    )
+
+
+def test_a_truncated_test_image_is_all_that_the_installed_command_says(tmp_path: Path) -> None:
+    culprit = write_mvtec(tmp_path / "data", (40, 36)) / "test/scratch/001.png"
+    culprit.write_bytes(culprit.read_bytes()[:300])
+    done = installed(
+        *("train", *TINY, *nut(tmp_path / "data"), "logger=csv", "data.workers=1"),
+        "trainer.enable_progress_bar=false",
+        cwd=tmp_path,
+    )
+    assert refused(done, tmp_path / "outputs").startswith(f"{culprit}: cannot be read as an image")
+    warning, _ = done.err.splitlines()
+    assert warning.startswith("warning: backbone resnet18 has random weights")
+    assert done.out == ""
+
+
+def test_a_misspelt_option_of_the_installed_command_is_all_that_is_said(tmp_path: Path) -> None:
+    done = installed("train", "coreset.ratoi=0.1", cwd=tmp_path)
+    assert done.code == 1 and done.out == ""
+    assert done.err == "error: coreset.ratoi: there is no such option; did you mean ratio?\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_cannot_be_had_are_named_with_two_ways_out(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    done = train(tmp_path / "run", *nut(root), "backbone.weights=tv_in1k")
+    message = refused(done, tmp_path)
+    for part in ("resnet18.tv_in1k", "backbone.weights=FILE.safetensors", "backbone=embedded"):
+        assert part in message
+
+
+def test_a_failure_in_the_folder_of_an_earlier_run_unmakes_it(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    done = train(tmp_path, *nut(root), "coreset.ratio=3")
+    assert refused(done, tmp_path).startswith("coreset.ratio must be")
+
+
+def test_a_bug_keeps_its_traceback(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from patchcore.module import PatchCoreModule
+
+    monkeypatch.setattr(PatchCoreModule, "on_train_end", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path / "run", *nut(root))
+    assert not list(tmp_path.rglob("metrics.json"))
+
+
+def test_in_a_multirun_the_other_jobs_go_on(root: Path, tmp_path: Path) -> None:
+    sweep = f"hydra.sweep.dir={tmp_path}"
+    done = patchcore("train", "-m", *TINY, *nut(root), "logger=none", "seed=-1,5", sweep)
+    assert done.code == 1
+    assert done.err.splitlines()[-1] == "error: seed must be in [0, 2^32), got -1"
+    assert "seed=-1" in done.err.splitlines()[-2]
+    assert [path.parent.name for path in tmp_path.rglob("metrics.json")] == ["1"]
+
+
+# --- the command itself -----------------------------------------------------------------------
+
+
+def test_help_lists_the_commands() -> None:
+    for arguments in ([], ["-h"], ["--help"]):
+        done = patchcore(*arguments)
+        assert done.code == 0 and "train" in done.out and "patchcore COMMAND" in done.out
+
+
+def test_help_of_a_command_lists_groups_and_settings() -> None:
+    done = patchcore("train", "--help")
+    assert done.code == 0
+    assert "coreset: all, approximate, greedy, learned, random" in done.out
+    assert "logger: csv, none, tensorboard, wandb" in done.out
+
+
+def test_an_unknown_command_is_named() -> None:
+    done = patchcore("trian")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: no command 'trian'; there is")
+
+
+def test_the_wheel_holds_all_settings_and_works_anywhere(tmp_path: Path) -> None:
+    source, site = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "patchcore", "conf"):
+        (source / name).symlink_to(REPOSITORY / name)
+    wheel = "from setuptools.build_meta import build_wheel; print(build_wheel('wheel'))"
+    subprocess.run([sys.executable, "-c", wheel], cwd=source, check=True, capture_output=True)
+    with zipfile.ZipFile(next((source / "wheel").glob("*.whl"))) as file:
+        file.extractall(site)
+    conf = REPOSITORY / "conf"
+    shipped = {path.relative_to(site / "patchcore/conf") for path in site.rglob("conf/**/*.yaml")}
+    assert shipped == {path.relative_to(conf) for path in conf.rglob("*.yaml")}
+    modules = {path.relative_to(site) for path in site.rglob("*.py")}
+    assert modules >= {p.relative_to(REPOSITORY) for p in REPOSITORY.glob("patchcore/**/*.py")}
+    # Editable installs come after PYTHONPATH.
+    program = "import patchcore.commands as c; print(c.__file__); c.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", "--cfg", "job", "coreset=random"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    where, *settings = done.stdout.splitlines()
+    assert where == str(site / "patchcore/commands/__init__.py")
+    assert "ratio: 0.1" in "\n".join(settings)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_nearly_the_same_scores(root: Path, tmp_path: Path) -> None:
+    scores = {}
+    for device in ("cpu", "gpu"):
+        folder = tmp_path / device
+        done = train(folder, *nut(root), f"trainer={device}", "coreset.ratio=1")
+        assert done.code == 0, done.err
+        scores[device] = np.genfromtxt(folder / "scores.csv", delimiter=",", skip_header=1)[:, -1]
+    assert np.allclose(scores["cpu"], scores["gpu"], rtol=0.02)

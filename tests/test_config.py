@@ -1,0 +1,249 @@
+import os
+from collections.abc import Iterator
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from patchcore.commands.train import build
+from patchcore.config import SCHEMAS, Config, explain, register, to_config, wandb_offline
+from patchcore.coreset import GreedyConfig, Projection
+from patchcore.data.generated import GeneratedConfig
+from patchcore.errors import InputError
+from patchcore.scoring import Distance
+from tests.runs import REPOSITORY
+
+CONF = REPOSITORY / "conf"
+CHOICES = sorted(
+    f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.glob("*/**/*.yaml")
+)
+DEFAULTS: dict[str, str | None] = {
+    group: choice
+    for entry in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    if isinstance(entry, dict)
+    for group, choice in entry.items()
+}
+REQUIRED = {"backbone=timm": ["backbone.name=resnet18", "backbone.weights=tv_in1k"]}
+
+
+@pytest.fixture(autouse=True)
+def hydra_config() -> Iterator[None]:
+    register()
+    yield
+    HydraConfig.instance().cfg = None
+
+
+def composed(*overrides: str, folder: Path = Path("run")) -> Config:
+    """Settings as the command gets them."""
+    with initialize_config_module("patchcore.conf", version_base="1.3"):
+        cfg = compose("config", list(overrides), return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = str(folder)
+        cfg.hydra.mode = "RUN"
+        HydraConfig.instance().set_config(cfg)
+        del cfg["hydra"]
+    return to_config(cfg)
+
+
+@cache
+def shipped(choice: str) -> Config:
+    group = choice.partition("=")[0]
+    added = "" if group in DEFAULTS or group.startswith("hydra/") else "+"
+    try:
+        return composed(added + choice, *REQUIRED.get(choice, []))
+    except MissingConfigException as error:  # what it starts from is not ours
+        pytest.skip(f"needs a plugin that is not installed: {error.missing_cfg_file}")
+
+
+def complaint(*overrides: str) -> str:
+    """What the user is told."""
+    with pytest.raises((InputError, HydraException, OmegaConfBaseException)) as caught:
+        composed(*overrides)
+    message = explain(caught.value)
+    assert message is not None and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_shipped_choice_becomes_real_settings(choice: str) -> None:
+    config = shipped(choice)
+    group, _, name = choice.partition("=")
+    if group in SCHEMAS:
+        assert type(getattr(config, group)) is SCHEMAS[group][name]
+    if not hasattr(config, group):  # it sets other groups, or Hydra
+        return
+    # What the file says is what the settings hold.
+    written = yaml.safe_load((CONF / group / f"{name}.yaml").read_text()) or {}
+    settings: Any = getattr(config, group)
+    for key, value in written.items():
+        if key == "defaults" or not value or "$" in str(value):
+            continue
+        got = settings[key] if isinstance(settings, dict) else getattr(settings, key)
+        if isinstance(value, dict):  # a logger
+            assert got["_target_"] == value["_target_"]
+        else:
+            assert getattr(got, "name", got) == value
+
+
+def test_every_group_has_a_default_and_every_schema_a_file() -> None:
+    settings = {entry.name for entry in fields(Config)}
+    assert settings & {choice.partition("=")[0] for choice in CHOICES} <= set(DEFAULTS)
+    for group, choice in DEFAULTS.items():
+        assert choice is None or f"{group}={choice}" in CHOICES
+    for group, choices in SCHEMAS.items():
+        assert {f"{group}={name}" for name in choices} <= set(CHOICES)
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("backbone=")])
+def test_every_shipped_backbone_is_known(choice: str) -> None:
+    import timm
+
+    backbone = shipped(choice).backbone
+    if backbone.name != "embedded":
+        assert f"{backbone.name}.{backbone.weights}" in timm.list_pretrained(f"{backbone.name}.*")
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("trainer=")])
+def test_every_shipped_trainer_can_be_built(choice: str) -> None:
+    settings = shipped(choice).trainer
+    if settings["accelerator"] == "gpu" and not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"^trainer: No supported gpu backend found"):
+            build("trainer", settings)
+    else:
+        trainer = build("trainer", settings, logger=False)
+        assert trainer.max_epochs == 1 and trainer.num_devices == 1
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("logger=")])
+def test_every_shipped_logger_can_be_built(choice: str, tmp_path: Path) -> None:
+    for name, settings in composed(choice, folder=tmp_path).logger.items():
+        logger = build(f"logger.{name}", settings)
+        assert isinstance(logger, pl.loggers.Logger)
+        assert str(logger.save_dir).startswith(str(tmp_path))
+
+
+def test_two_loggers_at_once() -> None:
+    assert set(composed("logger=[csv,tensorboard]").logger) == {"csv", "tensorboard"}
+    assert composed("logger=none").logger == {}
+
+
+def test_one_seed_reaches_everything_random() -> None:
+    config = composed("seed=7", "coreset=greedy", "data=generated", "augment=flip")
+    assert isinstance(config.data, GeneratedConfig) and isinstance(config.coreset, GreedyConfig)
+    assert config.seed == config.data.seed == config.coreset.seed == config.augment.seed == 7
+
+
+def test_the_papers_experiments_set_what_they_are_named_after() -> None:
+    for percent in (1, 10, 25):
+        config = composed(f"experiment=paper_{percent}", "data=mvtec")
+        assert isinstance(config.coreset, GreedyConfig)
+        assert config.coreset.ratio == pytest.approx(percent / 100)
+        assert config.backbone.name == "wide_resnet50_2" and config.image.crop == 224
+    # What is typed comes last.
+    assert composed("experiment=paper_1", "backbone=resnet50").backbone.name == "resnet50"
+
+
+def test_enum_values_are_written_in_lower_case() -> None:
+    config = composed("coreset=greedy", "coreset.projection=sparse", "scoring.distance=squared")
+    assert isinstance(config.coreset, GreedyConfig)
+    assert config.coreset.projection is Projection("sparse")
+    assert config.scoring.distance is Distance.squared
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["coreset.ratoi=0.1"], "coreset.ratoi: there is no such option; did you mean ratio?"),
+        (["+coreset.foo=1"], "coreset.foo: there is no such option; there are ratio, count, seed"),
+        (["+foo=1"], "foo: there is no such option; there are data, image,"),
+        (["corset=random"], "corset: there is no such option; did you mean coreset?"),
+        (["coreset=greddy"], "coreset=greddy: there is no such choice; there are all, approx"),
+        (["hydra/launcher=nope"], "hydra/launcher=nope: there is no such choice; there are basic"),
+        (
+            ["coreset=random", "coreset.projection=sparse"],
+            "coreset.projection: there is no such option; there are ratio, count, seed",
+        ),
+        (["index=torch", "index.probes=3"], "index.probes: there is no such option; there are chu"),
+        (["data=mvtec", "data.split=random"], "data.split: there is no such option; there are"),
+        (["coreset.ratio=abc"], "coreset.ratio: Value 'abc' of type 'str' could not be converted"),
+        (["image.crop=2.5"], "image.crop: Value '2.5' of type 'float' could not be converted to I"),
+        (["layers.names=2"], "layers.names: Invalid value"),
+        (["scoring.distance=cosine"], "scoring.distance: Invalid value 'cosine', expected one of"),
+        (["coreset=greedy", "coreset.ratio=1.5"], "coreset.ratio must be in (0, 1], got 1.5"),
+        (["image.crop=300"], "image.crop must be at most image.resize (256), got 300"),
+        (["patch.size=2"], "patch.size must be odd and positive, got 2"),
+        (["scoring.sigma=-1"], "scoring.sigma must not be negative, got -1"),
+        (["data.batch_size=0"], "data.batch_size must be at least 1, got 0"),
+        (["seed=-1", "data=mvtec"], "seed must be in [0, 2^32), got -1"),
+        (["trainer.max_epoch=2"], "trainer.max_epoch: there is no such option; if whoever gets it"),
+        (["coreset.ratio"], "Error parsing override 'coreset.ratio' missing EQUAL"),
+        (["backbone.name=???"], "backbone.name is missing: give backbone.name="),
+        (["data.root=${oc.env:NO_SUCH_VARIABLE}"], "data.root: "),
+        (["experiment=paper_2"], "experiment=paper_2: there is no such choice; there are paper_1"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_that_begins_with_the_key(
+    overrides: list[str], message: str
+) -> None:
+    assert complaint(*overrides).startswith(message)
+
+
+def test_bugs_are_not_explained() -> None:
+    assert explain(ValueError("oops")) is None
+    assert explain(KeyError("oops")) is None
+    try:
+        raise HydraException("call failed") from ZeroDivisionError()
+    except HydraException as error:
+        assert explain(error) is None
+
+
+def test_options_past_the_schema_are_refused() -> None:
+    cfg = OmegaConf.structured(Config)
+    OmegaConf.update(cfg, "scoring.weight", 3, force_add=True)
+    with pytest.raises(InputError, match=r"^scoring\.weight: there is no such option"):
+        to_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "environment, netrc, offline",
+    [
+        ({}, "", True),
+        ({}, "machine api.wandb.ai\n  login user\n  password key\n", False),
+        ({}, "machine example.org\n  login user\n  password key\n", True),
+        ({}, "machine", True),
+        (
+            {"WANDB_BASE_URL": "https://w.example.org"},
+            "machine w.example.org login u password k",
+            False,
+        ),
+        ({"WANDB_API_KEY": "key"}, "", False),
+        ({"WANDB_API_KEY": "key", "WANDB_MODE": "offline"}, "", True),
+        ({"WANDB_MODE": "online"}, "", False),
+    ],
+)
+def test_wandb_is_offline_unless_a_key_is_there_or_online_is_asked_for(
+    environment: dict[str, str], netrc: str, offline: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text(netrc)
+    environment = {"NETRC": str(tmp_path / "netrc"), **environment}
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    with mock.patch.dict(os.environ, {**clean, **environment}, clear=True):
+        assert wandb_offline() is offline
+
+
+def test_wandb_takes_that_from_the_environment_or_from_the_option(tmp_path: Path) -> None:
+    with mock.patch.dict(os.environ, {"WANDB_MODE": "offline"}):
+        assert composed("logger=wandb").logger["wandb"]["offline"] is True
+        asked = composed("logger=wandb", "logger.wandb.offline=false").logger["wandb"]
+        assert asked["offline"] is False and asked["name"] and asked["group"] is None

@@ -1,0 +1,107 @@
+"""Which way imports point, and what `import patchcore` costs."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "patchcore"
+ALGORITHMS = {"backbones", "patches", "coreset", "index", "scoring", "metrics"}
+# What an algorithm may import of this package besides its own helpers, which begin with "_".
+COMMON = {"errors", "embedded"}
+LIGHTNING = {"pytorch_lightning", "lightning"}
+HYDRA = {"hydra", "hydra_plugins"}
+
+
+def module_name(path: Path) -> str:
+    """Dotted name below the package: `data.folder`, or `data` for its __init__."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(source: str) -> set[str]:
+    """Dotted names of all modules that are imported anywhere in the source."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def ours(names: set[str]) -> set[str]:
+    """First component below `patchcore` of each import from this package."""
+    return {name.split(".")[1] for name in names if name.startswith("patchcore.")}
+
+
+def roots(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+MODULES = {module_name(path): imports(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = (
+        "import a.b, c\nfrom patchcore import errors\ndef f():\n    from patchcore.d.e import g"
+    )
+    assert imports(source) == {"a.b", "c", "patchcore.errors", "patchcore.d.e.g"}
+    assert ours(imports(source)) == {"errors", "d"}
+    assert set(MODULES) >= ALGORITHMS | {"", "model", "module", "config", "commands.train"}
+
+
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_algorithms_import_neither_each_other_nor_frameworks(name: str) -> None:
+    helpers = {other for other in ours(MODULES[name]) if other.startswith("_")}
+    assert ours(MODULES[name]) - helpers <= COMMON
+    assert not roots(MODULES[name]) & (LIGHTNING | HYDRA | {"omegaconf"})
+    for helper in helpers:
+        assert ours(MODULES[helper]) <= COMMON
+        assert not roots(MODULES[helper]) & (LIGHTNING | HYDRA | {"omegaconf"})
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_frameworks_are_imported_at_the_doors_only(name: str) -> None:
+    place = name.split(".")[0]
+    if place not in {"data", "module", "commands"}:
+        assert not roots(MODULES[name]) & LIGHTNING
+    if place not in {"config", "commands"}:
+        assert not roots(MODULES[name]) & HYDRA
+        assert not ours(MODULES[name]) & {"config", "commands"}
+
+
+IMPORT = """
+import json, sys
+sockets = []
+sys.addaudithook(lambda event, args: sockets.append(event) if event.startswith("socket.") else None)
+import patchcore
+print(json.dumps({"sockets": sockets, "modules": sorted(sys.modules)}))
+"""
+
+
+def test_import_is_light_and_opens_no_socket() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, timeout=120
+    )
+    found = json.loads(done.stdout)
+    assert "patchcore.model" in found["modules"]
+    assert found["sockets"] == []
+    # Seconds of import time each, and some of them ask a server.
+    heavy = LIGHTNING | HYDRA
+    heavy |= {"albumentations", "faiss", "matplotlib", "timm", "torchmetrics", "torchvision"}
+    heavy |= {"omegaconf", "wandb", "cv2", "PIL", "pandas", "sklearn"}
+    assert heavy.isdisjoint(found["modules"])
+    assert done.stderr == ""
+
+
+def test_the_audit_hook_sees_sockets() -> None:
+    source = IMPORT.replace("import patchcore", "import socket; socket.socket().close()")
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["sockets"] == ["socket.__new__"]

@@ -1,0 +1,178 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytest import CaptureFixture
+
+from patchcore import (
+    AllConfig,
+    BackboneConfig,
+    LayersConfig,
+    PatchConfig,
+    PatchCore,
+)
+from patchcore.commands.progress import ProgressBar
+from patchcore.data.datamodule import AnomalyDataModule
+from patchcore.data.dataset import ImageDataset, collate
+from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
+from patchcore.module import PatchCoreModule
+from tests import reference
+from tests.images import write_mvtec
+
+pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
+IMAGE = ImageConfig(resize=32, crop=32)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mvtec")
+    write_mvtec(root, (40, 36))
+    return root
+
+
+def data(root: Path, augment: AugmentConfig | None = None, batch: int = 3) -> AnomalyDataModule:
+    settings = MVTecConfig(root=str(root), category="nut", batch_size=batch)
+    return AnomalyDataModule(settings, IMAGE, augment or AugmentConfig())
+
+
+def model() -> PatchCore:
+    patch = PatchConfig(layer_channels=24, channels=16)
+    return PatchCore(
+        BackboneConfig("resnet18", "none"), LayersConfig(["2", "3"]), patch, AllConfig()
+    )
+
+
+def trainer(**settings: Any) -> pl.Trainer:
+    settings = {"max_epochs": 1, "enable_progress_bar": False, **settings}
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+
+
+def fit(source: AnomalyDataModule, **settings: Any) -> PatchCoreModule:
+    module = PatchCoreModule(model())
+    trainer(**settings).fit(module, source)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tested(root: Path) -> tuple[PatchCoreModule, dict[str, float]]:
+    """A module after training and testing, and what the Trainer logged."""
+    module, runner = PatchCoreModule(model()), trainer()
+    runner.fit(module, data(root))
+    (logged,) = runner.test(module, data(root), verbose=False)
+    return module, dict(logged)
+
+
+def test_memory_equals_that_of_fit_without_lightning(
+    root: Path, tested: tuple[PatchCoreModule, dict[str, float]]
+) -> None:
+    module, _ = tested
+    batches = [batch["image"] for batch in data(root).train_dataloader()]
+    assert [len(x) for x in batches] == [3, 1]
+    assert torch.equal(module.model.memory, model().fit(batches).memory)
+    assert module.model.memory.shape == (4 * 16, 16) and module.train_images == 4
+    assert not module.model.backbone.training
+
+
+def test_epochs_without_augmentation_repeat_and_with_it_add_context(root: Path) -> None:
+    plain = fit(data(root), max_epochs=2).model.memory
+    assert torch.equal(plain[:64], plain[64:]) and len(plain) == 2 * 64
+    flips = data(root, AugmentConfig(horizontal_flip=True, noise=0.2, seed=3))
+    module = fit(flips, max_epochs=2)
+    memory = module.model.memory.unflatten(0, (2, 4, 16))  # (epoch, image, patch, D)
+    assert module.train_images == 8
+    distances = (memory[0] - memory[1]).flatten(1).norm(dim=1)  # (image,)
+    assert (distances > 0.01).all()
+    # The features are those of the augmented images, epoch after epoch.
+    dataset = ImageDataset(flips.split.train, IMAGE, flips.augment)
+    batch = collate([dataset[i] for i in range(8)])["image"]
+    expected = module.model.embed(batch).flatten(1, 2)  # (epoch·image, patch, D)
+    assert torch.allclose(memory.flatten(0, 1), expected, atol=1e-5)
+
+
+def test_scores_and_metrics_equal_naive_ones(
+    root: Path, tested: tuple[PatchCoreModule, dict[str, float]]
+) -> None:
+    module, logged = tested
+    source = data(root)
+    items = [ImageDataset(source.split.test, IMAGE)[i] for i in range(5)]
+    prediction = module.model(collate(items)["image"])
+    scores = np.array([module.scores[i] for i in range(5)])
+    assert np.allclose(scores, prediction.score, rtol=1e-4)
+    labels = np.array([item["label"] for item in items], bool)
+    assert labels.sum() == 3
+    assert logged["image_auroc"] == pytest.approx(reference.auroc(scores, labels), abs=1e-6)
+    assert logged["image_ap"] == pytest.approx(reference.average_precision(scores, labels))
+    # The bent nut lacks its mask, so its pixels count neither way.
+    known = [i for i, item in enumerate(items) if item["has_mask"]]
+    assert len(known) == 4
+    masks = [items[i]["mask"].numpy() for i in known]
+    maps = [prediction.map[i].numpy() for i in known]
+    assert logged["aupro"] == pytest.approx(reference.aupro(maps, masks, 0.3), abs=1e-4)
+
+
+def test_what_is_logged_is_what_metrics_says(
+    tested: tuple[PatchCoreModule, dict[str, float]],
+) -> None:
+    module, logged = tested
+    sizes = {"memory_patches", "memory_bytes", "train_images", "test_images"}
+    seconds = {f"seconds.{key}" for key in ("extract", "coreset", "score")}
+    assert set(module.metrics()) == {*IMAGE_KEYS, *PIXEL_KEYS, *sizes}
+    assert set(logged) == set(module.metrics()) | seconds
+    for key, value in module.metrics().items():
+        assert logged[key] == pytest.approx(value, rel=1e-6)
+    assert (module.metrics()["train_images"], module.metrics()["test_images"]) == (4, 5)
+    assert module.metrics()["memory_bytes"] == 64 * 16 * 4
+    assert all(logged[key] > 0 for key in seconds)
+    assert module.undefined() == {}
+
+
+def test_a_second_test_starts_afresh(
+    root: Path, tested: tuple[PatchCoreModule, dict[str, float]]
+) -> None:
+    _, logged = tested
+    module = fit(data(root))
+    trainer().test(module, data(root), verbose=False)
+    (again,) = trainer().test(module, data(root, batch=2), verbose=False)
+    assert len(module.image_metrics.nominal) + len(module.image_metrics.anomalous) <= 2 * 3
+    for key in (*IMAGE_KEYS, *PIXEL_KEYS):
+        assert again[key] == pytest.approx(logged[key], rel=1e-4)
+
+
+def test_bfloat16_autocast_gives_nearly_the_same_scores(
+    root: Path, tested: tuple[PatchCoreModule, dict[str, float]]
+) -> None:
+    module, runner = PatchCoreModule(model()), trainer(precision="bf16-mixed")
+    runner.fit(module, data(root))
+    runner.test(module, data(root), verbose=False)
+    assert module.model.memory.dtype == torch.float32
+    exact = tested[0].model.memory
+    errors = (module.model.memory - exact).norm(dim=1)  # (M,)
+    assert 0 < errors.max() < 0.05 * exact.norm(dim=1).max()
+    # A distance is off by no more than its two ends are.
+    for i, score in tested[0].scores.items():
+        assert module.scores[i] == pytest.approx(score, abs=3 * float(errors.max()))
+
+
+def test_bars_say_what_is_being_done(root: Path, capsys: CaptureFixture[str]) -> None:
+    settings: dict[str, Any] = {"enable_progress_bar": True, "callbacks": [ProgressBar()]}
+    module, runner = PatchCoreModule(model()), trainer(max_epochs=2, **settings)
+    runner.fit(module, data(root))
+    runner.test(module, data(root), verbose=False)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Extracting patch features, epoch 2 of 2: 100%" in err and "2/2" in err
+    assert "Scoring test images: 100%" in err
+    for word in ("Epoch", "Testing", "DataLoader", "v_num"):
+        assert word not in err

@@ -1,0 +1,242 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+
+from patchcore import AllConfig, BackboneConfig, PatchCore
+from patchcore.data.dataset import ImageDataset
+from patchcore.data.images import read_image
+from patchcore.data.sample import Sample
+from patchcore.data.transforms import ImageConfig
+from patchcore.metrics import ImageMetrics
+from patchcore.report import figures
+from patchcore.report.run import GalleryItem, Run, pick_gallery, write_run
+from tests.images import write_image, write_mask
+
+NAN = float("nan")
+
+
+def make_run(scores: list[float], labels: list[int], **more: Any) -> Run:
+    """A run with the metrics of these scores and no pixel metrics."""
+    metric = ImageMetrics()
+    metric.update(torch.tensor(scores), torch.tensor(labels))
+    samples = [
+        Sample(Path(f"{i}.png"), label, "scratch" if label else "good")
+        for i, label in enumerate(labels)
+    ]
+    return Run(
+        settings={},
+        metrics={**metric.compute(), "aupro": NAN, "memory_patches": 7.0, "test_images": 2.0},
+        undefined={**metric.undefined(), "aupro": "no anomalous pixels in the test set"},
+        seconds={"extract": 1.5},
+        samples=samples,
+        scores=scores,
+        curves=metric.curves(),
+        **more,
+    )
+
+
+MIXED = ([0.2, 0.9, 0.4, 0.8, 0.1], [0, 0, 1, 1, 0])
+NOMINAL = ([0.2, 0.3], [0, 0])
+ANOMALOUS = ([0.2, 0.3], [1, 1])
+
+
+def item(size: tuple[int, int] = (40, 30), group: str = "g", seed: int = 0) -> GalleryItem:
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(size, bool)
+    mask[5:15, 8:20] = True
+    return GalleryItem(
+        group,
+        Sample(Path("a_rather_long_name_of_an_image_file.png"), 1, "scratch"),
+        1.25,
+        "missed",
+        rng.integers(0, 256, (*size, 3), dtype=np.uint8),
+        mask,
+        rng.random(size, dtype=np.float32),
+    )
+
+
+def test_record_names_what_is_undefined() -> None:
+    record = make_run(*MIXED).record()
+    assert record["aupro"] is None
+    assert record["undefined"] == {"aupro": "no anomalous pixels in the test set"}
+    assert record["seconds.extract"] == 1.5
+    assert record["image_auroc"] == pytest.approx(4 / 6)
+    for key in ("image_false_positives", "errors_at_full_recall", "memory_patches"):
+        assert isinstance(record[key], int)
+    assert "undefined" not in Run({}, {"aupro": 1.0}, {}, {}, [], [], {}).record()
+    json.dumps(record, allow_nan=False)
+
+
+def test_summary_is_a_table_with_reasons() -> None:
+    lines = make_run(*NOMINAL).summary().splitlines()
+    assert "image_auroc              undefined: no anomalous images in the test set" in lines
+    assert "memory_patches           7" in lines
+    assert "seconds.extract          1.5000" in lines
+
+
+def test_metrics_json_comes_last_and_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(*MIXED)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(figures, "draw_gallery", fail)
+        write_run(run, tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", fail)
+        write_run(run, tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+    write_run(run, tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == run.record()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "figures",
+        "metrics.json",
+        "scores.csv",
+    ]
+
+
+@pytest.mark.parametrize("scores, labels", [MIXED, NOMINAL, ANOMALOUS, ([0.5, 0.5], [0, 1])])
+def test_pictures_of_any_test_set(scores: list[float], labels: list[int], tmp_path: Path) -> None:
+    run = make_run(scores, labels)
+    figures.draw_curves(run, tmp_path / "curves.png")
+    figures.draw_histogram(run, tmp_path / "scores.png")
+    for name in ("curves", "scores"):
+        pixels = read_image(tmp_path / f"{name}.png")
+        assert pixels.std() > 5
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (border == 255).all()  # nothing is clipped
+    assert plt.get_fignums() == []  # nothing is left in matplotlib's global state
+
+
+@pytest.mark.parametrize("size", [(40, 30), (24, 96), (96, 24)])
+@pytest.mark.parametrize("groups", [["a"], ["a", "a", "a", "b"]])
+def test_gallery_keeps_shapes_and_clips_nothing(
+    size: tuple[int, int], groups: list[str], tmp_path: Path
+) -> None:
+    gallery = [item(size, group) for group in groups]
+    for tile in gallery:
+        tile.image[:], tile.mask[:] = (0, 200, 0), False
+    figures.draw_gallery(make_run(*MIXED, gallery=gallery), tmp_path / "gallery.png")
+    pixels = read_image(tmp_path / "gallery.png")
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (border == 255).all()
+    labels, count = scipy.ndimage.label((pixels == (0, 200, 0)).all(2))
+    assert count == len(groups)
+    for rows, columns in scipy.ndimage.find_objects(labels):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        assert height / width == pytest.approx(size[0] / size[1], rel=0.05)
+        assert max(height, width) > 100
+
+
+def test_gallery_marks_the_region_and_the_error(tmp_path: Path) -> None:
+    tile = item()
+    tile.image[:] = 255
+    figures.draw_gallery(make_run(*MIXED, gallery=[tile]), tmp_path / "gallery.png")
+    pixels = read_image(tmp_path / "gallery.png").astype(int)
+    top = pixels[: len(pixels) // 2]
+    for colour in (figures.OUTLINE, figures.ANOMALOUS):
+        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(top - rgb).max(2) < 40).sum() > 20
+
+
+def test_an_empty_gallery_draws_nothing(tmp_path: Path) -> None:
+    figures.draw_gallery(make_run(*MIXED), tmp_path / "gallery.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_heat_is_clear_where_the_score_is_low_and_coloured_where_it_is_high() -> None:
+    image = np.full((1, 3, 3), [[[90, 120, 30]]], np.uint8)
+    shown = figures.heat(image, np.array([[-5.0, 1.0, 9.0]], np.float32), 1.0, 2.0)
+    assert shown.dtype == np.uint8
+    assert shown[0, 0].tolist() == shown[0, 1].tolist() == [80, 80, 80]
+    assert shown[0, 2, 0] > 200 > 100 > shown[0, 2, 2]  # yellow
+    flat = figures.heat(image, np.ones((1, 3), np.float32), 1.0, 1.0)
+    assert np.isfinite(flat).all()
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ImageDataset, PatchCore]:
+    """Nine nominal and five anomalous images with made-up scores."""
+    folder = tmp_path_factory.mktemp("images")
+    labels = [0] * 9 + [1] * 5
+    samples = []
+    for i, label in enumerate(labels):
+        path = write_image(folder / f"{i}.png", (32, 32), i)
+        mask = write_mask(folder / "masks" / f"{i}.png", (32, 32)) if label else None
+        samples.append(Sample(path, label, "scratch" if label else "good", mask))
+    scores = [float(i % 7) / 10 for i in range(14)]
+    run = make_run(scores, labels)
+    run.samples = samples
+    dataset = ImageDataset(samples, ImageConfig(resize=None, crop=None))
+    with pytest.warns(UserWarning, match="random weights"):
+        model = PatchCore(BackboneConfig("resnet18", "none"), coreset=AllConfig())
+    return run, dataset, model.fit(dataset[0]["image"][None])
+
+
+def test_gallery_shows_the_worst_of_both_kinds_and_the_best_finds_once(
+    scored: tuple[Run, ImageDataset, PatchCore],
+) -> None:
+    run, dataset, model = scored
+    items = pick_gallery(run, dataset, model, each=3)
+    shown: dict[str, list[int]] = {}
+    for found in items:
+        shown.setdefault(found.group, []).append(int(found.sample.path.stem))
+    nominal, missed, found_ = shown.values()
+    assert {run.scores[i] for i in nominal} == {0.6, 0.5, 0.4}
+    assert [run.scores[i] for i in nominal] == sorted(
+        (run.scores[i] for i in nominal), reverse=True
+    )
+    assert [run.scores[i] for i in missed] == [0.2, 0.3, 0.4]
+    assert [run.scores[i] for i in found_] == [0.6, 0.5]
+    assert len({i for part in shown.values() for i in part}) == 8
+    threshold = run.metrics["image_threshold"]
+    for found in items:
+        alarm = found.score >= threshold
+        expected = "correct" if alarm == (found.sample.label == 1) else "false alarm"
+        assert found.verdict == ("missed" if found.sample.label and not alarm else expected)
+
+
+def test_gallery_items_hold_the_image_its_mask_its_map_and_one_scale(
+    scored: tuple[Run, ImageDataset, PatchCore],
+) -> None:
+    run, dataset, model = scored
+    items = pick_gallery(run, dataset, model, each=2)
+    for found in items:
+        index = int(found.sample.path.stem)
+        written = read_image(found.sample.path)
+        assert np.abs(found.image.astype(int) - written).max() <= 1
+        assert found.mask.sum() == (256 if found.sample.label else 0)
+        expected = model(dataset[index]["image"][None]).map[0]
+        assert torch.allclose(torch.from_numpy(found.map), expected)
+        assert found.limits == items[0].limits
+        assert found.overlay().shape == (32, 64, 3)
+    low, high = items[0].limits
+    assert high == max(found.map.max() for found in items)
+    assert min(found.map.min() for found in items) <= low < high
+
+
+def test_gallery_of_a_run_without_anomalies_has_no_verdict(
+    scored: tuple[Run, ImageDataset, PatchCore],
+) -> None:
+    _, dataset, model = scored
+    run = make_run([0.1 * i for i in range(9)], [0] * 9)
+    items = pick_gallery(run, ImageDataset(dataset.samples[:9], dataset.image), model, each=2)
+    assert [found.verdict for found in items] == ["", ""]
+    assert [int(found.sample.path.stem) for found in items] == [8, 7]
+
+
+def test_thinned_curves_keep_their_ends() -> None:
+    x = torch.linspace(0, 1, 2001)
+    points = Run.thinned(x, x**2, most=50)
+    assert len(points) == 50 and points[0] == [0, 0] and points[-1] == [1, 1]
+    assert Run.thinned(x[:3], x[:3]) == [[a, a] for a in x[:3].tolist()]
+    assert Run.thinned(x[:0], x[:0]) == []
