@@ -3,13 +3,18 @@
 All give squared Euclidean distances, as faiss does; `scoring` decides what becomes of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from patchcore._coarse import coarse_dtype, product_error, sum_error
 from patchcore.errors import InputError
+
+_CPU_CHUNK = 2**22  # distances at a time that stay in the processor's cache
+_CANDIDATES = 64  # measured at most for one query
 
 
 @dataclass
@@ -88,36 +93,123 @@ def build_index(memory: Tensor, config: IndexConfig) -> Index:
 
 
 class TorchIndex:
-    """Exact search: ‖q‖² − 2q·m + ‖m‖² finds the neighbours, differences give their distances.
+    """Exact search: a matrix product names the candidates, differences decide among them.
 
-    The expanded form is one matrix product, but loses small distances to rounding; so only the
-    choice of neighbours rests on it, and the distances returned are computed anew.
+    ‖q‖² − 2q·m + ‖m‖² is one matrix product, but rounding blurs it. The blur is bounded, so every
+    memory entry that could be nearest within it is measured anew by differences: few, even where
+    the processor multiplies bfloat16 several times faster than float32 and is given that.
     """
 
     def __init__(self, memory: Tensor, config: TorchIndexConfig | None = None) -> None:
         self.memory = memory
-        self._norms = memory.float().square().sum(1)  # (M,)
         self._chunk = (config or TorchIndexConfig()).chunk_mib * 2**20 // 4
+        if memory.device.type == "cpu":
+            self._chunk = min(self._chunk, _CPU_CHUNK)
+        screen = coarse_dtype(memory)
+        self._centre: Tensor | None = None
+        points = memory
+        if screen != memory.dtype:  # a centre takes length, and with it blur, from the vectors
+            self._centre = memory.mean(0)
+            points = memory - self._centre
+        self._norms = points.float().square().sum(1)  # (M,)
+        self._points = points.to(screen)
+        dimension = memory.shape[1]
+        longest = float(self._norms.max().sqrt()) if len(memory) else 0.0
+        self._blur = 2 * product_error(screen, dimension) * longest  # of 2q·m, per ‖q‖
+        self._blur_norm = sum_error(dimension) * longest**2  # of ‖m‖²
 
     def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-        """See `Index.search`."""
-        _check_neighbours(neighbours, len(self.memory))
-        queries = queries.to(self.memory.dtype)
-        width = max(len(self.memory), neighbours * queries.shape[1])
-        parts = [self._search(q, neighbours) for q in queries.split(max(1, self._chunk // width))]
-        distances, indices = zip(*parts, strict=True)
-        return torch.cat(distances), torch.cat(indices)
+        """See `Index.search`. Of equal distances the lowest row comes first."""
+        return self.search_prefixes(queries, neighbours, [len(self.memory)])[0]
 
-    def _search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-        partial = (queries @ self.memory.T).float().mul_(-2).add_(self._norms)  # (Q, M), less ‖q‖²
-        if neighbours == 1:
-            indices = partial.argmin(1, keepdim=True)  # (Q, 1), several times faster than topk
-        else:
-            indices = partial.topk(neighbours, largest=False).indices  # (Q, k)
-        nearest = self.memory[indices].float()  # (Q, k, D)
-        distances = (queries[:, None].float() - nearest).square().sum(-1)  # (Q, k)
-        distances, order = distances.sort(stable=True)
-        return distances, indices.gather(1, order)
+    def search_prefixes(
+        self, queries: Tensor, neighbours: int, sizes: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """As `search` in the first n rows of the memory, for each n of ascending `sizes`.
+
+        One matrix product serves all: each size adds only its own rows to what the last one found.
+        """
+        _check_neighbours(neighbours, sizes[0])
+        queries = queries.to(self.memory.dtype)
+        width = max(sizes[-1], neighbours * queries.shape[1])
+        chunks = queries.split(max(1, self._chunk // width))
+        parts = [self._search(chunk, neighbours, sizes) for chunk in chunks]
+        return [
+            (torch.cat([part[i][0] for part in parts]), torch.cat([part[i][1] for part in parts]))
+            for i in range(len(sizes))
+        ]
+
+    def _search(
+        self, queries: Tensor, neighbours: int, sizes: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor]]:
+        centred = queries if self._centre is None else queries - self._centre
+        lengths = torch.linalg.vector_norm(centred, dim=1, dtype=torch.float32)  # (Q,)
+        blur = 2 * (self._blur * lengths + self._blur_norm)  # of a difference of two products
+        centred = centred.to(self._points.dtype)
+        bound = queries.new_full((len(queries),), torch.inf, dtype=torch.float32)  # (Q,)
+        found: tuple[Tensor, Tensor] | None = None
+        results = []
+        for start, stop in zip([0, *sizes[:-1]], sizes, strict=True):
+            products = centred @ self._points[start:stop].T  # (Q, m)
+            partial = torch.add(self._norms[start:stop], products, alpha=-2)  # (Q, m), less ‖q‖²
+            if neighbours == 1 and stop > start:
+                bound = torch.minimum(bound, partial.amin(1))  # several times faster than topk
+            elif neighbours <= stop - start:
+                nearest = partial.topk(neighbours, largest=False).values  # (Q, k)
+                bound = torch.minimum(bound, nearest[:, -1])
+            query, row = (partial <= (bound + blur)[:, None]).nonzero(as_tuple=True)  # (C,)
+            most = max(_CANDIDATES, 2 * neighbours)
+            query, row = self._thin(query, row, queries, self.memory[start:stop], most)
+            found = self._decide(queries, query, row + start, neighbours, found)
+            results.append(found)
+        return results
+
+    def _thin(
+        self, query: Tensor, row: Tensor, queries: Tensor, memory: Tensor, most: int
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates (C,), but where a query has more than `most`, those that float32 puts first.
+
+        Such as among many equal memory entries, whose order no rounding can be asked for.
+        """
+        count = query.bincount(minlength=len(queries))  # (Q,)
+        many = (count > most).nonzero()[:, 0]  # (R,)
+        if not len(many):
+            return query, row
+        few = count[query] <= most
+        rows = [row[few]]
+        for q in queries[many].split(max(1, self._chunk // len(memory))):
+            partial = torch.add(memory.float().square().sum(1), q @ memory.T, alpha=-2)  # (R, m)
+            first = partial.topk(most, largest=False).indices  # (R, most)
+            rows.append(first.sort(1).values.flatten())
+        return torch.cat((query[few], many.repeat_interleave(most))), torch.cat(rows)
+
+    def _decide(
+        self,
+        queries: Tensor,
+        query: Tensor,
+        row: Tensor,
+        neighbours: int,
+        found: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The k nearest (Q, k) among candidates (C,) and those `found` (Q, k) before."""
+        at_once = max(1, self._chunk // queries.shape[1])
+        distance = torch.cat(
+            [
+                (queries[q].float() - self.memory[r].float()).square().sum(1)
+                for q, r in zip(query.split(at_once), row.split(at_once), strict=True)
+            ]
+        )  # (C,)
+        if found is not None:
+            distance = torch.cat((found[0].flatten(), distance))
+            row = torch.cat((found[1].flatten(), row))
+            before = torch.arange(len(queries), device=query.device).repeat_interleave(neighbours)
+            query = torch.cat((before, query))
+        order = distance.argsort(stable=True)
+        order = order[query[order].argsort(stable=True)]  # by query, then distance, then row
+        count = query.bincount(minlength=len(queries))  # (Q,)
+        start = count.cumsum(0) - count  # (Q,)
+        best = order[start[:, None] + torch.arange(neighbours, device=start.device)]  # (Q, k)
+        return distance[best], row[best]
 
 
 class FaissIndex:
@@ -155,6 +247,33 @@ class FaissIndex:
         distances = torch.where(missing, distances[:, :1], distances)
         indices = torch.where(missing, indices[:, :1], indices)
         return distances.clamp_(min=0).to(queries.device), indices.to(queries.device)
+
+
+class PrefixIndex:
+    """Search in the first n entries of a memory for several n at once.
+
+    A coreset of any size begins with the smaller ones, so this is a search in each of them.
+
+    Attributes:
+        memory: (M, D) the patch features searched.
+        indexes: The search back end of each size, in the order of `sizes`.
+    """
+
+    def __init__(self, memory: Tensor, sizes: Sequence[int], config: IndexConfig) -> None:
+        if list(sizes) != sorted(set(sizes)) or not sizes or sizes[0] < 1:
+            raise ValueError(f"sizes must ascend from 1 or more, got {list(sizes)}")
+        if sizes[-1] > len(memory):
+            raise ValueError(f"the memory holds {len(memory)} patches, sizes has {sizes[-1]}")
+        self.memory = memory
+        self.sizes = list(sizes)
+        self.indexes = [build_index(memory[:n], config) for n in sizes]
+
+    def search(self, queries: Tensor, neighbours: int) -> list[tuple[Tensor, Tensor]]:
+        """`Index.search` of each size; exact torch search costs hardly more than in the largest."""
+        largest = self.indexes[-1]
+        if isinstance(largest, TorchIndex):
+            return largest.search_prefixes(queries, neighbours, self.sizes)
+        return [index.search(queries, neighbours) for index in self.indexes]
 
 
 def _check_neighbours(neighbours: int, size: int) -> None:

@@ -11,6 +11,8 @@ from patchcore.index import (
     FaissFlatConfig,
     FaissIVFPQConfig,
     IndexConfig,
+    PrefixIndex,
+    TorchIndex,
     TorchIndexConfig,
     build_index,
 )
@@ -47,6 +49,62 @@ def test_small_distances_far_from_the_origin_survive_float32() -> None:
     assert np.allclose(distances.numpy(), expected, rtol=1e-5)
     exact, _ = build_index(memory, TorchIndexConfig()).search(memory[:20], 1)
     assert torch.equal(exact, torch.zeros(20, 1))
+
+
+@pytest.mark.parametrize("config", [TorchIndexConfig(1), FaissFlatConfig()], ids=str)
+@pytest.mark.parametrize("k", [1, 3])
+def test_prefixes_are_searched_as_separate_memories(config: IndexConfig, k: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    memory = torch.randn(2000, 24, generator=generator).relu()
+    queries = torch.randn(700, 24, generator=generator).relu()
+    queries[:50] = memory[1500:1550]
+    sizes = [3, 5, 400, 401, 2000]
+    index(memory, config)  # skips without faiss
+    prefixes = PrefixIndex(memory, sizes, config)
+    for size, (distances, rows) in zip(sizes, prefixes.search(queries, k), strict=True):
+        expected, expected_rows = build_index(memory[:size], config).search(queries, k)
+        assert torch.equal(rows, expected_rows) and torch.equal(distances, expected)
+    assert [len(part.memory) for part in prefixes.indexes] == sizes
+
+
+def test_prefixes_must_ascend_within_the_memory() -> None:
+    memory = torch.randn(10, 4)
+    for sizes in ([], [0, 3], [4, 2], [3, 3]):
+        with pytest.raises(ValueError, match="sizes must ascend"):
+            PrefixIndex(memory, sizes, TorchIndexConfig())
+    with pytest.raises(ValueError, match="the memory holds 10 patches, sizes has 11"):
+        PrefixIndex(memory, [3, 11], TorchIndexConfig())
+    with pytest.raises(InputError, match="2 neighbours were asked for, but the memory holds 1"):
+        PrefixIndex(memory, [1, 9], TorchIndexConfig()).search(memory, 2)
+
+
+@pytest.mark.parametrize("screen", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_coarse_products_change_no_neighbour(
+    screen: torch.dtype, offset: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchcore.index.coarse_dtype", lambda memory: screen)
+    generator = torch.Generator().manual_seed(0)
+    memory = (offset + torch.randn(1500, 48, generator=generator)).relu()
+    queries = memory[torch.randperm(1500, generator=generator)[:400]]
+    queries = queries + 0.3 * torch.randn(400, 48, generator=generator)
+    for k in (1, 5):
+        distances, rows = TorchIndex(memory).search(queries, k)
+        expected, expected_rows = reference.nearest(queries.numpy(), memory.numpy(), k)
+        assert np.array_equal(rows.numpy(), expected_rows)
+        assert np.allclose(distances.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_many_equal_memory_entries(k: int) -> None:
+    background = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    others = torch.randn(200, 32, generator=torch.Generator().manual_seed(1))
+    memory = torch.cat((background.expand(1000, -1), others))
+    queries = torch.cat((background.expand(50, -1) + 0.01, others[:50] + 0.01))
+    distances, rows = TorchIndex(memory).search(queries, k)
+    expected, _ = reference.nearest(queries.numpy(), memory.numpy(), k)
+    assert np.allclose(distances.numpy(), expected, rtol=1e-4)
+    assert (rows[:50] < 1000).all() and torch.equal(rows[50:, 0], torch.arange(1000, 1050))
 
 
 def test_half_precision_memory_gives_float32_distances() -> None:

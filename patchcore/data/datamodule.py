@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
 
+from patchcore.cache import MapCache
 from patchcore.data.dataset import EpochSampler, ImageDataset, collate
 from patchcore.data.sample import DataConfig, Split
 from patchcore.data.transforms import AugmentConfig, ImageConfig
@@ -21,11 +22,18 @@ class AnomalyDataModule(pl.LightningDataModule):
     `patchcore.data.dataset.collate`; `index` counts in `split.train` or `split.test`.
     """
 
-    def __init__(self, data: DataConfig, image: ImageConfig, augment: AugmentConfig) -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        image: ImageConfig,
+        augment: AugmentConfig,
+        cache: MapCache | None = None,
+    ) -> None:
         super().__init__()
         self.data = data
         self.image = image
         self.augment = augment
+        self.cache = cache
 
     @cached_property
     def split(self) -> Split:
@@ -38,11 +46,13 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Nominal images in the order of `split.train`, every one in every epoch."""
-        return self._loader(ImageDataset(self.split.train, self.image, self.augment), train=True)
+        dataset = ImageDataset(self.split.train, self.image, self.augment, self.cache)
+        return self._loader(dataset, train=True)
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Labelled images in the order of `split.test`."""
-        return self._loader(ImageDataset(self.split.test, self.image), train=False)
+        dataset = ImageDataset(self.split.test, self.image, cache=self.cache)
+        return self._loader(dataset, train=False)
 
     def _loader(self, dataset: ImageDataset, train: bool) -> DataLoader[dict[str, Any]]:
         return _Loader(

@@ -4,12 +4,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from patchcore.cache import FORMAT, MapCache, digest, file_digest
 from patchcore.data.images import read_image, read_mask
 from patchcore.data.sample import Sample
-from patchcore.data.transforms import AugmentConfig, ImageConfig, build_transform
+from patchcore.data.transforms import (
+    AugmentConfig,
+    ImageConfig,
+    Mask,
+    Pixels,
+    build_normalisation,
+    build_preparation,
+)
 from patchcore.errors import InputError
 
 
@@ -20,23 +29,80 @@ class ImageDataset(Dataset[dict[str, Any]]):
     True where anomalous; `has_mask`, False where that is not known (an anomalous image without a
     mask, or whose mask marks nothing); `index` into `samples`. Item i + n · len(samples) is the
     same sample, augmented as in epoch n; without augmentation it is the same item.
+
+    Args:
+        cache: Where decoded images and layer maps are kept; augmented images never are. Items of
+            a batch then have a `key`, the image's digest, and `maps` [(h, w, C), …] in place of
+            `image` once the maps of all of them are there.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], image: ImageConfig, augment: AugmentConfig | None = None
+        self,
+        samples: Sequence[Sample],
+        image: ImageConfig,
+        augment: AugmentConfig | None = None,
+        cache: MapCache | None = None,
     ) -> None:
         self.samples = list(samples)
         self.image = image
         self.seed = 0 if augment is None else augment.seed
-        self.transform = build_transform(image, augment)
+        self.prepare = build_preparation(image, augment)
+        self.normalise = build_normalisation(image)
+        self.cache = None if augment is not None and augment.changes() else cache
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         """Raises InputError if a file is unreadable, or mask or crop do not fit its image."""
+        return self._item(item, normalise=True)
+
+    def __getitems__(self, items: list[int]) -> list[dict[str, Any]]:
+        """The items of one batch; PyTorch's loader asks for them together."""
+        if self.cache is None:
+            return [self[item] for item in items]
+        keys = [self._image_key(self.samples[item % len(self)]) for item in items]
+        maps = self.cache.get(keys)
+        batch = [self._item(item, normalise=maps is None) for item in items]
+        for i, described in enumerate(batch):
+            described["key"] = keys[i]
+            if maps is not None:
+                described["maps"] = maps[i]
+        return batch
+
+    def _item(self, item: int, normalise: bool) -> dict[str, Any]:
         epoch, index = divmod(item, len(self.samples))
         sample = self.samples[index]
+        pixels, region, marked = self._prepared(sample, epoch, index)
+        described = {
+            "label": sample.label,
+            "mask": torch.from_numpy(region),  # (H', W')
+            "has_mask": sample.label == 0 or marked,
+            "index": index,
+        }
+        return {"image": self.normalise(pixels), **described} if normalise else described
+
+    def _prepared(self, sample: Sample, epoch: int, index: int) -> tuple[Pixels, Mask, bool]:
+        """Pixels (H', W', 3) and mask (H', W') at the network's size; if the file marks any."""
+        key = None
+        if self.cache is not None:
+            key = f"images/{digest(self._size_key(), *_contents(sample))}"
+            if found := self.cache.store.get(key):
+                return found["pixels"].numpy(), found["mask"].numpy(), bool(found["marked"])
+        pixels, mask = self._decoded(sample)
+        marked = bool(mask.any())
+        seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
+        pixels, mask = self.prepare(pixels, mask, seed)
+        if self.cache is not None and key is not None:
+            tensors = {
+                "pixels": torch.from_numpy(pixels),
+                "mask": torch.from_numpy(mask),
+                "marked": torch.tensor(marked),
+            }
+            self.cache.store.put(key, tensors)
+        return pixels, mask, marked
+
+    def _decoded(self, sample: Sample) -> tuple[Pixels, Mask]:
         pixels = read_image(sample.path)  # (H, W, 3)
         height, width = pixels.shape[:2]
         if sample.mask is None:
@@ -48,22 +114,26 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 f"{sample.mask}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels, its image "
                 f"{sample.path} is {width}×{height}; they must be of one size"
             )
-        has_mask = sample.label == 0 or bool(mask.any())
         crop = self.image.crop
         if self.image.resize is None and crop is not None and min(height, width) < crop:
             raise InputError(
                 f"image.crop: {crop} is more than the {width}×{height} pixels of {sample.path}; "
                 "lower it or set image.resize"
             )
-        seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
-        image, region = self.transform(pixels, mask, seed)
-        return {
-            "image": image,  # (3, H', W')
-            "label": sample.label,
-            "mask": region,  # (H', W')
-            "has_mask": has_mask,
-            "index": index,
-        }
+        return pixels, mask
+
+    def _size_key(self) -> list[Any]:
+        size = {**vars(self.image), "mean": None, "std": None}
+        return [FORMAT, PIL.__version__, size]
+
+    def _image_key(self, sample: Sample) -> str:
+        """Digest of what the network sees."""
+        image = self.image
+        return digest(self._size_key(), image.mean, image.std, file_digest(sample.path))
+
+
+def _contents(sample: Sample) -> tuple[str, str | None]:
+    return file_digest(sample.path), None if sample.mask is None else file_digest(sample.mask)
 
 
 class EpochSampler(Sampler[int]):
@@ -85,12 +155,13 @@ class EpochSampler(Sampler[int]):
         return self.length
 
 
-def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack items to a batch.
 
     Returns:
         `image` (B, 3, H, W) float32, `label` (B,) int64, `mask` (B, H, W) bool, `has_mask` (B,)
-        bool, `index` (B,) int64.
+        bool, `index` (B,) int64. With a cache also `key`, a list of B digests, and once they are
+        there `maps` [(B, h, w, C), …] float32 or bfloat16 in place of `image`.
 
     Raises:
         InputError: the images differ in size.
@@ -102,10 +173,15 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             f"data.batch_size: images of {width}×{height} and {other_width}×{other_height} pixels "
             "cannot share a batch; set data.batch_size=1, or image.crop to one size"
         )
-    return {
-        "image": torch.stack([item["image"] for item in items]),
+    batch: dict[str, Any] = {
         "label": torch.tensor([item["label"] for item in items]),
         "mask": torch.stack([item["mask"] for item in items]),
         "has_mask": torch.tensor([item["has_mask"] for item in items]),
         "index": torch.tensor([item["index"] for item in items]),
     }
+    if "key" in items[0]:
+        batch["key"] = [item["key"] for item in items]
+    if "maps" in items[0]:
+        layers = zip(*(item["maps"] for item in items), strict=True)
+        return {"maps": [torch.stack(layer) for layer in layers], **batch}
+    return {"image": torch.stack([item["image"] for item in items]), **batch}

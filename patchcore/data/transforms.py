@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,11 @@ from PIL import Image
 
 from patchcore.errors import InputError
 
-Transform = Callable[[NDArray[np.uint8], NDArray[np.bool_], int], tuple[torch.Tensor, torch.Tensor]]
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+Transform = Callable[[Pixels, Mask, int], tuple[torch.Tensor, torch.Tensor]]
+Preparation = Callable[[Pixels, Mask, int], tuple[Pixels, Mask]]
+Normalisation = Callable[[Pixels], torch.Tensor]
 
 
 @dataclass
@@ -71,27 +75,28 @@ class AugmentConfig:
             if not 0 <= (value := getattr(self, key)) < 1:
                 raise InputError(f"augment.{key} must be in [0, 1), got {value}")
 
+    def changes(self) -> bool:
+        """Whether anything is on."""
+        return replace(self, seed=0) != AugmentConfig()
 
-def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) -> Transform:
-    """The way from disk to network: resize, augment, crop the centre, normalise.
+
+def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) -> Preparation:
+    """The way from disk to the network's size: resize, augment, crop the centre.
 
     Shrinking antialiases (Pillow's bilinear filter, which the paper's implementation uses too);
     masks take the nearest pixel.
 
     Returns:
         A function of image (H, W, 3) uint8, mask (H, W) bool and a seed for the augmentation. It
-        returns image (3, H', W') float32 and mask (H', W') bool, and raises ValueError if the image
+        returns image (H', W', 3) uint8 and mask (H', W') bool, and raises ValueError if the image
         is smaller than the crop.
     """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks a server at import
-    import albumentations as A  # here: half a second that other commands need not wait
-    from albumentations.pytorch import ToTensorV2
-
-    steps: list[A.BasicTransform] = []
+    alb = _albumentations()
+    steps = []
     if image.resize is not None:
         resize = partial(_resize, side=image.resize, stretch=image.stretch)
         steps.append(
-            A.Lambda(
+            alb.Lambda(
                 image=partial(resize, resample=Image.Resampling.BILINEAR),
                 mask=partial(resize, resample=Image.Resampling.NEAREST),
                 name="resize",
@@ -101,17 +106,53 @@ def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) ->
     if augment is not None:
         steps += _augmentations(augment)
     if image.crop is not None:
-        steps.append(A.CenterCrop(image.crop, image.crop))
-    steps += [A.Normalize(tuple(image.mean), tuple(image.std), max_pixel_value=255), ToTensorV2()]
-    return partial(_apply, A.Compose(steps))
+        steps.append(alb.CenterCrop(image.crop, image.crop))
+    return partial(_prepare, alb.Compose(steps))
 
 
-def _apply(
+def build_normalisation(image: ImageConfig) -> Normalisation:
+    """From pixels (H, W, 3) uint8 to the network's input (3, H, W) float32."""
+    alb = _albumentations()
+    normalise = alb.Normalize(tuple(image.mean), tuple(image.std), max_pixel_value=255)
+    return partial(_normalise, alb.Compose([normalise]))
+
+
+def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) -> Transform:
+    """The way from disk to network: `build_preparation`, then `build_normalisation`.
+
+    Returns:
+        A function of image (H, W, 3) uint8, mask (H, W) bool and a seed for the augmentation. It
+        returns image (3, H', W') float32 and mask (H', W') bool, and raises ValueError if the image
+        is smaller than the crop.
+    """
+    prepare, normalise = build_preparation(image, augment), build_normalisation(image)
+
+    def transform(
+        pixels: NDArray[np.uint8], mask: NDArray[np.bool_], seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels, mask = prepare(pixels, mask, seed)
+        return normalise(pixels), torch.from_numpy(mask)
+
+    return transform
+
+
+def _prepare(
     compose: Any, image: NDArray[np.uint8], mask: NDArray[np.bool_], seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     compose.set_random_seed(seed)
     result = compose(image=image, mask=mask.astype(np.uint8))
-    return result["image"], result["mask"].bool()  # (3, H', W'), (H', W')
+    return result["image"], result["mask"].astype(bool)  # (H', W', 3), (H', W')
+
+
+def _normalise(compose: Any, pixels: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(compose(image=pixels)["image"]).permute(2, 0, 1)  # (3, H, W)
+
+
+def _albumentations() -> Any:
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks a server at import
+    import albumentations  # here: half a second that other commands need not wait
+
+    return albumentations
 
 
 def _resize(

@@ -1,0 +1,67 @@
+"""`patchcore cache`: what the cache of intermediate results holds, and how to empty it."""
+
+import argparse
+import time
+from collections import defaultdict
+
+from patchcore.cache import CacheConfig, Entry, Store
+
+KINDS = {
+    "images": "decoded and resized images",
+    "maps": "layer maps of backbones",
+    "orders": "coreset orders",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: `patchcore cache [show | clear | path]`."""
+    parser = argparse.ArgumentParser(
+        prog="patchcore cache",
+        description="Show or clear what sweeps keep, so as not to compute it again.",
+        epilog="The folder is $PATCHCORE_CACHE, or patchcore/features in ~/.cache.",
+    )
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("show", "clear", "path"),
+        default="show",
+        help="show what it holds (default), clear it, or print its folder",
+    )
+    parser.add_argument("--root", help="another folder (cache.root)")
+    options = parser.parse_args(arguments)
+    store = Store(CacheConfig(root=options.root).folder())
+    if options.action == "path":
+        print(store.root)
+    elif options.action == "clear":
+        print(f"{_size(store.clear())} freed in {store.root}")
+    else:
+        print(_table(store))
+
+
+def _table(store: Store) -> str:
+    kinds: dict[str, list[Entry]] = defaultdict(list)
+    entries = store.entries()
+    for entry in entries:
+        kinds[entry.key.partition("/")[0]].append(entry)
+    lines = [str(store.root)]
+    for kind, some in sorted(kinds.items()):
+        purpose = KINDS.get(kind, kind)
+        oldest = (time.time() - some[0].used) / 86400
+        lines.append(
+            f"{purpose:28} {len(some):9,} entries {_size(_bytes(some)):>10}   "
+            f"unused for up to {oldest:.1f} days"
+        )
+    lines.append(f"{'in all':28} {len(entries):9,} entries {_size(_bytes(entries)):>10}")
+    return "\n".join(lines)
+
+
+def _bytes(entries: list[Entry]) -> int:
+    return sum(entry.size for entry in entries)
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"

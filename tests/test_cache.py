@@ -1,0 +1,250 @@
+import os
+import threading
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from patchcore.cache import (
+    CacheConfig,
+    MapCache,
+    Precision,
+    Store,
+    digest,
+    file_digest,
+    tensors_digest,
+)
+from patchcore.commands.cache import main as cache_command
+from patchcore.errors import InputError
+
+
+def some(seed: int, size: int = 1000) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"x": torch.randn(size, generator=generator), "flag": torch.tensor(seed % 2 == 0)}
+
+
+def same(a: dict[str, Tensor] | None, b: dict[str, Tensor]) -> bool:
+    return a is not None and a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
+def test_what_is_put_is_got(tmp_path: Path, dtype: torch.dtype) -> None:
+    store = Store(tmp_path)
+    tensors = {
+        "strided": torch.randn(4, 6).to(dtype).T,
+        "scalar": torch.tensor(1).to(dtype),
+        "empty": torch.empty(0, 3, dtype=dtype),
+    }
+    assert store.get("maps/a") is None
+    store.put("maps/a", tensors)
+    assert same(store.get("maps/a"), tensors)
+    assert [entry.key for entry in store.entries()] == ["maps/a"]
+    assert store.size() == store.entries()[0].path.stat().st_size
+    assert same(Store(tmp_path).get("maps/a"), tensors)
+
+
+@pytest.mark.parametrize("damage", ["bit", "torn", "empty", "header"])
+def test_a_damaged_entry_is_named_dropped_and_rebuilt(tmp_path: Path, damage: str) -> None:
+    store = Store(tmp_path)
+    store.put("maps/a", some(1))
+    path = store.entries()[0].path
+    data = bytearray(path.read_bytes())
+    if damage == "bit":
+        data[-100] ^= 4
+    elif damage == "header":
+        at = data.index(b'"F32"')
+        data[at : at + 5] = b'"I32"'
+    else:
+        data = data[: len(data) // 2 if damage == "torn" else 0]
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match=f"{path} is damaged"):
+        assert store.get("maps/a") is None
+    assert not path.exists()
+    store.put("maps/a", some(1))
+    assert same(store.get("maps/a"), some(1))
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for i in range(10):
+        store.put(f"maps/{i}", some(i))
+        path = store.entries()[-1].path
+        os.utime(tmp_path / f"maps/{i}.safetensors", (i, i))
+    size = path.stat().st_size
+    assert same(store.get("maps/0"), some(0))  # now the latest used
+    limited = Store(tmp_path, limit=10 * size)
+    limited.put("maps/10", some(10))
+    left = {entry.key for entry in limited.entries()}
+    assert {"maps/0", "maps/10"} <= left and "maps/1" not in left
+    assert limited.size() <= 10 * size
+
+
+def test_the_limit_holds_while_entries_come(tmp_path: Path) -> None:
+    store = Store(tmp_path, limit=100_000)
+    peak = 0
+    for i in range(100):
+        store.put(f"maps/{i}", some(i))
+        peak = max(peak, store.size())
+    assert 80_000 < peak <= 100_000
+    store.put("maps/huge", some(0, 50_000))
+    assert store.get("maps/huge") is None and store.size() > 0  # dropped nothing for nothing
+
+
+def test_clear_leaves_nothing_but_what_is_being_written(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put("maps/a", some(1))
+    abandoned, fresh = tmp_path / "maps/.a-1.part", tmp_path / "maps/.a-2.part"
+    for path in (abandoned, fresh):
+        path.write_bytes(b"x")
+    os.utime(abandoned, (1, 1))
+    size = store.size()
+    assert store.clear() == size > 0
+    assert store.entries() == [] and not abandoned.exists() and fresh.exists()
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file")
+    with pytest.warns(UserWarning, match="is not used"):
+        store.put("maps/a", some(1))
+    store.put("maps/b", some(1))  # says so once
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert store.get("maps/a") is None
+
+
+def _hammer(root: Path, worker: int) -> int:
+    """Read and write the same few entries as the others do; how many reads found the right one."""
+    store = Store(root, limit=120_000)
+    found = 0
+    for i in range(150):
+        seed = (i * 7 + worker) % 40
+        tensors = store.get(f"maps/{seed}")
+        if tensors is None:
+            store.put(f"maps/{seed}", some(seed))
+        else:
+            assert same(tensors, some(seed))
+            found += 1
+    return found
+
+
+def test_four_processes_at_once_neither_tear_nor_overfill(tmp_path: Path) -> None:
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports torch once, not four times
+    with ProcessPoolExecutor(4, mp_context=context) as pool:
+        found = list(pool.map(_hammer, [tmp_path] * 4, range(4)))
+    assert sum(found) > 0
+    assert Store(tmp_path).size() <= 120_000 + 4 * (120_000 // 64 + 5000)
+    assert not list(tmp_path.glob("*/.*"))
+
+
+def test_readers_see_all_of_an_entry_or_none(tmp_path: Path) -> None:
+    store, stop = Store(tmp_path), threading.Event()
+
+    def rewrite() -> None:
+        writer = Store(tmp_path)
+        while not stop.is_set():
+            writer.put("maps/a", some(1, 100_000))
+
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    try:
+        end = time.monotonic() + 1
+        seen = 0
+        while time.monotonic() < end:
+            tensors = store.get("maps/a")  # a torn one would warn, and warnings are errors
+            seen += tensors is not None
+    finally:
+        stop.set()
+        thread.join()
+    assert seen
+
+
+def test_digests_tell_apart_what_differs(tmp_path: Path) -> None:
+    assert digest("a", [1, None]) == digest("a", [1, None])
+    assert len({digest("ab"), digest("a", "b"), digest(b"ab"), digest(1), digest("1")}) == 5
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    with pytest.raises(TypeError, match="cannot hold object"):
+        digest(object())
+    path = tmp_path / "image.png"
+    path.write_bytes(b"one")
+    one = file_digest(path)
+    assert file_digest(path) == one
+    path.write_bytes(b"three")
+    assert file_digest(path) != one
+    path.write_bytes(b"one")
+    assert file_digest(path) == one
+    with pytest.raises(InputError, match=r"missing\.png: cannot be read"):
+        file_digest(tmp_path / "missing.png")
+    x = torch.randn(4)
+    digests = [tensors_digest([("a", y)]) for y in (x, x[:, None], x.double(), x + 1)]
+    assert len({*digests, tensors_digest([("b", x)])}) == 5
+    assert tensors_digest([("a", x)]) == digests[0]
+
+
+def maps(batch: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(batch)
+    last = [torch.randn(batch, 5, 4, 3, generator=generator), torch.randn(batch, 2, 2, 7)]
+    return [x.permute(0, 3, 1, 2) for x in last]  # (B, C, h, w)
+
+
+def test_layer_maps_come_back_bit_for_bit(tmp_path: Path) -> None:
+    cache = MapCache(Store(tmp_path), "network")
+    computed = maps(2)
+    kept = cache.put(["a", "b"], computed)
+    assert all(torch.equal(x, y) for x, y in zip(kept, computed, strict=True))
+    found = cache.get(["b", "a"])  # the batch's order does not matter, its size does
+    assert found is not None
+    for layer, x in enumerate(computed):
+        assert torch.equal(found[0][layer], x[1].permute(1, 2, 0))
+        assert torch.equal(found[1][layer], x[0].permute(1, 2, 0))
+    assert cache.get(["a"]) is None and cache.get(["a", "c"]) is None
+    assert MapCache(Store(tmp_path), "other").get(["a", "b"]) is None
+    assert MapCache(Store(tmp_path), "network", Precision.bfloat16).get(["a", "b"]) is None
+
+
+def test_rounded_maps_are_the_same_for_the_run_that_computes_them(tmp_path: Path) -> None:
+    cache = MapCache(Store(tmp_path), "network", Precision.bfloat16)
+    computed = maps(2)
+    kept = cache.put(["a", "b"], computed)
+    found = cache.get(["a", "b"])
+    assert found is not None
+    for layer, x in enumerate(computed):
+        assert kept[layer].dtype == found[0][layer].dtype == torch.float32
+        assert torch.equal(kept[layer][0].permute(1, 2, 0), found[0][layer])
+        assert torch.equal(kept[layer], x.bfloat16().float())
+    full = MapCache(Store(tmp_path / "full"), "network")
+    full.put(["a", "b"], maps(2))
+    assert Store(tmp_path).size() < 0.8 * full.store.size()
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("PATCHCORE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert CacheConfig().folder() == tmp_path / "patchcore" / "features"
+    monkeypatch.setenv("PATCHCORE_CACHE", str(tmp_path / "mine"))
+    assert CacheConfig().folder() == tmp_path / "mine"
+    assert CacheConfig(root=str(tmp_path / "given")).folder() == tmp_path / "given"
+    assert CacheConfig().open() is None
+    store = CacheConfig(enabled=True, limit_gib=0.5).open()
+    assert store is not None and store.limit == 2**29
+    with pytest.raises(InputError, match=r"cache\.limit_gib must be above 0, got 0"):
+        CacheConfig(limit_gib=0)
+
+
+def test_the_command_shows_and_clears(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path)
+    for key in ("maps/a", "maps/b", "orders/c"):
+        store.put(key, some(1))
+    cache_command(["--root", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "layer maps of backbones" in shown and "2 entries" in shown and "3 entries" in shown
+    cache_command(["path", "--root", str(tmp_path)])
+    assert capsys.readouterr().out.strip() == str(tmp_path)
+    cache_command(["clear", "--root", str(tmp_path)])
+    assert "KiB freed" in capsys.readouterr().out and store.entries() == []
