@@ -6,8 +6,10 @@ nests those; the YAML files under conf/ start from them (`schema/…`) and list 
 
 import netrc
 import os
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ from omegaconf.errors import (
 )
 
 from patchcore.backbones import BackboneConfig, LayersConfig
+from patchcore.cache import CacheConfig
 from patchcore.coreset import (
     AllConfig,
     ApproximateConfig,
@@ -45,6 +48,20 @@ from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 
 
+class Objective(Enum):
+    """What a run can hand to a sweeper that looks for the best."""
+
+    image_auroc = "image_auroc"
+    image_ap = "image_ap"
+    pixel_auroc = "pixel_auroc"
+    pixel_ap = "pixel_ap"
+    aupro = "aupro"
+    memory_bytes = "memory_bytes"
+    memory_patches = "memory_patches"
+    seconds = "seconds"  # wall time of extraction, coreset and scoring together
+    score_seconds = "score_seconds"  # of scoring alone
+
+
 @dataclass
 class Config:
     """One experiment: a category, a model, and how it is run and tracked."""
@@ -61,10 +78,34 @@ class Config:
     trainer: dict[str, Any] = MISSING  # of pytorch_lightning.Trainer
     logger: dict[str, Any] = MISSING  # {name: a Lightning logger}
     seed: int = 0  # of everything random
+    curve: list[float] = field(default_factory=list)  # ratios to test at too, up to coreset.ratio
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    resume: bool = False  # take over a finished run of the same settings and images
+    objectives: list[Objective] = field(default_factory=lambda: [Objective.image_auroc])
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be in [0, 2^32), got {self.seed}")
+        if not self.objectives:
+            raise InputError("objectives is empty: name at least one, such as image_auroc")
+        if self.curve:
+            self._check_curve()
+
+    def _check_curve(self) -> None:
+        coreset = self.coreset
+        if not isinstance(coreset, GreedyConfig | ApproximateConfig | RandomConfig):
+            raise InputError(
+                "curve needs coreset=greedy, approximate or random, whose memories of different "
+                "ratios contain each other"
+            )
+        if coreset.count is not None or getattr(coreset, "radius", None) is not None:
+            raise InputError("curve needs coreset.ratio: set coreset.count and radius to null")
+        for ratio in self.curve:
+            if not 0 < ratio <= coreset.ratio:
+                raise InputError(
+                    f"curve must lie in (0, {coreset.ratio}], the largest being coreset.ratio, "
+                    f"got {ratio}"
+                )
 
 
 SCHEMAS: dict[str, dict[str, type]] = {
@@ -97,6 +138,7 @@ def register() -> None:
     for group, choices in SCHEMAS.items():
         for name, node in choices.items():
             store.store(group=f"{group}/schema", name=name, node=node)
+    OmegaConf.register_new_resolver("in_multirun", in_multirun, replace=True)
     OmegaConf.register_new_resolver("run_group", run_group, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
@@ -126,17 +168,23 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice}: there is no such choice; there are {', '.join(error.options)}"
-    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+    cause: BaseException = error
+    if isinstance(error, HydraException):
+        hidden = isinstance(error.__context__, OmegaConfBaseException)
+        cause = error.__cause__ or (error.__context__ if hidden else None) or error
     if not isinstance(cause, HydraException | OmegaConfBaseException):
         return None
     key = getattr(cause, "full_key", None)
     if not key:
         return " ".join(str(error).split())
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        return _no_such_option(key, cause.object_type)
     if isinstance(cause, MissingMandatoryValue):
         return f"{key} is missing: give {key}=…"
-    return f"{key}: " + " ".join(str(cause).partition("\n    full_key:")[0].split())
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        message = _no_such_option(key, cause.object_type)
+    else:
+        message = f"{key}: " + " ".join(str(cause).partition("\n    full_key:")[0].split())
+    file = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
+    return f"{message} (in {file[1]}.yaml)" if file else message
 
 
 def _no_such_option(key: str, parent: Any) -> str:
@@ -159,6 +207,11 @@ def _reject_added(node: DictConfig) -> None:
             raise InputError(_no_such_option(node._get_full_key(key), schema))
         if not OmegaConf.is_missing(node, key) and isinstance(child := node[key], DictConfig):
             _reject_added(child)
+
+
+def in_multirun() -> bool:
+    """Whether this run is one of several."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def run_group() -> str | None:

@@ -68,6 +68,4 @@ def load_embedded() -> EmbeddedTrunk:
 
 
 def _conv(inp: int, out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inp, out, kernel, stride, kernel // 2), nn.ReLU(inplace=True)
-    )
+    return nn.Sequential(nn.Conv2d(inp, out, kernel, stride, kernel // 2), nn.ReLU(inplace=True))

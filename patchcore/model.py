@@ -1,18 +1,19 @@
 """PatchCore as one `nn.Module`: nominal images in, then scores and anomaly maps out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
-from patchcore.coreset import Coreset, CoresetConfig, GreedyConfig, subsample
+from patchcore.coreset import Coreset, CoresetConfig, GreedyConfig, Order, subsample
 from patchcore.errors import InputError
-from patchcore.index import Index, IndexConfig, TorchIndexConfig, build_index
+from patchcore.index import Index, IndexConfig, PrefixIndex, TorchIndexConfig, build_index
 from patchcore.patches import PatchConfig, PatchFeatures
 from patchcore.scoring import (
     ScoringConfig,
+    Search,
     anomaly_maps,
     image_scores,
     neighbourhood_weight,
@@ -53,18 +54,25 @@ class PatchCore(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = Backbone(backbone or BackboneConfig(), layers or LayersConfig())
-        self.patches = PatchFeatures(self.backbone.channels, patch or PatchConfig())
+        self.patch_config = patch or PatchConfig()
+        self.patches = PatchFeatures(self.backbone.channels, self.patch_config)
         self.coreset_config = coreset or GreedyConfig()
         self.index_config = index or TorchIndexConfig()
         self.scoring = scoring or ScoringConfig()
         self.coreset: Coreset | None = None
         self.register_buffer("memory", torch.empty(0, self.patches.dimension))
         self._index: Index | None = None
+        self._prefixes: PrefixIndex | None = None
 
     @torch.inference_mode()
     def embed(self, images: Tensor) -> Tensor:
         """Patch features (B, h, w, D), float32, of images (B, 3, H, W)."""
-        return self.patches(self.backbone(images)).float()
+        return self.features(self.backbone(images))
+
+    @torch.inference_mode()
+    def features(self, maps: Sequence[Tensor]) -> Tensor:
+        """Patch features (B, h, w, D), float32, of the backbone's layer maps [(B, C, h, w), …]."""
+        return self.patches(maps).float()
 
     def fit(self, images: Tensor | Iterable[Tensor], progress: bool = False) -> "PatchCore":
         """Remember nominal images: one batch (B, 3, H, W), or an iterable of batches."""
@@ -74,38 +82,76 @@ class PatchCore(nn.Module):
         self.build(buffer.take(), progress=progress)
         return self
 
-    def build(self, features: Tensor, progress: bool = False) -> Coreset:
+    def build(
+        self, features: Tensor, progress: bool = False, order: Order | None = None
+    ) -> Coreset:
         """Reduce patch features (N, D) of nominal images to the memory bank.
 
-        They may lie in host memory while the model is on an accelerator.
+        They may lie in host memory while the model is on an accelerator. A stored `order` of the
+        same features and settings is used or continued.
         """
         device = self.memory.device
-        self.coreset = subsample(features, self.coreset_config, device=device, progress=progress)
+        self.coreset = subsample(
+            features, self.coreset_config, device=device, order=order, progress=progress
+        )
         self.memory = self.coreset.memory.to(device)
         return self.coreset
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Prediction:
         """Score images (B, 3, H, W), normalised like those of `fit`."""
-        features = self.embed(images)  # (B, h, w, D)
-        # Under bfloat16 autocast the search would confuse neighbours, and maps have 8 bits.
-        with torch.autocast(images.device.type, enabled=False):
-            return self._score(features, (images.shape[-2], images.shape[-1]))
+        height, width = images.shape[-2:]
+        return self.score(self.embed(images), (height, width))
 
-    def _score(self, features: Tensor, size: tuple[int, int]) -> Prediction:
-        """Score patch features (B, h, w, D) of images whose height and width are `size`."""
+    @torch.inference_mode()
+    def score(self, features: Tensor, size: tuple[int, int]) -> Prediction:
+        """Score patch features (B, h, w, D) of images of `size` (H, W)."""
+        # Under bfloat16 autocast the search would confuse neighbours, and maps have 8 bits.
+        with torch.autocast(features.device.type, enabled=False):
+            found = self.search(features.flatten(0, 2), self.scoring.neighbours)  # (B·h·w, k)
+            return self._predict(features, size, found, self.memory, self.search)
+
+    @torch.inference_mode()
+    def score_prefixes(
+        self, features: Tensor, size: tuple[int, int], patches: Sequence[int]
+    ) -> list[Prediction]:
+        """As `score` with the first n patches of the memory alone, for each n of `patches`.
+
+        They ascend. The memory of a larger coreset begins with that of a smaller, so these are the
+        predictions of as many models, for little more than the search in the largest.
+        """
+        sizes = list(patches)
+        prefixes = self._prefixes
+        if prefixes is None or prefixes.memory is not self.memory or prefixes.sizes != sizes:
+            prefixes = self._prefixes = PrefixIndex(self.memory, sizes, self.index_config)
+        with torch.autocast(features.device.type, enabled=False):
+            found = prefixes.search(features.flatten(0, 2), self.scoring.neighbours)
+            return [
+                self._predict(features, size, nearest, index.memory, index.search)
+                for nearest, index in zip(found, prefixes.indexes, strict=True)
+            ]
+
+    def _predict(
+        self,
+        features: Tensor,
+        size: tuple[int, int],
+        found: tuple[Tensor, Tensor],
+        memory: Tensor,
+        search: Search,
+    ) -> Prediction:
+        """From distances and rows (B·h·w, k) of the nearest in `memory` to scores and maps."""
         patches = features.flatten(1, 2)  # (B, h·w, D)
-        squared, rows = self.search(patches.flatten(0, 1), self.scoring.neighbours)  # (B·h·w, k)
+        squared, rows = found
         scores = patch_scores(squared, self.scoring).view(patches.shape[:2])  # (B, h·w)
         nearest = rows[:, 0].view_as(scores)  # (B, h·w)
         score, m_test = image_scores(scores)
         if self.scoring.reweight:
-            image = torch.arange(len(patches), device=patches.device)
+            image = torch.arange(len(features), device=features.device)
             score = score * neighbourhood_weight(
                 patches[image, m_test],
                 nearest[image, m_test],
-                self.memory,
-                self.search,
+                memory,
+                search,
                 self.scoring.reweight,
             )
         grid = scores.view(features.shape[:3])  # (B, h, w)

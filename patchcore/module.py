@@ -1,37 +1,63 @@
 """The LightningModule: collects in training, builds the memory at its end, scores in testing."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from patchcore.cache import FORMAT, MapCache, digest, tensors_digest
+from patchcore.coreset import ApproximateConfig, GreedyConfig, Order, SizedConfig
 from patchcore.metrics import ImageMetrics, PixelMetrics
 from patchcore.model import FeatureBuffer, PatchCore
+from patchcore.scoring import anomaly_maps
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 """See `patchcore.data.dataset.collate`."""
 
 
 class PatchCoreModule(pl.LightningModule):
     """PatchCore in a Trainer.
 
+    Args:
+        model: To be fitted and tested.
+        cache: Where layer maps and coreset orders are kept, if anywhere.
+        curve: Shares of the patches at which to test too, at most the coreset's own ratio: its
+            memory begins with theirs, so one pass over the test images serves all.
+
     Attributes:
         model: The model; fitted once training has ended.
         image_metrics, pixel_metrics: Of the last test.
         scores: {index of the test image: anomaly score} of the last test.
+        grids: {index of the test image: patch scores (h, w), on the CPU} of the last test.
         seconds: Wall time of `extract`, `coreset` and `score`.
         train_images: Images collected, counted once for every epoch.
     """
 
-    def __init__(self, model: PatchCore) -> None:
+    def __init__(
+        self, model: PatchCore, cache: MapCache | None = None, curve: Sequence[float] = ()
+    ) -> None:
         super().__init__()
         self.model = model
+        self.cache = cache
+        coreset = model.coreset_config
+        self.curve: list[float] = []
+        if curve and isinstance(coreset, SizedConfig):
+            self.curve = sorted({*curve, coreset.ratio})
         self.automatic_optimization = False  # nothing is optimised
         self.image_metrics = ImageMetrics()
         self.pixel_metrics = PixelMetrics()
+        self.smaller = nn.ModuleDict()  # {memory size: metrics} of the curve's other points
         self.scores: dict[int, float] = {}
+        self.grids: dict[int, Tensor] = {}
         self.seconds: dict[str, float] = {}
         self.train_images = 0
+        self._train_patches = 0
+        self._sizes: list[int] = []  # of the memory, ascending
+        self._keys: list[str] = []  # of the training images' maps
 
     def configure_optimizers(self) -> None:
         """None: the backbone is frozen."""
@@ -40,36 +66,61 @@ class PatchCoreModule(pl.LightningModule):
         images = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
         self._buffer = FeatureBuffer(images * (self.trainer.max_epochs or 1))
         self.train_images = 0
+        self._keys = []
         self._started = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self._buffer.append(self.model.embed(batch["image"]))
-        self.train_images += len(batch["image"])
+        self._buffer.append(self._features(batch))
+        self.train_images += len(batch["index"])
+        if self.cache is not None and "key" in batch:
+            self._keys += [self.cache.key(image, len(batch["key"])) for image in batch["key"]]
 
     def on_train_end(self) -> None:
         self.seconds["extract"] = time.perf_counter() - self._started
         start = time.perf_counter()
         progress = self.trainer.progress_bar_callback is not None
-        self.model.build(self._buffer.take(), progress)
+        features = self._buffer.take()
+        self._train_patches = len(features)
+        key, order = self._order_key(), None
+        if self.cache is not None and key is not None and (kept := self.cache.store.get(key)):
+            order = Order(**kept)
+        coreset = self.model.build(features, progress, order)
+        if self.cache is not None and key is not None and coreset.order is not order:
+            self.cache.store.put(key, vars(coreset.order))
         self.seconds["coreset"] = time.perf_counter() - start
 
     def on_test_start(self) -> None:
         self.image_metrics.reset()
         self.pixel_metrics.reset()
-        self.scores = {}
+        self._sizes = sorted({self._size(ratio) for ratio in self.curve} | {len(self.model.memory)})
+        pairs = {str(n): _metrics() for n in self._sizes[:-1]}
+        self.smaller = nn.ModuleDict(pairs).to(self.device)
+        self.scores, self.grids = {}, {}
         self._started = time.perf_counter()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        prediction = self.model(batch["image"])
-        self.image_metrics.update(prediction.score, batch["label"])
-        self.pixel_metrics.update(prediction.map, batch["mask"], batch["has_mask"])
-        scores = prediction.score.tolist()
-        self.scores.update(zip(batch["index"].tolist(), scores, strict=True))
+        features = self._features(batch)
+        height, width = batch["mask"].shape[-2:]
+        if self.smaller:
+            predictions = self.model.score_prefixes(features, (height, width), self._sizes)
+        else:
+            predictions = [self.model.score(features, (height, width))]
+        for i, prediction in enumerate(predictions):
+            image, pixel = self._metrics_of(self._sizes[i])
+            image.update(prediction.score, batch["label"])
+            pixel.update(prediction.map, batch["mask"], batch["has_mask"])
+        index = batch["index"].tolist()
+        self.scores.update(zip(index, prediction.score.tolist(), strict=True))
+        self.grids.update(zip(index, prediction.patch_score.cpu(), strict=True))
 
     def on_test_epoch_end(self) -> None:
         self.seconds["score"] = time.perf_counter() - self._started
         seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
         self.log_dict({**self.metrics(), **seconds})
+
+    def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
+        """Anomaly map (H, W) of a test image of `size` (H, W), on the CPU."""
+        return anomaly_maps(self.grids[index][None], size, self.model.scoring.sigma)[0]
 
     def metrics(self) -> dict[str, float]:
         """Image and pixel metrics of the last test, NaN where `undefined()` says why; sizes."""
@@ -85,3 +136,77 @@ class PatchCoreModule(pl.LightningModule):
     def undefined(self) -> dict[str, str]:
         """Why metrics are NaN: {key: reason}."""
         return {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
+
+    def ratio_curve(self) -> list[dict[str, float]]:
+        """`metrics` with the memory of every ratio asked for, and with the whole; ascending.
+
+        `ratio` is the share of the training patches kept. Empty if no curve was asked for.
+        """
+        rows = []
+        for ratio in self.curve:
+            size = self._size(ratio)
+            image, pixel = self._metrics_of(size)
+            row = {
+                "ratio": ratio,
+                "memory_patches": size,
+                "memory_bytes": self.model.memory[:size].nbytes,
+            }
+            rows.append({**row, **image.compute(), **pixel.compute()})
+        return rows
+
+    def _features(self, batch: Batch) -> Tensor:
+        """Patch features (B, h, w, D) of a batch, from its layer maps if it brings them."""
+        if "maps" in batch:
+            maps = [x.permute(0, 3, 1, 2) for x in batch["maps"]]  # (B, h, w, C) → (B, C, h, w)
+        else:
+            maps = self.model.backbone(batch["image"])
+            if self.cache is not None and "key" in batch:
+                maps = self.cache.put(batch["key"], maps)
+        return self.model.features(maps)
+
+    def _order_key(self) -> str | None:
+        """Of the coreset order of these training patches; None if they or it are not kept."""
+        config = self.model.coreset_config
+        kept = self.cache is not None and len(self._keys) == self.train_images
+        if not kept or not isinstance(config, GreedyConfig | ApproximateConfig):
+            return None
+        # The keys name network, precision and machine too.
+        sampler = {**vars(config), "ratio": None, "count": None, "radius": None}
+        patch = vars(self.model.patch_config)
+        return f"orders/{digest(FORMAT, self._keys, patch, type(config).__name__, sampler)}"
+
+    def _size(self, ratio: float) -> int:
+        """Memory size at a ratio of the curve."""
+        config = self.model.coreset_config
+        assert isinstance(config, SizedConfig)
+        return replace(config, ratio=ratio).size(self._train_patches)
+
+    def _metrics_of(self, size: int) -> tuple[ImageMetrics, PixelMetrics]:
+        if size == self._sizes[-1]:
+            return self.image_metrics, self.pixel_metrics
+        pair: Any = self.smaller[str(size)]
+        return pair[0], pair[1]
+
+
+def network_digest(model: PatchCore, precision: str, device: torch.device) -> str:
+    """Names all that a batch's layer maps follow from besides the images.
+
+    Network, weights, layers, the trainer's precision, and what decides how sums are rounded.
+    """
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        hardware = f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+    backbone = model.backbone
+    return digest(
+        repr(backbone.network),
+        tensors_digest(backbone.network.state_dict().items()),
+        backbone.layers,
+        precision,
+        hardware,
+        torch.__version__,
+    )
+
+
+def _metrics() -> nn.ModuleList:
+    return nn.ModuleList([ImageMetrics(), PixelMetrics()])

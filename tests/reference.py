@@ -54,9 +54,7 @@ def interpolate(x: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 def adaptive_average(x: np.ndarray, m: int) -> np.ndarray:
     """Average n entries of the last axis to m runs ⌊kn/m⌋ … ⌈(k+1)n/m⌉."""
     n = x.shape[-1]
-    return np.stack(
-        [x[..., k * n // m : -(-(k + 1) * n // m)].mean(-1) for k in range(m)], axis=-1
-    )
+    return np.stack([x[..., k * n // m : -(-(k + 1) * n // m)].mean(-1) for k in range(m)], axis=-1)
 
 
 # --- coreset ---------------------------------------------------------------------------------
@@ -94,7 +92,6 @@ def reconstruction_loss(patches: np.ndarray, proxies: np.ndarray) -> np.ndarray:
         weights = np.exp(-distances) / np.exp(-distances).sum()
         losses.append(((m - weights @ proxies) ** 2).sum())
     return np.array(losses)
-
 
 
 # --- index and scoring -----------------------------------------------------------------------

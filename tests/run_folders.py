@@ -71,9 +71,11 @@ def write_sweep(folder: Path, gallery: tuple[int, int] = (420, 490)) -> Path:
                     "memory_bytes": patches * 4096,
                     "train_images": 762,
                     "test_images": 582,
-                    "seconds.extract": 20 + 200 * gain * 100,
-                    "seconds.coreset": 900 * ratio,
-                    "seconds.score": (20 + 4000 * ratio) * (1 + size / 20),
+                    "seconds": {
+                        "extract": 20 + 200 * gain * 100,
+                        "coreset": 900 * ratio,
+                        "score": (20 + 4000 * ratio) * (1 + size / 20),
+                    },
                 }
                 if job == 7:
                     reason = "no test image has a mask"

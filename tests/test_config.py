@@ -199,6 +199,20 @@ def test_mistakes_are_told_in_one_line_that_begins_with_the_key(
     assert complaint(*overrides).startswith(message)
 
 
+def test_mistakes_in_a_file_are_told_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    own = tmp_path / "experiment" / "mine.yaml"
+    own.write_text("# @package _global_\nscoring:\n  sigmma: 2\n")
+    message = complaint(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    expected = (
+        "scoring.sigmma: there is no such option; did you mean sigma? (in experiment/mine.yaml)"
+    )
+    assert message == expected
+    own.write_text("# @package _global_\nscoring:\n  sigma: 2\n")
+    config = composed(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    assert config.scoring.sigma == 2
+
+
 def test_bugs_are_not_explained() -> None:
     assert explain(ValueError("oops")) is None
     assert explain(KeyError("oops")) is None

@@ -15,7 +15,7 @@ from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
 from patchcore.metrics import ImageMetrics
 from patchcore.report import figures
-from patchcore.report.run import GalleryItem, Run, pick_gallery, write_run
+from patchcore.report.run import AnomalyMap, GalleryItem, Run, pick_gallery, write_run
 from tests.images import write_image, write_mask
 
 NAN = float("nan")
@@ -65,7 +65,7 @@ def test_record_names_what_is_undefined() -> None:
     record = make_run(*MIXED).record()
     assert record["aupro"] is None
     assert record["undefined"] == {"aupro": "no anomalous pixels in the test set"}
-    assert record["seconds.extract"] == 1.5
+    assert record["seconds"]["extract"] == 1.5
     assert record["image_auroc"] == pytest.approx(4 / 6)
     for key in ("image_false_positives", "errors_at_full_recall", "memory_patches"):
         assert isinstance(record[key], int)
@@ -182,11 +182,15 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, ImageDataset,
     return run, dataset, model.fit(dataset[0]["image"][None])
 
 
+def maps_of(dataset: ImageDataset, model: PatchCore) -> AnomalyMap:
+    return lambda index, size: model(dataset[index]["image"][None]).map[0]
+
+
 def test_gallery_shows_the_worst_of_both_kinds_and_the_best_finds_once(
     scored: tuple[Run, ImageDataset, PatchCore],
 ) -> None:
     run, dataset, model = scored
-    items = pick_gallery(run, dataset, model, each=3)
+    items = pick_gallery(run, dataset, maps_of(dataset, model), each=3)
     shown: dict[str, list[int]] = {}
     for found in items:
         shown.setdefault(found.group, []).append(int(found.sample.path.stem))
@@ -209,7 +213,7 @@ def test_gallery_items_hold_the_image_its_mask_its_map_and_one_scale(
     scored: tuple[Run, ImageDataset, PatchCore],
 ) -> None:
     run, dataset, model = scored
-    items = pick_gallery(run, dataset, model, each=2)
+    items = pick_gallery(run, dataset, maps_of(dataset, model), each=2)
     for found in items:
         index = int(found.sample.path.stem)
         written = read_image(found.sample.path)
@@ -229,7 +233,8 @@ def test_gallery_of_a_run_without_anomalies_has_no_verdict(
 ) -> None:
     _, dataset, model = scored
     run = make_run([0.1 * i for i in range(9)], [0] * 9)
-    items = pick_gallery(run, ImageDataset(dataset.samples[:9], dataset.image), model, each=2)
+    dataset = ImageDataset(dataset.samples[:9], dataset.image)
+    items = pick_gallery(run, dataset, maps_of(dataset, model), each=2)
     assert [found.verdict for found in items] == ["", ""]
     assert [int(found.sample.path.stem) for found in items] == [8, 7]
 

@@ -320,8 +320,7 @@ def test_front_by_hand(tmp_path: Path) -> None:
     ):
         metrics = {
             "image_auroc": score,
-            "seconds.extract": seconds / 2,
-            "seconds.score": seconds / 2,
+            "seconds": {"extract": seconds / 2, "score": seconds / 2},
         }
         write_run(tmp_path / str(size), {"patch.size": size}, metrics)
     front = read_runs([tmp_path]).front("seconds")
@@ -329,7 +328,8 @@ def test_front_by_hand(tmp_path: Path) -> None:
 
 
 def test_derived_times(tmp_path: Path) -> None:
-    metrics = {"image_auroc": 0.9, "seconds.extract": 4.0, "seconds.score": 6.0, "test_images": 30}
+    seconds = {"extract": 4.0, "score": 6.0}
+    metrics = {"image_auroc": 0.9, "seconds": seconds, "test_images": 30}
     write_run(tmp_path / "0", {}, metrics)
     run = read_runs([tmp_path]).runs[0]
     assert run.metrics["seconds"] == 10.0

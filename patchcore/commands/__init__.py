@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 COMMANDS = {
     "train": "fit PatchCore on a category and test it",
+    "report": "compare runs: a page and tables",
+    "cache": "show or clear what sweeps keep",
 }
 
 

@@ -29,7 +29,8 @@ def start(logger: Logger, settings: dict[str, Any]) -> None:
 
 
 def track(logger: Logger, run: Run, folder: Path) -> None:
-    """Log what a metrics table cannot show; CSV loggers have no place for it."""
+    """Log the ratio curve, and what a metrics table cannot show; for CSV that ends with it."""
+    _track_ratio_curve(logger, run)
     if isinstance(logger, WandbLogger):
         _track_wandb(logger, run, folder)
     elif isinstance(logger, TensorBoardLogger):
@@ -45,6 +46,18 @@ def finish(logger: Logger, success: bool) -> None:
 
         if wandb.run is not None:  # else it never started
             wandb.finish(exit_code=0 if success else 1)
+
+
+def _track_ratio_curve(logger: Logger, run: Run) -> None:
+    """Metrics against the memory's share; the step is its number of patches."""
+    if isinstance(logger, WandbLogger) and run.ratio_curve:
+        logger.experiment.define_metric("ratio_curve/*", step_metric="ratio_curve/ratio")
+    for row in run.ratio_curve:
+        values = {f"ratio_curve/{key}": value for key, value in row.items()}
+        if isinstance(logger, WandbLogger):
+            logger.experiment.log(values)  # its own steps may not go back
+        else:
+            logger.log_metrics(values, step=int(row["memory_patches"]))
 
 
 def _track_wandb(logger: WandbLogger, run: Run, folder: Path) -> None:

@@ -1,9 +1,10 @@
 """`patchcore train`: fit PatchCore on a category, test it, and leave a run folder."""
 
+import json
 import logging
+import math
 import os
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +16,74 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from patchcore.cache import MapCache
 from patchcore.commands import plain_errors
 from patchcore.commands.progress import ProgressBar
+from patchcore.commands.sweep import ERROR_FILE, conclude, record_failure
 from patchcore.commands.tracking import finish, start, track
-from patchcore.config import Config, register, to_config
+from patchcore.config import Config, Objective, register, to_config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset
 from patchcore.errors import InputError
 from patchcore.model import PatchCore
-from patchcore.module import PatchCoreModule
+from patchcore.module import PatchCoreModule, network_digest
 from patchcore.report.run import Run, pick_gallery, write_run
+from patchcore.resume import Finished, copy_run, fingerprint
 
 register()
 
 
-@hydra.main(version_base="1.3", config_path="pkg://patchcore.conf", config_name="config")
-def main(cfg: DictConfig) -> float:
-    """Hydra's task function: the image AUROC, for a sweeper to maximise."""
+def main() -> None:
+    """Entry point: one run, or with --multirun one for every point of a sweep."""
+    hydra.main(version_base="1.3", config_path="pkg://patchcore.conf", config_name="config")(task)()
+    conclude()
+
+
+def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
+    """Hydra's task function: what a sweeper looks for, or None for a point that failed.
+
+    A module's function, so that launchers can name it to other processes.
+    """
     job = HydraConfig.get()
     folder = Path(job.runtime.output_dir)
-    # In a multirun Hydra itself names the job that failed, after the others have ended.
-    with nullcontext() if job.mode is RunMode.MULTIRUN else plain_errors():
+    (folder / ERROR_FILE).unlink(missing_ok=True)
+    try:
+        return run_point(cfg, folder)
+    except Exception as error:
         (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier run in this folder
-        run = train(to_config(cfg), folder, resolved(cfg))
-    return run.metrics["image_auroc"]
+        if job.mode is RunMode.MULTIRUN:  # the other points go on; `conclude` tells in the end
+            record_failure(folder, error)
+            return None
+        with plain_errors():
+            raise
+
+
+def run_point(cfg: DictConfig, folder: Path) -> float | tuple[float, ...]:
+    """Take over the point from the folder where it has finished, or compute it."""
+    config, settings = to_config(cfg), resolved(cfg)
+    name = fingerprint(settings, config.data.read())
+    finished = Finished(config.cache.folder() / "runs")
+    source = finished.find(name) if config.resume else None
+    if source is None:
+        for file in ("metrics.json", "resumed_from.txt"):
+            (folder / file).unlink(missing_ok=True)
+        finished.started(name, folder)
+        train(config, folder, settings)
+    else:
+        if source != folder.resolve():
+            copy_run(source, folder)
+        print(f"finished before, in {source}")
+    return objectives(folder, config.objectives)
+
+
+def objectives(folder: Path, wanted: list[Objective]) -> float | tuple[float, ...]:
+    """What a sweeper looks for, of the finished run in `folder`; NaN where it is undefined."""
+    record = json.loads((folder / "metrics.json").read_text())
+    record["score_seconds"] = record["seconds"]["score"]
+    record["seconds"] = sum(record["seconds"].values())
+    values = [record[objective.value] for objective in wanted]
+    values = [math.nan if value is None else float(value) for value in values]
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -53,12 +98,10 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
     _quiet()
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    data = AnomalyDataModule(config.data, config.image, config.augment)
-    samples = data.split.test  # read first: what is missing shows before anything is computed
+    samples = config.data.read().test  # first: what is missing shows before all work
     model = PatchCore(
         config.backbone, config.layers, config.patch, config.coreset, config.index, config.scoring
     )
-    module = PatchCoreModule(model)
     loggers = [build(f"logger.{name}", logger) for name, logger in config.logger.items()]
     success = False
     try:
@@ -69,6 +112,13 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
             default_root_dir=str(folder),
             callbacks=[ProgressBar()] if config.trainer.get("enable_progress_bar", True) else [],
         )
+        cache = None
+        if (store := config.cache.open()) is not None:
+            device = trainer.strategy.root_device
+            network = network_digest(model, trainer.precision, device)
+            cache = MapCache(store, network, config.cache.precision)
+        data = AnomalyDataModule(config.data, config.image, config.augment, cache)
+        module = PatchCoreModule(model, cache, config.curve)
         for logger in loggers:
             start(logger, settings)
         trainer.fit(module, data)
@@ -81,8 +131,10 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
             samples=samples,
             scores=[module.scores[i] for i in range(len(samples))],
             curves=module.image_metrics.curves(),
+            ratio_curve=module.ratio_curve(),
         )
-        run.gallery = pick_gallery(run, ImageDataset(samples, config.image), model)
+        dataset = ImageDataset(samples, config.image, cache=cache)
+        run.gallery = pick_gallery(run, dataset, module.anomaly_map)
         write_run(run, folder)
         for logger in loggers:
             track(logger, run, folder)

@@ -76,6 +76,25 @@ def draw_histogram(run: Run, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_ratio_curve(run: Run, path: Path) -> None:
+    """Metrics against the share of the training patches that the memory keeps."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    percent = [100 * row["ratio"] for row in run.ratio_curve]
+    for metric, style in (("image_auroc", "o-"), ("pixel_auroc", "s--"), ("aupro", "^:")):
+        values = [row[metric] for row in run.ratio_curve]
+        if np.isfinite(values).any():
+            axes.plot(percent, values, style, label=metric.replace("_", " "))
+    axes.set_xscale("log")
+    axes.set_xticks(percent, [f"{p:g}" for p in percent])
+    axes.minorticks_off()
+    axes.set(xlabel="memory, % of the training patches", ylabel="metric")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
 def draw_gallery(run: Run, path: Path) -> None:
     """Images above, the same under their maps below, the mask's outline on both.
 

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from torch import Tensor
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
-from patchcore.model import PatchCore
 from patchcore.report import figures
+
+AnomalyMap = Callable[[int, tuple[int, int]], Tensor]
+"""Number of a test image, and its height and width, to its anomaly map (H, W)."""
 
 COUNTS = {
     "image_false_positives",
@@ -61,6 +63,7 @@ class Run:
     samples: Sequence[Sample]
     scores: Sequence[float]
     curves: dict[str, Tensor]
+    ratio_curve: list[dict[str, float]] = field(default_factory=list)  # rows of metrics, by ratio
     gallery: list[GalleryItem] = field(default_factory=list)
 
     @property
@@ -70,25 +73,29 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """What metrics.json holds: undefined metrics are null, with the reason beside them."""
-        numbers = {
-            key: None if math.isnan(value) else int(value) if key in COUNTS else value
-            for key, value in self.metrics.items()
-        }
-        seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
-        record = {**numbers, **seconds}
+        record: dict[str, Any] = _numbers(self.metrics)
+        record["seconds"] = dict(self.seconds)
+        if self.ratio_curve:
+            record["ratio_curve"] = [_numbers(row) for row in self.ratio_curve]
         return {**record, "undefined": self.undefined} if self.undefined else record
 
     def summary(self) -> str:
         """The metrics as a table for a terminal."""
         lines = []
         for key, value in self.record().items():
-            if key == "undefined":
+            if key in ("undefined", "ratio_curve", "seconds"):
                 continue
             if value is None:
                 text = f"undefined: {self.undefined.get(key, '')}"
             else:
                 text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
             lines.append(f"{key:24} {text}")
+        for key, value in self.seconds.items():
+            lines.append(f"{f'seconds.{key}':24} {value:.4f}")
+        for row in self.ratio_curve:
+            ratio, patches = row["ratio"], row["memory_patches"]
+            auroc = f"image_auroc {row['image_auroc']:.4f}"
+            lines.append(f"{f'at ratio {ratio:g}':24} {auroc}, {patches:,} patches")
         return "\n".join(lines)
 
     @staticmethod
@@ -99,9 +106,9 @@ class Run:
 
 
 def pick_gallery(
-    run: Run, dataset: ImageDataset, model: PatchCore, each: int = 6
+    run: Run, dataset: ImageDataset, anomaly_map: AnomalyMap, each: int = 6
 ) -> list[GalleryItem]:
-    """The hardest images of both kinds and the clearest finds, scored again for their maps.
+    """The hardest images of both kinds and the clearest finds, with their anomaly maps.
 
     The most suspicious nominal images hold every false alarm first, the least suspicious anomalous
     ones every miss. No image is shown twice.
@@ -118,7 +125,7 @@ def pick_gallery(
     for group, chosen in groups.items():
         for i in chosen:
             loaded = dataset[int(i)]
-            prediction = model(loaded["image"][None].to(model.memory.device))
+            height, width = loaded["mask"].shape
             items.append(
                 GalleryItem(
                     group,
@@ -127,7 +134,7 @@ def pick_gallery(
                     _verdict(scores[i], labels[i], run.metrics["image_threshold"]),
                     _pixels(loaded["image"], dataset.image),
                     loaded["mask"].numpy(),
-                    prediction.map[0].float().cpu().numpy(),
+                    anomaly_map(int(i), (height, width)).numpy(),
                 )
             )
     if items:
@@ -137,6 +144,14 @@ def pick_gallery(
         for item in items:
             item.limits = (low, high)
     return items
+
+
+def _numbers(metrics: dict[str, float]) -> dict[str, float | None]:
+    """Metrics as JSON can hold them."""
+    return {
+        key: None if math.isnan(value) else int(value) if key in COUNTS else value
+        for key, value in metrics.items()
+    }
 
 
 def _verdict(score: float, label: int, threshold: float) -> str:
@@ -157,6 +172,8 @@ def write_run(run: Run, folder: Path) -> None:
     figures.draw_curves(run, folder / "figures" / "curves.png")
     figures.draw_histogram(run, folder / "figures" / "scores.png")
     figures.draw_gallery(run, folder / "figures" / "gallery.png")
+    if run.ratio_curve:
+        figures.draw_ratio_curve(run, folder / "figures" / "ratio_curve.png")
     partial = folder / "metrics.json.part"
     partial.write_text(json.dumps(run.record(), indent=2) + "\n")
     os.replace(partial, folder / "metrics.json")

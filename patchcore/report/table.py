@@ -505,7 +505,8 @@ def read_run(folder: Path) -> RunFolder:
         return run
     if not run.settings:
         run.problem = run.problem or "config.yaml is missing"
-    run.metrics = {k: v for k, v in content.items() if is_number(v) and math.isfinite(v)}
+    numbers = {**content, **flatten({"seconds": content.get("seconds") or {}})}
+    run.metrics = {k: v for k, v in numbers.items() if is_number(v) and math.isfinite(v)}
     run.undefined = dict(content.get("undefined") or {})
     run.ratio_curve = [dict(entry) for entry in content.get("ratio_curve") or []]
     seconds = [value for key, value in run.metrics.items() if key.startswith("seconds.")]

@@ -1,0 +1,119 @@
+"""Which runs are finished, found again by what they computed and not by where they lie."""
+
+import shutil
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from patchcore.cache import digest, file_digest, replace_with
+from patchcore.data.sample import Sample, Split
+
+FINGERPRINT_FILE = "fingerprint.txt"
+WITHOUT_EFFECT = {
+    "cache.enabled",
+    "cache.limit_gib",
+    "cache.root",
+    "data.workers",
+    "logger",
+    "objectives",
+    "resume",
+    "trainer.default_root_dir",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+}
+"""Settings that change no result."""
+
+
+def fingerprint(settings: Mapping[str, Any], split: Split) -> str:
+    """Names what a run computes: its resolved settings, the images' contents, this version.
+
+    Two runs of one fingerprint have the same metrics, up to the seconds they took.
+    Raises InputError if an image cannot be read.
+    """
+    weights = Path(str(settings.get("backbone", {}).get("weights", "")))
+    return digest(
+        _version(),
+        _without_effectless(settings),
+        file_digest(weights) if weights.is_file() else None,
+        [_contents(sample) for sample in split.train],
+        [_contents(sample) for sample in split.test],
+    )
+
+
+class Finished:
+    """Remembers where runs were started, to find those that have finished.
+
+    One small file a run, written before it begins: a process that is killed can forget nothing.
+    The run's folder has its fingerprint too, and has finished when it also holds `metrics.json`.
+
+    Args:
+        root: Folder shared by all runs of a user.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def started(self, name: str, folder: Path) -> None:
+        """Remember that the run of fingerprint `name` is in `folder`."""
+        (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
+        pointer = self.root / name / digest(folder.resolve())
+        try:
+            pointer.parent.mkdir(parents=True, exist_ok=True)
+            replace_with(pointer, str(folder.resolve()).encode())
+        except OSError as error:
+            warnings.warn(f"this run will not be found again: {error}", stacklevel=2)
+
+    def find(self, name: str) -> Path | None:
+        """The folder of a finished run of this fingerprint, or None."""
+        for pointer in sorted((self.root / name).glob("[!.]*")):
+            folder = Path(pointer.read_text())
+            if finished_fingerprint(folder) == name:
+                return folder
+        return None
+
+
+def finished_fingerprint(folder: Path) -> str | None:
+    """Of the run in `folder`; None if it has not finished."""
+    try:
+        name = (folder / FINGERPRINT_FILE).read_text().strip()
+    except OSError:
+        return None
+    return name if (folder / "metrics.json").is_file() else None
+
+
+def copy_run(source: Path, folder: Path) -> None:
+    """Bring the results of a finished run to another folder, `metrics.json` last and at once.
+
+    `resumed_from.txt` says where they came from. Hydra's and the trackers' files stay behind.
+    """
+    for path in sorted(source.iterdir()):
+        if path.is_dir() and path.name == "figures":
+            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+        elif path.name in ("config.yaml", "scores.csv", FINGERPRINT_FILE):
+            shutil.copy2(path, folder / path.name)
+    (folder / "resumed_from.txt").write_text(f"{source}\n")
+    replace_with(folder / "metrics.json", (source / "metrics.json").read_bytes())
+
+
+def _contents(sample: Sample) -> list[Any]:
+    mask = None if sample.mask is None else file_digest(sample.mask)
+    return [file_digest(sample.path), mask, sample.label, sample.defect_type]
+
+
+def _without_effectless(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {
+        key: _without_effectless(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if f"{prefix}{key}" not in WITHOUT_EFFECT
+    }
+
+
+def _version() -> str:
+    try:
+        return version("patchcore")
+    except PackageNotFoundError:  # used from a checkout that was never installed
+        return ""
