@@ -190,7 +190,10 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["coreset.ratio"], "Error parsing override 'coreset.ratio' missing EQUAL"),
         (["backbone.name=???"], "backbone.name is missing: give backbone.name="),
         (["data.root=${oc.env:NO_SUCH_VARIABLE}"], "data.root: "),
-        (["experiment=paper_2"], "experiment=paper_2: there is no such choice; there are paper_1"),
+        (
+            ["experiment=paper_2"],
+            "experiment=paper_2: there is no such choice; there are mtd, paper_1",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line_that_begins_with_the_key(

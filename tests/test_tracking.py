@@ -144,6 +144,8 @@ def test_wandb_holds_settings_and_metrics(jobs: list[tuple[Path, Tracked]]) -> N
         metrics = json.loads((folder / "metrics.json").read_text())
         for key, value in metrics.items():
             assert tracked.summary[key] == pytest.approx(value), key
+        seconds = {f"seconds.{key}": value for key, value in metrics.pop("seconds").items()}
+        for key, value in {**metrics, **seconds}.items():
             assert tracked.history[key] == pytest.approx(value, rel=1e-6), key
 
 
