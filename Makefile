@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test clean
 
 demo: .venv/installed
-	$(BIN)/patchcore train logger=csv
+	$(BIN)/patchcore train --multirun data.category=texture,object coreset.ratio=0.02 logger=csv \
+	    hydra.sweep.dir=outputs/demo
+	$(BIN)/patchcore report outputs/demo
 
 test: .venv/installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
 
