@@ -7,6 +7,7 @@ nests those; the YAML files under conf/ start from them (`schema/…`) and list 
 import netrc
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
@@ -44,6 +45,7 @@ from patchcore.data.sample import DataConfig
 from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.errors import InputError
 from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
+from patchcore.paper import stated
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 
@@ -82,6 +84,7 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     resume: bool = False  # take over a finished run of the same settings and images
     objectives: list[Objective] = field(default_factory=lambda: [Objective.image_auroc])
+    paper: dict[str, float] = field(default_factory=dict)  # what it states: see patchcore.paper
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -139,6 +142,7 @@ def register() -> None:
         for name, node in choices.items():
             store.store(group=f"{group}/schema", name=name, node=node)
     OmegaConf.register_new_resolver("in_multirun", in_multirun, replace=True)
+    OmegaConf.register_new_resolver("paper", paper, replace=True)
     OmegaConf.register_new_resolver("run_group", run_group, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
@@ -212,6 +216,30 @@ def _reject_added(node: DictConfig) -> None:
 def in_multirun() -> bool:
     """Whether this run is one of several."""
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def paper(
+    tables: str, method: str = "", column: Any = "", *, _root_: DictConfig
+) -> dict[str, float]:
+    """What the paper's `tables` state for this run (see `patchcore.paper.stated`).
+
+    `method` is the run's own unless given, as the paper calls it: patchcore_10, spade, ….
+    """
+    choices = HydraConfig.get().runtime.choices
+    method = method or _paper_method(choices, _root_)
+    category = OmegaConf.select(_root_, "data.category", default="")
+    return stated(tables, method, str(column), choices["data"], str(category))
+
+
+def _paper_method(choices: Mapping[str, Any], cfg: DictConfig) -> str:
+    """The paper's name for this run's method; empty where it has none."""
+    if (model := choices.get("model", "patchcore")) != "patchcore":
+        return str(model)
+    shares = {"all": 1.0, "greedy": OmegaConf.select(cfg, "coreset.ratio")}
+    if (share := shares.get(choices["coreset"])) is None:
+        return ""
+    suffix = "_ivfpq" if choices["index"] == "faiss_ivfpq" else ""
+    return f"patchcore_{100 * share:g}{suffix}"
 
 
 def run_group() -> str | None:

@@ -18,6 +18,7 @@ WITHOUT_EFFECT = {
     "data.workers",
     "logger",
     "objectives",
+    "paper",
     "resume",
     "trainer.default_root_dir",
     "trainer.enable_model_summary",
@@ -88,12 +89,13 @@ def finished_fingerprint(folder: Path) -> str | None:
 def copy_run(source: Path, folder: Path) -> None:
     """Bring the results of a finished run to another folder, `metrics.json` last and at once.
 
-    `resumed_from.txt` says where they came from. Hydra's and the trackers' files stay behind.
+    `resumed_from.txt` says where they came from. Settings, Hydra's and the trackers' files stay
+    behind.
     """
     for path in sorted(source.iterdir()):
         if path.is_dir() and path.name == "figures":
             shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-        elif path.name in ("config.yaml", "scores.csv", FINGERPRINT_FILE):
+        elif path.name in ("scores.csv", FINGERPRINT_FILE):
             shutil.copy2(path, folder / path.name)
     (folder / "resumed_from.txt").write_text(f"{source}\n")
     replace_with(folder / "metrics.json", (source / "metrics.json").read_bytes())

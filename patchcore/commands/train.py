@@ -71,6 +71,7 @@ def run_point(cfg: DictConfig, folder: Path) -> float | tuple[float, ...]:
         train(config, folder, settings)
     else:
         if source != folder.resolve():
+            OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
             copy_run(source, folder)
         print(f"finished before, in {source}")
     return objectives(folder, config.objectives)

@@ -21,6 +21,7 @@ from scipy.special import stdtrit
 from tqdm import tqdm
 
 from patchcore.errors import InputError
+from patchcore.paper import AVERAGE, CATEGORIES
 
 Settings = dict[str, Any]
 """{dotted key: value}; a list is a value."""
@@ -192,7 +193,14 @@ class Point:
         return [(share, fmean(curve[share] for curve in curves)) for share in sorted(curves[0])]
 
     def paper(self, metric: str, category: str | None = None) -> float:
-        """The paper's value, of one category or on average; NaN where it gives none for each."""
+        """The paper's value, of one category or on average.
+
+        NaN where it gives neither one for each category nor the average of as many.
+        """
+        averages = {r.paper.get(AVERAGE + metric, math.nan) for r in self.runs}
+        data = {CATEGORIES.get(str(r.choices.get("data"))) for r in self.runs}
+        if category is None and len(averages) == 1 and data == {len(self.categories)}:
+            return averages.pop()
         values = []
         for name in self.categories if category is None else [category]:
             given = [r.paper[metric] for r in self.runs if r.category == name and metric in r.paper]
@@ -341,7 +349,8 @@ class Table:
     @cached_property
     def paper_metrics(self) -> list[str]:
         """Those of which some run states the paper's value."""
-        return list(dict.fromkeys(key for run in self.runs for key in run.paper))
+        keys = [key.removeprefix(AVERAGE) for run in self.runs for key in run.paper]
+        return list(dict.fromkeys(keys))
 
     @property
     def unfinished(self) -> list[RunFolder]:
