@@ -82,6 +82,7 @@ class Config:
     seed: int = 0  # of everything random
     curve: list[float] = field(default_factory=list)  # ratios to test at too, up to coreset.ratio
     cache: CacheConfig = field(default_factory=CacheConfig)
+    figures: bool = True  # draw a run's pictures, which takes seconds
     resume: bool = False  # take over a finished run of the same settings and images
     objectives: list[Objective] = field(default_factory=lambda: [Objective.image_auroc])
     paper: dict[str, float] = field(default_factory=dict)  # what it states: see patchcore.paper

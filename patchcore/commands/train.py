@@ -27,7 +27,7 @@ from patchcore.data.dataset import ImageDataset
 from patchcore.errors import InputError
 from patchcore.model import PatchCore
 from patchcore.module import PatchCoreModule, network_digest
-from patchcore.report.run import Run, pick_gallery, write_run
+from patchcore.report.run import Run, pick_gallery, pick_misclassified, write_run
 from patchcore.resume import Finished, copy_run, fingerprint
 
 register()
@@ -135,8 +135,10 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
             ratio_curve=module.ratio_curve(),
         )
         dataset = ImageDataset(samples, config.image, cache=cache)
-        run.gallery = pick_gallery(run, dataset, module.anomaly_map)
-        write_run(run, folder)
+        if config.figures:
+            run.gallery = pick_gallery(run, dataset, module.anomaly_map)
+            run.misclassified = pick_misclassified(run, dataset, module.anomaly_map)
+        write_run(run, folder, config.figures)
         for logger in loggers:
             track(logger, run, folder)
         success = True

@@ -21,6 +21,7 @@ NOMINAL, ANOMALOUS, OUTLINE = "#2a6f97", "#d1495b", "#00e5a0"
 COLOURS = matplotlib.colormaps["plasma"]
 OPACITY = 0.9  # of the highest score in a map; the lowest is clear
 TILE = 1.9  # inches, longer side of an image in the gallery
+COLUMNS = 8  # images in a row
 
 
 def draw_curves(run: Run, path: Path) -> None:
@@ -100,28 +101,41 @@ def draw_gallery(run: Run, path: Path) -> None:
 
     One colour means one score in every map of the gallery.
     """
-    groups: dict[str, list[GalleryItem]] = {}
-    for item in run.gallery:
-        groups.setdefault(item.group, []).append(item)
-    if not groups:
+    _draw_items(run.gallery, path)
+
+
+def draw_misclassified(run: Run, path: Path) -> None:
+    """All that the F1-optimal threshold gets wrong, as `draw_gallery` draws it; none, no file."""
+    path.unlink(missing_ok=True)  # of an earlier run in this folder
+    _draw_items(run.misclassified, path)
+
+
+def _draw_items(items: list[GalleryItem], path: Path) -> None:
+    rows: list[tuple[str, list[GalleryItem]]] = []  # title and images
+    for item in items:
+        if not rows or rows[-1][1][0].group != item.group:
+            rows.append((item.group, []))
+        elif len(rows[-1][1]) == COLUMNS:
+            rows.append(("", []))
+        rows[-1][1].append(item)
+    if not rows:
         return
-    columns = max(map(len, groups.values()))
-    sizes = np.array([item.image.shape[:2] for item in run.gallery])  # (N, 2) height and width
+    columns = max(len(row) for _, row in rows)
+    sizes = np.array([item.image.shape[:2] for item in items])  # (N, 2) height and width
     height, width = TILE * sizes.max(0) / sizes.max()
     across = max(columns * (max(width, 1.5) + 0.1), 4.0)  # room for the titles and the scale
-    down = len(groups) * (2 * height + 1.0) + 0.8
-    figure = Figure(figsize=(across, down), layout="constrained")
-    parts = figure.subfigures(
-        len(groups) + 1, 1, squeeze=False, height_ratios=[2 * height + 1.0] * len(groups) + [0.8]
-    )[:, 0]
-    for part, (group, items) in zip(parts, groups.items(), strict=False):
-        part.suptitle(group, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    heights = [2 * height + (1.0 if title else 0.6) for title, _ in rows] + [0.8]
+    figure = Figure(figsize=(across, sum(heights)), layout="constrained")
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, (title, row) in zip(parts, rows, strict=False):
+        if title:
+            part.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
         axes = part.subplots(2, columns, squeeze=False)
         for axis in axes.flat:
             axis.axis("off")
-        for column, item in enumerate(items):
+        for column, item in enumerate(row):
             _draw_item(item, *axes[:, column])
-    colours = ScalarMappable(Normalize(*run.gallery[0].limits), COLOURS)
+    colours = ScalarMappable(Normalize(*items[0].limits), COLOURS)
     scale = parts[-1].subplots()
     parts[-1].colorbar(
         colours, cax=scale, orientation="horizontal", label="anomaly score of a pixel"

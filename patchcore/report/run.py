@@ -65,6 +65,7 @@ class Run:
     curves: dict[str, Tensor]
     ratio_curve: list[dict[str, float]] = field(default_factory=list)  # rows of metrics, by ratio
     gallery: list[GalleryItem] = field(default_factory=list)
+    misclassified: list[GalleryItem] = field(default_factory=list)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -121,6 +122,37 @@ def pick_gallery(
         "anomalous, lowest scores": anomalous[:each],
         "anomalous, highest scores": anomalous[each:][::-1][:each],
     }
+    return _items(run, dataset, anomaly_map, groups)
+
+
+def pick_misclassified(
+    run: Run, dataset: ImageDataset, anomaly_map: AnomalyMap, most: int = 40
+) -> list[GalleryItem]:
+    """What the F1-optimal threshold gets wrong, as the paper's Figures S1 and S2 show it.
+
+    False alarms from the highest score down, missed images from the lowest up; `most` of each.
+    """
+    scores, labels = np.asarray(run.scores), run.labels
+    threshold = run.metrics["image_threshold"]
+    rising = np.argsort(scores, kind="stable")
+    if math.isnan(threshold):
+        return []
+    groups = {}
+    for name, label, order in (("false alarms", 0, rising[::-1]), ("missed", 1, rising)):
+        wrong = (labels[order] == label) & ((scores[order] >= threshold) != bool(label))
+        found = order[wrong]
+        name = f"{len(found)} {name}" + (f", the worst {most}" if len(found) > most else "")
+        groups[name] = found[:most]
+    return _items(run, dataset, anomaly_map, groups)
+
+
+def _items(
+    run: Run,
+    dataset: ImageDataset,
+    anomaly_map: AnomalyMap,
+    groups: dict[str, NDArray[np.int64]],
+) -> list[GalleryItem]:
+    """Images with their maps: {group: their numbers}; one scale of colours for all."""
     items = []
     for group, chosen in groups.items():
         for i in chosen:
@@ -130,8 +162,10 @@ def pick_gallery(
                 GalleryItem(
                     group,
                     dataset.samples[i],
-                    float(scores[i]),
-                    _verdict(scores[i], labels[i], run.metrics["image_threshold"]),
+                    float(run.scores[i]),
+                    _verdict(
+                        run.scores[i], dataset.samples[i].label, run.metrics["image_threshold"]
+                    ),
                     _pixels(loaded["image"], dataset.image),
                     loaded["mask"].numpy(),
                     anomaly_map(int(i), (height, width)).numpy(),
@@ -161,22 +195,28 @@ def _verdict(score: float, label: int, threshold: float) -> str:
     return "correct" if alarm == bool(label) else "false alarm" if alarm else "missed"
 
 
-def write_run(run: Run, folder: Path) -> None:
+def write_run(run: Run, folder: Path, pictures: bool = True) -> None:
     """Write scores.csv, figures/ and, last and at once, metrics.json: it marks a finished run."""
     with (folder / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "defect_type", "score"])
         for sample, score in zip(run.samples, run.scores, strict=True):
             writer.writerow([sample.path, sample.label, sample.defect_type, score])
-    (folder / "figures").mkdir(exist_ok=True)
-    figures.draw_curves(run, folder / "figures" / "curves.png")
-    figures.draw_histogram(run, folder / "figures" / "scores.png")
-    figures.draw_gallery(run, folder / "figures" / "gallery.png")
-    if run.ratio_curve:
-        figures.draw_ratio_curve(run, folder / "figures" / "ratio_curve.png")
+    if pictures:
+        _draw(run, folder / "figures")
     partial = folder / "metrics.json.part"
     partial.write_text(json.dumps(run.record(), indent=2) + "\n")
     os.replace(partial, folder / "metrics.json")
+
+
+def _draw(run: Run, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    figures.draw_curves(run, folder / "curves.png")
+    figures.draw_histogram(run, folder / "scores.png")
+    figures.draw_gallery(run, folder / "gallery.png")
+    figures.draw_misclassified(run, folder / "misclassified.png")
+    if run.ratio_curve:
+        figures.draw_ratio_curve(run, folder / "ratio_curve.png")
 
 
 def _pixels(image: Tensor, config: ImageConfig) -> NDArray[np.uint8]:

@@ -29,7 +29,7 @@ Settings = dict[str, Any]
 CATEGORY = "data.category"
 FALLING = ("seconds", "memory", "milliseconds", "image_false", "errors")
 """What metrics begin with of which less is better."""
-WITHOUT_EFFECT = ("cache", "hydra", "logger", "objectives", "resume")
+WITHOUT_EFFECT = ("cache", "figures", "hydra", "logger", "objectives", "resume")
 """Groups of settings that change no result."""
 NEUTRAL = ("train_images", "test_images", "image_threshold")
 TITLES = {
