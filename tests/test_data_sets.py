@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from patchcore.data.transforms import ImageConfig
 from patchcore.data.visa import VisAConfig
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask, write_mvtec
+from tests.runs import TINY, patchcore
 
 
 @pytest.mark.parametrize("kind", SCHEMAS["data"].values())
@@ -434,6 +436,25 @@ def test_mstc_bad_input(tmp_path: Path) -> None:
     (tmp_path / "training/frames/extra").mkdir()
     with pytest.raises(InputError, match="extra: not named like a video"):
         config.read()
+
+
+@pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
+def test_a_low_shot_run_on_frames_with_masks(tmp_path: Path) -> None:
+    write_mstc(tmp_path)
+    done = patchcore(
+        "train",
+        "data=mstc",
+        f"data.root={tmp_path}",
+        "data.every=1",
+        "data.shots=2",
+        *(override for override in TINY if override != "image.crop=32"),
+        "logger=none",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert done.code == 0, done.err
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["train_images"], metrics["test_images"]) == (2, 6)
+    assert 0 <= metrics["pixel_auroc"] <= 1
 
 
 # --- Magnetic Tile Defects -------------------------------------------------------------------
