@@ -273,6 +273,7 @@ def _receive(url: str, part: Path, verifiable: bool) -> None:
         if total is not None:
             _check_room(part.parent, total - start, "the download")
         if start == 0:
+            part.unlink(missing_ok=True)  # first: notes must never be of another file's bytes
             notes = {"url": url, "validator": _validator(response)}
             replace_with(_notes(part), json.dumps(notes).encode())
         with part.open("ab" if start else "wb") as file, _bar("downloading", total, start) as bar:
