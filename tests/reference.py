@@ -151,6 +151,31 @@ def image_score(
     return float(np.mean(found))
 
 
+def nominal_scale(
+    images: list[np.ndarray],
+    sources: list[int],
+    rows: list[tuple[int, int]],
+    b: int = 0,
+    k: int = 1,
+    distance: str = "euclidean",
+    share: float = 0.0,
+) -> tuple[float, float, float, float]:
+    """Mean and deviation of the scores of nominal images, and of their patches, leave-one-out.
+
+    `images` are patches (P, D); `rows` the memory, as numbers of an image and of a patch of it.
+    """
+    scores, patches = [], []
+    for image, source in zip(images, sources, strict=True):
+        others = [images[i][j] for i, j in rows if sources[i] != source]
+        if len(others) < max(b, k):
+            continue
+        memory = np.stack(others)
+        scores.append(image_score(image, memory, b, k, distance, share))
+        patches.append(patch_scores(image, memory, k, distance)[0])
+    every = np.concatenate(patches)
+    return float(np.mean(scores)), float(np.std(scores)), float(every.mean()), float(every.std())
+
+
 def unit(x: np.ndarray) -> np.ndarray:
     """Vectors (…, D) at length 1."""
     x = x.astype(np.float64)
