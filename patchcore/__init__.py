@@ -15,6 +15,7 @@ from patchcore.coreset import (
     LearnedConfig,
     RandomConfig,
 )
+from patchcore.ensemble import Ensemble, Scale, ScaleConfig
 from patchcore.errors import InputError
 from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, TorchIndexConfig
 from patchcore.model import PatchCore, Prediction
@@ -25,6 +26,7 @@ __all__ = [
     "AllConfig",
     "ApproximateConfig",
     "BackboneConfig",
+    "Ensemble",
     "FaissFlatConfig",
     "FaissIVFPQConfig",
     "GreedyConfig",
@@ -35,6 +37,8 @@ __all__ = [
     "PatchCore",
     "Prediction",
     "RandomConfig",
+    "Scale",
+    "ScaleConfig",
     "ScoringConfig",
     "TorchIndexConfig",
 ]

@@ -2,6 +2,10 @@
 
 The device alone knows how many picks a round makes, so the host queues round after round without
 waiting for one; rounds queued past the end make no picks and cost next to nothing.
+
+The pool need not be the K farthest points exactly: any set will do if the floor is the largest
+distance outside it. So it is chosen by a histogram of the distances, in three short kernels where
+a sort of all points would take longer than the rest of the round.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 _ROWS, _PICKS, _DEPTH = 128, 64, 32  # tile of the update: points, picks, dimensions
+_BLOCK = 1024  # points that one program of the selection looks at
+_LEVELS, _SHIFT = 4096, 14  # bins of the histogram, and bits of a float32 that a bin ignores: 0.2 %
+_TOTAL, _MADE, _FLOOR, _LEVEL, _SIZE = map(tl.constexpr, range(5))  # entries of the state
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}  # set, for defaults change with Triton
 
 
@@ -48,20 +55,32 @@ def rounds(
     picks = torch.empty(count + pool, dtype=torch.int64, device=best.device)
     fall = best.new_empty(count + pool)
     places = torch.empty(pool, dtype=torch.int32, device=best.device)
-    state = torch.zeros(2, dtype=torch.int32, device=best.device)  # picks in all, in this round
+    state = torch.zeros(5, dtype=torch.int32, device=best.device)
+    state[_SIZE.value] = pool
     centre, own = space.centre.float(), space.norms(torch.float32)
     lanes = triton.next_power_of_2(pool)
-    candidates = torch.arange(n, device=best.device)
+    candidates = torch.arange(pool, device=best.device)  # (K,)
+    counts = torch.empty(_LEVELS, dtype=torch.int32, device=best.device)
+    blocks = triton.cdiv(n, _BLOCK)
+    inside = torch.empty(blocks, dtype=torch.int32, device=best.device)  # of the pool, by block
     made, seen = 0, None
     while True:
         if pool < n:
-            candidates = best.topk(pool, sorted=False).indices.sort().values  # (K,)
+            counts.zero_()
+            _histogram[(blocks,)](best, counts, n, blur, _BLOCK, _LEVELS, _SHIFT)
+            _threshold[(blocks,)](
+                best, counts, inside, state, n, blur, pool, _BLOCK, _LEVELS, _SHIFT
+            )
+            _gather[(blocks,)](
+                best, inside, candidates, state, n, blur, pool, blocks,
+                triton.next_power_of_2(blocks), _BLOCK, _LEVELS, _SHIFT,
+            )  # fmt: skip
         x = space.rows(candidates, torch.float32)  # (K, d)
         norms = own.index_select(0, candidates)  # (K,)
-        between = torch.addmm(norms, x, x.T, alpha=-2).add_(norms[:, None])  # (K, K)
+        between = torch.addmm(norms, x, x.T, alpha=-2)  # (K, K), less the row's own norm
         _pick[(1,)](
-            between, candidates, best, places, picks, fall, state,
-            pool, count, blur, end, pool >= n, lanes, **_OPTIONS,
+            between, candidates, norms, best, places, picks, fall, state,
+            pool, count, blur, end, lanes, **_OPTIONS,
         )  # fmt: skip
         for rows, points in space.stored():
             grid = (triton.cdiv(len(points), _ROWS),)
@@ -94,20 +113,79 @@ def _read(state: Tensor) -> Callable[[], int]:
     return wait
 
 
+@triton.jit
+def _level(value, blur, levels: tl.constexpr, shift: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Bin of squared distances above `blur`. A float's bits rise as it does, in even steps of its
+    logarithm, and from blur to the largest distance that there can be they span seven octaves."""
+    lowest = (value * 0 + blur).to(tl.int32, bitcast=True)
+    bits = value.to(tl.int32, bitcast=True)
+    return tl.minimum((bits - lowest) >> shift, levels - 1)
+
+
+@triton.jit
+def _histogram(  # type: ignore[no-untyped-def]
+    best, counts, n, blur, block: tl.constexpr, levels: tl.constexpr, shift: tl.constexpr
+):
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    value = tl.load(best + row, row < n, -1.0)
+    far = value > blur
+    tl.atomic_add(counts + tl.where(far, _level(value, blur, levels, shift), 0), 1, far)
+
+
+@triton.jit
+def _threshold(  # type: ignore[no-untyped-def]
+    best, counts, inside, state, n, blur, pool,
+    block: tl.constexpr, levels: tl.constexpr, shift: tl.constexpr,
+):  # fmt: skip
+    """The lowest level from which upwards a pool holds all points; how many each block has."""
+    bins = tl.arange(0, levels)
+    count = tl.load(counts + bins)
+    upwards = tl.cumsum(count, 0, reverse=True)
+    level = tl.sum((upwards > pool).to(tl.int32), 0)
+    level = tl.minimum(level, tl.max(tl.where(count > 0, bins, 0), 0))  # the farthest at least
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    value = tl.load(best + row, row < n, -1.0)
+    chosen = (value > blur) & (_level(value, blur, levels, shift) >= level)
+    tl.store(inside + tl.program_id(0), tl.sum(chosen.to(tl.int32), 0))
+    if tl.program_id(0) == 0:
+        tl.store(state + _LEVEL, level)
+        tl.store(state + _FLOOR, 0)
+
+
+@triton.jit
+def _gather(  # type: ignore[no-untyped-def]
+    best, inside, candidates, state, n, blur, pool, blocks, all_blocks: tl.constexpr,
+    block: tl.constexpr, levels: tl.constexpr, shift: tl.constexpr,
+):  # fmt: skip
+    """Write the pool in the points' own order, and the largest distance that it leaves out."""
+    number = tl.arange(0, all_blocks)
+    count = tl.load(inside + number, number < blocks, 0)
+    first = tl.sum(tl.where(number < tl.program_id(0), count, 0), 0)
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    value = tl.load(best + row, row < n, -1.0)
+    level = tl.load(state + _LEVEL)
+    chosen = (value > blur) & (_level(value, blur, levels, shift) >= level)
+    place = first + tl.cumsum(chosen.to(tl.int32), 0) - 1
+    chosen = chosen & (place < pool)  # the farthest level alone may be too much
+    tl.store(candidates + place, row.to(tl.int64), chosen)
+    outside = tl.max(tl.where(chosen, 0.0, value), 0)
+    tl.atomic_max(state + _FLOOR, tl.maximum(outside, 0.0).to(tl.int32, bitcast=True))
+    if tl.program_id(0) == 0:
+        tl.store(state + _SIZE, tl.minimum(tl.sum(count, 0), pool))
+
+
 @triton.jit(do_not_specialize=["target"])
 def _pick(  # type: ignore[no-untyped-def]
-    between, candidates, best, places, picks, fall, state,
-    size, target, blur, end, whole: tl.constexpr, lanes: tl.constexpr,
+    between, candidates, norms, best, places, picks, fall, state,
+    pool, target, blur, end, lanes: tl.constexpr,
 ):  # fmt: skip
     """Plain greedy in a pool, one program."""
     lane = tl.arange(0, lanes)
-    inside = lane < size
+    inside = lane < tl.load(state + _SIZE)
     candidate = tl.load(candidates + lane, inside, 0)
     reach = tl.load(best + candidate, inside, -1.0)
-    floor = blur
-    if not whole:
-        floor = tl.maximum(tl.min(tl.where(inside, reach, float("inf")), 0), blur)
-    total = tl.load(state)
+    floor = tl.maximum(tl.load(state + _FLOOR).to(tl.float32, bitcast=True), blur)
+    total = tl.load(state + _TOTAL)
     count = 0
     height, place = tl.max(reach, 0, return_indices=True)
     more = (total < target) & (height > tl.maximum(floor, end))
@@ -115,7 +193,8 @@ def _pick(  # type: ignore[no-untyped-def]
         tl.store(places + count, place)
         tl.store(fall + total + count, height)
         count += 1
-        row = tl.load(between + place.to(tl.int64) * size + lane, inside, 0.0)
+        row = tl.load(between + place.to(tl.int64) * pool + lane, inside, 0.0)
+        row += tl.load(norms + place)
         reach = tl.where(lane == place, -1.0, tl.minimum(reach, row))
         height, place = tl.max(reach, 0, return_indices=True)
         more = height > floor
@@ -124,8 +203,8 @@ def _pick(  # type: ignore[no-untyped-def]
     pick = tl.load(candidates + made, lane < count, 0)
     tl.store(picks + total + lane, pick, lane < count)
     tl.store(best + pick, -1.0, lane < count)
-    tl.store(state, total + count)
-    tl.store(state + 1, count)
+    tl.store(state + _TOTAL, total + count)
+    tl.store(state + _MADE, count)
 
 
 @triton.jit
@@ -138,7 +217,7 @@ def _lower(  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     here = row < n
     start = points + row.to(tl.int64)[:, None] * d
-    m = tl.load(state + 1)
+    m = tl.load(state + _MADE)
     lowest = tl.full((tile_rows,), float("inf"), tl.float32)
     first = 0
     while first < m:

@@ -37,12 +37,17 @@ from patchcore.coreset import (
     LearnedConfig,
     RandomConfig,
 )
+from patchcore.data.btad import BTADConfig
 from patchcore.data.folder import FolderConfig
 from patchcore.data.generated import GeneratedConfig
+from patchcore.data.ksdd2 import KSDD2Config
+from patchcore.data.loco import LOCOConfig
+from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mtd import MTDConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import DataConfig
 from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.data.visa import VisAConfig
 from patchcore.errors import InputError
 from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
 from patchcore.paper import stated
@@ -114,10 +119,15 @@ class Config:
 
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {
+        "btad": BTADConfig,
         "folder": FolderConfig,
         "generated": GeneratedConfig,
+        "ksdd2": KSDD2Config,
+        "loco": LOCOConfig,
+        "mstc": MSTCConfig,
         "mtd": MTDConfig,
         "mvtec": MVTecConfig,
+        "visa": VisAConfig,
     },
     "coreset": {
         "all": AllConfig,

@@ -389,18 +389,20 @@ class _Space:
         self.centre = torch.zeros(dimension, dtype=torch.float64, device=device)
         self.shifted = False
         total = torch.zeros_like(self.centre)
-        squares = torch.zeros_like(self.centre)
+        norms = []
         for _, x in self.blocks(torch.float32):
-            total += x.sum(0)
-            squares += x.square().sum(0)
+            total += x.new_ones(len(x)) @ x
+            norms.append(x.square().sum(1))
+        squared = torch.cat(norms)
         self.mean = total / n
-        spread = float((squares / n - self.mean**2).clamp(min=0).mean().sqrt())
+        variance = squared.double().mean() - self.mean.square().sum()
+        spread = float((variance / dimension).clamp(min=0).sqrt())
         if not math.isfinite(spread):
             raise InputError("features hold NaN or infinite values: check images and backbone")
         grid = 2.0 ** math.floor(math.log2(spread)) if spread else 0.0
         self.centre = (self.mean / grid).round() * grid if grid else self.mean
         self.shifted = bool(self.centre.any())
-        self._norms: dict[torch.dtype, Tensor] = {}
+        self._norms = {} if self.shifted else {torch.float32: squared}
         self.scale = float(self.norms(torch.float32).max())  # largest squared norm
 
     def rows(self, which: Tensor | slice, dtype: torch.dtype) -> Tensor:
@@ -593,7 +595,7 @@ def _pool_size(n: int) -> int:
 
 def _chunk_size(device: torch.device, width: int) -> int:
     """Rows of `width` numbers at once: a fixed power of two unless memory is short."""
-    most = 8192 if device.type == "cpu" else 65536
+    most = 8192 if device.type == "cpu" else 2**18
     fits = _free_memory(device) // 8 // (8 * width)
     return min(most, 2 ** max(fits.bit_length() - 1, 6))
 

@@ -48,6 +48,7 @@ class FaissIVFPQConfig(IndexConfig):
     probes: int = 1  # lists searched per query
     sub_quantizers: int = 64  # the feature's size must be a multiple of it
     bits: int = 8  # per sub-quantiser
+    train_patches: int | None = None  # that lists and codes are learned from; null: the memory
     gpu: bool = False  # needs the extra faiss-gpu
 
     def __post_init__(self) -> None:
@@ -56,6 +57,16 @@ class FaissIVFPQConfig(IndexConfig):
                 raise InputError(f"index.{key} must be at least 1, got {getattr(self, key)}")
         if self.probes > self.lists:
             raise InputError(f"index.probes must be at most index.lists, got {self.probes}")
+        needed = self.needed()
+        if self.train_patches is not None and self.train_patches < needed:
+            raise InputError(
+                f"index.train_patches must be at least {needed}, to train {self.lists} lists and "
+                f"{2**self.bits} codes, got {self.train_patches}"
+            )
+
+    def needed(self) -> int:
+        """Patches that training needs: one for every list, and for every code."""
+        return max(self.lists, 2**self.bits)
 
 
 class Index(Protocol):
@@ -213,14 +224,22 @@ class TorchIndex:
 
 
 class FaissIndex:
-    """Search by faiss, on CPU or GPU. Distances of an IVFPQ index are those of its codes."""
+    """Search by faiss, on CPU or GPU. Distances of an IVFPQ index are those of its codes.
+
+    On a GPU the vectors stay there, and queries that are there too never leave it.
+    """
 
     def __init__(self, memory: Tensor, config: FaissFlatConfig | FaissIVFPQConfig) -> None:
         faiss = _import_faiss(config.gpu)
         self.memory = memory
-        vectors = memory.float().cpu().contiguous().numpy()
+        self._device = torch.device("cpu")
+        if config.gpu:
+            on_gpu = memory.device.type == "cuda"
+            self._device = memory.device if on_gpu else torch.device("cuda", 0)
+        vectors = self._vectors(memory)
         dimension = vectors.shape[1]
         self.index: Any
+        training = vectors
         if isinstance(config, FaissFlatConfig):
             self.index = faiss.IndexFlatL2(dimension)
         else:
@@ -233,20 +252,40 @@ class FaissIndex:
                 config.bits,
             )
             self.index.nprobe = config.probes
-        if config.gpu:
-            self.index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, self.index)
-        self.index.train(vectors)
-        self.index.add(vectors)
+            for clustering in (self.index.cp, self.index.pq.cp):
+                clustering.min_points_per_centroid = 1  # no warnings: `_check_ivfpq` has judged
+            if config.train_patches is not None and config.train_patches < len(vectors):
+                # A greedy coreset begins with the outermost patches: take some from everywhere.
+                step = len(vectors) / config.train_patches
+                training = vectors[(torch.arange(config.train_patches) * step).long()]
+        try:
+            if config.gpu:
+                options = faiss.GpuClonerOptions()
+                # 64 tables of 256 floats exceed what a block may share; flat search stays exact.
+                options.useFloat16 = isinstance(config, FaissIVFPQConfig)
+                resources, place = faiss.StandardGpuResources(), self._device.index or 0
+                self.index = faiss.index_cpu_to_gpu(resources, place, self.index, options)
+            self.index.train(training)
+            self.index.add(vectors)
+        except RuntimeError as error:  # such as a number of bits that faiss lacks on GPUs
+            reason = str(error).partition("Error: ")[2] or str(error)
+            raise InputError(f"index: faiss refuses: {' '.join(reason.split())}") from error
 
     def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-        """See `Index.search`. Where the probed lists hold too few, the nearest one is repeated."""
+        """See `Index.search`. Where the probed lists hold too few, all are searched."""
         _check_neighbours(neighbours, len(self.memory))
-        vectors = queries.float().cpu().contiguous().numpy()
-        distances, indices = map(torch.from_numpy, self.index.search(vectors, neighbours))
-        missing = indices < 0
-        distances = torch.where(missing, distances[:, :1], distances)
-        indices = torch.where(missing, indices[:, :1], indices)
+        vectors = self._vectors(queries)
+        distances, indices = self.index.search(vectors, neighbours)
+        lacking = (indices < 0).any(1).nonzero()[:, 0]  # faiss fills up with −1
+        if len(lacking):
+            probes, self.index.nprobe = self.index.nprobe, self.index.nlist
+            distances[lacking], indices[lacking] = self.index.search(vectors[lacking], neighbours)
+            self.index.nprobe = probes
         return distances.clamp_(min=0).to(queries.device), indices.to(queries.device)
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        """As faiss takes them: copied only if they are elsewhere or not float32."""
+        return x.to(self._device, torch.float32).contiguous()
 
 
 class PrefixIndex:
@@ -290,10 +329,9 @@ def _check_ivfpq(config: FaissIVFPQConfig, size: int, dimension: int) -> None:
             f"index.sub_quantizers={config.sub_quantizers} does not divide the patch feature's "
             f"size {dimension} (patch.channels)"
         )
-    needed = max(config.lists, 2**config.bits)
-    if size < needed:
+    if size < config.needed():
         raise InputError(
-            f"index=faiss_ivfpq needs at least {needed} patches to train "
+            f"index=faiss_ivfpq needs at least {config.needed()} patches to train "
             f"{config.lists} lists and {2**config.bits} codes, the memory holds {size}: lower "
             "index.lists and index.bits, keep more (coreset.ratio), or use index=torch"
         )
@@ -302,6 +340,7 @@ def _check_ivfpq(config: FaissIVFPQConfig, size: int, dimension: int) -> None:
 def _import_faiss(gpu: bool) -> Any:
     try:
         import faiss
+        import faiss.contrib.torch_utils  # faiss then takes tensors, on GPUs too
     except ImportError as error:
         extra = "faiss-gpu" if gpu else "faiss"
         raise InputError(

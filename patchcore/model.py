@@ -15,9 +15,8 @@ from patchcore.scoring import (
     ScoringConfig,
     Search,
     anomaly_maps,
-    image_scores,
-    neighbourhood_weight,
-    patch_scores,
+    comparable,
+    score_images,
 )
 
 
@@ -37,7 +36,8 @@ class PatchCore(nn.Module):
     Images are float tensors (B, 3, H, W), normalised as the backbone expects.
 
     Attributes:
-        memory: (M, D) patch features that `fit` kept; empty before.
+        memory: (M, D) patch features that `fit` kept, as they are searched (for the cosine
+            distance at unit length); empty before.
         coreset: How they were chosen.
     """
 
@@ -94,7 +94,7 @@ class PatchCore(nn.Module):
         self.coreset = subsample(
             features, self.coreset_config, device=device, order=order, progress=progress
         )
-        self.memory = self.coreset.memory.to(device)
+        self.memory = comparable(self.coreset.memory.to(device), self.scoring)
         return self.coreset
 
     @torch.inference_mode()
@@ -108,6 +108,7 @@ class PatchCore(nn.Module):
         """Score patch features (B, h, w, D) of images of `size` (H, W)."""
         # Under bfloat16 autocast the search would confuse neighbours, and maps have 8 bits.
         with torch.autocast(features.device.type, enabled=False):
+            features = comparable(features, self.scoring)
             found = self.search(features.flatten(0, 2), self.scoring.neighbours)  # (B·h·w, k)
             return self._predict(features, size, found, self.memory, self.search)
 
@@ -125,6 +126,7 @@ class PatchCore(nn.Module):
         if prefixes is None or prefixes.memory is not self.memory or prefixes.sizes != sizes:
             prefixes = self._prefixes = PrefixIndex(self.memory, sizes, self.index_config)
         with torch.autocast(features.device.type, enabled=False):
+            features = comparable(features, self.scoring)
             found = prefixes.search(features.flatten(0, 2), self.scoring.neighbours)
             return [
                 self._predict(features, size, nearest, index.memory, index.search)
@@ -142,21 +144,10 @@ class PatchCore(nn.Module):
         """From distances and rows (B·h·w, k) of the nearest in `memory` to scores and maps."""
         patches = features.flatten(1, 2)  # (B, h·w, D)
         squared, rows = found
-        scores = patch_scores(squared, self.scoring).view(patches.shape[:2])  # (B, h·w)
-        nearest = rows[:, 0].view_as(scores)  # (B, h·w)
-        score, m_test = image_scores(scores)
-        if self.scoring.reweight:
-            image = torch.arange(len(features), device=features.device)
-            score = score * neighbourhood_weight(
-                patches[image, m_test],
-                nearest[image, m_test],
-                memory,
-                search,
-                self.scoring.reweight,
-            )
+        score, scores = score_images(patches, squared, rows, memory, search, self.scoring)
         grid = scores.view(features.shape[:3])  # (B, h, w)
         maps = anomaly_maps(grid, size, self.scoring.sigma)
-        return Prediction(score, maps, grid, nearest.view_as(grid))
+        return Prediction(score, maps, grid, rows[:, 0].view_as(grid))
 
     def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
         """Squared distances and rows, both (Q, k), of the memory nearest to queries (Q, D)."""
@@ -173,6 +164,9 @@ class FeatureBuffer:
     Args:
         images: How many images will come; the buffer grows if there are more, or larger ones.
         device: Where to keep the features; by default where the first batch is, if it has room.
+
+    Attributes:
+        counts: How many patches each image has that was gathered since `take`.
     """
 
     def __init__(self, images: int = 0, device: torch.device | None = None) -> None:
@@ -180,6 +174,7 @@ class FeatureBuffer:
         self._device = device
         self._features: Tensor | None = None
         self._filled = 0
+        self.counts: list[int] = []
 
     def append(self, features: Tensor) -> None:
         """Add the patch features (B, h, w, D) of a batch."""
@@ -195,13 +190,14 @@ class FeatureBuffer:
             self._features[: self._filled] = kept
         self._features[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)
+        self.counts += [len(rows) // len(features)] * len(features)
 
     def take(self) -> Tensor:
         """The features (N, D); the buffer forgets them, so that they can be freed."""
         if self._features is None:
             raise InputError("there are no nominal images to fit")
         features = self._features[: self._filled]
-        self._features, self._filled = None, 0
+        self._features, self._filled, self.counts = None, 0, []
         return features
 
     def _allocate(self, rows: int, like: Tensor) -> Tensor:

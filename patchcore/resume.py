@@ -102,8 +102,7 @@ def copy_run(source: Path, folder: Path) -> None:
 
 
 def _contents(sample: Sample) -> list[Any]:
-    mask = None if sample.mask is None else file_digest(sample.mask)
-    return [file_digest(sample.path), mask, sample.label, sample.defect_type]
+    return [*sample.contents(), sample.label, sample.defect_type]
 
 
 def _without_effectless(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Distance(Enum):
 
     euclidean = "euclidean"  # the paper
     squared = "squared"  # the reference implementation
+    cosine = "cosine"  # 1 − cos; patch features are searched at unit length
 
 
 @dataclass
@@ -30,6 +31,7 @@ class ScoringConfig:
     neighbours: int = 1  # k nearest memory patches whose distances are averaged
     reweight: int = 0  # b of Eq. 7, the neighbour itself counted; 0: no reweighting
     distance: Distance = Distance.euclidean
+    top_share: float = 0.0  # of the patches whose scores an image's is the mean of; 0: the maximum
     sigma: float = 4.0  # of the anomaly map's Gaussian, in px; 0: none
 
     def __post_init__(self) -> None:
@@ -40,32 +42,85 @@ class ScoringConfig:
                 f"scoring.reweight must be 0 (off) or at least 2, got {self.reweight}; with one "
                 "neighbour Eq. 7 makes every score 0"
             )
+        if not 0 <= self.top_share <= 1:
+            raise InputError(f"scoring.top_share must be in [0, 1], got {self.top_share}")
         if self.sigma < 0:
             raise InputError(f"scoring.sigma must not be negative, got {self.sigma}")
 
 
+def comparable(features: Tensor, config: ScoringConfig) -> Tensor:
+    """Features (…, D) as they are searched: for the cosine distance at unit length.
+
+    There |x − y|² = 2 (1 − cos), so every back end searches by it. A vector of zeros stays one.
+    """
+    return F.normalize(features, dim=-1) if config.distance is Distance.cosine else features
+
+
+def score_images(
+    patches: Tensor,
+    squared: Tensor,
+    rows: Tensor,
+    memory: Tensor,
+    search: Search,
+    config: ScoringConfig,
+) -> tuple[Tensor, Tensor]:
+    """Scores of images (B,) and of their patches (B, h·w): Eq. 6, and Eq. 7 if `reweight` asks.
+
+    With `top_share` each of an image's highest patch scores has its own factor of Eq. 7.
+
+    Args:
+        patches: (B, h·w, D) patch features, as they are searched.
+        squared: (B·h·w, k) their squared distances to the k nearest memory rows.
+        rows: (B·h·w, k) which those are.
+        memory: (M, D) memory bank, as it is searched.
+        search: Nearest neighbours in it.
+    """
+    scores = patch_scores(squared, config).view(patches.shape[:2])  # (B, h·w)
+    s_star, m_test = highest(scores, config.top_share)  # (B, T)
+    if config.reweight:
+        image = torch.arange(len(patches), device=patches.device)[:, None]
+        m_star = rows[:, 0].view_as(scores)[image, m_test]  # (B, T)
+        weight = neighbourhood_weight(
+            patches[image, m_test].flatten(0, 1), m_star.flatten(), memory, search, config.reweight
+        )
+        s_star = s_star * weight.view_as(s_star)
+    return s_star.mean(1), scores
+
+
 def patch_scores(squared: Tensor, config: ScoringConfig) -> Tensor:
     """Anomaly score of each patch (…) from its k squared neighbour distances (…, k)."""
-    distances = squared.sqrt() if config.distance is Distance.euclidean else squared
-    return distances.mean(-1)
+    match config.distance:
+        case Distance.euclidean:
+            return squared.sqrt().mean(-1)
+        case Distance.squared:
+            return squared.mean(-1)
+        case Distance.cosine:
+            return squared.mean(-1) / 2  # of unit vectors
 
 
-def image_scores(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 6: maximum over the patches (B, h·w), and the patch where it lies, both (B,)."""
-    s_star, m_test = scores.max(1)
+def highest(scores: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The T highest of the patch scores (B, h·w), and the patches where they lie, both (B, T).
+
+    T is that share of the patches, rounded, but at least one: the maximum of Eq. 6.
+    """
+    count = max(1, round(share * scores.shape[1]))
+    if count == 1:
+        s_star, m_test = scores.max(1, keepdim=True)  # of equal ones the first
+        return s_star, m_test
+    s_star, m_test = scores.topk(count, dim=1)
     return s_star, m_test
 
 
 def neighbourhood_weight(
     m_test: Tensor, m_star: Tensor, memory: Tensor, search: Search, b: int
 ) -> Tensor:
-    """The factor of Eq. 7 for each image: 1 − softmax of the candidate's distances at m*.
+    """The factor of Eq. 7 for each candidate: 1 − softmax of its distances at m*.
 
     N_b(m*) are the b memory patches nearest to m*, m* itself among them, so that the factor lies in
-    [0, 1). Distances are Euclidean.
+    [0, 1). Distances are Euclidean, whatever becomes of those of the search.
 
     Args:
-        m_test: (B, D) the most anomalous patch feature of each image.
+        m_test: (B, D) the candidates: each image's most anomalous patch feature.
         m_star: (B,) memory row of its nearest neighbour.
         memory: (M, D) memory bank.
         search: Nearest neighbours in it.

@@ -105,18 +105,81 @@ def nearest(queries: np.ndarray, memory: np.ndarray, k: int) -> tuple[np.ndarray
     return np.take_along_axis(distances, rows, 1), rows
 
 
-def image_score(patches: np.ndarray, memory: np.ndarray, b: int) -> float:
-    """Eq. 6 and, for b > 0, Eq. 7, for one image's patches (P, D), term by term."""
+def patch_scores(
+    patches: np.ndarray, memory: np.ndarray, k: int, distance: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean distance (P,) of patches (P, D) to their k nearest memory entries, and the nearest (P,).
+
+    The cosine distance is 1 − x·y / (|x| |y|).
+    """
+    if distance == "cosine":
+        patches, memory = unit(patches), unit(memory)
+    squared, rows = nearest(patches, memory, k)
+    if distance == "cosine":
+        distances = 1 - (patches[:, None] * memory[rows]).sum(-1)  # (P, k)
+    else:
+        distances = squared if distance == "squared" else np.sqrt(squared)
+    return distances.mean(1), rows[:, 0]
+
+
+def image_score(
+    patches: np.ndarray,
+    memory: np.ndarray,
+    b: int,
+    k: int = 1,
+    distance: str = "euclidean",
+    share: float = 0.0,
+) -> float:
+    """Eq. 6 and, for b > 0, Eq. 7, for one image's patches (P, D), term by term.
+
+    The mean over the `share` of the patches that score highest. Eq. 7's distances are Euclidean, of
+    unit vectors where the cosine is asked for.
+    """
     patches, memory = patches.astype(np.float64), memory.astype(np.float64)
-    distances, rows = nearest(patches, memory, 1)
-    candidate = distances[:, 0].argmax()
-    s_star = np.sqrt(distances[candidate, 0])
-    if b == 0:
-        return s_star
-    m_star = memory[rows[candidate, 0]]
-    _, neighbourhood = nearest(m_star[None], memory, b)
-    terms = [np.exp(np.linalg.norm(patches[candidate] - memory[row])) for row in neighbourhood[0]]
-    return (1 - np.exp(s_star) / sum(terms)) * s_star
+    scores, rows = patch_scores(patches, memory, k, distance)
+    if distance == "cosine":
+        patches, memory = unit(patches), unit(memory)
+    found = []
+    for candidate in np.argsort(-scores, kind="stable")[: max(1, round(share * len(scores)))]:
+        weight = 1.0
+        if b:
+            m_star = memory[rows[candidate]]
+            _, neighbourhood = nearest(m_star[None], memory, b)
+            to = [np.linalg.norm(patches[candidate] - memory[row]) for row in neighbourhood[0]]
+            weight -= np.exp(np.linalg.norm(patches[candidate] - m_star)) / np.exp(to).sum()
+        found.append(weight * scores[candidate])
+    return float(np.mean(found))
+
+
+def nominal_scale(
+    images: list[np.ndarray],
+    sources: list[int],
+    rows: list[tuple[int, int]],
+    b: int = 0,
+    k: int = 1,
+    distance: str = "euclidean",
+    share: float = 0.0,
+) -> tuple[float, float, float, float]:
+    """Mean and deviation of the scores of nominal images, and of their patches, leave-one-out.
+
+    `images` are patches (P, D); `rows` the memory, as numbers of an image and of a patch of it.
+    """
+    scores, patches = [], []
+    for image, source in zip(images, sources, strict=True):
+        others = [images[i][j] for i, j in rows if sources[i] != source]
+        if len(others) < max(b, k):
+            continue
+        memory = np.stack(others)
+        scores.append(image_score(image, memory, b, k, distance, share))
+        patches.append(patch_scores(image, memory, k, distance)[0])
+    every = np.concatenate(patches)
+    return float(np.mean(scores)), float(np.std(scores)), float(every.mean()), float(every.std())
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Vectors (…, D) at length 1."""
+    x = x.astype(np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 # --- metrics ---------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 from patchcore.commands.train import build
 from patchcore.config import SCHEMAS, Config, explain, register, to_config, wandb_offline
 from patchcore.coreset import GreedyConfig, Projection
+from patchcore.data.btad import BTADConfig
 from patchcore.data.generated import GeneratedConfig
+from patchcore.data.mstc import MSTCConfig
 from patchcore.errors import InputError
 from patchcore.scoring import Distance
 from tests.runs import REPOSITORY
@@ -142,6 +144,20 @@ def test_one_seed_reaches_everything_random() -> None:
     config = composed("seed=7", "coreset=greedy", "data=generated", "augment=flip")
     assert isinstance(config.data, GeneratedConfig) and isinstance(config.coreset, GreedyConfig)
     assert config.seed == config.data.seed == config.coreset.seed == config.augment.seed == 7
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("data=")])
+def test_the_seed_draws_the_shots_of_every_data_set(choice: str) -> None:
+    data = composed("seed=7", choice, "data.shots=5").data
+    assert (data.shots, data.shots_seed) == (5, 7)
+    assert composed("seed=7", choice, "data.shots_seed=3").data.shots_seed == 3
+
+
+@pytest.mark.parametrize("scene", ["01", "12"])
+def test_scenes_and_products_named_by_numbers_stay_text(scene: str) -> None:
+    for choice in ("btad", "mstc"):
+        data = composed(f"data={choice}", f"data.category={scene}").data
+        assert isinstance(data, BTADConfig | MSTCConfig) and data.category == scene
 
 
 def test_the_papers_experiments_set_what_they_are_named_after() -> None:

@@ -1,19 +1,31 @@
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
+from patchcore.config import SCHEMAS
+from patchcore.data.btad import BTADConfig
+from patchcore.data.dataset import ImageDataset
 from patchcore.data.folder import FolderConfig
 from patchcore.data.generated import GeneratedCategory, GeneratedConfig
-from patchcore.data.images import read_image, read_mask
+from patchcore.data.images import read_image, read_mask, read_truth
+from patchcore.data.ksdd2 import KSDD2Config
+from patchcore.data.loco import LOCOConfig
+from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mtd import REPEATED, MTDConfig, MTDSplit, exposure_runs
 from patchcore.data.mvtec import MVTecConfig
-from patchcore.data.sample import DataConfig, Sample
+from patchcore.data.sample import DataConfig, Masks, Sample
+from patchcore.data.transforms import ImageConfig
+from patchcore.data.visa import VisAConfig
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask, write_mvtec
+from tests.runs import TINY, patchcore
 
 
-@pytest.mark.parametrize("kind", [MVTecConfig, MTDConfig, FolderConfig, GeneratedConfig])
+@pytest.mark.parametrize("kind", SCHEMAS["data"].values())
 def test_settings_go_through_omegaconf(kind: type[DataConfig]) -> None:
     config = OmegaConf.structured(kind)
     config.batch_size = 3
@@ -30,6 +42,8 @@ def test_settings_go_through_omegaconf(kind: type[DataConfig]) -> None:
     [
         (MVTecConfig, "batch_size", 0),
         (MVTecConfig, "workers", -1),
+        (MVTecConfig, "shots", 0),
+        (MSTCConfig, "every", 0),
         (MTDConfig, "test_share", 1.0),
         (FolderConfig, "test_share", 1.0),
         (FolderConfig, "masks", "masks"),
@@ -101,6 +115,346 @@ def test_mvtec_mask_without_image(tmp_path: Path, kind: str) -> None:
     write_mask(folder / f"ground_truth/{kind}/007_mask.png")
     with pytest.raises(InputError, match=f"{kind}/007_mask.png: this mask has no image named 007"):
         MVTecConfig(root=str(tmp_path), category="nut").read()
+
+
+def test_mvtec_two_masks_of_one_image(tmp_path: Path) -> None:
+    folder = write_mvtec(tmp_path)
+    write_mask(folder / "ground_truth/scratch/001.png")
+    with pytest.raises(InputError, match=r"001_mask\.png: 001 has the mask .*/001\.png already"):
+        MVTecConfig(root=str(tmp_path), category="nut").read()
+
+
+# --- data sets whose folders or masks differ -------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [BTADConfig, LOCOConfig, VisAConfig, KSDD2Config, MSTCConfig])
+def test_a_missing_root_tells_the_layout_and_where_the_data_are(
+    tmp_path: Path, kind: type[DataConfig]
+) -> None:
+    with pytest.raises(
+        InputError, match=r"^data\.root: there is no folder .*absent; it should hold .* http"
+    ):
+        kind(root=str(tmp_path / "absent")).read()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("kind", [BTADConfig, LOCOConfig, VisAConfig])
+def test_a_misspelt_category_lists_those_that_are_there(
+    tmp_path: Path, kind: type[DataConfig]
+) -> None:
+    with pytest.raises(InputError, match=r"^data\.category: .*'nuts'; it has none, expected"):
+        kind(root=str(tmp_path), category="nuts").read()  # type: ignore[call-arg]
+    write_mvtec(tmp_path)
+    with pytest.raises(InputError, match=r"^data\.category: .*no category 'nuts'; it has nut$"):
+        kind(root=str(tmp_path), category="nuts").read()  # type: ignore[call-arg]
+
+
+def test_btad_mixes_formats(tmp_path: Path) -> None:
+    folder = tmp_path / "03"
+    train = [write_image(folder / "train/ok" / name) for name in ("0000.bmp", "0001.png")]
+    ok = write_image(folder / "test/ok/0000.bmp")
+    ko = [write_image(folder / "test/ko" / name) for name in ("0000.bmp", "0001.png")]
+    masks = [write_mask(folder / "ground_truth/ko" / name) for name in ("0000.png", "0001.bmp")]
+    config = BTADConfig(root=str(tmp_path), category="03")
+    split = config.read()
+    assert split.train == [Sample(path, 0) for path in train]
+    assert split.test == [
+        *(Sample(path, 1, "ko", mask) for path, mask in zip(ko, masks, strict=True)),
+        Sample(ok, 0),
+    ]
+    ko[1].unlink()
+    with pytest.raises(InputError, match=r"0001\.bmp: this mask has no image named 0001 in .*/ko"):
+        config.read()
+
+
+def write_loco(root: Path) -> Path:
+    folder = root / "box"
+    write_image(folder / "train/good/000.png")
+    write_image(folder / "validation/good/000.png")
+    write_image(folder / "test/good/000.png")
+    for kind in ("logical_anomalies", "structural_anomalies"):
+        write_image(folder / f"test/{kind}/000.png")
+    truth = folder / "ground_truth"
+    write_mask(truth / "structural_anomalies/000/000.png")
+    write_mask(truth / "logical_anomalies/000/000.png")
+    right = np.zeros((10, 12), dtype=np.uint8)
+    right[:, -2:] = 240
+    Image.fromarray(right).save(truth / "logical_anomalies/000/001.png")
+    return folder
+
+
+def test_loco_unites_the_masks_of_an_image(tmp_path: Path) -> None:
+    folder = write_loco(tmp_path)
+    config = LOCOConfig(root=str(tmp_path), category="box")
+    split = config.read()
+    truth = folder / "ground_truth/logical_anomalies/000"
+    masks = Masks((truth / "000.png", truth / "001.png"))
+    assert split.train == [Sample(folder / "train/good/000.png", 0)]
+    assert [(s.label, s.defect_type) for s in split.test] == [
+        (0, "good"),
+        (1, "logical_anomalies"),
+        (1, "structural_anomalies"),
+    ]
+    assert split.test[1].mask == masks
+    whole = ImageConfig(resize=None, crop=None)
+    item = ImageDataset(split.test, whole)[1]
+    assert item["has_mask"] and np.array_equal(
+        item["mask"].numpy(), read_mask(truth / "000.png") | read_mask(truth / "001.png")
+    )
+    more = LOCOConfig(root=str(tmp_path), category="box", validation=True).read()
+    assert more.train == [*split.train, Sample(folder / "validation/good/000.png", 0)]
+    assert more.test == split.test
+
+
+def test_loco_bad_masks(tmp_path: Path) -> None:
+    folder = write_loco(tmp_path)
+    config = LOCOConfig(root=str(tmp_path), category="box")
+    odd = write_mask(folder / "ground_truth/logical_anomalies/000/002.png", (10, 12))
+    mask = config.read().test[1].mask
+    assert mask is not None
+    with pytest.raises(InputError, match=r"002\.png: this mask is 10×12 .*000\.png is 12×10"):
+        read_truth(mask)
+    odd.rename(odd.parents[1] / "001.png")
+    with pytest.raises(InputError, match="this mask has no image named logical_anomalies"):
+        config.read()
+    lost = write_mask(folder / "ground_truth/logical_anomalies/007/000.png")
+    (odd.parents[1] / "001.png").unlink()
+    with pytest.raises(InputError, match=f"{lost}: this mask has no image named 007"):
+        config.read()
+
+
+def write_visa(root: Path) -> list[list[str]]:
+    """Two categories; returns the rows of the table."""
+    rows = [["object", "split", "label", "image", "mask"]]
+    for category in ("candle", "pcb1"):
+        images, masks = (f"{category}/Data/{kind}" for kind in ("Images", "Masks"))
+        for i, side in enumerate(("test", "train", "train")):
+            write_image(root / f"{images}/Normal/{i:04d}.JPG", seed=i)
+            rows.append([category, side, "normal", f"{images}/Normal/{i:04d}.JPG", ""])
+        write_image(root / f"{images}/Anomaly/000.JPG", seed=9)
+        labels = np.zeros((10, 12), dtype=np.uint8)
+        labels[2, 3], labels[4, 5] = 1, 3
+        (root / f"{masks}/Anomaly").mkdir(parents=True)
+        Image.fromarray(labels).save(root / f"{masks}/Anomaly/000.png")
+        rows.append(
+            [category, "test", "anomaly", f"{images}/Anomaly/000.JPG", f"{masks}/Anomaly/000.png"]
+        )
+    write_table(root, rows)
+    return rows
+
+
+def write_table(root: Path, rows: list[list[str]]) -> None:
+    (root / "split_csv").mkdir(exist_ok=True)
+    (root / "split_csv/1cls.csv").write_text("".join(",".join(row) + "\n" for row in rows))
+
+
+def test_visa_in_its_own_layout(tmp_path: Path) -> None:
+    write_visa(tmp_path)
+    split = VisAConfig(root=str(tmp_path), category="pcb1").read()
+    images, masks = (tmp_path / "pcb1/Data" / kind for kind in ("Images", "Masks"))
+    mask = Masks((masks / "Anomaly/000.png",), labels=True)
+    assert split.train == [Sample(images / f"Normal/000{i}.JPG", 0) for i in (1, 2)]
+    assert split.test == [
+        Sample(images / "Anomaly/000.JPG", 1, "anomaly", mask),
+        Sample(images / "Normal/0000.JPG", 0),
+    ]
+    assert np.argwhere(read_truth(mask)).tolist() == [[2, 3], [4, 5]]
+    with pytest.raises(InputError, match="nothing would be marked"):
+        read_mask(mask.paths[0])
+    with pytest.raises(InputError, match=r"^data\.category: .*'pcb'; it has candle, pcb1$"):
+        VisAConfig(root=str(tmp_path), category="pcb").read()
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "RGB", "RGBA", "LA", "I;16"])
+def test_masks_of_labels_in_every_mode(tmp_path: Path, mode: str) -> None:
+    values = np.zeros((4, 5), dtype=np.uint8)
+    values[1, 2] = 1
+    if mode == "P":  # of the index, not of the colour, which is black
+        image = Image.fromarray(values)
+        image.putpalette([0, 0, 0] * 256)
+    elif mode == "I;16":
+        image = Image.fromarray(values.astype(np.uint16))
+    else:
+        image = Image.fromarray(values * 255 if mode == "1" else values).convert(mode)
+    image.save(tmp_path / "mask.png")
+    region = read_truth(Masks((tmp_path / "mask.png",), labels=True))
+    assert region.dtype == np.bool_ and np.argwhere(region).tolist() == [[1, 2]]
+
+
+def test_visa_as_its_script_writes_it(tmp_path: Path) -> None:
+    write_image(tmp_path / "candle/train/good/0001.JPG")
+    bad = write_image(tmp_path / "candle/test/bad/000.JPG")
+    mask = write_mask(tmp_path / "candle/ground_truth/bad/000.png")
+    split = VisAConfig(root=str(tmp_path)).read()
+    assert split.test == [Sample(bad, 1, "bad", mask)]
+
+
+def test_visa_bad_tables_and_files(tmp_path: Path) -> None:
+    rows = write_visa(tmp_path)
+    config = VisAConfig(root=str(tmp_path))
+
+    def complaint(*changed: list[str]) -> str:
+        write_table(tmp_path, [*changed, *rows[len(changed) :]])
+        with pytest.raises(InputError) as caught:
+            config.read()
+        write_table(tmp_path, rows)
+        return str(caught.value)
+
+    header, first = rows[:2]
+    assert "1cls.csv: the columns should be object, split" in complaint(header[1:])
+    assert "1cls.csv: line 2 should say train or test" in complaint(
+        header, ["candle", "val", "normal", "x", ""]
+    )
+    assert "1cls.csv: lists anomalous images" in complaint(
+        header, ["candle", "train", "anomaly", first[3], ""]
+    )
+    absent = complaint(header, [*first[:3], "candle/Data/Images/Normal/7.JPG", ""])
+    assert "7.JPG: no such file, though" in absent
+    lost = write_mask(tmp_path / "candle/Data/Masks/Anomaly/001.png")
+    assert complaint().startswith(f"{lost}: this mask is of no image that")
+
+
+def write_ksdd2(root: Path) -> None:
+    for side, marked in (("train", (False, True, False)), ("test", (True, False))):
+        for number, mark in enumerate(marked, start=10000):
+            write_image(root / side / f"{number}.png", seed=number)
+            write_mask(root / side / f"{number}_GT.png", marked=mark)
+    write_image(root / "train/10002 (copy).png")
+    write_mask(root / "train/10002_GT (copy).png")
+
+
+def test_ksdd2_trains_on_nominal_images_only(tmp_path: Path) -> None:
+    write_ksdd2(tmp_path)
+    split = KSDD2Config(root=str(tmp_path)).read()
+    train, test = tmp_path / "train", tmp_path / "test"
+    assert split.train == [Sample(train / "10000.png", 0), Sample(train / "10002.png", 0)]
+    assert split.test == [
+        Sample(test / "10000.png", 1, "defect", test / "10000_GT.png"),
+        Sample(test / "10001.png", 0),
+    ]
+    write_mask(train / "10001_GT.png", marked=False)
+    assert len(KSDD2Config(root=str(tmp_path)).read().train) == 3  # a changed mask is read anew
+
+
+def test_ksdd2_bad_input(tmp_path: Path) -> None:
+    config = KSDD2Config(root=str(tmp_path))
+    with pytest.raises(InputError, match="train: no such folder; expected train/10301"):
+        config.read()
+    write_ksdd2(tmp_path)
+    (tmp_path / "test/10001_GT.png").unlink()
+    with pytest.raises(InputError, match=r"10001\.png: has no mask 10001_GT\.png beside it"):
+        config.read()
+    write_mask(tmp_path / "test/10001_GT.png", marked=False)
+    (tmp_path / "test/10001.png").unlink()
+    with pytest.raises(InputError, match=r"10001_GT\.png: has no image 10001\.png beside it"):
+        config.read()
+    write_image(tmp_path / "test/10001.png")
+    odd = write_image(tmp_path / "test/photo.png")
+    with pytest.raises(InputError, match=r"photo\.png: unlike the other names"):
+        config.read()
+    odd.unlink()
+    for number in (10000, 10002):
+        write_mask(tmp_path / f"train/{number}_GT.png")
+    with pytest.raises(InputError, match="train: every image is defective"):
+        config.read()
+
+
+def write_mstc(root: Path) -> None:
+    """Scene 01 with 7 and 3 training and 6 test frames, of which the last two are anomalous."""
+    for video, frames in (("01_001", 7), ("01_002", 3), ("13_001", 1)):
+        for i in range(frames):
+            write_image(root / f"training/frames/{video}/{998 + i}.jpg", seed=i)
+    for kind in ("test_frame_mask", "test_pixel_mask"):
+        (root / "testing" / kind).mkdir(parents=True)
+    for i in range(6):
+        write_image(root / f"testing/frames/01_0014/{i:03d}.jpg", seed=i)
+    pixels = np.zeros((6, 10, 12), dtype=np.uint8)
+    pixels[4, 2, 3] = pixels[5, 6, 7] = 1
+    np.save(root / "testing/test_pixel_mask/01_0014.npy", pixels)
+    np.save(root / "testing/test_frame_mask/01_0014.npy", pixels.any((1, 2)).astype(np.uint8))
+
+
+def test_mstc_keeps_every_fifth_frame(tmp_path: Path) -> None:
+    write_mstc(tmp_path)
+    split = MSTCConfig(root=str(tmp_path)).read()
+    kept = [
+        sample.path.relative_to(tmp_path / "training/frames").as_posix() for sample in split.train
+    ]
+    assert kept == ["01_001/998.jpg", "01_001/1003.jpg", "01_002/998.jpg"]  # 999 before 1000
+    truth = tmp_path / "testing/test_pixel_mask/01_0014.npy"
+    frames = tmp_path / "testing/frames/01_0014"
+    anomalous = Sample(frames / "005.jpg", 1, "anomaly", Masks((truth,), frame=5))
+    assert split.test == [Sample(frames / "000.jpg", 0), anomalous]
+    item = ImageDataset(split.test, ImageConfig(resize=None, crop=None))[1]
+    assert item["has_mask"] and np.argwhere(item["mask"].numpy()).tolist() == [[6, 7]]
+    every = MSTCConfig(root=str(tmp_path), every=1).read()
+    assert (len(every.train), len(every.test)) == (10, 6)
+    assert every.test[4].contents()[1] != every.test[5].contents()[1]  # one file, other frames
+
+
+def test_mstc_needs_no_frames_that_it_skips_in_training(tmp_path: Path) -> None:
+    write_mstc(tmp_path)
+    whole = MSTCConfig(root=str(tmp_path)).read()
+    for number in (999, 1000, 1004):
+        (tmp_path / f"training/frames/01_001/{number}.jpg").unlink()
+    assert MSTCConfig(root=str(tmp_path)).read() == whole
+
+
+def test_mstc_bad_input(tmp_path: Path) -> None:
+    config = MSTCConfig(root=str(tmp_path))
+    (tmp_path / "training/videos").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"training/frames: no such folder.*; extract .*videos to"):
+        config.read()
+    write_mstc(tmp_path)
+    with pytest.raises(InputError, match=r"^data\.category: .*no category '13'; it has 01$"):
+        MSTCConfig(root=str(tmp_path), category="13").read()
+    masks = tmp_path / "testing/test_pixel_mask"
+    np.save(masks / "01_0099.npy", np.zeros((1, 10, 12)))
+    with pytest.raises(InputError, match=r"01_0099\.npy: this mask has no folder of frames"):
+        config.read()
+    (masks / "01_0099.npy").unlink()
+    frame = tmp_path / "testing/frames/01_0014/003.jpg"
+    contents = frame.read_bytes()
+    frame.unlink()
+    with pytest.raises(
+        InputError, match="01_0014: has 5 frames up to number 5, and there are 6 in"
+    ):
+        config.read()
+    frame.write_bytes(contents)
+    frame.with_name("a3.jpg").write_bytes(contents)
+    with pytest.raises(InputError, match=r"a3\.jpg: the name of a frame should end in its number"):
+        config.read()
+    frame.with_name("a3.jpg").unlink()
+    np.save(masks / "01_0014.npy", np.zeros((6, 10)))
+    with pytest.raises(InputError, match=r"01_0014\.npy: the array should have 3 dimensions"):
+        config.read()
+    (masks / "01_0014.npy").write_bytes(b"not an array")
+    with pytest.raises(InputError, match=r"01_0014\.npy: cannot be read as an array"):
+        config.read()
+    (masks / "01_0014.npy").unlink()
+    with pytest.raises(InputError, match=r"01_0014\.npy: there is no such array of masks"):
+        config.read()
+    (tmp_path / "training/frames/extra").mkdir()
+    with pytest.raises(InputError, match="extra: not named like a video"):
+        config.read()
+
+
+@pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
+def test_a_low_shot_run_on_frames_with_masks(tmp_path: Path) -> None:
+    write_mstc(tmp_path)
+    done = patchcore(
+        "train",
+        "data=mstc",
+        f"data.root={tmp_path}",
+        "data.every=1",
+        "data.shots=2",
+        *(override for override in TINY if override != "image.crop=32"),
+        "logger=none",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert done.code == 0, done.err
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["train_images"], metrics["test_images"]) == (2, 6)
+    assert 0 <= metrics["pixel_auroc"] <= 1
 
 
 # --- Magnetic Tile Defects -------------------------------------------------------------------

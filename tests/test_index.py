@@ -1,5 +1,6 @@
 import builtins
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from patchcore.errors import InputError
 from patchcore.index import (
     FaissFlatConfig,
     FaissIVFPQConfig,
+    Index,
     IndexConfig,
     PrefixIndex,
     TorchIndex,
@@ -18,13 +20,115 @@ from patchcore.index import (
 )
 from tests import reference
 
-EXACT = [TorchIndexConfig(), TorchIndexConfig(chunk_mib=1), FaissFlatConfig()]
+IVFPQ = FaissIVFPQConfig(lists=16, probes=8, sub_quantizers=16, bits=6)
+EXACT = [
+    TorchIndexConfig(),
+    TorchIndexConfig(chunk_mib=1),
+    FaissFlatConfig(),
+    FaissFlatConfig(gpu=True),
+]
+BACK_ENDS = [
+    *EXACT,
+    IVFPQ,
+    replace(IVFPQ, probes=1, train_patches=100),
+    FaissIVFPQConfig(lists=16, probes=8, sub_quantizers=16, gpu=True),
+]
 
 
-def index(memory: torch.Tensor, config: IndexConfig) -> Any:
+def index(memory: torch.Tensor, config: IndexConfig) -> Index:
+    """The back end over `memory`, or a skip where it cannot be."""
     if not isinstance(config, TorchIndexConfig):
-        pytest.importorskip("faiss", reason="needs the extra faiss")
+        faiss = pytest.importorskip("faiss", reason="needs the extra faiss")
+        if getattr(config, "gpu", False):
+            if not torch.cuda.is_available():
+                pytest.skip("needs a GPU")
+            if not hasattr(faiss, "StandardGpuResources"):
+                pytest.skip("needs the extra faiss-gpu")
     return build_index(memory, config)
+
+
+def clustered(count: int, seed: int = 0, dimension: int = 32) -> torch.Tensor:
+    """Vectors (count, dimension) around twenty centres that are always the same."""
+    centres = 4 * torch.randn(20, dimension, generator=torch.Generator().manual_seed(99))
+    generator = torch.Generator().manual_seed(seed)
+    which = torch.randint(20, (count,), generator=generator)
+    return centres[which] + torch.randn(count, dimension, generator=generator)
+
+
+# --- what every back end does -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", BACK_ENDS, ids=str)
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_nearest_come_first_and_each_once(config: IndexConfig, k: int) -> None:
+    memory, queries = clustered(1000), clustered(200, seed=1)
+    searched = index(memory, config)
+    assert searched.memory is memory
+    distances, rows = searched.search(queries, k)
+    assert distances.shape == rows.shape == (200, k)
+    assert distances.dtype == torch.float32 and rows.dtype == torch.int64
+    assert (distances >= 0).all() and (distances.diff(dim=1) >= 0).all()
+    assert (rows >= 0).all() and (rows < 1000).all()
+    assert all(len(set(row)) == k for row in rows.tolist())
+    expected, expected_rows = reference.nearest(queries.numpy(), memory.numpy(), k)
+    exact = config in EXACT
+    recall = np.mean((rows.numpy()[:, :, None] == expected_rows[:, None]).any(2))
+    assert recall == 1 if exact else recall > 0.3
+    assert np.allclose(distances, expected, rtol=1e-5 if exact else 1)
+
+
+@pytest.mark.parametrize("config", BACK_ENDS, ids=str)
+def test_what_is_asked_together_does_not_matter(config: IndexConfig) -> None:
+    memory, queries = clustered(600), clustered(41, seed=1)
+    searched = index(memory, config)
+    distances, rows = searched.search(queries, 3)
+    parts = [searched.search(some, 3) for some in (queries[:0], queries[:1], queries[1:])]
+    assert torch.equal(torch.cat([part[1] for part in parts]), rows)
+    assert torch.allclose(torch.cat([part[0] for part in parts]), distances, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", BACK_ENDS, ids=str)
+def test_any_layout_and_precision_is_taken(config: IndexConfig) -> None:
+    memory, queries = clustered(600), clustered(50, seed=1).half()
+    expected = index(memory.half().float(), config).search(queries.float(), 2)
+    found = index(memory.half(), config).search(queries, 2)
+    strided = index(memory.half().float().T.contiguous().T, config).search(
+        queries.float().repeat_interleave(2, 0)[::2], 2
+    )
+    for distances, rows in (found, strided):
+        assert torch.equal(rows, expected[1]) and distances.dtype == torch.float32
+        assert torch.allclose(distances, expected[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("config", BACK_ENDS, ids=str)
+def test_all_of_the_memory_can_be_asked_for(config: IndexConfig) -> None:
+    memory = clustered(300)
+    _, rows = index(memory, config).search(memory[:5], 300)
+    assert torch.equal(rows.sort(1).values, torch.arange(300).expand(5, -1))
+    with pytest.raises(InputError, match="301 neighbours were asked for, but the memory holds 300"):
+        index(memory, config).search(memory[:5], 301)
+
+
+@pytest.mark.parametrize("config", BACK_ENDS, ids=str)
+def test_equal_memory_entries_are_at_no_distance(config: IndexConfig) -> None:
+    memory = clustered(1).expand(300, -1)
+    distances, rows = index(memory, config).search(memory[:3], 2)
+    assert torch.equal(distances, torch.zeros(3, 2)) and (rows[:, 0] != rows[:, 1]).all()
+
+
+@pytest.mark.parametrize("config", [*BACK_ENDS[:1], *BACK_ENDS[3:4], *BACK_ENDS[6:]], ids=str)
+def test_a_memory_on_the_gpu_is_searched_there(config: IndexConfig) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    memory, queries = clustered(1000), clustered(100, seed=1)
+    on_gpu, there = index(memory.cuda(), config).search(queries.cuda(), 3)
+    assert on_gpu.is_cuda and there.is_cuda
+    expected, rows = index(memory, config).search(queries, 3)
+    assert torch.allclose(on_gpu.cpu(), expected, rtol=1e-3, atol=1e-3)
+    assert (there.cpu() == rows).float().mean() > 0.99
+
+
+# --- exact search -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", EXACT, ids=str)
@@ -35,7 +139,6 @@ def test_exact_search_equals_the_naive_one(config: IndexConfig, k: int) -> None:
     queries = torch.randn(500, 32, generator=generator)
     distances, rows = index(memory, config).search(queries, k)
     expected, expected_rows = reference.nearest(queries.numpy(), memory.numpy(), k)
-    assert distances.dtype == torch.float32 and rows.dtype == torch.int64
     assert np.array_equal(rows.numpy(), expected_rows)
     assert np.allclose(distances.numpy(), expected, rtol=1e-5)
 
@@ -107,24 +210,46 @@ def test_many_equal_memory_entries(k: int) -> None:
     assert (rows[:50] < 1000).all() and torch.equal(rows[50:, 0], torch.arange(1000, 1050))
 
 
-def test_half_precision_memory_gives_float32_distances() -> None:
-    memory = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)).half()
-    distances, rows = build_index(memory, TorchIndexConfig()).search(memory[:5].float(), 2)
-    assert torch.equal(rows[:, 0], torch.arange(5)) and distances.dtype == torch.float32
+# --- approximate search -----------------------------------------------------------------------
 
 
-def test_ivfpq_finds_most_of_the_neighbours() -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(60, 32, generator=generator) * 4
-    memory = centres.repeat_interleave(50, 0) + torch.randn(3000, 32, generator=generator)
-    config = FaissIVFPQConfig(lists=16, probes=4, sub_quantizers=16, bits=6)
-    distances, rows = index(memory, config).search(memory[::7], 10)
-    _, expected = reference.nearest(memory[::7].numpy(), memory.numpy(), 10)
+def recall(config: FaissIVFPQConfig, memory: torch.Tensor, queries: torch.Tensor) -> float:
+    """Share of the queries whose nearest memory entry is found."""
+    _, rows = index(memory, config).search(queries, 1)
+    _, expected = reference.nearest(queries.numpy(), memory.numpy(), 1)
+    return float((rows.numpy() == expected).mean())
+
+
+def test_more_probes_and_codes_find_more() -> None:
+    memory, queries = clustered(1000), clustered(200, seed=1)
+    coarse = FaissIVFPQConfig(lists=64, probes=1, sub_quantizers=8, bits=6)
     found = [
-        len(set(a) & set(b)) / 10 for a, b in zip(rows.tolist(), expected.tolist(), strict=True)
+        recall(config, memory, queries)
+        for config in (coarse, replace(coarse, probes=16), replace(IVFPQ, probes=16, bits=8))
     ]
-    assert np.mean(found) > 0.5
-    assert (distances.diff(dim=1) >= 0).all()
+    assert found == sorted(found) and found[0] < found[2] > 0.5
+
+
+def test_where_the_probed_lists_hold_too_few_all_are_searched() -> None:
+    # Half of the lists learn from what the memory does not hold, so they stay empty.
+    memory = torch.cat((clustered(64, seed=1), clustered(64, seed=2) + 100))
+    config = FaissIVFPQConfig(lists=64, probes=1, sub_quantizers=16, bits=5, train_patches=64)
+    searched = index(memory, config)
+    for k in (1, 100):
+        distances, rows = searched.search(clustered(50, seed=3), k)
+        assert (rows >= 0).all() and torch.isfinite(distances).all()
+        assert distances.max() < 1e6 and (distances.diff(dim=1) >= 0).all()
+    few = searched.search(memory[:5], 1)
+    assert torch.equal(few[1], searched.search(memory[:5], 100)[1][:, :1])  # as probed at first
+
+
+def test_training_on_some_patches_takes_them_from_everywhere() -> None:
+    memory = torch.cat((clustered(500), clustered(500, seed=1) + 50))
+    small = FaissIVFPQConfig(lists=32, probes=4, sub_quantizers=16, bits=6, train_patches=200)
+    assert recall(small, memory, memory[::10]) > 0.5
+    whole = index(memory, replace(small, train_patches=None)).search(memory[::10], 3)
+    more = index(memory, replace(small, train_patches=5000)).search(memory[::10], 3)
+    assert torch.equal(whole[1], more[1]) and torch.equal(whole[0], more[0])
 
 
 def test_ivfpq_explains_what_it_needs() -> None:
@@ -135,10 +260,12 @@ def test_ivfpq_explains_what_it_needs() -> None:
         index(memory, FaissIVFPQConfig())
 
 
-@pytest.mark.parametrize("config", EXACT[:1] + EXACT[2:], ids=str)
-def test_more_neighbours_than_memory(config: IndexConfig) -> None:
-    with pytest.raises(InputError, match="5 neighbours were asked for, but the memory holds 3"):
-        index(torch.randn(3, 4), config).search(torch.randn(1, 4), 5)
+def test_faiss_says_nothing_about_small_trainings(capfd: pytest.CaptureFixture[str]) -> None:
+    index(clustered(300), IVFPQ)
+    assert capfd.readouterr() == ("", "")
+
+
+# --- settings ---------------------------------------------------------------------------------
 
 
 def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +288,7 @@ def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         ("index.chunk_mib", lambda: TorchIndexConfig(0)),
         ("index.lists", lambda: FaissIVFPQConfig(lists=0)),
         ("index.probes", lambda: FaissIVFPQConfig(lists=4, probes=5)),
+        ("index.train_patches must be at least 512", lambda: FaissIVFPQConfig(train_patches=511)),
     ],
 )
 def test_bad_settings_are_named(key: str, make: Any) -> None:

@@ -56,29 +56,44 @@ def test_memory_of_all_patches_is_the_features_in_order(fitted: PatchCore) -> No
 
 
 @pytest.mark.parametrize(
-    "neighbours, reweight, distance",
-    [(1, 0, "euclidean"), (1, 4, "euclidean"), (3, 0, "euclidean"), (3, 0, "squared")],
+    "neighbours, reweight, distance, top_share",
+    [
+        (1, 0, "euclidean", 0.0),
+        (1, 4, "euclidean", 0.0),
+        (3, 0, "squared", 0.1),
+        (3, 4, "cosine", 0.0),
+        (2, 5, "cosine", 0.2),
+    ],
 )
 def test_prediction_equals_naive_search_score_and_map(
-    neighbours: int, reweight: int, distance: str
+    neighbours: int, reweight: int, distance: str, top_share: float
 ) -> None:
-    scoring = ScoringConfig(neighbours, reweight, Distance[distance], sigma=2.0)
-    model = build(coreset=AllConfig(), scoring=scoring).fit(images(5, (48, 48)))
+    scoring = ScoringConfig(neighbours, reweight, Distance[distance], top_share, sigma=2.0)
+    model = build(coreset=AllConfig(), scoring=scoring)
+    memory = model.embed(images(5, (48, 48))).flatten(0, 2).numpy()
+    model.fit(images(5, (48, 48)))
     batch = images(3, (48, 64), seed=1)
     prediction = model(batch)
-    memory = model.memory.numpy()
     for i, features in enumerate(model.embed(batch).numpy()):
         patches = features.reshape(-1, 16)  # (h·w, D)
-        squared, rows = reference.nearest(patches, memory, neighbours)
-        distances = squared if distance == "squared" else np.sqrt(squared)
-        scores = distances.mean(1).reshape(6, 8)
+        scores, rows = reference.patch_scores(patches, memory, neighbours, distance)
+        scores = scores.reshape(6, 8)
         assert np.allclose(prediction.patch_score[i], scores, rtol=1e-4)
-        assert np.array_equal(prediction.nearest[i].reshape(-1), rows[:, 0])
-        expected = reference.image_score(patches, memory, reweight) if reweight else scores.max()
+        assert np.array_equal(prediction.nearest[i].reshape(-1), rows)
+        expected = reference.image_score(patches, memory, reweight, neighbours, distance, top_share)
         assert float(prediction.score[i]) == pytest.approx(expected, rel=1e-4)
         column = scores[None, :, :, None]
         upsampled = reference.interpolate(column, (48, 64))[0, :, :, 0]
         assert np.allclose(prediction.map[i], gaussian_filter(upsampled, 2.0), rtol=1e-4)
+
+
+def test_the_coreset_does_not_depend_on_the_distance() -> None:
+    by_length = build(coreset=GreedyConfig(ratio=0.2)).fit(images(3))
+    cosine = ScoringConfig(distance=Distance.cosine)
+    by_angle = build(coreset=GreedyConfig(ratio=0.2), scoring=cosine).fit(images(3))
+    assert by_angle.coreset is not None and by_length.coreset is not None
+    assert torch.equal(by_angle.coreset.indices, by_length.coreset.indices)  # type: ignore[arg-type]
+    assert torch.equal(by_angle.memory, torch.nn.functional.normalize(by_length.memory))
 
 
 def test_nominal_training_images_score_zero(fitted: PatchCore) -> None:

@@ -12,34 +12,63 @@ from patchcore.scoring import (
     Distance,
     ScoringConfig,
     anomaly_maps,
-    image_scores,
+    comparable,
+    highest,
     neighbourhood_weight,
     patch_scores,
+    score_images,
 )
 from tests import reference
 
 
 def test_patch_scores_average_the_chosen_distance() -> None:
     squared = torch.tensor([[[4.0, 16.0], [1.0, 9.0]]])  # (1, 2, k)
-    assert patch_scores(squared, ScoringConfig()).tolist() == [[3.0, 2.0]]
-    assert patch_scores(squared, ScoringConfig(distance=Distance.squared)).tolist() == [[10.0, 5.0]]
+    for distance, expected in (("euclidean", [3, 2]), ("squared", [10, 5]), ("cosine", [5, 2.5])):
+        scores = patch_scores(squared, ScoringConfig(distance=Distance[distance]))
+        assert scores.tolist() == [expected]
 
 
-@pytest.mark.parametrize("b", [0, 2, 3, 9])
+@pytest.mark.parametrize("b", [0, 2, 9])
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("distance", list(Distance), ids=lambda distance: distance.name)
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("scale", [0.3, 20.0])
-def test_image_scores_equal_the_papers_equations(b: int, scale: float) -> None:
-    generator = torch.Generator().manual_seed(b)
-    memory = torch.randn(40, 6, generator=generator) * scale
-    patches = torch.randn(5, 12, 6, generator=generator) * scale  # (B, h·w, D)
+def test_scores_equal_the_papers_equations(
+    b: int, k: int, distance: Distance, share: float, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(b + k)
+    config = ScoringConfig(k, b, distance, share)
+    memory = comparable(torch.randn(40, 6, generator=generator) * scale, config)
+    raw = torch.randn(5, 12, 6, generator=generator) * scale  # (B, h·w, D)
+    patches = comparable(raw, config)
     index = TorchIndex(memory)
-    squared, rows = index.search(patches.flatten(0, 1), 1)  # (B·h·w, 1)
-    scores, m_test = image_scores(patch_scores(squared, ScoringConfig()).view(5, 12))
-    if b:
-        image = torch.arange(5)
-        m_star = rows.view(5, 12)[image, m_test]
-        scores *= neighbourhood_weight(patches[image, m_test], m_star, memory, index.search, b)
-    expected = [reference.image_score(x, memory.numpy(), b) for x in patches.numpy()]
-    assert np.allclose(scores.numpy(), expected, rtol=1e-4)
+    squared, rows = index.search(patches.flatten(0, 1), k)  # (B·h·w, k)
+    scores, grid = score_images(patches, squared, rows, memory, index.search, config)
+    for i, x in enumerate(raw.numpy()):
+        expected, nearest = reference.patch_scores(x, memory.numpy(), k, distance.name)
+        assert np.allclose(grid[i], expected, rtol=1e-4)
+        assert np.array_equal(rows.view(5, 12, k)[i, :, 0], nearest)
+        score = reference.image_score(x, memory.numpy(), b, k, distance.name, share)
+        assert float(scores[i]) == pytest.approx(score, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.0, [4.0]), (0.2, [4.0]), (0.5, [4.0, 3.0]), (1.0, [4, 3, 2, 1])]
+)
+def test_the_highest_share_holds_at_least_one_patch(share: float, expected: list[float]) -> None:
+    scores = torch.tensor([[1.0, 4.0, 2.0, 3.0]])
+    values, patches = highest(scores, share)
+    assert values.tolist() == [expected]
+    assert torch.equal(scores[0, patches[0]], values[0])
+
+
+def test_the_cosine_of_nothing_is_one_half_from_everything() -> None:
+    config = ScoringConfig(distance=Distance.cosine)
+    vectors = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 0.1]])
+    memory = comparable(vectors, config)
+    assert memory.tolist() == [[0, 0], [1, 0], [0, 1]]
+    squared, _ = TorchIndex(memory[1:]).search(memory, 2)
+    assert patch_scores(squared, config).tolist() == [0.5, 0.5, 0.5]
 
 
 def test_reweighting_survives_distances_whose_exponential_overflows() -> None:
@@ -67,6 +96,8 @@ def test_maps_equal_interpolation_and_scipy_gaussian(size: tuple[int, int], sigm
         ("scoring.neighbours", {"neighbours": 0}),
         ("scoring.reweight", {"reweight": 1}),
         ("scoring.reweight", {"reweight": -2}),
+        ("scoring.top_share", {"top_share": -0.1}),
+        ("scoring.top_share", {"top_share": 1.1}),
         ("scoring.sigma", {"sigma": -1.0}),
     ],
 )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 COMMANDS = {
     "train": "fit PatchCore on a category and test it",
     "report": "compare runs: a page and tables",
+    "fetch": "download a data set from its owners",
     "cache": "show or clear what sweeps keep",
 }
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from patchcore.cache import FORMAT, MapCache, digest, file_digest
-from patchcore.data.images import read_image, read_mask
+from patchcore.data.images import read_image, read_truth
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import (
     AugmentConfig,
@@ -86,7 +86,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Pixels (H', W', 3) and mask (H', W') at the network's size; if the file marks any."""
         key = None
         if self.cache is not None:
-            key = f"images/{digest(self._size_key(), *_contents(sample))}"
+            key = f"images/{digest(self._size_key(), *sample.contents())}"
             if found := self.cache.store.get(key):
                 return found["pixels"].numpy(), found["mask"].numpy(), bool(found["marked"])
         pixels, mask = self._decoded(sample)
@@ -108,7 +108,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if sample.mask is None:
             mask = np.zeros((height, width), dtype=bool)
         else:
-            mask = read_mask(sample.mask)  # (H, W)
+            mask = read_truth(sample.mask)  # (H, W)
         if mask.shape != (height, width):
             raise InputError(
                 f"{sample.mask}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels, its image "
@@ -130,10 +130,6 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Digest of what the network sees."""
         image = self.image
         return digest(self._size_key(), image.mean, image.std, file_digest(sample.path))
-
-
-def _contents(sample: Sample) -> tuple[str, str | None]:
-    return file_digest(sample.path), None if sample.mask is None else file_digest(sample.mask)
 
 
 class EpochSampler(Sampler[int]):

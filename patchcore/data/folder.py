@@ -36,7 +36,7 @@ class FolderConfig(DataConfig):
         if self.masks is not None and self.anomalous is None:
             raise InputError("data.masks needs data.anomalous, the folder of the masked images")
 
-    def read(self) -> Split:
+    def _read(self) -> Split:
         """Nominal images to train on; held-out or separate nominal and all anomalous ones to test.
 
         Raises:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.layout import read_category
+from patchcore.data.mvtec import LAYOUT
 from patchcore.data.sample import DataConfig, Split
 from patchcore.data.synthesis import (
     OBJECT_DEFECTS,
@@ -78,7 +79,7 @@ class GeneratedConfig(DataConfig):
             return cache / "patchcore" / "generated" / digest
         return Path(self.root).expanduser() / digest
 
-    def read(self) -> Split:
+    def _read(self) -> Split:
         """Draw and write the images unless they are there, and list them.
 
         Raises:
@@ -92,7 +93,7 @@ class GeneratedConfig(DataConfig):
                 raise InputError(
                     f"data.root: cannot write to {folder} ({error.strerror}); set another folder"
                 ) from error
-        return MVTecConfig(root=str(folder), category=self.category.name).read()
+        return read_category(folder / self.category.name, LAYOUT)
 
     def _write(self, folder: Path) -> None:
         """All or nothing, so that a process that starts meanwhile never sees a part."""

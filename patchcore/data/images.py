@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from patchcore.data.sample import Masks
 from patchcore.errors import InputError
 
 EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -60,6 +61,55 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
             "marked; save masks with 0 for nominal and 255 for anomalous pixels"
         )
     return grey > 127
+
+
+def read_truth(mask: Path | Masks) -> NDArray[np.bool_]:
+    """Read ground truth of any kind, (H, W) bool: what one of its files marks is True.
+
+    Raises:
+        InputError: as `read_mask`, or the files differ in size.
+    """
+    if isinstance(mask, Path):
+        return read_mask(mask)
+    first, *others = mask.paths
+    marked = _read_region(first, mask)  # (H, W)
+    for path in others:
+        region = _read_region(path, mask)
+        if region.shape != marked.shape:
+            raise InputError(
+                f"{path}: this mask is {region.shape[1]}×{region.shape[0]} pixels, {first} is "
+                f"{marked.shape[1]}×{marked.shape[0]}; masks of one image must agree"
+            )
+        marked = marked | region
+    return marked
+
+
+def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
+    """An array saved by NumPy, read where it is looked at.
+
+    Raises:
+        InputError: there is none, or it has another number of dimensions.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such array of masks") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read as an array ({error}); replace it") from error
+    if not isinstance(array, np.ndarray) or array.ndim != dimensions:
+        raise InputError(f"{path}: the array should have {dimensions} dimensions; replace it")
+    return array
+
+
+def _read_region(path: Path, mask: Masks) -> NDArray[np.bool_]:
+    if mask.frame is not None:
+        return np.asarray(open_array(path, 3)[mask.frame] != 0)  # (H, W) of (frames, H, W)
+    if not mask.labels:
+        return read_mask(path)
+    image = _decode(path)
+    bands = [band != "A" for band in image.getbands()]
+    values = np.array(image).reshape(image.height, image.width, len(bands))
+    return np.asarray(values[..., bands].any(axis=-1))  # (H, W, bands) → (H, W)
 
 
 def _decode(path: Path) -> Image.Image:

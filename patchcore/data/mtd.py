@@ -1,4 +1,11 @@
-"""Magnetic Tile Defects (Huang et al., 2018), split as in the paper or without its leak."""
+"""Magnetic Tile Defects (Huang et al., 2018), split as in the paper or without its leak.
+
+Source: https://github.com/abin24/Magnetic-tile-defect-datasets., or `patchcore fetch mtd`.
+Licence: none is stated; its owners welcome its use and ask to be cited.
+Citation: Y. Huang, C. Qiu, Y. Guo, X. Wang, K. Yuan. Surface Defect Saliency of Magnetic Tile. CASE
+2018.
+Layout: `LAYOUT`.
+"""
 
 import re
 from dataclasses import dataclass
@@ -8,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from patchcore.data.images import list_images
+from patchcore.data.layout import find_root
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError
 
 LAYOUT = "MT_Free/Imgs/*.jpg, MT_Blowhole/Imgs/*.jpg with masks *.png, and so on"
-SOURCE = "https://github.com/abin24/Magnetic-tile-defect-datasets."
+SOURCE = "The data are at https://github.com/abin24/Magnetic-tile-defect-datasets."
 LAST_EXPOSURE = 6
 CLOSE = 200  # numbers; series of exposures nearer than this may be one tile's
 
@@ -64,7 +72,7 @@ class MTDConfig(DataConfig):
         if not 0 < self.test_share < 1:
             raise InputError(f"data.test_share must be in (0, 1), got {self.test_share}")
 
-    def read(self) -> Split:
+    def _read(self) -> Split:
         """Divide the defect-free images; every defective image is a test image.
 
         Raises:
@@ -87,12 +95,7 @@ class MTDConfig(DataConfig):
         return Split(train, [sample for sample in nominal if sample in held_out] + anomalous)
 
     def _samples(self) -> tuple[list[Sample], list[Sample]]:
-        root = Path(self.root).expanduser()
-        if not root.is_dir():
-            raise InputError(
-                f"data.root: there is no folder {root}; it should hold {LAYOUT}. "
-                f"The data are at {SOURCE}"
-            )
+        root = find_root(self.root, LAYOUT, SOURCE)
         if not (root / "MT_Free").is_dir():
             raise InputError(f"data.root: {root} has no folder MT_Free; expected {LAYOUT}")
         nominal: list[Sample] = []

@@ -1,0 +1,42 @@
+"""`patchcore fetch`: download a data set from its owners."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from patchcore.data.fetch import SOURCES, fetch, find_source
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: `patchcore fetch NAME`."""
+    parser = argparse.ArgumentParser(
+        prog="patchcore fetch",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Download a data set from its owners, check it, and unpack it to DIR/NAME.\n"
+        "An interrupted download continues with the same command.",
+        epilog="data sets and their licences:\n"
+        + "\n".join(f"  {name:8} {source.licence}" for name, source in SOURCES.items()),
+    )
+    parser.add_argument("name", metavar="NAME", help="which one, as in data=NAME")
+    parser.add_argument(
+        "--root", type=Path, default=Path("data"), metavar="DIR", help="where to (default: data)"
+    )
+    parser.add_argument("--category", help="this one alone (mvtec)")
+    parser.add_argument("--url", help="address of a copy of the archive")
+    parser.add_argument("--sha256", metavar="HEX", help="checksum that the archive is to have")
+    options = parser.parse_args(arguments)
+    source = find_source(options.name)
+    print(f"{options.name}: from {source.page}\nlicence: {source.licence}", flush=True)
+    root = options.root.expanduser()
+    try:
+        fetched = fetch(options.name, root, options.category, options.url, options.sha256)
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command continues")
+    if fetched.sha256 is None:
+        print(f"{fetched.folder} is there already")
+        return
+    if fetched.verified:
+        print(f"SHA-256 {fetched.sha256}, as it should be")
+    else:
+        print(f"SHA-256 {fetched.sha256}; none is known to compare it with")
+    print(f"{fetched.folder}: use it with data={options.name} data.root={root / options.name}")

@@ -1,0 +1,500 @@
+"""Data sets from their owners' servers: downloaded, checked and unpacked, or not there at all.
+
+A download goes to a file `.part`, and a later call continues it where the server allows. An archive
+is unpacked only if all of its members are plain files and folders that stay inside, and into a
+folder that gets its name when it is complete.
+"""
+
+import hashlib
+import json
+import lzma
+import re
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from gzip import BadGzipFile
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO, cast
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from patchcore.cache import replace_with
+from patchcore.errors import InputError
+
+CHUNK = 2**20  # bytes
+TIMEOUT = 60  # seconds without a byte
+NON_COMMERCIAL = "CC BY-NC-SA 4.0: not for commercial use"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file to download."""
+
+    url: str | None  # null: its owners offer no direct link
+    holds: tuple[str, ...]  # folders at its top, or in the one folder there
+    sha256: str | None = None  # null: none is known
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from, whole or by category."""
+
+    page: str
+    licence: str
+    archive: Archive
+    categories: Mapping[str, Archive] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What `fetch` leaves."""
+
+    folder: Path
+    sha256: str | None  # of the archive; None if the folder was there already
+    verified: bool  # whether that is what it should be
+
+
+_MVTEC = "https://www.mydrive.ch/shares/38536/3830184030e49fe74747669442f0f282/download"
+_PILL = "https://www.mydrive.ch/shares/43421/11a215a5749fcfb75e331ddd5f8e43ee/download"
+_MVTEC_CATEGORIES = {
+    "bottle": f"{_MVTEC}/420937370-1629951468",
+    "cable": f"{_MVTEC}/420937413-1629951498",
+    "capsule": f"{_MVTEC}/420937454-1629951595",
+    "carpet": f"{_MVTEC}/420937484-1629951672",
+    "grid": f"{_MVTEC}/420937487-1629951814",
+    "hazelnut": f"{_MVTEC}/420937545-1629951845",
+    "leather": f"{_MVTEC}/420937607-1629951964",
+    "metal_nut": f"{_MVTEC}/420937637-1629952063",
+    "pill": f"{_PILL}/420938129-1629953099",
+    "screw": f"{_MVTEC}/420938130-1629953152",
+    "tile": f"{_MVTEC}/420938133-1629953189",
+    "toothbrush": f"{_MVTEC}/420938134-1629953256",
+    "transistor": f"{_MVTEC}/420938166-1629953277",
+    "wood": f"{_MVTEC}/420938383-1629953354",
+    "zipper": f"{_MVTEC}/420938385-1629953449",
+}
+_MTD = "https://github.com/abin24/Magnetic-tile-defect-datasets."
+
+# Checksums are those that anomalib 2 states for the same addresses.
+SOURCES = {
+    "btad": Source(
+        page="http://avires.dimi.uniud.it/papers/btad/btad.zip",
+        licence=NON_COMMERCIAL,
+        archive=Archive(
+            "https://avires.dimi.uniud.it/papers/btad/btad.zip",
+            ("01", "02", "03"),
+            "461c9387e515bfed41ecaae07c50cf6b10def647b36c9e31d239ab2736b10d2a",
+        ),
+    ),
+    "ksdd2": Source(
+        page="https://www.vicos.si/resources/kolektorsdd2",
+        licence=NON_COMMERCIAL,
+        archive=Archive("https://data.vicos.si/datasets/KSDD/KolektorSDD2.zip", ("train", "test")),
+    ),
+    "loco": Source(
+        page="https://www.mvtec.com/company/research/datasets/mvtec-loco",
+        licence=NON_COMMERCIAL,
+        archive=Archive(
+            "https://www.mydrive.ch/shares/48237/1b9106ccdfbb09a0c414bd49fe44a14a/download/"
+            "430647091-1646842701/mvtec_loco_anomaly_detection.tar.xz",
+            ("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicing_connectors"),
+            "9e7c84dba550fd2e59d8e9e231c929c45ba737b6b6a6d3814100f54d63aae687",
+        ),
+    ),
+    "mstc": Source(
+        page="https://svip-lab.github.io/dataset/campus_dataset.html",
+        licence="ask its owners",
+        archive=Archive(None, ("training", "testing")),
+    ),
+    "mtd": Source(
+        page=_MTD,
+        licence="none stated; its owners welcome its use and ask to be cited",
+        # The commit fixes what the archive holds; GitHub may pack it anew, with another checksum.
+        archive=Archive(
+            f"{_MTD}/archive/cc4eb530b57b9cb7225bf76023873043ffd50655.zip",
+            ("MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Free", "MT_Uneven"),
+        ),
+    ),
+    "mvtec": Source(
+        page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
+        licence=NON_COMMERCIAL,
+        archive=Archive(
+            f"{_MVTEC}/420938113-1629952094/mvtec_anomaly_detection.tar.xz",
+            tuple(_MVTEC_CATEGORIES),
+            "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
+        ),
+        categories={
+            name: Archive(f"{place}/{name}.tar.xz", ("train", "test", "ground_truth"))
+            for name, place in _MVTEC_CATEGORIES.items()
+        },
+    ),
+    "visa": Source(
+        page="https://github.com/amazon-science/spot-diff",
+        licence="CC BY 4.0",
+        archive=Archive(
+            "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",
+            ("split_csv", "candle", "pcb1"),
+            "2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
+        ),
+    ),
+}
+
+
+def find_source(name: str) -> Source:
+    """Raises InputError with the names there are."""
+    if name not in SOURCES:
+        raise InputError(f"{name}: no data set of this name; there are {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
+def fetch(
+    name: str,
+    root: Path,
+    category: str | None = None,
+    url: str | None = None,
+    sha256: str | None = None,
+) -> Fetched:
+    """Download a data set to `root/name`, or one category to `root/name/category`.
+
+    What is there already is left alone, and so is the archive if there is no room to unpack it.
+
+    Args:
+        url: Address of a copy of the archive. Its checksum is to be that of the original, unless
+            `sha256` gives another.
+        sha256: What the archive's checksum is to be, 64 hexadecimal digits.
+
+    Raises:
+        InputError: there is no such data set, category or direct link; the server cannot be reached
+            or stops; the archive has another checksum, is damaged, or would write outside its
+            folder; there is too little room; or the folder is there and incomplete.
+    """
+    source = find_source(name)
+    archive = _find_archive(name, source, category)
+    folder = root / name / category if category else root / name
+    if folder.exists():
+        if lacking := [part for part in archive.holds if not (folder / part).exists()]:
+            raise InputError(
+                f"{folder}: is there already, without {', '.join(lacking)}; remove it or give "
+                "another --root" + (", or fetch these with --category" if not category else "")
+            )
+        return Fetched(folder, None, verified=False)
+    if (url := url or archive.url) is None:
+        raise InputError(
+            f"{name}: has no direct link; get it from {source.page}, or give --url of a copy"
+        )
+    expected = sha256 or archive.sha256
+    path = root / f"{name}-{category}.archive" if category else root / f"{name}.archive"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        found = download(url, path, expected)
+        unpack(path, folder, archive.holds, root)
+        path.unlink()
+    except OSError as error:
+        raise InputError(f"--root: cannot write to {root} ({error}); give another") from error
+    return Fetched(folder, found, verified=expected is not None)
+
+
+def _find_archive(name: str, source: Source, category: str | None) -> Archive:
+    if category is None:
+        return source.archive
+    if category not in source.categories:
+        names = ", ".join(source.categories)
+        raise InputError(
+            f"--category: {name} has no archive of {category!r}; "
+            + (f"it has {names}" if names else "it comes as a whole")
+        )
+    return source.categories[category]
+
+
+# --- from the server to a file ---------------------------------------------------------------
+
+
+def download(url: str, path: Path, sha256: str | None = None) -> str:
+    """Download a file, unless `path` is there, and compare its checksum.
+
+    Until it is complete it is `path` with the suffix `.part`, which the next call continues: if the
+    server says that its file is the same, or if the checksum will tell.
+
+    Returns:
+        The file's SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        InputError: the address is none, the server cannot be reached or stops, there is too little
+            room, or the checksum differs; the file is removed then.
+    """
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise InputError(f"--sha256: {sha256} should be 64 hexadecimal digits")
+    part = path.with_name(f"{path.name}.part")
+    if not path.exists():
+        _receive(url, part, verifiable=sha256 is not None)
+        part.rename(path)
+        _notes(part).unlink(missing_ok=True)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 is not None and found != sha256.lower():
+        path.unlink()
+        raise InputError(
+            f"{url}: the SHA-256 of this file is {found}, and should be {sha256.lower()}; the file "
+            "was removed. It is damaged or another one: try again, or give --sha256 if you trust it"
+        )
+    return found
+
+
+def _receive(url: str, part: Path, verifiable: bool) -> None:
+    """All bytes of `url` to the file `part`, after those that are there."""
+    offset, validator = _resumable(url, part, verifiable)
+    headers = {"User-Agent": "patchcore", "Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+        if validator:
+            headers["If-Range"] = validator  # or all of it, if the file has changed
+    with _open(url, headers) as response:
+        start, total = 0, _integer(response.headers.get("Content-Length"))
+        if response.status in (206, 416):
+            start, total = _content_range(response.headers.get("Content-Range"))
+        if response.status == 416 and offset and total == offset:
+            return  # it was complete
+        if response.status == 416 or (response.status == 206 and start != offset):
+            if not offset:
+                raise InputError(f"{url}: the server sends a part that was not asked for")
+            part.unlink()  # what is there does not fit the server's file
+            return _receive(url, part, verifiable)
+        if total is not None:
+            _check_room(part.parent, total - start, "the download")
+        if start == 0:
+            part.unlink(missing_ok=True)  # first: notes must never be of another file's bytes
+            notes = {"url": url, "validator": _validator(response)}
+            replace_with(_notes(part), json.dumps(notes).encode())
+        with part.open("ab" if start else "wb") as file, _bar("downloading", total, start) as bar:
+            for chunk in _chunks(url, response):
+                file.write(chunk)
+                bar.update(len(chunk))
+            size = file.tell()
+    if total is not None and size != total:
+        raise _stopped(url, f"the connection ended after {size:,} of {total:,} bytes")
+
+
+def _resumable(url: str, part: Path, verifiable: bool) -> tuple[int, str | None]:
+    """Bytes to keep of `part`, and what tells whether the server's file is still the same."""
+    try:
+        notes = json.loads(_notes(part).read_bytes())
+        size = part.stat().st_size
+    except (OSError, ValueError):
+        return 0, None
+    validator = notes.get("validator")
+    if notes.get("url") != url or not (validator or verifiable):
+        return 0, None
+    return size, validator
+
+
+def _notes(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _open(url: str, headers: dict[str, str]) -> HTTPResponse:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"--url: {url} should begin with http:// or https:// and a host")
+    try:
+        return urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code == 416:
+            return error  # type: ignore[return-value]
+        error.close()
+        raise InputError(f"{url}: the server answers {error.code} {error.reason}") from None
+    except (OSError, HTTPException) as error:
+        raise _stopped(url, f"cannot be reached ({getattr(error, 'reason', error)})") from error
+
+
+def _chunks(url: str, response: HTTPResponse) -> Iterator[bytes]:
+    try:
+        while chunk := response.read(CHUNK):
+            yield chunk
+    except (OSError, HTTPException) as error:
+        raise _stopped(url, f"the connection broke ({error})") from error
+
+
+def _stopped(url: str, what: str) -> InputError:
+    return InputError(f"{url}: {what}; the same command tries again and continues from there")
+
+
+def _validator(response: HTTPResponse) -> str | None:
+    """What If-Range takes: a strong ETag, else the time of the last change."""
+    tag = response.headers.get("ETag")
+    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
+
+
+def _content_range(header: str | None) -> tuple[int, int | None]:
+    """First byte and size of the whole; (-1, size) of `bytes */size`, and if there is no header."""
+    match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", (header or "").strip())
+    if match is None:
+        return -1, None
+    return int(match[1] or -1), _integer(match[2])
+
+
+def _integer(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None
+
+
+# --- from the archive to a folder ------------------------------------------------------------
+
+
+class _ArchiveError(InputError):
+    """The file is not what it should be; another would do."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One entry of an archive, whatever its format."""
+
+    name: str
+    size: int  # bytes
+    kind: str  # "file", "folder" or anything else
+    open: Callable[[], IO[bytes]]
+
+
+def unpack(archive: Path, folder: Path, holds: tuple[str, ...], root: Path) -> None:
+    """Unpack a zip or tar archive to `folder`, which is there when all is in it.
+
+    A single folder at the archive's top is left out. Only the contents of files are taken over, not
+    their owners and permissions.
+
+    Args:
+        holds: What is to be at the top.
+        root: Folder on the same disk, to unpack in.
+
+    Raises:
+        InputError: the archive is none, is damaged, holds something else, or has a member that is
+            no plain file or folder or would land outside, in which case nothing is written; it is
+            removed then. Or there is too little room.
+        OSError: `root` cannot be written to.
+    """
+    unfinished = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
+    try:
+        inside = unfinished / "all"
+        _extract(archive, inside, root)
+        top = _find_top(archive, inside, holds)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        top.rename(folder)
+    except _ArchiveError:
+        archive.unlink()
+        raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _extract(archive: Path, folder: Path, root: Path) -> None:
+    with _opened(archive) as members:
+        total = 0
+        for member in tqdm(members(), desc="checking", unit=" files", disable=None):
+            if complaint := _complaint(member):
+                raise _ArchiveError(
+                    f"{archive.name}: the member {member.name!r} {complaint}; nothing was "
+                    "unpacked, and the archive was removed"
+                )
+            total += member.size
+        _check_room(root, total, "unpacking")
+        folder.mkdir()
+        with _bar("unpacking", total, 0) as bar:
+            for member in members():
+                path = folder / member.name
+                if member.kind == "folder":
+                    path.mkdir(parents=True, exist_ok=True)
+                    continue
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with member.open() as source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target, CHUNK)
+                bar.update(member.size)
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
+    """A function that goes through the archive's members, each time from the first."""
+    try:
+        if tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as tar:
+                yield lambda: map(partial(_tar_member, tar), tar)
+        elif zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as file:
+                yield lambda: map(partial(_zip_member, file), file.infolist())
+        else:
+            raise _ArchiveError(
+                f"{archive.name}: is neither a zip nor a tar archive, and was removed; the address "
+                "leads to something else now"
+            )
+    except (*_DAMAGED, *_UNREADABLE) as error:
+        raise _ArchiveError(
+            f"{archive.name}: cannot be unpacked ({error}) and was removed; download it again"
+        ) from error
+
+
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+_UNREADABLE = (RuntimeError, NotImplementedError)  # encrypted, or of an unknown compression
+
+
+def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
+    kind = "file" if info.isreg() else "folder" if info.isdir() else "special"
+    return _Member(info.name, info.size, kind, lambda: cast(IO[bytes], tar.extractfile(info)))
+
+
+def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
+    kind = "folder" if info.is_dir() else "file"
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        kind = "special"
+    return _Member(info.filename, info.file_size, kind, lambda: file.open(info))
+
+
+def _complaint(member: _Member) -> str | None:
+    """What is wrong with a member, on any system."""
+    if member.kind not in ("file", "folder"):
+        return "is a link or a device"
+    windows = PureWindowsPath(member.name)
+    if PurePosixPath(member.name).is_absolute() or windows.anchor or ".." in windows.parts:
+        return "would land outside the folder"
+    return None
+
+
+def _find_top(archive: Path, folder: Path, holds: tuple[str, ...]) -> Path:
+    for top in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+        if all((top / part).exists() for part in holds):
+            return top
+    raise _ArchiveError(
+        f"{archive.name}: does not hold {', '.join(holds)}, and was removed; the address leads to "
+        "something else now"
+    )
+
+
+# --- both ------------------------------------------------------------------------------------
+
+
+def _check_room(folder: Path, needed: int, what: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: {what} needs {needed:,} bytes, and {free:,} are free; make room or give "
+            "another --root"
+        )
+
+
+def _bar(what: str, total: int | None, done: int) -> tqdm:
+    """A bar of bytes, if anybody looks."""
+    return tqdm(
+        desc=what,
+        total=total,
+        initial=done,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        disable=None,
+    )

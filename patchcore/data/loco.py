@@ -1,0 +1,48 @@
+"""MVTec LOCO AD (Bergmann et al., 2022): anomalies that break a rule, beside those that look wrong.
+
+5 categories; about 1,780 nominal training, 300 nominal validation and 1,570 test images.
+
+Source: https://www.mvtec.com/company/research/datasets/mvtec-loco, or `patchcore fetch loco`.
+Licence: CC BY-NC-SA 4.0 (not for commercial use).
+Citation: P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger. Beyond Dents and Scratches:
+Logical Constraints in Unsupervised Anomaly Detection and Localization. IJCV 130, 2022.
+Layout: `LAYOUT`; an image has one mask for each of its anomalies, whose grey value (234 to 255)
+numbers the kind of defect. They are united here. The data set's own metric, which saturates where
+several regions would do, is not computed.
+"""
+
+from dataclasses import dataclass
+
+from patchcore.data.layout import find_category, find_root, images_in, read_category
+from patchcore.data.sample import DataConfig, Sample, Split
+
+LAYOUT = (
+    "{category}/train/good, {category}/validation/good, "
+    "{category}/test/{good,logical_anomalies,structural_anomalies}, "
+    "{category}/ground_truth/{logical_anomalies,structural_anomalies}/{image}/{mask}.png"
+)
+SOURCE = "The data are at https://www.mvtec.com/company/research/datasets/mvtec-loco"
+
+
+@dataclass(kw_only=True)
+class LOCOConfig(DataConfig):
+    """One category of MVTec LOCO AD; the defect type tells logical and structural anomalies."""
+
+    root: str = "data/loco"  # folder that holds the categories
+    category: str = "breakfast_box"  # folder below root
+    validation: bool = False  # train on the nominal validation images too
+
+    def _read(self) -> Split:
+        """Nominal `train/good` (and `validation/good`) to train on, all below `test` to test on.
+
+        Raises:
+            InputError: root or category is missing, a folder holds no images, or a mask has no
+                image.
+        """
+        root = find_root(self.root, LAYOUT, SOURCE)
+        folder = find_category(root, self.category, LAYOUT)
+        split = read_category(folder, LAYOUT, mask_folders=True)
+        if not self.validation:
+            return split
+        more = images_in(folder / "validation" / "good", LAYOUT)
+        return Split(split.train + [Sample(path, 0) for path in more], split.test)

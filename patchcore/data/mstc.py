@@ -1,0 +1,142 @@
+"""Mini ShanghaiTech Campus (mSTC; Venkataramanan et al., 2020): pedestrians, watched by 13 cameras.
+
+ShanghaiTech Campus has 330 training videos of normal events (274,515 frames) and 107 test videos
+(42,883 frames of 856×480 pixels). Its mini version keeps every fifth frame of both and has 12
+scenes (PatchCore's paper, Section 4.1; results in Table 6). The paper does not say which frame of
+five: here the first of a video and every fifth after it. Nor does it say whether a scene has a
+memory of its own: here it has, a scene being a category, as its camera does not move. A scene
+counts if it has videos of both kinds.
+
+Source: https://svip-lab.github.io/dataset/campus_dataset.html (no direct download).
+Licence: ask its owners, who ask to be cited.
+Citation: W. Liu, W. Luo, D. Lian, S. Gao. Future Frame Prediction for Anomaly Detection – A New
+Baseline. CVPR 2018. Mini version: S. Venkataramanan, K.-C. Peng, R. V. Singh, A. Mahalanobis.
+Attention Guided Anomaly Localization in Images. ECCV 2020.
+Layout: `LAYOUT`, where 01 is the scene and the rest of the name the video. The masks are arrays
+saved by NumPy, (frames,) and (frames, H, W), and not 0 where anomalous. Training videos come as
+.avi and are to be extracted to frames first, each to a folder of its name, for example with
+`ffmpeg -i training/videos/01_001.avi -start_number 0 training/frames/01_001/%03d.jpg`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from patchcore.data.images import open_array
+from patchcore.data.layout import find_root, images_in, no_category
+from patchcore.data.sample import DataConfig, Masks, Sample, Split
+from patchcore.errors import InputError
+
+LAYOUT = (
+    "training/frames/01_001/000.jpg, testing/frames/01_0014/000.jpg, "
+    "testing/test_frame_mask/01_0014.npy, testing/test_pixel_mask/01_0014.npy"
+)
+SOURCE = "The data are at https://svip-lab.github.io/dataset/campus_dataset.html"
+
+
+@dataclass(kw_only=True)
+class MSTCConfig(DataConfig):
+    """One scene of Mini ShanghaiTech Campus: frames of its videos as images."""
+
+    root: str = "data/mstc"  # folder that holds training and testing
+    category: str = "01"  # the scene, 01 to 12
+    every: int = 5  # of this many frames of a video one is kept
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every < 1:
+            raise InputError(f"data.every must be at least 1, got {self.every}")
+
+    def _read(self) -> Split:
+        """Frames of the scene's training videos to train on, of its test videos to test on.
+
+        A frame is anomalous if its entry in `test_frame_mask` says so. Training frames may lack in
+        between, as they are counted by their numbers; test frames may not.
+
+        Raises:
+            InputError: root, scene, or the frames or masks of a video are missing, frames are not
+                numbered, masks are of another length than their video, or have none.
+        """
+        root = find_root(self.root, LAYOUT, SOURCE)
+        sides = [_videos(root / side / "frames") for side in ("training", "testing")]
+        train_videos, test_videos = (
+            [v for v in side if _scene(v) == self.category] for side in sides
+        )
+        if not train_videos or not test_videos:
+            there = sorted(set.intersection(*({_scene(video) for video in side} for side in sides)))
+            raise no_category(root, self.category, there, LAYOUT)
+        for kind in ("test_frame_mask", "test_pixel_mask"):
+            _reject_lost_masks(root / "testing" / kind, self.category, test_videos)
+        train = [
+            Sample(path, 0)
+            for video in train_videos
+            for offset, path in _numbered(video)
+            if offset % self.every == 0
+        ]
+        test = [sample for video in test_videos for sample in _test_samples(video)[:: self.every]]
+        return Split(train, test)
+
+
+def _videos(folder: Path) -> list[Path]:
+    """Folders of frames, one a video."""
+    if not folder.is_dir():
+        hint = ""
+        if (folder.parent / "videos").is_dir():
+            hint = f"; extract {folder.parent / 'videos'} to it, a folder of frames for each video"
+        raise InputError(f"{folder}: no such folder; expected {LAYOUT}{hint}")
+    videos = sorted(path for path in folder.iterdir() if path.is_dir())
+    for video in videos:
+        if not re.fullmatch(r"\d\d_\d+", video.name):
+            raise InputError(f"{video}: not named like a video, such as 01_001; expected {LAYOUT}")
+    return videos
+
+
+def _scene(video: Path) -> str:
+    return video.name.partition("_")[0]
+
+
+def _numbered(video: Path) -> list[tuple[int, Path]]:
+    """Frames with their numbers, counted from the first; 1000.jpg comes after 999.jpg."""
+    frames: dict[int, Path] = {}
+    for path in images_in(video, LAYOUT):
+        match = re.search(r"\d+$", path.stem)
+        if match is None or int(match[0]) in frames:
+            raise InputError(
+                f"{path}: the name of a frame should end in its number, which no other has; "
+                "extract the video anew"
+            )
+        frames[int(match[0])] = path
+    return [(number - min(frames), frames[number]) for number in sorted(frames)]
+
+
+def _test_samples(video: Path) -> list[Sample]:
+    """Every frame of a test video."""
+    frames = _numbered(video)
+    labels, pixels = (
+        open_array(video.parents[1] / kind / f"{video.name}.npy", dimensions)
+        for kind, dimensions in (("test_frame_mask", 1), ("test_pixel_mask", 3))
+    )
+    if not len(frames) == frames[-1][0] + 1 == len(labels) == len(pixels):
+        raise InputError(
+            f"{video}: has {len(frames)} frames up to number {frames[-1][0]}, and there are "
+            f"{len(labels)} in test_frame_mask and {len(pixels)} in test_pixel_mask; restore them"
+        )
+    truth = video.parents[1] / "test_pixel_mask" / f"{video.name}.npy"
+    return [
+        Sample(path, 1, "anomaly", Masks((truth,), frame=i)) if anomalous else Sample(path, 0)
+        for (i, path), anomalous in zip(frames, np.asarray(labels) != 0, strict=True)
+    ]
+
+
+def _reject_lost_masks(folder: Path, scene: str, videos: Iterable[Path]) -> None:
+    lost = {path.stem: path for path in folder.glob(f"{scene}_*.npy")}
+    for video in videos:
+        lost.pop(video.name, None)
+    if lost:
+        raise InputError(
+            f"{lost[min(lost)]}: this mask has no folder of frames named {min(lost)}; restore the "
+            "frames or remove the mask"
+        )

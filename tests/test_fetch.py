@@ -1,0 +1,445 @@
+"""Downloads, against a server in this process."""
+
+import hashlib
+import io
+import shutil
+import stat
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from patchcore.data import fetch as module
+from patchcore.data.fetch import SOURCES, download, fetch, unpack
+from patchcore.errors import InputError
+from tests.runs import patchcore
+
+KSDD2 = {"train/10301.png": b"image" * 999, "train/10301_GT.png": b"mask", "test/1.png": b"t" * 70}
+
+
+@dataclass
+class Site:
+    """One file on a server, how the server behaves, and the headers that it was asked with."""
+
+    content: bytes = b""
+    tag: str | None = '"one"'
+    ranges: bool = True
+    stop_after: int | None = None  # bytes, then the connection breaks
+    status: int | None = None
+    shift: int = 0  # of the parts it sends, which are wrong then
+    url: str = ""
+    asked: list[dict[str, str]] = field(default_factory=list)
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        asked = dict(handler.headers)
+        self.asked.append(asked)
+        if self.status is not None:
+            handler.send_error(self.status)
+            return
+        start, whole = 0, len(self.content)
+        same = asked.get("If-Range", self.tag) == self.tag
+        if self.ranges and same and "Range" in asked:
+            start = int(asked["Range"].removeprefix("bytes=").removesuffix("-"))
+            if start >= whole:
+                handler.send_response(416)
+                handler.send_header("Content-Range", f"bytes */{whole}")
+                handler.send_header("Content-Length", "0")
+                handler.end_headers()
+                return
+            handler.send_response(206)
+            first = start + self.shift
+            handler.send_header("Content-Range", f"bytes {first}-{whole - 1}/{whole}")
+        else:
+            handler.send_response(200)
+        if self.tag is not None:
+            handler.send_header("ETag", self.tag)
+        handler.send_header("Content-Length", str(whole - start))
+        handler.end_headers()
+        end = whole if self.stop_after is None else start + self.stop_after
+        handler.wfile.write(self.content[start:end])
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            site.answer(self)
+
+        def log_message(self, *_: object) -> None:
+            """Silent."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    site.url = f"http://127.0.0.1:{server.server_port}/file"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield site
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(
+    files: dict[str, bytes], mode: str = "w:xz", more: tuple[tarfile.TarInfo, ...] = ()
+) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for info in more:
+            archive.addfile(info)
+    return buffer.getvalue()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+# --- download --------------------------------------------------------------------------------
+
+
+def test_an_interrupted_download_continues(site: Site, tmp_path: Path) -> None:
+    site.content, site.stop_after = bytes(range(256)) * 400, 30_000
+    path = tmp_path / "file"
+    with pytest.raises(InputError, match=r"after 30,000 of 102,400 bytes; the same command"):
+        download(site.url, path)
+    assert not path.exists()
+    assert (tmp_path / "file.part").read_bytes() == site.content[:30_000]
+    site.stop_after = None
+    assert download(site.url, path) == sha256(site.content)
+    assert path.read_bytes() == site.content
+    assert site.asked[1]["Range"] == "bytes=30000-" and site.asked[1]["If-Range"] == '"one"'
+    assert names(tmp_path) == ["file"]
+    assert download(site.url, path) == sha256(site.content)  # it is there
+    assert len(site.asked) == 2
+
+
+def interrupted(site: Site, path: Path, content: bytes = b"abcdefgh" * 100) -> None:
+    site.content, site.stop_after = content, 300
+    with pytest.raises(InputError, match="the connection ended"):
+        download(site.url, path)
+    site.stop_after = None
+
+
+def test_a_file_that_has_changed_is_downloaded_from_the_beginning(
+    site: Site, tmp_path: Path
+) -> None:
+    interrupted(site, tmp_path / "file")
+    site.content, site.tag = b"another" * 50, '"two"'
+    download(site.url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == site.content
+    assert "Range" in site.asked[1]
+
+
+def test_a_server_that_knows_no_ranges(site: Site, tmp_path: Path) -> None:
+    site.ranges = False
+    interrupted(site, tmp_path / "file")
+    download(site.url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == site.content
+
+
+@pytest.mark.parametrize("tag", [None, 'W/"weak"'])
+@pytest.mark.parametrize("checksum", [True, False])
+def test_without_a_way_to_tell_changes_only_a_checksum_lets_it_continue(
+    site: Site, tmp_path: Path, tag: str | None, checksum: bool
+) -> None:
+    site.tag = tag
+    interrupted(site, tmp_path / "file")
+    download(site.url, tmp_path / "file", sha256(site.content) if checksum else None)
+    assert (tmp_path / "file").read_bytes() == site.content
+    assert ("Range" in site.asked[1]) == checksum and "If-Range" not in site.asked[1]
+
+
+def test_the_part_of_another_address_is_not_continued(site: Site, tmp_path: Path) -> None:
+    interrupted(site, tmp_path / "file")
+    download(f"{site.url}?copy", tmp_path / "file")
+    assert "Range" not in site.asked[1]
+    assert (tmp_path / "file").read_bytes() == site.content
+
+
+def test_a_part_that_was_complete_or_is_too_long(site: Site, tmp_path: Path) -> None:
+    part = tmp_path / "file.part"
+    interrupted(site, tmp_path / "file")
+    part.write_bytes(site.content)
+    download(site.url, tmp_path / "file")
+    assert len(site.asked) == 2 and (tmp_path / "file").read_bytes() == site.content
+    (tmp_path / "file").unlink()
+    interrupted(site, tmp_path / "file")
+    part.write_bytes(site.content + b"more")
+    download(site.url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == site.content
+
+
+def test_a_server_that_sends_another_part(site: Site, tmp_path: Path) -> None:
+    site.shift = 1
+    interrupted(site, tmp_path / "file")
+    download(site.url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == site.content
+    assert ["Range" in asked for asked in site.asked] == [False, True, False]
+
+
+def test_a_wrong_checksum_leaves_no_file(site: Site, tmp_path: Path) -> None:
+    site.content = b"damaged"
+    with pytest.raises(InputError, match=f"is {sha256(b'damaged')}, and should be {'0' * 64}"):
+        download(site.url, tmp_path / "file", "0" * 64)
+    assert names(tmp_path) == []
+    with pytest.raises(InputError, match=r"^--sha256: 123 should be 64 hexadecimal digits"):
+        download(site.url, tmp_path / "file", "123")
+    assert download(site.url, tmp_path / "file", sha256(b"damaged").upper()) == sha256(b"damaged")
+
+
+def test_addresses_that_lead_nowhere(site: Site, tmp_path: Path) -> None:
+    for url in ("file:///etc/hosts", "ftp://example.org/x", "example.org/x", "http://"):
+        with pytest.raises(InputError, match=r"^--url: .* should begin with http"):
+            download(url, tmp_path / "file")
+    site.status = 404
+    with pytest.raises(InputError, match="the server answers 404 Not Found"):
+        download(site.url, tmp_path / "file")
+    with pytest.raises(InputError, match=r"cannot be reached .*; the same command tries again"):
+        download("http://127.0.0.1:9/x", tmp_path / "file")
+    assert names(tmp_path) == []
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def test_no_room_to_download(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted(site, tmp_path / "file")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1000, 501, 499))
+    with pytest.raises(InputError, match="the download needs 500 bytes, and 499 are free"):
+        download(site.url, tmp_path / "file")
+    assert (tmp_path / "file.part").stat().st_size == 300
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1000, 500, 500))
+    download(site.url, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == site.content
+
+
+# --- unpack ----------------------------------------------------------------------------------
+
+
+def put(content: bytes, root: Path) -> Path:
+    archive = root / "x.archive"
+    archive.write_bytes(content)
+    return archive
+
+
+@pytest.mark.parametrize("inner", ["", "KolektorSDD2-main/", "./"])
+@pytest.mark.parametrize("mode", ["zip", "w:xz", "w:gz", "w:"])
+def test_unpack_leaves_out_a_single_folder(tmp_path: Path, inner: str, mode: str) -> None:
+    files = {f"{inner}{name}": content for name, content in KSDD2.items()}
+    archive = put(zipped(files) if mode == "zip" else tarred(files, mode), tmp_path)
+    unpack(archive, tmp_path / "ksdd2", ("train", "test"), tmp_path)
+    for name, content in KSDD2.items():
+        assert (tmp_path / "ksdd2" / name).read_bytes() == content
+    assert {path.name for path in tmp_path.iterdir()} == {"ksdd2", "x.archive"}
+
+
+def test_empty_folders_are_kept_and_permissions_are_not(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("train")
+    info.type, info.mode = tarfile.DIRTYPE, 0
+    unpack(put(tarred({"a": b"1"}, more=(info,)), tmp_path), tmp_path / "x", ("train",), tmp_path)
+    assert (tmp_path / "x/train").is_dir()
+    assert stat.S_IMODE((tmp_path / "x/train").stat().st_mode) & 0o700 == 0o700
+
+
+def refused(root: Path, content: bytes, message: str) -> None:
+    archive = put(content, root)
+    with pytest.raises(InputError, match=message):
+        unpack(archive, root / "data/x", ("train",), root / "data")
+    assert names(root) == ["data"]  # nothing inside, nothing beside it, and the archive is gone
+
+
+OUTSIDE = ["../evil", "train/../../evil", "/tmp/evil", "..\\evil", "C:\\evil", "C:evil", "\\evil"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_members_that_would_land_outside(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "data").mkdir()
+    pack = zipped if kind == "zip" else tarred
+    message = "would land outside the folder; nothing was unpacked"
+    refused(tmp_path, pack({"train/1.png": b"1", name: b"evil"}), message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        (tarfile.SYMTYPE, "/etc"),
+        (tarfile.SYMTYPE, "../.."),
+        (tarfile.SYMTYPE, "1.png"),
+        (tarfile.LNKTYPE, "../../secret"),
+        (tarfile.CHRTYPE, ""),
+        (tarfile.BLKTYPE, ""),
+        (tarfile.FIFOTYPE, ""),
+    ],
+)
+def test_links_and_devices_in_a_tar(tmp_path: Path, kind: bytes, target: str) -> None:
+    (tmp_path / "data").mkdir()
+    info = tarfile.TarInfo("train/link")
+    info.type, info.linkname = kind, target
+    content = tarred({"train/1.png": b"1"}, more=(info,))
+    refused(tmp_path, content, "'train/link' is a link or a device")
+
+
+def test_links_in_a_zip(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    buffer = io.BytesIO(zipped({"train/1.png": b"1"}))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        info = zipfile.ZipInfo("train/link")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "/etc")
+    refused(tmp_path, buffer.getvalue(), "'train/link' is a link or a device")
+
+
+def test_archives_that_are_damaged_or_something_else(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    refused(tmp_path, b"<html>gone</html>", "is neither a zip nor a tar archive")
+    refused(tmp_path, tarred({"other/1.png": b"1"}), "does not hold train, and was removed")
+    noise = hashlib.shake_256(b"").digest(200_000)
+    for mode in ("w:xz", "w:gz", "w:"):
+        content = tarred({"train/1.png": noise, "train/2.png": noise}, mode)
+        refused(tmp_path, content[:150_000], "cannot be unpacked .* and was removed")
+    content = zipped({"train/1.png": noise})
+    refused(tmp_path, content.replace(noise[:50], bytes(50)), "cannot be unpacked .*CRC")
+
+
+def test_no_room_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = put(tarred(KSDD2), tmp_path)
+    size = sum(map(len, KSDD2.values()))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(9999, 0, size - 1))
+    with pytest.raises(InputError, match=rf"unpacking needs {size:,} bytes, and {size - 1:,} are"):
+        unpack(archive, tmp_path / "x", ("train",), tmp_path)
+    assert names(tmp_path) == ["x.archive"]  # no need to download it again
+
+
+# --- the whole -------------------------------------------------------------------------------
+
+
+def test_fetch_and_fetch_again(site: Site, tmp_path: Path) -> None:
+    site.content = zipped(KSDD2)
+    root = tmp_path / "new/data"
+    fetched = fetch("ksdd2", root, url=site.url)
+    assert fetched.folder == root / "ksdd2" and not fetched.verified
+    assert fetched.sha256 == sha256(site.content)
+    assert [path.name for path in root.iterdir()] == ["ksdd2"]
+    assert fetch("ksdd2", root, url=site.url).sha256 is None
+    assert len(site.asked) == 1
+    shutil.rmtree(root / "ksdd2/test")
+    with pytest.raises(InputError, match="ksdd2: is there already, without test; remove it"):
+        fetch("ksdd2", root, url=site.url)
+
+
+def test_fetch_one_category_after_the_other(site: Site, tmp_path: Path) -> None:
+    for category in ("bottle", "cable"):
+        parts = ("train", "test", "ground_truth")
+        site.content = tarred({f"{category}/{part}/good/1.png": b"1" for part in parts})
+        fetched = fetch("mvtec", tmp_path, category, site.url, sha256(site.content))
+        assert fetched.folder == tmp_path / "mvtec" / category and fetched.verified
+    assert sorted(path.name for path in (tmp_path / "mvtec").iterdir()) == ["bottle", "cable"]
+    with pytest.raises(InputError, match=r"is there already, without capsule, .* --category"):
+        fetch("mvtec", tmp_path, url=site.url)
+    with pytest.raises(
+        InputError, match=r"^--category: mvtec has no archive of 'botle'; it has bot"
+    ):
+        fetch("mvtec", tmp_path, "botle")
+    with pytest.raises(
+        InputError, match=r"^--category: visa has no archive of .* comes as a whole"
+    ):
+        fetch("visa", tmp_path, "candle")
+
+
+def test_a_copy_has_the_checksum_of_the_original(site: Site, tmp_path: Path) -> None:
+    site.content = zipped({f"{name}/train/1.png": b"1" for name in ("01", "02", "03")})
+    with pytest.raises(InputError, match=f"should be {SOURCES['btad'].archive.sha256}"):
+        fetch("btad", tmp_path, url=site.url)
+    assert fetch("btad", tmp_path, url=site.url, sha256=sha256(site.content)).verified
+
+
+def test_a_full_disk_later_needs_no_second_download(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.content = zipped(KSDD2)
+    room = module._check_room
+
+    def full(folder: Path, needed: int, what: str) -> None:
+        if what == "unpacking":
+            raise InputError("full")
+
+    monkeypatch.setattr(module, "_check_room", full)
+    with pytest.raises(InputError, match="full"):
+        fetch("ksdd2", tmp_path, url=site.url)
+    assert names(tmp_path) == ["ksdd2.archive"]
+    monkeypatch.setattr(module, "_check_room", room)
+    fetch("ksdd2", tmp_path, url=site.url)
+    assert len(site.asked) == 1 and not (tmp_path / "ksdd2.archive").exists()
+
+
+def test_a_root_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"^--root: cannot write to .*file/data"):
+        fetch("visa", tmp_path / "file/data", url="http://127.0.0.1:9/")
+
+
+def test_every_source_says_where_and_under_which_licence() -> None:
+    for source in SOURCES.values():
+        assert source.page.startswith("http") and source.licence
+        for archive in (source.archive, *source.categories.values()):
+            assert archive.holds
+            assert archive.url is None or archive.url.startswith("https://")
+            assert archive.sha256 is None or len(bytes.fromhex(archive.sha256)) == 32
+    assert len({a.url for a in SOURCES["mvtec"].categories.values()}) == 15
+
+
+def test_the_command(site: Site, tmp_path: Path) -> None:
+    site.content = zipped(KSDD2)
+    arguments = ["fetch", "ksdd2", "--root", str(tmp_path), "--url", site.url]
+    done = patchcore(*arguments)
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert lines[1] == "licence: CC BY-NC-SA 4.0: not for commercial use"
+    assert lines[2] == f"SHA-256 {sha256(site.content)}; none is known to compare it with"
+    assert lines[3].endswith(f"ksdd2: use it with data=ksdd2 data.root={tmp_path / 'ksdd2'}")
+    assert patchcore(*arguments).out.endswith("ksdd2 is there already\n")
+    shutil.rmtree(tmp_path / "ksdd2")
+    done = patchcore(*arguments, "--sha256", sha256(site.content))
+    assert "as it should be" in done.out
+
+
+def test_the_command_tells_what_is_wrong(tmp_path: Path) -> None:
+    done = patchcore("fetch", "imagenet")
+    assert done.code == 1
+    assert done.err.startswith("error: imagenet: no data set of this name; there are btad, ksdd2, ")
+    done = patchcore("fetch", "mstc", "--root", str(tmp_path))
+    assert done.err.startswith("error: mstc: has no direct link; get it from https://svip-lab")
+    assert "licence: ask its owners" in done.out
+    done = patchcore("fetch", "--help")
+    assert all(name in done.out for name in SOURCES) and "not for commercial use" in done.out
