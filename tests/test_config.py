@@ -198,7 +198,7 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["coreset.ratio=abc"], "coreset.ratio: Value 'abc' of type 'str' could not be converted"),
         (["image.crop=2.5"], "image.crop: Value '2.5' of type 'float' could not be converted to I"),
         (["layers.names=2"], "layers.names: Invalid value"),
-        (["scoring.distance=cosine"], "scoring.distance: Invalid value 'cosine', expected one of"),
+        (["scoring.distance=linear"], "scoring.distance: Invalid value 'linear', expected one of"),
         (["coreset=greedy", "coreset.ratio=1.5"], "coreset.ratio must be in (0, 1], got 1.5"),
         (["image.crop=300"], "image.crop must be at most image.resize (256), got 300"),
         (["patch.size=2"], "patch.size must be odd and positive, got 2"),
