@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
 from patchcore.metrics import ImageMetrics
 from patchcore.report import figures
-from patchcore.report.run import AnomalyMap, GalleryItem, Run, pick_gallery, write_run
+from patchcore.report.run import (
+    AnomalyMap,
+    GalleryItem,
+    Run,
+    pick_gallery,
+    pick_misclassified,
+    write_run,
+)
 from tests.images import write_image, write_mask
 
 NAN = float("nan")
@@ -226,6 +234,53 @@ def test_gallery_items_hold_the_image_its_mask_its_map_and_one_scale(
     low, high = items[0].limits
     assert high == max(found.map.max() for found in items)
     assert min(found.map.min() for found in items) <= low < high
+
+
+def test_misclassified_images_are_all_that_the_threshold_gets_wrong(
+    scored: tuple[Run, ImageDataset, PatchCore],
+) -> None:
+    run, dataset, model = scored
+    run = replace(run, scores=torch.tensor(run.scores).tolist())  # float32, as a model's are
+    threshold = run.metrics["image_threshold"]
+    wrong = [
+        i
+        for i, (s, label) in enumerate(zip(run.scores, run.labels, strict=True))
+        if (s >= threshold) != (label == 1)
+    ]
+    counts = {key: run.metrics[f"image_false_{key}"] for key in ("positives", "negatives")}
+    assert sum(counts.values()) == len(wrong) > 2
+    items = pick_misclassified(run, dataset, maps_of(dataset, model))
+    assert sorted(int(found.sample.path.stem) for found in items) == wrong
+    assert {found.verdict for found in items} <= {"false alarm", "missed"}
+    alarms = [found.score for found in items if found.verdict == "false alarm"]
+    misses = [found.score for found in items if found.verdict == "missed"]
+    assert alarms == sorted(alarms, reverse=True) and misses == sorted(misses)
+    assert items[0].group == f"{counts['positives']:.0f} false alarms"
+    few = pick_misclassified(run, dataset, maps_of(dataset, model), most=1)
+    assert few[0].group == f"{counts['positives']:.0f} false alarms, the worst 1"
+    assert few[0].score == alarms[0]
+    nominal = make_run(*NOMINAL)
+    assert pick_misclassified(nominal, dataset, maps_of(dataset, model)) == []
+
+
+def test_long_rows_of_misclassified_images_are_broken(tmp_path: Path) -> None:
+    items = [item() for _ in range(figures.COLUMNS + 2)]
+    for tile in items:
+        tile.image[:], tile.mask[:] = (0, 200, 0), False
+    path = tmp_path / "misclassified.png"
+    figures.draw_misclassified(make_run(*MIXED, misclassified=items), path)
+    pixels = read_image(path)
+    labels, count = scipy.ndimage.label((pixels == (0, 200, 0)).all(2))
+    places = scipy.ndimage.find_objects(labels)
+    assert count == len(items)
+    assert len({rows.start // 20 for rows, _ in places}) == 2
+    figures.draw_misclassified(make_run(*MIXED), path)  # nothing is wrong now
+    assert not path.exists()
+
+
+def test_pictures_can_be_left_out(tmp_path: Path) -> None:
+    write_run(make_run(*MIXED), tmp_path, pictures=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "scores.csv"]
 
 
 def test_gallery_of_a_run_without_anomalies_has_no_verdict(

@@ -245,6 +245,7 @@ def test_a_multirun_started_again_computes_nothing(
     with mock.patch("patchcore.commands.train.train", side_effect=AssertionError):
         # Another folder, another order, other settings that change no result.
         again = ["patch.size=3,1", "coreset.ratio=0.25,0.5", "data.workers=1"]
+        again += ["+paper.image_auroc=0.99"]
         assert multirun(root, cache, tmp_path / "again", *again).code == 0
     first, second = table(undisturbed), table(tmp_path / "again")
     assert [point[1:] for point in second] == [
@@ -252,6 +253,7 @@ def test_a_multirun_started_again_computes_nothing(
     ]
     assert (tmp_path / "again/0/resumed_from.txt").read_text().startswith(str(undisturbed))
     assert (tmp_path / "again/0/figures/curves.png").exists()
+    assert "image_auroc: 0.99" in (tmp_path / "again/0/config.yaml").read_text()
 
 
 def test_only_broken_points_and_other_data_are_computed(root: Path, tmp_path: Path) -> None:
