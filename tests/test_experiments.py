@@ -1,0 +1,98 @@
+"""The programs under experiments/ that read runs or draw, on little data."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from patchcore.data.images import read_image
+from tests.run_folders import write_run
+from tests.runs import REPOSITORY
+
+
+def program(path: str) -> ModuleType:
+    """A program as a module."""
+    name = f"experiment_{Path(path).stem}"
+    specification = importlib.util.spec_from_file_location(name, REPOSITORY / "experiments" / path)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # dataclasses look there
+    specification.loader.exec_module(module)
+    return module
+
+
+def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+    module.main()
+
+
+def test_figure_3_shows_that_greedy_covers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = program("figure_3/figure_3.py")
+    run(figure, monkeypatch, "--out", tmp_path / "3.png")
+    radii = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    multimodal_greedy, multimodal_random, uniform_greedy, uniform_random = radii
+    assert multimodal_greedy < multimodal_random / 2 and uniform_greedy < uniform_random / 2
+    assert read_image(tmp_path / "3.png").std() > 5
+
+
+def test_figure_s3_draws_every_method_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = {
+        "image_auroc": 0.75,
+        "test_images": 4,
+        "image_false_positives": 1,
+        "image_false_negatives": 0,
+        "errors_at_full_recall": 1,
+    }
+    for name, category, size in (("a", "bottle", 1), ("b", "cable", 1), ("c", "bottle", 3)):
+        folder = write_run(
+            tmp_path / name, {"data.category": category, "patch.size": size}, metrics
+        )
+        lines = ["path,label,defect_type,score", "0,0,good,1", "1,0,good,3", "2,1,hole,2"]
+        (folder / "scores.csv").write_text("\n".join([*lines, "3,1,hole,4"]))
+    write_run(tmp_path / "begun", {"data.category": "cable", "patch.size": 3})
+    figure = program("figure_s3/figure_s3.py")
+    points = figure.read_runs([tmp_path], "image_auroc").points
+    texts = {point.label: figure.errors(point) for point in points}
+    assert texts["patch.size=1"].startswith("errors: 25.0% at the F1-optimal threshold")
+    run(figure, monkeypatch, tmp_path, "--out", tmp_path / "s3.png")
+    assert capsys.readouterr().out.startswith("2 methods")
+    assert read_image(tmp_path / "s3.png").std() > 5
+
+
+def test_ablation_tables_pair_seeds_and_unfold_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1, 2):
+        for coreset, high in (("greedy", 0.9), ("random", 0.8)):
+            settings = {
+                "seed": seed,
+                "coreset.ratio": 0.25,
+                "backbone.name": "resnet18",
+                "data.category": None,
+            }
+            curve = [
+                {"ratio": 0.01, "image_auroc": high - 0.1 + seed / 100},
+                {"ratio": 0.25, "image_auroc": high + seed / 100},
+            ]
+            choices = {"experiment": "mtd/memory", "coreset": coreset, "index": "torch"}
+            found = {"image_auroc": high + seed / 100, "ratio_curve": curve}
+            write_run(tmp_path / f"{coreset}{seed}", settings, found, choices)
+    write_run(tmp_path / "begun", {"seed": 9})
+    run(program("mtd_ablations/tables.py"), monkeypatch, tmp_path)
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith("| resnet18")]
+    half = 0.0248  # 4.303 · 0.01 / √3
+    assert lines == [
+        f"| resnet18 | greedy | 0.01 | 3 | 0.8100 ± {half} | -10.00 ± 0.00 |",
+        f"| resnet18 | greedy | 0.25 | 3 | 0.9100 ± {half} |  |",
+        f"| resnet18 | random | 0.01 | 3 | 0.7100 ± {half} | -20.00 ± 0.00 |",
+        f"| resnet18 | random | 0.25 | 3 | 0.8100 ± {half} | -10.00 ± 0.00 |",
+    ]
+    assert "### Memory" in out and "### Stride" not in out
+    assert "begun: unfinished" in out
