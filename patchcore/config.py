@@ -8,7 +8,7 @@ import netrc
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
@@ -48,6 +48,7 @@ from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import DataConfig
 from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.data.visa import VisAConfig
+from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
 from patchcore.paper import stated
@@ -70,6 +71,23 @@ class Objective(Enum):
 
 
 @dataclass
+class MemberConfig:
+    """One member of an ensemble; a group that it leaves out is the run's own."""
+
+    backbone: BackboneConfig | None = None
+    layers: LayersConfig | None = None
+    image: ImageConfig | None = None
+
+
+@dataclass
+class EnsembleConfig:
+    """Networks that score together, each with its own memory; none: the run's own network alone."""
+
+    members: list[MemberConfig] = field(default_factory=list)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+
+
+@dataclass
 class Config:
     """One experiment: a category, a model, and how it is run and tracked."""
 
@@ -82,6 +100,7 @@ class Config:
     coreset: CoresetConfig = MISSING
     index: IndexConfig = MISSING
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     trainer: dict[str, Any] = MISSING  # of pytorch_lightning.Trainer
     logger: dict[str, Any] = MISSING  # {name: a Lightning logger}
     seed: int = 0  # of everything random
@@ -99,6 +118,35 @@ class Config:
             raise InputError("objectives is empty: name at least one, such as image_auroc")
         if self.curve:
             self._check_curve()
+        if self.ensemble.members:
+            self._check_ensemble()
+
+    def members(self) -> list["Config"]:
+        """The settings of every PatchCore that the run fits: its ensemble's, or just its own."""
+        if not self.ensemble.members:
+            return [self]
+        return [
+            replace(
+                self,
+                backbone=member.backbone or self.backbone,
+                layers=member.layers or self.layers,
+                image=member.image or self.image,
+                ensemble=EnsembleConfig(),
+            )
+            for member in self.ensemble.members
+        ]
+
+    def _check_ensemble(self) -> None:
+        if self.curve:
+            raise InputError("curve is of one memory: leave it out, or set ensemble=none")
+        first, *others = (member.image for member in self.members())
+        for number, image in enumerate(others, 2):
+            if not image.same_view(first):
+                raise InputError(
+                    f"ensemble.members: member {number} would see another part of an image than "
+                    "member 1, so their maps cannot be averaged: give their images one ratio of "
+                    "crop to resize, and one stretch"
+                )
 
     def _check_curve(self) -> None:
         coreset = self.coreset

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from patchcore.cache import FORMAT, MapCache, digest, tensors_digest
 from patchcore.coreset import ApproximateConfig, GreedyConfig, Order, SizedConfig
+from patchcore.ensemble import Scale, ScaleConfig, combined_maps, combined_scores, nominal_scale
 from patchcore.metrics import ImageMetrics, PixelMetrics
 from patchcore.model import FeatureBuffer, PatchCore
 from patchcore.scoring import anomaly_maps
@@ -27,18 +28,24 @@ class PatchCoreModule(pl.LightningModule):
         cache: Where layer maps and coreset orders are kept, if anywhere.
         curve: Shares of the patches at which to test too, at most the coreset's own ratio: its
             memory begins with theirs, so one pass over the test images serves all.
+        scale: How to measure the model's scale, if it is to score with others.
 
     Attributes:
         model: The model; fitted once training has ended.
         image_metrics, pixel_metrics: Of the last test.
         scores: {index of the test image: anomaly score} of the last test.
         grids: {index of the test image: patch scores (h, w), on the CPU} of the last test.
-        seconds: Wall time of `extract`, `coreset` and `score`.
+        seconds: Wall time of `extract`, `coreset`, `scale` where that is measured, and `score`.
+        scale: The model's, once training has ended, if it was asked for.
         train_images: Images collected, counted once for every epoch.
     """
 
     def __init__(
-        self, model: PatchCore, cache: MapCache | None = None, curve: Sequence[float] = ()
+        self,
+        model: PatchCore,
+        cache: MapCache | None = None,
+        curve: Sequence[float] = (),
+        scale: ScaleConfig | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -47,6 +54,8 @@ class PatchCoreModule(pl.LightningModule):
         self.curve: list[float] = []
         if curve and isinstance(coreset, SizedConfig):
             self.curve = sorted({*curve, coreset.ratio})
+        self.scale_config = scale
+        self.scale: Scale | None = None
         self.automatic_optimization = False  # nothing is optimised
         self.image_metrics = ImageMetrics()
         self.pixel_metrics = PixelMetrics()
@@ -57,7 +66,9 @@ class PatchCoreModule(pl.LightningModule):
         self.train_images = 0
         self._train_patches = 0
         self._sizes: list[int] = []  # of the memory, ascending
+        self._used: list[Tensor] = []  # (M,) for each size: ever the nearest of a test patch
         self._keys: list[str] = []  # of the training images' maps
+        self._sources: list[int] = []  # their numbers
 
     def configure_optimizers(self) -> None:
         """None: the backbone is frozen."""
@@ -66,12 +77,13 @@ class PatchCoreModule(pl.LightningModule):
         images = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
         self._buffer = FeatureBuffer(images * (self.trainer.max_epochs or 1))
         self.train_images = 0
-        self._keys = []
+        self._keys, self._sources = [], []
         self._started = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         self._buffer.append(self._features(batch))
         self.train_images += len(batch["index"])
+        self._sources += batch["index"].tolist()
         if self.cache is not None and "key" in batch:
             self._keys += [self.cache.key(image, len(batch["key"])) for image in batch["key"]]
 
@@ -79,7 +91,7 @@ class PatchCoreModule(pl.LightningModule):
         self.seconds["extract"] = time.perf_counter() - self._started
         start = time.perf_counter()
         progress = self.trainer.progress_bar_callback is not None
-        features = self._buffer.take()
+        counts, features = self._buffer.counts, self._buffer.take()
         self._train_patches = len(features)
         key, order = self._order_key(), None
         if self.cache is not None and key is not None and (kept := self.cache.store.get(key)):
@@ -88,6 +100,18 @@ class PatchCoreModule(pl.LightningModule):
         if self.cache is not None and key is not None and coreset.order is not order:
             self.cache.store.put(key, vars(coreset.order))
         self.seconds["coreset"] = time.perf_counter() - start
+        if self.scale_config is not None:
+            start = time.perf_counter()
+            self.scale = nominal_scale(
+                features,
+                counts,
+                self._sources,
+                self.model.memory,
+                coreset.indices,
+                self.model.scoring,
+                self.scale_config,
+            )
+            self.seconds["scale"] = time.perf_counter() - start
 
     def on_test_start(self) -> None:
         self.image_metrics.reset()
@@ -95,6 +119,7 @@ class PatchCoreModule(pl.LightningModule):
         self._sizes = sorted({self._size(ratio) for ratio in self.curve} | {len(self.model.memory)})
         pairs = {str(n): _metrics() for n in self._sizes[:-1]}
         self.smaller = nn.ModuleDict(pairs).to(self.device)
+        self._used = [torch.zeros(n, dtype=torch.bool, device=self.device) for n in self._sizes]
         self.scores, self.grids = {}, {}
         self._started = time.perf_counter()
 
@@ -109,6 +134,7 @@ class PatchCoreModule(pl.LightningModule):
             image, pixel = self._metrics_of(self._sizes[i])
             image.update(prediction.score, batch["label"])
             pixel.update(prediction.map, batch["mask"], batch["has_mask"])
+            self._used[i][prediction.nearest.flatten()] = True
         index = batch["index"].tolist()
         self.scores.update(zip(index, prediction.score.tolist(), strict=True))
         self.grids.update(zip(index, prediction.patch_score.cpu(), strict=True))
@@ -129,6 +155,7 @@ class PatchCoreModule(pl.LightningModule):
             **self.pixel_metrics.compute(),
             "memory_patches": len(self.model.memory),
             "memory_bytes": self.model.memory.nbytes,
+            "memory_used": float(self._used[-1].float().mean()),
             "train_images": self.train_images,
             "test_images": len(self.scores),
         }
@@ -150,6 +177,7 @@ class PatchCoreModule(pl.LightningModule):
                 "ratio": ratio,
                 "memory_patches": size,
                 "memory_bytes": self.model.memory[:size].nbytes,
+                "memory_used": float(self._used[self._sizes.index(size)].float().mean()),
             }
             rows.append({**row, **image.compute(), **pixel.compute()})
         return rows
@@ -186,6 +214,99 @@ class PatchCoreModule(pl.LightningModule):
             return self.image_metrics, self.pixel_metrics
         pair: Any = self.smaller[str(size)]
         return pair[0], pair[1]
+
+
+@dataclass
+class Member:
+    """What remains of an ensemble's member once it is fitted and tested: no memory, no network."""
+
+    backbone: str  # name of its network
+    scale: Scale
+    scores: dict[int, float]  # of the test images, by index
+    grids: dict[int, Tensor]  # patch scores (h, w) of them, on the CPU
+    metrics: dict[str, float]
+    undefined: dict[str, str]
+    seconds: dict[str, float]
+
+
+class EnsembleModule(pl.LightningModule):
+    """Tests what several members say together, in a Trainer.
+
+    It reads labels and masks from its batches, and the scores that the members have left.
+
+    Args:
+        members: Fitted and tested, each on the same test images.
+        sigma: Of the anomaly maps' Gaussian, in px.
+
+    Attributes:
+        image_metrics, pixel_metrics: Of the last test.
+        scores: {index of the test image: anomaly score} of the last test.
+        seconds: Wall time of all members by kind; `score` contains that of the last test.
+    """
+
+    def __init__(self, members: Sequence[Member], sigma: float) -> None:
+        super().__init__()
+        self.members = list(members)
+        self.scales = [member.scale for member in members]
+        self.sigma = sigma
+        self.image_metrics = ImageMetrics()
+        self.pixel_metrics = PixelMetrics()
+        self.scores: dict[int, float] = {}
+        self.seconds = self._sums()
+
+    def on_test_start(self) -> None:
+        self.image_metrics.reset()
+        self.pixel_metrics.reset()
+        self.scores = {}
+        self._started = time.perf_counter()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        index = batch["index"].tolist()
+        height, width = batch["mask"].shape[-2:]
+        each = [torch.tensor([member.scores[i] for i in index]) for member in self.members]
+        scores = combined_scores(each, self.scales)  # (B,)
+        maps = torch.stack([self.anomaly_map(i, (height, width)) for i in index])  # (B, H, W)
+        self.image_metrics.update(scores, batch["label"].cpu())
+        self.pixel_metrics.update(maps, batch["mask"], batch["has_mask"])
+        self.scores.update(zip(index, scores.tolist(), strict=True))
+
+    def on_test_epoch_end(self) -> None:
+        self.seconds = self._sums()
+        self.seconds["score"] += time.perf_counter() - self._started
+        seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
+        self.log_dict({**self.metrics(), **seconds})
+
+    def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
+        """Anomaly map (H, W) of a test image of `size` (H, W), on the CPU."""
+        grids = [member.grids[index][None] for member in self.members]
+        maps = [anomaly_maps(grid, size, self.sigma)[0] for grid in grids]
+        return combined_maps(maps, self.scales)
+
+    def metrics(self) -> dict[str, float]:
+        """As `PatchCoreModule.metrics`, the memories of all members taken together."""
+        each = [member.metrics for member in self.members]
+        rows = sum(x["memory_patches"] for x in each)
+        return {
+            **self.image_metrics.compute(),
+            **self.pixel_metrics.compute(),
+            "memory_patches": rows,
+            "memory_bytes": sum(x["memory_bytes"] for x in each),
+            "memory_used": sum(x["memory_used"] * x["memory_patches"] for x in each) / rows,
+            "train_images": each[0]["train_images"],
+            "test_images": len(self.scores),
+        }
+
+    def undefined(self) -> dict[str, str]:
+        """Why metrics are NaN: {key: reason}."""
+        return {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
+
+    def ratio_curve(self) -> list[dict[str, float]]:
+        """Empty: a curve is of one memory."""
+        return []
+
+    def _sums(self) -> dict[str, float]:
+        kinds = self.members[0].seconds
+        return {kind: sum(member.seconds[kind] for member in self.members) for kind in kinds}
 
 
 def network_digest(model: PatchCore, precision: str, device: torch.device) -> str:

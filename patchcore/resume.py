@@ -35,11 +35,12 @@ def fingerprint(settings: Mapping[str, Any], split: Split) -> str:
     Two runs of one fingerprint have the same metrics, up to the seconds they took.
     Raises InputError if an image cannot be read.
     """
-    weights = Path(str(settings.get("backbone", {}).get("weights", "")))
+    networks = [settings, *settings.get("ensemble", {}).get("members", [])]
+    weights = [Path(str((x.get("backbone") or {}).get("weights", ""))) for x in networks]
     return digest(
         _version(),
         _without_effectless(settings),
-        file_digest(weights) if weights.is_file() else None,
+        [file_digest(file) if file.is_file() else None for file in weights],
         [_contents(sample) for sample in split.train],
         [_contents(sample) for sample in split.test],
     )

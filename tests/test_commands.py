@@ -15,11 +15,24 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from patchcore import GreedyConfig, ScoringConfig, TorchIndexConfig
+from patchcore import (
+    BackboneConfig,
+    Ensemble,
+    GreedyConfig,
+    LayersConfig,
+    PatchConfig,
+    PatchCore,
+    ScoringConfig,
+    TorchIndexConfig,
+)
 from patchcore.config import Config, to_config
+from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.images import read_image
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.sample import Sample
+from patchcore.data.transforms import ImageConfig
 from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
+from patchcore.patches import Mapping
 from tests import reference
 from tests.images import write_image, write_mask, write_mvtec
 from tests.runs import REPOSITORY, TINY, Outcome, installed, patchcore
@@ -29,7 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random wei
 KEYS = [
     *IMAGE_KEYS,
     *PIXEL_KEYS,
-    *("memory_patches", "memory_bytes", "train_images", "test_images"),
+    *("memory_patches", "memory_bytes", "memory_used", "train_images", "test_images"),
     "seconds",
 ]
 
@@ -156,6 +169,107 @@ def test_tensorboard_logger_writes_metrics_and_pictures(run: tuple[Path, Outcome
     assert set(events.Tags()["images"]) == {"curves", "scores", "gallery"}
 
 
+# --- an ensemble ------------------------------------------------------------------------------
+
+SECOND = "backbone:{name:resnet18,weights:none,seed:1},layers:{names:['1']}"
+MEMBERS = f"ensemble.members=[{{}},{{{SECOND},image:{{resize:48,crop:48}}}}]"
+
+
+@pytest.fixture(scope="module")
+def ensemble(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """Folder and screen of a run of two members at two image sizes, with a cache."""
+    folder = tmp_path_factory.mktemp("ensemble") / "run"
+    cache = ["cache.enabled=true", f"cache.root={folder.parent / 'cache'}"]
+    done = train(folder, *nut(root), MEMBERS, "logger=[csv,tensorboard]", *cache)
+    assert done.code == 0, done.err
+    return folder, done
+
+
+def test_an_ensembles_scores_are_those_of_the_library(
+    ensemble: tuple[Path, Outcome], root: Path
+) -> None:
+    patch, coreset = PatchConfig(mapping=Mapping.average), GreedyConfig(ratio=0.5)
+    pair = [
+        PatchCore(BackboneConfig("resnet18", "none", seed), LayersConfig(levels), patch, coreset)
+        for seed, levels in ((0, ["2", "3"]), (1, ["1"]))
+    ]
+    split = MVTecConfig(root=str(root), category="nut").read()
+
+    def items(samples: list[Sample], side: int) -> dict[str, Any]:
+        dataset = ImageDataset(samples, ImageConfig(side, crop=side))
+        return collate([dataset[i] for i in range(len(samples))])
+
+    library = Ensemble(pair).fit([items(split.train, side)["image"] for side in (32, 48)])
+    prediction = library([items(split.test, side)["image"] for side in (32, 48)])
+    with (ensemble[0] / "scores.csv").open() as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    assert scores == pytest.approx(prediction.score.tolist(), rel=1e-3, abs=1e-3)
+    described = items(split.test, 32)
+    known = described["has_mask"]
+    maps, masks = list(prediction.map[known].numpy()), list(described["mask"][known].numpy())
+    found = metrics(ensemble[0])
+    assert found["aupro"] == pytest.approx(reference.aupro(maps, masks, 0.3), abs=1e-3)
+    labels = described["label"].numpy() == 1
+    assert found["image_auroc"] == pytest.approx(reference.auroc(np.array(scores), labels))
+    for member, scale in zip(found["members"], library.scales, strict=True):
+        assert member["scale"] == pytest.approx(vars(scale), rel=1e-3)
+
+
+def test_an_ensembles_folder_is_that_of_any_run_and_tells_of_its_members(
+    ensemble: tuple[Path, Outcome],
+) -> None:
+    folder, done = ensemble
+    found = metrics(folder)
+    members = found.pop("members")
+    assert list(found) == KEYS
+    assert [member["backbone"] for member in members] == ["resnet18", "resnet18"]
+    assert [member["metrics"]["memory_patches"] for member in members] == [32, 288]
+    assert found["memory_patches"] == 320 and (found["train_images"], found["test_images"]) == (
+        4,
+        5,
+    )
+    for key in ("memory_bytes", "memory_used"):
+        weights = [1, 1] if key == "memory_bytes" else [0.1, 0.9]
+        sums = [w * member["metrics"][key] for w, member in zip(weights, members, strict=True)]
+        assert found[key] == pytest.approx(sum(sums))
+    assert list(found["seconds"]) == ["extract", "coreset", "scale", "score"]
+    for member in members:
+        assert list(member) == ["backbone", "metrics", "undefined", "seconds", "scale"]
+        assert [*member["metrics"], "seconds"] == KEYS and member["undefined"] == {}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        "curves.png",
+        "scores.png",
+        "gallery.png",
+    }
+    assert "Extracting patch features (member 2 of 2): 100%" in done.err
+    assert (
+        f"member 2                 image_auroc {members[1]['metrics']['image_auroc']:.4f}"
+        in done.out
+    )
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["ensemble"]["members"][1]["image"]["crop"] == 48
+    # The trackers hold the ensemble's metrics, once.
+    with (folder / "csv" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    seconds = {f"seconds.{key}": value for key, value in found.pop("seconds").items()}
+    for key, value in {**found, **seconds}.items():
+        assert float(row[key]) == pytest.approx(value, rel=1e-6)
+
+
+def test_the_report_shows_an_ensemble_beside_a_single_network(
+    ensemble: tuple[Path, Outcome], run: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    folders = [str(ensemble[0].parent), str(run[0].parent)]
+    done = patchcore("report", *folders, "--out", str(tmp_path / "report"))
+    assert done.code == 0, done.err
+    with (tmp_path / "report" / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    assert {float(row["image_auroc"]) for row in rows} == {
+        metrics(folder)["image_auroc"] for folder in (ensemble[0], run[0])
+    }
+
+
 # --- test sets that lack something ------------------------------------------------------------
 
 
@@ -238,6 +352,10 @@ def refused(done: Outcome, folder: Path) -> str:
         (["data.root=/no/such"], "data.root: there is no folder /no/such"),
         (["data.category=bolt"], "data.category: "),
         (["trainer.accelerator=abacus"], "trainer: "),
+        (["ensemble.members=[{bckbone:{}}]"], "bckbone: there is no such option; did you mean ba"),
+        (["ensemble.members=[{},{image:{}}]"], "ensemble.members: member 2 would see another part"),
+        (["ensemble.members=[{},{layers:{names:['7']}}]"], "layers.names: the network has no hier"),
+        (["ensemble.members=[{}]", "curve=[0.1]"], "curve is of one memory: leave it out, or"),
         (["+trainer.max_epoch=2"], "trainer: Trainer.__init__() got an unexpected keyword argu"),
         (
             ["scoring.neighbours=99"],

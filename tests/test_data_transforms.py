@@ -176,3 +176,22 @@ def test_importing_asks_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        (ImageConfig(256, crop=224), ImageConfig(366, crop=320), True),
+        (ImageConfig(256, crop=224), ImageConfig(320, crop=320), False),
+        (ImageConfig(256, crop=224), ImageConfig(256, True, 224), False),
+        (ImageConfig(256, crop=None), ImageConfig(None, crop=None), True),
+        (ImageConfig(256, crop=None), ImageConfig(224, True, None), True),
+        (ImageConfig(256, crop=None), ImageConfig(224, True, 224), True),
+        (ImageConfig(256, crop=None), ImageConfig(256, crop=256), False),
+        (ImageConfig(None, crop=224), ImageConfig(None, crop=224), True),
+        (ImageConfig(None, crop=224), ImageConfig(None, crop=320), False),
+        (ImageConfig(None, crop=224), ImageConfig(256, crop=224), False),
+    ],
+)
+def test_one_view_at_any_size(one: ImageConfig, other: ImageConfig, same: bool) -> None:
+    assert one.same_view(other) is other.same_view(one) is same

@@ -1,3 +1,4 @@
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from patchcore import (
     LayersConfig,
     PatchConfig,
     PatchCore,
+    RandomConfig,
+    ScaleConfig,
 )
 from patchcore.commands.progress import ProgressBar
 from patchcore.data.datamodule import AnomalyDataModule
@@ -126,7 +129,7 @@ def test_what_is_logged_is_what_metrics_says(
     tested: tuple[PatchCoreModule, dict[str, float]],
 ) -> None:
     module, logged = tested
-    sizes = {"memory_patches", "memory_bytes", "train_images", "test_images"}
+    sizes = {"memory_patches", "memory_bytes", "memory_used", "train_images", "test_images"}
     seconds = {f"seconds.{key}" for key in ("extract", "coreset", "score")}
     assert set(module.metrics()) == {*IMAGE_KEYS, *PIXEL_KEYS, *sizes}
     assert set(logged) == set(module.metrics()) | seconds
@@ -136,6 +139,45 @@ def test_what_is_logged_is_what_metrics_says(
     assert module.metrics()["memory_bytes"] == 64 * 16 * 4
     assert all(logged[key] > 0 for key in seconds)
     assert module.undefined() == {}
+
+
+def test_memory_used_is_the_share_that_was_ever_nearest(
+    root: Path, tested: tuple[PatchCoreModule, dict[str, float]]
+) -> None:
+    source = data(root)
+    items = [ImageDataset(source.split.test, IMAGE)[i] for i in range(5)]
+    patches = tested[0].model.embed(collate(items)["image"]).flatten(0, 2).numpy()
+    memory = tested[0].model.memory.numpy()
+    _, rows = reference.nearest(patches, memory, 1)
+    assert tested[1]["memory_used"] == pytest.approx(len(set(rows[:, 0].tolist())) / len(memory))
+
+
+def test_memory_used_of_every_ratio(root: Path) -> None:
+    patch = PatchConfig(layer_channels=24, channels=16)
+    coreset = RandomConfig(ratio=0.5)
+    whole = PatchCore(BackboneConfig("resnet18", "none"), LayersConfig(["2", "3"]), patch, coreset)
+    module, runner = PatchCoreModule(whole, curve=[0.1, 0.25]), trainer()
+    runner.fit(module, data(root))
+    runner.test(module, data(root), verbose=False)
+    source = data(root)
+    items = [ImageDataset(source.split.test, IMAGE)[i] for i in range(5)]
+    patches = whole.embed(collate(items)["image"]).flatten(0, 2).numpy()
+    for row in module.ratio_curve():
+        size = int(row["memory_patches"])
+        _, rows = reference.nearest(patches, whole.memory[:size].numpy(), 1)
+        assert row["memory_used"] == pytest.approx(len(set(rows[:, 0].tolist())) / size)
+    assert row["memory_used"] == module.metrics()["memory_used"] < 1
+
+
+def test_scale_leaves_all_epochs_of_an_image_out(root: Path) -> None:
+    flips = data(root, AugmentConfig(horizontal_flip=True, noise=0.2, seed=3))
+    module = PatchCoreModule(model(), scale=ScaleConfig())
+    trainer(max_epochs=2).fit(module, flips)
+    images = list(module.model.memory.unflatten(0, (8, 16)).numpy())  # (epoch·image, patch, D)
+    rows = [(i, j) for i in range(8) for j in range(16)]
+    assert module.scale is not None and module.seconds["scale"] > 0
+    expected = reference.nominal_scale(images, [0, 1, 2, 3] * 2, rows)
+    assert astuple(module.scale) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_second_test_starts_afresh(

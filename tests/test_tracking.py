@@ -204,3 +204,19 @@ def test_nothing_is_opened_for_a_run_that_never_starts(offline: list[str], tmp_p
     done = patchcore("train", *offline, "trainer.accelerator=abacus")
     assert done.code == 1 and "error: trainer: " in done.err
     assert not list(tmp_path.rglob("*.wandb"))
+
+
+def test_an_ensemble_is_one_run_with_its_members_in_the_summary(
+    offline: list[str], tmp_path: Path
+) -> None:
+    members = "ensemble.members=[{},{layers:{names:['1']}}]"
+    done = installed("train", *offline, members, cwd=tmp_path)  # its end closes the file
+    assert done.code == 0, done.err
+    (file,) = tmp_path.glob("run/wandb/offline-run-*/run-*.wandb")
+    tracked = read_wandb(file)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert tracked.exit_code == 0 and len(metrics["members"]) == 2
+    assert tracked.history["aupro"] == pytest.approx(metrics["aupro"], rel=1e-6)
+    assert tracked.summary["image_auroc"] == metrics["image_auroc"]
+    assert tracked.summary["members"] == metrics["members"]
+    assert len(tracked.config["ensemble"]["members"]) == 2

@@ -11,7 +11,14 @@ class ProgressBar(TQDMProgressBar):
     """Lightning's bar in PatchCore's words: training extracts features, testing scores.
 
     It goes to stderr, as the coreset's does, so that stdout holds the results alone.
+
+    Args:
+        whose: What follows the words, where several models take turns.
     """
+
+    def __init__(self, whose: str = "") -> None:
+        super().__init__()
+        self.whose = whose
 
     def init_train_tqdm(self) -> Tqdm:
         return self._bar("Extracting patch features")
@@ -43,7 +50,7 @@ class ProgressBar(TQDMProgressBar):
 
     def _bar(self, description: str) -> Tqdm:
         return Tqdm(
-            desc=description,
+            desc=description + self.whose,
             disable=self.is_disabled,
             dynamic_ncols=True,
             file=sys.stderr,

@@ -1,10 +1,12 @@
 """`patchcore train`: fit PatchCore on a category, test it, and leave a run folder."""
 
+import gc
 import json
 import logging
 import math
 import os
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 
 from patchcore.cache import MapCache
 from patchcore.commands import plain_errors
@@ -24,9 +27,10 @@ from patchcore.commands.tracking import finish, start, track
 from patchcore.config import Config, Objective, register, to_config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset
+from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.model import PatchCore
-from patchcore.module import PatchCoreModule, network_digest
+from patchcore.module import EnsembleModule, Member, PatchCoreModule, network_digest
 from patchcore.report.run import Run, pick_gallery, pick_misclassified, write_run
 from patchcore.resume import Finished, copy_run, fingerprint
 
@@ -95,34 +99,30 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
-    """Fit and test one model; `folder` then holds the run, `metrics.json` written last."""
+    """Fit and test one model or ensemble; `folder` then holds the run, `metrics.json` last."""
     _quiet()
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
     pl.seed_everything(config.seed, workers=True, verbose=False)
     samples = config.data.read().test  # first: what is missing shows before all work
-    model = PatchCore(
-        config.backbone, config.layers, config.patch, config.coreset, config.index, config.scoring
-    )
+    models = [
+        PatchCore(own.backbone, own.layers, own.patch, own.coreset, own.index, own.scoring)
+        for own in config.members()
+    ]
     loggers = [build(f"logger.{name}", logger) for name, logger in config.logger.items()]
     success = False
     try:
-        trainer = build(
-            "trainer",
-            config.trainer,
-            logger=loggers or False,
-            default_root_dir=str(folder),
-            callbacks=[ProgressBar()] if config.trainer.get("enable_progress_bar", True) else [],
-        )
-        cache = None
-        if (store := config.cache.open()) is not None:
-            device = trainer.strategy.root_device
-            network = network_digest(model, trainer.precision, device)
-            cache = MapCache(store, network, config.cache.precision)
-        data = AnomalyDataModule(config.data, config.image, config.augment, cache)
-        module = PatchCoreModule(model, cache, config.curve)
+        trainer = build_trainer(config, folder, loggers)
         for logger in loggers:
             start(logger, settings)
-        trainer.fit(module, data)
+        module: PatchCoreModule | EnsembleModule
+        members: list[Member] = []
+        if config.ensemble.members:
+            members = fit_members(config, models, folder)
+            module = EnsembleModule(members, config.scoring.sigma)
+            data = AnomalyDataModule(config.data, config.members()[0].image, config.augment)
+        else:
+            module, data = prepare(config, models.pop(), trainer)
+            trainer.fit(module, data)
         trainer.test(module, data, verbose=False)
         run = Run(
             settings=settings,
@@ -133,9 +133,10 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
             scores=[module.scores[i] for i in range(len(samples))],
             curves=module.image_metrics.curves(),
             ratio_curve=module.ratio_curve(),
+            members=[described(member) for member in members],
         )
-        dataset = ImageDataset(samples, config.image, cache=cache)
         if config.figures:
+            dataset = ImageDataset(samples, data.image, cache=data.cache)
             run.gallery = pick_gallery(run, dataset, module.anomaly_map)
             run.misclassified = pick_misclassified(run, dataset, module.anomaly_map)
         write_run(run, folder, config.figures)
@@ -147,6 +148,65 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
             finish(logger, success)
     print(run.summary(), f"\n\nfigures and tables: {folder}", sep="")
     return run
+
+
+def prepare(
+    config: Config, model: PatchCore, trainer: pl.Trainer, scale: ScaleConfig | None = None
+) -> tuple[PatchCoreModule, AnomalyDataModule]:
+    """One model and its data, ready for the trainer; with a cache if that is enabled."""
+    cache = None
+    if (store := config.cache.open()) is not None:
+        network = network_digest(model, trainer.precision, trainer.strategy.root_device)
+        cache = MapCache(store, network, config.cache.precision)
+    data = AnomalyDataModule(config.data, config.image, config.augment, cache)
+    return PatchCoreModule(model, cache, config.curve, scale), data
+
+
+def fit_members(config: Config, models: list[PatchCore], folder: Path) -> list[Member]:
+    """Fit and test the members of an ensemble one by one; `models` is used up."""
+    members = []
+    for number, own in enumerate(config.members(), 1):
+        whose = f" (member {number} of {len(config.ensemble.members)})"
+        trainer = build_trainer(own, folder, [], whose)
+        module, data = prepare(own, models.pop(0), trainer, config.ensemble.scale)
+        trainer.fit(module, data)
+        trainer.test(module, data, verbose=False)
+        assert module.scale is not None
+        members.append(
+            Member(
+                own.backbone.name,
+                module.scale,
+                module.scores,
+                module.grids,
+                module.metrics(),
+                module.undefined(),
+                module.seconds,
+            )
+        )
+        del trainer, module, data
+        gc.collect()  # they refer to each other; one memory at a time
+    return members
+
+
+def described(member: Member) -> dict[str, Any]:
+    """What a run's folder tells of a member, beside the ensemble's own numbers."""
+    kept = ("backbone", "metrics", "undefined", "seconds")
+    return {**{key: getattr(member, key) for key in kept}, "scale": asdict(member.scale)}
+
+
+def build_trainer(
+    config: Config, folder: Path, loggers: list[Logger], whose: str = ""
+) -> pl.Trainer:
+    """The Trainer that the settings ask for; its bars end with `whose`."""
+    bar = config.trainer.get("enable_progress_bar", True)
+    trainer: pl.Trainer = build(
+        "trainer",
+        config.trainer,
+        logger=loggers or False,
+        default_root_dir=str(folder),
+        callbacks=[ProgressBar(whose)] if bar else [],
+    )
+    return trainer
 
 
 def build(key: str, settings: dict[str, Any], **more: Any) -> Any:

@@ -46,6 +46,16 @@ class ImageConfig:
         if min(self.std) <= 0:
             raise InputError(f"image.std must be positive, got {list(self.std)}")
 
+    def same_view(self, other: "ImageConfig") -> bool:
+        """Whether both leave the same part of every image, up to 1 % of its side."""
+        whole = [x.crop is None or (x.stretch and x.crop == x.resize) for x in (self, other)]
+        if any(whole):
+            return all(whole)
+        if self.resize is None or other.resize is None:
+            return self.resize is other.resize and self.crop == other.crop
+        shares = [(x.crop or 0) / (x.resize or 1) for x in (self, other)]
+        return self.stretch == other.stretch and abs(shares[0] - shares[1]) <= 0.01
+
 
 @dataclass
 class AugmentConfig:

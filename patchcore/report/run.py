@@ -66,6 +66,7 @@ class Run:
     ratio_curve: list[dict[str, float]] = field(default_factory=list)  # rows of metrics, by ratio
     gallery: list[GalleryItem] = field(default_factory=list)
     misclassified: list[GalleryItem] = field(default_factory=list)
+    members: list[dict[str, Any]] = field(default_factory=list)  # of an ensemble: see `record`
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -73,18 +74,25 @@ class Run:
         return np.array([sample.label for sample in self.samples])
 
     def record(self) -> dict[str, Any]:
-        """What metrics.json holds: undefined metrics are null, with the reason beside them."""
+        """What metrics.json holds: undefined metrics are null, with the reason beside them.
+
+        A member has `metrics`, `undefined`, and whatever else is to be told of it.
+        """
         record: dict[str, Any] = _numbers(self.metrics)
         record["seconds"] = dict(self.seconds)
         if self.ratio_curve:
             record["ratio_curve"] = [_numbers(row) for row in self.ratio_curve]
+        if self.members:
+            record["members"] = [
+                {**member, "metrics": _numbers(member["metrics"])} for member in self.members
+            ]
         return {**record, "undefined": self.undefined} if self.undefined else record
 
     def summary(self) -> str:
         """The metrics as a table for a terminal."""
         lines = []
         for key, value in self.record().items():
-            if key in ("undefined", "ratio_curve", "seconds"):
+            if key in ("undefined", "ratio_curve", "members", "seconds"):
                 continue
             if value is None:
                 text = f"undefined: {self.undefined.get(key, '')}"
@@ -93,6 +101,9 @@ class Run:
             lines.append(f"{key:24} {text}")
         for key, value in self.seconds.items():
             lines.append(f"{f'seconds.{key}':24} {value:.4f}")
+        for number, member in enumerate(self.members, 1):
+            auroc = f"image_auroc {member['metrics']['image_auroc']:.4f}"
+            lines.append(f"{f'member {number}':24} {auroc}, {member['backbone']}")
         for row in self.ratio_curve:
             ratio, patches = row["ratio"], row["memory_patches"]
             auroc = f"image_auroc {row['image_auroc']:.4f}"

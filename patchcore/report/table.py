@@ -27,7 +27,14 @@ Settings = dict[str, Any]
 """{dotted key: value}; a list is a value."""
 
 CATEGORY = "data.category"
-FALLING = ("seconds", "memory", "milliseconds", "image_false", "errors")
+FALLING = (
+    "seconds",
+    "memory_patches",
+    "memory_bytes",
+    "milliseconds",
+    "image_false",
+    "errors",
+)
 """What metrics begin with of which less is better."""
 WITHOUT_EFFECT = ("cache", "figures", "hydra", "logger", "objectives", "resume")
 """Groups of settings that change no result."""
@@ -46,6 +53,7 @@ TITLES = {
     "milliseconds_per_image": "ms per image",
     "memory_patches": "memory patches",
     "memory_bytes": "memory MB",
+    "memory_used": "share of the memory used",
 }
 """The metrics in the order of the tables, with the names for people."""
 
