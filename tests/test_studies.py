@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -69,7 +70,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def hydra_config(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # a run has its own
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so little work is slower with more on a busy machine
     yield
+    torch.set_num_threads(threads)
     HydraConfig.instance().cfg = None
 
 
