@@ -114,6 +114,9 @@ _FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
 
 def _build(config: BackboneConfig) -> nn.Module:
     """The whole network, with weights unless they come from a file."""
+    is_file = Path(config.weights).suffix in _FILE_SUFFIXES
+    if is_file and not Path(config.weights).is_file():
+        raise InputError(f"backbone.weights: no such file: {config.weights}")
     if config.name == "embedded":
         from patchcore.embedded import load_embedded
 
@@ -126,9 +129,6 @@ def _build(config: BackboneConfig) -> nn.Module:
             f"backbone.name: timm has no network {config.name!r}"
             + (f"; did you mean {', '.join(close)}?" if close else "")
         )
-    is_file = Path(config.weights).suffix in _FILE_SUFFIXES
-    if is_file and not Path(config.weights).is_file():
-        raise InputError(f"backbone.weights: no such file: {config.weights}")
     name, pretrained = config.name, not is_file and config.weights != "none"
     if pretrained:
         name = f"{config.name}.{config.weights}"

@@ -71,6 +71,22 @@ def test_augmentation_differs_by_epoch_and_not_by_workers(tmp_path: Path) -> Non
     assert torch.equal(tested[0], tested[1])
 
 
+@pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(noise=0.2, rotate=30)])
+def test_a_batch_made_side_by_side_holds_the_items(tmp_path: Path, augment: AugmentConfig) -> None:
+    paths = [write_image(tmp_path / f"{i}.png", (20 + i, 30), seed=i) for i in range(40)]
+    dataset = ImageDataset([Sample(path, 0) for path in paths], SMALL, augment)
+    alone = torch.stack([dataset[i]["image"] for i in range(len(paths))])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        batch = collate(dataset.__getitems__(list(range(len(paths)))))
+    finally:
+        torch.set_num_threads(threads)
+    assert batch["index"].tolist() == list(range(len(paths)))
+    assert torch.equal(batch["image"], alone)
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+
+
 class Recorder(pl.LightningModule):
     """Notes what arrives."""
 

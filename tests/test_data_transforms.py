@@ -62,6 +62,23 @@ def test_shrinking_antialiases() -> None:
     assert abs(image.mean() - 0.5) < 0.01
 
 
+def test_one_plane_seen_as_three_gives_what_three_equal_planes_give() -> None:
+    plane = picture(90, 70)[..., 0]
+    seen = np.broadcast_to(plane[..., None], (90, 70, 3))
+    whole = ImageConfig(resize=None, crop=None)
+    for config in (ImageConfig(resize=32, crop=28), ImageConfig(), whole):
+        transform = build_transform(config, AugmentConfig())
+        image, _ = transform(seen, nothing(seen), 0)
+        expected, _ = transform(np.ascontiguousarray(seen), nothing(seen), 0)
+        assert torch.equal(image, expected)
+
+
+def test_a_crop_that_does_not_fit_is_refused() -> None:
+    image = picture(30, 40)
+    with pytest.raises(ValueError, match="a crop of 31 does not fit into 40×30 pixels"):
+        build_transform(ImageConfig(resize=None, crop=31))(image, nothing(image), 0)
+
+
 def test_mask_follows_the_image_and_stays_binary() -> None:
     for height, width in ((300, 400), (2000, 1500), (90, 100)):
         mask = np.zeros((height, width), dtype=bool)
@@ -162,9 +179,10 @@ def test_importing_asks_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "def refuse(*_): raise RuntimeError('a connection')\n"
         "socket.socket.connect = refuse\n"
         "socket.getaddrinfo = refuse\n"
-        "from patchcore.data.transforms import ImageConfig, build_transform\n"
+        "from patchcore.data.transforms import AugmentConfig, ImageConfig, build_transform\n"
+        "build_transform(ImageConfig(), AugmentConfig())\n"
         "assert 'albumentations' not in sys.modules\n"
-        "build_transform(ImageConfig())\n"
+        "build_transform(ImageConfig(), AugmentConfig(rotate=5))\n"
         "assert 'albumentations' in sys.modules\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "NO_ALBUMENTATIONS_UPDATE"}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from patchcore import embedded
+from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 from patchcore.embedded import load_embedded
 from patchcore.errors import InputError
 
@@ -79,6 +80,21 @@ def test_missing_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert str(file) in str(caught.value)
 
 
+def test_another_training_is_used_from_its_file(tmp_path: Path) -> None:
+    layers, images = LayersConfig(), torch.randn(1, 3, 64, 64)
+    file = tmp_path / "embedded.safetensors"
+    file.write_bytes(SHIPPED.read_bytes())
+    shipped = Backbone(BackboneConfig("embedded", "shipped"), layers)(images)
+    same = Backbone(BackboneConfig("embedded", str(file)), layers)(images)
+    assert all(torch.equal(a, b) for a, b in zip(shipped, same, strict=True))
+    save_file({name: x / 2 for name, x in load_file(file).items()}, file)
+    other = Backbone(BackboneConfig("embedded", str(file)), layers)(images)
+    assert not any(torch.equal(a, b) for a, b in zip(shipped, other, strict=True))
+    file.unlink()
+    with pytest.raises(InputError, match=f"backbone.weights: no such file: {file}"):
+        Backbone(BackboneConfig("embedded", str(file)), layers)
+
+
 def test_fusing_changes_nothing() -> None:
     pytest.importorskip("skimage", reason="scikit-image is needed to train the network")
     from experiments.embedded_backbone.designs import DESIGNS, as_shipped
@@ -104,8 +120,7 @@ def test_it_resembles_its_teacher() -> None:
     weights = SHARED / "weights" / "resnet18_tv_to_layer3.safetensors"
     if not weights.is_file():
         pytest.skip(f"no {weights}: set PATCHCORE_SHARED to the folder that holds weights/")
-    from experiments.embedded_backbone.evaluate import unexplained
-    from experiments.embedded_backbone.train import load_teacher
+    from experiments.embedded_backbone.evaluate import load_teacher, unexplained
 
     with torch.inference_mode():
         missed = unexplained(
@@ -115,7 +130,7 @@ def test_it_resembles_its_teacher() -> None:
 
 
 def test_training_program_runs(tmp_path: Path) -> None:
-    """Three steps from a random teacher, down to a file that the trunk can load."""
+    """Three steps from a random teacher, down to a file that measures like the student."""
     pytest.importorskip("skimage", reason="scikit-image is needed to train the network")
     import timm
 
@@ -130,8 +145,14 @@ def test_training_program_runs(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(results) == {"teacher", "rep-32-96", "pdn"}
     assert all(error > 0 for error in results["pdn"].values())
-    shipped = load_file(tmp_path / "out" / "embedded.safetensors")
-    embedded.EmbeddedTrunk().load_state_dict(shipped)
+    measured = tmp_path / "measured.json"
+    command = [sys.executable, "-m", "experiments.embedded_backbone.evaluate"]
+    command += [str(tmp_path / "out" / "embedded.safetensors"), "--device", "cpu"]
+    command += ["--teacher", f"resnet18={teacher}", "--json", str(measured)]
+    command += ["--held-out", "2", "--categories", "0"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    exported = json.loads(measured.read_text())[str(tmp_path / "out" / "embedded.safetensors")]
+    assert exported == pytest.approx(results["rep-32-96"], rel=0.02)  # float16
 
 
 def test_measures_of_the_study() -> None:

@@ -1,20 +1,33 @@
-"""What designs are chosen on: unexplained variance, and PatchCore on generated defects."""
+"""What designs are chosen on: unexplained variance, and PatchCore on generated defects.
 
+    python -m experiments.embedded_backbone.evaluate FILE FILE
+
+measures weights that `train.py` exported, one row a file, beside their teacher.
+"""
+
+import argparse
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
+import timm
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from experiments.embedded_backbone.images import (
+    HELD_OUT_PHOTOS,
     Draw,
     Pool,
     add_defects,
     augment,
     normalise,
+    photographs,
     procedural,
 )
+from patchcore.embedded import EmbeddedTrunk
 
 Network = Callable[[Tensor], list[Tensor]]  # (B, 3, H, W) -> [layer2 map, layer3 map]
 SIZE = 224
@@ -32,6 +45,56 @@ class Detection(NamedTuple):
 
     image_auroc: float
     pixel_auroc: float
+
+
+def load_teacher(spec: str) -> nn.Module:
+    """NAME (timm tag, downloaded) or NAME=FILE (safetensors); forward gives layer2 and layer3."""
+    name, _, file = spec.partition("=")
+    teacher = timm.create_model(name, pretrained=not file, features_only=True, out_indices=(2, 3))
+    if file:
+        missing = teacher.load_state_dict(load_file(file), strict=False).missing_keys
+        if missing:
+            raise SystemExit(f"{file} lacks {len(missing)} tensors of {name}, first: {missing[0]}")
+    return teacher.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def measure(
+    networks: dict[str, Network],
+    teacher: Network,
+    device: torch.device,
+    held_out: int,
+    categories: int,
+) -> dict[str, dict[str, float]]:
+    """Print and return the measures of each network; detection alone for the teacher itself.
+
+    Args:
+        held_out: Images of each kind for the unexplained variance.
+        categories: Of generated defects; with 0 there is no detection.
+    """
+    photos = photographs(HELD_OUT_PHOTOS, device)
+    results = {}
+    for name, network in networks.items():
+        row: dict[str, float] = {}
+        if categories:
+            row |= detection(network, device, categories)._asdict()
+        if network is not teacher:
+            for kind, source in (("procedural", None), ("photographs", photos)):
+                missed = unexplained(network, teacher, source, device, held_out)
+                row |= {f"{kind}_{k}": v for k, v in missed._asdict().items()}
+        results[name] = row
+        print(name, ", ".join(f"{k} {v:.4f}" for k, v in row.items()), flush=True)
+    return results
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that training and evaluation share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--teacher", default="resnet18.tv_in1k", help="timm NAME, or NAME=FILE")
+    parser.add_argument("--held-out", type=int, default=512, help="images for the variance")
+    parser.add_argument("--categories", type=int, default=24, help="of generated defects")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
 
 
 def auroc(scores: Tensor, labels: Tensor) -> float:
@@ -110,3 +173,25 @@ def detection(
         truth = torch.cat([torch.zeros_like(masks), masks])
         pixel_scores.append(auroc(maps.flatten(), truth.flatten()))
     return Detection(sum(image_scores) / categories, sum(pixel_scores) / categories)
+
+
+def main() -> None:
+    """Measure the teacher and every file."""
+    parser = options((__doc__ or "").splitlines()[0])
+    parser.add_argument("weights", nargs="+", type=Path, help="of the design that ships")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    teacher = load_teacher(args.teacher).to(device)
+    networks: dict[str, Network] = {"teacher": teacher}
+    for file in args.weights:
+        trunk = EmbeddedTrunk()
+        trunk.load_state_dict({k: v.float() for k, v in load_file(file).items()})
+        networks[str(file)] = trunk.to(device).eval()
+    results = measure(networks, teacher, device, args.held_out, args.categories)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,16 +13,14 @@ import math
 import time
 from pathlib import Path
 
-import timm
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from experiments.embedded_backbone.designs import DESIGNS, Student, as_shipped
-from experiments.embedded_backbone.evaluate import detection, unexplained
+from experiments.embedded_backbone.evaluate import load_teacher, measure, options
 from experiments.embedded_backbone.images import (
-    HELD_OUT_PHOTOS,
     TRAIN_PHOTOS,
     Draw,
     normalise,
@@ -33,17 +31,6 @@ from experiments.embedded_backbone.images import (
 
 WARM_UP = 300  # steps
 SHIPPED = "rep-32-96"  # the design that `patchcore.embedded` runs
-
-
-def load_teacher(spec: str) -> nn.Module:
-    """NAME (timm tag, downloaded) or NAME=FILE (safetensors); forward gives layer2 and layer3."""
-    name, _, file = spec.partition("=")
-    teacher = timm.create_model(name, pretrained=not file, features_only=True, out_indices=(2, 3))
-    if file:
-        missing = teacher.load_state_dict(load_file(file), strict=False).missing_keys
-        if missing:
-            raise SystemExit(f"{file} lacks {len(missing)} tensors of {name}, first: {missing[0]}")
-    return teacher.eval().requires_grad_(False)
 
 
 def statistics(maps: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -149,18 +136,14 @@ def export(student: Student, path: Path) -> str:
 
 def main() -> None:
     """Train, measure, write the students and results.json."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options((__doc__ or "").splitlines()[0])
     parser.add_argument("--designs", nargs="+", default=list(DESIGNS), choices=list(DESIGNS))
-    parser.add_argument("--teacher", default="resnet18.tv_in1k", help="timm NAME, or NAME=FILE")
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--batch", type=int, default=256, help="images a step")
     parser.add_argument("--size", type=int, default=128, help="training image side, px")
     parser.add_argument("--scenes", type=int, default=40_000, help="procedural images in the pool")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--held-out", type=int, default=512, help="images for the variance")
-    parser.add_argument("--categories", type=int, default=24, help="of generated defects")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -174,19 +157,8 @@ def main() -> None:
         tensors = {k: v.contiguous() for k, v in student.state_dict().items()}
         save_file(tensors, args.out / f"{name}.safetensors")
     teacher = load_teacher(args.teacher).to(device)
-    photos = photographs(HELD_OUT_PHOTOS, device)
-    results = {}
-    with torch.inference_mode():
-        for name, network in {"teacher": teacher, **students}.items():
-            row = {}
-            if args.categories:
-                row |= detection(network, device, args.categories)._asdict()
-            if isinstance(network, Student):
-                for kind, source in (("procedural", None), ("photographs", photos)):
-                    missed = unexplained(network, teacher, source, device, args.held_out)
-                    row |= {f"{kind}_{k}": v for k, v in missed._asdict().items()}
-            results[name] = row
-            print(name, ", ".join(f"{k} {v:.4f}" for k, v in row.items()), flush=True)
+    networks = {"teacher": teacher, **students}
+    results = measure(networks, teacher, device, args.held_out, args.categories)
     (args.out / "results.json").write_text(json.dumps(results, indent=1))
     if SHIPPED in students:
         print("SHA-256", export(students[SHIPPED], args.out / "embedded.safetensors"))

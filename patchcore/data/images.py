@@ -26,9 +26,10 @@ def list_images(folder: Path, recursive: bool = False) -> list[Path]:
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read an image as RGB, (H, W, 3) uint8.
 
-    Grey and palette images are expanded, CMYK is converted, transparency is composited over black
-    (what a transparent pixel hides never counts), 16-bit values are divided by 257 whatever the
-    image's own range is, and an Exif orientation is applied.
+    Palette images are expanded, CMYK is converted, transparency is composited over black (what a
+    transparent pixel hides never counts), 16-bit values are divided by 257 whatever the image's own
+    range is, and an Exif orientation is applied. The three channels of a grey image are read-only
+    views of one plane: whoever works on planes needs to do so only once.
 
     Raises:
         InputError: the file is missing, truncated, no image, or has floating-point pixels.
@@ -41,6 +42,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    if image.mode == "L":
+        plane = np.array(image)  # (H, W)
+        return np.broadcast_to(plane[..., None], (*plane.shape, 3))
     return np.array(image.convert("RGB"))
 
 

@@ -15,6 +15,7 @@ from patchcore.errors import InputError
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+Channels = NDArray[np.float32]
 Transform = Callable[[Pixels, Mask, int], tuple[torch.Tensor, torch.Tensor]]
 Preparation = Callable[[Pixels, Mask, int], tuple[Pixels, Mask]]
 Normalisation = Callable[[Pixels], torch.Tensor]
@@ -99,32 +100,17 @@ def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) 
     Returns:
         A function of image (H, W, 3) uint8, mask (H, W) bool and a seed for the augmentation. It
         returns image (H', W', 3) uint8 and mask (H', W') bool, and raises ValueError if the image
-        is smaller than the crop.
+        is smaller than the crop. Threads may share it if nothing is augmented.
     """
-    alb = _albumentations()
-    steps = []
-    if image.resize is not None:
-        resize = partial(_resize, side=image.resize, stretch=image.stretch)
-        steps.append(
-            alb.Lambda(
-                image=partial(resize, resample=Image.Resampling.BILINEAR),
-                mask=partial(resize, resample=Image.Resampling.NEAREST),
-                name="resize",
-                p=1,
-            )
-        )
-    if augment is not None:
-        steps += _augmentations(augment)
-    if image.crop is not None:
-        steps.append(alb.CenterCrop(image.crop, image.crop))
-    return partial(_prepare, alb.Compose(steps))
+    steps = _augmentations(augment) if augment is not None and augment.changes() else []
+    return partial(_prepare, image, _albumentations().Compose(steps) if steps else None)
 
 
 def build_normalisation(image: ImageConfig) -> Normalisation:
     """From pixels (H, W, 3) uint8 to the network's input (3, H, W) float32."""
-    alb = _albumentations()
-    normalise = alb.Normalize(tuple(image.mean), tuple(image.std), max_pixel_value=255)
-    return partial(_normalise, alb.Compose([normalise]))
+    mean = np.float32(255) * np.array(image.mean, np.float32)
+    scale = np.reciprocal(np.float32(255) * np.array(image.std, np.float32))
+    return partial(_normalise, mean, scale)
 
 
 def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) -> Transform:
@@ -147,27 +133,39 @@ def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) ->
 
 
 def _prepare(
-    compose: Any, image: NDArray[np.uint8], mask: NDArray[np.bool_], seed: int
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    compose.set_random_seed(seed)
-    result = compose(image=image, mask=mask.astype(np.uint8))
-    return result["image"], result["mask"].astype(bool)  # (H', W', 3), (H', W')
+    config: ImageConfig, augment: Any, image: Pixels, mask: Mask, seed: int
+) -> tuple[Pixels, Mask]:
+    if config.resize is not None:
+        image = _resize(image, config.resize, config.stretch, Image.Resampling.BILINEAR)
+        mask = _resize(mask, config.resize, config.stretch, Image.Resampling.NEAREST)
+    if augment is not None:
+        augment.set_random_seed(seed)
+        changed = augment(image=np.ascontiguousarray(image), mask=mask.astype(np.uint8))
+        image, mask = changed["image"], changed["mask"].astype(bool)
+    if config.crop is not None:
+        image, mask = _centre(image, config.crop), _centre(mask, config.crop)
+    return np.ascontiguousarray(image), np.ascontiguousarray(mask)  # (H', W', 3), (H', W')
 
 
-def _normalise(compose: Any, pixels: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(compose(image=pixels)["image"]).permute(2, 0, 1)  # (3, H, W)
+def _normalise(mean: Channels, scale: Channels, pixels: Pixels) -> torch.Tensor:
+    height, width = pixels.shape[:2]
+    rows = pixels.reshape(height, width * 3)  # NumPy is slow along an axis of 3
+    values = rows - np.tile(mean, width)
+    values *= np.tile(scale, width)
+    return torch.from_numpy(values.reshape(height, width, 3)).permute(2, 0, 1)  # (3, H, W)
 
 
 def _albumentations() -> Any:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks a server at import
-    import albumentations  # here: half a second that other commands need not wait
+    import albumentations  # here: half a second that only augmentation need wait
 
     return albumentations
 
 
 def _resize(
-    pixels: NDArray[np.uint8], side: int, stretch: bool, resample: Image.Resampling, **_: object
-) -> NDArray[np.uint8]:
+    pixels: NDArray[Any], side: int, stretch: bool, resample: Image.Resampling
+) -> NDArray[Any]:
+    """Pixels (H, W, 3) or a mask (H, W), with `side` as the shorter side or as both."""
     height, width = pixels.shape[:2]
     shorter = min(height, width)
     size = (width * side // shorter, height * side // shorter)
@@ -175,14 +173,25 @@ def _resize(
         size = (side, side)
     if size == (width, height):
         return pixels
+    if pixels.strides[-1] == 0:  # grey: one plane seen as three
+        return np.array(Image.fromarray(pixels[..., 0]).resize(size, resample).convert("RGB"))
     return np.array(Image.fromarray(pixels).resize(size, resample))
 
 
+def _centre(pixels: NDArray[Any], side: int) -> NDArray[Any]:
+    """The square of `side` in the middle."""
+    height, width = pixels.shape[:2]
+    if side > min(height, width):
+        raise ValueError(f"a crop of {side} does not fit into {width}×{height} pixels")
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
 def _augmentations(config: AugmentConfig) -> list[Any]:
-    import albumentations as A
+    A = _albumentations()  # noqa: N806
     from cv2 import BORDER_REFLECT_101
 
-    steps: list[A.BasicTransform] = []
+    steps: list[Any] = []
     if config.rotate or config.translate or config.scale:
         steps.append(
             A.Affine(
