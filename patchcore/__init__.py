@@ -8,6 +8,7 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
 """
 
 from patchcore.backbones import BackboneConfig, LayersConfig
+from patchcore.baselines import Padim, PadimConfig, Spade, SpadeConfig
 from patchcore.coreset import (
     AllConfig,
     ApproximateConfig,
@@ -33,6 +34,8 @@ __all__ = [
     "InputError",
     "LayersConfig",
     "LearnedConfig",
+    "Padim",
+    "PadimConfig",
     "PatchConfig",
     "PatchCore",
     "Prediction",
@@ -40,5 +43,7 @@ __all__ = [
     "Scale",
     "ScaleConfig",
     "ScoringConfig",
+    "Spade",
+    "SpadeConfig",
     "TorchIndexConfig",
 ]

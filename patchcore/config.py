@@ -28,6 +28,7 @@ from omegaconf.errors import (
 )
 
 from patchcore.backbones import BackboneConfig, LayersConfig
+from patchcore.baselines import PadimConfig, SpadeConfig, check_unused
 from patchcore.cache import CacheConfig
 from patchcore.coreset import (
     AllConfig,
@@ -51,6 +52,7 @@ from patchcore.data.visa import VisAConfig
 from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
+from patchcore.model import ModelConfig, PatchCoreModelConfig
 from patchcore.paper import stated
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
@@ -96,6 +98,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     layers: LayersConfig = field(default_factory=LayersConfig)
+    model: ModelConfig = MISSING
     patch: PatchConfig = field(default_factory=PatchConfig)
     coreset: CoresetConfig = MISSING
     index: IndexConfig = MISSING
@@ -118,6 +121,7 @@ class Config:
             raise InputError("objectives is empty: name at least one, such as image_auroc")
         if self.curve:
             self._check_curve()
+        check_unused(self.model, self.patch, self.coreset, self.index, self.scoring)
         if self.ensemble.members:
             self._check_ensemble()
 
@@ -137,6 +141,8 @@ class Config:
         ]
 
     def _check_ensemble(self) -> None:
+        if not isinstance(self.model, PatchCoreModelConfig):
+            raise InputError("ensemble.members needs model=patchcore: set ensemble=none")
         if self.curve:
             raise InputError("curve is of one memory: leave it out, or set ensemble=none")
         first, *others = (member.image for member in self.members())
@@ -149,6 +155,8 @@ class Config:
                 )
 
     def _check_curve(self) -> None:
+        if not isinstance(self.model, PatchCoreModelConfig):
+            raise InputError("curve needs model=patchcore: no other keeps a coreset")
         coreset = self.coreset
         if not isinstance(coreset, GreedyConfig | ApproximateConfig | RandomConfig):
             raise InputError(
@@ -188,6 +196,11 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "faiss_flat": FaissFlatConfig,
         "faiss_ivfpq": FaissIVFPQConfig,
         "torch": TorchIndexConfig,
+    },
+    "model": {
+        "padim": PadimConfig,
+        "patchcore": PatchCoreModelConfig,
+        "spade": SpadeConfig,
     },
 }
 """Groups whose choices have settings of their own: {group: {choice: dataclass}}."""

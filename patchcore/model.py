@@ -1,7 +1,12 @@
-"""PatchCore as one `nn.Module`: nominal images in, then scores and anomaly maps out."""
+"""PatchCore as one `nn.Module`: nominal images in, then scores and anomaly maps out.
 
+`Detector` is what it shares with the methods that it is compared with, in `baselines`.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +32,97 @@ class Prediction:
     score: Tensor  # (B,) anomaly score of each image
     map: Tensor  # (B, H, W) anomaly map at the input's size
     patch_score: Tensor  # (B, h, w) anomaly score of each patch
-    nearest: Tensor  # (B, h, w) int64 memory row nearest to each patch
+    nearest: Tensor  # (B, h, w) int64 memory row nearest to each patch; others: see their `score`
 
 
-class PatchCore(nn.Module):
+@dataclass
+class ModelConfig:
+    """Base of the methods' settings: which method, and what it alone has to choose."""
+
+
+@dataclass
+class PatchCoreModelConfig(ModelConfig):
+    """PatchCore; its settings are groups of their own: patch, coreset, index, scoring."""
+
+
+class Detector(nn.Module, ABC):
+    """A method behind a frozen backbone: nominal images in, then scores and anomaly maps out.
+
+    Images are float tensors (B, 3, H, W), normalised as the backbone expects. What a method takes
+    from their layer maps, its features, passes through `features`, `buffer` and `build_from` when
+    fitting, `features` and `score` afterwards; nobody else looks inside.
+
+    Attributes:
+        backbone: Gives the layer maps.
+        scoring: How distances become scores; all methods smooth their maps by its sigma.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneConfig | None = None,
+        layers: LayersConfig | None = None,
+        scoring: ScoringConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = Backbone(backbone or BackboneConfig(), layers or LayersConfig())
+        self.scoring = scoring or ScoringConfig()
+
+    @abstractmethod
+    def features(self, maps: Sequence[Tensor]) -> Any:
+        """Features of a batch from the backbone's layer maps [(B, C, h, w), …]."""
+
+    @abstractmethod
+    def buffer(self, images: int = 0) -> Any:
+        """Where the features of about so many images are gathered, by its method `append`."""
+
+    @abstractmethod
+    def build_from(self, buffer: Any, progress: bool = False) -> None:
+        """Make the memory from gathered features of nominal images; `buffer` forgets them.
+
+        Raises:
+            InputError: There are none, or they do not suit the method.
+        """
+
+    @abstractmethod
+    def score(self, features: Any, size: tuple[int, int]) -> Prediction:
+        """Score the features of images of `size` (H, W). Raises InputError if not fitted."""
+
+    @property
+    @abstractmethod
+    def memory_patches(self) -> int:
+        """How many vectors or distributions a patch may be compared with."""
+
+    @property
+    @abstractmethod
+    def memory_bytes(self) -> int:
+        """Size of all that is kept of the nominal images."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.backbone.parameters()).device
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Any:
+        """Features of images (B, 3, H, W)."""
+        return self.features(self.backbone(images))
+
+    def fit(self, images: Tensor | Iterable[Tensor], progress: bool = False) -> Self:
+        """Remember nominal images: one batch (B, 3, H, W), or an iterable of batches."""
+        buffer = self.buffer()
+        for batch in [images] if isinstance(images, Tensor) else images:
+            buffer.append(self.embed(batch.to(self.device)))
+        self.build_from(buffer, progress)
+        return self
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Prediction:
+        """Score images (B, 3, H, W), normalised like those of `fit`."""
+        height, width = images.shape[-2:]
+        return self.score(self.embed(images), (height, width))
+
+
+class PatchCore(Detector):
     """A memory of nominal patch features, and distances to it (Roth et al.).
 
     Images are float tensors (B, 3, H, W), normalised as the backbone expects.
@@ -52,35 +144,28 @@ class PatchCore(nn.Module):
         index: IndexConfig | None = None,
         scoring: ScoringConfig | None = None,
     ) -> None:
-        super().__init__()
-        self.backbone = Backbone(backbone or BackboneConfig(), layers or LayersConfig())
+        super().__init__(backbone, layers, scoring)
         self.patch_config = patch or PatchConfig()
         self.patches = PatchFeatures(self.backbone.channels, self.patch_config)
         self.coreset_config = coreset or GreedyConfig()
         self.index_config = index or TorchIndexConfig()
-        self.scoring = scoring or ScoringConfig()
         self.coreset: Coreset | None = None
         self.register_buffer("memory", torch.empty(0, self.patches.dimension))
         self._index: Index | None = None
         self._prefixes: PrefixIndex | None = None
 
     @torch.inference_mode()
-    def embed(self, images: Tensor) -> Tensor:
-        """Patch features (B, h, w, D), float32, of images (B, 3, H, W)."""
-        return self.features(self.backbone(images))
-
-    @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> Tensor:
         """Patch features (B, h, w, D), float32, of the backbone's layer maps [(B, C, h, w), …]."""
         return self.patches(maps).float()
 
-    def fit(self, images: Tensor | Iterable[Tensor], progress: bool = False) -> "PatchCore":
-        """Remember nominal images: one batch (B, 3, H, W), or an iterable of batches."""
-        buffer = FeatureBuffer()
-        for batch in [images] if isinstance(images, Tensor) else images:
-            buffer.append(self.embed(batch.to(self.memory.device)))
-        self.build(buffer.take(), progress=progress)
-        return self
+    def buffer(self, images: int = 0) -> "FeatureBuffer":
+        """See `Detector.buffer`."""
+        return FeatureBuffer(images)
+
+    def build_from(self, buffer: "FeatureBuffer", progress: bool = False) -> None:
+        """See `Detector.build_from`."""
+        self.build(buffer.take(), progress)
 
     def build(
         self, features: Tensor, progress: bool = False, order: Order | None = None
@@ -96,12 +181,6 @@ class PatchCore(nn.Module):
         )
         self.memory = comparable(self.coreset.memory.to(device), self.scoring)
         return self.coreset
-
-    @torch.inference_mode()
-    def forward(self, images: Tensor) -> Prediction:
-        """Score images (B, 3, H, W), normalised like those of `fit`."""
-        height, width = images.shape[-2:]
-        return self.score(self.embed(images), (height, width))
 
     @torch.inference_mode()
     def score(self, features: Tensor, size: tuple[int, int]) -> Prediction:
@@ -156,6 +235,16 @@ class PatchCore(nn.Module):
         if self._index is None or self._index.memory is not self.memory:  # fitted or moved since
             self._index = build_index(self.memory, self.index_config)
         return self._index.search(queries, neighbours)
+
+    @property
+    def memory_patches(self) -> int:
+        """M, the patch features in the memory."""
+        return len(self.memory)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the memory."""
+        return self.memory.nbytes
 
 
 class FeatureBuffer:

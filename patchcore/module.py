@@ -13,15 +13,132 @@ from patchcore.cache import FORMAT, MapCache, digest, tensors_digest
 from patchcore.coreset import ApproximateConfig, GreedyConfig, Order, SizedConfig
 from patchcore.ensemble import Scale, ScaleConfig, combined_maps, combined_scores, nominal_scale
 from patchcore.metrics import ImageMetrics, PixelMetrics
-from patchcore.model import FeatureBuffer, PatchCore
+from patchcore.model import Detector, PatchCore, Prediction
 from patchcore.scoring import anomaly_maps
 
 Batch = dict[str, Any]
 """See `patchcore.data.dataset.collate`."""
+Pair = tuple[ImageMetrics, PixelMetrics]
 
 
-class PatchCoreModule(pl.LightningModule):
-    """PatchCore in a Trainer.
+class DetectorModule(pl.LightningModule):
+    """A method in a Trainer.
+
+    Args:
+        model: To be fitted and tested.
+        cache: Where layer maps are kept, if anywhere.
+
+    Attributes:
+        model: The model; fitted once training has ended.
+        image_metrics, pixel_metrics: Of the last test.
+        scores: {index of the test image: anomaly score} of the last test.
+        grids: {index of the test image: patch scores (h, w), on the CPU} of the last test.
+        seconds: Wall time of `extract`, `build` and `score`.
+        train_images: Images collected, counted once for every epoch.
+    """
+
+    def __init__(self, model: Detector, cache: MapCache | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.cache = cache
+        self.automatic_optimization = False  # nothing is optimised
+        self.image_metrics = ImageMetrics()
+        self.pixel_metrics = PixelMetrics()
+        self.scores: dict[int, float] = {}
+        self.grids: dict[int, Tensor] = {}
+        self.seconds: dict[str, float] = {}
+        self.train_images = 0
+
+    def configure_optimizers(self) -> None:
+        """None: the backbone is frozen."""
+
+    def on_train_start(self) -> None:
+        images = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+        self._buffer = self.model.buffer(images * (self.trainer.max_epochs or 1))
+        self.train_images = 0
+        self._started = time.perf_counter()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        self._buffer.append(self._features(batch))
+        self.train_images += len(batch["index"])
+
+    def on_train_end(self) -> None:
+        self.seconds["extract"] = time.perf_counter() - self._started
+        self._build(self.trainer.progress_bar_callback is not None)
+
+    def on_test_start(self) -> None:
+        self.image_metrics.reset()
+        self.pixel_metrics.reset()
+        self.scores, self.grids = {}, {}
+        self._started = time.perf_counter()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        height, width = batch["mask"].shape[-2:]
+        predictions = self._predictions(self._features(batch), (height, width))
+        for (image, pixel), prediction in predictions:
+            image.update(prediction.score, batch["label"])
+            pixel.update(prediction.map, batch["mask"], batch["has_mask"])
+        index = batch["index"].tolist()
+        self.scores.update(zip(index, prediction.score.tolist(), strict=True))
+        self.grids.update(zip(index, prediction.patch_score.cpu(), strict=True))
+
+    def on_test_epoch_end(self) -> None:
+        self.seconds["score"] = time.perf_counter() - self._started
+        seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
+        self.log_dict({**self.metrics(), **seconds})
+
+    def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
+        """Anomaly map (H, W) of a test image of `size` (H, W), on the CPU."""
+        return anomaly_maps(self.grids[index][None], size, self.model.scoring.sigma)[0]
+
+    def metrics(self) -> dict[str, float]:
+        """Image and pixel metrics of the last test, NaN where `undefined()` says why; sizes."""
+        return {
+            **self.image_metrics.compute(),
+            **self.pixel_metrics.compute(),
+            **self._memory(),
+            "train_images": self.train_images,
+            "test_images": len(self.scores),
+        }
+
+    def undefined(self) -> dict[str, str]:
+        """Why metrics are NaN: {key: reason}."""
+        return {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
+
+    def ratio_curve(self) -> list[dict[str, float]]:
+        """`metrics` at several sizes of the memory, where that is asked for."""
+        return []
+
+    def _features(self, batch: Batch) -> Any:
+        """The model's features of a batch, from its layer maps if it brings them."""
+        if "maps" in batch:
+            maps = [x.permute(0, 3, 1, 2) for x in batch["maps"]]  # (B, h, w, C) → (B, C, h, w)
+        else:
+            maps = self.model.backbone(batch["image"])
+            if self.cache is not None and "key" in batch:
+                maps = self.cache.put(batch["key"], maps)
+        return self.model.features(maps)
+
+    def _build(self, progress: bool) -> None:
+        """Make the memory from what was collected."""
+        start = time.perf_counter()
+        self.model.build_from(self._buffer, progress)
+        self.seconds["build"] = time.perf_counter() - start
+
+    def _memory(self) -> dict[str, float]:
+        """Metrics of the memory."""
+        return {
+            "memory_patches": self.model.memory_patches,
+            "memory_bytes": self.model.memory_bytes,
+        }
+
+    def _predictions(self, features: Any, size: tuple[int, int]) -> list[tuple[Pair, Prediction]]:
+        """Of a batch, each with the metrics that it counts in; the whole model's last."""
+        return [((self.image_metrics, self.pixel_metrics), self.model.score(features, size))]
+
+
+class PatchCoreModule(DetectorModule):
+    """PatchCore in a Trainer, with what only a coreset allows: kept orders, a curve over ratios.
 
     Args:
         model: To be fitted and tested.
@@ -31,14 +148,11 @@ class PatchCoreModule(pl.LightningModule):
         scale: How to measure the model's scale, if it is to score with others.
 
     Attributes:
-        model: The model; fitted once training has ended.
-        image_metrics, pixel_metrics: Of the last test.
-        scores: {index of the test image: anomaly score} of the last test.
-        grids: {index of the test image: patch scores (h, w), on the CPU} of the last test.
-        seconds: Wall time of `extract`, `coreset`, `scale` where that is measured, and `score`.
         scale: The model's, once training has ended, if it was asked for.
-        train_images: Images collected, counted once for every epoch.
+        seconds: Wall time of `extract`, `coreset`, `scale` where that is measured, and `score`.
     """
+
+    model: PatchCore
 
     def __init__(
         self,
@@ -47,50 +161,57 @@ class PatchCoreModule(pl.LightningModule):
         curve: Sequence[float] = (),
         scale: ScaleConfig | None = None,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.cache = cache
+        super().__init__(model, cache)
         coreset = model.coreset_config
         self.curve: list[float] = []
         if curve and isinstance(coreset, SizedConfig):
             self.curve = sorted({*curve, coreset.ratio})
         self.scale_config = scale
         self.scale: Scale | None = None
-        self.automatic_optimization = False  # nothing is optimised
-        self.image_metrics = ImageMetrics()
-        self.pixel_metrics = PixelMetrics()
         self.smaller = nn.ModuleDict()  # {memory size: metrics} of the curve's other points
-        self.scores: dict[int, float] = {}
-        self.grids: dict[int, Tensor] = {}
-        self.seconds: dict[str, float] = {}
-        self.train_images = 0
         self._train_patches = 0
         self._sizes: list[int] = []  # of the memory, ascending
         self._used: list[Tensor] = []  # (M,) for each size: ever the nearest of a test patch
         self._keys: list[str] = []  # of the training images' maps
         self._sources: list[int] = []  # their numbers
 
-    def configure_optimizers(self) -> None:
-        """None: the backbone is frozen."""
-
     def on_train_start(self) -> None:
-        images = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
-        self._buffer = FeatureBuffer(images * (self.trainer.max_epochs or 1))
-        self.train_images = 0
         self._keys, self._sources = [], []
-        self._started = time.perf_counter()
+        super().on_train_start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self._buffer.append(self._features(batch))
-        self.train_images += len(batch["index"])
+        super().training_step(batch, batch_idx)
         self._sources += batch["index"].tolist()
         if self.cache is not None and "key" in batch:
             self._keys += [self.cache.key(image, len(batch["key"])) for image in batch["key"]]
 
-    def on_train_end(self) -> None:
-        self.seconds["extract"] = time.perf_counter() - self._started
+    def on_test_start(self) -> None:
+        self._sizes = sorted({self._size(ratio) for ratio in self.curve} | {len(self.model.memory)})
+        pairs = {str(n): _metrics() for n in self._sizes[:-1]}
+        self.smaller = nn.ModuleDict(pairs).to(self.device)
+        self._used = [torch.zeros(n, dtype=torch.bool, device=self.device) for n in self._sizes]
+        super().on_test_start()
+
+    def ratio_curve(self) -> list[dict[str, float]]:
+        """`metrics` with the memory of every ratio asked for, and with the whole; ascending.
+
+        `ratio` is the share of the training patches kept. Empty if no curve was asked for.
+        """
+        rows = []
+        for ratio in self.curve:
+            size = self._size(ratio)
+            image, pixel = self._metrics_of(size)
+            row = {
+                "ratio": ratio,
+                "memory_patches": size,
+                "memory_bytes": self.model.memory[:size].nbytes,
+                "memory_used": self._share_used(self._sizes.index(size)),
+            }
+            rows.append({**row, **image.compute(), **pixel.compute()})
+        return rows
+
+    def _build(self, progress: bool) -> None:
         start = time.perf_counter()
-        progress = self.trainer.progress_bar_callback is not None
         counts, features = self._buffer.counts, self._buffer.take()
         self._train_patches = len(features)
         key, order = self._order_key(), None
@@ -113,84 +234,23 @@ class PatchCoreModule(pl.LightningModule):
             )
             self.seconds["scale"] = time.perf_counter() - start
 
-    def on_test_start(self) -> None:
-        self.image_metrics.reset()
-        self.pixel_metrics.reset()
-        self._sizes = sorted({self._size(ratio) for ratio in self.curve} | {len(self.model.memory)})
-        pairs = {str(n): _metrics() for n in self._sizes[:-1]}
-        self.smaller = nn.ModuleDict(pairs).to(self.device)
-        self._used = [torch.zeros(n, dtype=torch.bool, device=self.device) for n in self._sizes]
-        self.scores, self.grids = {}, {}
-        self._started = time.perf_counter()
+    def _memory(self) -> dict[str, float]:
+        return {**super()._memory(), "memory_used": self._share_used(-1)}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        features = self._features(batch)
-        height, width = batch["mask"].shape[-2:]
+    def _predictions(
+        self, features: Tensor, size: tuple[int, int]
+    ) -> list[tuple[Pair, Prediction]]:
         if self.smaller:
-            predictions = self.model.score_prefixes(features, (height, width), self._sizes)
+            predictions = self.model.score_prefixes(features, size, self._sizes)
         else:
-            predictions = [self.model.score(features, (height, width))]
-        for i, prediction in enumerate(predictions):
-            image, pixel = self._metrics_of(self._sizes[i])
-            image.update(prediction.score, batch["label"])
-            pixel.update(prediction.map, batch["mask"], batch["has_mask"])
-            self._used[i][prediction.nearest.flatten()] = True
-        index = batch["index"].tolist()
-        self.scores.update(zip(index, prediction.score.tolist(), strict=True))
-        self.grids.update(zip(index, prediction.patch_score.cpu(), strict=True))
+            predictions = [self.model.score(features, size)]
+        for used, prediction in zip(self._used, predictions, strict=True):
+            used[prediction.nearest.flatten()] = True
+        return list(zip(map(self._metrics_of, self._sizes), predictions, strict=True))
 
-    def on_test_epoch_end(self) -> None:
-        self.seconds["score"] = time.perf_counter() - self._started
-        seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
-        self.log_dict({**self.metrics(), **seconds})
-
-    def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
-        """Anomaly map (H, W) of a test image of `size` (H, W), on the CPU."""
-        return anomaly_maps(self.grids[index][None], size, self.model.scoring.sigma)[0]
-
-    def metrics(self) -> dict[str, float]:
-        """Image and pixel metrics of the last test, NaN where `undefined()` says why; sizes."""
-        return {
-            **self.image_metrics.compute(),
-            **self.pixel_metrics.compute(),
-            "memory_patches": len(self.model.memory),
-            "memory_bytes": self.model.memory.nbytes,
-            "memory_used": float(self._used[-1].float().mean()),
-            "train_images": self.train_images,
-            "test_images": len(self.scores),
-        }
-
-    def undefined(self) -> dict[str, str]:
-        """Why metrics are NaN: {key: reason}."""
-        return {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
-
-    def ratio_curve(self) -> list[dict[str, float]]:
-        """`metrics` with the memory of every ratio asked for, and with the whole; ascending.
-
-        `ratio` is the share of the training patches kept. Empty if no curve was asked for.
-        """
-        rows = []
-        for ratio in self.curve:
-            size = self._size(ratio)
-            image, pixel = self._metrics_of(size)
-            row = {
-                "ratio": ratio,
-                "memory_patches": size,
-                "memory_bytes": self.model.memory[:size].nbytes,
-                "memory_used": float(self._used[self._sizes.index(size)].float().mean()),
-            }
-            rows.append({**row, **image.compute(), **pixel.compute()})
-        return rows
-
-    def _features(self, batch: Batch) -> Tensor:
-        """Patch features (B, h, w, D) of a batch, from its layer maps if it brings them."""
-        if "maps" in batch:
-            maps = [x.permute(0, 3, 1, 2) for x in batch["maps"]]  # (B, h, w, C) → (B, C, h, w)
-        else:
-            maps = self.model.backbone(batch["image"])
-            if self.cache is not None and "key" in batch:
-                maps = self.cache.put(batch["key"], maps)
-        return self.model.features(maps)
+    def _share_used(self, i: int) -> float:
+        """Of the rows of the i-th memory, those that were ever the nearest of a test patch."""
+        return float(self._used[i].float().mean())
 
     def _order_key(self) -> str | None:
         """Of the coreset order of these training patches; None if they or it are not kept."""
@@ -209,7 +269,7 @@ class PatchCoreModule(pl.LightningModule):
         assert isinstance(config, SizedConfig)
         return replace(config, ratio=ratio).size(self._train_patches)
 
-    def _metrics_of(self, size: int) -> tuple[ImageMetrics, PixelMetrics]:
+    def _metrics_of(self, size: int) -> Pair:
         if size == self._sizes[-1]:
             return self.image_metrics, self.pixel_metrics
         pair: Any = self.smaller[str(size)]
@@ -309,7 +369,7 @@ class EnsembleModule(pl.LightningModule):
         return {kind: sum(member.seconds[kind] for member in self.members) for kind in kinds}
 
 
-def network_digest(model: PatchCore, precision: str, device: torch.device) -> str:
+def network_digest(model: Detector, precision: str, device: torch.device) -> str:
     """Names all that a batch's layer maps follow from besides the images.
 
     Network, weights, layers, the trainer's precision, and what decides how sums are rounded.

@@ -182,6 +182,50 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+# --- baselines -------------------------------------------------------------------------------
+
+
+def pyramid(maps: list[np.ndarray]) -> np.ndarray:
+    """Layers [(B, C, H, W), …] interpolated to the first one's grid and joined: (B, h, w, D)."""
+    layers = [x.astype(np.float64).transpose(0, 2, 3, 1) for x in maps]
+    return np.concatenate([interpolate(x, layers[0].shape[1:3]) for x in layers], -1)
+
+
+def spade(
+    nominal: list[np.ndarray], image: list[np.ndarray], neighbours: int, pixel_neighbours: int
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """SPADE's score, pixel scores (h·w,) and nearest pixels (h·w,) of one image.
+
+    Args:
+        nominal: Layer maps [(N, C, H, W), …]; the deepest chooses the images.
+        image: The same of the image, [(1, C, H, W), …].
+    """
+    pooled = nominal[-1].mean((2, 3))  # (N, C)
+    distances, images = nearest(image[-1].mean((2, 3)), pooled, min(neighbours, len(pooled)))
+    pixels = pyramid(nominal)
+    pixels = pixels.reshape(len(pooled), -1, pixels.shape[-1])  # (N, h·w, D)
+    queries = pyramid(image).reshape(-1, pixels.shape[-1])  # (h·w, D)
+    memory = np.concatenate([pixels[i] for i in images[0]])  # (K·h·w, D)
+    squared, rows = nearest(queries, memory, pixel_neighbours)
+    place = images[0][rows[:, 0] // len(queries)] * len(queries) + rows[:, 0] % len(queries)
+    return float(np.sqrt(distances).mean()), np.sqrt(squared).mean(1), place
+
+
+def padim(nominal: np.ndarray, images: np.ndarray, epsilon: float) -> np.ndarray:
+    """Mahalanobis distances (B, P) of (B, P, D) to Gaussians of (N, P, D), by explicit inverses."""
+    scores = np.zeros(images.shape[:2])
+    for p in range(nominal.shape[1]):
+        x = nominal[:, p].astype(np.float64)
+        mean = x.mean(0)
+        covariance = epsilon * np.eye(x.shape[1])
+        for row in x:
+            covariance += np.outer(row - mean, row - mean) / max(1, len(x) - 1)
+        inverse = np.linalg.inv(covariance)
+        for b, y in enumerate(images[:, p] - mean):
+            scores[b, p] = np.sqrt(y @ inverse @ y)
+    return scores
+
+
 # --- metrics ---------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
 from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
+from patchcore.model import PatchCoreModelConfig
 from patchcore.patches import Mapping
 from tests import reference
 from tests.images import write_image, write_mask, write_mvtec
@@ -125,7 +126,12 @@ def test_config_yaml_holds_every_setting(run: tuple[Path, Outcome], root: Path) 
     settings = yaml.safe_load(text)
     assert settings["coreset"]["ratio"] == 0.5 and settings["image"]["crop"] == 32
     assert settings["data"]["root"] == str(root) and settings["layers"]["names"] == ["2", "3"]
-    parts = {"data": MVTecConfig(), "coreset": GreedyConfig(), "index": TorchIndexConfig()}
+    parts = {
+        "data": MVTecConfig(),
+        "coreset": GreedyConfig(),
+        "index": TorchIndexConfig(),
+        "model": PatchCoreModelConfig(),
+    }
     schema = OmegaConf.structured(Config(trainer={}, logger={}, **parts))  # type: ignore[arg-type]
     read = OmegaConf.merge(schema, settings)
     assert isinstance(read, DictConfig)

@@ -16,9 +16,10 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from patchcore.baselines import PadimConfig
 from patchcore.commands.train import build
 from patchcore.config import SCHEMAS, Config, explain, register, to_config, wandb_offline
-from patchcore.coreset import GreedyConfig, Projection
+from patchcore.coreset import AllConfig, GreedyConfig, Projection
 from patchcore.data.btad import BTADConfig
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mstc import MSTCConfig
@@ -242,6 +243,56 @@ def test_mistakes_are_told_in_one_line_that_begins_with_the_key(
     overrides: list[str], message: str
 ) -> None:
     assert complaint(*overrides).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["coreset.ratio=0.1"], "coreset.ratio: there is no such option"),
+        (["coreset=greedy"], "coreset has no effect on model={}: leave it out, or set coreset=all"),
+        (["patch=p5"], "patch.size has no effect on model={}: leave it out"),
+        (["patch=average"], "patch.mapping has no effect on model={}: leave it out"),
+        (["scoring=reweighted"], "scoring.reweight has no effect on model={}: leave it out"),
+        (["scoring.neighbours=3"], "scoring.neighbours has no effect on model={}: leave it out"),
+        (["index=faiss_flat"], "index: model={} has no use for faiss: leave it out, or set torch"),
+        (["scoring=cosine"], "scoring.distance has no effect on model={}: leave it out"),
+        (["scoring.top_share=0.1"], "scoring.top_share has no effect on model={}: leave it out"),
+        (["ensemble.members=[{},{}]"], "ensemble.members needs model=patchcore: set ensemble=none"),
+        (["curve=[0.1]"], "curve needs model=patchcore: no other keeps a coreset"),
+        (["model.foo=1"], "model.foo: there is no such option; there are "),
+    ],
+)
+@pytest.mark.parametrize("model", ["spade", "padim"])
+def test_settings_without_effect_on_a_baseline_are_named(
+    model: str, overrides: list[str], message: str
+) -> None:
+    assert complaint(f"model={model}", *overrides).startswith(message.format(model))
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["model=padim", "index.chunk_mib=9"], "index.chunk_mib has no effect on model=padim"),
+        (["model=padim", "model.channels=0"], "model.channels must be at least 1, got 0"),
+        (["model=spade", "model.neighbours=0"], "model.neighbours must be at least 1, got 0"),
+        (["model=spade", "model.pyramid=0"], "model.pyramid must be at least 1, got 0"),
+        (["model=spade", "model.channels=9"], "model.channels: there is no such option"),
+        (["model.neighbours=9"], "model.neighbours: there is no such option"),
+        (["model=stfpm"], "model=stfpm: there is no such choice; there are padim, patchcore"),
+    ],
+)
+def test_mistakes_in_a_models_own_settings(overrides: list[str], message: str) -> None:
+    assert complaint(*overrides).startswith(message)
+
+
+def test_a_baseline_brings_its_layers_and_keeps_what_has_an_effect() -> None:
+    config = composed("model=spade", "scoring.sigma=2", "index.chunk_mib=64", "seed=5")
+    assert config.layers.names == ["1", "2", "3"] and isinstance(config.coreset, AllConfig)
+    assert config.scoring.sigma == 2
+    padim = composed("model=padim", "layers=2+3", "seed=5").model
+    assert isinstance(padim, PadimConfig) and padim.seed == 5
+    assert composed("model=padim", "layers=2+3").layers.names == ["2", "3"]
+    assert composed("experiment=mtd", "data.root=mtd").layers.names == ["2", "3"]
 
 
 def test_mistakes_in_a_file_are_told_with_its_name(tmp_path: Path) -> None:

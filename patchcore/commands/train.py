@@ -1,4 +1,4 @@
-"""`patchcore train`: fit PatchCore on a category, test it, and leave a run folder."""
+"""`patchcore train`: fit a model on a category, test it, and leave a run folder."""
 
 import gc
 import json
@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
+from patchcore.baselines import build_detector
 from patchcore.cache import MapCache
 from patchcore.commands import plain_errors
 from patchcore.commands.progress import ProgressBar
@@ -29,8 +30,14 @@ from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset
 from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
-from patchcore.model import PatchCore
-from patchcore.module import EnsembleModule, Member, PatchCoreModule, network_digest
+from patchcore.model import Detector, PatchCore
+from patchcore.module import (
+    DetectorModule,
+    EnsembleModule,
+    Member,
+    PatchCoreModule,
+    network_digest,
+)
 from patchcore.report.run import Run, pick_gallery, pick_misclassified, write_run
 from patchcore.resume import Finished, copy_run, fingerprint
 
@@ -105,7 +112,9 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     samples = config.data.read().test  # first: what is missing shows before all work
     models = [
-        PatchCore(own.backbone, own.layers, own.patch, own.coreset, own.index, own.scoring)
+        build_detector(
+            own.model, own.backbone, own.layers, own.patch, own.coreset, own.index, own.scoring
+        )
         for own in config.members()
     ]
     loggers = [build(f"logger.{name}", logger) for name, logger in config.logger.items()]
@@ -114,7 +123,7 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
         trainer = build_trainer(config, folder, loggers)
         for logger in loggers:
             start(logger, settings)
-        module: PatchCoreModule | EnsembleModule
+        module: DetectorModule | EnsembleModule
         members: list[Member] = []
         if config.ensemble.members:
             members = fit_members(config, models, folder)
@@ -151,18 +160,20 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
 
 
 def prepare(
-    config: Config, model: PatchCore, trainer: pl.Trainer, scale: ScaleConfig | None = None
-) -> tuple[PatchCoreModule, AnomalyDataModule]:
+    config: Config, model: Detector, trainer: pl.Trainer, scale: ScaleConfig | None = None
+) -> tuple[DetectorModule, AnomalyDataModule]:
     """One model and its data, ready for the trainer; with a cache if that is enabled."""
     cache = None
     if (store := config.cache.open()) is not None:
         network = network_digest(model, trainer.precision, trainer.strategy.root_device)
         cache = MapCache(store, network, config.cache.precision)
     data = AnomalyDataModule(config.data, config.image, config.augment, cache)
-    return PatchCoreModule(model, cache, config.curve, scale), data
+    if isinstance(model, PatchCore):
+        return PatchCoreModule(model, cache, config.curve, scale), data
+    return DetectorModule(model, cache), data
 
 
-def fit_members(config: Config, models: list[PatchCore], folder: Path) -> list[Member]:
+def fit_members(config: Config, models: list[Detector], folder: Path) -> list[Member]:
     """Fit and test the members of an ensemble one by one; `models` is used up."""
     members = []
     for number, own in enumerate(config.members(), 1):
@@ -171,7 +182,7 @@ def fit_members(config: Config, models: list[PatchCore], folder: Path) -> list[M
         module, data = prepare(own, models.pop(0), trainer, config.ensemble.scale)
         trainer.fit(module, data)
         trainer.test(module, data, verbose=False)
-        assert module.scale is not None
+        assert isinstance(module, PatchCoreModule) and module.scale is not None
         members.append(
             Member(
                 own.backbone.name,
