@@ -26,7 +26,6 @@ SMALL = [
     "backbone.weights=none",
     "image.resize=32",
     "image.crop=null",
-    "patch.mapping=average",
     "trainer=cpu",
     "trainer.enable_progress_bar=false",
     "logger=none",
