@@ -141,7 +141,7 @@ def test_config_yaml_holds_every_setting(run: tuple[Path, Outcome], root: Path) 
 
 def test_pictures_are_drawn(run: tuple[Path, Outcome]) -> None:
     pictures = {path.name: read_image(path) for path in (run[0] / "figures").iterdir()}
-    assert set(pictures) == {"curves.png", "scores.png", "gallery.png"}
+    assert set(pictures) == {"curves.png", "scores.png", "gallery.png", "misclassified.png"}
     for pixels in pictures.values():
         assert pixels.std() > 5
 
@@ -172,7 +172,12 @@ def test_tensorboard_logger_writes_metrics_and_pictures(run: tuple[Path, Outcome
     events = EventAccumulator(str(run[0] / "tensorboard")).Reload()
     assert set(logged(run[0])) <= set(events.Tags()["scalars"])
     assert events.Scalars("image_auroc")[0].value == pytest.approx(metrics(run[0])["image_auroc"])
-    assert set(events.Tags()["images"]) == {"curves", "scores", "gallery"}
+    assert set(events.Tags()["images"]) == {
+        "curves",
+        "scores",
+        "gallery",
+        "misclassified",
+    }
 
 
 # --- an ensemble ------------------------------------------------------------------------------
@@ -246,6 +251,7 @@ def test_an_ensembles_folder_is_that_of_any_run_and_tells_of_its_members(
         "curves.png",
         "scores.png",
         "gallery.png",
+        "misclassified.png",
     }
     assert "Extracting patch features (member 2 of 2): 100%" in done.err
     assert (
