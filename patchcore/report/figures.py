@@ -123,36 +123,44 @@ def _draw_items(items: list[GalleryItem], path: Path) -> None:
     columns = max(len(row) for _, row in rows)
     sizes = np.array([item.image.shape[:2] for item in items])  # (N, 2) height and width
     height, width = TILE * sizes.max(0) / sizes.max()
-    across = max(columns * (max(width, 1.5) + 0.1), 4.0)  # room for the titles and the scale
-    heights = [2 * height + (1.0 if title else 0.6) for title, _ in rows] + [0.8]
-    figure = Figure(figsize=(across, sum(heights)), layout="constrained")
-    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for part, (title, row) in zip(parts, rows, strict=False):
+    across = max(columns * (max(width, 1.5) + 0.15), 4.0)  # room for the titles and the scale
+    heights = [2 * height + (0.95 if title else 0.65) for title, _ in rows]
+    total = sum(heights) + 0.8
+    figure = Figure(figsize=(across, total))
+    # One pair of axes in inches, downwards: one for each picture would take ten times as long.
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, across), ylim=(total, 0), autoscale_on=False)
+    axes.axis("off")
+    top = 0.0
+    for (title, row), own in zip(rows, heights, strict=True):
         if title:
-            part.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
-        axes = part.subplots(2, columns, squeeze=False)
-        for axis in axes.flat:
-            axis.axis("off")
+            axes.text(0.08, top + 0.25, title, fontweight="bold", fontsize=11)
         for column, item in enumerate(row):
-            _draw_item(item, *axes[:, column])
+            _draw_item(
+                item, axes, (column + 0.5) * across / columns, top + own - 2 * height, height
+            )
+        top += own
+    scale = figure.add_axes((0.2 / across, 0.5 / total, 1 - 0.4 / across, 0.18 / total))
     colours = ScalarMappable(Normalize(*items[0].limits), COLOURS)
-    scale = parts[-1].subplots()
-    parts[-1].colorbar(
-        colours, cax=scale, orientation="horizontal", label="anomaly score of a pixel"
-    )
+    figure.colorbar(colours, cax=scale, orientation="horizontal", label="anomaly score of a pixel")
     figure.savefig(path, dpi=100)
 
 
-def _draw_item(item: GalleryItem, above: Axes, below: Axes) -> None:
+def _draw_item(item: GalleryItem, axes: Axes, centre: float, top: float, height: float) -> None:
+    """Both pictures, of at most `height`, below `top` and around `centre`; the words above."""
     name = f"{item.sample.defect_type}/{item.sample.path.stem}"
     name = name if len(name) <= 20 else f"…{name[-19:]}"
     colour = ANOMALOUS if item.verdict in ("missed", "false alarm") else "black"
-    above.set_title(f"{name}\n{item.score:.3g} {item.verdict}", fontsize=8, color=colour)
-    above.imshow(item.image)
-    below.imshow(heat(item.image, item.map, *item.limits))
-    if item.mask.any() and not item.mask.all():
-        for axes in (above, below):
-            axes.contour(item.mask, [0.5], colors=OUTLINE, linewidths=0.8)
+    words = f"{name}\n{item.score:.3g} {item.verdict}"
+    axes.text(centre, top - 0.13, words, fontsize=8, color=colour, ha="center", va="bottom")
+    rows, columns = item.image.shape[:2]
+    high, wide = TILE * rows / max(rows, columns), TILE * columns / max(rows, columns)
+    left = centre - wide / 2
+    for place, image in enumerate((item.image, heat(item.image, item.map, *item.limits))):
+        upper = top - 0.1 + place * (height + 0.05)
+        axes.imshow(image, extent=(left, left + wide, upper + high, upper), aspect="auto")
+        if item.mask.any() and not item.mask.all():
+            x, y = np.linspace(left, left + wide, columns), np.linspace(upper, upper + high, rows)
+            axes.contour(x, y, item.mask, [0.5], colors=OUTLINE, linewidths=0.8)
 
 
 def heat(
