@@ -70,6 +70,14 @@ def test_class_average_is_over_categories_then_over_seeds(tmp_path: Path) -> Non
     assert table.factors == []
 
 
+def test_draws_of_shots_are_repeats_too(tmp_path: Path) -> None:
+    for i in range(4):
+        settings = {"seed": i % 2, "data.shots_seed": i // 2, "data.shots": 5}
+        write_run(tmp_path / str(i), settings, {"image_auroc": 0.9})
+    table = read_runs([tmp_path])
+    assert len(table.points) == 1 and table.factors == []
+
+
 def test_failed_category_leaves_its_average_undefined_and_others_alone(tmp_path: Path) -> None:
     for size in (1, 3):
         for category in ("bottle", "cable", "screw"):

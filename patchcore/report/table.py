@@ -266,7 +266,7 @@ class Table:
     @cached_property
     def seed_keys(self) -> dict[str, list[str]]:
         """What makes repeats rather than points: {varied seed: others that go with it}."""
-        seeds = [key for key in self.varied if key.split(".")[-1] == "seed"]
+        seeds = [key for key in self.varied if key.endswith("seed")]  # and data.shots_seed
         return self._grouped(
             {key: self._column(key) for key in sorted(seeds, key=lambda key: key.count("."))}
         )
