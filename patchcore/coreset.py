@@ -151,12 +151,17 @@ class LearnedConfig(SizedConfig):
     steps: int = 1000
     batch: int = 1024  # patches a step
     learning_rate: float = 0.01  # in standard deviations of the features
+    # Of the weights, in mean distances from a patch to its nearest proxy at the start;
+    # null: 1 in the features' own unit, as the paper prints it.
+    temperature: float | None = 0.02
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.steps >= 1, "steps", "must be at least 1", self.steps)
         _require(self.batch >= 1, "batch", "must be at least 1", self.batch)
         _require(self.learning_rate > 0, "learning_rate", "must be above 0", self.learning_rate)
+        heat = self.temperature
+        _require(heat is None or heat > 0, "temperature", "must be above 0, or null", heat)
 
 
 @dataclass
@@ -538,20 +543,30 @@ def _kernel(best: Tensor) -> ModuleType | None:
 def _learn(
     features: Tensor, config: LearnedConfig, device: torch.device, progress: bool
 ) -> Coreset:
-    """Proxies that start as random patches and minimise `reconstruction_loss` by Adam."""
+    """Proxies that start as random patches and minimise `reconstruction_loss` by Adam.
+
+    The weights need a temperature that suits the features' scale. Where proxies differ little in
+    distance beside it, each patch is rebuilt as nearly the mean of them all, and the cheapest way
+    to a smaller loss is to drive the proxies apart, far outside the patches they stand for.
+    """
     n, size = len(features), config.size(len(features))
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(n, generator=generator)[:size]
     start = _take(features, chosen).to(device, torch.float32)  # (M, D)
     losses = torch.empty(config.steps)
     with torch.inference_mode(False), _full_precision(device), torch.enable_grad():
+        temperature = 1.0
+        if config.temperature is not None:
+            probe = _draw(n, config.batch, config.seed + 1)
+            nearest = _squared(_take(features, probe).to(start), start).amin(1).sqrt().mean()
+            temperature = config.temperature * (float(nearest) or 1.0)
         proxies = start.clone().requires_grad_()
         spread = float(start.std(0, correction=0).mean()) or 1.0
         adam = torch.optim.Adam([proxies], lr=config.learning_rate * spread)
         for step in tqdm(range(config.steps), desc="proxies", disable=not progress):
             batch = torch.randint(n, (min(config.batch, n),), generator=generator)
             m = _take(features, batch).to(device, torch.float32)  # (B, D)
-            loss = reconstruction_loss(m, proxies).mean()
+            loss = reconstruction_loss(m, proxies, temperature).mean()
             adam.zero_grad()
             loss.backward()
             adam.step()
@@ -559,16 +574,14 @@ def _learn(
     return Coreset(proxies.detach().to(features), None, losses=losses)
 
 
-def reconstruction_loss(patches: Tensor, proxies: Tensor) -> Tensor:
+def reconstruction_loss(patches: Tensor, proxies: Tensor, temperature: float = 1.0) -> Tensor:
     """Squared error (B,) of patches (B, D) as softmax-weighted means of proxies (M, D), Eq. 8.
 
     The paper prints the weights as exp(+|m - p|), which would favour the farthest proxies; they are
-    taken as exp(-|m - p|) here.
+    taken as exp(-|m - p| / temperature) here.
     """
-    cross = patches @ proxies.T  # (B, M)
-    squared = patches.square().sum(1)[:, None] + proxies.square().sum(1) - 2 * cross
-    weights = torch.softmax(-squared.clamp(min=1e-12).sqrt(), dim=1)
-    return (patches - weights @ proxies).square().sum(1)
+    weights = torch.softmax(-_squared(patches, proxies).clamp(min=1e-12).sqrt() / temperature, 1)
+    return (patches - weights @ proxies).square().sum(1)  # weights (B, M)
 
 
 def _reaches(order: Order, count: int, radius: float | None) -> bool:

@@ -84,12 +84,15 @@ def greedy_coreset(
     return np.array(indices), np.array(radii), np.array(margins)
 
 
-def reconstruction_loss(patches: np.ndarray, proxies: np.ndarray) -> np.ndarray:
+def reconstruction_loss(
+    patches: np.ndarray, proxies: np.ndarray, temperature: float = 1.0
+) -> np.ndarray:
     """Eq. 8 for each patch (B,), with weights that fall with distance."""
     losses = []
     for m in patches.astype(np.float64):
         distances = np.sqrt(((m - proxies) ** 2).sum(1))
-        weights = np.exp(-distances) / np.exp(-distances).sum()
+        weights = np.exp(-distances / temperature)
+        weights /= weights.sum()
         losses.append(((m - weights @ proxies) ** 2).sum())
     return np.array(losses)
 

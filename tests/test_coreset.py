@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -324,15 +325,36 @@ def test_other_samplers() -> None:
 
 def test_learned_proxies_reconstruct_better() -> None:
     features = clusters(500, 12, 6, 0.3) * 4
-    learned = subsample(features, LearnedConfig(count=20, steps=200, learning_rate=0.05))
+    config = LearnedConfig(count=20, steps=200, learning_rate=0.05, temperature=None)
+    learned = subsample(features, config)
     assert learned.losses is not None and learned.losses.shape == (200,)
     assert learned.memory.shape == (20, 12) and learned.memory.dtype == features.dtype
     chosen = subsample(features, RandomConfig(count=20))
     better = reconstruction_loss(features, learned.memory).mean()
     assert better < 0.7 * reconstruction_loss(features, chosen.memory).mean()
-    expected = reference.reconstruction_loss(features[:9].numpy(), learned.memory.double().numpy())
-    loss = reconstruction_loss(features[:9].double(), learned.memory.double())
-    np.testing.assert_allclose(loss.numpy(), expected)
+    memory = learned.memory.double()
+    for temperature in (1.0, 0.3):
+        expected = reference.reconstruction_loss(features[:9].numpy(), memory.numpy(), temperature)
+        loss = reconstruction_loss(features[:9].double(), memory, temperature)
+        np.testing.assert_allclose(loss.numpy(), expected)
+
+
+def test_learned_proxies_cover_patches_of_any_scale() -> None:
+    features = normal(2000, 16)
+
+    def miss(memory: torch.Tensor) -> float:
+        return float(torch.cdist(features, memory).amin(1).mean())
+
+    at_random = miss(subsample(features, RandomConfig(count=20)).memory)
+    options: dict[str, Any] = {"count": 20, "steps": 300}
+    learned = subsample(features, LearnedConfig(**options)).memory
+    assert miss(learned) < 0.95 * at_random
+    for scale in (0.01, 100):
+        scaled = subsample(scale * features, LearnedConfig(**options)).memory / scale
+        assert miss(scaled) == pytest.approx(miss(learned), rel=0.01)
+    # As printed, in features of small distances, they leave the patches instead.
+    flat = subsample(0.1 * features, LearnedConfig(**options, temperature=None)).memory
+    assert miss(10 * flat) > 1.1 * at_random
 
 
 @pytest.mark.parametrize(
@@ -349,6 +371,7 @@ def test_learned_proxies_reconstruct_better() -> None:
         (ApproximateConfig, {"anchors": 0}, "coreset.anchors"),
         (LearnedConfig, {"steps": 0}, "coreset.steps"),
         (LearnedConfig, {"learning_rate": 0.0}, "coreset.learning_rate"),
+        (LearnedConfig, {"temperature": 0.0}, "coreset.temperature"),
     ],
 )
 def test_wrong_settings_name_their_key(config: type, values: dict[str, object], key: str) -> None:
