@@ -346,6 +346,8 @@ def _import_faiss(gpu: bool) -> Any:
         raise InputError(
             f"this index needs faiss: pip install 'patchcore[{extra}]', or use index=torch"
         ) from error
+    except RuntimeError as error:  # the wheel is there, libraries that it loads are not
+        raise InputError(f"faiss cannot be loaded: {error}; or use index=torch") from error
     if gpu and not hasattr(faiss, "StandardGpuResources"):
         raise InputError(
             "index.gpu=true needs faiss built for GPUs: pip uninstall faiss-cpu and "

@@ -74,7 +74,9 @@ def test_the_nearest_come_first_and_each_once(config: IndexConfig, k: int) -> No
     exact = config in EXACT
     recall = np.mean((rows.numpy()[:, :, None] == expected_rows[:, None]).any(2))
     assert recall == 1 if exact else recall > 0.3
-    assert np.allclose(distances, expected, rtol=1e-5 if exact else 1)
+    # faiss measures by products on a GPU, which rounds more than differences do.
+    rounding = 1e-4 if getattr(config, "gpu", False) else 1e-5
+    assert np.allclose(distances, expected, rtol=rounding if exact else 1)
 
 
 @pytest.mark.parametrize("config", BACK_ENDS, ids=str)
@@ -268,17 +270,27 @@ def test_faiss_says_nothing_about_small_trainings(capfd: pytest.CaptureFixture[s
 # --- settings ---------------------------------------------------------------------------------
 
 
-def test_without_faiss_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ImportError("faiss"), r"pip install 'patchcore\[faiss\]'"),
+        (RuntimeError("libcublas is missing"), "cannot be loaded: libcublas is missing"),
+    ],
+    ids=str,
+)
+def test_without_faiss_one_is_told_what_lacks(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = builtins.__import__
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
         if name == "faiss":
-            raise ImportError(name)
+            raise error
         return real(name, *args, **kwargs)
 
     monkeypatch.delitem(sys.modules, "faiss", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"pip install 'patchcore\[faiss\]'"):
+    with pytest.raises(InputError, match=message):
         build_index(torch.randn(3, 4), FaissFlatConfig())
 
 
