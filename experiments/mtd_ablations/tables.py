@@ -48,7 +48,13 @@ STUDIES = (
         ("greedy", "0.25"),
         ("memory_used",),
     ),
-    Study("Methods", ("method",), ("method",), ("patchcore_1",), ("milliseconds_per_image",)),
+    Study(
+        "Methods",
+        ("method", "repeats"),
+        ("method",),
+        ("patchcore_1",),
+        ("milliseconds_per_image",),
+    ),
     Study("Ensemble", ("repeats",), ("network",), ("densenet201",)),
     Study("Neighbourhood", ("size",), ("patch.size",), ("3",)),
     Study("Layers", ("layers",), ("layers",), ("2+3",)),
@@ -81,11 +87,12 @@ def row_of(run: RunFolder, keys: tuple[str, ...]) -> Row:
 
 
 def belongs(run: RunFolder, study: Study) -> bool:
-    """Whether the table shows this run: SPADE and PaDiM have no coreset to compare."""
+    """Whether the table shows this run: SPADE, PaDiM and approximate search among methods alone."""
     if str(run.choices.get("experiment")).removeprefix("mtd/") not in study.studies:
         return False
     exact = run.choices.get("model", "patchcore") == "patchcore" and run.choices["index"] == "torch"
-    return "coreset" not in study.keys or exact
+    alone = not run.settings.get("ensemble.members")
+    return alone if study.keys == ("method",) else exact
 
 
 def table(study: Study, runs: list[RunFolder]) -> str:
