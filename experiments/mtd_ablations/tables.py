@@ -91,8 +91,9 @@ def belongs(run: RunFolder, study: Study) -> bool:
     if str(run.choices.get("experiment")).removeprefix("mtd/") not in study.studies:
         return False
     exact = run.choices.get("model", "patchcore") == "patchcore" and run.choices["index"] == "torch"
-    alone = not run.settings.get("ensemble.members")
-    return alone if study.keys == ("method",) else exact
+    if "method" in study.keys:
+        return not run.settings.get("ensemble.members")
+    return exact
 
 
 def table(study: Study, runs: list[RunFolder]) -> str:
