@@ -320,9 +320,9 @@ class PixelMetrics(Metric):
         Args:
             maps: (B, H, W) raw anomaly maps, any floating dtype.
             masks: (B, H, W) bool or 0/1, true where anomalous; all false for a nominal image.
-            known: (B,) bool, false for an anomalous image whose mask is missing. It is left out,
-                since its pixels are neither known to be nominal nor known to be anomalous, and
-                `left_out()` counts it. All true by default.
+            known: (B,) bool, false for an anomalous image whose mask is missing or marks nothing
+                in view. It is left out, since its pixels are neither known to be nominal nor known
+                to be anomalous, and `left_out()` counts it. All true by default.
 
         Raises:
             InputError: a score is NaN or infinite.
@@ -353,11 +353,11 @@ class PixelMetrics(Metric):
     def undefined(self) -> dict[str, str]:
         """Why metrics are NaN: {key: reason}."""
         left_out = self.left_out()
-        note = f"; {left_out} without a mask left out" if left_out else ""
+        note = f"; {left_out} left out, as no mask marks anything in view" if left_out else ""
         return {key: reason + note for key, reason in self._undefined.items()}
 
     def left_out(self) -> int:
-        """Number of images left out of the pixel metrics because their mask is missing."""
+        """Number of images left out of the pixel metrics: see `known` of `update`."""
         self.compute()  # cached, and the same on every process
         return self._left_out
 

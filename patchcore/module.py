@@ -1,5 +1,6 @@
 """The LightningModule: collects in training, builds the memory at its end, scores in testing."""
 
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from patchcore.cache import FORMAT, MapCache, digest, tensors_digest
 from patchcore.coreset import ApproximateConfig, GreedyConfig, Order, SizedConfig
 from patchcore.ensemble import Scale, ScaleConfig, combined_maps, combined_scores, nominal_scale
+from patchcore.mask_counts import MaskCounts
 from patchcore.metrics import ImageMetrics, PixelMetrics
 from patchcore.model import Detector, PatchCore, Prediction
 from patchcore.scoring import anomaly_maps
@@ -31,7 +34,7 @@ class DetectorModule(pl.LightningModule):
 
     Attributes:
         model: The model; fitted once training has ended.
-        image_metrics, pixel_metrics: Of the last test.
+        image_metrics, pixel_metrics, mask_counts: Of the last test.
         scores: {index of the test image: anomaly score} of the last test.
         grids: {index of the test image: patch scores (h, w), on the CPU} of the last test.
         seconds: Wall time of `extract`, `build` and `score`.
@@ -45,6 +48,7 @@ class DetectorModule(pl.LightningModule):
         self.automatic_optimization = False  # nothing is optimised
         self.image_metrics = ImageMetrics()
         self.pixel_metrics = PixelMetrics()
+        self.mask_counts = MaskCounts()
         self.scores: dict[int, float] = {}
         self.grids: dict[int, Tensor] = {}
         self.seconds: dict[str, float] = {}
@@ -70,6 +74,7 @@ class DetectorModule(pl.LightningModule):
     def on_test_start(self) -> None:
         self.image_metrics.reset()
         self.pixel_metrics.reset()
+        self.mask_counts.reset()
         self.scores, self.grids = {}, {}
         self._started = time.perf_counter()
 
@@ -79,12 +84,14 @@ class DetectorModule(pl.LightningModule):
         for (image, pixel), prediction in predictions:
             image.update(prediction.score, batch["label"])
             pixel.update(prediction.map, batch["mask"], batch["has_mask"])
+        self.mask_counts.update(batch["label"], batch["regions"])
         index = batch["index"].tolist()
         self.scores.update(zip(index, prediction.score.tolist(), strict=True))
         self.grids.update(zip(index, prediction.patch_score.cpu(), strict=True))
 
     def on_test_epoch_end(self) -> None:
         self.seconds["score"] = time.perf_counter() - self._started
+        _tell(self.mask_counts)
         seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
         self.log_dict({**self.metrics(), **seconds})
 
@@ -97,6 +104,7 @@ class DetectorModule(pl.LightningModule):
         return {
             **self.image_metrics.compute(),
             **self.pixel_metrics.compute(),
+            **self.mask_counts.compute(),
             **self._memory(),
             "train_images": self.train_images,
             "test_images": len(self.scores),
@@ -305,7 +313,7 @@ class EnsembleModule(pl.LightningModule):
         sigma: Of the anomaly maps' Gaussian, in px.
 
     Attributes:
-        image_metrics, pixel_metrics: Of the last test.
+        image_metrics, pixel_metrics, mask_counts: Of the last test.
         scores: {index of the test image: anomaly score} of the last test.
         seconds: Wall time of all members by kind; `score` contains that of the last test.
     """
@@ -317,12 +325,14 @@ class EnsembleModule(pl.LightningModule):
         self.sigma = sigma
         self.image_metrics = ImageMetrics()
         self.pixel_metrics = PixelMetrics()
+        self.mask_counts = MaskCounts()
         self.scores: dict[int, float] = {}
         self.seconds = self._sums()
 
     def on_test_start(self) -> None:
         self.image_metrics.reset()
         self.pixel_metrics.reset()
+        self.mask_counts.reset()
         self.scores = {}
         self._started = time.perf_counter()
 
@@ -334,11 +344,13 @@ class EnsembleModule(pl.LightningModule):
         maps = torch.stack([self.anomaly_map(i, (height, width)) for i in index])  # (B, H, W)
         self.image_metrics.update(scores, batch["label"].cpu())
         self.pixel_metrics.update(maps, batch["mask"], batch["has_mask"])
+        self.mask_counts.update(batch["label"], batch["regions"])
         self.scores.update(zip(index, scores.tolist(), strict=True))
 
     def on_test_epoch_end(self) -> None:
         self.seconds = self._sums()
         self.seconds["score"] += time.perf_counter() - self._started
+        _tell(self.mask_counts)
         seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
         self.log_dict({**self.metrics(), **seconds})
 
@@ -355,6 +367,7 @@ class EnsembleModule(pl.LightningModule):
         return {
             **self.image_metrics.compute(),
             **self.pixel_metrics.compute(),
+            **self.mask_counts.compute(),
             "memory_patches": rows,
             "memory_bytes": sum(x["memory_bytes"] for x in each),
             "memory_used": sum(x["memory_used"] * x["memory_patches"] for x in each) / rows,
@@ -393,6 +406,12 @@ def network_digest(model: Detector, precision: str, device: torch.device) -> str
         hardware,
         torch.__version__,
     )
+
+
+@rank_zero_only
+def _tell(counts: MaskCounts) -> None:
+    for notice in counts.notices():
+        print(f"warning: {notice}", file=sys.stderr)
 
 
 def _metrics() -> nn.ModuleList:

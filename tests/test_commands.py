@@ -31,6 +31,7 @@ from patchcore.data.images import read_image
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
+from patchcore.mask_counts import MASK_KEYS
 from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
 from patchcore.model import PatchCoreModelConfig
 from patchcore.patches import Mapping
@@ -43,6 +44,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random wei
 KEYS = [
     *IMAGE_KEYS,
     *PIXEL_KEYS,
+    *MASK_KEYS,
     *("memory_patches", "memory_bytes", "memory_used", "train_images", "test_images"),
     "seconds",
 ]
@@ -291,7 +293,7 @@ def test_nominal_images_only(tmp_path: Path) -> None:
     done = train(tmp_path / "run", "data=folder", f"data.root={tmp_path / 'data'}")
     assert done.code == 0, done.err
     found = metrics(tmp_path / "run")
-    images = [key for key in KEYS if key.startswith(("image", "errors"))]
+    images = [key for key in KEYS if key.startswith(("image_", "errors"))]
     pixels = ["pixel_auroc", "pixel_ap", "aupro"]
     assert all(found[key] is None for key in images + pixels)
     assert found["undefined"] == {
@@ -314,7 +316,7 @@ def test_anomalous_images_without_masks(tmp_path: Path) -> None:
     found = metrics(tmp_path / "run")
     assert 0 <= found["image_auroc"] <= 1 and found["aupro"] is None
     assert set(found["undefined"]) == {"pixel_auroc", "pixel_ap", "aupro"}
-    assert "4 without a mask left out" in found["undefined"]["aupro"]
+    assert "4 left out, as no mask marks anything in view" in found["undefined"]["aupro"]
 
 
 def test_images_of_several_sizes_and_no_bars(tmp_path: Path) -> None:

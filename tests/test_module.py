@@ -22,6 +22,7 @@ from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.mask_counts import MASK_KEYS
 from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
 from patchcore.module import PatchCoreModule
 from tests import reference
@@ -131,7 +132,7 @@ def test_what_is_logged_is_what_metrics_says(
     module, logged = tested
     sizes = {"memory_patches", "memory_bytes", "memory_used", "train_images", "test_images"}
     seconds = {f"seconds.{key}" for key in ("extract", "coreset", "score")}
-    assert set(module.metrics()) == {*IMAGE_KEYS, *PIXEL_KEYS, *sizes}
+    assert set(module.metrics()) == {*IMAGE_KEYS, *PIXEL_KEYS, *MASK_KEYS, *sizes}
     assert set(logged) == set(module.metrics()) | seconds
     for key, value in module.metrics().items():
         assert logged[key] == pytest.approx(value, rel=1e-6)

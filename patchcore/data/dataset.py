@@ -11,8 +11,10 @@ from torch.utils.data import Dataset, Sampler
 
 from patchcore.cache import FORMAT, MapCache, digest, file_digest
 from patchcore.data.images import read_image, read_truth
+from patchcore.data.regions import Regions
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import (
+    LARGEST,
     AugmentConfig,
     ImageConfig,
     Mask,
@@ -28,8 +30,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     Item i is a dict: `image` (3, H, W) float32, normalised; `label` 0 or 1; `mask` (H, W) bool,
     True where anomalous; `has_mask`, False where that is not known (an anomalous image without a
-    mask, or whose mask marks nothing); `index` into `samples`. Item i + n · len(samples) is the
-    same sample, augmented as in epoch n; without augmentation it is the same item.
+    mask, or whose mask marks nothing, or nothing inside the crop); `regions` (6,) int64, what
+    became of the mask's regions (`patchcore.data.regions.Regions`); `index` into `samples`.
+
+    There are len(samples) items, and a negative number counts from their end. In batches, item
+    i + n · len(samples) is the same sample, augmented as in epoch n; without augmentation it is the
+    same item.
 
     Args:
         cache: Where decoded images and layer maps are kept; augmented images never are. Items of
@@ -56,8 +62,15 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self.samples)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """Raises InputError if a file is unreadable, or mask or crop do not fit its image."""
-        return self._item(item, normalise=True)
+        """The item of that number.
+
+        Raises:
+            IndexError: there is none; loops over the data set end by it.
+            InputError: a file is unreadable, or mask, crop or resizing do not fit its image.
+        """
+        if not -len(self) <= item < len(self):
+            raise IndexError(f"item {item} of {len(self)}")
+        return self._item(item % len(self), normalise=True)
 
     def __getitems__(self, items: list[int]) -> list[dict[str, Any]]:
         """The items of one batch, made side by side; PyTorch's loader asks for them together."""
@@ -80,58 +93,74 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def _item(self, item: int, normalise: bool) -> dict[str, Any]:
         epoch, index = divmod(item, len(self.samples))
         sample = self.samples[index]
-        pixels, region, marked = self._prepared(sample, epoch, index)
+        pixels, region, regions = self._prepared(sample, epoch, index)
         described = {
             "label": sample.label,
             "mask": torch.from_numpy(region),  # (H', W')
-            "has_mask": sample.label == 0 or marked,
+            "has_mask": sample.label == 0 or (regions.marked > 0 and not regions.unseen),
+            "regions": torch.from_numpy(regions.counts()),
             "index": index,
         }
         return {"image": self.normalise(pixels), **described} if normalise else described
 
-    def _prepared(self, sample: Sample, epoch: int, index: int) -> tuple[Pixels, Mask, bool]:
-        """Pixels (H', W', 3) and mask (H', W') at the network's size; if the file marks any."""
+    def _prepared(self, sample: Sample, epoch: int, index: int) -> tuple[Pixels, Mask, Regions]:
+        """Pixels (H', W', 3) and mask (H', W') at the network's size; the mask's regions."""
         key = None
         if self.cache is not None:
             key = f"images/{digest(self._size_key(), *sample.contents())}"
             if found := self.cache.store.get(key):
-                return found["pixels"].numpy(), found["mask"].numpy(), bool(found["marked"])
+                regions = Regions(*found["regions"].tolist())
+                return found["pixels"].numpy(), found["mask"].numpy(), regions
         pixels, mask = self._decoded(sample)
-        marked = bool(mask.any())
+        regions = self.image.follow(mask)
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         pixels, mask = self.prepare(pixels, mask, seed)
         if self.cache is not None and key is not None:
             tensors = {
                 "pixels": torch.from_numpy(pixels),
                 "mask": torch.from_numpy(mask),
-                "marked": torch.tensor(marked),
+                "regions": torch.from_numpy(regions.counts()),
             }
             self.cache.store.put(key, tensors)
-        return pixels, mask, marked
+        return pixels, mask, regions
 
     def _decoded(self, sample: Sample) -> tuple[Pixels, Mask]:
-        pixels = read_image(sample.path)  # (H, W, 3)
+        image = self.image
+        pixels = read_image(sample.path, image.bits, image.limit)  # (H, W, 3)
         height, width = pixels.shape[:2]
         if sample.mask is None:
             mask = np.zeros((height, width), dtype=bool)
         else:
-            mask = read_truth(sample.mask)  # (H, W)
+            mask = read_truth(sample.mask, image.limit)  # (H, W)
         if mask.shape != (height, width):
             raise InputError(
                 f"{sample.mask}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels, its image "
                 f"{sample.path} is {width}×{height}; they must be of one size"
             )
-        crop = self.image.crop
-        if self.image.resize is None and crop is not None and min(height, width) < crop:
+        if sample.label == 0 and mask.any():
+            raise InputError(
+                f"{sample.mask}: marks a defect, and its image {sample.path} counts as nominal; "
+                "move the image to the anomalous ones, or remove the mask"
+            )
+        crop = image.crop
+        if image.resize is None and crop is not None and min(height, width) < crop:
             raise InputError(
                 f"image.crop: {crop} is more than the {width}×{height} pixels of {sample.path}; "
                 "lower it or set image.resize"
             )
+        rows, columns = image.resized(height, width)
+        seen = rows * columns if crop is None else crop * crop
+        if seen > LARGEST or (self.augmented and rows * columns > LARGEST):
+            raise InputError(
+                f"image.resize: {image.resize} makes {columns}×{rows} pixels of the "
+                f"{width}×{height} of {sample.path}, more than the {LARGEST:,} that a network is "
+                "given; set image=px224_square"
+            )
         return pixels, mask
 
     def _size_key(self) -> list[Any]:
-        size = {**vars(self.image), "mean": None, "std": None}
-        return [FORMAT, PIL.__version__, size]
+        size = {**vars(self.image), "mean": None, "std": None, "limit": None}
+        return ["regions", FORMAT, PIL.__version__, size]
 
     def _image_key(self, sample: Sample) -> str:
         """Digest of what the network sees."""
@@ -163,9 +192,9 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `image` (B, 3, H, W) float32, channels last in memory, `label` (B,) int64, `mask` (B, H, W)
-        bool, `has_mask` (B,) bool, `index` (B,) int64. With a cache also `key`, a list of B
-        digests, and once they are there `maps` [(B, h, w, C), …] float32 or bfloat16 in place of
-        `image`.
+        bool, `has_mask` (B,) bool, `regions` (B, 6) int64, `index` (B,) int64. With a cache also
+        `key`, a list of B digests, and once they are there `maps` [(B, h, w, C), …] float32 or
+        bfloat16 in place of `image`.
 
     Raises:
         InputError: the images differ in size.
@@ -181,6 +210,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         "label": torch.tensor([item["label"] for item in items]),
         "mask": torch.stack([item["mask"] for item in items]),
         "has_mask": torch.tensor([item["has_mask"] for item in items]),
+        "regions": torch.stack([item["regions"] for item in items]),
         "index": torch.tensor([item["index"] for item in items]),
     }
     if "key" in items[0]:

@@ -1,15 +1,66 @@
 """Image files to arrays: any common mode comes out as 8-bit RGB, any mask as booleans."""
 
+import threading
+import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from patchcore.data.masks import marked_pixels
 from patchcore.data.sample import Masks
 from patchcore.errors import InputError
 
-EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+FORMATS = {
+    ".avif": "AVIF",
+    ".bmp": "BMP",
+    ".dib": "DIB",
+    ".gif": "GIF",
+    ".j2c": "JPEG2000",
+    ".j2k": "JPEG2000",
+    ".jfif": "JPEG",
+    ".jp2": "JPEG2000",
+    ".jpe": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpg": "JPEG",
+    ".jpx": "JPEG2000",
+    ".mpo": "MPO",
+    ".pbm": "PPM",
+    ".pfm": "PPM",
+    ".pgm": "PPM",
+    ".png": "PNG",
+    ".pnm": "PPM",
+    ".ppm": "PPM",
+    ".tga": "TGA",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+"""Extensions of image files, each with Pillow's name of the decoder; no other decoder ever runs."""
+
+EXTENSIONS = frozenset(FORMATS)
+LIMIT = 500.0  # most megapixels (10^6) of an image file, unless told otherwise
+ORIENTATION = 0x0112  # Exif tag
+TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+"""The way from stored to upright pixels, by the value of that tag."""
+
+DARK = (
+    "16-bit images use only the lowest 12 bits and so are almost black: set image.bits to the "
+    "depth of their camera, 10 or 12"
+)
+_OPENING = threading.Lock()
 
 
 def list_images(folder: Path, recursive: bool = False) -> list[Path]:
@@ -23,62 +74,92 @@ def list_images(folder: Path, recursive: bool = False) -> list[Path]:
     return sorted(images, key=Path.as_posix)
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
+def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDArray[np.uint8]:
     """Read an image as RGB, (H, W, 3) uint8.
 
-    Palette images are expanded, CMYK is converted, transparency is composited over black (what a
-    transparent pixel hides never counts), 16-bit values are divided by 257 whatever the image's own
-    range is, and an Exif orientation is applied. The three channels of a grey image are read-only
-    views of one plane: whoever works on planes needs to do so only once.
+    Palette images are expanded, CMYK, YCbCr and LAB are converted, transparency is composited over
+    black (what a transparent pixel hides never counts), and an Exif orientation is applied. The
+    three channels of a grey image are read-only views of one plane: whoever works on planes needs
+    to do so only once. What a file is, its content says, not its extension.
+
+    Pixels of more than 8 bits are scaled by a range that does not depend on what the image shows:
+    0 to 2^`bits` − 1 becomes 0 to 255. Without `bits`, depth is that of the file: what a TIFF says
+    of its samples if that is less than 16 bits, else 16; fractions range from 0 to 1. A warning
+    tells if 16-bit pixels use only the lowest 12 bits.
+
+    Args:
+        bits: Depth of the pixels, 1 to 32, where a file holds more than 8 bits of each.
+        limit: Most megapixels that are decoded.
 
     Raises:
-        InputError: the file is missing, truncated, no image, or has floating-point pixels.
+        InputError: the file is missing, truncated, no image, larger than `limit`, holds several
+            frames, or values outside the range.
     """
-    image = _decode(path)
-    if image.mode.startswith("I"):
-        image = Image.fromarray(_eight_bits(image, path))
-    elif image.mode == "F":
-        raise InputError(f"{path}: floating-point pixels have no fixed range; save as 8 or 16 bits")
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    with _open(path, limit) as file:
+        depth = bits or _declared_bits(file) or (None if file.mode == "F" else 16)
+        deep = _is_deep(file)
+        image = _upright(file, path)
+        if deep and depth != 16:
+            image = Image.fromarray(_eight_bits(_deep_colours(file, path), depth, path))
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        if depth == 16 and 0 < values.max() < 1 << 12:
+            warnings.warn(DARK, stacklevel=2)
+        image = Image.fromarray(_eight_bits(values, depth, path))
+    elif deep and depth == 16 and 0 < np.asarray(image.convert("RGB")).max() < 1 << 4:
+        warnings.warn(DARK, stacklevel=2)  # Pillow has kept the upper 8 bits
+    if image.mode == "1":
+        image = image.convert("L")
+    if image.has_transparency_data:
+        image = _over_black(image)
     if image.mode == "L":
         plane = np.array(image)  # (H, W)
         return np.broadcast_to(plane[..., None], (*plane.shape, 3))
-    return np.array(image.convert("RGB"))
+    return np.array(_rgb(image))
 
 
-def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Read a ground-truth mask, (H, W) bool, True where a pixel is brighter than 127 of 255.
+def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
+    """Read a ground-truth mask, (H, W) bool, by the rule of `patchcore.data.masks.marked_pixels`.
+
+    What is transparent is background; of a mask that is black where it is not transparent, all
+    that is opaque is marked. An Exif orientation is applied.
 
     Raises:
-        InputError: the file is unreadable, or marks something but nothing above 127 (such as
-            masks of zeros and ones).
+        InputError: the file is unreadable, larger than `limit` megapixels, holds several frames,
+            or it is not clear what it marks.
     """
-    image = _decode(path)
-    if image.mode.startswith("I"):
-        image = Image.fromarray(_eight_bits(image, path))
-    grey = np.array(image.convert("L"))
-    if 0 < grey.max() <= 127:
-        raise InputError(
-            f"{path}: the brightest pixel of this mask is {grey.max()} of 255, so nothing would be "
-            "marked; save masks with 0 for nominal and 255 for anomalous pixels"
-        )
-    return grey > 127
+    with _open(path, limit) as file:
+        deep = _is_deep(file)
+        image = _upright(file, path)
+        if deep:
+            return marked_pixels(_deep_colours(file, path)[..., :3], str(path))
+    if image.mode == "1" or image.mode == "F" or image.mode.startswith("I"):
+        return marked_pixels(np.array(image), str(path))
+    if image.mode == "P":
+        _reject_hidden_labels(image, path)
+    if not image.has_transparency_data:
+        return marked_pixels(np.array(image if image.mode == "L" else _rgb(image)), str(path))
+    alpha = np.array(image.convert("RGBA"))[..., 3]  # (H, W)
+    colours = np.array(_over_black(image).convert("RGB"))
+    if not alpha.any() and np.ptp(np.array(image.convert("RGBA"))[..., :3], axis=(0, 1)).any():
+        raise InputError(f"{path}: every pixel of this mask is transparent; save it without alpha")
+    if not colours.any() and alpha.min() < alpha.max():
+        return marked_pixels(alpha, str(path))
+    return marked_pixels(colours, str(path))
 
 
-def read_truth(mask: Path | Masks) -> NDArray[np.bool_]:
+def read_truth(mask: Path | Masks, limit: float = LIMIT) -> NDArray[np.bool_]:
     """Read ground truth of any kind, (H, W) bool: what one of its files marks is True.
 
     Raises:
         InputError: as `read_mask`, or the files differ in size.
     """
     if isinstance(mask, Path):
-        return read_mask(mask)
+        return read_mask(mask, limit)
     first, *others = mask.paths
-    marked = _read_region(first, mask)  # (H, W)
+    marked = _read_region(first, mask, limit)  # (H, W)
     for path in others:
-        region = _read_region(path, mask)
+        region = _read_region(path, mask, limit)
         if region.shape != marked.shape:
             raise InputError(
                 f"{path}: this mask is {region.shape[1]}×{region.shape[0]} pixels, {first} is "
@@ -105,32 +186,150 @@ def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
     return array
 
 
-def _read_region(path: Path, mask: Masks) -> NDArray[np.bool_]:
+def _read_region(path: Path, mask: Masks, limit: float) -> NDArray[np.bool_]:
     if mask.frame is not None:
         return np.asarray(open_array(path, 3)[mask.frame] != 0)  # (H, W) of (frames, H, W)
     if not mask.labels:
-        return read_mask(path)
-    image = _decode(path)
+        return read_mask(path, limit)
+    with _open(path, limit) as file:
+        image = _upright(file, path)
     bands = [band != "A" for band in image.getbands()]
     values = np.array(image).reshape(image.height, image.width, len(bands))
     return np.asarray(values[..., bands].any(axis=-1))  # (H, W, bands) → (H, W)
 
 
-def _decode(path: Path) -> Image.Image:
+@cache
+def _decoders(extension: str) -> list[str]:
+    """Pillow's decoders to try; TGA, which has no mark of its own, only where a name says it."""
+    Image.init()
+    names = sorted(set(FORMATS.values()) & Image.OPEN.keys())
+    return [name for name in names if name != "TGA" or FORMATS.get(extension) == "TGA"]
+
+
+def _open(path: Path, limit: float) -> ImageFile.ImageFile:
+    """A file whose header is read and whose pixels are not."""
+    decoders = _decoders(path.suffix.lower())
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)  # loads the pixels
+        with _OPENING:  # Pillow's own limit is of the whole process, and lower
+            usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                image = Image.open(path, formats=decoders)
+            finally:
+                Image.MAX_IMAGE_PIXELS = usual
+        megapixels = image.width * image.height / 1e6
+        if megapixels <= limit:
+            frames = _frames(image)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such image") from None
     except Exception as error:  # decoders raise many kinds, all of which mean a bad file
-        reason = " ".join(str(error).split()) or type(error).__name__
+        raise _unreadable(path, error) from error
+    if megapixels > limit:
+        image.close()
         raise InputError(
-            f"{path}: cannot be read as an image ({reason}); replace or remove the file"
-        ) from error
+            f"{path}: has {image.width}×{image.height} pixels, {megapixels:,.0f} megapixels; at "
+            f"most {limit:g} are decoded. Raise image.limit if the image is meant to be so large"
+        )
+    if frames > 1:
+        image.close()
+        raise InputError(f"{path}: holds {frames} frames; save each to a file of its own")
+    return image
 
 
-def _eight_bits(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise InputError(f"{path}: 32-bit pixels have no fixed range; save as 8 or 16 bits")
-    return ((values + 128) // 257).astype(np.uint8)  # 65535 → 255, rounded
+def _frames(image: Image.Image) -> int:
+    """Number of pictures in a file; previews, which are smaller, and MPO's other views aside."""
+    count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    if count == 1 or image.format != "TIFF":
+        return count
+    size, whole = image.size, 0
+    for number in range(count):
+        image.seek(number)
+        whole += image.size == size
+    image.seek(0)
+    return whole
+
+
+def _upright(image: Image.Image, path: Path) -> Image.Image:
+    """The decoded pixels, turned as Exif says."""
+    try:
+        return ImageOps.exif_transpose(image)  # loads the pixels
+    except MemoryError:
+        raise InputError(
+            f"{path}: there is too little memory for its {image.width}×{image.height} pixels; "
+            "lower data.batch_size, or save the image smaller"
+        ) from None
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        reason = f"it is none of {', '.join(_decoders(path.suffix.lower()))}"
+    return InputError(f"{path}: cannot be read as an image ({reason}); replace or remove the file")
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether a file has 16 bits of each colour, of which Pillow drops the lower 8."""
+    return image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile[:1])
+
+
+def _declared_bits(image: Image.Image) -> int | None:
+    """Depth of a file's pixels where it says 9 to 15 bits: TIFF's BitsPerSample."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return None
+    bits = max(np.atleast_1d(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1)))
+    return int(bits) if 8 < bits < 16 else None
+
+
+def _deep_colours(image: Image.Image, path: Path) -> NDArray[np.uint16]:
+    """All 16 bits of each colour, (H, W, 3 or 4) in the order RGBA, turned as Exif says."""
+    import cv2  # here: only such files need wait for it
+
+    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16:
+        raise InputError(f"{path}: its 16-bit colours cannot be read; save as 8 bits or as grey")
+    pixels[..., :3] = pixels[..., 2::-1]
+    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    return pixels if turn is None else turn(pixels)
+
+
+def _eight_bits(values: NDArray[Any], bits: int | None, path: Path) -> NDArray[np.uint8]:
+    """Values from 0 to 2^bits − 1, or to 1 without bits, as 0 to 255, rounded."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError(f"{path}: holds pixels that are NaN or infinite; save the image anew")
+    low, high = values.min().item(), values.max().item()
+    most = 1 if bits is None else (1 << bits) - 1
+    if low < 0 or high > most:
+        depth = "fractions" if bits is None else f"{bits} bits"
+        raise InputError(
+            f"{path}: its pixels range from {low:g} to {high:g}, and {depth} from 0 to {most}; set "
+            "image.bits to their depth, or save the image as 8 or 16 bits"
+        )
+    if values.dtype.kind == "f":
+        return np.rint(values.astype(np.float64) * (255 / most)).astype(np.uint8)
+    return ((values.astype(np.int64) * 255 + most // 2) // most).astype(np.uint8)
+
+
+def _over_black(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode != "LAB":
+        return image.convert("RGB")
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    assert converted is not None  # only a change in place returns None
+    return converted
+
+
+def _reject_hidden_labels(image: Image.Image, path: Path) -> None:
+    """Refuse a palette that shows several of a mask's numbers as the same black."""
+    used = np.flatnonzero(image.histogram())
+    colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
+    if (~colours[used[used < len(colours)]].any(axis=-1)).sum() > 1:
+        raise InputError(
+            f"{path}: the palette of this mask shows several of its numbers as black, so it is not "
+            "clear which are marked; save it with 0 for nominal and 255 for anomalous pixels"
+        )

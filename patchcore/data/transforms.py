@@ -1,5 +1,6 @@
 """From a decoded image and its mask to network input, both moved in step."""
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,8 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from patchcore.data.images import LIMIT
+from patchcore.data.regions import Regions, follow_regions, resize_regions
 from patchcore.errors import InputError
 
+LARGEST = 1 << 26  # pixels of a network's input: 8192×8192
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Channels = NDArray[np.float32]
@@ -28,6 +32,8 @@ class ImageConfig:
     resize: int | None = 256  # shorter side, pixels; null keeps the size on disk
     stretch: bool = False  # both sides become `resize`, whatever the aspect ratio was
     crop: int | None = 224  # side of the centre square, pixels; null keeps everything
+    bits: int | None = None  # depth of pixels above 8 bits, as 12; null goes by the file, else 16
+    limit: float = LIMIT  # megapixels; larger files are refused, not decoded
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # RGB, of 0–1
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])  # RGB, of 0–1
 
@@ -39,6 +45,10 @@ class ImageConfig:
             raise InputError(
                 f"image.crop must be at most image.resize ({self.resize}), got {self.crop}"
             )
+        if self.bits is not None and not 1 <= self.bits <= 32:
+            raise InputError(f"image.bits must be in [1, 32] or null, got {self.bits}")
+        if not self.limit > 0:
+            raise InputError(f"image.limit must be more than 0 megapixels, got {self.limit}")
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:
                 raise InputError(f"image.{key} must hold 3 values (R, G, B), got {len(values)}")
@@ -46,6 +56,39 @@ class ImageConfig:
             raise InputError("image.stretch needs image.resize: the side to stretch to")
         if min(self.std) <= 0:
             raise InputError(f"image.std must be positive, got {list(self.std)}")
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing, pixels."""
+        if self.resize is None:
+            return height, width
+        if self.stretch:
+            return self.resize, self.resize
+        shorter = min(height, width)
+        return height * self.resize // shorter, width * self.resize // shorter
+
+    def kept(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns that the crop keeps of a resized image.
+
+        Raises:
+            ValueError: the crop is larger than that.
+        """
+        if self.crop is None:
+            return slice(0, height), slice(0, width)
+        if self.crop > min(height, width):
+            raise ValueError(f"a crop of {self.crop} does not fit into {width}×{height} pixels")
+        top, left = (height - self.crop) // 2, (width - self.crop) // 2
+        return slice(top, top + self.crop), slice(left, left + self.crop)
+
+    def follow(self, mask: Mask) -> Regions:
+        """What becomes of the regions of a mask (H, W), without augmentation."""
+        height, width = self.resized(*mask.shape)
+        rows, columns = self.kept(height, width)
+        if height * width <= LARGEST:
+            return follow_regions(mask, (height, width), (rows, columns))
+        y, x = mask.shape[0] / height, mask.shape[1] / width  # pixels of the file for one
+        rows = slice(int(rows.start * y), math.ceil(rows.stop * y))
+        columns = slice(int(columns.start * x), math.ceil(columns.stop * x))
+        return follow_regions(mask, mask.shape, (rows, columns))
 
     def same_view(self, other: "ImageConfig") -> bool:
         """Whether both leave the same part of every image, up to 1 % of its side."""
@@ -95,12 +138,14 @@ def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) 
     """The way from disk to the network's size: resize, augment, crop the centre.
 
     Shrinking antialiases (Pillow's bilinear filter, which the paper's implementation uses too);
-    masks take the nearest pixel.
+    masks take the nearest pixel, and none of their regions is lost: see `resize_regions`. Of an
+    image that would be larger than `LARGEST`, only what the crop keeps is resized.
 
     Returns:
         A function of image (H, W, 3) uint8, mask (H, W) bool and a seed for the augmentation. It
         returns image (H', W', 3) uint8 and mask (H', W') bool, and raises ValueError if the image
-        is smaller than the crop. Threads may share it if nothing is augmented.
+        is smaller than the crop or would have more than `LARGEST` pixels. Threads may share it if
+        nothing is augmented.
     """
     steps = _augmentations(augment) if augment is not None and augment.changes() else []
     return partial(_prepare, image, _albumentations().Compose(steps) if steps else None)
@@ -135,15 +180,18 @@ def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) ->
 def _prepare(
     config: ImageConfig, augment: Any, image: Pixels, mask: Mask, seed: int
 ) -> tuple[Pixels, Mask]:
-    if config.resize is not None:
-        image = _resize(image, config.resize, config.stretch, Image.Resampling.BILINEAR)
-        mask = _resize(mask, config.resize, config.stretch, Image.Resampling.NEAREST)
+    size = config.resized(*image.shape[:2])
+    if size[0] * size[1] > LARGEST:
+        return _prepare_part(config, augment, image, mask, size)
+    if size != image.shape[:2]:
+        image = _resize(image, size)
+        mask = resize_regions(mask, size)[0] > 0
     if augment is not None:
         augment.set_random_seed(seed)
         changed = augment(image=np.ascontiguousarray(image), mask=mask.astype(np.uint8))
         image, mask = changed["image"], changed["mask"].astype(bool)
-    if config.crop is not None:
-        image, mask = _centre(image, config.crop), _centre(mask, config.crop)
+    kept = config.kept(*image.shape[:2])
+    image, mask = image[kept], mask[kept]
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)  # (H', W', 3), (H', W')
 
 
@@ -162,29 +210,28 @@ def _albumentations() -> Any:
     return albumentations
 
 
-def _resize(
-    pixels: NDArray[Any], side: int, stretch: bool, resample: Image.Resampling
-) -> NDArray[Any]:
-    """Pixels (H, W, 3) or a mask (H, W), with `side` as the shorter side or as both."""
-    height, width = pixels.shape[:2]
-    shorter = min(height, width)
-    size = (width * side // shorter, height * side // shorter)
-    if stretch:
-        size = (side, side)
-    if size == (width, height):
-        return pixels
+def _prepare_part(
+    config: ImageConfig, augment: Any, image: Pixels, mask: Mask, size: tuple[int, int]
+) -> tuple[Pixels, Mask]:
+    """The crop alone of an image that is too large, once resized, to be made as a whole."""
+    rows, columns = config.kept(*size)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    if height * width > LARGEST or augment is not None:
+        raise ValueError(f"{size[1]}×{size[0]} pixels are too many for a network")
+    y, x = image.shape[0] / size[0], image.shape[1] / size[1]  # pixels of the file for one
+    box = (columns.start * x, rows.start * y, columns.stop * x, rows.stop * y)
+    seen = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box)
+    marked = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST, box)
+    return np.array(seen), np.array(marked)
+
+
+def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """Pixels (H, W, 3) at a size of (H', W')."""
+    shape = (size[1], size[0])
     if pixels.strides[-1] == 0:  # grey: one plane seen as three
-        return np.array(Image.fromarray(pixels[..., 0]).resize(size, resample).convert("RGB"))
-    return np.array(Image.fromarray(pixels).resize(size, resample))
-
-
-def _centre(pixels: NDArray[Any], side: int) -> NDArray[Any]:
-    """The square of `side` in the middle."""
-    height, width = pixels.shape[:2]
-    if side > min(height, width):
-        raise ValueError(f"a crop of {side} does not fit into {width}×{height} pixels")
-    top, left = (height - side) // 2, (width - side) // 2
-    return pixels[top : top + side, left : left + side]
+        plane = Image.fromarray(pixels[..., 0]).resize(shape, Image.Resampling.BILINEAR)
+        return np.array(plane.convert("RGB"))
+    return np.array(Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR))
 
 
 def _augmentations(config: AugmentConfig) -> list[Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
+from patchcore.mask_counts import MASK_KEYS
 from patchcore.report import figures
 
 AnomalyMap = Callable[[int, tuple[int, int]], Tensor]
@@ -30,6 +31,7 @@ COUNTS = {
     "memory_bytes",
     "train_images",
     "test_images",
+    *MASK_KEYS,
 }
 """Metrics that are whole numbers."""
 

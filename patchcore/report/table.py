@@ -21,6 +21,7 @@ from scipy.special import stdtrit
 from tqdm import tqdm
 
 from patchcore.errors import InputError
+from patchcore.mask_counts import MASK_KEYS
 from patchcore.paper import AVERAGE, CATEGORIES
 
 Settings = dict[str, Any]
@@ -38,7 +39,7 @@ FALLING = (
 """What metrics begin with of which less is better."""
 WITHOUT_EFFECT = ("cache", "figures", "hydra", "logger", "objectives", "resume")
 """Groups of settings that change no result."""
-NEUTRAL = ("train_images", "test_images", "image_threshold")
+NEUTRAL = ("train_images", "test_images", "image_threshold", *MASK_KEYS)
 TITLES = {
     "image_auroc": "image AUROC",
     "image_ap": "image AP",
