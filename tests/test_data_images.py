@@ -1,10 +1,13 @@
+import struct
+import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore.data.images import list_images, read_image, read_mask
+from patchcore.data.images import EXTENSIONS, FORMATS, list_images, read_image, read_mask
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask
 
@@ -81,17 +84,144 @@ def test_other_bad_files_are_named(tmp_path: Path) -> None:
         read_image(text)
     with pytest.raises(InputError, match=r"lost\.png: there is no such image"):
         read_image(tmp_path / "lost.png")
-    real = save(Image.new("F", (12, 10), 0.5), tmp_path / "real.tif")
-    with pytest.raises(InputError, match=r"real\.tif: floating-point"):
-        read_image(real)
+
+
+def test_depths_by_setting_and_by_file(tmp_path: Path) -> None:
+    values = np.linspace(0, 4095, 120).astype(np.uint16).reshape(10, 12)
+    expected = np.rint(values * (255 / 4095)).astype(np.uint8)
+    for name in ("camera.png", "camera.tif"):
+        path = save(Image.fromarray(values), tmp_path / name)
+        np.testing.assert_array_equal(read_image(path, bits=12)[..., 0], expected)
+        with pytest.warns(UserWarning, match="set image.bits to the depth"):
+            assert read_image(path).max() == 16
+    ten = save(Image.fromarray(values // 4), tmp_path / "ten.png")
+    np.testing.assert_array_equal(
+        read_image(ten, bits=10)[..., 0], np.rint(values // 4 * (255 / 1023))
+    )
+    with pytest.raises(InputError, match=r"camera\.png: .* 0 to 4095, and 10 bits from 0 to 1023"):
+        read_image(tmp_path / "camera.png", bits=10)
+    eight = save(Image.fromarray(RAMP), tmp_path / "eight.png")
+    assert (read_image(eight, bits=12)[..., 0] == RAMP).all()  # 8 bits are 8 bits
+    scaled = tmp_path / "scaled.pgm"
+    scaled.write_bytes(b"P5 12 10 4095\n" + values.astype(">u2").tobytes())
+    assert np.abs(read_image(scaled)[..., 0].astype(int) - expected).max() <= 1
+
+
+def test_a_tiff_of_12_bits_says_so(tmp_path: Path) -> None:
+    values = np.linspace(0, 4095, 120).astype(np.uint16)
+    packed = b"".join(
+        bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in values.reshape(-1, 2).tolist()
+    )
+    tags = [
+        *((256, 12), (257, 10), (258, 12), (259, 1), (262, 1)),
+        *((273, 8 + 2 + 8 * 12 + 4), (278, 10), (279, len(packed))),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0" * 4
+    (tmp_path / "packed.tif").write_bytes(header + packed)
+    image = read_image(tmp_path / "packed.tif")
+    np.testing.assert_array_equal(image[..., 0].ravel(), np.rint(values * (255 / 4095)))
+
+
+def test_colours_of_16_bits(tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    values = np.random.default_rng(0).integers(0, 65536, (10, 12, 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "full.png"), values[..., ::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / "full.png"), values >> 8)
+    cv2.imwrite(str(tmp_path / "dark.tiff"), values[..., ::-1] >> 4)
+    expected = np.rint((values >> 4) * (255 / 4095)).astype(np.uint8)
+    np.testing.assert_array_equal(read_image(tmp_path / "dark.tiff", bits=12), expected)
+    with pytest.warns(UserWarning, match="use only the lowest 12 bits"):
+        read_image(tmp_path / "dark.tiff")
+
+
+def test_fractions_and_32_bits(tmp_path: Path) -> None:
+    real = save(Image.fromarray(RAMP.astype(np.float32) / 255), tmp_path / "real.tif")
+    np.testing.assert_array_equal(read_image(real)[..., 0], RAMP)
+    bytes_ = save(Image.fromarray(RAMP.astype(np.float32)), tmp_path / "bytes.tif")
+    np.testing.assert_array_equal(read_image(bytes_, bits=8)[..., 0], RAMP)
+    with pytest.raises(
+        InputError, match=r"bytes\.tif: .* 0 to 238, and fractions from 0 to 1; set"
+    ):
+        read_image(bytes_)
+    empty = save(Image.new("F", (12, 10), float("nan")), tmp_path / "empty.tif")
+    with pytest.raises(InputError, match=r"empty\.tif: holds pixels that are NaN or infinite"):
+        read_image(empty)
     wide = save(Image.new("I", (12, 10), 1 << 20), tmp_path / "wide.tif")
-    with pytest.raises(InputError, match=r"wide\.tif: 32-bit"):
+    with pytest.raises(
+        InputError, match=r"wide\.tif: .*and 16 bits from 0 to 65535; set image.bits"
+    ):
         read_image(wide)
+    assert read_image(wide, bits=21).max() == 128
+    below = save(Image.new("I", (12, 10), -5), tmp_path / "below.tif")
+    with pytest.raises(InputError, match=r"below\.tif: its pixels range from -5"):
+        read_image(below, bits=16)
+
+
+@pytest.mark.parametrize("mode", ["LAB", "YCbCr", "1"])
+def test_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    if mode in ("LAB", "YCbCr"):
+        path = save(Image.new(mode, (12, 10), (255, 128, 128)), tmp_path / "image.tif")
+    else:
+        path = save(Image.new("L", (12, 10), 255).convert("1"), tmp_path / "image.png")
+    image = read_image(path)
+    assert image.shape == (10, 12, 3) and (image >= 254).all()
+
+
+def test_content_counts_not_the_extension(tmp_path: Path) -> None:
+    picture = Image.fromarray(RAMP)
+    (tmp_path / "really.jpg").write_bytes(save(picture, tmp_path / "a.png").read_bytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "really.jpg")[..., 0], RAMP)
+    for extension in (".tga", ".gif", ".webp", ".jfif", ".ppm"):
+        options = {"lossless": True} if extension == ".webp" else {}
+        path = save(picture.convert("RGB"), tmp_path / f"b{extension}", **options)
+        assert np.abs(read_image(path)[..., 0].astype(int) - RAMP).max() <= 6
+    assert set(FORMATS) == EXTENSIONS
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA"])
+def test_no_other_decoder_runs(tmp_path: Path, kind: str) -> None:
+    save(Image.new("RGB", (32, 32), 255), tmp_path / f"picture.{kind.lower()}")
+    path = (tmp_path / f"picture.{kind.lower()}").rename(tmp_path / "picture.png")
+    with (
+        mock.patch("subprocess.Popen", side_effect=AssertionError),
+        mock.patch("subprocess.check_call", side_effect=AssertionError),
+        pytest.raises(InputError, match=r"picture\.png: cannot be read .*none of (AVIF, )?BMP"),
+    ):
+        read_image(path)
+
+
+def test_size_has_a_limit_that_can_be_raised(tmp_path: Path) -> None:
+    usual = Image.MAX_IMAGE_PIXELS
+    large = save(Image.new("1", (14_000, 13_000), 1), tmp_path / "large.png")
+    with pytest.raises(InputError, match=r"large\.png: has 14000×13000 .*most 100 .*image\.limit"):
+        read_image(large, limit=100)
+    image = read_image(large)  # 182 megapixels, more than Pillow's own limit
+    assert image.shape == (13_000, 14_000, 3) and image.strides[-1] == 0
+    assert usual == Image.MAX_IMAGE_PIXELS  # Pillow's own stays for everybody else
+    bomb = tmp_path / "bomb.png"
+    data = large.read_bytes().replace(
+        struct.pack(">II", 14_000, 13_000), struct.pack(">II", 2**30, 2**30)
+    )
+    header = b"IHDR" + data[16:29]
+    bomb.write_bytes(data[:29] + struct.pack(">I", zlib.crc32(header)) + data[33:])
+    with pytest.raises(InputError, match=r"bomb\.png: has 1073741824×1073741824 pixels"):
+        read_image(bomb)
+
+
+def test_several_frames_are_refused_and_previews_are_none(tmp_path: Path) -> None:
+    pages = [Image.fromarray(RAMP), Image.fromarray(RAMP // 2)]
+    for name in ("pages.tif", "moving.gif", "moving.png", "moving.webp"):
+        path = save(pages[0], tmp_path / name, save_all=True, append_images=pages[1:])
+        for read in (read_image, read_mask):
+            with pytest.raises(InputError, match=f"{name}: holds 2 frames; save each"):
+                read(path)
+    small = pages[0].resize((6, 5))
+    path = save(pages[0], tmp_path / "preview.tif", save_all=True, append_images=[small])
+    np.testing.assert_array_equal(read_image(path)[..., 0], RAMP)
 
 
 def test_mask_threshold_and_modes(tmp_path: Path) -> None:
-    grey = save(Image.fromarray(RAMP), tmp_path / "grey.png")
-    np.testing.assert_array_equal(read_mask(grey), RAMP > 127)
     for mode in ("1", "RGB", "P", "RGBA"):
         path = save(
             Image.fromarray((RAMP > 127).astype(np.uint8) * 255).convert(mode),
@@ -101,12 +231,6 @@ def test_mask_threshold_and_modes(tmp_path: Path) -> None:
         assert mask.dtype == bool
         np.testing.assert_array_equal(mask, RAMP > 127)
     assert not read_mask(write_mask(tmp_path / "empty.png", marked=False)).any()
-
-
-def test_mask_of_zeros_and_ones_is_refused(tmp_path: Path) -> None:
-    path = save(Image.fromarray((RAMP > 9).astype(np.uint8)), tmp_path / "ones.png")
-    with pytest.raises(InputError, match=r"ones\.png: the brightest pixel of this mask is 1"):
-        read_mask(path)
 
 
 def test_list_is_sorted_and_knows_extensions(tmp_path: Path) -> None:

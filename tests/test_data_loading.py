@@ -153,14 +153,58 @@ def test_a_mask_that_marks_nothing_counts_as_unknown(tmp_path: Path) -> None:
     assert item["label"] == 1 and item["has_mask"] is False
 
 
-def test_a_defect_outside_the_crop_is_known_to_be_outside(tmp_path: Path) -> None:
+def test_a_defect_outside_the_crop_leaves_the_image_unknown(tmp_path: Path) -> None:
     image = write_image(tmp_path / "image.png", (40, 40))
     corner = np.zeros((40, 40), dtype=np.uint8)
     corner[:2, :2] = 255
     Image.fromarray(corner).save(tmp_path / "mask.png")
-    sample = Sample(image, 1, "chip", tmp_path / "mask.png")
-    item = ImageDataset([sample], ImageConfig(resize=40, crop=20))[0]
+    dataset = ImageDataset(
+        [Sample(image, 1, "chip", tmp_path / "mask.png")], ImageConfig(resize=40, crop=20)
+    )
+    assert dataset[0]["has_mask"] is False and not dataset[0]["mask"].any()
+    assert dataset[0]["regions"].tolist() == [1, 1, 0, 0, 0, 0]
+    corner[18:20, 18:20] = 255  # another inside: what is seen is known
+    Image.fromarray(corner).save(tmp_path / "mask.png")
+    assert dataset[0]["has_mask"] is True
+    assert dataset[0]["regions"].tolist() == [2, 1, 0, 0, 0, 0]
+
+
+def test_a_black_mask_of_a_nominal_image_says_nothing_new(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image.png")
+    black = write_mask(tmp_path / "black.png", marked=False)
+    item = ImageDataset([Sample(image, 0, mask=black)], SMALL)[0]
     assert item["has_mask"] is True and not item["mask"].any()
+    marked = write_mask(tmp_path / "marked.png")
+    with pytest.raises(InputError, match=r"marked\.png: marks a defect, and its image .*nominal"):
+        ImageDataset([Sample(image, 0, mask=marked)], SMALL)[0]
+
+
+def test_loops_over_the_data_set_end(tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / f"{i}.png", seed=i) for i in range(3)]
+    dataset = ImageDataset([Sample(path, 0) for path in paths], SMALL)
+    assert [item["index"] for item in dataset] == [0, 1, 2]
+    assert len(list(dataset)) == 3 and len(list(reversed(dataset))) == 3
+    assert dataset[-1]["index"] == 2 and dataset[-3]["index"] == 0
+    for item in (3, -4, 10**12):
+        with pytest.raises(IndexError, match=f"item {item} of 3"):
+            dataset[item]
+    assert list(ImageDataset([], SMALL)) == []
+    batches = torch.utils.data.DataLoader(dataset, batch_size=2, collate_fn=collate)
+    assert [batch["index"].tolist() for batch in batches] == [[0, 1], [2]]
+
+
+def test_a_line_of_pixels_is_read_or_named(tmp_path: Path) -> None:
+    path = tmp_path / "line.png"
+    Image.new("L", (60_000, 1), 9).save(path)
+    sample = [Sample(path, 0)]
+    assert ImageDataset(sample, ImageConfig())[0]["image"].shape == (3, 224, 224)
+    square = ImageConfig(resize=32, crop=None, stretch=True)
+    assert ImageDataset(sample, square)[0]["image"].shape == (3, 32, 32)
+    for config in (ImageConfig(crop=None), ImageConfig(resize=20_000, crop=9000)):
+        with pytest.raises(
+            InputError, match=r"^image\.resize: .*60000×1 of .*line\.png, more than"
+        ):
+            ImageDataset(sample, config)[0]
 
 
 def test_mask_of_another_size_is_named(tmp_path: Path) -> None:

@@ -151,6 +151,8 @@ def test_geometry_moves_image_and_mask_together(augment: AugmentConfig) -> None:
         (lambda: ImageConfig(resize=0), "image.resize"),
         (lambda: ImageConfig(crop=-1), "image.crop"),
         (lambda: ImageConfig(resize=200, crop=224), "image.crop"),
+        (lambda: ImageConfig(bits=33), "image.bits"),
+        (lambda: ImageConfig(limit=float("nan")), "image.limit"),
         (lambda: ImageConfig(mean=[0.5]), "image.mean"),
         (lambda: ImageConfig(std=[1.0, 0.0, 1.0]), "image.std"),
         (lambda: AugmentConfig(rotate=200), "augment.rotate"),

@@ -100,7 +100,7 @@ def test_epochs_without_augmentation_repeat_and_with_it_add_context(root: Path) 
     assert (distances > 0.01).all()
     # The features are those of the augmented images, epoch after epoch.
     dataset = ImageDataset(flips.split.train, IMAGE, flips.augment)
-    batch = collate([dataset[i] for i in range(8)])["image"]
+    batch = collate(dataset.__getitems__(list(range(8))))["image"]
     expected = module.model.embed(batch).flatten(1, 2)  # (epoch·image, patch, D)
     assert torch.allclose(memory.flatten(0, 1), expected, atol=1e-5)
 

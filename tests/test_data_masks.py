@@ -1,0 +1,146 @@
+"""Which pixels a mask marks, whatever its depth, colours and file format."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from patchcore.data.images import read_image, read_mask
+from patchcore.data.masks import marked_pixels
+from patchcore.errors import InputError
+
+FIRST, SECOND = np.zeros((40, 50), dtype=bool), np.zeros((40, 50), dtype=bool)
+FIRST[5:15, 5:20], SECOND[22:36, 28:45] = True, True
+BOTH = FIRST | SECOND
+
+
+def levels(first: float, second: float, dtype: Any = np.uint8) -> NDArray[Any]:
+    return FIRST.astype(dtype) * dtype(first) + SECOND.astype(dtype) * dtype(second)
+
+
+def colours(first: tuple[int, ...], second: tuple[int, ...], back: tuple[int, ...]) -> Image.Image:
+    pixels = np.zeros((*BOTH.shape, len(back)), dtype=np.uint8)
+    pixels[:], pixels[FIRST], pixels[SECOND] = back, first, second
+    return Image.fromarray(pixels)
+
+
+def palette(*entries: int) -> Image.Image:
+    image = Image.fromarray(levels(1, 2)).convert("P")
+    image.putpalette(entries)
+    return image
+
+
+MASKS = {
+    "grey levels.png": Image.fromarray(levels(255, 100)),
+    "labels.png": Image.fromarray(levels(1, 3)),
+    "dark labels.bmp": Image.fromarray(levels(2, 2)),
+    "half.tif": Image.fromarray(levels(127, 128)),
+    "16 bits.png": Image.fromarray(levels(65535, 65535, np.uint16)),
+    "12 bits.png": Image.fromarray(levels(4095, 4095, np.uint16)),
+    "bytes in 16 bits.png": Image.fromarray(levels(255, 255, np.uint16)),
+    "labels in 16 bits.tif": Image.fromarray(levels(1, 300, np.uint16)),
+    "32 bits.tif": Image.fromarray(levels(7, 1_000_000, np.int32)),
+    "fractions.tif": Image.fromarray(levels(1, 0.25, np.float32)),
+    "floating labels.tif": Image.fromarray(levels(1, 2, np.float32)),
+    "one bit.png": Image.fromarray(BOTH),
+    "red and green.png": colours((255, 0, 0), (0, 255, 0), (0, 0, 0)),
+    "dark blue.png": colours((0, 0, 128), (64, 0, 0), (0, 0, 0)),
+    "clear background.png": colours((255, 0, 0, 255), (0, 0, 255, 255), (255, 255, 255, 0)),
+    "faint.png": colours((255, 0, 0, 90), (0, 0, 255, 255), (0, 0, 0, 0)),
+    "black on clear.png": colours((0, 0, 0, 255), (0, 0, 0, 255), (0, 0, 0, 0)),
+    "grey and alpha.png": colours((9, 255), (200, 255), (255, 0)),
+    "palette.png": palette(0, 0, 0, 128, 0, 0, 0, 0, 64),
+    "palette.gif": palette(0, 0, 0, 128, 0, 0, 0, 0, 64),
+    "grey palette.png": Image.fromarray(levels(1, 2)).convert("P"),
+    "cmyk.tif": colours((0, 255, 255, 0), (255, 0, 0, 0), (0, 0, 0, 255)).convert("RGB"),
+    "plain.pgm": Image.fromarray(levels(255, 90)),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_every_marked_region_counts(tmp_path: Path, name: str) -> None:
+    MASKS[name].save(tmp_path / name)
+    np.testing.assert_array_equal(read_mask(tmp_path / name), BOTH)
+
+
+def test_cmyk_and_16_bit_colours(tmp_path: Path) -> None:
+    cmyk = np.zeros((*BOTH.shape, 4), dtype=np.uint8)
+    cmyk[..., 3] = 255  # black ink
+    cmyk[BOTH] = (0, 255, 255, 0)
+    Image.fromarray(cmyk, "CMYK").save(tmp_path / "cmyk.tif")
+    np.testing.assert_array_equal(read_mask(tmp_path / "cmyk.tif"), BOTH)
+    cv2 = pytest.importorskip("cv2")
+    deep = np.zeros((*BOTH.shape, 3), dtype=np.uint16)
+    deep[FIRST, 0], deep[SECOND, 2] = 1, 2  # the upper 8 bits alone are all 0
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    np.testing.assert_array_equal(read_mask(tmp_path / "deep.png"), BOTH)
+
+
+def test_soft_edges_are_cut_at_half_of_white(tmp_path: Path) -> None:
+    grey = Image.fromarray(BOTH.astype(np.uint8) * 255)
+    for quality in (50, 75, 95):
+        grey.save(tmp_path / "mask.jpg", quality=quality)
+        compressed = np.array(Image.open(tmp_path / "mask.jpg"))
+        assert len(np.unique(compressed)) > 4  # or there is nothing to cut
+        np.testing.assert_array_equal(read_mask(tmp_path / "mask.jpg"), compressed > 127)
+    scaled = np.array(grey.resize((37, 31), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(marked_pixels(scaled, "scaled"), scaled > 127)
+    antialiased = np.pad(np.full((10, 10), 255, np.uint8), 1, constant_values=64)
+    antialiased = np.pad(antialiased, 3)  # an edge all round that is covered by a quarter
+    np.testing.assert_array_equal(marked_pixels(antialiased, "edge"), antialiased > 127)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (levels(-1, 255, np.int32), "negative values"),
+        (levels(1, np.nan, np.float32), "NaN or infinite"),
+        (np.where(BOTH, 255, 100).astype(np.uint8), "no pixel of this mask is black"),
+        (np.full((8, 8), 1, np.uint8), "no pixel of this mask is black"),
+        (np.tile(np.linspace(0, 255, 50).astype(np.uint8), (40, 1)), "areas of blurred grey"),
+        (np.random.default_rng(0).integers(0, 99, (40, 50)), "areas of blurred grey"),
+    ],
+)
+def test_what_is_unclear_is_refused(values: NDArray[Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^part.png: .*{message}.*save masks with 0 for nominal"):
+        marked_pixels(values, "part.png")
+
+
+@pytest.mark.parametrize("grey", [40, 100, 128])
+def test_a_compressed_region_of_middle_grey_is_refused(tmp_path: Path, grey: int) -> None:
+    Image.fromarray(levels(255, grey)).save(tmp_path / "mask.jpg", quality=80)
+    with pytest.raises(InputError, match=r"mask\.jpg: .*areas of blurred grey"):
+        read_mask(tmp_path / "mask.jpg")
+
+
+def test_masks_of_one_colour(tmp_path: Path) -> None:
+    for value, dtype in ((255, np.uint8), (65535, np.uint16), (1, np.float32)):
+        assert marked_pixels(np.full((8, 8), value, dtype), "white").all()
+        assert not marked_pixels(np.zeros((8, 8), dtype), "black").any()
+    Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "clear.png")
+    assert not read_mask(tmp_path / "clear.png").any()
+
+
+def test_what_colours_hide_is_refused(tmp_path: Path) -> None:
+    palette(0, 0, 0, 0, 0, 0, 255, 255, 255).save(tmp_path / "palette.png")
+    with pytest.raises(InputError, match=r"palette\.png: .*several of its numbers as black"):
+        read_mask(tmp_path / "palette.png")
+    colours((255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    with pytest.raises(InputError, match=r"clear\.png: every pixel of this mask is transparent"):
+        read_mask(tmp_path / "clear.png")
+    colours((255, 0, 0), (0, 0, 255), (255, 255, 255)).save(tmp_path / "paper.png")
+    with pytest.raises(InputError, match=r"paper\.png: no pixel of this mask is black"):
+        read_mask(tmp_path / "paper.png")
+
+
+def test_mask_and_image_turn_alike(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    grey = Image.fromarray(BOTH.astype(np.uint8) * 255)
+    grey.save(tmp_path / "turned.png", exif=exif)
+    mask = read_mask(tmp_path / "turned.png")
+    np.testing.assert_array_equal(mask, np.rot90(BOTH))
+    np.testing.assert_array_equal(mask, read_image(tmp_path / "turned.png")[..., 0] > 0)
