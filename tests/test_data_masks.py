@@ -120,6 +120,8 @@ def test_masks_of_one_colour(tmp_path: Path) -> None:
     for value, dtype in ((255, np.uint8), (65535, np.uint16), (1, np.float32)):
         assert marked_pixels(np.full((8, 8), value, dtype), "white").all()
         assert not marked_pixels(np.zeros((8, 8), dtype), "black").any()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 255)).save(tmp_path / "opaque.png")
+    assert not read_mask(tmp_path / "opaque.png").any()
     Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "clear.png")
     assert not read_mask(tmp_path / "clear.png").any()
 
@@ -131,6 +133,9 @@ def test_what_colours_hide_is_refused(tmp_path: Path) -> None:
     colours((255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     with pytest.raises(InputError, match=r"clear\.png: every pixel of this mask is transparent"):
         read_mask(tmp_path / "clear.png")
+    colours((255, 0, 0, 255), (0, 0, 0, 255), (0, 0, 0, 0)).save(tmp_path / "layer.png")
+    with pytest.raises(InputError, match=r"layer\.png: black pixels of this mask are opaque"):
+        read_mask(tmp_path / "layer.png")
     colours((255, 0, 0), (0, 0, 255), (255, 255, 255)).save(tmp_path / "paper.png")
     with pytest.raises(InputError, match=r"paper\.png: no pixel of this mask is black"):
         read_mask(tmp_path / "paper.png")

@@ -139,12 +139,18 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
         _reject_hidden_labels(image, path)
     if not image.has_transparency_data:
         return marked_pixels(np.array(image if image.mode == "L" else _rgb(image)), str(path))
-    alpha = np.array(image.convert("RGBA"))[..., 3]  # (H, W)
-    colours = np.array(_over_black(image).convert("RGB"))
-    if not alpha.any() and np.ptp(np.array(image.convert("RGBA"))[..., :3], axis=(0, 1)).any():
+    pixels = np.array(image.convert("RGBA"))  # (H, W, 4)
+    hidden, alpha = pixels[..., :3], pixels[..., 3]
+    if not alpha.any() and np.ptp(hidden, axis=(0, 1)).any():
         raise InputError(f"{path}: every pixel of this mask is transparent; save it without alpha")
+    colours = np.array(_over_black(image).convert("RGB"))
     if not colours.any() and alpha.min() < alpha.max():
         return marked_pixels(alpha, str(path))
+    if not alpha.all() and ((alpha == 255) & ~colours.any(axis=-1)).any():
+        raise InputError(
+            f"{path}: black pixels of this mask are opaque, others transparent, so it is not clear "
+            "which are the background; save it without alpha"
+        )
     return marked_pixels(colours, str(path))
 
 
