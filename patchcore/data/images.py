@@ -133,7 +133,9 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
         image = _upright(file, path)
         if deep:
             return marked_pixels(_deep_colours(file, path)[..., :3], str(path))
-    if image.mode == "1" or image.mode == "F" or image.mode.startswith("I"):
+    if image.mode == "1":
+        return np.array(image.convert("L")) > 0  # Pillow's own booleans are bytes of 255
+    if image.mode == "F" or image.mode.startswith("I"):
         return marked_pixels(np.array(image), str(path))
     if image.mode == "P":
         _reject_hidden_labels(image, path)

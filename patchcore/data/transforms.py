@@ -222,7 +222,7 @@ def _prepare_part(
     box = (columns.start * x, rows.start * y, columns.stop * x, rows.stop * y)
     seen = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box)
     marked = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST, box)
-    return np.array(seen), np.array(marked)
+    return np.array(seen), np.array(marked.convert("L")) > 0
 
 
 def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
