@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore.data.images import list_images, read_image, read_mask
+from patchcore.data.images import read_image, read_mask
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask
 
@@ -107,15 +107,3 @@ def test_mask_of_zeros_and_ones_is_refused(tmp_path: Path) -> None:
     path = save(Image.fromarray((RAMP > 9).astype(np.uint8)), tmp_path / "ones.png")
     with pytest.raises(InputError, match=r"ones\.png: the brightest pixel of this mask is 1"):
         read_mask(path)
-
-
-def test_list_is_sorted_and_knows_extensions(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpeg", "._a.png", "notes.txt", "deep/c.tif"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.PNG"]
-    assert [path.name for path in list_images(tmp_path, recursive=True)] == [
-        "a.jpeg",
-        "b.PNG",
-        "c.tif",
-    ]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from patchcore.data.files import Files
 from patchcore.data.layout import read_category
 from patchcore.data.mvtec import LAYOUT
 from patchcore.data.sample import DataConfig, Split
@@ -79,7 +80,7 @@ class GeneratedConfig(DataConfig):
             return cache / "patchcore" / "generated" / digest
         return Path(self.root).expanduser() / digest
 
-    def _read(self) -> Split:
+    def _read(self, files: Files) -> Split:
         """Draw and write the images unless they are there, and list them.
 
         Raises:
@@ -93,7 +94,7 @@ class GeneratedConfig(DataConfig):
                 raise InputError(
                     f"data.root: cannot write to {folder} ({error.strerror}); set another folder"
                 ) from error
-        return read_category(folder / self.category.name, LAYOUT)
+        return read_category(files, folder / self.category.name, LAYOUT)
 
     def _write(self, folder: Path) -> None:
         """All or nothing, so that a process that starts meanwhile never sees a part."""

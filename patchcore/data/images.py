@@ -9,19 +9,6 @@ from PIL import Image, ImageOps
 from patchcore.data.sample import Masks
 from patchcore.errors import InputError
 
-EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-
-
-def list_images(folder: Path, recursive: bool = False) -> list[Path]:
-    """Image files in a folder, sorted by path; hidden files and other extensions are left out."""
-    paths = folder.rglob("*") if recursive else folder.glob("*")
-    images = [
-        path
-        for path in paths
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    ]
-    return sorted(images, key=Path.as_posix)
-
 
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read an image as RGB, (H, W, 3) uint8.

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from patchcore.data.files import printable
+
 if TYPE_CHECKING:
     from patchcore.report.run import GalleryItem, Run
 
@@ -147,11 +149,18 @@ def _draw_items(items: list[GalleryItem], path: Path) -> None:
 
 def _draw_item(item: GalleryItem, axes: Axes, centre: float, top: float, height: float) -> None:
     """Both pictures, of at most `height`, below `top` and around `centre`; the words above."""
-    name = f"{item.sample.defect_type}/{item.sample.path.stem}"
+    name = f"{item.sample.defect_type}/{printable(item.sample.path.stem)}"
     name = name if len(name) <= 20 else f"…{name[-19:]}"
     colour = ANOMALOUS if item.verdict in ("missed", "false alarm") else "black"
     words = f"{name}\n{item.score:.3g} {item.verdict}"
-    axes.text(centre, top - 0.13, words, fontsize=8, color=colour, ha="center", va="bottom")
+    axes.text(
+        *(centre, top - 0.13, words),
+        fontsize=8,
+        color=colour,
+        ha="center",
+        va="bottom",
+        parse_math=False,  # dollars are part of a name
+    )
     rows, columns = item.image.shape[:2]
     high, wide = TILE * rows / max(rows, columns), TILE * columns / max(rows, columns)
     left = centre - wide / 2
