@@ -10,8 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from patchcore.config import SCHEMAS
-from patchcore.data.files import printable
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 
 
 def as_typed(arguments: Sequence[str]) -> list[str]:
@@ -44,7 +43,7 @@ def _names() -> dict[str, bool]:
         for option in fields(schema):
             if option.type in (str, str | None):
                 key = f"data.{option.name}"
-                found[key] = found.get(key, False) or option.type != str
+                found[key] = found.get(key, False) or option.type is not str
     return found
 
 

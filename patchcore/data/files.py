@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from patchcore.data.formats import FORMATS
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 
 JUNK = frozenset(
     {
@@ -159,7 +159,8 @@ class Files:
             )
         parts += self._notes
         if parts:
-            warnings.warn(f"data: {'; '.join(parts)}; read: {read}", stacklevel=3)
+            text = f"data: {'; '.join(parts)}; read: {read}"
+            warnings.warn(printable(text), stacklevel=3)
 
     def _is_image(self, path: Path, status: os.stat_result) -> bool:
         """Whether it is one; other files are remembered. Raises InputError if it is unreadable."""
@@ -180,26 +181,6 @@ class Files:
             else:
                 first[me] = item
         return list(first.values())
-
-
-def printable(name: str) -> str:
-    r"""A file's name as text that any table, page or tracker takes.
-
-    Bytes that are not UTF-8 become `\xe9`, line breaks and other control characters `\n` or
-    `\x1b`. Other names stay as they are.
-    """
-    return name if name.isprintable() else "".join(map(_printable, name))
-
-
-def _printable(character: str) -> str:
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    broken = 0xD800 <= code <= 0xDFFF or character in "\u2028\u2029"
-    # Invisible joiners and wide spaces belong to names.
-    if (code >= 0xA0 and not broken) or character.isprintable():
-        return character
-    return character.encode("unicode_escape").decode()
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:

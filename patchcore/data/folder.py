@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from patchcore.data.files import Files, Identity, find_folder, identity, printable
+from patchcore.data.files import Files, Identity, find_folder, identity
 from patchcore.data.formats import FORMATS
 from patchcore.data.mask_files import NOMINAL, bare, marks, masks_beside, reject_masks
 from patchcore.data.sample import DataConfig, Sample, Split
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 
 
 @dataclass(kw_only=True)

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from patchcore.data.files import Files, find_folder, printable
+from patchcore.data.files import Files, find_folder
 from patchcore.data.mask_files import NOMINAL, bare, marks, reject_masks
 from patchcore.data.sample import Masks, Sample, Split
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 
 PARTS = ("train", "test", "ground_truth", "validation")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from patchcore.cache import file_digest
 from patchcore.data.files import Identity, identity
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 
 if TYPE_CHECKING:
     from patchcore.data.sample import Sample
@@ -36,7 +36,7 @@ def check_overlaps(train: Sequence["Sample"], test: Sequence["Sample"]) -> None:
                 "leave it in one of the two"
             )
     for text in _complaints(_equal(roles), len(test)):
-        warnings.warn(f"data: {text}", stacklevel=3)
+        warnings.warn(printable(f"data: {text}"), stacklevel=3)
 
 
 def _equal(roles: Group) -> list[Group]:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from patchcore.cache import digest, file_digest
-from patchcore.data.files import Files, printable
+from patchcore.data.files import Files
 from patchcore.data.overlaps import check_overlaps
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from patchcore.data.files import printable
+from patchcore.errors import printable
 
 if TYPE_CHECKING:
     from patchcore.report.run import GalleryItem, Run
