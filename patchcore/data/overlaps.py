@@ -70,18 +70,18 @@ def _complaints(groups: Iterable[Group], tested: int) -> list[str]:
     complaints = []
     if known:
         complaints.append(
-            f"{len(known)} of {tested} test images are also training images ({_example(known)}): "
-            "their scores tell nothing of unknown parts; remove them from one side"
+            f"test images that are training images too: {len(known)} of {tested} "
+            f"({_example(known)}); their scores say nothing of unknown parts: remove them "
+            "from one side"
         )
     if both:
         complaints.append(
-            f"{len(both)} anomalous test images are also nominal images ({_example(both)}): "
-            "one of the labels is wrong; remove the wrong ones"
+            f"anomalous images that are nominal images too: {len(both)} ({_example(both)}); "
+            "one of the labels is wrong: remove the wrong ones"
         )
     if again:
         complaints.append(
-            f"{len(again)} images are copies of others in the same set ({_example(again)}); "
-            "they count as often as they are there"
+            f"copies of other images in the same set: {len(again)} ({_example(again)}); each counts"
         )
     return complaints
 
