@@ -9,6 +9,7 @@ from PIL import Image
 from patchcore.data.files import Files, find_folder
 from patchcore.data.folder import FolderConfig
 from patchcore.data.formats import FORMATS
+from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.errors import InputError, printable
 from tests.images import write_image, write_mvtec
@@ -185,6 +186,33 @@ def test_what_is_no_folder_is_told_with_its_key(
         FolderConfig(nominal=value).read()
     with pytest.raises(InputError, match=f"^data.root{message}"):
         MVTecConfig(root=value).read()
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("", "data.root is empty"),
+        ("n" * 300, r"data.root: cannot write to n+/\w+ \(File name too long\)"),
+        ("taken", r"data.root: cannot write to taken/\w+ \((Not a directory|File exists)\)"),
+        ("~nobody-of-this-name", "data.root: ~nobody-of-this-name: ~ leads nowhere"),
+    ],
+)
+def test_generated_images_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    with pytest.raises(InputError, match=f"^{message}"):
+        GeneratedConfig(root=root).read()
+
+
+def test_generated_images_have_a_place_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert GeneratedConfig().folder().is_absolute()
 
 
 def test_every_spelling_of_a_folder_reads_the_same(

@@ -9,6 +9,7 @@ import pytest
 
 from patchcore.data.btad import BTADConfig
 from patchcore.data.folder import FolderConfig
+from patchcore.data.ksdd2 import KSDD2Config
 from patchcore.data.loco import LOCOConfig
 from patchcore.data.mask_files import bare
 from patchcore.data.mtd import MTDConfig
@@ -236,6 +237,29 @@ def test_masks_among_the_images_of_a_layout_are_refused(tmp_path: Path, place: s
     write_mask(folder / place)
     with pytest.raises(InputError, match=rf"{place}: is a mask .*; masks belong in .*ground_truth"):
         MVTecConfig(root=str(tmp_path), category="nut").read()
+
+
+def test_a_picture_that_is_its_own_mask_is_refused(tmp_path: Path) -> None:
+    write_own(tmp_path)
+    shutil.copytree(tmp_path / "bad", tmp_path / "masks")
+    with pytest.raises(
+        InputError, match=r"masks/2\.png: this mask is the picture .*bad/2\.png its"
+    ):
+        own(tmp_path, masks="masks").read()
+
+
+def test_one_mask_one_image_in_the_layouts_with_masks_beside_images(tmp_path: Path) -> None:
+    for name in ("MT_Free/Imgs/1.jpg", "MT_Free/Imgs/2.jpg", "MT_Fray/Imgs/3.jpg"):
+        write_image(tmp_path / name)
+    write_mask(tmp_path / "MT_Fray/Imgs/3.png")
+    assert MTDConfig(root=str(tmp_path), test_share=0.5).read()
+    write_image(tmp_path / "MT_Fray/Imgs/3.bmp")
+    with pytest.raises(InputError, match=r"3\.png: this mask has several images named 3 beside it"):
+        MTDConfig(root=str(tmp_path), test_share=0.5).read()
+    for name in ("train/1.png", "train/1.jpg", "test/1.png"):
+        write_image(tmp_path / name)
+    with pytest.raises(InputError, match=r"train/1\.png: has the name of .*1\.jpg; remove one of"):
+        KSDD2Config(root=str(tmp_path)).read()
 
 
 # --- masks of nominal images --------------------------------------------------------------------

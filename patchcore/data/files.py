@@ -31,6 +31,18 @@ JUNK = frozenset(
 Identity = tuple[int, int] | str
 
 
+def expanded(value: str, key: str) -> Path:
+    """The path that setting `key` names, `~` expanded. Raises InputError if it is no path."""
+    if not value.strip():
+        raise InputError(f"{key} is empty: name a folder")
+    if "\0" in value:
+        raise InputError(f"{key}: {value} is no path, as it holds a null byte")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise InputError(f"{key}: {value}: ~ leads nowhere; write the path in full") from None
+
+
 def find_folder(folder: Path | str, key: str, hint: str = "") -> Path:
     """The folder that setting `key` names, `~` expanded.
 
@@ -42,20 +54,14 @@ def find_folder(folder: Path | str, key: str, hint: str = "") -> Path:
     """
     text = str(folder)
     named = f"'{text}'" if text != text.strip() else text
-    if not text.strip():
-        raise InputError(f"{key} is empty: name a folder")
+    path = expanded(text, key)
     try:
-        path = Path(folder).expanduser()
         mode = path.stat().st_mode
     except FileNotFoundError:
         trimmed = Path(text.strip()).expanduser()
         if text != text.strip() and trimmed.is_dir():
             hint = f"; without the space around its name there is one{hint}"
         raise InputError(f"{key}: there is no folder {named}{hint}") from None
-    except RuntimeError:
-        raise InputError(f"{key}: {named}: ~ leads nowhere; write the path in full") from None
-    except ValueError as error:  # a null byte
-        raise InputError(f"{key}: {named!r} is no path ({error})") from None
     except OSError as error:
         raise InputError(f"{key}: {named} cannot be read ({error.strerror})") from None
     if not stat.S_ISDIR(mode):

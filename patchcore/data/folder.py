@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchcore.data.files import Files, Identity, find_folder, identity
+from patchcore.data.files import Files, Identity, expanded, find_folder, identity
 from patchcore.data.formats import FORMATS
 from patchcore.data.mask_files import NOMINAL, bare, marks, masks_beside, reject_masks
 from patchcore.data.sample import DataConfig, Sample, Split
@@ -50,7 +50,7 @@ class FolderConfig(DataConfig):
         root = find_folder(self.root, "data.root")
         keys = ("nominal", "nominal_test", "anomalous", "masks")
         folders = {
-            key: find_folder(root / _expanded(value, key), f"data.{key}")
+            key: find_folder(root / expanded(value, f"data.{key}"), f"data.{key}")
             for key in keys
             if (value := getattr(self, key)) is not None
         }
@@ -95,15 +95,6 @@ class FolderConfig(DataConfig):
         order = np.random.default_rng(self.seed).permutation(len(images))
         held_out = {images[i] for i in order[:count]}
         return [path for path in images if path not in held_out], sorted(held_out)
-
-
-def _expanded(value: str, key: str) -> Path:
-    if not value.strip():
-        raise InputError(f"data.{key} is empty: name a folder")
-    try:
-        return Path(value).expanduser()
-    except RuntimeError:
-        raise InputError(f"data.{key}: {value}: ~ leads nowhere; write the path in full") from None
 
 
 def _images(files: Files, folder: Path, key: str, once: bool = True) -> list[Path]:

@@ -56,7 +56,10 @@ def _samples(files: Files, folder: Path) -> list[Sample]:
         if match is None:
             raise InputError(f"{path}: unlike the other names; remove it, or expected {LAYOUT}")
         if not match[3]:
-            (masks if match[2] else images)[match[1]] = path
+            known = masks if match[2] else images
+            if other := known.get(match[1]):
+                raise InputError(f"{path}: has the name of {other}; remove one of the two")
+            known[match[1]] = path
     if odd := images.keys() ^ masks.keys():
         path = (images | masks)[min(odd)]
         lacks = f"image {min(odd)}" if path in masks.values() else f"mask {min(odd)}_GT"

@@ -115,6 +115,13 @@ class MTDConfig(DataConfig):
                     f"{masks[min(lost)]}: this mask has no image {min(lost)}.jpg beside it; "
                     "restore the image or remove the mask"
                 )
+            stems = [path.stem for path in images]
+            for path in images:
+                if path.stem in masks and stems.count(path.stem) > 1:
+                    raise InputError(
+                        f"{masks[path.stem]}: this mask has several images named {path.stem} "
+                        "beside it; remove all but one"
+                    )
             if not images:
                 raise InputError(f"{folder}: holds no images; expected {LAYOUT}")
             kind = parent.name.removeprefix("MT_").lower()

@@ -22,7 +22,7 @@ def check_overlaps(train: Sequence["Sample"], test: Sequence["Sample"]) -> None:
 
     Raises:
         InputError: a file, by whatever path or link, is both a training and a test image, or both a
-            nominal and an anomalous one; or it is unreadable.
+            nominal and an anomalous one; an image is its own mask; or a file is unreadable.
     """
     roles: Group = [("training", sample.path) for sample in train]
     roles += [("anomalous test" if s.label else "nominal test", s.path) for s in test]
@@ -35,6 +35,11 @@ def check_overlaps(train: Sequence["Sample"], test: Sequence["Sample"]) -> None:
                 f"{path}: is both one of the {role} images and one of the {other} images{same}; "
                 "leave it in one of the two"
             )
+    for sample in test:
+        if isinstance(sample.mask, Path) and _equal([("", sample.path), ("", sample.mask)]):
+            raise InputError(
+                f"{sample.mask}: this mask is the picture {sample.path} itself; restore the mask"
+            )
     for text in _complaints(_equal(roles), len(test)):
         warnings.warn(printable(f"data: {text}"), stacklevel=3)
 
@@ -43,13 +48,20 @@ def _equal(roles: Group) -> list[Group]:
     """Groups of equal files, by their first path."""
     sizes: dict[int, Group] = {}
     for role, path in roles:
-        sizes.setdefault(path.stat().st_size, []).append((role, path))
+        sizes.setdefault(_size(path), []).append((role, path))
     contents: dict[tuple[int, str], Group] = {}
     for size, group in sizes.items():
         if len(group) > 1:
             for role, path in group:
                 contents.setdefault((size, file_digest(path)), []).append((role, path))
     return [group for group in contents.values() if len(group) > 1]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _complaints(groups: Iterable[Group], tested: int) -> list[str]:
