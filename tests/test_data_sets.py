@@ -258,6 +258,9 @@ def test_visa_in_its_own_layout(tmp_path: Path) -> None:
         Sample(images / "Normal/0000.JPG", 0),
     ]
     assert np.argwhere(read_truth(mask)).tolist() == [[2, 3], [4, 5]]
+    more = write_image(images / "Anomaly/007.JPG")
+    with pytest.warns(UserWarning, match=rf"data: 1 not listed in .*1cls.csv \(such as {more}\)"):
+        assert VisAConfig(root=str(tmp_path), category="pcb1").read() == split
     with pytest.raises(InputError, match="nothing would be marked"):
         read_mask(mask.paths[0])
     with pytest.raises(InputError, match=r"^data\.category: .*'pcb'; it has candle, pcb1$"):

@@ -23,10 +23,10 @@ from pytorch_lightning.loggers import Logger
 from patchcore.baselines import build_detector
 from patchcore.cache import MapCache
 from patchcore.commands import plain_errors
-from patchcore.commands.overrides import as_typed
 from patchcore.commands.progress import ProgressBar
 from patchcore.commands.sweep import ERROR_FILE, conclude, record_failure
 from patchcore.commands.tracking import finish, start, track
+from patchcore.commands.typed import as_typed
 from patchcore.config import Config, Objective, register, to_config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset

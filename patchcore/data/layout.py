@@ -86,7 +86,7 @@ def read_category(
     """
     _note_others(files, folder, nominal)
     _check_names(folder / "train", nominal)
-    train = _images(files, folder / "train" / nominal, layout, folder)
+    train = _images(files, folder / "train" / nominal, layout, folder, once=True)
     test_folder = folder / "test"
     if not test_folder.is_dir():
         raise InputError(f"{test_folder}: no such folder; expected {layout}")
@@ -119,8 +119,10 @@ def read_category(
     return Split([Sample(path, 0) for path in train], test)
 
 
-def _images(files: Files, folder: Path, layout: str, category: Path) -> list[Path]:
-    images = images_in(files, folder, layout, once=True)
+def _images(
+    files: Files, folder: Path, layout: str, category: Path, once: bool = False
+) -> list[Path]:
+    images = images_in(files, folder, layout, once)
     reject_masks(images, folder, f"masks belong in {category / 'ground_truth'}")
     return images
 

@@ -56,12 +56,16 @@ class VisAConfig(DataConfig):
         for row in rows:
             if row["object"] == self.category:
                 sides[row["split"]].append(_sample(root, row))
-                listed.add(root / row["mask"])
+                listed |= {root / row["image"], root / row["mask"]}
         if any(sample.label for sample in sides["train"]):
             raise InputError(f"{table}: lists anomalous images to train on; restore the file")
-        masks = root / self.category / "Data" / "Masks"
-        there = files.images(masks, recursive=True) if masks.is_dir() else []
-        if lost := set(there) - listed:
+        images, masks = (
+            set(files.images(place, recursive=True)) if place.is_dir() else set()
+            for place in (root / self.category / "Data" / kind for kind in ("Images", "Masks"))
+        )
+        if more := images - listed:
+            files.note(f"{len(more)} not listed in {table} (such as {min(more)})")
+        if lost := masks - listed:
             raise InputError(
                 f"{min(lost)}: this mask is of no image that {table} lists; remove the mask or "
                 "restore the table"

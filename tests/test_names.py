@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from patchcore.commands.overrides import as_typed
+from patchcore.commands.typed import as_typed
 from patchcore.config import register
 from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mvtec import MVTecConfig
