@@ -1,4 +1,4 @@
-"""The one exception a user can cause."""
+"""The one exception a user can cause, and names as text of one line."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,27 @@ class InputError(ValueError):
     Commands print it as a single line and exit with code 1; anything else is a bug and keeps its
     traceback.
     """
+
+    def __str__(self) -> str:
+        """The message in one line, whatever the names in it hold."""
+        return printable(super().__str__())
+
+
+def printable(name: str) -> str:
+    r"""A file's name as text that any table, page or tracker takes.
+
+    Bytes that are not UTF-8 become `\xe9`, line breaks and other control characters `\n` or
+    `\x1b`. Other names stay as they are.
+    """
+    return name if name.isprintable() else "".join(map(_printable, name))
+
+
+def _printable(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    broken = 0xD800 <= code <= 0xDFFF or character in "\u2028\u2029"
+    # Invisible joiners and wide spaces belong to names.
+    if (code >= 0xA0 and not broken) or character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()

@@ -1,14 +1,18 @@
 """Small image folders for the tests of data sets."""
 
+import os
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from PIL import Image
 
 
-def write_image(path: Path, size: tuple[int, int] = (12, 10), seed: int = 0) -> Path:
-    """A picture of noise, size being width and height."""
+def write_image(path: Path, size: tuple[int, int] = (12, 10), seed: int | None = None) -> Path:
+    """A picture of noise, size being width and height; each name has its own unless seeded."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if seed is None:
+        seed = crc32(os.fsencode(Path(*path.parts[-3:])))
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
     return path

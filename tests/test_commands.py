@@ -328,6 +328,7 @@ def test_images_of_several_sizes_and_no_bars(tmp_path: Path) -> None:
         tmp_path / "run",
         *("data=folder", f"data.root={tmp_path / 'data'}", "data.batch_size=1"),
         *("data.anomalous=broken", "data.masks=masks", "image.resize=null", "image.crop=null"),
+        "image.stretch=false",
         "trainer.enable_progress_bar=false",
     )
     assert done.code == 0, done.err

@@ -259,6 +259,9 @@ def test_visa_in_its_own_layout(tmp_path: Path) -> None:
     ]
     assert np.argwhere(read_truth(mask)).tolist() == [[2, 3], [4, 5]]
     assert np.array_equal(read_mask(mask.paths[0]), read_truth(mask))
+    more = write_image(images / "Anomaly/007.JPG")
+    with pytest.warns(UserWarning, match=rf"data: 1 not listed in .*1cls.csv \(such as {more}\)"):
+        assert VisAConfig(root=str(tmp_path), category="pcb1").read() == split
     with pytest.raises(InputError, match=r"^data\.category: .*'pcb'; it has candle, pcb1$"):
         VisAConfig(root=str(tmp_path), category="pcb").read()
 
@@ -315,7 +318,7 @@ def test_visa_bad_tables_and_files(tmp_path: Path) -> None:
 def write_ksdd2(root: Path) -> None:
     for side, marked in (("train", (False, True, False)), ("test", (True, False))):
         for number, mark in enumerate(marked, start=10000):
-            write_image(root / side / f"{number}.png", seed=number)
+            write_image(root / side / f"{number}.png")
             write_mask(root / side / f"{number}_GT.png", marked=mark)
     write_image(root / "train/10002 (copy).png")
     write_mask(root / "train/10002_GT (copy).png")
@@ -361,11 +364,11 @@ def write_mstc(root: Path) -> None:
     """Scene 01 with 7 and 3 training and 6 test frames, of which the last two are anomalous."""
     for video, frames in (("01_001", 7), ("01_002", 3), ("13_001", 1)):
         for i in range(frames):
-            write_image(root / f"training/frames/{video}/{998 + i}.jpg", seed=i)
+            write_image(root / f"training/frames/{video}/{998 + i}.jpg")
     for kind in ("test_frame_mask", "test_pixel_mask"):
         (root / "testing" / kind).mkdir(parents=True)
     for i in range(6):
-        write_image(root / f"testing/frames/01_0014/{i:03d}.jpg", seed=i)
+        write_image(root / f"testing/frames/01_0014/{i:03d}.jpg")
     pixels = np.zeros((6, 10, 12), dtype=np.uint8)
     pixels[4, 2, 3] = pixels[5, 6, 7] = 1
     np.save(root / "testing/test_pixel_mask/01_0014.npy", pixels)
@@ -495,7 +498,7 @@ def write_mtd(root: Path) -> None:
         for e in range(1, 7):
             kind = "MT_Crack" if t == 3 and e < 4 else "MT_Fray" if t == 7 else "MT_Free"
             stem = f"exp{e}_num_{1000 * t + 20 * e}"
-            write_image(root / kind / "Imgs" / f"{stem}.jpg", seed=t)
+            write_image(root / kind / "Imgs" / f"{stem}.jpg")
             write_mask(root / kind / "Imgs" / f"{stem}.png", marked=kind != "MT_Free")
 
 
@@ -608,7 +611,7 @@ def test_folders_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^data\.nominal: there is no folder .*nominal"):
         FolderConfig(root=root).read()
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match=r"^data\.anomalous: .*none holds no images \(\.bmp"):
+    with pytest.raises(InputError, match=r"^data\.anomalous: .*none holds no images \(\.avif"):
         FolderConfig(root=root, nominal="ok", anomalous="none").read()
     with pytest.raises(InputError, match=r"^data\.masks: there is no folder"):
         FolderConfig(root=root, nominal="ok", anomalous="bad", masks="truth").read()

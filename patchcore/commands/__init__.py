@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,7 @@ def main() -> None:
         sys.exit(f"error: no command {command!r}; there is {', '.join(COMMANDS)}")
     sys.argv = [f"patchcore {command}", *sys.argv[2:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, and they are told below
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     with plain_errors():
         importlib.import_module(f"patchcore.commands.{command}").main()
 

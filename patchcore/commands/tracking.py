@@ -74,7 +74,7 @@ def _track_wandb(logger: WandbLogger, run: Run, folder: Path) -> None:
     rows = [
         [
             i.group,
-            str(i.sample.path),
+            i.sample.name,
             i.sample.defect_type,
             i.score,
             i.verdict,

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from patchcore.commands import plain_errors
 from patchcore.commands.progress import ProgressBar
 from patchcore.commands.sweep import ERROR_FILE, conclude, record_failure
 from patchcore.commands.tracking import finish, start, track
+from patchcore.commands.typed import as_typed
 from patchcore.config import Config, Objective, register, to_config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset
@@ -46,6 +48,7 @@ register()
 
 def main() -> None:
     """Entry point: one run, or with --multirun one for every point of a sweep."""
+    sys.argv[1:] = as_typed(sys.argv[1:])
     hydra.main(version_base="1.3", config_path="pkg://patchcore.conf", config_name="config")(task)()
     conclude()
 

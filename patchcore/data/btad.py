@@ -12,6 +12,7 @@ the format of either.
 
 from dataclasses import dataclass
 
+from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, read_category
 from patchcore.data.sample import DataConfig, Split
 
@@ -26,7 +27,7 @@ class BTADConfig(DataConfig):
     root: str = "data/btad"  # folder that holds the categories
     category: str = "01"  # folder below root
 
-    def _read(self) -> Split:
+    def _read(self, files: Files) -> Split:
         """Nominal `train/ok` to train on, `test/ok` and `test/ko` to test on.
 
         Raises:
@@ -34,4 +35,5 @@ class BTADConfig(DataConfig):
                 image.
         """
         root = find_root(self.root, LAYOUT, SOURCE)
-        return read_category(find_category(root, self.category, LAYOUT), LAYOUT, nominal="ok")
+        folder = find_category(root, self.category, LAYOUT)
+        return read_category(files, folder, LAYOUT, nominal="ok")

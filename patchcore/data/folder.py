@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from patchcore.data.images import EXTENSIONS, list_images
+from patchcore.data.files import Files, Identity, expanded, find_folder, identity
+from patchcore.data.formats import FORMATS
+from patchcore.data.mask_files import NOMINAL, bare, marks, masks_beside, reject_masks
 from patchcore.data.sample import DataConfig, Sample, Split
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 
 
 @dataclass(kw_only=True)
@@ -16,7 +18,8 @@ class FolderConfig(DataConfig):
 
     Below `anomalous`, the first subfolder names the defect type; images beside it are "anomalous".
     Below `masks`, the mask of `scratch/7.jpg` is `scratch/7.png` or `scratch/7_mask.png`, or the
-    same at the top of `masks` if no other image is named 7.
+    same at the top of `masks` if no other image is named 7. `masks` may be `anomalous` itself, with
+    `7_mask.png` beside `7.jpg`, or lie in it. A mask of a nominal image may mark nothing.
     """
 
     root: str = "."  # folder to which the others are relative
@@ -36,47 +39,49 @@ class FolderConfig(DataConfig):
         if self.masks is not None and self.anomalous is None:
             raise InputError("data.masks needs data.anomalous, the folder of the masked images")
 
-    def _read(self) -> Split:
+    def _read(self, files: Files) -> Split:
         """Nominal images to train on; held-out or separate nominal and all anomalous ones to test.
 
         Raises:
             InputError: a folder is missing or holds no images, an image is nominal and anomalous
-                or in training and test at once, a mask has no image or more than one, or nothing
-                would be left to train or to test on.
+                or in training and test at once, by whatever path, a mask lies among images, has no
+                image or more than one, or nothing would be left to train or to test on.
         """
-        nominal = self._images("nominal")
+        root = find_folder(self.root, "data.root")
+        keys = ("nominal", "nominal_test", "anomalous", "masks")
+        folders = {
+            key: find_folder(root / expanded(value, f"data.{key}"), f"data.{key}")
+            for key in keys
+            if (value := getattr(self, key)) is not None
+        }
+        sets = {
+            key: _images(files, folder, key) for key, folder in folders.items() if key != "masks"
+        }
+        masks = _images(files, folders["masks"], "masks", once=False) if self.masks else []
+        _reject_shared({**sets, "masks": masks})
+        paired: dict[Path, Path] = {}
+        if masks:
+            sets["anomalous"], masks, paired = _sort_out(sets["anomalous"], masks, folders)
+        for key, images in sets.items():
+            advice = "move the masks to a folder of their own" + (
+                ", or name theirs as data.masks" if key == "anomalous" else ""
+            )
+            reject_masks(images, folders[key], advice)
+        nominal = sets["nominal"]
+        train, test = nominal, sets.get("nominal_test", [])
         if self.nominal_test is None:
             train, test = self._hold_out(nominal)
-        else:
-            train, test = nominal, self._images("nominal_test")
-        anomalous = [] if self.anomalous is None else self._images("anomalous")
-        for key, paths in (("nominal_test", test), ("anomalous", anomalous)):
-            if twice := set(train).intersection(paths):
-                raise InputError(
-                    f"data.{key}: {min(twice)} is in the folder data.nominal too; "
-                    "use folders that do not contain each other"
-                )
-        samples = [Sample(path, 0) for path in test] + self._anomalous_samples(anomalous)
+        samples = [Sample(path, 0) for path in test]
+        if self.anomalous is not None:
+            match = _Match(folders, sets)
+            match.add(masks, paired)
+            samples += _anomalous_samples(sets["anomalous"], folders["anomalous"], match.masks)
         if not samples:
             raise InputError(
                 "data.test_share: no image is left to test on; raise it, "
                 "or set data.nominal_test or data.anomalous"
             )
         return Split([Sample(path, 0) for path in train], samples)
-
-    def _folder(self, key: str) -> Path:
-        return Path(self.root).expanduser() / Path(getattr(self, key)).expanduser()
-
-    def _images(self, key: str) -> list[Path]:
-        folder = self._folder(key)
-        if not folder.is_dir():
-            raise InputError(f"data.{key}: there is no folder {folder}")
-        images = list_images(folder, recursive=True)
-        if not images:
-            raise InputError(
-                f"data.{key}: {folder} holds no images ({', '.join(sorted(EXTENSIONS))})"
-            )
-        return images
 
     def _hold_out(self, images: list[Path]) -> tuple[list[Path], list[Path]]:
         if not self.test_share:
@@ -91,53 +96,134 @@ class FolderConfig(DataConfig):
         held_out = {images[i] for i in order[:count]}
         return [path for path in images if path not in held_out], sorted(held_out)
 
-    def _anomalous_samples(self, images: list[Path]) -> list[Sample]:
-        if not images:
-            return []
-        folder = self._folder("anomalous")
-        masks = self._match_masks(images)
-        samples = []
-        for path in images:
-            parts = path.relative_to(folder).parts
-            kind = parts[0] if len(parts) > 1 else "anomalous"
-            if kind == "good":
-                raise InputError(
-                    f"data.anomalous: {folder / kind} is named like a folder of nominal images; "
-                    "give those as data.nominal_test, or rename it"
-                )
-            samples.append(Sample(path, 1, kind, masks.get(path)))
-        return samples
 
-    def _match_masks(self, images: list[Path]) -> dict[Path, Path]:
-        if self.masks is None:
-            return {}
-        folder = self._folder("anomalous")
-        by_place: dict[Path, list[Path]] = {}
-        by_name: dict[Path, list[Path]] = {}
-        for image in images:
-            by_place.setdefault(image.relative_to(folder).with_suffix(""), []).append(image)
-            by_name.setdefault(Path(image.stem), []).append(image)
-        matches: dict[Path, Path] = {}
-        for mask in self._images("masks"):
-            place = mask.relative_to(self._folder("masks")).with_suffix("")
-            bare = place.with_name(place.name.removesuffix("_mask"))
+def _images(files: Files, folder: Path, key: str, once: bool = True) -> list[Path]:
+    images = files.images(folder, recursive=True, once=once)
+    if not images:
+        others = f"; {passed}" if (passed := files.passed_over()) else ""
+        raise InputError(f"data.{key}: {folder} holds no images ({', '.join(FORMATS)}){others}")
+    return images
+
+
+def _reject_shared(sets: dict[str, list[Path]]) -> None:
+    """Refuse a file that is in two folders, by whatever path; masks may lie beside their images."""
+    owners: dict[Identity, tuple[str, Path]] = {}
+    for key in ("nominal", "nominal_test", "anomalous", "masks"):
+        for path in sets.get(key, []):
+            me = identity(path)
+            other, there = owners.get(me, (key, path))
+            if other != key and (key, other) != ("masks", "anomalous"):
+                same = "" if there == path else f", as {there}"
+                raise InputError(
+                    f"data.{key}: {path} is in the folder data.{other} too{same}; "
+                    "use folders that do not contain each other"
+                )
+            owners.setdefault(me, (key, path))
+
+
+def _sort_out(
+    images: list[Path], masks: list[Path], folders: dict[str, Path]
+) -> tuple[list[Path], list[Path], dict[Path, Path]]:
+    """Masks that lie beside or below the anomalous images.
+
+    Returns:
+        Images that are no masks; masks that remain to be matched by name; masks beside their image,
+        {image: mask}.
+    """
+    masked = {identity(path) for path in masks}
+    shared = [path for path in images if identity(path) in masked]
+    if not shared:
+        return images, masks, {}
+    paired: dict[Path, Path] = {}
+    beside = {mask: owners for mask, owners in masks_beside(images).items() if mask in set(shared)}
+    for mask, owners in beside.items():
+        if len(owners) > 1:
+            raise InputError(
+                f"{mask}: this mask has {len(owners)} images of its name beside it; rename one"
+            )
+        _pair(paired, owners[0], mask)
+    gone = set(beside) or set(shared)
+    kept = [path for path in images if path not in gone]
+    if not kept:
+        raise InputError(
+            f"data.masks: {folders['masks']} holds the images of data.anomalous and nothing that "
+            "is named like their masks (7_mask.png beside 7.png); give masks a folder of their own"
+        )
+    done = {identity(path) for path in (images if beside else ())}
+    return kept, [path for path in masks if identity(path) not in done], paired
+
+
+def _pair(masks: dict[Path, Path], image: Path, mask: Path) -> None:
+    if image in masks:
+        raise InputError(f"{mask}: {image} has the mask {masks[image]} already; remove one")
+    masks[image] = mask
+
+
+class _Match:
+    """Masks by image, found by name and place."""
+
+    def __init__(self, folders: dict[str, Path], sets: dict[str, list[Path]]) -> None:
+        self.masks: dict[Path, Path] = {}
+        self._folders = folders
+        self._by_place: dict[Path, list[Path]] = {}
+        self._by_name: dict[Path, list[Path]] = {}
+        for image in sets["anomalous"]:
+            place = image.relative_to(folders["anomalous"]).with_suffix("")
+            self._by_place.setdefault(place, []).append(image)
+            self._by_name.setdefault(Path(image.stem), []).append(image)
+        self._nominal = {
+            place
+            for key in ("nominal", "nominal_test")
+            for image in sets.get(key, [])
+            for name in [image.relative_to(folders[key]).with_suffix("")]
+            for place in (name, *(folder / name for folder in _names(folders[key])))
+        }
+
+    def add(self, masks: list[Path], paired: dict[Path, Path]) -> None:
+        """Raises InputError if a mask has no image or several, or an image several masks."""
+        self.masks.update(paired)
+        for mask in masks:
+            place = mask.relative_to(self._folders["masks"]).with_suffix("")
+            places = (place, place.with_name(bare(place.name)))
             found = next(
                 (
                     images_of[name]
-                    for images_of in (by_place, by_name)
-                    for name in (place, bare)
+                    for images_of in (self._by_place, self._by_name)
+                    for name in places
                     if name in images_of
                 ),
                 [],
             )
-            if len(found) != 1:
+            if len(found) == 1:
+                _pair(self.masks, found[0], mask)
+            elif not found and self._nominal.intersection(places):
+                if marks(mask):
+                    raise InputError(
+                        f"{mask}: this mask marks part of an image that is nominal; remove the "
+                        "mask, or give the image as one of data.anomalous"
+                    )
+            else:
                 raise InputError(
-                    f"{mask}: this mask has {len(found) or 'no'} images of its name in {folder}; "
+                    f"{mask}: this mask has {len(found) or 'no'} images of its name in "
+                    f"{self._folders['anomalous']}; "
                     + ("name their subfolder too" if found else "restore its image or remove it")
                 )
-            if found[0] in matches:
-                raise InputError(
-                    f"{mask}: {found[0]} has the mask {matches[found[0]]} already; remove one"
-                )
-            matches[found[0]] = mask
-        return matches
+
+
+def _names(folder: Path) -> list[Path]:
+    """What masks of the nominal images in a folder may lie in: a folder named like it."""
+    return [Path(name) for name in sorted({folder.name, *NOMINAL})]
+
+
+def _anomalous_samples(images: list[Path], folder: Path, masks: dict[Path, Path]) -> list[Sample]:
+    samples = []
+    for path in images:
+        parts = path.relative_to(folder).parts
+        kind = parts[0] if len(parts) > 1 else "anomalous"
+        if kind.casefold() in NOMINAL:
+            raise InputError(
+                f"data.anomalous: {folder / kind} is named like a folder of nominal images; "
+                "give those as data.nominal_test, or rename it"
+            )
+        samples.append(Sample(path, 1, printable(kind), masks.get(path)))
+    return samples

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from patchcore.data.files import Files, expanded
 from patchcore.data.layout import read_category
 from patchcore.data.mvtec import LAYOUT
 from patchcore.data.sample import DataConfig, Split
@@ -74,26 +75,29 @@ class GeneratedConfig(DataConfig):
             "strength": float(self.strength),
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        if self.root is None:
+        if self.root is not None:
+            return expanded(self.root, "data.root") / digest
+        try:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-            return cache / "patchcore" / "generated" / digest
-        return Path(self.root).expanduser() / digest
+        except RuntimeError:  # nobody's home: a user of a container, say
+            cache = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+        return cache / "patchcore" / "generated" / digest
 
-    def _read(self) -> Split:
+    def _read(self, files: Files) -> Split:
         """Draw and write the images unless they are there, and list them.
 
         Raises:
             InputError: the folder cannot be written, or images in it have been removed.
         """
         folder = self.folder()
-        if not folder.is_dir():
-            try:
+        try:
+            if not folder.is_dir():
                 self._write(folder)
-            except OSError as error:
-                raise InputError(
-                    f"data.root: cannot write to {folder} ({error.strerror}); set another folder"
-                ) from error
-        return read_category(folder / self.category.name, LAYOUT)
+        except OSError as error:
+            raise InputError(
+                f"data.root: cannot write to {folder} ({error.strerror}); set another folder"
+            ) from error
+        return read_category(files, folder / self.category.name, LAYOUT)
 
     def _write(self, folder: Path) -> None:
         """All or nothing, so that a process that starts meanwhile never sees a part."""

@@ -11,38 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from patchcore.data.formats import FORMATS
 from patchcore.data.masks import marked_pixels
 from patchcore.data.sample import Masks
 from patchcore.errors import InputError
 
-FORMATS = {
-    ".avif": "AVIF",
-    ".bmp": "BMP",
-    ".dib": "DIB",
-    ".gif": "GIF",
-    ".j2c": "JPEG2000",
-    ".j2k": "JPEG2000",
-    ".jfif": "JPEG",
-    ".jp2": "JPEG2000",
-    ".jpe": "JPEG",
-    ".jpeg": "JPEG",
-    ".jpg": "JPEG",
-    ".jpx": "JPEG2000",
-    ".mpo": "MPO",
-    ".pbm": "PPM",
-    ".pfm": "PPM",
-    ".pgm": "PPM",
-    ".png": "PNG",
-    ".pnm": "PPM",
-    ".ppm": "PPM",
-    ".tga": "TGA",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".webp": "WEBP",
-}
-"""Extensions of image files, each with Pillow's name of the decoder; no other decoder ever runs."""
-
-EXTENSIONS = frozenset(FORMATS)
 LIMIT = 500.0  # most megapixels (10^6) of an image file, unless told otherwise
 ORIENTATION = 0x0112  # Exif tag
 TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
@@ -61,17 +34,6 @@ DARK = (
     "depth of their camera, 10 or 12"
 )
 _OPENING = threading.Lock()
-
-
-def list_images(folder: Path, recursive: bool = False) -> list[Path]:
-    """Image files in a folder, sorted by path; hidden files and other extensions are left out."""
-    paths = folder.rglob("*") if recursive else folder.glob("*")
-    images = [
-        path
-        for path in paths
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    ]
-    return sorted(images, key=Path.as_posix)
 
 
 def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDArray[np.uint8]:

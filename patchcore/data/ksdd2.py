@@ -13,11 +13,11 @@ and "10301_GT (copy).png"; such files are passed over.
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-from patchcore.data.images import read_mask
+from patchcore.data.files import Files
 from patchcore.data.layout import find_root, images_in
+from patchcore.data.mask_files import marks
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError
 
@@ -31,7 +31,7 @@ class KSDD2Config(DataConfig):
 
     root: str = "data/ksdd2"  # folder that holds train and test
 
-    def _read(self) -> Split:
+    def _read(self, files: Files) -> Split:
         """Nominal images of `train` to train on, all of `test` to test on.
 
         Every mask is decoded, once a process.
@@ -41,37 +41,30 @@ class KSDD2Config(DataConfig):
                 image lacks its mask or a mask its image, or no training image is nominal.
         """
         root = find_root(self.root, LAYOUT, SOURCE)
-        train, test = (_samples(root / side) for side in ("train", "test"))
+        train, test = (_samples(files, root / side) for side in ("train", "test"))
         nominal = [sample for sample in train if not sample.label]
         if not nominal:
             raise InputError(f"{root / 'train'}: every image is defective; expected {LAYOUT}")
         return Split(nominal, test)
 
 
-def _samples(folder: Path) -> list[Sample]:
+def _samples(files: Files, folder: Path) -> list[Sample]:
     images: dict[str, Path] = {}
     masks: dict[str, Path] = {}
-    for path in images_in(folder, LAYOUT):
+    for path in images_in(files, folder, LAYOUT):
         match = re.fullmatch(r"(\d+)(_GT)?( \(copy\))?", path.stem)
         if match is None:
             raise InputError(f"{path}: unlike the other names; remove it, or expected {LAYOUT}")
         if not match[3]:
-            (masks if match[2] else images)[match[1]] = path
+            known = masks if match[2] else images
+            if other := known.get(match[1]):
+                raise InputError(f"{path}: has the name of {other}; remove one of the two")
+            known[match[1]] = path
     if odd := images.keys() ^ masks.keys():
         path = (images | masks)[min(odd)]
         lacks = f"image {min(odd)}" if path in masks.values() else f"mask {min(odd)}_GT"
         raise InputError(f"{path}: has no {lacks}.png beside it; restore that or remove this")
     return [
-        Sample(path, 1, "defect", masks[name]) if _marks(masks[name]) else Sample(path, 0)
+        Sample(path, 1, "defect", masks[name]) if marks(masks[name]) else Sample(path, 0)
         for name, path in sorted(images.items())
     ]
-
-
-def _marks(mask: Path) -> bool:
-    status = mask.stat()
-    return _marks_unchanged(mask, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=2**13)
-def _marks_unchanged(mask: Path, *signature: int) -> bool:
-    return bool(read_mask(mask).any())

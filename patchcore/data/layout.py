@@ -3,54 +3,75 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from patchcore.data.images import list_images
+from patchcore.data.files import Files, find_folder
+from patchcore.data.mask_files import NOMINAL, bare, marks, reject_masks
 from patchcore.data.sample import Masks, Sample, Split
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
+
+PARTS = ("train", "test", "ground_truth", "validation")
 
 
 def find_root(root: str, layout: str, source: str) -> Path:
     """The folder `data.root`; InputError if there is none, with what it should hold and whence."""
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise InputError(
-            f"data.root: there is no folder {folder}; it should hold {layout}. {source}"
-        )
-    return folder
+    return find_folder(root, "data.root", f"; it should hold {layout}. {source}")
 
 
 def find_category(root: Path, category: str, layout: str) -> Path:
     """The folder of a category, which has a folder `train`; InputError lists those there are."""
-    there = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
-    if not category or not (root / category).is_dir():
+    try:
+        there = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
+        found = bool(category) and (root / category).is_dir()
+    except OSError as error:
+        raise InputError(f"data.root: {root} cannot be read ({error.strerror})") from None
+    if not found:
         raise no_category(root, category, there, layout)
     return root / category
 
 
 def no_category(root: Path, category: str, there: Iterable[str], layout: str) -> InputError:
     """What to tell about a category that is not among those that are there."""
+    there = list(there)
     names = ", ".join(there)
-    return InputError(
-        f"data.category: {root} has no category {category!r}; "
-        + (f"it has {names}" if names else f"it has none, expected {layout}")
+    message = f"data.category: {root} has no category {category!r}; " + (
+        f"it has {names}" if names else f"it has none, expected {layout}"
     )
+    # What a file says without quotes has become a number by now, or a truth value: 01 is 1.
+    if category in ("True", "False") or any(_same_number(name, category) for name in there):
+        message += "; in a file, names that look like a number or a truth value need quotes"
+    return InputError(message)
 
 
-def images_in(folder: Path, layout: str) -> list[Path]:
-    """The images of a folder, sorted; InputError if it is missing or holds none."""
+def _same_number(one: str, other: str) -> bool:
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
+
+
+def images_in(files: Files, folder: Path, layout: str, once: bool = False) -> list[Path]:
+    """The images of a folder, sorted; InputError if it is missing or holds none.
+
+    Args:
+        once: Whether a file that several links lead to is listed once.
+    """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected {layout}")
-    images = list_images(folder)
+    images = files.images(folder, once=once)
     if not images:
-        raise InputError(f"{folder}: holds no images; expected {layout}")
+        passed = files.passed_over()
+        raise InputError(
+            f"{folder}: holds no images; expected {layout}" + (f"; {passed}" if passed else "")
+        )
     return images
 
 
 def read_category(
-    folder: Path, layout: str, nominal: str = "good", mask_folders: bool = False
+    files: Files, folder: Path, layout: str, nominal: str = "good", mask_folders: bool = False
 ) -> Split:
     """`train/NOMINAL` to train on, everything below `test` to test on, masks in `ground_truth`.
 
-    An anomalous image may lack its mask; a mask may not lack its image.
+    An anomalous image may lack its mask; a mask may not lack its image, and a mask of a nominal
+    image may mark nothing.
 
     Args:
         layout: What is expected, for messages.
@@ -59,37 +80,101 @@ def read_category(
             than the one image `ground_truth/KIND/7.png` or `7_mask.png`.
 
     Raises:
-        InputError: a folder holds no images, or a mask has no image, or an image has two masks.
+        InputError: a folder holds no images or is named almost like another, images lie where
+            nobody looks for them, a mask lies among images, has no image, several, or marks part of
+            a nominal one, or an image has two masks.
     """
-    train = [Sample(path, 0) for path in images_in(folder / "train" / nominal, layout)]
+    _note_others(files, folder, nominal)
+    _check_names(folder / "train", nominal)
+    train = _images(files, folder / "train" / nominal, layout, folder, once=True)
     test_folder = folder / "test"
     if not test_folder.is_dir():
         raise InputError(f"{test_folder}: no such folder; expected {layout}")
-    masks = _masks(folder / "ground_truth", mask_folders)
-    test: list[Sample] = []
-    for kind in sorted(child.name for child in test_folder.iterdir() if child.is_dir()):
-        images = images_in(test_folder / kind, layout)
-        if kind == nominal:
-            test += [Sample(path, 0) for path in images]
-        else:
-            test += [Sample(path, 1, kind, masks.pop((kind, path.stem), None)) for path in images]
-    if not test:
+    _check_names(test_folder, nominal, also=NOMINAL)
+    images = {
+        kind.name: _images(files, kind, layout, folder) for kind in files.folders(test_folder)
+    }
+    if not images:
         raise InputError(f"{test_folder}: holds no folder of images; expected {layout}")
+    masks = _masks(files, folder / "ground_truth", images, mask_folders)
+    test: list[Sample] = []
+    for kind, paths in images.items():
+        for path in paths:
+            mask = masks.pop((kind, path.stem), None)
+            if kind != nominal:
+                test.append(Sample(path, 1, printable(kind), mask))
+                continue
+            test.append(Sample(path, 0))
+            if mask is not None and marks(mask):
+                raise InputError(
+                    f"{mask}: this mask marks part of a nominal image, {path}; remove the mask or "
+                    "move the image to a folder of anomalous ones"
+                )
     if masks:
-        (kind, name), mask = min(masks.items())
+        (kind, name), mask = min(masks.items(), key=lambda item: item[0])
         raise InputError(
             f"{mask}: this mask has no image named {name} in {test_folder / kind}; "
             "restore the image or remove the mask"
         )
-    return Split(train, test)
+    return Split([Sample(path, 0) for path in train], test)
 
 
-def _masks(folder: Path, mask_folders: bool) -> dict[tuple[str, str], Path | Masks]:
-    """Masks by kind of defect and name of image."""
+def _images(
+    files: Files, folder: Path, layout: str, category: Path, once: bool = False
+) -> list[Path]:
+    images = images_in(files, folder, layout, once)
+    reject_masks(images, folder, f"masks belong in {category / 'ground_truth'}")
+    return images
+
+
+def _check_names(folder: Path, nominal: str, also: Iterable[str] = ()) -> None:
+    """Refuse `Good` and `ok` for `good`: their images would count as anomalous, or not at all."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        name = path.name.casefold()
+        if path.name != nominal and (name == nominal or name in also) and path.is_dir():
+            raise InputError(
+                f"{path}: nominal images are expected in a folder named {nominal}; rename it, or "
+                "give it the name of a defect"
+            )
+
+
+def _note_others(files: Files, folder: Path, nominal: str) -> None:
+    """Tell of folders that are not read."""
+    unread = []
+    for place, known in ((folder, PARTS), (folder / "train", (nominal,))):
+        if place.is_dir():
+            folders = files.folders(place, images=place == folder)
+            unread += [path for path in folders if path.name not in known]
+    if unread:
+        files.note(f"not read: {', '.join(map(str, unread))}")
+
+
+def _masks(
+    files: Files, folder: Path, images: dict[str, list[Path]], mask_folders: bool
+) -> dict[tuple[str, str], Path | Masks]:
+    """Masks by kind of defect and name of image; InputError if one has several images."""
+    if not folder.is_dir():
+        return {}
+    stems = {kind: [path.stem for path in paths] for kind, paths in images.items()}
     found: dict[tuple[str, str], list[Path]] = {}
-    for path in list_images(folder, recursive=True):
-        kind = path.relative_to(folder).parts[0]
-        name = path.parent.name if mask_folders else path.stem.removesuffix("_mask")
+    for path in files.images(folder, recursive=True):
+        parts = path.relative_to(folder).parts
+        if len(parts) == 1:
+            raise InputError(
+                f"{path}: masks are expected in a folder of {folder} named like the kind of "
+                "defect; move it into one or remove it"
+            )
+        kind = parts[0]
+        name = path.parent.name if mask_folders else path.stem
+        if name not in stems.get(kind, ()) and not mask_folders:
+            name = bare(name)
+        if stems.get(kind, []).count(name) > 1:
+            raise InputError(
+                f"{path}: this mask has several images named {name} in "
+                f"{images[kind][0].parent}; rename all but one"
+            )
         found.setdefault((kind, name), []).append(path)
     if mask_folders:
         return {key: Masks(tuple(paths)) for key, paths in found.items()}

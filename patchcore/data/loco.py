@@ -13,6 +13,7 @@ several regions would do, is not computed.
 
 from dataclasses import dataclass
 
+from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, images_in, read_category
 from patchcore.data.sample import DataConfig, Sample, Split
 
@@ -32,7 +33,7 @@ class LOCOConfig(DataConfig):
     category: str = "breakfast_box"  # folder below root
     validation: bool = False  # train on the nominal validation images too
 
-    def _read(self) -> Split:
+    def _read(self, files: Files) -> Split:
         """Nominal `train/good` (and `validation/good`) to train on, all below `test` to test on.
 
         Raises:
@@ -41,8 +42,8 @@ class LOCOConfig(DataConfig):
         """
         root = find_root(self.root, LAYOUT, SOURCE)
         folder = find_category(root, self.category, LAYOUT)
-        split = read_category(folder, LAYOUT, mask_folders=True)
+        split = read_category(files, folder, LAYOUT, mask_folders=True)
         if not self.validation:
             return split
-        more = images_in(folder / "validation" / "good", LAYOUT)
+        more = images_in(files, folder / "validation" / "good", LAYOUT)
         return Split(split.train + [Sample(path, 0) for path in more], split.test)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from patchcore.data.files import Files
 from patchcore.data.images import open_array
 from patchcore.data.layout import find_root, images_in, no_category
 from patchcore.data.sample import DataConfig, Masks, Sample, Split
@@ -50,7 +51,7 @@ class MSTCConfig(DataConfig):
         if self.every < 1:
             raise InputError(f"data.every must be at least 1, got {self.every}")
 
-    def _read(self) -> Split:
+    def _read(self, files: Files) -> Split:
         """Frames of the scene's training videos to train on, of its test videos to test on.
 
         A frame is anomalous if its entry in `test_frame_mask` says so. Training frames may lack in
@@ -61,7 +62,7 @@ class MSTCConfig(DataConfig):
                 numbered, masks are of another length than their video, or have none.
         """
         root = find_root(self.root, LAYOUT, SOURCE)
-        sides = [_videos(root / side / "frames") for side in ("training", "testing")]
+        sides = [_videos(files, root / side / "frames") for side in ("training", "testing")]
         train_videos, test_videos = (
             [v for v in side if _scene(v) == self.category] for side in sides
         )
@@ -73,21 +74,23 @@ class MSTCConfig(DataConfig):
         train = [
             Sample(path, 0)
             for video in train_videos
-            for offset, path in _numbered(video)
+            for offset, path in _numbered(files, video)
             if offset % self.every == 0
         ]
-        test = [sample for video in test_videos for sample in _test_samples(video)[:: self.every]]
+        test = [
+            sample for video in test_videos for sample in _test_samples(files, video)[:: self.every]
+        ]
         return Split(train, test)
 
 
-def _videos(folder: Path) -> list[Path]:
+def _videos(files: Files, folder: Path) -> list[Path]:
     """Folders of frames, one a video."""
     if not folder.is_dir():
         hint = ""
         if (folder.parent / "videos").is_dir():
             hint = f"; extract {folder.parent / 'videos'} to it, a folder of frames for each video"
         raise InputError(f"{folder}: no such folder; expected {LAYOUT}{hint}")
-    videos = sorted(path for path in folder.iterdir() if path.is_dir())
+    videos = files.folders(folder)
     for video in videos:
         if not re.fullmatch(r"\d\d_\d+", video.name):
             raise InputError(f"{video}: not named like a video, such as 01_001; expected {LAYOUT}")
@@ -98,10 +101,10 @@ def _scene(video: Path) -> str:
     return video.name.partition("_")[0]
 
 
-def _numbered(video: Path) -> list[tuple[int, Path]]:
+def _numbered(files: Files, video: Path) -> list[tuple[int, Path]]:
     """Frames with their numbers, counted from the first; 1000.jpg comes after 999.jpg."""
     frames: dict[int, Path] = {}
-    for path in images_in(video, LAYOUT):
+    for path in images_in(files, video, LAYOUT):
         match = re.search(r"\d+$", path.stem)
         if match is None or int(match[0]) in frames:
             raise InputError(
@@ -112,9 +115,9 @@ def _numbered(video: Path) -> list[tuple[int, Path]]:
     return [(number - min(frames), frames[number]) for number in sorted(frames)]
 
 
-def _test_samples(video: Path) -> list[Sample]:
+def _test_samples(files: Files, video: Path) -> list[Sample]:
     """Every frame of a test video."""
-    frames = _numbered(video)
+    frames = _numbered(files, video)
     labels, pixels = (
         open_array(video.parents[1] / kind / f"{video.name}.npy", dimensions)
         for kind, dimensions in (("test_frame_mask", 1), ("test_pixel_mask", 3))

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from patchcore.data.images import list_images
+from patchcore.data.files import Files
 from patchcore.data.layout import find_root
+from patchcore.data.mask_files import marks
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError
 
@@ -72,14 +73,14 @@ class MTDConfig(DataConfig):
         if not 0 < self.test_share < 1:
             raise InputError(f"data.test_share must be in (0, 1), got {self.test_share}")
 
-    def _read(self) -> Split:
+    def _read(self, files: Files) -> Split:
         """Divide the defect-free images; every defective image is a test image.
 
         Raises:
             InputError: root or a class is missing or empty, a mask has no image, a file name does
                 not tell exposure and number (`grouped`), or no training image would be left.
         """
-        nominal, anomalous = self._samples()
+        nominal, anomalous = self._samples(files)
         count = round(self.test_share * len(nominal))
         generator = np.random.default_rng(self.seed)
         if self.split is MTDSplit.random:
@@ -94,30 +95,45 @@ class MTDConfig(DataConfig):
             )
         return Split(train, [sample for sample in nominal if sample in held_out] + anomalous)
 
-    def _samples(self) -> tuple[list[Sample], list[Sample]]:
+    def _samples(self, files: Files) -> tuple[list[Sample], list[Sample]]:
         root = find_root(self.root, LAYOUT, SOURCE)
         if not (root / "MT_Free").is_dir():
             raise InputError(f"data.root: {root} has no folder MT_Free; expected {LAYOUT}")
         nominal: list[Sample] = []
         anomalous: list[Sample] = []
-        for folder in sorted(root.glob("MT_*/Imgs")):
-            files = list_images(folder)
-            images = [path for path in files if path.suffix.lower() != ".png"]
-            masks = {path.stem: path for path in files if path.suffix.lower() == ".png"}
+        for parent in files.folders(root, images=True):
+            if not parent.name.startswith("MT_"):
+                continue
+            folder = parent / "Imgs"
+            if not folder.is_dir():
+                raise InputError(f"{folder}: no such folder; expected {LAYOUT}")
+            paths = files.images(folder)
+            images = [path for path in paths if path.suffix.lower() != ".png"]
+            masks = {path.stem: path for path in paths if path.suffix.lower() == ".png"}
             if lost := masks.keys() - {path.stem for path in images}:
                 raise InputError(
                     f"{masks[min(lost)]}: this mask has no image {min(lost)}.jpg beside it; "
                     "restore the image or remove the mask"
                 )
+            stems = [path.stem for path in images]
+            for path in images:
+                if path.stem in masks and stems.count(path.stem) > 1:
+                    raise InputError(
+                        f"{masks[path.stem]}: this mask has several images named {path.stem} "
+                        "beside it; remove all but one"
+                    )
             if not images:
                 raise InputError(f"{folder}: holds no images; expected {LAYOUT}")
-            kind = folder.parent.name.removeprefix("MT_").lower()
+            kind = parent.name.removeprefix("MT_").lower()
             if kind == "free":
                 nominal += [Sample(path, 0) for path in images]
+                if marked := [mask for mask in masks.values() if marks(mask)]:
+                    raise InputError(
+                        f"{marked[0]}: this mask marks part of a defect-free image; remove it or "
+                        "move both to the class of the defect"
+                    )
             else:
                 anomalous += [Sample(path, 1, kind, masks.get(path.stem)) for path in images]
-        if not nominal:
-            raise InputError(f"{root / 'MT_Free' / 'Imgs'}: no such folder; expected {LAYOUT}")
         return nominal, anomalous
 
 

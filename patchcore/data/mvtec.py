@@ -11,6 +11,7 @@ Layout: `LAYOUT`; the mask of `test/scratch/7.png` is `ground_truth/scratch/7_ma
 
 from dataclasses import dataclass
 
+from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, read_category
 from patchcore.data.sample import DataConfig, Split
 
@@ -25,7 +26,7 @@ class MVTecConfig(DataConfig):
     root: str = "data/mvtec"  # folder that holds the categories
     category: str = "bottle"  # folder below root
 
-    def _read(self) -> Split:
+    def _read(self, files: Files) -> Split:
         """Nominal `train/good` to train on, everything below `test` to test on.
 
         An anomalous image may lack its mask; a mask may not lack its image.
@@ -35,4 +36,4 @@ class MVTecConfig(DataConfig):
                 image.
         """
         root = find_root(self.root, LAYOUT, SOURCE)
-        return read_category(find_category(root, self.category, LAYOUT), LAYOUT)
+        return read_category(files, find_category(root, self.category, LAYOUT), LAYOUT)

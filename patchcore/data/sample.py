@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from patchcore.cache import digest, file_digest
-from patchcore.errors import InputError
+from patchcore.data.files import Files
+from patchcore.data.overlaps import check_overlaps
+from patchcore.errors import InputError, printable
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Sample:
     defect_type: str = "good"  # "good" for nominal images
     mask: Path | Masks | None = None  # None for nominal images, and where there is no mask
 
+    @property
+    def name(self) -> str:
+        """The image's path as tables, figures and trackers show it: see `printable`."""
+        return printable(str(self.path))
+
     def contents(self) -> tuple[str, str | None]:
         """Digests of the image's file and of its ground truth. Raises InputError if unreadable."""
         match self.mask:
@@ -48,6 +55,17 @@ class Split:
 
     train: list[Sample]
     test: list[Sample]
+
+    def __str__(self) -> str:
+        """How many images there are of each kind."""
+        anomalous = [sample for sample in self.test if sample.label]
+        kinds = ", ".join(sorted({sample.defect_type for sample in anomalous}))
+        masks = sum(sample.mask is not None for sample in anomalous)
+        return (
+            f"{len(self.train)} training, {len(self.test) - len(anomalous)} nominal test and "
+            f"{len(anomalous)} anomalous images"
+            + (f" ({kinds}), {masks} of them with masks" if anomalous else "")
+        )
 
 
 @dataclass(kw_only=True)
@@ -76,13 +94,17 @@ class DataConfig:
             InputError: a folder, an image or a mask is missing or superfluous; it is named. Or
                 there are fewer training images than shots.
         """
-        split = self._read()
-        if self.shots is None:
-            return split
-        return replace(split, train=draw_shots(split.train, self.shots, self.shots_seed))
+        files = Files()
+        split = self._read(files)
+        if self.shots is not None:
+            train = draw_shots(split.train, self.shots, self.shots_seed)
+            split = replace(split, train=train)
+        check_overlaps(split.train, split.test)
+        files.tell(str(split))
+        return split
 
-    def _read(self) -> Split:
-        """All images of the data set; its own errors are InputErrors."""
+    def _read(self, files: Files) -> Split:
+        """All images of the data set, found with `files`; its own errors are InputErrors."""
         raise NotImplementedError
 
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patchcore.data import mvtec
-from patchcore.data.images import list_images
+from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, no_category, read_category
+from patchcore.data.mask_files import marks
 from patchcore.data.sample import DataConfig, Masks, Sample, Split
 from patchcore.errors import InputError
 
@@ -35,30 +36,36 @@ class VisAConfig(DataConfig):
     root: str = "data/visa"  # folder that holds the categories and split_csv
     category: str = "candle"  # folder below root
 
-    def _read(self) -> Split:
+    def _read(self, files: Files) -> Split:
         """Training and test images as the table lists them, sorted by path.
 
         Raises:
             InputError: root, category, or an image or mask that the table lists is missing, the
-                table is no such table, or a mask is not in it.
+                table is no such table, or a mask is not in it or marks part of a nominal image.
         """
         root = find_root(self.root, LAYOUT, SOURCE)
         table = root / TABLE
         if not table.is_file():
             layout = f"{LAYOUT}; or {mvtec.LAYOUT}"
-            return read_category(find_category(root, self.category, layout), layout)
+            return read_category(files, find_category(root, self.category, layout), layout)
         rows = _rows(table)
         if all(row["object"] != self.category for row in rows):
             raise no_category(root, self.category, sorted({row["object"] for row in rows}), LAYOUT)
         sides: dict[str, list[Sample]] = {"train": [], "test": []}
+        listed: set[Path] = set()
         for row in rows:
             if row["object"] == self.category:
                 sides[row["split"]].append(_sample(root, row))
+                listed |= {root / row["image"], root / row["mask"]}
         if any(sample.label for sample in sides["train"]):
             raise InputError(f"{table}: lists anomalous images to train on; restore the file")
-        masks = root / self.category / "Data" / "Masks"
-        used = {path for side in sides["test"] for path in _paths(side)}
-        if lost := set(list_images(masks, recursive=True)) - used:
+        images, masks = (
+            set(files.images(place, recursive=True)) if place.is_dir() else set()
+            for place in (root / self.category / "Data" / kind for kind in ("Images", "Masks"))
+        )
+        if more := images - listed:
+            files.note(f"{len(more)} not listed in {table} (such as {min(more)})")
+        if lost := masks - listed:
             raise InputError(
                 f"{min(lost)}: this mask is of no image that {table} lists; remove the mask or "
                 "restore the table"
@@ -68,16 +75,20 @@ class VisAConfig(DataConfig):
 
 
 def _rows(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, restval="")
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table}: cannot be read ({error}); restore the file") from None
     if reader.fieldnames != COLUMNS:
         raise InputError(f"{table}: the columns should be {', '.join(COLUMNS)}; restore the file")
     for line, row in enumerate(rows, start=2):
-        if row["split"] not in ("train", "test") or row["label"] not in ("normal", "anomaly"):
+        sides, labels = ("train", "test"), ("normal", "anomaly")
+        if row["split"] not in sides or row["label"] not in labels or not row["image"]:
             raise InputError(
-                f"{table}: line {line} should say train or test, and normal or anomaly; "
-                "restore the file"
+                f"{table}: line {line} should say train or test, and normal or anomaly, and name "
+                "an image; restore the file"
             )
     return rows
 
@@ -87,11 +98,9 @@ def _sample(root: Path, row: dict[str, str]) -> Sample:
     for path in files:
         if not path.is_file():
             raise InputError(f"{path}: no such file, though {root / TABLE} lists it; restore it")
-    if row["label"] == "normal":
-        return Sample(files[0], 0)
     mask = Masks((files[1],), labels=True) if row["mask"] else None
-    return Sample(files[0], 1, "anomaly", mask)
-
-
-def _paths(sample: Sample) -> tuple[Path, ...]:
-    return sample.mask.paths if isinstance(sample.mask, Masks) else ()
+    if row["label"] == "anomaly":
+        return Sample(files[0], 1, "anomaly", mask)
+    if mask is not None and marks(mask):
+        raise InputError(f"{mask}: marks part of {files[0]}, which {root / TABLE} calls normal")
+    return Sample(files[0], 0)

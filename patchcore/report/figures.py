@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from patchcore.errors import printable
 
 if TYPE_CHECKING:
     from patchcore.report.run import GalleryItem, Run
@@ -142,16 +145,25 @@ def _draw_items(items: list[GalleryItem], path: Path) -> None:
     scale = figure.add_axes((0.2 / across, 0.5 / total, 1 - 0.4 / across, 0.18 / total))
     colours = ScalarMappable(Normalize(*items[0].limits), COLOURS)
     figure.colorbar(colours, cax=scale, orientation="horizontal", label="anomaly score of a pixel")
-    figure.savefig(path, dpi=100)
+    with warnings.catch_warnings():  # a name may need a font that is not there: boxes will do
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        figure.savefig(path, dpi=100)
 
 
 def _draw_item(item: GalleryItem, axes: Axes, centre: float, top: float, height: float) -> None:
     """Both pictures, of at most `height`, below `top` and around `centre`; the words above."""
-    name = f"{item.sample.defect_type}/{item.sample.path.stem}"
+    name = f"{item.sample.defect_type}/{printable(item.sample.path.stem)}"
     name = name if len(name) <= 20 else f"…{name[-19:]}"
     colour = ANOMALOUS if item.verdict in ("missed", "false alarm") else "black"
     words = f"{name}\n{item.score:.3g} {item.verdict}"
-    axes.text(centre, top - 0.13, words, fontsize=8, color=colour, ha="center", va="bottom")
+    axes.text(
+        *(centre, top - 0.13, words),
+        fontsize=8,
+        color=colour,
+        ha="center",
+        va="bottom",
+        parse_math=False,  # dollars are part of a name
+    )
     rows, columns = item.image.shape[:2]
     high, wide = TILE * rows / max(rows, columns), TILE * columns / max(rows, columns)
     left = centre - wide / 2

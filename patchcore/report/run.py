@@ -210,11 +210,11 @@ def _verdict(score: float, label: int, threshold: float) -> str:
 
 def write_run(run: Run, folder: Path, pictures: bool = True) -> None:
     """Write scores.csv, figures/ and, last and at once, metrics.json: it marks a finished run."""
-    with (folder / "scores.csv").open("w", newline="") as file:
+    with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "defect_type", "score"])
         for sample, score in zip(run.samples, run.scores, strict=True):
-            writer.writerow([sample.path, sample.label, sample.defect_type, score])
+            writer.writerow([sample.name, sample.label, sample.defect_type, score])
     if pictures:
         _draw(run, folder / "figures")
     partial = folder / "metrics.json.part"

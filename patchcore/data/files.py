@@ -1,0 +1,218 @@
+"""Folders to lists of image files, in one order on every machine, with nothing dropped in silence.
+
+Links are followed. Hidden files and folders, and those that systems and programs leave behind
+(`JUNK`), are no data and are passed over without a word; other files that are no images are
+counted; what cannot be read is an error.
+"""
+
+import os
+import stat
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from patchcore.data.formats import FORMATS
+from patchcore.errors import InputError, printable
+
+JUNK = frozenset(
+    {
+        "#recycle",
+        "$recycle.bin",
+        "@eadir",
+        "__macosx",
+        "__pycache__",
+        "desktop.ini",
+        "lost+found",
+        "system volume information",
+        "thumbs.db",
+    }
+)
+Identity = tuple[int, int] | str
+
+
+def expanded(value: str, key: str) -> Path:
+    """The path that setting `key` names, `~` expanded. Raises InputError if it is no path."""
+    if not value.strip():
+        raise InputError(f"{key} is empty: name a folder")
+    if "\0" in value:
+        raise InputError(f"{key}: {value} is no path, as it holds a null byte")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise InputError(f"{key}: {value}: ~ leads nowhere; write the path in full") from None
+
+
+def find_folder(folder: Path | str, key: str, hint: str = "") -> Path:
+    """The folder that setting `key` names, `~` expanded.
+
+    Args:
+        hint: What to say after "there is no folder …".
+
+    Raises:
+        InputError: there is none, it is a file, or it cannot be looked at.
+    """
+    text = str(folder)
+    named = f"'{text}'" if text != text.strip() else text
+    path = expanded(text, key)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        trimmed = Path(text.strip()).expanduser()
+        if text != text.strip() and trimmed.is_dir():
+            hint = f"; without the space around its name there is one{hint}"
+        raise InputError(f"{key}: there is no folder {named}{hint}") from None
+    except OSError as error:
+        raise InputError(f"{key}: {named} cannot be read ({error.strerror})") from None
+    if not stat.S_ISDIR(mode):
+        raise InputError(f"{key}: {named} is a file; name the folder that holds it")
+    return path
+
+
+def identity(path: Path) -> Identity:
+    """Name of a file or folder that is the same by every path and link that leads to it.
+
+    Raises InputError if there is none.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    return _identity(path, status)
+
+
+class Files:
+    """Image files of one data set's folders; remembers what was passed over, to tell it once."""
+
+    def __init__(self) -> None:
+        self._passed_over: dict[Path, str] = {}  # extension by path
+        self._again: dict[Path, Path] = {}  # where the same file or folder was read before
+        self._notes: list[str] = []
+
+    def images(self, folder: Path, recursive: bool = False, once: bool = False) -> list[Path]:
+        """Image files in a folder, sorted by path.
+
+        Args:
+            recursive: Whether subfolders belong to it. If not, none may hold images.
+            once: Whether a file that several paths lead to is listed once, by the path with the
+                fewest links. Masks are listed by every path: several images may share one.
+
+        Raises:
+            InputError: a folder, link or file cannot be read, or images lie in a subfolder and
+                `recursive` is off.
+        """
+        found: list[tuple[bool, str, Path]] = []  # reached by a link, for sorting, path
+        visited: dict[Identity, Path] = {}
+        real: list[tuple[Path, tuple[Identity, ...], bool]] = [(folder, (), False)]
+        linked: list[tuple[Path, tuple[Identity, ...], bool]] = []
+        while real or linked:  # what lies behind links comes last
+            here, above, by_link = real.pop() if real else linked.pop(0)
+            me = identity(here)
+            if me in above or (once and me in visited):  # a loop, or read before
+                if once:
+                    self._again[here] = visited[me]
+                continue
+            visited[me] = here
+            for path, status in _entries(here):
+                link = by_link or path.is_symlink()
+                if stat.S_ISDIR(status.st_mode):
+                    (linked if link else real).append((path, (*above, me), link))
+                elif self._is_image(path, status):
+                    if here != folder and not recursive:
+                        raise InputError(
+                            f"{path}: lies below {folder}, whose subfolders are not read; "
+                            "move it up or remove it"
+                        )
+                    found.append((link, path.as_posix(), path))
+        if once:
+            found = self._distinct(found)
+        return [path for _, _, path in sorted(found, key=lambda item: item[1])]
+
+    def folders(self, folder: Path, images: bool = False) -> list[Path]:
+        """Subfolders, sorted. Raises InputError if images lie beside them, unless `images`."""
+        found = []
+        for path, status in _entries(folder):
+            if stat.S_ISDIR(status.st_mode):
+                found.append(path)
+            elif not images and self._is_image(path, status):
+                raise InputError(
+                    f"{path}: lies beside the folders of images in {folder}; move it into one of "
+                    "them or remove it"
+                )
+        return found
+
+    def note(self, text: str) -> None:
+        """Add something unusual to what `tell` says."""
+        self._notes.append(text)
+
+    def passed_over(self) -> str:
+        """Number of files that were passed over, by extension; empty if there are none."""
+        kinds = Counter(self._passed_over.values())
+        if not kinds:
+            return ""
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        total = f"{kinds.total()} file" + ("s" if kinds.total() > 1 else "")
+        return f"{total} passed over: {counts} (such as {min(self._passed_over)})"
+
+    def tell(self, read: str) -> None:
+        """Warn in one line of what was left out, if anything; `read` says what was not."""
+        parts = [text] if (text := self.passed_over()) else []
+        if self._again:
+            path, first = min(self._again.items())
+            parts.append(
+                f"{len(self._again)} reached by another way too and counted once (such as {path}, "
+                f"which is {first})"
+            )
+        parts += self._notes
+        if parts:
+            text = f"data: {'; '.join(parts)}; read: {read}"
+            warnings.warn(printable(text), stacklevel=3)
+
+    def _is_image(self, path: Path, status: os.stat_result) -> bool:
+        """Whether it is one; other files are remembered. Raises InputError if it is unreadable."""
+        kind = path.suffix.lower()
+        if kind not in FORMATS or not stat.S_ISREG(status.st_mode):
+            self._passed_over[path] = printable(kind) or "without extension"
+            return False
+        if not os.access(path, os.R_OK):
+            raise InputError(f"{path}: this file may not be read; change its permissions")
+        return True
+
+    def _distinct(self, found: Sequence[tuple[bool, str, Path]]) -> list[tuple[bool, str, Path]]:
+        first: dict[Identity, tuple[bool, str, Path]] = {}
+        for item in sorted(found):
+            me = identity(item[2])
+            if me in first:
+                self._again[item[2]] = first[me][2]
+            else:
+                first[me] = item
+        return list(first.values())
+
+
+def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """What a folder holds besides junk, sorted by name, and what links there lead to."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: this folder cannot be read ({error.strerror}); change its permissions, or "
+            "remove it"
+        ) from None
+    for name in names:
+        if name.startswith(".") or name.casefold() in JUNK:
+            continue
+        path = folder / name
+        try:
+            yield path, path.stat()
+        except OSError as error:
+            if path.is_symlink():
+                raise InputError(
+                    f"{path}: this link leads to {os.readlink(path)}, which cannot be read "
+                    f"({error.strerror}); mend the link or remove it"
+                ) from None
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _identity(path: Path, status: os.stat_result) -> Identity:
+    # File systems without file numbers give 0.
+    return (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(path)

@@ -1,0 +1,114 @@
+"""Names on the command line stay as they were typed, in tables too."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from patchcore.commands.typed import as_typed
+from patchcore.config import register
+from patchcore.data.mstc import MSTCConfig
+from patchcore.data.mvtec import MVTecConfig
+from patchcore.errors import InputError
+from tests.images import write_image, write_mask, write_mvtec
+from tests.runs import TINY, patchcore
+
+pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
+
+
+@pytest.mark.parametrize(
+    ("typed", "handed_on"),
+    [
+        ("data.category=1e3", "data.category='1e3'"),
+        ("data.category=7", "data.category='7'"),
+        ("+data.category=null", "+data.category='null'"),
+        ("data.category=true,nut,-1", "data.category='true',nut,'-1'"),
+        ("data.category=choice(nan,01)", "data.category=choice('nan',01)"),
+        ("data.root=2024", "data.root='2024'"),
+        ("data.nominal=1_000", "data.nominal='1_000'"),
+        *(
+            (text, text)
+            for text in (
+                "data.root=null",  # what data=generated knows
+                "data.nominal_test=null",
+                "data.category=01",  # Hydra takes neither for a number
+                "data.category=on",
+                "data.category='7'",
+                "data.category=[1,2]",
+                "data.category=range(1,3)",
+                "data.category=${seed}",
+                "data.category=",
+                "data.seed=7",
+                "data=mvtec",
+                "--multirun",
+            )
+        ),
+    ],
+)
+def test_names_that_look_like_numbers_get_quotes(typed: str, handed_on: str) -> None:
+    assert as_typed([typed]) == [handed_on]
+
+
+def test_what_no_settings_file_could_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"^data\.root=caf\\xe9: the name of this argument is not"):
+        as_typed(["data.root=caf\udce9"])
+    (folder := tmp_path / "caf\udce9").mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=r"caf\\xe9: the name of this folder is not UTF-8"):
+        as_typed([])
+    folder.rmdir()
+    with pytest.raises(InputError, match=r"^the current folder cannot be used"):
+        as_typed([])
+
+
+def test_categories_of_a_multirun_stay_as_typed() -> None:
+    register()
+    typed = as_typed(["data=mvtec", "data.category=01,1e3,null,nut"])
+    (points,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
+    with initialize_config_module("patchcore.conf", version_base="1.3"):
+        found = [compose("config", list(point)).data.category for point in points]
+    assert found == ["01", "1e3", "null", "nut"]
+
+
+@pytest.mark.parametrize(("kind", "read"), [(MVTecConfig, "1"), (MSTCConfig, "1.0")])
+def test_a_file_that_lost_the_name_is_told_to_quote_it(
+    tmp_path: Path, kind: type, read: str
+) -> None:
+    if kind is MVTecConfig:
+        write_mvtec(tmp_path).rename(tmp_path / "01")
+    else:
+        write_image(tmp_path / "training/frames/01_001/0.jpg")
+        write_image(tmp_path / "testing/frames/01_001/0.jpg")
+    with pytest.raises(InputError, match=r"it has 01; in a file, names that look like a number"):
+        kind(root=str(tmp_path), category=read).read()
+
+
+NAMES = ["caf\udce9", "a\nb", "=1+1", 'x, "y"', "$\\frac$", "日本", "n" * 240]
+
+
+def test_names_of_any_kind_survive_a_run(tmp_path: Path) -> None:
+    for i in range(4):
+        write_image(tmp_path / f"data/nominal/{i}.png", (40, 36))
+    for name in NAMES:
+        write_image(tmp_path / "data/bad" / name / f"{name}.png", (40, 36))
+        write_mask(tmp_path / "data/masks" / name / f"{name}.png", (40, 36))
+    done = patchcore(
+        *("train", "data=folder", f"data.root={tmp_path / 'data'}", "data.anomalous=bad"),
+        *("data.masks=masks", *TINY, "logger=csv", f"hydra.run.dir={tmp_path / 'run'}"),
+    )
+    assert done.code == 0, done.err
+    with (tmp_path / "run/scores.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    kinds = {row["defect_type"].removeprefix("'") for row in rows}  # no formula in a spreadsheet
+    assert kinds == {"good", "caf\\xe9", "a\\nb", *NAMES[2:]}
+    assert f"{tmp_path}/data/bad/caf\\xe9/caf\\xe9.png" in {row["path"] for row in rows}
+    record = json.loads((tmp_path / "run/metrics.json").read_text(encoding="utf-8"))
+    assert record["test_images"] == 1 + len(NAMES) and record["aupro"] is not None
+    assert os.path.getsize(tmp_path / "run/figures/gallery.png") > 0
