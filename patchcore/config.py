@@ -95,7 +95,7 @@ class Config:
     """One experiment: a category, a model, and how it is run and tracked."""
 
     data: DataConfig = MISSING
-    image: ImageConfig = field(default_factory=ImageConfig)
+    image: ImageConfig = MISSING  # from the class: an instance has mean and std filled in
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     layers: LayersConfig = field(default_factory=LayersConfig)

@@ -319,7 +319,8 @@ class FaissIndex:
         distances, indices = self.index.search(vectors, neighbours)
         lacking = (indices < 0).any(1).nonzero()[:, 0]  # faiss fills up with −1
         if len(lacking):
-            if not bool(vectors[lacking].isfinite().all()):
+            lists = hasattr(self.index, "nprobe")  # flat search leaves nothing out but overflow
+            if not lists or not bool(vectors[lacking].isfinite().all()):
                 raise InputError(_NOT_FINITE)
             probes, self.index.nprobe = self.index.nprobe, self.index.nlist
             distances[lacking], indices[lacking] = self.index.search(vectors[lacking], neighbours)

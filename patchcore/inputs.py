@@ -1,10 +1,9 @@
 """Settings that follow from the networks' weights, filled in before anything is made of them."""
 
-from typing import Any
-
 from omegaconf import DictConfig, OmegaConf
 
 from patchcore.backbones import BackboneConfig
+from patchcore.data.transforms import ImageConfig
 
 
 def fill_inputs(cfg: DictConfig) -> None:
@@ -17,11 +16,11 @@ def fill_inputs(cfg: DictConfig) -> None:
     Raises:
         InputError: A network, tag or file of weights does not exist.
     """
-    image: Any = OmegaConf.to_container(cfg.image)
+    image = OmegaConf.merge(OmegaConf.structured(ImageConfig), cfg.image)
     _fill(cfg.backbone, cfg.image)
     for member in cfg.ensemble.members:
         if member.image is None:
-            member.image = image
+            member.image = image.copy()
         _fill(cfg.backbone if member.backbone is None else member.backbone, member.image)
 
 

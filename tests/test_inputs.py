@@ -15,6 +15,7 @@ from patchcore.data.transforms import ImageConfig
 from tests.images import write_mvtec
 from tests.runs import patchcore
 
+pytestmark = pytest.mark.filterwarnings("ignore:backbone .* has random weights")
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 HALF = ([0.5] * 3, [0.5] * 3)
 LITE = ["backbone=timm", "backbone.name=tf_efficientnet_lite2"]
@@ -72,13 +73,13 @@ def test_record_of_every_tag_is_timms() -> None:
 
 
 def test_a_file_has_the_record_of_its_network(tmp_path: Path) -> None:
-    save_file(timm.create_model("test_efficientnet").state_dict(), tmp_path / "own.safetensors")
-    record = BackboneConfig("test_efficientnet", str(tmp_path / "own.safetensors")).input()
+    save_file(timm.create_model("test_convnext").state_dict(), tmp_path / "own.safetensors")
+    record = BackboneConfig("test_convnext", str(tmp_path / "own.safetensors")).input()
     assert (list(record.mean), list(record.std)) == HALF
-    model = PatchCore(BackboneConfig("test_efficientnet", str(tmp_path / "own.safetensors")))
+    model = PatchCore(BackboneConfig("test_convnext", str(tmp_path / "own.safetensors")))
     assert model.backbone.input == record
     with pytest.raises(InputError, match=r"no such file: gone\.pth"):
-        BackboneConfig("test_efficientnet", "gone.pth").input()
+        BackboneConfig("test_convnext", "gone.pth").input()
 
 
 def test_members_of_an_ensemble_have_their_own() -> None:
@@ -116,7 +117,7 @@ def test_a_run_uses_them_and_writes_them_down(tmp_path: Path) -> None:
     for i, more in enumerate(([], ["image.mean=[0.485,0.456,0.406]", "image.std=[1,1,1]"])):
         done = patchcore(
             *("train", "data=mvtec", f"data.root={tmp_path}/data", "data.category=nut"),
-            *("backbone=timm", "backbone.name=test_efficientnet", "backbone.weights=none"),
+            *("backbone=timm", "backbone.name=test_convnext", "backbone.weights=none"),
             *("image.resize=64", "image.crop=64", "layers=only2", "trainer=cpu", "logger=none"),
             *("figures=false", "trainer.enable_progress_bar=false", *more),
             f"hydra.run.dir={tmp_path}/{i}",
