@@ -45,6 +45,7 @@ from patchcore.errors import InputError
 # first, float32 gives way to float64; under the second, two patches count as equal.
 _BLUR = {torch.float32: 2.0**-5, torch.float64: 2.0**-42}
 _INFINITE = np.full(1, np.inf, np.float32)
+_NOT_FINITE = "features hold NaN or infinite values: check images and backbone"
 
 
 class Projection(Enum):
@@ -363,15 +364,16 @@ def project(
         return features
     generator = torch.Generator().manual_seed(config.seed)
     device = torch.device(device) if device is not None else features.device
-    matrix = torch.randn(full, small, generator=generator).to(device)  # (D, d)
+    shape, real = (full, small), torch.float32  # whatever the default is
+    matrix = torch.randn(shape, generator=generator, dtype=real).to(device)  # (D, d)
     if config.projection is Projection.sparse:
         share = full**-0.5
-        kept = torch.rand(full, small, generator=generator).to(device) < share
+        kept = torch.rand(shape, generator=generator, dtype=real).to(device) < share
         matrix = matrix.sign() * kept / share**0.5
     matrix /= small**0.5
     with _full_precision(device):
         fits = 4 * n * small <= _free_memory(device) // 2
-        points = torch.empty(n, small, device=device if fits else "cpu")
+        points = torch.empty(n, small, device=device if fits else "cpu", dtype=real)
         for rows in _slices(n, config.chunk or _chunk_size(device, full)):
             points[rows] = features[rows].to(device, torch.float32) @ matrix
         return points.sub_(points.mean(0))
@@ -403,7 +405,7 @@ class _Space:
         variance = squared.double().mean() - self.mean.square().sum()
         spread = float((variance / dimension).clamp(min=0).sqrt())
         if not math.isfinite(spread):
-            raise InputError("features hold NaN or infinite values: check images and backbone")
+            raise InputError(_NOT_FINITE)
         grid = 2.0 ** math.floor(math.log2(spread)) if spread else 0.0
         self.centre = (self.mean / grid).round() * grid if grid else self.mean
         self.shifted = bool(self.centre.any())
@@ -553,7 +555,9 @@ def _learn(
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(n, generator=generator)[:size]
     start = _take(features, chosen).to(device, torch.float32)  # (M, D)
-    losses = torch.empty(config.steps)
+    if not bool(start.isfinite().all()):
+        raise InputError(_NOT_FINITE)
+    losses = torch.empty(config.steps, dtype=torch.float32)
     with torch.inference_mode(False), _full_precision(device), torch.enable_grad():
         temperature = 1.0
         if config.temperature is not None:
@@ -571,7 +575,13 @@ def _learn(
             loss.backward()
             adam.step()
             losses[step] = loss.detach()
-    return Coreset(proxies.detach().to(features), None, losses=losses)
+    memory = proxies.detach().to(features)
+    if not bool(memory.isfinite().all()):
+        raise InputError(
+            "coreset.learning_rate is too high, or coreset.temperature too low: the learned "
+            "proxies became NaN or infinite"
+        )
+    return Coreset(memory, None, losses=losses)
 
 
 def reconstruction_loss(patches: Tensor, proxies: Tensor, temperature: float = 1.0) -> Tensor:

@@ -3,6 +3,7 @@
 All give squared Euclidean distances, as faiss does; `scoring` decides what becomes of them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,11 @@ from patchcore.errors import InputError
 
 _CPU_CHUNK = 2**22  # distances at a time that stay in the processor's cache
 _CANDIDATES = 64  # measured at most for one query
+_TRACED_SPARE = 3  # measured beyond those asked for, where rounding cannot be bounded
+_NOT_FINITE = (
+    "patch features are NaN or infinite, or too large for float32: check the images, "
+    "backbone.weights and trainer.precision"
+)
 
 
 @dataclass
@@ -103,6 +109,34 @@ def build_index(memory: Tensor, config: IndexConfig) -> Index:
     raise TypeError(f"no search back end for {type(config).__name__}")
 
 
+def search_traced(
+    memory: Tensor, queries: Tensor, neighbours: int, config: IndexConfig | None = None
+) -> tuple[Tensor, Tensor]:
+    """Exact search that `torch.compile`, `torch.export` and `torch.jit.trace` can follow.
+
+    It looks at no value and keeps nothing between calls; distances equal those of `TorchIndex` up
+    to rounding. Arguments and results are those of `Index.search`.
+
+    Raises:
+        InputError: The back end is approximate, so that its distances could not be had.
+    """
+    if isinstance(config, FaissIVFPQConfig):
+        raise InputError(
+            "index=faiss_ivfpq: an approximate search cannot be traced; compile or export the "
+            "model with index=torch"
+        )
+    _check_neighbours(neighbours, len(memory))
+    queries = queries.to(memory.dtype)
+    centre = memory.mean(0)  # takes length, and with it rounding, from the vectors
+    points, centred = memory - centre, queries - centre
+    partial = torch.add(points.square().sum(1), centred @ points.T, alpha=-2)  # (Q, M), less ‖q‖²
+    few = min(neighbours + _TRACED_SPARE, len(memory))
+    rows = partial.topk(few, largest=False).indices.sort(1).values  # (Q, C), lowest row first
+    distances = (queries[:, None] - memory[rows]).square().sum(2)  # (Q, C)
+    distances, order = distances.sort(dim=1, stable=True)
+    return distances[:, :neighbours], rows.gather(1, order[:, :neighbours])
+
+
 class TorchIndex:
     """Exact search: a matrix product names the candidates, differences decide among them.
 
@@ -126,6 +160,8 @@ class TorchIndex:
         self._points = points.to(screen)
         dimension = memory.shape[1]
         longest = float(self._norms.max().sqrt()) if len(memory) else 0.0
+        if not math.isfinite(longest):
+            raise InputError(_NOT_FINITE)
         self._blur = 2 * product_error(screen, dimension) * longest  # of 2q·m, per ‖q‖
         self._blur_norm = sum_error(dimension) * longest**2  # of ‖m‖²
 
@@ -155,6 +191,9 @@ class TorchIndex:
     ) -> list[tuple[Tensor, Tensor]]:
         centred = queries if self._centre is None else queries - self._centre
         lengths = torch.linalg.vector_norm(centred, dim=1, dtype=torch.float32)  # (Q,)
+        # A query that is not a number has no candidates, and would be given another's.
+        if not bool(lengths.square().isfinite().all()):
+            raise InputError(_NOT_FINITE)
         blur = 2 * (self._blur * lengths + self._blur_norm)  # of a difference of two products
         centred = centred.to(self._points.dtype)
         bound = queries.new_full((len(queries),), torch.inf, dtype=torch.float32)  # (Q,)
@@ -231,6 +270,8 @@ class FaissIndex:
 
     def __init__(self, memory: Tensor, config: FaissFlatConfig | FaissIVFPQConfig) -> None:
         faiss = _import_faiss(config.gpu)
+        if not bool(memory.isfinite().all()):
+            raise InputError(_NOT_FINITE)
         self.memory = memory
         self._device = torch.device("cpu")
         if config.gpu:
@@ -278,9 +319,14 @@ class FaissIndex:
         distances, indices = self.index.search(vectors, neighbours)
         lacking = (indices < 0).any(1).nonzero()[:, 0]  # faiss fills up with −1
         if len(lacking):
+            lists = hasattr(self.index, "nprobe")  # flat search leaves nothing out but overflow
+            if not lists or not bool(vectors[lacking].isfinite().all()):
+                raise InputError(_NOT_FINITE)
             probes, self.index.nprobe = self.index.nprobe, self.index.nlist
             distances[lacking], indices[lacking] = self.index.search(vectors[lacking], neighbours)
             self.index.nprobe = probes
+        if bool((indices < 0).any()) or not bool(distances.isfinite().all()):
+            raise InputError(_NOT_FINITE)
         return distances.clamp_(min=0).to(queries.device), indices.to(queries.device)
 
     def _vectors(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ FORMATS = {
     ".jpeg": "JPEG",
     ".jpg": "JPEG",
     ".jpx": "JPEG2000",
-    ".mpo": "MPO",
+    ".mpo": "JPEG",
     ".pbm": "PPM",
     ".pfm": "PPM",
     ".pgm": "PPM",
