@@ -12,17 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from patchcore.report.table import (
-    RunFolder,
-    Summary,
-    find_runs,
-    number,
-    rank,
-    read_run,
-    show,
-    summarise,
-    title,
-)
+from patchcore.report.points import Summary, summarise
+from patchcore.report.reading import RunFolder, find_runs, read_run
+from patchcore.report.words import number, rank, show, title
 
 Row = tuple[str, ...]
 """Values of a table's keys, as shown."""

@@ -24,6 +24,7 @@ from patchcore.cache import MapCache
 from patchcore.commands import plain_errors
 from patchcore.commands.progress import ProgressBar
 from patchcore.commands.sweep import ERROR_FILE, conclude, record_failure
+from patchcore.commands.targets import check_targets, guard
 from patchcore.commands.tracking import finish, start, track
 from patchcore.config import Config, Objective, register, to_config
 from patchcore.data.datamodule import AnomalyDataModule
@@ -46,6 +47,7 @@ register()
 
 def main() -> None:
     """Entry point: one run, or with --multirun one for every point of a sweep."""
+    guard()
     hydra.main(version_base="1.3", config_path="pkg://patchcore.conf", config_name="config")(task)()
     conclude()
 
@@ -224,8 +226,9 @@ def build(key: str, settings: dict[str, Any], **more: Any) -> Any:
     """An object of Lightning's from its `_target_` and arguments.
 
     Raises:
-        InputError: It does not take them, or what it needs is not there.
+        InputError: It does not take them, what it needs is not there, or a class may not be named.
     """
+    check_targets(key, settings)
     try:
         return instantiate(settings, **more)
     except InstantiationException as error:
