@@ -17,8 +17,9 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.baselines import PadimConfig
-from patchcore.commands.train import build
-from patchcore.config import SCHEMAS, Config, explain, register, to_config, wandb_offline
+from patchcore.commands.names import wandb_offline
+from patchcore.commands.targets import build
+from patchcore.config import SCHEMAS, Config, explain, register, to_config
 from patchcore.coreset import AllConfig, GreedyConfig, Projection
 from patchcore.data.btad import BTADConfig
 from patchcore.data.generated import GeneratedConfig

@@ -15,8 +15,9 @@ from typing import Any
 from hydra._internal.core_plugins import file_config_source, importlib_resources_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
+from hydra.errors import InstantiationException
 from hydra.plugins.config_source import ConfigResult
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from patchcore.errors import InputError
@@ -69,6 +70,19 @@ def check_targets(key: str, settings: Any) -> None:
     for place, name in _targets(settings, key):
         if not (isinstance(name, str) and (_is_typed(name) or _is_lightning(name))):
             raise InputError(f"{place}={name}: {_advice(place, name)}")
+
+
+def build(key: str, settings: Any, **more: Any) -> Any:
+    """An object of Lightning's from its `_target_` and arguments.
+
+    Raises:
+        InputError: It does not take them, what it needs is not there, or a class may not be named.
+    """
+    check_targets(key, settings)
+    try:
+        return instantiate(settings, **more)
+    except InstantiationException as error:
+        raise InputError(f"{key}: {' '.join(str(error.__cause__ or error).split())}") from error
 
 
 class FileConfigSource(file_config_source.FileConfigSource):

@@ -13,9 +13,7 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
@@ -24,13 +22,12 @@ from patchcore.cache import MapCache
 from patchcore.commands import plain_errors
 from patchcore.commands.progress import ProgressBar
 from patchcore.commands.sweep import ERROR_FILE, conclude, record_failure
-from patchcore.commands.targets import check_targets, guard
-from patchcore.commands.tracking import finish, start, track
+from patchcore.commands.targets import build, guard
+from patchcore.commands.tracking import track_finished, tracking
 from patchcore.config import Config, Objective, register, to_config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset
 from patchcore.ensemble import ScaleConfig
-from patchcore.errors import InputError
 from patchcore.model import Detector, PatchCore
 from patchcore.module import (
     DetectorModule,
@@ -86,6 +83,7 @@ def run_point(cfg: DictConfig, folder: Path) -> float | tuple[float, ...]:
         if source != folder.resolve():
             OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
             copy_run(source, folder)
+            track_finished(config.logger, settings, folder)
         print(f"finished before, in {source}")
     return objectives(folder, config.objectives)
 
@@ -119,12 +117,9 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
         )
         for own in config.members()
     ]
-    loggers = [build(f"logger.{name}", logger) for name, logger in config.logger.items()]
-    success = False
-    try:
-        trainer = build_trainer(config, folder, loggers)
-        for logger in loggers:
-            start(logger, settings)
+    with tracking(config.logger, folder) as trackers:
+        trainer = build_trainer(config, folder, list(trackers.loggers.values()))
+        trackers.start(settings)
         module: DetectorModule | EnsembleModule
         members: list[Member] = []
         if config.ensemble.members:
@@ -151,12 +146,7 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
             run.gallery = pick_gallery(run, dataset, module.anomaly_map)
             run.misclassified = pick_misclassified(run, dataset, module.anomaly_map)
         write_run(run, folder, config.figures)
-        for logger in loggers:
-            track(logger, run, folder)
-        success = True
-    finally:
-        for logger in loggers:
-            finish(logger, success)
+        trackers.track(folder, run.gallery)
     print(run.summary(), f"\n\nfigures and tables: {folder}", sep="")
     return run
 
@@ -220,19 +210,6 @@ def build_trainer(
         callbacks=[ProgressBar(whose)] if bar else [],
     )
     return trainer
-
-
-def build(key: str, settings: dict[str, Any], **more: Any) -> Any:
-    """An object of Lightning's from its `_target_` and arguments.
-
-    Raises:
-        InputError: It does not take them, what it needs is not there, or a class may not be named.
-    """
-    check_targets(key, settings)
-    try:
-        return instantiate(settings, **more)
-    except InstantiationException as error:
-        raise InputError(f"{key}: {' '.join(str(error.__cause__ or error).split())}") from error
 
 
 def _quiet() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
-from patchcore.report.cells import printable
+from patchcore.report.cells import printable, restored
 from patchcore.report.words import (
     KNOWN,
     SHARES,
@@ -36,6 +36,8 @@ CATEGORY = "data.category"
 LARGEST_YAML = 1 << 20  # bytes
 LARGEST_JSON = 1 << 26
 LARGEST_SCORES = 1 << 28
+SCORES = ("path", "label", "defect_type", "score")
+"""Columns of scores.csv."""
 STRUCTURES = {"seconds", "undefined", "ratio_curve", "members", "warm"}
 """Keys of metrics.json that hold more than one number."""
 WITHOUT_EFFECT = ("cache", "figures", "hydra", "logger", "objectives", "paper", "resume")
@@ -260,22 +262,43 @@ def check_scores(folder: Path, images: Any = None) -> None:
     """
     if not os.path.lexists(folder / "scores.csv"):
         return
+    found = len(read_scores(folder))
+    if images is not None and found != images:
+        raise ValueError(f"scores.csv: {found} images, but metrics.json has {images}")
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row of scores.csv."""
+
+    path: str
+    label: int  # 0 nominal, 1 anomalous
+    defect_type: str
+    score: float
+
+
+def read_scores(folder: Path) -> list[Score]:
+    """The scores of a run's test images, names as they were.
+
+    Raises:
+        ValueError: scores.csv is not as `patchcore train` writes it.
+    """
     text = _text(folder, "scores.csv", LARGEST_SCORES)
     if text is None:
         raise ValueError("scores.csv: no file of this folder")
     try:
-        rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
         raise ValueError(f"scores.csv: {error}") from None
-    head, body = (rows[0], rows[1:]) if rows else ([], [])
-    if not {"path", "label", "score"} <= set(head):
-        raise ValueError("scores.csv: its columns are not path, label, defect_type, score")
-    label, score = head.index("label"), head.index("score")
-    for number, row in enumerate(body, 2):
-        if len(row) != len(head) or row[label] not in ("0", "1") or not _is_score(row[score]):
+    found = []
+    for number, row in enumerate(rows, 2):
+        path, label, kind, score = (row.get(key) for key in SCORES)
+        if None in row or path is None or kind is None or label not in ("0", "1"):
             raise ValueError(f"scores.csv: row {number} is damaged")
-    if images is not None and len(body) != images:
-        raise ValueError(f"scores.csv: {len(body)} images, but metrics.json has {images}")
+        if score is None or not _is_score(score):
+            raise ValueError(f"scores.csv: row {number} is damaged")
+        found.append(Score(restored(path), int(label), restored(kind), float(score)))
+    return found
 
 
 def _fill(run: RunFolder, record: dict[str, Any]) -> None:
@@ -390,7 +413,8 @@ def _is_finite(value: Any) -> bool:
 
 
 def _is_score(text: str) -> bool:
-    return re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|[-+]?\.\d+", text) is not None
+    number = r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?"
+    return re.fullmatch(number, text, re.ASCII) is not None and math.isfinite(float(text))
 
 
 def _text(folder: Path, name: str, most: int) -> str | None:
