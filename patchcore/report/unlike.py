@@ -97,4 +97,4 @@ def _cell(run: RunFolder) -> str:
 
 def _state(version: int) -> str:
     """A state of the images in words."""
-    return f"{version} states before the newest" if version else "newest state"
+    return f"older state {version}" if version else "newest state"
