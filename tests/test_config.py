@@ -52,6 +52,7 @@ def hydra_config() -> Iterator[None]:
 
 def composed(*overrides: str, folder: Path = Path("run")) -> Config:
     """Settings as the command gets them."""
+    register()
     with initialize_config_module("patchcore.conf", version_base="1.3"):
         cfg = compose("config", list(overrides), return_hydra_config=True)
     with open_dict(cfg):

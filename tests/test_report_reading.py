@@ -331,6 +331,20 @@ def test_settings_without_effect_make_no_points_and_copies_of_the_data_none(tmp_
     assert len(table.parts) == 1 and table.factors == [] and len(table.points) == 1
 
 
+def test_classes_code_and_devices_never_merge(tmp_path: Path) -> None:
+    told = {"classes": {"index": "TorchIndexConfig"}, "device": "cpu", "source": "a" * 32}
+    others = ({}, {"classes": {"index": "FaissFlatConfig"}}, {"device": "cuda"}, {"source": "b"})
+    for i, other in enumerate(others):
+        traced(tmp_path / str(i), {}, "d", {"image_auroc": 0.9})
+        path = tmp_path / str(i) / "provenance.json"
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | told | other | {"warm": ["score"]})
+        )
+    table = read_runs([tmp_path])
+    assert len(table.points) == 4 and table.runs[0].warm == ["score"]
+    assert [factor.key for factor in table.factors] == ["index.class", "device", "source"]
+
+
 def test_other_images_are_ranked_alone(tmp_path: Path) -> None:
     for i, (size, data) in enumerate(((1, "d"), (3, "d"), (1, "e"), (3, "e"))):
         metrics = {"image_auroc": 0.9 + i / 100}

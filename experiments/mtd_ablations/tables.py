@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from patchcore.report.folders import find_runs
 from patchcore.report.points import Summary, summarise
-from patchcore.report.reading import RunFolder, find_runs, read_run
+from patchcore.report.reading import RunFolder, read_run
 from patchcore.report.words import number, rank, show, title
 
 Row = tuple[str, ...]

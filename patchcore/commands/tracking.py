@@ -18,7 +18,8 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from patchcore.commands.targets import build
 from patchcore.errors import InputError
 from patchcore.metrics import ImageMetrics
-from patchcore.report.reading import own_file, read_record, read_scores
+from patchcore.report.folders import own_file
+from patchcore.report.reading import read_record, read_scores
 from patchcore.report.run import GalleryItem, Run
 from patchcore.report.words import flatten
 

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from patchcore.report import charts
 from patchcore.report.cells import printable
 from patchcore.report.charts import STYLES, Mark, Series
+from patchcore.report.folders import own_file
 from patchcore.report.points import Factor, Point, Summary
-from patchcore.report.reading import CATEGORY, RunFolder, own_file
+from patchcore.report.reading import CATEGORY, RunFolder
 from patchcore.report.table import Table
 from patchcore.report.text import (
     left_out,

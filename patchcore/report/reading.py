@@ -20,6 +20,7 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
 from patchcore.report.cells import printable, restored
+from patchcore.report.folders import own_file
 from patchcore.report.words import (
     KNOWN,
     SHARES,
@@ -70,6 +71,7 @@ class RunFolder:
     spent: float = 0.0  # seconds, those of warm stages too
     digest: str = ""  # of the images; empty where the folder does not tell it
     idle: Settings = field(default_factory=dict)  # settings that had no effect on this run
+    circumstances: Settings = field(default_factory=dict)  # code, versions, device, …
     traced: bool = False  # whether the folder tells which settings had an effect
 
     @property
@@ -85,45 +87,6 @@ class RunFolder:
     def why(self, metric: str) -> str:
         """Why the run has no `metric`."""
         return self.problem or self.undefined.get(metric, "not in metrics.json")
-
-
-def find_runs(folder: Path) -> list[Path]:
-    """Folders, in or below `folder`, of finished runs and of begun ones, as absolute paths.
-
-    A begun run holds settings but no metrics, and lies neither in nor around another run. Hidden
-    folders and those of W&B, which keeps a config.yaml of its own, are left out. Links are followed
-    but for those inside runs.
-    """
-    finished: list[Path] = []
-    begun: list[Path] = []
-    seen: set[Path] = set()
-    for name, folders, files in os.walk(folder, followlinks=True):
-        path = Path(name).resolve()
-        if path in seen:
-            folders.clear()  # a link back, or a second one
-            continue
-        seen.add(path)
-        settings = "config.yaml" in files or os.path.lexists(path / ".hydra" / "config.yaml")
-        if "metrics.json" in files:
-            finished.append(path)
-        elif settings:
-            begun.append(path)
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "wandb"]
-        if settings:
-            folders[:] = [name for name in folders if not (path / name).is_symlink()]
-    around = {parent for path in finished for parent in path.parents}
-    runs = {*finished, *begun}
-    return [*finished, *(p for p in begun if p not in around and runs.isdisjoint(p.parents))]
-
-
-def own_file(folder: Path, name: str) -> Path | None:
-    """A regular file of a run's folder; None if there is none or a link leads elsewhere."""
-    path = folder / name
-    try:
-        inside = path.resolve(strict=True).is_relative_to(folder.resolve())
-        return path if inside and path.is_file() else None
-    except (OSError, RuntimeError):
-        return None
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -172,6 +135,10 @@ def _read_settings(run: RunFolder) -> None:
         if CATEGORY in whole:  # names the column where it is part of the data, not of the settings
             run.settings.setdefault(CATEGORY, whole[CATEGORY])
         run.idle = {key: whole[key] for key in whole if key not in run.settings}
+        run.circumstances = _circumstances(provenance)
+        run.settings |= run.circumstances
+        warm = provenance.get("warm")
+        run.warm = [str(stage) for stage in warm] if isinstance(warm, list) else []
         run.traced = True
         run.digest = json.dumps(data, sort_keys=True) if data else ""
     else:
@@ -182,6 +149,16 @@ def _read_settings(run: RunFolder) -> None:
         run.choices = {
             str(k): v for k, v in choices.items() if "/" not in str(k) and k not in WITHOUT_EFFECT
         }
+
+
+def _circumstances(provenance: dict[str, Any]) -> Settings:
+    """What a result follows from beside its settings: {dotted name: value}."""
+    classes = provenance.get("classes")
+    found = {f"{k}.class": v for k, v in classes.items()} if isinstance(classes, dict) else {}
+    kept = {k: v for k, v in provenance.items() if k in ("device", "precision", "versions")}
+    if provenance.get("source"):
+        kept["source"] = str(provenance["source"])[:8]
+    return found | flatten(kept)
 
 
 def read_yaml(folder: Path, name: str) -> dict[str, Any]:
@@ -324,7 +301,7 @@ def _fill(run: RunFolder, record: dict[str, Any]) -> None:
     if run.metrics.get("test_images") and "seconds.score" in seconds:
         each = seconds["seconds.score"] / run.metrics["test_images"]
         run.metrics["milliseconds_per_image"] = 1000 * each
-    run.warm = list(record.get("warm") or [])
+    run.warm = list(record.get("warm") or run.warm)
     for stage in run.warm:
         spoilt = ["seconds", f"seconds.{stage}"]
         for key in spoilt + (["milliseconds_per_image"] if stage == "score" else []):

@@ -21,14 +21,16 @@ from tqdm import tqdm
 from patchcore.errors import InputError
 from patchcore.paper import AVERAGE
 from patchcore.report.cells import printable
+from patchcore.report.folders import find_runs
 from patchcore.report.points import Factor, Point
-from patchcore.report.reading import CATEGORY, RunFolder, Settings, find_runs, read_run
+from patchcore.report.reading import CATEGORY, RunFolder, Settings, read_run
 from patchcore.report.unlike import by_data
 from patchcore.report.words import (
     NEUTRAL,
     TITLES,
     distinct,
     falls,
+    is_left_out,
     natural,
     rank,
     show,
@@ -171,7 +173,12 @@ class Table:
     @cached_property
     def metrics(self) -> list[str]:
         """Those that some run has a value of, the field's own first."""
-        found = dict.fromkeys(key for run in self.runs for key in run.metrics)
+        found = dict.fromkeys(
+            key
+            for run in self.runs
+            for key, value in run.metrics.items()
+            if value or not is_left_out(key)  # columns of zeros tell nothing
+        )
         ordered = [key for key in TITLES if key in found]
         return ordered + [
             key
@@ -337,7 +344,10 @@ def _compare_effects(runs: Sequence[RunFolder]) -> None:
     traced = [run for run in runs if run.traced]
     effective = {key for run in traced for key in run.settings}
     idle = {key for run in traced for key in run.idle} - effective
+    told = {key: [run.circumstances.get(key) for run in traced] for key in effective}
+    shared = {k: v[0] for k, v in told.items() if v[0] is not None and v.count(v[0]) == len(v)}
     for run in runs:
         if not run.traced and run.settings:
             run.idle = {key: value for key, value in run.settings.items() if key in idle}
             run.settings = {k: v for k, v in run.settings.items() if k not in idle}
+            run.settings |= shared

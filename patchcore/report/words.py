@@ -68,7 +68,7 @@ def is_count(metric: str) -> bool:
 
 def is_left_out(metric: str) -> bool:
     """Whether `metric` counts what other metrics do not cover."""
-    signs = r"left_out|without_mask|unmasked|outside|cropped|lost|merged"
+    signs = r"left_out|without_mask|unmasked|outside|cropped|cut_by|lost|merged"
     return metric not in KNOWN and re.search(signs, metric) is not None
 
 
