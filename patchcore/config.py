@@ -4,16 +4,12 @@ Every parameter is declared once, in the dataclass beside the code that it steer
 nests those; the YAML files under conf/ start from them (`schema/…`) and list what differs.
 """
 
-import netrc
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -30,6 +26,7 @@ from omegaconf.errors import (
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.baselines import PadimConfig, SpadeConfig, check_unused
 from patchcore.cache import CacheConfig
+from patchcore.commands.names import run_group, run_name, wandb_offline
 from patchcore.coreset import (
     AllConfig,
     ApproximateConfig,
@@ -316,38 +313,3 @@ def _paper_method(choices: Mapping[str, Any], cfg: DictConfig) -> str:
         return ""
     suffix = "_ivfpq" if choices["index"] == "faiss_ivfpq" else ""
     return f"patchcore_{100 * share:g}{suffix}"
-
-
-def run_group() -> str | None:
-    """What the jobs of one multirun share: the name of their common folder."""
-    hydra = HydraConfig.get()
-    if hydra.mode is not RunMode.MULTIRUN:
-        return None
-    return "/".join(Path(hydra.sweep.dir).parts[-2:])
-
-
-def run_name() -> str:
-    """What tells this run from others: the overrides it was started with."""
-    job = HydraConfig.get().job
-    return (job.override_dirname or job.name)[:128]  # W&B takes no more
-
-
-def wandb_offline() -> bool:
-    """W&B stays offline unless a key is configured, or WANDB_MODE=online asks for it."""
-    mode = os.environ.get("WANDB_MODE")
-    if mode:
-        return mode == "offline"  # W&B follows the others itself
-    return not (os.environ.get("WANDB_API_KEY") or _logged_in())
-
-
-def _logged_in() -> bool:
-    """Whether `wandb login` has left a key where it keeps it."""
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
-    places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for place in places:
-        try:
-            if netrc.netrc(Path(place).expanduser()).authenticators(host or ""):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            pass
-    return False

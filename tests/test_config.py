@@ -17,8 +17,9 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.baselines import PadimConfig
-from patchcore.commands.train import build
-from patchcore.config import SCHEMAS, Config, explain, register, to_config, wandb_offline
+from patchcore.commands.names import wandb_offline
+from patchcore.commands.targets import build
+from patchcore.config import SCHEMAS, Config, explain, register, to_config
 from patchcore.coreset import AllConfig, GreedyConfig, Projection
 from patchcore.data.btad import BTADConfig
 from patchcore.data.generated import GeneratedConfig
@@ -51,6 +52,7 @@ def hydra_config() -> Iterator[None]:
 
 def composed(*overrides: str, folder: Path = Path("run")) -> Config:
     """Settings as the command gets them."""
+    register()
     with initialize_config_module("patchcore.conf", version_base="1.3"):
         cfg = compose("config", list(overrides), return_hydra_config=True)
     with open_dict(cfg):

@@ -7,7 +7,8 @@ from hydra.core.hydra_config import HydraConfig
 
 import patchcore.paper
 from patchcore.paper import DOUBTFUL, number, stated, table
-from patchcore.report.table import Table, read_run
+from patchcore.report.reading import read_run
+from patchcore.report.table import Table
 from tests.run_folders import write_run
 from tests.test_config import composed
 

@@ -241,7 +241,7 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
     for i, category in enumerate((bad, "nut")):
         for ratio in (0.1, 0.2):
             undefined = {"aupro": bad}
-            metrics = {"image_auroc": ratio, "aupro": None, bad: 1.0, "undefined": undefined}
+            metrics = {"image_auroc": ratio, "aupro": None, "undefined": {**undefined, bad: bad}}
             settings = {
                 "data.category": category,
                 "backbone.name": f"{bad}{ratio}",

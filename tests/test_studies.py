@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from patchcore.commands.train import run_point
 from patchcore.config import register
-from patchcore.report.table import read_run
+from patchcore.report.reading import read_run
 from tests.images import write_mvtec
 from tests.runs import REPOSITORY, patchcore
 from tests.test_data_sets import write_mstc, write_mtd

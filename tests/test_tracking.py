@@ -1,7 +1,11 @@
 """What the trackers hold after a multirun, read back from their files."""
 
+import csv
+import io
 import json
+import os
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +14,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from patchcore.commands.names import name_of
+from patchcore.commands.tracking import track_finished, tracking
+from patchcore.errors import InputError
 from tests.images import write_mvtec
+from tests.run_folders import write_run
 from tests.runs import TINY, Outcome, installed, patchcore
+
+XDG = {f"XDG_{name}_HOME": "" for name in ("CACHE", "CONFIG", "DATA")}
 
 
 @dataclass
@@ -87,6 +97,15 @@ def read_wandb(path: Path) -> Tracked:
     return tracked
 
 
+def finished_run(folder: Path) -> Tracked:
+    """The one W&B run below `folder`, as soon as its writer, another process, has closed it."""
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    end = time.monotonic() + 120
+    while (tracked := read_wandb(file)).exit_code is None and time.monotonic() < end:
+        time.sleep(0.05)
+    return tracked
+
+
 def sweep(folder: Path, *overrides: str) -> tuple[Outcome, list[Path]]:
     """A multirun of the installed command and its jobs' folders."""
     root = folder / "data"
@@ -97,11 +116,7 @@ def sweep(folder: Path, *overrides: str) -> tuple[Outcome, list[Path]]:
     done = installed(
         *("train", "--multirun", *TINY, *data, *overrides, f"hydra.sweep.dir={where}"),
         cwd=folder,
-        env={
-            "WANDB_MODE": "offline",
-            "WANDB_DATA_DIR": str(folder),
-            "WANDB_CACHE_DIR": str(folder),
-        },
+        env={"WANDB_MODE": "offline", "HOME": str(folder), **XDG},
     )
     return done, sorted(where.glob("[0-9]"))
 
@@ -116,11 +131,7 @@ def jobs(request: Any, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[P
     done, folders = sweep(folder, *launcher, "logger=wandb", "coreset.ratio=0.25,0.5")
     assert done.code == 0, done.err
     assert [path.name for path in folders] == ["0", "1"]
-    found = []
-    for path in folders:
-        (file,) = path.glob("wandb/offline-run-*/run-*.wandb")
-        found.append((path, read_wandb(file)))
-    return found
+    return [(path, finished_run(path)) for path in folders]
 
 
 def test_a_multirun_makes_separate_closed_runs_in_one_group(
@@ -129,7 +140,8 @@ def test_a_multirun_makes_separate_closed_runs_in_one_group(
     (_, first), (_, second) = jobs
     assert first.id != second.id
     assert first.group == second.group == "today/now"
-    assert "coreset.ratio=0.25" in first.name and "coreset.ratio=0.5" in second.name
+    assert (first.name, second.name) == ("coreset.ratio=0.25", "coreset.ratio=0.5")
+    assert [t.config["logger"]["wandb"]["offline"] for _, t in jobs] == [True, True]
     assert first.exit_code == second.exit_code == 0
     assert [t.config["coreset"]["ratio"] for _, t in jobs] == [0.25, 0.5]
     assert [t.summary["memory_patches"] for _, t in jobs] == [16, 32]
@@ -143,7 +155,9 @@ def test_wandb_holds_settings_and_metrics(jobs: list[tuple[Path, Tracked]]) -> N
         assert {key: tracked.config[key] for key in settings} == settings
         metrics = json.loads((folder / "metrics.json").read_text())
         for key, value in metrics.items():
-            assert tracked.summary[key] == pytest.approx(value), key
+            if key != "seconds":  # each value once: these are in the history, and so here
+                assert tracked.summary[key] == pytest.approx(value), key
+        assert "seconds" not in tracked.summary
         seconds = {f"seconds.{key}": value for key, value in metrics.pop("seconds").items()}
         for key, value in {**metrics, **seconds}.items():
             assert tracked.history[key] == pytest.approx(value, rel=1e-6), key
@@ -178,11 +192,21 @@ def test_wandb_holds_curves_pictures_and_the_table_of_errors(
             assert drawn.is_file()
 
 
+def test_all_that_wandb_writes_is_in_the_runs_folders(
+    jobs: list[tuple[Path, Tracked]],
+) -> None:
+    sweeps = jobs[0][0].parent
+    home = sweeps.parents[2]
+    assert not [path for path in home.rglob("*wandb*") if not path.is_relative_to(sweeps)]
+    for folder, tracked in jobs:
+        for files in tracked.artifacts.values():
+            assert all(path.is_relative_to(folder) for path in files.values())
+
+
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Settings of a run with W&B and a data set in `tmp_path`."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     write_mvtec(tmp_path, (40, 36))
     data = ["data=mvtec", f"data.root={tmp_path}", "data.category=nut"]
     return [*TINY, *data, "logger=[wandb,csv]", f"hydra.run.dir={tmp_path / 'run'}"]
@@ -195,8 +219,8 @@ def test_a_failed_run_is_closed_as_failed(offline: list[str], tmp_path: Path) ->
     done = patchcore("train", *offline)
     assert done.code == 1
     assert done.err.splitlines()[-1].startswith(f"error: {culprit}: ")
-    (file,) = tmp_path.glob("run/wandb/offline-run-*/run-*.wandb")
-    assert read_wandb(file).exit_code == 1
+    assert finished_run(tmp_path / "run").exit_code == 1
+    assert os.environ["WANDB_MODE"] == "offline" and "WANDB_DATA_DIR" not in os.environ
 
 
 @pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
@@ -212,11 +236,109 @@ def test_an_ensemble_is_one_run_with_its_members_in_the_summary(
     members = "ensemble.members=[{},{layers:{names:['1']}}]"
     done = installed("train", *offline, members, cwd=tmp_path)  # its end closes the file
     assert done.code == 0, done.err
-    (file,) = tmp_path.glob("run/wandb/offline-run-*/run-*.wandb")
-    tracked = read_wandb(file)
+    tracked = finished_run(tmp_path / "run")
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert tracked.exit_code == 0 and len(metrics["members"]) == 2
     assert tracked.history["aupro"] == pytest.approx(metrics["aupro"], rel=1e-6)
     assert tracked.summary["image_auroc"] == metrics["image_auroc"]
     assert tracked.summary["members"] == metrics["members"]
     assert len(tracked.config["ensemble"]["members"]) == 2
+
+
+def finished_folder(folder: Path) -> Path:
+    """A small finished run without pictures."""
+    curve = [{"ratio": 0.5, "memory_patches": 3, "aupro": None}]
+    metrics = {"image_auroc": 1.0, "aupro": None, "test_images": 4, "seconds": {"score": 0.5}}
+    more = {"undefined": {"aupro": "no masks"}, "ratio_curve": curve}
+    write_run(folder, {}, {**metrics, **more})
+    rows = ["path,label,defect_type,score", "a,0,good,0.1", "b,0,good,0.2", "'=c,1,'=cut,0.7"]
+    (folder / "scores.csv").write_text("\n".join([*rows, "d,1,cut,0.9"]) + "\n")
+    return folder
+
+
+def test_a_run_that_was_finished_before_is_tracked_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    folder = finished_folder(tmp_path / "run")
+    chosen = {
+        "wandb": {
+            "_target_": "pytorch_lightning.loggers.WandbLogger",
+            "save_dir": str(folder),
+            "name": "n",
+            "offline": True,
+        },
+        "csv": {
+            "_target_": "pytorch_lightning.loggers.CSVLogger",
+            "save_dir": str(folder),
+            "name": None,
+            "version": "csv",
+        },
+        "tensorboard": {
+            "_target_": "pytorch_lightning.loggers.TensorBoardLogger",
+            "save_dir": str(folder),
+            "name": None,
+            "version": "tensorboard",
+        },
+    }
+    track_finished(chosen, {"seed": 3}, folder)
+    tracked = finished_run(folder)
+    assert (tracked.exit_code, tracked.name, tracked.config["seed"]) == (0, "n", 3)
+    assert tracked.history["image_auroc"] == tracked.summary["image_auroc"] == 1.0
+    assert tracked.history["seconds.score"] == 0.5 and "seconds" not in tracked.summary
+    assert tracked.history["ratio_curve/memory_patches"] == 3
+    assert tracked.table("roc_table")["data"][-1] == [1.0, 1.0]
+    text = (folder / "csv/metrics.csv").read_text()
+    row = next(csv.DictReader(io.StringIO(text)))
+    assert row["image_auroc"] == "1.0" and row["seconds.score"] == "0.5"
+    assert list(folder.glob("tensorboard/events*"))
+
+
+@pytest.mark.parametrize("mode", ["offline", "online", "dryrun", "disabled"])
+@pytest.mark.parametrize("offline", [True, False])
+def test_wandb_runs_in_the_mode_that_the_settings_record(
+    mode: str, offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    target = "pytorch_lightning.loggers.WandbLogger"
+    chosen = {"w": {"_target_": target, "save_dir": str(tmp_path), "offline": offline}}
+    asked = {}
+
+    def init(**given: Any) -> None:
+        asked.update(given)
+        raise OSError("the network is\nunreachable")
+
+    monkeypatch.setattr("wandb.init", init)
+    with (
+        pytest.raises(
+            InputError, match=r"^logger\.w: cannot start: the network is unreachable; or"
+        ),
+        tracking(chosen, tmp_path) as trackers,
+    ):
+        trackers.start({"seed": 0})
+    wanted = "offline" if offline else "online"
+    assert asked["mode"] == ("disabled" if mode == "disabled" else wanted)
+    assert os.environ["WANDB_MODE"] == mode
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, ""),
+        ({"seed": "1", "coreset.ratio": "0.1"}, "seed=1, coreset.ratio=0.1"),
+        ({"data.root": "/a" * 50}, f"data.root=…{('/a' * 50)[-39:]} #7"),
+        (
+            {f"{'long' * 8}.k{i}": str(i) for i in range(9)},
+            ", ".join(f"k{i}={i}" for i in range(9)),
+        ),
+        ({"a\nb": "x\udce4\n"}, "a\\nb=x\\udce4\\n"),
+    ],
+)
+def test_names_tell_settings_and_fit(settings: dict[str, str], name: str) -> None:
+    assert name_of(settings, "7") == name
+
+
+def test_names_that_are_cut_stay_apart() -> None:
+    names = {name_of({f"key{i}": "x" * 30 for i in range(9)}, str(job)) for job in range(20)}
+    assert len(names) == 20 and max(map(len, names)) <= 128

@@ -13,7 +13,9 @@ import torch
 from matplotlib.figure import Figure
 
 from patchcore.metrics import ImageMetrics
-from patchcore.report.table import Point, RunFolder, read_runs
+from patchcore.report.points import Point
+from patchcore.report.reading import RunFolder
+from patchcore.report.table import read_runs
 
 
 def scores_of(run: RunFolder) -> ImageMetrics:

@@ -12,17 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from patchcore.report.table import (
-    RunFolder,
-    Summary,
-    find_runs,
-    number,
-    rank,
-    read_run,
-    show,
-    summarise,
-    title,
-)
+from patchcore.report.folders import find_runs
+from patchcore.report.points import Summary, summarise
+from patchcore.report.reading import RunFolder, read_run
+from patchcore.report.words import number, rank, show, title
 
 Row = tuple[str, ...]
 """Values of a table's keys, as shown."""

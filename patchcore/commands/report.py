@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from patchcore.errors import InputError
+from patchcore.report.cells import printable
 from patchcore.report.page import write_report
 from patchcore.report.table import read_runs
 from patchcore.report.text import sentence
@@ -31,10 +32,24 @@ def main() -> None:
     options = parser.parse_args()
     try:
         table = read_runs(options.folders, options.metric)
-        path = write_report(table, options.out or options.folders[0] / "report")
+        path = write_report(table, options.out or _default(options.folders[0]))
     except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(sentence(table))
+        sys.exit(printable(f"error: {error}"))
+    print(printable(sentence(table)))
+    for part in table.parts[1:] and table.parts:
+        print(printable(f"data {part.number}: {part.data}"))
     for run in table.unfinished:
         print(f"not counted: {table.name(run)}: {table.status(run)}")
-    print(f"report: {path}")
+    print(printable(f"report: {path}"))
+
+
+def _default(folder: Path) -> Path:
+    """Where a report goes unless told otherwise.
+
+    Raises:
+        InputError: A link there leads elsewhere.
+    """
+    path = folder / "report"
+    if path.is_symlink():
+        raise InputError(f"{path}: is a link; name the folder to write to with --out DIR")
+    return path

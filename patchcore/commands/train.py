@@ -14,9 +14,7 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
@@ -25,13 +23,13 @@ from patchcore.cache import MapCache
 from patchcore.commands import plain_errors
 from patchcore.commands.progress import ProgressBar
 from patchcore.commands.sweep import ERROR_FILE, conclude, record_failure
-from patchcore.commands.tracking import finish, start, track
+from patchcore.commands.targets import build, guard
+from patchcore.commands.tracking import track_finished, tracking
 from patchcore.commands.typed import as_typed
 from patchcore.config import Config, Objective, register, to_config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset
 from patchcore.ensemble import ScaleConfig
-from patchcore.errors import InputError
 from patchcore.model import Detector, PatchCore
 from patchcore.module import (
     DetectorModule,
@@ -49,6 +47,7 @@ register()
 def main() -> None:
     """Entry point: one run, or with --multirun one for every point of a sweep."""
     sys.argv[1:] = as_typed(sys.argv[1:])
+    guard()
     hydra.main(version_base="1.3", config_path="pkg://patchcore.conf", config_name="config")(task)()
     conclude()
 
@@ -87,6 +86,7 @@ def run_point(cfg: DictConfig, folder: Path) -> float | tuple[float, ...]:
         if source != folder.resolve():
             OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
             copy_run(source, folder)
+            track_finished(config.logger, settings, folder)
         print(f"finished before, in {source}")
     return objectives(folder, config.objectives)
 
@@ -120,12 +120,9 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
         )
         for own in config.members()
     ]
-    loggers = [build(f"logger.{name}", logger) for name, logger in config.logger.items()]
-    success = False
-    try:
-        trainer = build_trainer(config, folder, loggers)
-        for logger in loggers:
-            start(logger, settings)
+    with tracking(config.logger, folder) as trackers:
+        trainer = build_trainer(config, folder, list(trackers.loggers.values()))
+        trackers.start(settings)
         module: DetectorModule | EnsembleModule
         members: list[Member] = []
         if config.ensemble.members:
@@ -152,12 +149,7 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
             run.gallery = pick_gallery(run, dataset, module.anomaly_map)
             run.misclassified = pick_misclassified(run, dataset, module.anomaly_map)
         write_run(run, folder, config.figures)
-        for logger in loggers:
-            track(logger, run, folder)
-        success = True
-    finally:
-        for logger in loggers:
-            finish(logger, success)
+        trackers.track(folder, run.gallery)
     print(run.summary(), f"\n\nfigures and tables: {folder}", sep="")
     return run
 
@@ -221,18 +213,6 @@ def build_trainer(
         callbacks=[ProgressBar(whose)] if bar else [],
     )
     return trainer
-
-
-def build(key: str, settings: dict[str, Any], **more: Any) -> Any:
-    """An object of Lightning's from its `_target_` and arguments.
-
-    Raises:
-        InputError: It does not take them, or what it needs is not there.
-    """
-    try:
-        return instantiate(settings, **more)
-    except InstantiationException as error:
-        raise InputError(f"{key}: {' '.join(str(error.__cause__ or error).split())}") from error
 
 
 def _quiet() -> None:

@@ -19,24 +19,25 @@ from PIL import Image
 from tqdm import tqdm
 
 from patchcore.report import charts
+from patchcore.report.cells import printable
 from patchcore.report.charts import STYLES, Mark, Series
-from patchcore.report.table import (
-    CATEGORY,
-    Factor,
-    Point,
-    RunFolder,
-    Summary,
-    Table,
-    falls,
-    number,
-    rank,
-    show,
-    title,
+from patchcore.report.folders import own_file
+from patchcore.report.points import Factor, Point, Summary
+from patchcore.report.reading import CATEGORY, RunFolder
+from patchcore.report.table import Table
+from patchcore.report.text import (
+    left_out,
+    sentence,
+    spread,
+    undefined_reasons,
+    write_tables,
+    write_text,
 )
-from patchcore.report.text import sentence, spread, undefined_reasons, write_tables
+from patchcore.report.words import falls, number, rank, show, title
 
 GALLERY_BYTES = 6_000_000  # of all galleries together, as they stand in the page
 SMALLEST_GALLERY = 40_000  # bytes; with less room than that a gallery is left out
+MOST_PIXELS = 40_000_000  # of a gallery that is opened at all
 LARGEST, SMALLEST = 1260, 320  # width of a gallery in the page, pixels
 COSTS = ("seconds", "milliseconds_per_image", "memory_bytes")
 """What accuracy is weighed against."""
@@ -47,15 +48,43 @@ def write_report(table: Table, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(table, folder)
     path = folder / "report.html"
-    path.write_text(page(table), encoding="utf-8")
+    write_text(path, page(table))
     return path
 
 
 def page(table: Table, gallery_bytes: int = GALLERY_BYTES) -> str:
     """The whole page; its galleries share `gallery_bytes`, the best points' first."""
+    sections = [("varied", "What varied", _varied(table))]
+    for part in table.parts:
+        sections += _sections(part, gallery_bytes // len(table.parts))
+    sections.append(("runs", "Runs", _runs(table)))
+    sections = [section for section in sections if section[2]]
+    links = "".join(f'<li><a href="#{key}">{escape(name)}</a></li>' for key, name, _ in sections)
+    bodies = "".join(
+        f'<section id="{key}" aria-labelledby="{key}-title">'
+        f'<h2 id="{key}-title">{escape(name)}</h2>{body}</section>\n'
+        for key, name, body in sections
+    )
+    root = escape(printable(str(table.root)))
+    body = (
+        f'<header class="top"><h1>PatchCore report</h1>'
+        f'<p class="lead">{escape(sentence(table))}</p>{_facts(table)}</header>\n'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main id="main">\n{bodies}</main>\n'
+        f'<footer class="foot">Runs below <span class="path">{root}</span>; '
+        f"written by <code>patchcore report</code>, {datetime.now():%Y-%m-%d %H:%M}.</footer>"
+    )
+    return Template(_resource("page.html")).substitute(
+        title=escape(f"PatchCore report: {printable(table.root.name)}"),
+        style=_resource("page.css"),
+        script=_resource("page.js"),
+        body=body,
+    )
+
+
+def _sections(table: Table, gallery_bytes: int) -> list[tuple[str, str, str]]:
+    """Anchor, title and content of every section on one data set."""
     pictures = _pictures(table, gallery_bytes)
     sections = [
-        ("varied", "What varied", _varied(table)),
         ("leaderboard", "Leaderboard", _leaderboard(table, pictures)),
         ("paper", "Beside the paper", _paper(table)),
         ("categories", "Categories", _categories(table)),
@@ -65,47 +94,40 @@ def page(table: Table, gallery_bytes: int = GALLERY_BYTES) -> str:
         ("heat", "Two factors", _heat(table)),
         ("pareto", "Accuracy against cost", _fronts(table)),
         ("galleries", "Galleries", _galleries(table, pictures)),
-        ("runs", "Runs", _runs(table)),
     ]
-    sections = [section for section in sections if section[2]]
-    links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
-    bodies = "".join(
-        f'<section id="{key}" aria-labelledby="{key}-title">'
-        f'<h2 id="{key}-title">{name}</h2>{body}</section>\n'
+    if not table.number:
+        return sections
+    note = f"Data {table.number}: {table.data}. Runs of unlike data are not ranked together."
+    return [
+        (f"{key}-{table.number}", f"{name}, data {table.number}", body and _note(note) + body)
         for key, name, body in sections
-    )
-    body = (
-        f'<header class="top"><h1>PatchCore report</h1>'
-        f'<p class="lead">{escape(sentence(table))}</p>{_facts(table)}</header>\n'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n<main id="main">\n{bodies}</main>\n'
-        f'<footer class="foot">Runs below <span class="path">{escape(str(table.root))}</span>; '
-        f"written by <code>patchcore report</code>, {datetime.now():%Y-%m-%d %H:%M}.</footer>"
-    )
-    return Template(_resource("page.html")).substitute(
-        title=escape(f"PatchCore report: {table.root.name}"),
-        style=_resource("page.css"),
-        script=_resource("page.js"),
-        body=body,
-    )
+    ]
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
 
 
 def _facts(table: Table) -> str:
     """The first things one wants to know, as tiles."""
     facts = []
-    best = table.points[0]
-    if best.value(table.metric).defined:
+    for part in table.parts:
+        where = f", data {part.number}" if part.number else ""
+        best = part.points[0]
+        if not best.value(table.metric).defined:
+            continue
         value = number(table.metric, best.value(table.metric).mean)
-        facts.append((f"best {title(table.metric)}", value, best.label, ""))
+        facts.append((f"best {title(table.metric)}{where}", value, best.label, ""))
         for metric in ("seconds", "memory_bytes"):
-            cheapest = min(table.points, key=lambda point: table.cost(point, metric))
+            cheapest = min(part.points, key=lambda point: part.cost(point, metric))
             cost = cheapest.value(metric)
-            if len(table.points) > 1 and cost.defined:
+            if len(part.points) > 1 and cost.defined:
                 name = "fewest seconds" if metric == "seconds" else "smallest memory, MB"
                 reached = number(table.metric, cheapest.value(table.metric).mean)
                 note = f"{title(table.metric)} {reached}"
-                facts.append((name, number(metric, cost.mean), note, ""))
+                facts.append((f"{name}{where}", number(metric, cost.mean), note, ""))
     finished = len(table.runs) - len(table.unfinished)
-    spent = math.fsum(run.metrics.get("seconds", 0) for run in table.runs)
+    spent = math.fsum(run.spent for run in table.runs)
     note = f"{number('seconds', round(spent))} s together" if spent else ""
     facts.append(("finished runs", str(finished), note, ""))
     if table.unfinished:
@@ -195,12 +217,12 @@ def _leaderboard(table: Table, pictures: dict[RunFolder, str]) -> str:
         note += " Metrics are class averages: the mean over the categories."
     if table.repeated:
         note += " ± is half the 95 % interval over seeds (Student's t)."
-    reasons = "".join(f"<li>{escape(line)}</li>" for line in undefined_reasons(table))
-    listed = f'<p class="note reasons-of">Undefined:</p><ul class="reasons">{reasons}</ul>'
-    return (
-        f'<p class="note">{note}</p>{_table(heads, body, "sortable", "Leaderboard")}'
-        f"{listed if reasons else ''}"
-    )
+    listed = ""
+    for name, lines in (("Left out", left_out(table)), ("Undefined", undefined_reasons(table))):
+        items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+        if items:
+            listed += f'<p class="note reasons-of">{name}:</p><ul class="reasons">{items}</ul>'
+    return f'<p class="note">{note}</p>{_table(heads, body, "sortable", "Leaderboard")}{listed}'
 
 
 def _paper(table: Table) -> str:
@@ -516,9 +538,12 @@ def _fronts(table: Table) -> str:
         lists.append(f"<h3>{escape(name)}</h3>{_table(heads, body, '', f'Pareto front, {name}')}")
     if not parts:
         return ""
+    warm = ""
+    if any(run.warm for point in table.points for run in point.finished):
+        warm = " Points whose seconds come from a cache are left out."
     return (
         '<p class="note">The Pareto front: no other point is both better and cheaper. Numbers are '
-        f'places in the leaderboard.</p><div class="figures">{"".join(parts)}</div>'
+        f'places in the leaderboard.{warm}</p><div class="figures">{"".join(parts)}</div>'
         f"<details><summary>The fronts as tables</summary>{''.join(lists)}</details>"
     )
 
@@ -544,7 +569,7 @@ def _galleries(table: Table, pictures: dict[RunFolder, str]) -> str:
             )
     if not items:
         return ""
-    drawn = sum(_gallery(run).is_file() for point in table.points for run in point.finished)
+    drawn = sum(_gallery(run) is not None for point in table.points for run in point.finished)
     note = "The most suspicious nominal, and the least and most suspicious anomalous images, with "
     note += "their maps. A click shows one large; ← and → go to the next."
     if drawn > len(items):
@@ -573,7 +598,7 @@ def _runs(table: Table) -> str:
                 *(
                     _value(run.metrics[key], number(key, run.metrics[key]))
                     if key in run.metrics
-                    else _value(math.nan, "undefined", run.undefined.get(key, ""), "undefined")
+                    else _value(math.nan, "undefined", run.why(key), "undefined")
                     for key in table.metrics
                 ),
             ]
@@ -592,12 +617,11 @@ def _runs(table: Table) -> str:
 
 def _pictures(table: Table, budget: int) -> dict[RunFolder, str]:
     """{run: its gallery as a data URI}, the best points' first, within `budget` bytes."""
-    waiting = [run for point in table.points for run in point.finished if _gallery(run).is_file()][
-        : budget // SMALLEST_GALLERY
-    ]
+    drawn = [(run, path) for point in table.points for run in point.finished
+             if (path := _gallery(run))][: budget // SMALLEST_GALLERY]  # fmt: skip
     found = {}
-    for i, run in enumerate(tqdm(waiting, "Shrinking galleries", disable=None)):
-        uri = _shrunk(_gallery(run), budget // (len(waiting) - i))
+    for i, (run, path) in enumerate(tqdm(drawn, "Shrinking galleries", disable=None)):
+        uri = _shrunk(path, budget // (len(drawn) - i))
         if uri:
             found[run] = uri
             budget -= len(uri)
@@ -607,11 +631,13 @@ def _pictures(table: Table, budget: int) -> dict[RunFolder, str]:
 def _shrunk(path: Path, most: int) -> str:
     """A picture as a JPEG data URI of at most `most` characters; empty if it cannot be."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=["PNG"]) as opened:
+            if opened.width * opened.height > MOST_PIXELS:
+                return ""
             original = Image.new("RGB", opened.size, "white")
             layer = opened.convert("RGBA")
             original.paste(layer, mask=layer)
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return ""
     width = min(LARGEST, original.width)
     while width >= min(SMALLEST, original.width):
@@ -626,12 +652,12 @@ def _shrunk(path: Path, most: int) -> str:
     return ""
 
 
-def _gallery(run: RunFolder) -> Path:
-    return run.folder / "figures" / "gallery.png"
+def _gallery(run: RunFolder) -> Path | None:
+    return own_file(run.folder, "figures/gallery.png")
 
 
 def _anchor(table: Table, run: RunFolder) -> str:
-    return f"gallery-{table.runs.index(run)}"
+    return f"gallery-{table.number}-{table.runs.index(run)}"
 
 
 def _short(point: Point, factors: Sequence[Factor]) -> str:

@@ -17,23 +17,12 @@ from torch import Tensor
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
-from patchcore.mask_counts import MASK_KEYS
 from patchcore.report import figures
+from patchcore.report.cells import harmless
+from patchcore.report.words import COUNTS
 
 AnomalyMap = Callable[[int, tuple[int, int]], Tensor]
 """Number of a test image, and its height and width, to its anomaly map (H, W)."""
-
-COUNTS = {
-    "image_false_positives",
-    "image_false_negatives",
-    "errors_at_full_recall",
-    "memory_patches",
-    "memory_bytes",
-    "train_images",
-    "test_images",
-    *MASK_KEYS,
-}
-"""Metrics that are whole numbers."""
 
 
 @dataclass
@@ -214,7 +203,8 @@ def write_run(run: Run, folder: Path, pictures: bool = True) -> None:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "defect_type", "score"])
         for sample, score in zip(run.samples, run.scores, strict=True):
-            writer.writerow([sample.name, sample.label, sample.defect_type, score])
+            name, kind = harmless(sample.name), harmless(sample.defect_type)
+            writer.writerow([name, sample.label, kind, score])
     if pictures:
         _draw(run, folder / "figures")
     partial = folder / "metrics.json.part"

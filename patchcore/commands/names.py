@@ -1,0 +1,117 @@
+"""What runs are called in the trackers, and whether W&B sends them: resolvers of conf/logger."""
+
+import netrc
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from patchcore.commands.targets import command_line
+from patchcore.report.cells import printable
+
+LONGEST = 128  # signs of a name or group that W&B takes
+VALUE = 40  # signs of a value in a name
+UNTOLD = ("cache", "data.root", "figures", "hydra", "logger", "objectives", "resume", "trainer")
+"""Beginnings of what a single run's name does not tell: it says nothing of the result."""
+
+
+def run_group() -> str | None:
+    """Name that the jobs of one multirun share: that of their common folder."""
+    hydra = HydraConfig.get()
+    if hydra.mode is not RunMode.MULTIRUN:
+        return None
+    return "/".join(Path(hydra.sweep.dir).parts[-2:])[-LONGEST:]
+
+
+def run_name() -> str:
+    """Name of this run: what varies in its multirun, or what a single run was started with."""
+    hydra: Any = HydraConfig.get()
+    multirun = hydra.mode is RunMode.MULTIRUN
+    given = dict(_settings(hydra.overrides.task))
+    if not multirun:
+        told = {key: value for key, value in given.items() if not key.startswith(UNTOLD)}
+        return name_of(told) or Path(hydra.runtime.output_dir).name
+    params = OmegaConf.select(hydra, "sweeper.params") or {}
+    given_before = [f"{key}={value}" for key, value in params.items()]
+    fixed = _fixed([*given_before, *command_line()])  # which goes before the parameters
+    number = str(OmegaConf.select(hydra, "job.num", default=0))
+    told = {key: value for key, value in given.items() if key not in fixed}
+    return name_of(told, number) or f"#{number}"
+
+
+def name_of(settings: dict[str, str], number: str = "") -> str:
+    """Settings as a name of at most 128 signs.
+
+    Args:
+        settings: {key: value as typed}.
+        number: Of the job in its multirun; goes behind a name that had to be cut, so that no two
+            jobs have the same.
+    """
+    cut = False
+    parts = []
+    for key, value in settings.items():
+        text = printable(value)
+        if len(text) > VALUE:
+            text, cut = f"…{text[1 - VALUE :]}", True
+        parts.append(f"{printable(key)}={text}")
+    name = ", ".join(parts)
+    if len(name) > LONGEST:  # the ends of keys may do
+        ends = [key.rpartition(".")[2] for key in settings]
+        if len(set(ends)) == len(ends):
+            name = ", ".join(
+                f"{end}={part.partition('=')[2]}" for end, part in zip(ends, parts, strict=True)
+            )
+    tail = f" #{number}" if number and (cut or len(name) > LONGEST) else ""
+    if len(name) + len(tail) > LONGEST:
+        name = f"{name[: LONGEST - len(tail) - 1]}…"
+    return name + tail
+
+
+def _fixed(given: Iterable[str]) -> set[str]:
+    """Keys whose last value is a single one, and so the same in every job of a multirun."""
+    swept: dict[str, bool] = {}
+    for text in given:
+        if not re.match(r"[+~]*[\w/@.]+=", text):
+            continue  # an option, such as --multirun
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            continue
+        swept[override.key_or_group] = override.is_sweep_override()
+    return {key for key, several in swept.items() if not several}
+
+
+def _settings(overrides: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """Key and value of each override."""
+    for text in overrides:
+        key, _, value = text.lstrip("+~").partition("=")
+        yield key, value
+
+
+def wandb_offline() -> bool:
+    """Whether W&B stays offline: unless a key is configured, or WANDB_MODE=online asks for it."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode:
+        return mode in ("offline", "dryrun")  # W&B follows the others itself
+    return not (os.environ.get("WANDB_API_KEY") or _logged_in())
+
+
+def _logged_in() -> bool:
+    """Whether `wandb login` has left a key where it keeps it."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for place in places:
+        try:
+            if netrc.netrc(Path(place).expanduser()).authenticators(host or ""):
+                return True
+        except (OSError, RuntimeError, netrc.NetrcParseError):
+            pass  # RuntimeError: there is no home
+    return False

@@ -1,0 +1,232 @@
+"""Which classes settings may name: `_target_` in files, and what Hydra itself would call.
+
+The command line is the user's own word and may name any class. So may the presets of this package.
+A settings file from elsewhere (`--config-dir`, `--config-path`, `hydra.searchpath`) may name no
+more than Lightning's Trainer, loggers and callbacks, and Hydra's own launchers and sweepers.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hydra._internal.core_plugins import file_config_source, importlib_resources_config_source
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.errors import InstantiationException
+from hydra.plugins.config_source import ConfigResult
+from hydra.utils import get_object, instantiate
+from omegaconf import OmegaConf
+
+from patchcore.errors import InputError
+
+ALLOWED = "Lightning's Trainer, loggers and callbacks (pytorch_lightning.loggers.CSVLogger, …)"
+VARIABLE = "PATCHCORE_COMMAND_LINE"
+"""Hands the command line to the processes of a launcher, as JSON."""
+OWN = ("patchcore.conf", "hydra.conf")
+"""Packages whose settings files are trusted."""
+HYDRA_KEYS = {
+    *("launcher", "mode", "output_subdir", "run", "searchpath", "sweep", "sweeper", "verbose"),
+    *("job.chdir", "job.name"),
+}
+"""What files from elsewhere may set of Hydra; the rest can load or call other code."""
+CONCLUSION = "patchcore.commands.sweep.Conclusion"
+RESOLVERS = {
+    *("hydra", "now", "oc.env", "oc.select", "oc.deprecated"),
+    *("in_multirun", "paper", "run_group", "run_name", "wandb_offline"),
+}
+"""Resolvers that give no mappings, which could hold a `_target_`, from text."""
+
+_typed: list[str] = json.loads(os.environ.get(VARIABLE, "[]"))  # read before a job can change it
+
+
+def guard(arguments: list[str] | None = None) -> None:
+    """Remember the command line and check every settings file from elsewhere as Hydra loads it.
+
+    Args:
+        arguments: Of the command, without its name; those of this process unless given.
+    """
+    _typed[:] = sys.argv[1:] if arguments is None else arguments
+    os.environ[VARIABLE] = json.dumps(_typed)
+    Plugins.instance()  # registers Hydra's own sources, which these replace
+    types = SourcesRegistry.instance().types
+    types["file"] = FileConfigSource
+    types["pkg"] = ImportlibResourcesConfigSource
+
+
+def command_line() -> list[str]:
+    """Arguments of the command that this process, or the one that launched it, was started with."""
+    return list(_typed)
+
+
+def check_targets(key: str, settings: Any) -> None:
+    """Check every class that `settings` name, before any is called.
+
+    Raises:
+        InputError: One is neither named on the command line nor allowed.
+    """
+    for place, name in _targets(settings, key):
+        if not (isinstance(name, str) and (_is_typed(name) or _is_lightning(name))):
+            raise InputError(f"{place}={name}: {_advice(place, name)}")
+
+
+def build(key: str, settings: Any, **more: Any) -> Any:
+    """An object of Lightning's from its `_target_` and arguments.
+
+    Raises:
+        InputError: It does not take them, what it needs is not there, or a class may not be named.
+    """
+    check_targets(key, settings)
+    try:
+        return instantiate(settings, **more)
+    except InstantiationException as error:
+        raise InputError(f"{key}: {' '.join(str(error.__cause__ or error).split())}") from error
+
+
+class FileConfigSource(file_config_source.FileConfigSource):
+    """Settings files of a folder, checked. Hydra tells sources apart by the class's name."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        return _checked(f"{self.path}/{config_path}", config_path, super().load_config(config_path))
+
+
+class ImportlibResourcesConfigSource(
+    importlib_resources_config_source.ImportlibResourcesConfigSource
+):
+    """Settings files of a package, checked unless they are this package's or Hydra's own."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        result = super().load_config(config_path)
+        if self.path in OWN:
+            return result
+        return _checked(f"{self.path}/{config_path}", config_path, result)
+
+
+def _checked(file: str, config_path: str, result: ConfigResult) -> ConfigResult:
+    """`result` unless it asks for what a file from elsewhere may not have."""
+    file = f"{file.removesuffix('.yaml')}.yaml"
+    content = OmegaConf.to_container(result.config, resolve=False)
+    if isinstance(content, dict):
+        group = config_path.rpartition("/")[0].replace("/", ".")
+        package = (result.header.get("package") or group).replace("_group_", group)
+        package = package.removeprefix("_global_").lstrip(".")
+        for problem in _problems(content, package.split(".") if package else []):
+            raise InputError(f"{file}: {problem}")
+    return result
+
+
+def _problems(content: dict[Any, Any], package: list[str]) -> Iterator[str]:
+    """Reasons to refuse the content of a file whose keys lie in `package`, in one line each."""
+    for place, name in _targets(content):
+        if not (isinstance(name, str) and (_is_lightning(name) or _is_hydras(name))):
+            yield f"{place}={name}: {_advice(place, name)}"
+    for text in _texts(content):
+        if "_target_" in text and text != "_target_":
+            yield f"{text}: a text may not hold _target_: give it on the command line instead"
+        for resolver in re.findall(r"\$\{\s*([^{}:]*?(?:\$\{[^}]*\})?[^{}:]*?)\s*:", text):
+            if resolver not in RESOLVERS:
+                known = ", ".join(sorted(RESOLVERS))
+                yield f"${{{resolver}:…}}: a file from elsewhere may use {known} only"
+    for default in content.get("defaults") or []:
+        for name in default if isinstance(default, dict) else [default]:
+            into = str(name).partition("@")[2].removeprefix("_global_.")
+            if into.split(".")[0] == "hydra" or (into and package[:1] == ["hydra"]):
+                yield f"defaults: {name}: only the command line may add to hydra"
+    for key in reversed(package):
+        content = {key: content}
+    hydra = content.get("hydra")
+    if isinstance(hydra, Mapping):
+        yield from _hydra_problems(hydra)
+    elif hydra is not None:
+        yield f"hydra={hydra}: must be a mapping"
+
+
+def _hydra_problems(hydra: Mapping[Any, Any]) -> Iterator[str]:
+    for key, value in hydra.items():
+        if key == "job" and isinstance(value, Mapping):
+            names = [f"job.{name}" for name in value]
+        elif key == "callbacks" and value == {"conclusion": {"_target_": CONCLUSION}}:
+            names = []  # a copy of our own config.yaml
+        else:
+            names = [str(key)]
+        for name in names:
+            if name not in HYDRA_KEYS and name != "defaults":
+                known = ", ".join(sorted(HYDRA_KEYS))
+                yield (
+                    f"hydra.{name}: a file from elsewhere may set {known} only; if you mean it, "
+                    "give it on the command line"
+                )
+    sweeper = hydra.get("sweeper")
+    for given in (sweeper or {}).get("params") or {} if isinstance(sweeper, Mapping) else []:
+        if re.match(r"[+~]*hydra\b", str(given)):
+            yield f"hydra.sweeper.params.{given}: only the command line may set hydra"
+
+
+def _targets(settings: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Key and value of every `_target_` at any depth."""
+    items: Any = ()
+    if isinstance(settings, Mapping):
+        items = settings.items()
+    elif isinstance(settings, list | tuple):
+        items = enumerate(settings)
+    for key, value in items:
+        inner = f"{place}.{key}" if place else str(key)
+        if key == "_target_":
+            yield inner, value
+        yield from _targets(value, inner)
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """Every key and text at any depth."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield str(key)
+            yield from _texts(value)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from _texts(value)
+
+
+def _is_typed(name: str) -> bool:
+    """Whether the user named this class on the command line."""
+    return any("_target_" in text and name in re.findall(r"[\w.]+", text) for text in _typed)
+
+
+def _is_lightning(name: str) -> bool:
+    """Whether `name` is Lightning's Trainer or one of its loggers or callbacks."""
+    if not re.fullmatch(r"pytorch_lightning(\.\w+)+", name):
+        return False
+    import pytorch_lightning as pl
+    from pytorch_lightning.loggers import Logger
+
+    found = _class(name)
+    return found is not None and issubclass(found, pl.Trainer | Logger | pl.Callback)
+
+
+def _is_hydras(name: str) -> bool:
+    """Whether `name` is a launcher or sweeper of Hydra's, a sampler of Optuna's or our callback."""
+    if name == CONCLUSION:
+        return True
+    allowed = r"(hydra_plugins|hydra\._internal\.core_plugins|optuna\.samplers)(\.\w+)+"
+    return re.fullmatch(allowed, name) is not None and _class(name) is not None
+
+
+def _class(name: str) -> type | None:
+    """The class of this name, if it is one and belongs to the package that the name begins with."""
+    try:
+        found = get_object(name)
+    except Exception:  # whatever the import of a module of that package raises
+        return None
+    own = isinstance(found, type) and found.__module__.split(".")[0] == name.split(".")[0]
+    return found if own else None
+
+
+def _advice(place: str, name: Any) -> str:
+    return (
+        f"files may name {ALLOWED}; if you mean this one, give it on the command line: "
+        f"'{place}={name}'"
+    )

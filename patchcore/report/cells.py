@@ -1,0 +1,41 @@
+"""Text from runs in the forms of a report: cells of CSV, Markdown, and lines for a terminal.
+
+Names and settings come from folders of any origin: none may end its cell, start a formula, a link
+or markup, or steer a terminal.
+"""
+
+import re
+
+from patchcore.errors import printable
+
+FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@])")
+"""Matches what a spreadsheet may take for a formula, and what `harmless` has made of it."""
+
+
+def harmless(text: str) -> str:
+    """Return a CSV cell's text that no spreadsheet takes for a formula; `restored` undoes it.
+
+    An apostrophe goes before what begins with =, +, -, @, a tab or a line break.
+    """
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def restored(text: str) -> str:
+    """Return the text that `harmless` was given."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
+def markdown_text(text: str) -> str:
+    """Return `text` for a line or cell of Markdown, without markup, links or line breaks."""
+    line = printable(" ".join(text.split()))
+    line = re.sub(r"([\\`*\[\]|~])", r"\\\1", line)
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"(?i)(://|\bwww\.)", lambda found: f"{found[0][:-1]}\\{found[0][-1]}", line)
+
+
+def markdown_code(text: str) -> str:
+    """Return `text` as code in a line or cell of Markdown."""
+    line = printable(" ".join(text.split())).replace("|", "\\|") or " "
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    room = " " if "`" in (line[0], line[-1]) else ""
+    return f"{fence}{room}{line}{room}{fence}"

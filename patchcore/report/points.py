@@ -1,0 +1,154 @@
+"""Points of a sweep: runs that differ in category and seed alone, and their averages."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.special import stdtrit
+
+from patchcore.paper import AVERAGE, CATEGORIES
+from patchcore.report.reading import RunFolder, Settings
+from patchcore.report.words import is_number, show
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A mean with the spread of its repeats; NaN, with a reason, where it is undefined."""
+
+    mean: float
+    count: int = 0  # repeats
+    deviation: float = math.nan  # sample standard deviation; NaN for one repeat
+    half: float = math.nan  # half the width of the 95 % interval; NaN for one repeat
+    reason: str = ""  # why the mean is NaN
+
+    @property
+    def defined(self) -> bool:
+        return not math.isnan(self.mean)
+
+
+def undefined(reason: str) -> Summary:
+    """A summary that says why it is none."""
+    return Summary(math.nan, reason=reason)
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean, sample standard deviation and 95 % interval of repeats.
+
+    The interval is Student's: mean ± t(0.975, n - 1) · s / √n.
+    """
+    if len(values) < 2:
+        return Summary(values[0], 1) if values else undefined("no finished run")
+    deviation = stdev(values)
+    quantile = float(stdtrit(len(values) - 1, 0.975))
+    return Summary(
+        fmean(values), len(values), deviation, quantile * deviation / math.sqrt(len(values))
+    )
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A setting that tells points apart."""
+
+    key: str
+    values: list[Any]  # distinct; numbers rising, then text, None last
+    follows: list[str]  # further keys that this one determines
+
+    @property
+    def numbers(self) -> list[float]:
+        """The numeric values, rising; empty unless all values are numbers or None."""
+        given = [value for value in self.values if value is not None]
+        return given if len(given) > 1 and all(map(is_number, given)) else []
+
+
+@dataclass(eq=False)
+class Point:
+    """Runs that differ in category and seed alone."""
+
+    settings: Settings  # of the factors
+    categories: list[str]  # that the average is taken over; [""] for a set without categories
+    seeds: dict[str, dict[str, RunFolder]] = field(default_factory=dict)  # {seed: {category: run}}
+
+    @property
+    def label(self) -> str:
+        """As the overrides that would start it."""
+        return ", ".join(f"{key}={show(value)}" for key, value in self.settings.items()) or "all"
+
+    @property
+    def runs(self) -> list[RunFolder]:
+        return [run for by_category in self.seeds.values() for run in by_category.values()]
+
+    @property
+    def finished(self) -> list[RunFolder]:
+        return [run for run in self.runs if run.finished]
+
+    def cell(self, category: str, metric: str) -> Summary:
+        """`metric` of one category over the seeds for which it has a finished run."""
+        values = []
+        for seed, by_category in self.seeds.items():
+            run = by_category.get(category)
+            if run is not None and run.finished:
+                if metric not in run.metrics:
+                    return undefined(self._why(run, metric, seed))
+                values.append(run.metrics[metric])
+        return summarise(values)
+
+    def value(self, metric: str) -> Summary:
+        """Class average of each seed, then over seeds.
+
+        Undefined if a category of any seed is without a finished run or has `metric` undefined. A
+        seed without any finished run is a missing repeat and lowers the count alone.
+        """
+        averages = []
+        for seed, by_category in self.seeds.items():
+            finished = {name: run for name, run in by_category.items() if run.finished}
+            missing = [name for name in self.categories if name not in finished]
+            if not finished:
+                continue
+            if missing:
+                at = f" at {seed}" if seed else ""
+                return undefined(f"no finished run of {', '.join(missing)}{at}")
+            values = []
+            for category in self.categories:
+                run = finished[category]
+                if metric not in run.metrics:
+                    return undefined(self._why(run, metric, seed))
+                values.append(run.metrics[metric])
+            averages.append(fmean(values))
+        return summarise(averages)
+
+    def curve(self, metric: str) -> list[tuple[float, float]]:
+        """(memory share, mean of `metric` over the runs), rising, where runs scored many ratios.
+
+        Empty unless the point's own value is defined and every run has the same ratios.
+        """
+        curves = [
+            {entry["ratio"]: entry[metric] for entry in run.ratio_curve if metric in entry}
+            for run in self.finished
+        ]
+        if not self.value(metric).defined or len({tuple(sorted(curve)) for curve in curves}) > 1:
+            return []
+        return [(share, fmean(curve[share] for curve in curves)) for share in sorted(curves[0])]
+
+    def paper(self, metric: str, category: str | None = None) -> float:
+        """The paper's value, of one category or on average.
+
+        NaN where it gives neither one for each category nor the average of as many.
+        """
+        averages = {r.paper.get(AVERAGE + metric, math.nan) for r in self.runs}
+        data = {CATEGORIES.get(str(r.choices.get("data"))) for r in self.runs}
+        if category is None and len(averages) == 1 and data == {len(self.categories)}:
+            return averages.pop()
+        values = []
+        for name in self.categories if category is None else [category]:
+            given = [r.paper[metric] for r in self.runs if r.category == name and metric in r.paper]
+            values.append(fmean(given) if given else math.nan)
+        return fmean(values)
+
+    def _why(self, run: RunFolder, metric: str, seed: str) -> str:
+        """Why `run` has no `metric`."""
+        category = run.category if len(self.categories) > 1 else ""
+        place = ", ".join(filter(None, [category, seed]))
+        reason = run.why(metric)
+        return f"{place}: {reason}" if place else reason

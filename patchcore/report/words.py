@@ -1,0 +1,146 @@
+"""Words and numbers of a report: titles, units, and how values are sorted and shown."""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from patchcore.errors import printable
+from patchcore.mask_counts import MASK_KEYS
+
+FALLING = (
+    "seconds",
+    "memory_patches",
+    "memory_bytes",
+    "milliseconds",
+    "image_false",
+    "errors",
+)
+"""What metrics begin with of which less is better."""
+COUNTS = {
+    "image_false_positives",
+    "image_false_negatives",
+    "errors_at_full_recall",
+    "memory_patches",
+    "memory_bytes",
+    "train_images",
+    "test_images",
+    *MASK_KEYS,
+}
+"""Metrics that are whole numbers."""
+SHARES = ("auroc", "_ap", "_f1", "aupro", "memory_used")
+"""Ends of the names of metrics that lie between 0 and 1."""
+NEUTRAL = ("train_images", "test_images", "image_threshold")
+TITLES = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1": "image F1",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "aupro": "AUPRO",
+    "image_false_positives": "false alarms",
+    "image_false_negatives": "missed",
+    "errors_at_full_recall": "errors at full recall",
+    "seconds": "seconds",
+    "milliseconds_per_image": "ms per image",
+    "memory_patches": "memory patches",
+    "memory_bytes": "memory MB",
+    "memory_used": "share of the memory used",
+}
+"""The metrics in the order of the tables, with the names for people."""
+KNOWN = {*TITLES, *NEUTRAL}
+"""Metrics of which a finished run has at least one."""
+
+
+def falls(metric: str) -> bool:
+    """Whether less of `metric` is better."""
+    return metric.startswith(FALLING) or is_left_out(metric)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_count(metric: str) -> bool:
+    """Whether `metric` is a whole number of something, such as of images that were left out."""
+    return metric in COUNTS
+
+
+def is_left_out(metric: str) -> bool:
+    """Whether `metric` counts what other metrics do not cover."""
+    return metric in MASK_KEYS
+
+
+def is_title(key: str) -> bool:
+    """Whether `key` can be the name of a metric."""
+    return re.fullmatch(r"[A-Za-z]\w{0,79}", key, re.ASCII) is not None
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def show(value: Any) -> str:
+    """A setting as one would write it in an override; – where a run does not have it."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, list | dict | bool):
+        return printable(json.dumps(value, default=str).replace('"', "").replace(", ", ","))
+    return printable(str(value))
+
+
+def title(metric: str) -> str:
+    """A metric's name, with its unit, for people."""
+    return TITLES.get(metric, metric.replace("_", " "))
+
+
+def number(metric: str, value: float) -> str:
+    """A metric's value in the unit of its title."""
+    if math.isnan(value):
+        return "undefined"
+    if metric == "memory_bytes":
+        value /= 1e6
+    elif metric.endswith(("auroc", "_ap", "_f1", "aupro")):
+        return f"{value:.4f}"
+    if value == 0 or (value == round(value) and metric != "memory_bytes"):
+        return f"{value:,.0f}"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def natural(text: str) -> list[tuple[bool, int, str]]:
+    """A key that sorts 10 after 9."""
+    parts: list[str] = [""]
+    for sign in text:
+        if sign.isdigit() != parts[-1][-1:].isdigit():
+            parts.append("")
+        parts[-1] += sign
+    return [(not p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in parts if p]
+
+
+def rank(value: Any) -> tuple[int, float, list[tuple[bool, int, str]]]:
+    """A key that sorts numbers, then text, None last."""
+    if is_number(value):
+        return 0, value, []
+    return (2, 0.0, []) if value is None else (1, 0.0, natural(show(value)))
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, sorted by `rank`."""
+    return sorted({token(value): value for value in values}.values(), key=rank)
+
+
+def token(value: Any) -> str:
+    """A text that is equal for equal values."""
+    if is_number(value):
+        return repr(float(value))
+    return json.dumps(value, sort_keys=True, default=str)

@@ -1,0 +1,187 @@
+"""What settings files from elsewhere may make `patchcore train` call."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+
+from patchcore.commands import targets
+from patchcore.commands.targets import build, check_targets, guard
+from patchcore.config import explain, register
+from patchcore.errors import InputError
+from tests.runs import patchcore
+
+CSV = "pytorch_lightning.loggers.CSVLogger"
+
+
+@pytest.fixture(autouse=True)
+def command_line() -> Iterator[None]:
+    """Nothing is typed unless the test says so; Hydra's sources are put back."""
+    register()
+    Plugins.instance()  # registers the sources
+    types = SourcesRegistry.instance().types
+    before = dict(types)
+    with mock.patch.dict(os.environ), mock.patch.object(targets, "_typed", []):
+        guard([])
+        yield
+    types.clear()
+    types.update(before)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os.system",
+        "pytorch_lightning.loggers.logger.os.system",
+        "pytorch_lightning.loggers.CSVLogger.save",
+        "pytorch_lightning.loggers.csv_logs.os",
+        "pytorch_lightning.callbacks.Callback.__subclasses__",
+        "pytorch_lightning.utilities.rank_zero.log",
+        "pytorch_lightning.LightningModule",
+        "pytorch_lightning.loggers.Nothing",
+        "pytorch_lightning_evil.Logger",
+        "builtins.eval",
+        "",
+        7,
+        None,
+        ["os.system"],
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"a": [{"b": x}]}])
+def test_only_lightnings_classes_are_called(name: object, wrap: object) -> None:
+    settings = wrap({"_target_": name, "command": "true"})  # type: ignore[operator]
+    with pytest.raises(InputError, match=r"^logger\.x\.(a\.0\.b\.)?_target_=.*command line"):
+        check_targets("logger.x", settings)
+    with pytest.raises(InputError, match="_target_="):
+        build("logger.x", settings)
+
+
+def test_lightnings_classes_may_be_named() -> None:
+    callback = {"_target_": "pytorch_lightning.callbacks.EarlyStopping", "monitor": "x"}
+    check_targets("logger.x", {"_target_": CSV, "save_dir": "."})
+    check_targets("logger.x", {"_target_": "pytorch_lightning.loggers.wandb.WandbLogger"})
+    check_targets("trainer", {"_target_": "pytorch_lightning.Trainer", "callbacks": [callback]})
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "logger.x._target_=fractions.Fraction",
+        "+logger.x={_target_: fractions.Fraction}",
+        "+trainer.callbacks=[{_target_: fractions.Fraction}]",
+        "logger.x._target_=a.B,fractions.Fraction",
+    ],
+)
+def test_the_command_line_may_name_any_class(typed: str) -> None:
+    settings = {"_target_": "fractions.Fraction", "numerator": 3}
+    guard(["data.root=fractions.Fraction", "seed=1"])
+    with pytest.raises(InputError):
+        build("logger.x", settings)
+    guard([typed])
+    assert build("logger.x", settings) == 3
+
+
+BAD = {
+    "target": ("logger:\n  x:\n    _target_: os.system\n", "logger.x._target_=os.system: "),
+    "nested": (
+        f"logger:\n  x:\n    _target_: {CSV}\n    save_dir:\n      _target_: os.getcwd\n",
+        "logger.x.save_dir._target_=os.getcwd: ",
+    ),
+    "list": (
+        "trainer:\n  callbacks:\n  - _target_: os.getcwd\n",
+        "trainer.callbacks.0._target_=os.getcwd: ",
+    ),
+    "interpolated": ("logger:\n  x:\n    _target_: ${oc.env:X}\n", "logger.x._target_=${oc.env:X}"),
+    "decoded": ("logger:\n  x: \"${oc.decode:'{a: 1}'}\"\n", "${oc.decode:…}: "),
+    "created": ("logger:\n  x: '${oc.create:{a: 1}}'\n", "${oc.create:…}: "),
+    "in a text": ("logger:\n  x: '{_target_: os.system}'\n", "{_target_: os.system}: "),
+    "callback": (
+        "hydra:\n  callbacks:\n    x:\n      _target_: os.getcwd\n",
+        "hydra.callbacks.x._target_=os.getcwd: ",
+    ),
+    "callback without target": ("hydra:\n  callbacks:\n    x: ${seed}\n", "hydra.callbacks: "),
+    "environment": (
+        "hydra:\n  job:\n    env_set:\n      LD_PRELOAD: x.so\n",
+        "hydra.job.env_set: ",
+    ),
+    "log handler": (
+        "hydra:\n  job_logging:\n    handlers:\n      x:\n        (): os.getcwd\n",
+        "hydra.job_logging: ",
+    ),
+    "overrides": ("hydra:\n  overrides:\n    hydra: [+a=1]\n", "hydra.overrides: "),
+    "parameter": (
+        "hydra:\n  sweeper:\n    params:\n      +hydra.job.env_set.A: b\n",
+        "hydra.sweeper.params.+hydra.job.env_set.A: ",
+    ),
+    "sampler": (
+        "hydra:\n  sweeper:\n    sampler:\n      _target_: optuna.samplers.os.getcwd\n",
+        "hydra.sweeper.sampler._target_=optuna.samplers.os.getcwd: ",
+    ),
+}
+
+
+def told(folder: Path, content: str, header: str = "_global_", group: str = "experiment") -> str:
+    """What is said of an experiment file of somebody else."""
+    path = folder / group / "theirs.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"# @package {header}\n{content}")
+    (folder / "main.yaml").write_text(f"defaults: [_self_, {group}: theirs]\nlogger: {{}}\n")
+    with initialize_config_dir(str(folder), version_base="1.3"), pytest.raises(InputError) as error:
+        compose("main")
+    line = explain(error.value)
+    assert line is not None and "\n" not in line
+    assert line.startswith(f"{path}: ")
+    return line.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_files_from_elsewhere_are_checked_as_they_are_read(kind: str, tmp_path: Path) -> None:
+    content, said = BAD[kind]
+    assert told(tmp_path, content).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("header", "group"), [("hydra.job_logging", "experiment"), ("_group_", "hydra/job_logging")]
+)
+def test_neither_header_nor_place_hides_a_part_of_hydra(
+    header: str, group: str, tmp_path: Path
+) -> None:
+    content = "handlers:\n  x:\n    (): os.getcwd\n"
+    assert told(tmp_path, content, header, group).startswith("hydra.job_logging: ")
+
+
+def test_harmless_files_from_elsewhere_are_read(tmp_path: Path) -> None:
+    content = f"""
+logger:
+  x:
+    _target_: {CSV}
+    save_dir: ${{oc.env:HOME,x}}
+    name: ${{logger.x.version}}
+    version: csv
+hydra:
+  sweep:
+    dir: there/${{now:%Y}}
+  sweeper:
+    params:
+      seed: 0,1
+"""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/theirs.yaml").write_text(f"# @package _global_\n{content}")
+    (tmp_path / "main.yaml").write_text("defaults: [_self_, experiment: theirs]\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert compose("main").logger.x.name == "csv"
+
+
+def test_a_run_folders_settings_call_nothing(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    text = f"logger:\n  x:\n    _target_: pathlib.Path.touch\n    _args_: [{ran}]\n"
+    (tmp_path / "config.yaml").write_text(text)
+    done = patchcore("train", "--config-path", str(tmp_path), f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 1 and not ran.exists()
+    last = done.err.splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path}/config.yaml: logger.x._target_=pathlib.Path.touch: ")
