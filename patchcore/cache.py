@@ -161,8 +161,8 @@ class Store:
             return
         path = self._path(key)
         try:
-            if not path.parent.is_dir():
-                path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not (self.root / TAG).exists():
                 (self.root / TAG).write_text(TAG_TEXT)
             self._make_room(len(data))
             replace_with(path, data, durable=False)  # its checksum tells if it was torn

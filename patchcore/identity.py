@@ -120,6 +120,12 @@ def identify(config: Any, split: Split) -> Identity:
     return Identity(name, {"fingerprint": name, **parts})
 
 
+def weights_files(config: Any) -> list[Path]:
+    """Return the files that a run's networks take their weights from."""
+    files = [Path(str(network.weights)) for network in _networks(dict(_groups(config)))]
+    return [file for file in files if file.is_file()]
+
+
 def samples_digest(samples: Sequence[Sample], split: Split) -> str:
     """Return a digest of samples in their order: names, contents, labels and defect types.
 

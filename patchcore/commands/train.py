@@ -28,9 +28,10 @@ from patchcore.commands.tracking import finish, start, track
 from patchcore.config import Config, Objective, register, to_config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Split
+from patchcore.data.snapshot import ChangedError
 from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
-from patchcore.identity import identify
+from patchcore.identity import identify, weights_files
 from patchcore.model import Detector, PatchCore
 from patchcore.module import (
     DetectorModule,
@@ -71,9 +72,21 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
 
 
 def run_point(cfg: DictConfig, folder: Path) -> float | tuple[float, ...]:
-    """Take over the point from the folder where it has finished, or compute it."""
+    """Take over the point from the folder where it has finished, or compute it.
+
+    Where a file changes meanwhile, nothing of that is kept, and it is computed again: once.
+    """
+    try:
+        return _run_point(cfg, folder)
+    except ChangedError as error:
+        told = str(error).partition(",")[0]
+        warnings.warn(f"{told}; started again with the files as they are now", stacklevel=2)
+        return _run_point(cfg, folder)
+
+
+def _run_point(cfg: DictConfig, folder: Path) -> float | tuple[float, ...]:
     config, settings = to_config(cfg), resolved(cfg)
-    split = config.data.read().recorded()
+    split = config.data.read().recorded(weights_files(config))
     identity = identify(config, split)
     hydra_config = HydraConfig.get()
     provenance = {

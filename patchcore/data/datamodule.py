@@ -87,4 +87,5 @@ class _Loader(DataLoader[dict[str, Any]]):
             yield from super().__iter__()
         except InputError as error:
             last_line = str(error).strip().splitlines()[-1]
-            raise InputError(last_line.split("InputError: ", 1)[-1]) from None
+            kind = type(error)
+            raise kind(last_line.split(f"{kind.__name__}: ", 1)[-1]) from None

@@ -1,6 +1,6 @@
 """What every data set has in common: its samples, its split and the settings of its loader."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -66,16 +66,19 @@ class Split:
         """All files of images and masks."""
         return (path for sample in (*self.train, *self.test) for path in sample.files())
 
-    def recorded(self) -> "Split":
-        """The same with a snapshot of all files. Raises InputError if one cannot be read."""
-        return replace(self, snapshot=Snapshot.of(self.files()))
+    def recorded(self, others: Iterable[Path] = ()) -> "Split":
+        """The same with a snapshot of all files, and of `others` that a run depends on.
+
+        Raises InputError if one cannot be read.
+        """
+        return replace(self, snapshot=Snapshot.of([*self.files(), *others]))
 
     def contents_of(self, path: Path) -> str:
         """Digest of a file's contents: as recorded, or now."""
         return file_digest(path) if self.snapshot is None else self.snapshot.digest(path)
 
     def check(self) -> None:
-        """Raise InputError if a recorded file has changed since."""
+        """Raise ChangedError if a recorded file has changed since."""
         if self.snapshot is not None:
             self.snapshot.check()
 

@@ -11,6 +11,10 @@ from patchcore.errors import InputError
 T = TypeVar("T")
 
 
+class ChangedError(InputError):
+    """A file is not what it was when the run began; with the files as they are now it may work."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """Contents of files at one moment.
@@ -42,7 +46,8 @@ class Snapshot:
         Files that were only touched, or put back, are read: their contents are compared.
 
         Raises:
-            InputError: One differs, or changes while it is read.
+            ChangedError: One differs, or changes while it is read.
+            InputError: One is gone.
         """
         watched = [path for path in paths if path in self.digests]
         for _ in range(3):
@@ -50,12 +55,14 @@ class Snapshot:
             for path, found in zip(watched, before, strict=True):
                 self._compare(path, found)
             value = reader()
-            if before == [_signature(path) for path in watched]:
+            after = [_signature(path) for path in watched]
+            if before == after:
                 return value
-        raise _changed(watched[0])
+        settled = [x == y for x, y in zip(before, after, strict=True)]
+        raise _changed(watched[settled.index(False)])
 
     def check(self) -> None:
-        """Raise InputError if a file that is still there differs from the snapshot."""
+        """Raise ChangedError if a file that is still there differs from the snapshot."""
         for path in self.digests:
             try:
                 found = signature(path)
@@ -75,8 +82,8 @@ def _signature(path: Path) -> Signature:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _changed(path: Path) -> InputError:
-    return InputError(
+def _changed(path: Path) -> ChangedError:
+    return ChangedError(
         f"{path}: the file changed while the run was under way, so none of its numbers is kept; "
         "run it again"
     )
