@@ -25,6 +25,7 @@ from patchcore._weights import (
     unavailable,
 )
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 
 @dataclass
@@ -35,7 +36,8 @@ class BackboneConfig:
     # A timm tag, a .safetensors / .pth file, or "none": random. Null: the shipped ones of
     # "embedded", of others tv_in1k, as in the paper, or else timm's default.
     weights: str | None = None
-    seed: int = 0  # of the random weights
+    # of the random weights
+    seed: int = setting(0, effect=lambda network: network["weights"] == "none")
 
     def resolved(self) -> str:
         """Weights, by name even where null stands. Raises InputError if there are no such."""

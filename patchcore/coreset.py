@@ -28,11 +28,12 @@ index. Only rounding can exchange two picks: `greedy_order` says when.
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 # Squared distances below these shares of the largest squared norm are not told apart: under the
 # first, float32 gives way to float64; under the second, two patches count as equal.
@@ -81,9 +83,12 @@ class AllConfig(CoresetConfig):
 class SizedConfig(CoresetConfig):
     """Base of the samplers that keep a share of the patches."""
 
-    ratio: float = 0.1  # share of the patches kept, in (0, 1]
+    # share of the patches kept, in (0, 1]
+    ratio: float = setting(
+        0.1, effect=lambda sampler: sampler["count"] is None and sampler.get("radius") is None
+    )
     count: int | None = None  # patches kept; overrides ratio
-    seed: int = 0
+    seed: int = setting(0, effect=lambda sampler: _draws(sampler))
 
     def __post_init__(self) -> None:
         _require(0 < self.ratio <= 1, "ratio", "must be in (0, 1]", self.ratio)
@@ -110,12 +115,19 @@ class GreedyConfig(SizedConfig):
 
     radius: float | None = None  # as many patches as this covering radius needs; overrides ratio
     projection: Projection = Projection.auto
-    dimension: int | None = 128  # of the projection; null: from distortion
-    distortion: float = 0.9  # relative error of squared distances, in (0, 1)
+    # of the projection; null: from distortion
+    dimension: int | None = setting(128, effect=lambda sampler: _projects(sampler))
+    # relative error of squared distances, in (0, 1)
+    distortion: float = setting(
+        0.9, effect=lambda sampler: _projects(sampler) and sampler["dimension"] is None
+    )
     start: Start = Start.random
-    anchors: int = 10  # patches behind start=anchors
-    pool: int | None = None  # candidates a round; null: by the number of patches
-    chunk: int | None = None  # patches in one product; null: by the free memory
+    # patches behind start=anchors
+    anchors: int = setting(10, effect=lambda sampler: sampler["start"] is Start.anchors)
+    # candidates a round; null: by the number of patches
+    pool: int | None = setting(None, effect=False)
+    # patches in one product; null: by the free memory
+    chunk: int | None = setting(None, effect=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -643,6 +655,17 @@ def _full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _projects(sampler: Mapping[str, Any]) -> bool:
+    """Whether settings of a greedy sampler may ask for a projection."""
+    return sampler["projection"] is not Projection.none
+
+
+def _draws(sampler: Mapping[str, Any]) -> bool:
+    """Whether a sampler's settings may ask for anything random."""
+    greedy = "projection" in sampler
+    return not greedy or _projects(sampler) or sampler["start"] is not Start.mean
 
 
 def _require(holds: bool, key: str, rule: str, value: object) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchcore._coarse import coarse_dtype, product_error, sum_error
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 _CPU_CHUNK = 2**22  # distances at a time that stay in the processor's cache
 _CANDIDATES = 64  # measured at most for one query
@@ -32,7 +33,8 @@ class IndexConfig:
 class TorchIndexConfig(IndexConfig):
     """Exact search by matrix products, on the memory's device."""
 
-    chunk_mib: int = 256  # working memory in MiB: queries are searched in chunks that fit
+    # working memory in MiB: queries are searched in chunks that fit
+    chunk_mib: int = setting(256, effect=False)
 
     def __post_init__(self) -> None:
         if self.chunk_mib < 1:

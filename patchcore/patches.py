@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 
 class Mapping(Enum):
@@ -45,8 +46,12 @@ class PatchConfig:
     size: int = 3  # p of Eq. 1, in positions of each layer's map; odd
     stride: int = 1  # s of Eq. 3, in positions of each layer's map
     mapping: Mapping = Mapping.auto
-    layer_channels: int = 1024  # each layer's neighbourhood is pooled to this many values
-    channels: int = 1024  # and all layers together to this many: the patch feature's size
+    # each layer's neighbourhood is pooled to this many values
+    layer_channels: int = setting(
+        1024, effect=lambda patch: patch["mapping"] is not Mapping.average
+    )
+    # and all layers together to this many: the patch feature's size
+    channels: int = setting(1024, effect=lambda patch: patch["mapping"] is not Mapping.average)
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.size % 2 == 0:

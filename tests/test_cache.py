@@ -1,4 +1,6 @@
 import os
+import shutil
+import stat
 import threading
 import time
 import warnings
@@ -11,15 +13,16 @@ import torch
 from torch import Tensor
 
 from patchcore.cache import (
+    FOLDER,
+    SUFFIX,
     CacheConfig,
     MapCache,
     Precision,
     Store,
-    digest,
-    file_digest,
-    tensors_digest,
+    replace_with,
 )
 from patchcore.commands.cache import main as cache_command
+from patchcore.digests import digest, file_digest, tensors_digest
 from patchcore.errors import InputError
 
 
@@ -74,7 +77,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     for i in range(10):
         store.put(f"maps/{i}", some(i))
         path = store.entries()[-1].path
-        os.utime(tmp_path / f"maps/{i}.safetensors", (i, i))
+        os.utime(tmp_path / FOLDER / f"maps/{i}{SUFFIX}", (i, i))
     size = path.stat().st_size
     assert same(store.get("maps/0"), some(0))  # now the latest used
     limited = Store(tmp_path, limit=10 * size)
@@ -98,7 +101,7 @@ def test_the_limit_holds_while_entries_come(tmp_path: Path) -> None:
 def test_clear_leaves_nothing_but_what_is_being_written(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put("maps/a", some(1))
-    abandoned, fresh = tmp_path / "maps/.a-1.part", tmp_path / "maps/.a-2.part"
+    abandoned, fresh = store.root / "maps/.a-1.part", store.root / "maps/.a-2.part"
     for path in (abandoned, fresh):
         path.write_bytes(b"x")
     os.utime(abandoned, (1, 1))
@@ -140,7 +143,7 @@ def test_four_processes_at_once_neither_tear_nor_overfill(tmp_path: Path) -> Non
         found = list(pool.map(_hammer, [tmp_path] * 4, range(4)))
     assert sum(found) > 0
     assert Store(tmp_path).size() <= 120_000 + 4 * (120_000 // 64 + 5000)
-    assert not list(tmp_path.glob("*/.*"))
+    assert not list((tmp_path / FOLDER).glob("*/.*"))
 
 
 def test_readers_see_all_of_an_entry_or_none(tmp_path: Path) -> None:
@@ -187,7 +190,7 @@ def test_digests_tell_apart_what_differs(tmp_path: Path) -> None:
     assert tensors_digest([("a", x)]) == digests[0]
 
 
-def maps(batch: int) -> list[Tensor]:
+def layer_maps(batch: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(batch)
     last = [torch.randn(batch, 5, 4, 3, generator=generator), torch.randn(batch, 2, 2, 7)]
     return [x.permute(0, 3, 1, 2) for x in last]  # (B, C, h, w)
@@ -195,7 +198,7 @@ def maps(batch: int) -> list[Tensor]:
 
 def test_layer_maps_come_back_bit_for_bit(tmp_path: Path) -> None:
     cache = MapCache(Store(tmp_path), "network")
-    computed = maps(2)
+    computed = layer_maps(2)
     kept = cache.put(["a", "b"], computed)
     assert all(torch.equal(x, y) for x, y in zip(kept, computed, strict=True))
     found = cache.get(["b", "a"])  # the batch's order does not matter, its size does
@@ -210,7 +213,7 @@ def test_layer_maps_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_rounded_maps_are_the_same_for_the_run_that_computes_them(tmp_path: Path) -> None:
     cache = MapCache(Store(tmp_path), "network", Precision.bfloat16)
-    computed = maps(2)
+    computed = layer_maps(2)
     kept = cache.put(["a", "b"], computed)
     found = cache.get(["a", "b"])
     assert found is not None
@@ -219,7 +222,7 @@ def test_rounded_maps_are_the_same_for_the_run_that_computes_them(tmp_path: Path
         assert torch.equal(kept[layer][0].permute(1, 2, 0), found[0][layer])
         assert torch.equal(kept[layer], x.bfloat16().float())
     full = MapCache(Store(tmp_path / "full"), "network")
-    full.put(["a", "b"], maps(2))
+    full.put(["a", "b"], layer_maps(2))
     assert Store(tmp_path).size() < 0.8 * full.store.size()
 
 
@@ -245,6 +248,144 @@ def test_the_command_shows_and_clears(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "layer maps of backbones" in shown and "2 entries" in shown and "3 entries" in shown
     cache_command(["path", "--root", str(tmp_path)])
-    assert capsys.readouterr().out.strip() == str(tmp_path)
+    assert capsys.readouterr().out.strip() == str(tmp_path / FOLDER)
     cache_command(["clear", "--root", str(tmp_path)])
     assert "KiB freed" in capsys.readouterr().out and store.entries() == []
+
+
+def test_an_entry_under_anothers_name_is_noticed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for key in ("maps/a", "maps/b", "images/a"):
+        store.put(key, some(1))  # even one that holds the same
+    shutil.copy(store.root / f"maps/b{SUFFIX}", store.root / f"maps/a{SUFFIX}")
+    shutil.copy(store.root / f"maps/b{SUFFIX}", store.root / f"images/a{SUFFIX}")
+    for key in ("maps/a", "images/a"):
+        with pytest.warns(UserWarning, match="is damaged or another's; it is dropped"):
+            assert store.get(key) is None
+        store.put(key, some(1))
+        assert same(store.get(key), some(1))
+    assert same(store.get("maps/b"), some(1))
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        {"0": torch.zeros(5, 4, 3)},  # a layer less
+        {"0": torch.zeros(5, 4, 3), "1": torch.zeros(2, 2, 8)},  # other channels
+        {"0": torch.zeros(5, 4, 3), "1": torch.zeros(2, 7)},
+        {"0": torch.zeros(5, 4, 3), "1": torch.zeros(2, 2, 7, dtype=torch.int32)},
+        {"0": torch.zeros(4, 4, 3), "1": torch.zeros(2, 2, 7)},  # unlike the batch's first
+        {"0": torch.zeros(5, 4, 3), "one": torch.zeros(2, 2, 7)},
+        {},
+    ],
+)
+def test_maps_of_a_wrong_shape_are_dropped(tmp_path: Path, maps: dict[str, Tensor]) -> None:
+    cache = MapCache(Store(tmp_path), "network", channels=(3, 7))
+    cache.put(["a", "b"], layer_maps(2))
+    cache.store.put(cache.key("b", 2), maps)
+    with pytest.warns(UserWarning, match="it is dropped and will be rebuilt"):
+        assert cache.get(["a", "b"]) is None
+    cache.put(["a", "b"], layer_maps(2))
+    assert cache.get(["a", "b"]) is not None
+
+
+def test_nothing_of_anybody_elses_is_touched(tmp_path: Path) -> None:
+    others = [
+        tmp_path / "models/my_resnet.safetensors",
+        tmp_path / "maps/a.safetensors",
+        tmp_path / f"maps/b{SUFFIX}",  # in a folder that is not ours
+        tmp_path / "images/.x-1.part",
+        tmp_path / FOLDER / "notes.txt",
+        tmp_path / FOLDER / f"models/c{SUFFIX}",  # of no kind that we keep
+        tmp_path / FOLDER / "maps/d.safetensors",
+    ]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(50_000))
+        os.utime(path, (1, 1))
+    store = Store(tmp_path, limit=20_000)
+    for i in range(20):
+        store.put(f"maps/{i}", some(i))
+    assert 0 < store.size() <= 20_000
+    store.clear()
+    assert store.entries() == []
+    assert all(path.read_bytes() == bytes(50_000) for path in others)
+    assert (store.root / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f")
+
+
+def test_what_other_processes_write_is_counted(tmp_path: Path) -> None:
+    ours, theirs = Store(tmp_path, limit=100_000), Store(tmp_path, limit=10**9)
+    ours.put("maps/first", some(0))
+    for i in range(30):
+        theirs.put(f"maps/{i}", some(i))  # 4 kB each, unseen by us
+    for i in range(1, 3):
+        ours.put(f"orders/{i}", some(i))
+    assert ours.size() <= 100_000
+
+
+def test_a_cache_that_is_only_read_serves_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.put("maps/a", some(1))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert same(store.get("maps/a"), some(1)) and same(store.get("maps/a"), some(1))
+
+
+def test_a_full_disk_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.put("maps/a", some(1))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.warns(UserWarning, match="is not used: .*No space left on device") as told:
+        store.put("maps/b", some(2))
+        store.put("maps/c", some(3))
+    assert len(told) == 1 and [entry.key for entry in store.entries()] == ["maps/a"]
+    assert not list(store.root.glob("*/.*"))
+
+
+def test_files_are_on_disk_before_they_have_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    sync, rename = os.fsync, os.replace
+
+    def fsync(handle: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        sync(handle)
+
+    def replace(source: Path, target: Path) -> None:
+        steps.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    replace_with(tmp_path / "metrics.json", b"{}")
+    assert steps == ["file", "rename", "folder"]
+    assert (tmp_path / "metrics.json").stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_the_cache_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("PATCHCORE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    own = tmp_path / f"patchcore-{os.getuid()}"
+    assert CacheConfig().folder() == own / ".cache/patchcore/features"
+    assert CacheConfig(root="~/kept").folder() == own / "kept"

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "patchcore"
 ALGORITHMS = {"backbones", "patches", "coreset", "index", "scoring", "metrics"}
 # What an algorithm may import of this package besides its own helpers, which begin with "_".
-COMMON = {"errors", "embedded", "_record"}
+COMMON = {"errors", "embedded", "settings", "_record"}
 LIGHTNING = {"pytorch_lightning", "lightning"}
 HYDRA = {"hydra", "hydra_plugins"}
 

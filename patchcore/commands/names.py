@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from patchcore.commands.targets import command_line
-from patchcore.report.cells import printable
+from patchcore.errors import printable
 
 LONGEST = 128  # signs of a name or group that W&B takes
 VALUE = 40  # signs of a value in a name

@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from patchcore.errors import InputError
-from patchcore.report.cells import printable
+from patchcore.errors import InputError, printable
 from patchcore.report.page import write_report
 from patchcore.report.table import read_runs
 from patchcore.report.text import sentence

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchcore.cache import file_digest
 from patchcore.data.files import Identity, identity
+from patchcore.digests import file_digest
 from patchcore.errors import InputError, printable
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from patchcore._record import InputRecord
 from patchcore.data.images import LIMIT
 from patchcore.data.regions import Regions, follow_regions, resize_regions
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 LARGEST = 1 << 26  # pixels of a network's input: 8192×8192
 Pixels = NDArray[np.uint8]
@@ -34,7 +35,8 @@ class ImageConfig:
     stretch: bool = False  # both sides become `resize`, whatever the aspect ratio was
     crop: int | None = 224  # side of the centre square, pixels; null keeps everything
     bits: int | None = None  # depth of pixels above 8 bits, as 12; null goes by the file, else 16
-    limit: float = LIMIT  # megapixels; larger files are refused, not decoded
+    # megapixels; larger files are refused, not decoded
+    limit: float = setting(LIMIT, effect=False)
     # RGB, of 0–1. Null in the settings of a run: those of the backbone's weights. Here, where no
     # network is known, ImageNet's; others are `BackboneConfig(…).input().mean` and `.std`.
     mean: list[float] | None = None
@@ -125,7 +127,10 @@ class AugmentConfig:
     contrast: float = 0.0  # at most, share of the contrast either way
     saturation: float = 0.0  # at most, share of the saturation either way
     noise: float = 0.0  # standard deviation at most, share of the full range
-    seed: int = 0  # with epoch and image number, fixes every draw
+    # with epoch and image number, fixes every draw
+    seed: int = setting(
+        0, effect=lambda augment: any(augment[key] for key in augment if key != "seed")
+    )
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -18,8 +18,8 @@ from string import Template
 from PIL import Image
 from tqdm import tqdm
 
+from patchcore.errors import printable
 from patchcore.report import charts
-from patchcore.report.cells import printable
 from patchcore.report.charts import STYLES, Mark, Series
 from patchcore.report.folders import own_file
 from patchcore.report.points import Factor, Point, Summary

@@ -19,7 +19,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
-from patchcore.report.cells import printable, restored
+from patchcore.errors import printable
+from patchcore.report.cells import restored
 from patchcore.report.folders import own_file
 from patchcore.report.words import (
     KNOWN,

@@ -18,9 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 from patchcore.paper import AVERAGE
-from patchcore.report.cells import printable
 from patchcore.report.folders import find_runs
 from patchcore.report.points import Factor, Point
 from patchcore.report.reading import CATEGORY, RunFolder, Settings, read_run

@@ -1,0 +1,137 @@
+"""Finished runs found again: what is remembered of them is checked before it is relied upon."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from patchcore.data.sample import Sample
+from patchcore.resume import (
+    FINGERPRINT_FILE,
+    PROVENANCE_FILE,
+    Finished,
+    copy_run,
+    damage,
+    finished_fingerprint,
+    read_provenance,
+    write_provenance,
+)
+
+METRICS: dict[str, Any] = {
+    "image_auroc": 0.9,
+    "aupro": None,
+    "test_images": 2,
+    "seconds": {"extract": 1.0, "score": 0.5},
+    "undefined": {"aupro": "no test image has a mask"},
+}
+
+
+def finished_run(folder: Path, finished: Finished, name: str = "a1") -> Path:
+    """A run that has finished."""
+    folder.mkdir(parents=True)
+    finished.started(name, folder)
+    write_provenance(folder, {"fingerprint": name, "settings": {}, "warm": ["score"]})
+    (folder / "scores.csv").write_text(
+        "path,label,defect_type,score\nold/a.png,0,good,1.5\nold/b.png,1,scratch,2.5\n"
+    )
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    return folder
+
+
+def test_a_finished_run_is_found_by_its_fingerprint_alone(tmp_path: Path) -> None:
+    finished = Finished(tmp_path / "runs")
+    assert finished.find("a1") is None
+    folder = finished_run(tmp_path / "a ü", finished)
+    assert finished.find("a1") == folder.resolve() and finished.find("a2") is None
+    assert finished_fingerprint(folder) == "a1" and damage(folder) is None
+    assert finished.find("a1", pictures=True) is None  # it has drawn none
+    (folder / "figures").mkdir()
+    assert finished.find("a1", pictures=True) == folder.resolve()
+    (folder / "metrics.json").unlink()  # it has begun, no more
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert finished.find("a1") is None and finished_fingerprint(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.json", ""),
+        ("metrics.json", "\0" * 100),
+        ("metrics.json", json.dumps(METRICS)[:-30]),
+        ("metrics.json", "[]"),
+        ("metrics.json", "{}"),
+        ("metrics.json", json.dumps({**METRICS, "image_auroc": "0.9"})),
+        ("metrics.json", json.dumps({**METRICS, "image_auroc": float("nan")})),
+        ("metrics.json", json.dumps({**METRICS, "image_auroc": [0.9]})),
+        ("metrics.json", json.dumps({**METRICS, "image_auroc": True})),
+        ("metrics.json", json.dumps({**METRICS, "seconds": {"score": -1}})),
+        ("metrics.json", json.dumps({**METRICS, "seconds": 3})),
+        ("metrics.json", json.dumps({**METRICS, "test_images": None})),
+        ("scores.csv", None),
+        ("scores.csv", ""),
+        ("scores.csv", "path,label,defect_type,score\na.png,0,good,1.5\n"),
+        ("scores.csv", "path,label,defect_type,score\na.png,0,good,1.5\nb.png,1,x,nan\n"),
+        ("scores.csv", "path,label,defect_type,score\na.png,0,good,1.5\nb.png,1\n"),
+        (PROVENANCE_FILE, None),
+        (PROVENANCE_FILE, "{"),
+        (PROVENANCE_FILE, '{"fingerprint": "other", "settings": {}, "warm": []}'),
+        (PROVENANCE_FILE, '{"fingerprint": "a1", "settings": {}}'),
+    ],
+)
+def test_damaged_results_are_told_and_not_taken_over(
+    tmp_path: Path, file: str, content: str | None
+) -> None:
+    finished = Finished(tmp_path / "runs")
+    folder = finished_run(tmp_path / "run", finished)
+    (folder / file).unlink() if content is None else (folder / file).write_text(content)
+    with pytest.warns(UserWarning, match=rf"{file} is damaged \(.+\); the run is made again"):
+        assert finished.find("a1") is None
+    other = finished_run(tmp_path / "other", finished)  # an intact one is found beside it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert finished.find("a1") == other.resolve()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"relative/folder", b"\xff\xfe"])
+def test_damaged_pointers_are_dropped(tmp_path: Path, content: bytes) -> None:
+    finished = Finished(tmp_path / "runs")
+    folder = finished_run(tmp_path / "run", finished)
+    (pointer,) = (tmp_path / "runs/a1").iterdir()
+    pointer.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{pointer} is damaged; it is dropped"):
+        assert finished.find("a1") is None
+    assert not pointer.exists()
+    finished.started("a1", folder)
+    assert finished.find("a1") == folder.resolve()
+
+
+def test_pointers_to_folders_that_are_gone_or_used_again_lead_nowhere(tmp_path: Path) -> None:
+    finished = Finished(tmp_path / "runs")
+    folder = finished_run(tmp_path / "run", finished)
+    (folder / FINGERPRINT_FILE).write_text("a2\n")
+    assert finished.find("a1") is None
+    folder.rename(tmp_path / "elsewhere")
+    assert finished.find("a1") is None
+
+
+def test_memory_that_cannot_be_written_stops_no_run(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    (tmp_path / "run").mkdir()
+    with pytest.warns(UserWarning, match="this run will not be found again"):
+        Finished(tmp_path / "runs").started("a1", tmp_path / "run")
+    assert Finished(tmp_path / "runs").find("a1") is None
+
+
+def test_results_are_taken_over_under_the_paths_of_this_run(tmp_path: Path) -> None:
+    source = finished_run(tmp_path / "run", Finished(tmp_path / "runs"))
+    folder = tmp_path / "new"
+    folder.mkdir()
+    samples = [Sample(Path("new, place/a.png"), 0), Sample(Path("new/b.png"), 1, "scratch")]
+    copy_run(source, folder, samples)
+    rows = (folder / "scores.csv").read_text().splitlines()
+    assert rows[1:] == ['"new, place/a.png",0,good,1.5', "new/b.png,1,scratch,2.5"]
+    assert json.loads((folder / "metrics.json").read_text()) == METRICS
+    assert read_provenance(folder) == {} and read_provenance(source)["warm"] == ["score"]
