@@ -35,7 +35,7 @@ HYDRA_KEYS = {
 CONCLUSION = "patchcore.commands.sweep.Conclusion"
 RESOLVERS = {
     *("hydra", "now", "oc.env", "oc.select", "oc.deprecated"),
-    *("in_multirun", "paper", "run_group", "run_name", "wandb_offline"),
+    *("in_multirun", "paper", "run_group", "run_name", "unique", "wandb_offline"),
 }
 """Resolvers that give no mappings, which could hold a `_target_`, from text."""
 

@@ -81,19 +81,19 @@ def tracking(chosen: Mapping[str, Any], folder: Path) -> Iterator[Tracking]:
         InputError: A tracker cannot be made from its settings.
     """
     with ExitStack() as stack:
-        stack.enter_context(_environment(folder))
-        found = Tracking({name: _built(name, own) for name, own in chosen.items()})
+        stack.enter_context(environment(folder))
+        found = Tracking({name: build_logger(name, own) for name, own in chosen.items()})
         try:
             yield found
         except BaseException:
             for logger in found.started:
                 try:
-                    _finish(logger, False)
+                    finish(logger, False)
                 except Exception as error:  # what ended the run matters more
                     warnings.warn(f"a tracker could not be closed: {error}", stacklevel=2)
             raise
         for logger in found.started:
-            _finish(logger, True)
+            finish(logger, True)
 
 
 def track_finished(chosen: Mapping[str, Any], settings: dict[str, Any], folder: Path) -> None:
@@ -112,7 +112,7 @@ def track_finished(chosen: Mapping[str, Any], settings: dict[str, Any], folder: 
         trackers.track(folder, tested=False)
 
 
-def _built(name: str, settings: Any) -> Logger:
+def build_logger(name: str, settings: Any) -> Logger:
     """A logger; W&B in the mode that the settings record, whatever the environment says."""
     more = {}
     target = settings.get("_target_") if isinstance(settings, Mapping) else None
@@ -127,7 +127,7 @@ def _built(name: str, settings: Any) -> Logger:
 
 
 @contextmanager
-def _environment(folder: Path) -> Iterator[None]:
+def environment(folder: Path) -> Iterator[None]:
     """Keep what W&B writes inside the run's folder, and what loggers change of W&B's variables."""
     before = {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
     for key, name in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
@@ -141,7 +141,7 @@ def _environment(folder: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _finish(logger: Logger, success: bool) -> None:
+def finish(logger: Logger, success: bool) -> None:
     """Close the logger, so that the next job of a multirun gets a run of its own."""
     logger.finalize("success" if success else "failed")
     if isinstance(logger, WandbLogger):
