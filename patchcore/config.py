@@ -7,6 +7,7 @@ nests those; the YAML files under conf/ start from them (`schema/…`) and list 
 import netrc
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
@@ -56,6 +57,7 @@ from patchcore.model import ModelConfig, PatchCoreModelConfig
 from patchcore.paper import stated
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
+from patchcore.switches import check_switches
 
 
 class Objective(Enum):
@@ -121,6 +123,8 @@ class Config:
             raise InputError("objectives is empty: name at least one, such as image_auroc")
         if self.curve:
             self._check_curve()
+        if isinstance(self.trainer, Mapping):
+            check_switches(self.trainer, self.augment.changes())
         check_unused(self.model, self.patch, self.coreset, self.index, self.scoring)
         if self.ensemble.members:
             self._check_ensemble()
@@ -216,6 +220,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("in_multirun", in_multirun, replace=True)
     OmegaConf.register_new_resolver("paper", paper, replace=True)
     OmegaConf.register_new_resolver("run_group", run_group, replace=True)
+    OmegaConf.register_new_resolver("unique", unique, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
 
@@ -312,6 +317,11 @@ def _paper_method(choices: Mapping[str, Any], cfg: DictConfig) -> str:
         return ""
     suffix = "_ivfpq" if choices["index"] == "faiss_ivfpq" else ""
     return f"patchcore_{100 * share:g}{suffix}"
+
+
+def unique() -> str:
+    """Digits that tell runs of one second apart; one command always gets the same."""
+    return secrets.token_hex(4)  # of the system: no seed may make it repeat
 
 
 def run_group() -> str | None:

@@ -1,8 +1,7 @@
 """Which runs are finished, found again by what they computed and not by where they lie."""
 
-import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,6 @@ class Finished:
 
     def started(self, name: str, folder: Path) -> None:
         """Remember that the run of fingerprint `name` is in `folder`."""
-        (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
         pointer = self.root / name / digest(folder.resolve())
         try:
             pointer.parent.mkdir(parents=True, exist_ok=True)
@@ -69,11 +67,11 @@ class Finished:
         except OSError as error:
             warnings.warn(f"this run will not be found again: {error}", stacklevel=2)
 
-    def find(self, name: str) -> Path | None:
-        """The folder of a finished run of this fingerprint, or None."""
+    def find(self, name: str, files: Sequence[str] = ()) -> Path | None:
+        """The folder of a finished run of this fingerprint that holds `files` too, or None."""
         for pointer in sorted((self.root / name).glob("[!.]*")):
             folder = Path(pointer.read_text())
-            if finished_fingerprint(folder) == name:
+            if finished_fingerprint(folder) == name and all((folder / x).is_file() for x in files):
                 return folder
         return None
 
@@ -85,21 +83,6 @@ def finished_fingerprint(folder: Path) -> str | None:
     except OSError:
         return None
     return name if (folder / "metrics.json").is_file() else None
-
-
-def copy_run(source: Path, folder: Path) -> None:
-    """Bring the results of a finished run to another folder, `metrics.json` last and at once.
-
-    `resumed_from.txt` says where they came from. Settings, Hydra's and the trackers' files stay
-    behind.
-    """
-    for path in sorted(source.iterdir()):
-        if path.is_dir() and path.name == "figures":
-            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-        elif path.name in ("scores.csv", FINGERPRINT_FILE):
-            shutil.copy2(path, folder / path.name)
-    (folder / "resumed_from.txt").write_text(f"{source}\n")
-    replace_with(folder / "metrics.json", (source / "metrics.json").read_bytes())
 
 
 def _contents(sample: Sample) -> list[Any]:

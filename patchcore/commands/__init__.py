@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from patchcore.commands.ending import Stopped, end, stoppable
+
 COMMANDS = {
     "train": "fit PatchCore on a category and test it",
     "report": "compare runs: a page and tables",
@@ -27,8 +29,11 @@ def main() -> None:
         sys.exit(f"error: no command {command!r}; there is {', '.join(COMMANDS)}")
     sys.argv = [f"patchcore {command}", *sys.argv[2:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, and they are told below
-    with plain_errors():
-        importlib.import_module(f"patchcore.commands.{command}").main()
+    try:
+        with stoppable(), plain_errors():
+            importlib.import_module(f"patchcore.commands.{command}").main()
+    except Stopped as stop:
+        end(stop)
 
 
 @contextmanager

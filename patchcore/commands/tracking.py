@@ -38,6 +38,28 @@ def track(logger: Logger, run: Run, folder: Path) -> None:
     logger.save()
 
 
+def track_again(logger: Logger, record: dict[str, Any], folder: Path) -> None:
+    """Log what a finished run's folder holds, for a point that is taken over.
+
+    Args:
+        logger: Opened by `start`.
+        record: What metrics.json holds.
+        folder: With its pictures, if it has any.
+    """
+    seconds = {f"seconds.{key}": value for key, value in record["seconds"].items()}
+    numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+    logger.log_metrics({**numbers, **seconds}, step=0)
+    if isinstance(logger, WandbLogger):
+        import wandb
+
+        logger.experiment.summary.update(record)
+        for path in sorted(folder.glob("figures/*.png")):
+            logger.experiment.log({f"figures/{path.stem}": wandb.Image(str(path))})
+    elif isinstance(logger, TensorBoardLogger):
+        _track_tensorboard(logger, folder)
+    logger.save()
+
+
 def finish(logger: Logger, success: bool) -> None:
     """Close the logger, so that the next job of a multirun gets a run of its own."""
     logger.finalize("success" if success else "failed")

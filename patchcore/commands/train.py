@@ -1,101 +1,80 @@
 """`patchcore train`: fit a model on a category, test it, and leave a run folder."""
 
-import gc
-import json
-import logging
 import math
-import os
-import warnings
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
-import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger
 
-from patchcore.baselines import build_detector
-from patchcore.cache import MapCache
 from patchcore.commands import plain_errors
-from patchcore.commands.progress import ProgressBar
-from patchcore.commands.sweep import ERROR_FILE, conclude, record_failure
-from patchcore.commands.tracking import finish, start, track
-from patchcore.config import Config, Objective, register, to_config
-from patchcore.data.datamodule import AnomalyDataModule
-from patchcore.data.dataset import ImageDataset
-from patchcore.ensemble import ScaleConfig
+from patchcore.commands.ending import Stopped, job
+from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
+from patchcore.config import Objective, register, to_config
 from patchcore.errors import InputError
-from patchcore.model import Detector, PatchCore
-from patchcore.module import (
-    DetectorModule,
-    EnsembleModule,
-    Member,
-    PatchCoreModule,
-    network_digest,
-)
-from patchcore.report.run import Run, pick_gallery, pick_misclassified, write_run
-from patchcore.resume import Finished, copy_run, fingerprint
+from patchcore.runfolder import METRICS
+from patchcore.runner import run_point
 
 register()
 
 
 def main() -> None:
     """Entry point: one run, or with --multirun one for every point of a sweep."""
-    hydra.main(version_base="1.3", config_path="pkg://patchcore.conf", config_name="config")(task)()
-    conclude()
+    command = hydra.main(
+        version_base="1.3", config_path="pkg://patchcore.conf", config_name="config"
+    )(task)
+    with concluded():
+        command()
 
 
 def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
     """Hydra's task function: what a sweeper looks for, or None for a point that failed.
 
+    A sweeper also gets None where an objective is undefined, which it counts as a failed trial.
     A module's function, so that launchers can name it to other processes.
     """
-    job = HydraConfig.get()
-    folder = Path(job.runtime.output_dir)
-    (folder / ERROR_FILE).unlink(missing_ok=True)
-    try:
-        return run_point(cfg, folder)
-    except Exception as error:
-        (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier run in this folder
-        if job.mode is RunMode.MULTIRUN:  # the other points go on; `conclude` tells in the end
-            record_failure(folder, error)
-            return None
-        with plain_errors():
+    run = HydraConfig.get()
+    folder = Path(run.runtime.output_dir)
+    multirun = run.mode is RunMode.MULTIRUN
+    with job():
+        try:
+            (folder / ERROR_FILE).unlink(missing_ok=True)
+            point = run_point(to_config(cfg), resolved(cfg), folder, build)
+        except Exception as error:
+            if multirun:  # the other points go on; `concluded` tells in the end
+                record_failure(folder, error)
+                return None
+            with plain_errors():
+                raise
+        except Stopped as stop:
+            if multirun:
+                record_failure(folder, stop)
+            else:
+                stop.kept = _kept(folder)
             raise
+    print(point.text)
+    return objectives(point.record, list(cfg.objectives))
 
 
-def run_point(cfg: DictConfig, folder: Path) -> float | tuple[float, ...]:
-    """Take over the point from the folder where it has finished, or compute it."""
-    config, settings = to_config(cfg), resolved(cfg)
-    name = fingerprint(settings, config.data.read())
-    finished = Finished(config.cache.folder() / "runs")
-    source = finished.find(name) if config.resume else None
-    if source is None:
-        for file in ("metrics.json", "resumed_from.txt"):
-            (folder / file).unlink(missing_ok=True)
-        finished.started(name, folder)
-        train(config, folder, settings)
-    else:
-        if source != folder.resolve():
-            OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
-            copy_run(source, folder)
-        print(f"finished before, in {source}")
-    return objectives(folder, config.objectives)
+def objectives(
+    record: Mapping[str, Any], wanted: list[Objective]
+) -> float | tuple[float, ...] | None:
+    """What a sweeper looks for in a finished run's record; None where any of it is undefined.
 
-
-def objectives(folder: Path, wanted: list[Objective]) -> float | tuple[float, ...]:
-    """What a sweeper looks for, of the finished run in `folder`; NaN where it is undefined."""
-    record = json.loads((folder / "metrics.json").read_text())
-    record["score_seconds"] = record["seconds"]["score"]
-    record["seconds"] = sum(record["seconds"].values())
-    values = [record[objective.value] for objective in wanted]
-    values = [math.nan if value is None else float(value) for value in values]
-    return values[0] if len(values) == 1 else tuple(values)
+    A sweeper takes NaN for a mistake of the program, and ends.
+    """
+    costs = {key: value for key, value in record["seconds"].items() if value is not None}
+    found = {**record, "seconds": sum(costs.values()), "score_seconds": costs.get("score")}
+    values = [found.get(objective.value) for objective in wanted]
+    numbers = [math.nan if value is None else float(value) for value in values]
+    if not all(map(math.isfinite, numbers)):
+        return None
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -105,122 +84,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
-    """Fit and test one model or ensemble; `folder` then holds the run, `metrics.json` last."""
-    _quiet()
-    OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
-    pl.seed_everything(config.seed, workers=True, verbose=False)
-    samples = config.data.read().test  # first: what is missing shows before all work
-    models = [
-        build_detector(
-            own.model, own.backbone, own.layers, own.patch, own.coreset, own.index, own.scoring
-        )
-        for own in config.members()
-    ]
-    loggers = [build(f"logger.{name}", logger) for name, logger in config.logger.items()]
-    success = False
-    try:
-        trainer = build_trainer(config, folder, loggers)
-        for logger in loggers:
-            start(logger, settings)
-        module: DetectorModule | EnsembleModule
-        members: list[Member] = []
-        if config.ensemble.members:
-            members = fit_members(config, models, folder)
-            module = EnsembleModule(members, config.scoring.sigma)
-            data = AnomalyDataModule(config.data, config.members()[0].image, config.augment)
-        else:
-            module, data = prepare(config, models.pop(), trainer)
-            trainer.fit(module, data)
-        trainer.test(module, data, verbose=False)
-        run = Run(
-            settings=settings,
-            metrics=module.metrics(),
-            undefined=module.undefined(),
-            seconds=module.seconds,
-            samples=samples,
-            scores=[module.scores[i] for i in range(len(samples))],
-            curves=module.image_metrics.curves(),
-            ratio_curve=module.ratio_curve(),
-            members=[described(member) for member in members],
-        )
-        if config.figures:
-            dataset = ImageDataset(samples, data.image, cache=data.cache)
-            run.gallery = pick_gallery(run, dataset, module.anomaly_map)
-            run.misclassified = pick_misclassified(run, dataset, module.anomaly_map)
-        write_run(run, folder, config.figures)
-        for logger in loggers:
-            track(logger, run, folder)
-        success = True
-    finally:
-        for logger in loggers:
-            finish(logger, success)
-    print(run.summary(), f"\n\nfigures and tables: {folder}", sep="")
-    return run
-
-
-def prepare(
-    config: Config, model: Detector, trainer: pl.Trainer, scale: ScaleConfig | None = None
-) -> tuple[DetectorModule, AnomalyDataModule]:
-    """One model and its data, ready for the trainer; with a cache if that is enabled."""
-    cache = None
-    if (store := config.cache.open()) is not None:
-        network = network_digest(model, trainer.precision, trainer.strategy.root_device)
-        cache = MapCache(store, network, config.cache.precision)
-    data = AnomalyDataModule(config.data, config.image, config.augment, cache)
-    if isinstance(model, PatchCore):
-        return PatchCoreModule(model, cache, config.curve, scale), data
-    return DetectorModule(model, cache), data
-
-
-def fit_members(config: Config, models: list[Detector], folder: Path) -> list[Member]:
-    """Fit and test the members of an ensemble one by one; `models` is used up."""
-    members = []
-    for number, own in enumerate(config.members(), 1):
-        whose = f" (member {number} of {len(config.ensemble.members)})"
-        trainer = build_trainer(own, folder, [], whose)
-        module, data = prepare(own, models.pop(0), trainer, config.ensemble.scale)
-        trainer.fit(module, data)
-        trainer.test(module, data, verbose=False)
-        assert isinstance(module, PatchCoreModule) and module.scale is not None
-        members.append(
-            Member(
-                own.backbone.name,
-                module.scale,
-                module.scores,
-                module.grids,
-                module.metrics(),
-                module.undefined(),
-                module.seconds,
-            )
-        )
-        del trainer, module, data
-        gc.collect()  # they refer to each other; one memory at a time
-    return members
-
-
-def described(member: Member) -> dict[str, Any]:
-    """What a run's folder tells of a member, beside the ensemble's own numbers."""
-    kept = ("backbone", "metrics", "undefined", "seconds")
-    return {**{key: getattr(member, key) for key in kept}, "scale": asdict(member.scale)}
-
-
-def build_trainer(
-    config: Config, folder: Path, loggers: list[Logger], whose: str = ""
-) -> pl.Trainer:
-    """The Trainer that the settings ask for; its bars end with `whose`."""
-    bar = config.trainer.get("enable_progress_bar", True)
-    trainer: pl.Trainer = build(
-        "trainer",
-        config.trainer,
-        logger=loggers or False,
-        default_root_dir=str(folder),
-        callbacks=[ProgressBar(whose)] if bar else [],
-    )
-    return trainer
-
-
-def build(key: str, settings: dict[str, Any], **more: Any) -> Any:
+def build(key: str, settings: Mapping[str, Any], **more: Any) -> Any:
     """An object of Lightning's from its `_target_` and arguments.
 
     Raises:
@@ -232,15 +96,9 @@ def build(key: str, settings: dict[str, Any], **more: Any) -> Any:
         raise InputError(f"{key}: {' '.join(str(error.__cause__ or error).split())}") from error
 
 
-def _quiet() -> None:
-    """Keep to our own words: no banners about devices, loaders or tips; warnings in one line."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    for message in (
-        ".*will run with no optimizer.*",  # the backbone is frozen,
-        ".*in eval mode at the start of training.*",  # and stays in evaluation mode
-        ".*does not have many workers.*",
-        r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 on torch 2.15
-    ):
-        warnings.filterwarnings("ignore", message)
+def _kept(folder: Path) -> str:
+    """What is left after an interruption of a run, and how to go on."""
+    left = (
+        f"the earlier results in {folder} are as they were" if (folder / METRICS).is_file() else ""
+    )
+    return f"{left or 'no results of this run are kept'}; start the same command again"
