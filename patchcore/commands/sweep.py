@@ -132,7 +132,10 @@ def _explained(error: Exception) -> str | None:
         )
     if _multiruns and isinstance(error, ValueError) and str(error).startswith("No trials are comp"):
         return "objectives: no trial has finished with all of them defined, so none is the best"
-    return explain(error)
+    message = explain(error)
+    if isinstance(error, OSError) and message is not None:  # a point tells its own by itself
+        return f"hydra.{'sweep' if _multiruns else 'run'}.dir: {message}"
+    return message
 
 
 def _tell_undefined(multirun: Multirun) -> None:

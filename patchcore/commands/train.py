@@ -1,6 +1,7 @@
 """`patchcore train`: fit a model on a category, test it, and leave a run folder."""
 
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from patchcore.commands import plain_errors
 from patchcore.commands.ending import Stopped, job
+from patchcore.commands.overrides import check_overrides
 from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
 from patchcore.config import Objective, register, to_config
 from patchcore.errors import InputError
@@ -28,6 +30,7 @@ def main() -> None:
     command = hydra.main(
         version_base="1.3", config_path="pkg://patchcore.conf", config_name="config"
     )(task)
+    check_overrides(sys.argv[1:])
     with concluded():
         command()
 
