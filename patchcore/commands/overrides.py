@@ -1,5 +1,6 @@
 """What was typed, looked at before Hydra does: its parser's own words help nobody."""
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -113,10 +114,11 @@ def _check_choice(override: Override, argument: str) -> None:
     if override.is_delete():
         return
     typed = argument.partition("=")[2]
-    close = [name for name in names if typed in name.replace("+", " ").split()]
-    close += [name for name in names if typed in name and name not in close]
+    close = [name for name in names if re.fullmatch(f"[a-z]+{re.escape(typed)}", name)]
     close = close or get_close_matches(typed, names, 1)
-    hint = f"did you mean {group}={close[0]}? " if close and typed else ""
+    hint = f"did you mean {group}={close[0]}? " if close else ""
+    if value is None:
+        hint = "leave it out; "
     raise InputError(
         f"{group}={typed}: there is no such choice; {hint}there are {', '.join(names)}"
     )
