@@ -25,6 +25,8 @@ from filelock import FileLock, Timeout
 from patchcore.errors import InputError
 
 UNFINISHED, FINISHED, MOVING = ".unfinished", ".finished", ".moving"
+TRANSIENT = (UNFINISHED, FINISHED, MOVING)
+"""Folders in a run's folder that hold results on their way; readers pass them over."""
 CONTENTS = ".contents"
 """Lists the files of a run's results, a path a line, so that no others are ever deleted."""
 METRICS = "metrics.json"
@@ -147,7 +149,7 @@ def settle(folder: Path) -> None:
 
 def unfinished(folder: Path) -> bool:
     """Whether a run has begun in the folder and not ended, or has not put its results in place."""
-    return any((folder / name).exists() for name in (UNFINISHED, FINISHED, MOVING))
+    return any((folder / name).exists() for name in TRANSIENT)
 
 
 def _results(folder: Path) -> list[Path]:

@@ -335,14 +335,16 @@ def _pictures(config: Config) -> list[str]:
 
 def _copy_scores(source: Path, samples: Sequence[Sample], new: Path) -> None:
     """The scores of a finished run beside the paths of these samples, which are in its order."""
-    with (source / "scores.csv").open(newline="", errors="surrogateescape") as file:
+    with (source / "scores.csv").open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     if len(rows) != len(samples):
         raise InputError(
             f"{source / 'scores.csv'}: {len(rows)} rows for {len(samples)} test images: remove "
             f"{source}, or set resume=false"
         )
-    with (new / "scores.csv").open("w", newline="", errors="surrogateescape") as file:
+    with (new / "scores.csv").open(
+        "w", newline="", encoding="utf-8", errors="backslashreplace"
+    ) as file:
         writer = csv.writer(file)
         writer.writerow(head)
         for row, sample in zip(rows, samples, strict=True):

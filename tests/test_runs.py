@@ -127,7 +127,7 @@ def test_default_folders_are_never_shared(
     assert "03-04-05-" in done.out and not list(tmp_path.iterdir())
     for _ in range(2):
         assert patchcore("train", *settings(root, tmp_path)).code == 0
-        assert patchcore("train", "-m", *settings(root, tmp_path), "seed=0,1").code == 0
+        assert patchcore("train", "-m", *settings(root, tmp_path, "seed=0,1")).code == 0
     assert len(list(tmp_path.glob("outputs/2026-01-02/03-04-05-*/metrics.json"))) == 2
     assert len(list(tmp_path.glob("multirun/2026-01-02/03-04-05-*"))) == 2
     assert len(list(tmp_path.glob("multirun/*/*/[01]/metrics.json"))) == 4
@@ -137,9 +137,9 @@ def test_default_folders_are_never_shared(
 def test_a_folder_that_cannot_be_is_named(root: Path, tmp_path: Path, case: str) -> None:
     (tmp_path / "file").write_text("mine")
     where = {"a file": "file", "below a file": "file/x", "too long": "x" * 300}[case]
-    for mode, key in (([], "hydra.run.dir"), (["-m", "seed=0,1"], "hydra.sweep.dir")):
-        given = [*mode, f"{key}={tmp_path / where}"]
-        done = patchcore("train", *settings(root, tmp_path), *given)
+    for mode, key in (([], "hydra.run.dir"), (["-m"], "hydra.sweep.dir")):
+        given = settings(root, tmp_path, "seed=7", f"{key}={tmp_path / where}")
+        done = patchcore("train", *mode, *given)
         last = done.err.splitlines()[-1]
         assert done.code == 1 and last.startswith(f"error: {key}: "), done.err
         assert where in last and "choose another folder" in last

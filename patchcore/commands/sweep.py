@@ -166,6 +166,8 @@ def _kept(multirun: Multirun) -> str:
 
 def _points(folder: Path, since: float) -> list[Path]:
     """Folders of the points that were started after `since`, in their order."""
+    if not os.path.isdir(folder):  # unlike Path's, it takes a name that is too long
+        return []
     started = sorted(folder.rglob(".hydra/overrides.yaml"), key=_numerically)
     return [path.parents[1] for path in started if path.stat().st_mtime >= since]
 

@@ -217,7 +217,10 @@ def write_run(run: Run, folder: Path, pictures: bool = True) -> None:
 
     `folder` holds no other run's results; see `patchcore.runfolder`.
     """
-    with (folder / "scores.csv").open("w", newline="") as file:
+    # A name that is no text in UTF-8 gets escapes: the run is not lost after all its work.
+    with (folder / "scores.csv").open(
+        "w", newline="", encoding="utf-8", errors="backslashreplace"
+    ) as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "defect_type", "score"])
         for sample, score in zip(run.samples, run.scores, strict=True):

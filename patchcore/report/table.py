@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from patchcore.errors import InputError
 from patchcore.paper import AVERAGE, CATEGORIES
+from patchcore.runfolder import TRANSIENT
 
 Settings = dict[str, Any]
 """{dotted key: value}; a list is a value."""
@@ -483,6 +484,7 @@ def find_runs(folder: Path) -> list[Path]:
             folders.clear()  # a link back, or a second one
             continue
         seen.add(path)
+        folders[:] = [below for below in folders if below not in TRANSIENT]
         if "metrics.json" in files:
             finished.append(path)
         elif "config.yaml" in files or (path / ".hydra" / "config.yaml").is_file():
