@@ -201,12 +201,12 @@ def test_a_signal_ends_a_run_with_its_code_and_one_line(
     (tmp_path / "run/metrics.json").write_text("{}")
     before, handlers = _handlers(), []
 
-    def stop(*args: Any) -> None:
+    def stop(self: PatchCoreModule, *args: Any) -> None:
         handlers.append(_handlers())
         os.kill(os.getpid(), number)
 
     closed = mock.patch("patchcore.runner.finish")
-    with mock.patch.object(PatchCoreModule, phase, side_effect=stop), closed as finish:
+    with mock.patch.object(PatchCoreModule, phase, stop), closed as finish:
         done = run(root, tmp_path, "logger=csv", "seed=3")
     assert done.code == 128 + number
     assert len(handlers) == 1  # it ended there
@@ -325,15 +325,20 @@ def test_switches_that_change_nothing_are_accepted(trainer: dict[str, Any]) -> N
 
 
 def test_callbacks_are_kept_and_one_that_ends_early_is_noticed(root: Path, tmp_path: Path) -> None:
-    timer = "+trainer.callbacks=[{_target_:pytorch_lightning.callbacks.Timer,duration:{hours:%s}}]"
-    assert run(root, tmp_path, timer % 1).code == 0
+    timer = "{_target_:pytorch_lightning.callbacks.Timer,duration:'01:00:00:00',verbose:false}"
+    two = ["augment=flip", "trainer.max_epochs=2", f"+trainer.callbacks=[{timer}]"]
+    done = run(root, tmp_path, *two)
+    assert done.code == 0, done.err
     before = contents(tmp_path / "run")
-    with mock.patch("pytorch_lightning.callbacks.Timer.time_remaining", return_value=-1):
-        done = run(root, tmp_path, timer % 2)
-    assert done.code == 1 and "training images were used, not 4: leave out" in done.err, done.err
+    assert json.loads(before["metrics.json"])["train_images"] == 8
+    with mock.patch("pytorch_lightning.callbacks.Timer.time_elapsed", return_value=1e9):
+        done = run(root, tmp_path, *two)
+    told = "training images were used, not 8: leave out what ends it early"
+    assert done.code == 1 and told in done.err, done.err
     assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.filterwarnings("ignore:You passed")
 def test_a_precision_that_the_device_lacks_is_refused(root: Path, tmp_path: Path) -> None:
     done = run(root, tmp_path, "trainer.precision=16-mixed")
     assert done.code == 1
