@@ -1,5 +1,6 @@
 """Runs as their folders and their ends show them: nothing finished is lost, nothing is mixed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from patchcore.commands.ending import Stopped
+from patchcore.commands.ending import Stopped, stoppable
 from patchcore.commands.train import objectives
 from patchcore.config import Objective, check_numbers, explain
 from patchcore.data.sample import Sample
@@ -245,6 +246,17 @@ def test_stopped_is_told_with_what_is_kept() -> None:
     stop = Stopped(signal.SIGINT)
     assert str(stop) == "interrupted (SIGINT): start the same command again" and stop.code == 130
     assert not isinstance(stop, Exception | KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("after", [KeyError, SystemExit])
+def test_a_signal_that_a_library_swallows_still_ends_the_command(
+    after: type[BaseException],
+) -> None:
+    with pytest.raises(Stopped) as caught, stoppable():
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise after("no such option")
+    assert caught.value.code == 143
 
 
 # --- searches ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _command: int | None = None  # process id of the command, where its handlers are in place
+_seen: int | None = None  # the signal that came
 _watched = False  # whether this launcher's process ends with the command
 
 
@@ -47,22 +48,23 @@ def stoppable() -> Iterator[None]:
 
     Has no effect outside the main thread. What was ignored before, as by `nohup`, stays ignored.
     """
-    global _command
+    global _command, _seen
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, owner, seen = {}, os.getpid(), False
+    before, owner = {}, os.getpid()
+    _seen = None
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
+        global _seen
         if os.getpid() != owner:  # a loader process: whoever started it decides
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        if seen:
+        if _seen is not None:
             os.write(2, b"\ninterrupted again: ended at once\n")
             os._exit(128 + number)
-        seen = True
+        _seen = number
         raise Stopped(number)
 
     for each in SIGNALS:
@@ -72,10 +74,24 @@ def stoppable() -> Iterator[None]:
     outer, _command = _command, owner
     try:
         yield
+    except Exception as error:
+        if _seen is not None:  # a library took the signal for an error of its own
+            raise Stopped(_seen) from error
+        raise
+    except SystemExit as error:
+        if _seen is not None:
+            raise Stopped(_seen) from error
+        raise
     finally:
-        _command = outer
+        _command, _seen = outer, None
         for each, old in before.items():
             signal.signal(each, old)
+
+
+def raise_if_stopped() -> None:
+    """Raise `Stopped` again where a library has swallowed it."""
+    if _seen is not None:
+        raise Stopped(_seen)
 
 
 def end(stop: Stopped) -> None:

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from patchcore.commands import plain_errors
-from patchcore.commands.ending import Stopped, job
+from patchcore.commands.ending import Stopped, job, raise_if_stopped
 from patchcore.commands.overrides import check_overrides
 from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
 from patchcore.config import Objective, register, to_config
@@ -49,6 +49,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
             (folder / ERROR_FILE).unlink(missing_ok=True)
             point = run_point(to_config(cfg), resolved(cfg), folder, build)
         except Exception as error:
+            raise_if_stopped()
             if multirun:  # the other points go on; `concluded` tells in the end
                 record_failure(folder, error)
                 return None
