@@ -32,6 +32,7 @@ class Stopped(BaseException):
         super().__init__(number, kept)
         self.number = number
         self.kept = kept
+        self.apart = False  # whether bars of other processes may stand in the line
 
     @property
     def code(self) -> int:
@@ -98,7 +99,7 @@ def end(stop: Stopped) -> None:
     """Tell the user and leave the interpreter; a signal that comes meanwhile changes nothing."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
-    print(stop, file=sys.stderr)
+    print("\n" * stop.apart + str(stop), file=sys.stderr)
     sys.exit(stop.code)
 
 

@@ -94,6 +94,7 @@ def concluded() -> Iterator[None]:
     except Stopped as stop:
         if _multiruns:
             stop.kept = _kept(_multiruns[-1])
+            stop.apart = True
         raise
     except Exception as error:
         told = _conclude()
