@@ -7,21 +7,25 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
 >>> prediction = model(test_images)          # prediction.score (B,), prediction.map (B, H, W)
 """
 
-from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.baselines import Padim, PadimConfig, Spade, SpadeConfig
-from patchcore.coreset import (
-    AllConfig,
-    ApproximateConfig,
-    GreedyConfig,
-    LearnedConfig,
-    RandomConfig,
-)
-from patchcore.ensemble import Ensemble, Scale, ScaleConfig
-from patchcore.errors import InputError
-from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, TorchIndexConfig
-from patchcore.model import PatchCore, Prediction
-from patchcore.patches import PatchConfig
-from patchcore.scoring import ScoringConfig
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from patchcore.backbones import BackboneConfig, LayersConfig
+    from patchcore.baselines import Padim, PadimConfig, Spade, SpadeConfig
+    from patchcore.coreset import (
+        AllConfig,
+        ApproximateConfig,
+        GreedyConfig,
+        LearnedConfig,
+        RandomConfig,
+    )
+    from patchcore.ensemble import Ensemble, Scale, ScaleConfig
+    from patchcore.errors import InputError
+    from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, TorchIndexConfig
+    from patchcore.model import PatchCore, Prediction
+    from patchcore.patches import PatchConfig
+    from patchcore.scoring import ScoringConfig
 
 __all__ = [
     "AllConfig",
@@ -47,3 +51,29 @@ __all__ = [
     "SpadeConfig",
     "TorchIndexConfig",
 ]
+
+_HOMES = {
+    "patchcore.backbones": "BackboneConfig LayersConfig",
+    "patchcore.baselines": "Padim PadimConfig Spade SpadeConfig",
+    "patchcore.coreset": "AllConfig ApproximateConfig GreedyConfig LearnedConfig RandomConfig",
+    "patchcore.ensemble": "Ensemble Scale ScaleConfig",
+    "patchcore.errors": "InputError",
+    "patchcore.index": "FaissFlatConfig FaissIVFPQConfig TorchIndexConfig",
+    "patchcore.model": "PatchCore Prediction",
+    "patchcore.patches": "PatchConfig",
+    "patchcore.scoring": "ScoringConfig",
+}
+"""Where each name is from: {module: names}."""
+_MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first asked for: torch takes seconds, the command's help none."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

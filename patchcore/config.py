@@ -4,13 +4,17 @@ Every parameter is declared once, in the dataclass beside the code that it steer
 nests those; the YAML files under conf/ start from them (`schema/…`) and list what differs.
 """
 
+import errno
+import math
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
+import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
@@ -19,6 +23,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationKeyError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
@@ -55,6 +60,7 @@ from patchcore.paper import stated
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
+from patchcore.switches import check_switches
 
 TRAINER_WITHOUT_EFFECT = {
     "accelerator",  # identities hold the class of device that it leads to
@@ -155,6 +161,8 @@ class Config:
             raise InputError("objectives is empty: name at least one, such as image_auroc")
         if self.curve:
             self._check_curve()
+        if isinstance(self.trainer, Mapping):
+            check_switches(self.trainer, self.augment.changes())
         check_unused(self.model, self.patch, self.coreset, self.index, self.scoring)
         if self.ensemble.members:
             self._check_ensemble()
@@ -207,6 +215,16 @@ class Config:
                 )
 
 
+LARGEST = {
+    "image.resize": 2**16,
+    "image.crop": 2**16,
+    "data.size": 2**14,
+    "data.workers": 1024,
+    "patch.size": 2**10,
+    "scoring.sigma": 1000,
+}
+"""Sizes beyond which memory or processes run out before any image is read: {key: largest}."""
+
 SCHEMAS: dict[str, dict[str, type]] = {
     "data": {
         "btad": BTADConfig,
@@ -250,6 +268,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("in_multirun", in_multirun, replace=True)
     OmegaConf.register_new_resolver("paper", paper, replace=True)
     OmegaConf.register_new_resolver("run_group", run_group, replace=True)
+    OmegaConf.register_new_resolver("unique", unique, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
 
@@ -264,11 +283,38 @@ def to_config(cfg: DictConfig) -> Config:
         omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
     """
     _reject_added(cfg)
+    check_numbers(OmegaConf.to_container(cfg, resolve=True))
     fill_inputs(cfg)
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, Config):
         raise TypeError("the configuration does not start from the schema")
     return config
+
+
+def check_numbers(value: Any, key: str = "") -> None:
+    """Refuse numbers that no setting can have; narrower ranges stand beside each setting.
+
+    Raises:
+        InputError: A number is not finite, or too large to be meant; the key is named.
+    """
+    match value:
+        case dict():
+            for name, each in value.items():
+                check_numbers(each, f"{key}.{name}" if key else str(name))
+        case list():
+            for i, each in enumerate(value):
+                check_numbers(each, f"{key}[{i}]")
+        case float() if not math.isfinite(value):
+            raise InputError(f"{key} must be a finite number, got {value}")
+        case bool():
+            pass
+        case int() if re.search(r"(^|[._])seed$", key):
+            if not 0 <= value < 2**32:
+                raise InputError(f"{key} must be in [0, 2^32), got {value}")
+        case int() | float():
+            most = next((n for end, n in LARGEST.items() if f".{key}".endswith(f".{end}")), 2**31)
+            if abs(value) > most:
+                raise InputError(f"{key} must be at most {most:,} in size, got {value}")
 
 
 def explain(error: Exception) -> str | None:
@@ -278,6 +324,8 @@ def explain(error: Exception) -> str | None:
     """
     if isinstance(error, InputError):
         return str(error)
+    if (message := _of_the_machine(error)) is not None:
+        return message
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice}: there is no such choice; there are {', '.join(error.options)}"
@@ -296,8 +344,40 @@ def explain(error: Exception) -> str | None:
         message = _no_such_option(key, cause.object_type)
     else:
         message = f"{key}: " + " ".join(str(cause).partition("\n    full_key:")[0].split())
+        if "Cannot convert 'list' to string" in message:
+            message += f"; text in brackets needs quotes inside others: \"{key}='[…]'\""
+        elif isinstance(cause, InterpolationKeyError):
+            message += "; a $ that belongs to the text is written \\$"
     file = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
     return f"{message} (in {file[1]}.yaml)" if file else message
+
+
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
+}
+"""Errors of files that are not the program's."""
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """A full disk, a folder that cannot be written, too little memory; else None."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        place = error.filename or "the folder of the results"
+        return f"{place}: {error.strerror}: make room or choose another folder"
+    words = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and "DataLoader worker" in words:
+        return (
+            "data.workers: a loader process was killed, most often for lack of memory: set "
+            "data.workers or data.batch_size lower"
+        )
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if memory or (isinstance(error, RuntimeError) and "can't allocate memory" in words):
+        return (
+            "data.batch_size: the memory was not enough "
+            f"({words[:150] or type(error).__name__}): set it, image.crop or coreset.ratio lower"
+        )
+    return None
 
 
 def _no_such_option(key: str, parent: Any) -> str:
@@ -349,3 +429,8 @@ def _paper_method(choices: Mapping[str, Any], cfg: DictConfig) -> str:
         return ""
     suffix = "_ivfpq" if choices["index"] == "faiss_ivfpq" else ""
     return f"patchcore_{100 * share:g}{suffix}"
+
+
+def unique() -> str:
+    """Digits that tell runs of one second apart; one command always gets the same."""
+    return secrets.token_hex(4)  # of the system: no seed may make it repeat

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import math
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from patchcore.cache import replace_with
 from patchcore.data.sample import Sample
 from patchcore.digests import digest
+from patchcore.report.cells import harmless
 
 FINGERPRINT_FILE = "fingerprint.txt"
 PROVENANCE_FILE = "provenance.json"
@@ -33,7 +33,6 @@ class Finished:
 
     def started(self, name: str, folder: Path) -> None:
         """Remember that the run of fingerprint `name` is in `folder`."""
-        replace_with(folder / FINGERPRINT_FILE, f"{name}\n".encode())
         pointer = self.root / name / digest(folder.resolve())
         try:
             pointer.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +40,8 @@ class Finished:
         except OSError as error:
             warnings.warn(f"this run will not be found again: {error}", stacklevel=2)
 
-    def find(self, name: str, pictures: bool = False) -> Path | None:
-        """Folder of a finished run of this fingerprint, with its figures if asked for, or None.
+    def find(self, name: str, files: Sequence[str] = ()) -> Path | None:
+        """Folder of a finished run of this fingerprint that holds `files` too, or None.
 
         What is damaged is passed over with a warning, for the run to be made again.
         """
@@ -58,7 +57,7 @@ class Finished:
                 continue
             if problem := damage(folder):
                 warnings.warn(f"{problem}; the run is made again", stacklevel=2)
-            elif not pictures or (folder / "figures").is_dir():
+            elif all((folder / file).is_file() for file in files):
                 return folder
         return None
 
@@ -103,34 +102,18 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def copy_run(source: Path, folder: Path, samples: Sequence[Sample] | None = None) -> None:
-    """Bring the results of a finished run to another folder, `metrics.json` last and at once.
+def copy_scores(source: Path, samples: Sequence[Sample], folder: Path) -> None:
+    """Write the scores of the finished run in `source` beside the paths of these samples.
 
-    `resumed_from.txt` says where they came from. Settings, provenance, Hydra's and the trackers'
-    files stay behind.
-
-    Args:
-        samples: The test images as this run finds them, for the paths in `scores.csv`.
+    They are the test images in its order, as another run finds them.
     """
-    if (source / "figures").is_dir():
-        shutil.copytree(source / "figures", folder / "figures", dirs_exist_ok=True)
-    _copy_scores(source, folder, samples)
-    replace_with(folder / FINGERPRINT_FILE, (source / FINGERPRINT_FILE).read_bytes())
-    (folder / "resumed_from.txt").write_text(f"{source}\n")
-    replace_with(folder / "metrics.json", (source / "metrics.json").read_bytes())
-
-
-def _copy_scores(source: Path, folder: Path, samples: Sequence[Sample] | None) -> None:
-    if samples is None:
-        replace_with(folder / "scores.csv", (source / "scores.csv").read_bytes())
-        return
-    with (source / "scores.csv").open(newline="") as file:
-        header, *rows = csv.reader(file)
-    with (folder / "scores.csv").open("w", newline="") as file:
+    with (source / "scores.csv").open(newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
+        writer.writerow(head)
         for sample, row in zip(samples, rows, strict=True):
-            writer.writerow([sample.path, *row[1:]])
+            writer.writerow([harmless(sample.name), *row[1:]])
 
 
 def _pointed(pointer: Path) -> Path | None:

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -39,6 +40,7 @@ def patchcore(*arguments: str) -> Outcome:
     out, err, code = io.StringIO(), io.StringIO(), 0
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    signals = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     with (
         mock.patch.dict(os.environ),
         mock.patch.object(sys, "argv", ["patchcore", *arguments]),
@@ -58,6 +60,8 @@ def patchcore(*arguments: str) -> Outcome:
                 handler.close()
             root.handlers[:] = handlers
             root.setLevel(level)
+            for each, handler_before in signals.items():
+                signal.signal(each, handler_before)
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

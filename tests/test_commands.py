@@ -458,12 +458,6 @@ def test_weights_that_cannot_be_had_are_named_with_two_ways_out(
         assert part in message
 
 
-def test_a_failure_in_the_folder_of_an_earlier_run_unmakes_it(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text("{}")
-    done = train(tmp_path, *nut(root), "coreset.ratio=3")
-    assert refused(done, tmp_path).startswith("coreset.ratio must be")
-
-
 def test_a_bug_keeps_its_traceback(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
     from patchcore.module import PatchCoreModule
 

@@ -243,7 +243,7 @@ def test_a_multirun_started_again_computes_nothing(
     root: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     cache = undisturbed / "cache"
-    with mock.patch("patchcore.commands.train.train", side_effect=AssertionError):
+    with mock.patch("patchcore.runner.train", side_effect=AssertionError):
         # Another folder, another order, other settings that change no result.
         again = ["patch.size=3,1", "coreset.ratio=0.25,0.5", "data.workers=1"]
         again += ["+paper.image_auroc=0.99"]
@@ -264,15 +264,15 @@ def test_only_broken_points_and_other_data_are_computed(root: Path, tmp_path: Pa
     points = ["patch.size=1,3"]
     assert multirun(data, cache, folder, *points).code == 0
     (folder / "1/metrics.json").unlink()  # as if it had been killed
-    with mock.patch("patchcore.commands.train.train", side_effect=AssertionError) as train:
+    with mock.patch("patchcore.runner.train", side_effect=AssertionError) as train:
         multirun(data, cache, folder, *points)
     assert train.call_count == 1
     assert multirun(data, cache, folder, *points).code == 0
     write_image(data / "nut/test/good/000.png", (40, 36), 99)  # the same name, another picture
-    with mock.patch("patchcore.commands.train.train", side_effect=AssertionError) as train:
+    with mock.patch("patchcore.runner.train", side_effect=AssertionError) as train:
         multirun(data, cache, tmp_path / "other", *points)
     assert train.call_count == 2
-    with mock.patch("patchcore.commands.train.train", side_effect=AssertionError) as train:
+    with mock.patch("patchcore.runner.train", side_effect=AssertionError) as train:
         multirun(root, cache, tmp_path / "asked", *points, "resume=false")
     assert train.call_count == 2
 
@@ -344,7 +344,7 @@ def test_a_bug_leaves_its_traceback_beside_the_point(root: Path, tmp_path: Path)
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("by zero")
 
-    with mock.patch("patchcore.commands.train.train", fail):
+    with mock.patch("patchcore.runner.train", fail):
         done = multirun(root, tmp_path / "cache", tmp_path / "sweep", "patch.size=1,3")
     assert done.code == 1 and "error: 2 of the points failed:" in done.err
     assert "ZeroDivisionError: by zero" in done.err
@@ -396,7 +396,7 @@ def test_the_same_sweep_by_any_launcher(
     assert table(tmp_path / "sweep") == table(undisturbed)
     store = Store(tmp_path / "cache")
     assert all(store.get(entry.key) is not None for entry in store.entries())
-    with mock.patch("patchcore.commands.train.train", side_effect=AssertionError):
+    with mock.patch("patchcore.runner.train", side_effect=AssertionError):
         assert multirun(root, tmp_path / "cache", tmp_path / "again", *FOUR).code == 0
 
 

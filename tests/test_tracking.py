@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from patchcore.commands.names import name_of
-from patchcore.commands.tracking import track_finished, tracking
+from patchcore.commands.tracking import tracking
 from patchcore.errors import InputError
 from tests.images import write_mvtec
 from tests.run_folders import write_run
@@ -282,7 +282,9 @@ def test_a_run_that_was_finished_before_is_tracked_like_any_other(
             "version": "tensorboard",
         },
     }
-    track_finished(chosen, {"seed": 3}, folder)
+    with tracking(chosen, folder) as trackers:
+        trackers.start({"seed": 3})
+        trackers.track(folder, tested=False)
     tracked = finished_run(folder)
     assert (tracked.exit_code, tracked.name, tracked.config["seed"]) == (0, "n", 3)
     assert tracked.history["image_auroc"] == tracked.summary["image_auroc"] == 1.0

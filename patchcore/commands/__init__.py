@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from patchcore.commands.ending import Stopped, end, stoppable
+
 COMMANDS = {
     "train": "fit PatchCore on a category and test it",
     "report": "compare runs: a page and tables",
@@ -29,8 +31,11 @@ def main() -> None:
     sys.argv = [f"patchcore {command}", *sys.argv[2:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, and they are told below
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    with plain_errors():
-        importlib.import_module(f"patchcore.commands.{command}").main()
+    try:
+        with stoppable(), plain_errors():
+            importlib.import_module(f"patchcore.commands.{command}").main()
+    except Stopped as stop:
+        end(stop)
 
 
 @contextmanager

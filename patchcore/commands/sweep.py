@@ -1,63 +1,184 @@
 """The end of a multirun: which points failed, and why. Works with any launcher."""
 
+import json
+import os
+import secrets
 import sys
 import time
 import traceback
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from patchcore.commands.ending import Stopped
 from patchcore.config import explain
+from patchcore.errors import InputError
+from patchcore.runfolder import METRICS, InUseError, unfinished
 
 ERROR_FILE = "error.txt"
 """In the folder of a point that failed: why, and for anything but bad input the traceback."""
+_NAME = "PATCHCORE_MULTIRUN"  # environment variable that names the multirun to its jobs
+_LAUNCHERS = {"joblib", "submitit", "ray", "concurrent"}  # whose errors mean that a job died
 
-_multiruns: list[tuple[Path, float]] = []  # folder and start of those of this process
+
+@dataclass
+class Multirun:
+    """A multirun of this process."""
+
+    folder: Path
+    start: float  # seconds since the epoch
+    name: str
+    search: bool  # whether a sweeper looks for the best point
+
+
+_multiruns: list[Multirun] = []
 
 
 class Conclusion(Callback):
-    """Remembers where a multirun of this process keeps its points; `conclude` reads them."""
+    """Remembers where a multirun of this process keeps its points; `concluded` reads them."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra."""
-        _multiruns.append((Path(str(config.hydra.sweep.dir)), time.time()))
+        os.environ[_NAME] = secrets.token_hex(4)
+        search = not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
+        folder = Path(str(config.hydra.sweep.dir))
+        start = time.time() - 2  # file systems may round times
+        _multiruns.append(Multirun(folder, start, os.environ[_NAME], search))
 
 
-def record_failure(folder: Path, error: Exception) -> None:
-    """Leave word of why the point in `folder` failed."""
-    text = explain(error)
+def record_failure(folder: Path, error: BaseException) -> None:
+    """Leave word of why the point in `folder` failed; a full disk takes it from the screen only."""
+    text = explain(error) if isinstance(error, Exception) else str(error)
     if text is None:
         text = f"{type(error).__name__}: {error}\n\n" + "".join(traceback.format_exception(error))
-    (folder / ERROR_FILE).write_text(text.rstrip() + "\n")
+    # While another run is in the folder, nothing of it may change.
+    name = _refusal(os.environ.get(_NAME, "")) if isinstance(error, InUseError) else ERROR_FILE
+    try:
+        (folder / name).write_text(text.rstrip() + "\n", "utf-8", "backslashreplace")
+    except OSError:
+        print(f"{folder}: {text}", file=sys.stderr)
 
 
-def failures(folder: Path, since: float = 0.0) -> list[tuple[Path, str]]:
-    """Points below a multirun's folder that were started after `since` and did not finish."""
+def failures(folder: Path, since: float = 0.0, name: str = "") -> list[tuple[Path, str]]:
+    """Points below a multirun's folder that were started after `since` and did not finish.
+
+    Earlier results may lie in their folders all the same. `name` is the multirun's.
+    """
     found = []
-    for overrides in sorted(folder.rglob(".hydra/overrides.yaml"), key=_numerically):
-        point = overrides.parents[1]
-        if overrides.stat().st_mtime < since or (point / "metrics.json").is_file():
-            continue
-        error = point / ERROR_FILE
-        lines = error.read_text().splitlines() if error.is_file() else []
-        found.append((point, lines[0] if lines else "it ended without a word: killed?"))
+    for point in _points(folder, since):
+        told = [point / _refusal(name), point / ERROR_FILE]
+        lines = [line for file in told if file.is_file() for line in _lines(file)]
+        told[0].unlink(missing_ok=True)
+        if lines or unfinished(point) or not (point / METRICS).is_file():
+            found.append((point, lines[0] if lines else "it ended without a word: killed?"))
     return found
 
 
-def conclude() -> None:
-    """List the points of this process's multirun that failed, and exit with code 1 if any did."""
+@contextmanager
+def concluded() -> Iterator[None]:
+    """List the points of this process's multirun that failed, whatever ended it.
+
+    Raises:
+        SystemExit: Some failed; with exit code 1.
+        Stopped: With what is kept.
+    """
+    _multiruns.clear()
+    try:
+        yield
+    except Stopped as stop:
+        if _multiruns:
+            stop.kept = _kept(_multiruns[-1])
+            stop.apart = True
+        raise
+    except Exception as error:
+        told = _conclude()
+        if (message := _explained(error)) is None:
+            raise
+        if not told:
+            raise InputError(message) from error
+        print(f"error: the multirun ended early: {message}", file=sys.stderr)
+        sys.exit(1)
+    else:
+        if _conclude():
+            sys.exit(1)
+
+
+def _conclude() -> bool:
+    """Print what there is to tell of this process's multiruns; whether any point failed."""
     missing = []
-    while _multiruns:
-        folder, start = _multiruns.pop()
-        missing += failures(folder, since=start - 2)  # file systems may round times
+    for multirun in _multiruns:
+        missing += failures(multirun.folder, multirun.start, multirun.name)
+        if multirun.search:
+            _tell_undefined(multirun)
     if missing:
         print(f"\nerror: {len(missing)} of the points failed:", file=sys.stderr)
         for point, reason in missing:
             print(f"  {point}: {_overrides(point)}\n    {reason}", file=sys.stderr)
         print("Started again, the same command computes only these.", file=sys.stderr)
-        sys.exit(1)
+    return bool(missing)
+
+
+def _explained(error: Exception) -> str | None:
+    """The error that ended a multirun in one line, None if it is a bug."""
+    if _multiruns and type(error).__module__.partition(".")[0] in _LAUNCHERS:
+        return (
+            f"hydra/launcher: a job was killed or ended without an answer ({type(error).__name__}),"
+            " most often for lack of memory: run fewer side by side (hydra.launcher.n_jobs)"
+        )
+    if _multiruns and isinstance(error, ValueError) and str(error).startswith("No trials are comp"):
+        return "objectives: no trial has finished with all of them defined, so none is the best"
+    message = explain(error)
+    if isinstance(error, OSError) and message is not None:  # a point tells its own by itself
+        return f"hydra.{'sweep' if _multiruns else 'run'}.dir: {message}"
+    return message
+
+
+def _tell_undefined(multirun: Multirun) -> None:
+    """Tell which finished points the search could not use, by the reason."""
+    points = defaultdict(list)
+    for point in _points(multirun.folder, multirun.start):
+        try:
+            record = json.loads((point / METRICS).read_text())
+            wanted = OmegaConf.load(point / "config.yaml").objectives
+        except (OSError, ValueError):
+            continue
+        for key in wanted:
+            if key in record and record[key] is None:
+                why = record.get("undefined", {}).get(key, "undefined")
+                points[f"{key}: {why}"].append(point.name)
+    for reason, names in points.items():
+        print(f"failed trials, {reason}: points {', '.join(names)}", file=sys.stderr)
+
+
+def _kept(multirun: Multirun) -> str:
+    lost = len(failures(multirun.folder, multirun.start, multirun.name))
+    done = len(_points(multirun.folder, multirun.start)) - lost
+    return (
+        f"{done} finished points are kept in {multirun.folder}; started again, the same command "
+        "computes only the others"
+    )
+
+
+def _points(folder: Path, since: float) -> list[Path]:
+    """Folders of the points that were started after `since`, in their order."""
+    if not os.path.isdir(folder):  # unlike Path's, it takes a name that is too long
+        return []
+    started = sorted(folder.rglob(".hydra/overrides.yaml"), key=_numerically)
+    return [path.parents[1] for path in started if path.stat().st_mtime >= since]
+
+
+def _refusal(name: str) -> str:
+    return f".refused-{name}"
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text("utf-8", "replace").splitlines()[:1] or ["it failed without a word"]
 
 
 def _overrides(point: Path) -> str:

@@ -96,22 +96,6 @@ def tracking(chosen: Mapping[str, Any], folder: Path) -> Iterator[Tracking]:
             finish(logger, True)
 
 
-def track_finished(chosen: Mapping[str, Any], settings: dict[str, Any], folder: Path) -> None:
-    """Track a run that was finished before, as if it had just been computed.
-
-    Args:
-        chosen: {name: settings of a Lightning logger}.
-        settings: Of the run, resolved.
-        folder: Of the run, complete.
-
-    Raises:
-        InputError: A tracker cannot be made or started.
-    """
-    with tracking(chosen, folder) as trackers:
-        trackers.start(settings)
-        trackers.track(folder, tested=False)
-
-
 def build_logger(name: str, settings: Any) -> Logger:
     """A logger; W&B in the mode that the settings record, whatever the environment says."""
     more = {}

@@ -197,8 +197,17 @@ def _verdict(score: float, label: int, threshold: float) -> str:
     return "correct" if alarm == bool(label) else "false alarm" if alarm else "missed"
 
 
+def picture_names(ratio_curve: bool = False) -> list[str]:
+    """Names of the pictures in the `figures` of a run, with or without a curve over ratios."""
+    names = ["curves.png", "scores.png", "gallery.png", "misclassified.png"]
+    return [*names, "ratio_curve.png"] if ratio_curve else names
+
+
 def write_run(run: Run, folder: Path, pictures: bool = True) -> None:
-    """Write scores.csv, figures/ and, last and at once, metrics.json: it marks a finished run."""
+    """Write scores.csv, figures/ and, last and at once, metrics.json: it marks a finished run.
+
+    `folder` holds no other run's results; see `patchcore.runfolder`.
+    """
     with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "defect_type", "score"])

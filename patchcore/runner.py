@@ -1,0 +1,405 @@
+"""One point from its settings to its folder: take over what has finished, or fit, test and write.
+
+Lightning's objects are made by a function that the caller gives, so that this file needs no Hydra.
+"""
+
+import gc
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from patchcore.baselines import build_detector
+from patchcore.cache import MapCache
+from patchcore.commands.progress import ProgressBar
+from patchcore.commands.tracking import tracking
+from patchcore.config import Config
+from patchcore.data.datamodule import AnomalyDataModule
+from patchcore.data.sample import Sample, Split
+from patchcore.data.snapshot import ChangedError
+from patchcore.ensemble import ScaleConfig
+from patchcore.errors import InputError
+from patchcore.identity import identify, weights_files
+from patchcore.model import Detector, PatchCore
+from patchcore.module import (
+    DetectorModule,
+    EnsembleModule,
+    Member,
+    PatchCoreModule,
+    network_digest,
+)
+from patchcore.report.run import Run, pick_gallery, pick_misclassified, picture_names, write_run
+from patchcore.resume import (
+    FINGERPRINT_FILE,
+    Finished,
+    copy_scores,
+    read_provenance,
+    write_provenance,
+)
+from patchcore.runfolder import METRICS, RunFolder
+from patchcore.switches import asked_precision
+
+SOURCE_FILE = "resumed_from.txt"
+"""In the folder of a point that was taken over: the folder where it was computed."""
+
+Make = Callable[..., Any]
+"""Makes an object of Lightning's from its key, its settings and more keyword arguments."""
+
+
+@dataclass
+class Point:
+    """A point that has finished.
+
+    Attributes:
+        record: Contents of its metrics.json.
+        warm: Names of the stages that read the cache, whose seconds are no costs.
+        text: Summary for the screen.
+    """
+
+    record: dict[str, Any]
+    warm: list[str]
+    text: str
+
+
+def run_point(
+    config: Config,
+    settings: dict[str, Any],
+    folder: Path,
+    make: Make,
+    origin: Mapping[str, Any] | None = None,
+) -> Point:
+    """Take over the point from a folder where it has finished, or compute it, into `folder`.
+
+    Results that are there already are replaced when the new ones are complete, and kept if
+    anything fails. Where a file of the data changes meanwhile, the point is computed again: once.
+
+    Args:
+        config: The checked settings.
+        settings: The same as plain values, for config.yaml.
+        folder: Of the run; made if it is not there.
+        make: Makes Lightning's objects.
+        origin: More to keep in provenance.json, such as the overrides.
+
+    Raises:
+        InputError: Bad settings or data, or another process runs in `folder`.
+    """
+    _quiet()
+    with RunFolder(folder) as place:
+        try:
+            text = _run_in(place, config, settings, make, origin or {})
+        except ChangedError as error:
+            told = str(error).partition(",")[0]
+            warnings.warn(f"{told}; started again with the files as they are now", stacklevel=2)
+            place.clear()
+            text = _run_in(place, config, settings, make, origin or {})
+    return Point(_record(folder), list(read_provenance(folder).get("warm", [])), text)
+
+
+def _run_in(
+    place: RunFolder,
+    config: Config,
+    settings: dict[str, Any],
+    make: Make,
+    origin: Mapping[str, Any],
+) -> str:
+    """`run_point` in a folder that is locked; returns the summary for the screen."""
+    folder = place.path
+    split = config.data.read().recorded(weights_files(config))
+    identity = identify(config, split)
+    name, provenance = identity.fingerprint, {**identity.provenance, **origin}
+    finished = Finished(config.cache.folder() / "runs")
+    wanted = [f"figures/{picture}" for picture in _pictures(config)]
+    source = finished.find(name, wanted) if config.resume else None
+    if source == folder.resolve() and _settings_in(folder) == settings:
+        return f"finished before, in {source}"
+    OmegaConf.save(OmegaConf.create(settings), place.new / "config.yaml")
+    (place.new / FINGERPRINT_FILE).write_text(f"{name}\n")
+    if source is None:
+        if not (folder / METRICS).exists():  # else it names what lies there
+            (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
+        finished.started(name, folder)
+        run = train(config, split, settings, provenance, folder, place.new, make)
+        text = f"{run.summary()}\n\nfigures and tables: {folder}"
+    else:
+        warm = read_provenance(source)["warm"]
+        write_provenance(place.new, {**provenance, "warm": warm})
+        take_over(config, split.test, settings, source, folder, place.new)
+        finished.started(name, folder)
+        text = f"finished before, in {source}"
+    place.commit()
+    return text
+
+
+def train(
+    config: Config,
+    split: Split,
+    settings: dict[str, Any],
+    provenance: Mapping[str, Any],
+    folder: Path,
+    new: Path,
+    make: Make,
+) -> Run:
+    """Fit and test one model or ensemble, and write its results to `new`.
+
+    `new` stands for `folder`, where they will be put. `split` is what `config.data` has given, and
+    `provenance` what results follow from.
+
+    Raises:
+        ChangedError: A file of the data has changed meanwhile.
+    """
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    with tracking(_moved(settings["logger"], folder, new), folder) as trackers:
+        loggers = list(trackers.loggers.values())
+        trainer = build_trainer(config, new, loggers, make)  # first: it may refuse its settings
+        models = [
+            build_detector(
+                own.model, own.backbone, own.layers, own.patch, own.coreset, own.index, own.scoring
+            )
+            for own in config.members()
+        ]
+        trackers.start(settings)
+        module: DetectorModule | EnsembleModule
+        members: list[Member] = []
+        if config.ensemble.members:
+            members = fit_members(config, models, new, make, split)
+            module = EnsembleModule(members, config.scoring.sigma)
+            image = config.members()[0].image
+            data = AnomalyDataModule(config.data, image, config.augment, split=split)
+        else:
+            module, data = prepare(config, models.pop(), trainer, split)
+            fit(trainer, module, data)
+        test(trainer, module, data)
+        run = Run(
+            settings=settings,
+            metrics=module.metrics(),
+            undefined=module.undefined(),
+            seconds=module.seconds,
+            samples=split.test,
+            scores=[module.scores[i] for i in range(len(split.test))],
+            curves=module.image_metrics.curves(),
+            ratio_curve=module.ratio_curve(),
+            members=[described(member) for member in members],
+        )
+        if config.figures:
+            dataset = data.test_dataset()
+            run.gallery = pick_gallery(run, dataset, module.anomaly_map)
+            run.misclassified = pick_misclassified(run, dataset, module.anomaly_map)
+        split.check()
+        write_provenance(new, {**provenance, "warm": sorted(module.warm)})
+        write_run(run, new, config.figures)
+        trackers.track(new, run.gallery)
+    return run
+
+
+def take_over(
+    config: Config,
+    samples: Sequence[Sample],
+    settings: dict[str, Any],
+    source: Path,
+    folder: Path,
+    new: Path,
+) -> None:
+    """Bring the results of a finished run from `source` to `new`, which stands for `folder`.
+
+    Numbers are those of the source; paths, pictures and trackers are what these settings ask for.
+    """
+    copy_scores(source, samples, new)
+    if wanted := _pictures(config):
+        (new / "figures").mkdir()
+        for picture in wanted:
+            (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
+    origin = source
+    if source == folder.resolve():  # only trackers or other settings without effect are new
+        origin = Path(text) if (text := _origin(source)) else source
+    if origin != folder.resolve():
+        (new / SOURCE_FILE).write_text(f"{origin}\n")
+    (new / METRICS).write_bytes((source / METRICS).read_bytes())
+    with tracking(_moved(settings["logger"], folder, new), folder) as trackers:
+        trackers.start(settings)
+        trackers.track(new, tested=False)
+
+
+def prepare(
+    config: Config,
+    model: Detector,
+    trainer: pl.Trainer,
+    split: Split,
+    scale: ScaleConfig | None = None,
+) -> tuple[DetectorModule, AnomalyDataModule]:
+    """One model and its data, ready for the trainer; with a cache if that is enabled."""
+    cache = None
+    if (store := config.cache.open()) is not None:
+        network = network_digest(model, trainer.precision, trainer.strategy.root_device)
+        cache = MapCache(store, network, config.cache.precision, model.backbone.channels)
+    data = AnomalyDataModule(config.data, config.image, config.augment, cache, split)
+    if isinstance(model, PatchCore):
+        return PatchCoreModule(model, cache, config.curve, scale), data
+    return DetectorModule(model, cache), data
+
+
+def fit_members(
+    config: Config, models: list[Detector], new: Path, make: Make, split: Split
+) -> list[Member]:
+    """Fit and test the members of an ensemble one by one; `models` is used up."""
+    members = []
+    for number, own in enumerate(config.members(), 1):
+        whose = f" (member {number} of {len(config.ensemble.members)})"
+        trainer = build_trainer(own, new, [], make, whose)
+        module, data = prepare(own, models.pop(0), trainer, split, config.ensemble.scale)
+        fit(trainer, module, data)
+        test(trainer, module, data)
+        assert isinstance(module, PatchCoreModule) and module.scale is not None
+        members.append(
+            Member(
+                own.backbone.name,
+                module.scale,
+                module.scores,
+                module.grids,
+                module.metrics(),
+                module.undefined(),
+                module.seconds,
+                module.warm,
+            )
+        )
+        del trainer, module, data
+        gc.collect()  # they refer to each other; one memory at a time
+    return members
+
+
+def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) -> None:
+    """Collect from every training image, in every epoch, and build the memory.
+
+    Raises:
+        InputError: Lightning refuses its settings, or a callback ended it early.
+    """
+    try:
+        trainer.fit(module, data)
+    except MisconfigurationException as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    asked = len(data.split.train) * (trainer.max_epochs or 1)
+    _check_count("training", module.train_images, asked)
+
+
+def test(
+    trainer: pl.Trainer, module: DetectorModule | EnsembleModule, data: AnomalyDataModule
+) -> None:
+    """Score every test image. Raises InputError as `fit` does."""
+    try:
+        trainer.test(module, data, verbose=False)
+    except MisconfigurationException as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    _check_count("test", len(module.scores), len(data.split.test))
+
+
+def described(member: Member) -> dict[str, Any]:
+    """What a run's folder tells of a member, beside the ensemble's own numbers."""
+    kept = ("backbone", "metrics", "undefined", "seconds")
+    return {**{key: getattr(member, key) for key in kept}, "scale": asdict(member.scale)}
+
+
+def build_trainer(
+    config: Config, new: Path, loggers: list[Logger], make: Make, whose: str = ""
+) -> pl.Trainer:
+    """The Trainer that the settings ask for, callbacks included; its bars end with `whose`.
+
+    Raises:
+        InputError: It does not take them, or would use another device or precision.
+    """
+    settings = {"max_epochs": 1, **config.trainer}
+    callbacks = [
+        make(f"trainer.callbacks[{i}]", each) if isinstance(each, Mapping) else each
+        for i, each in enumerate(_list(settings.pop("callbacks", None)))
+    ]
+    if settings.get("enable_progress_bar", True):
+        callbacks.append(ProgressBar(whose))
+    trainer: pl.Trainer = make(
+        "trainer",
+        settings,
+        logger=loggers or False,
+        default_root_dir=str(new),
+        callbacks=callbacks,
+    )
+    if trainer.world_size > 1:
+        raise InputError(
+            f"trainer.devices={settings.get('devices')} means {trainer.world_size} devices here: "
+            "set it to 1, for a run is on one device"
+        )
+    if trainer.precision != asked_precision(settings):
+        device = trainer.strategy.root_device.type
+        raise InputError(
+            f"trainer.precision={settings.get('precision')} is not to be had on this device "
+            f"({device}): set {trainer.precision} or 32-true"
+        )
+    return trainer
+
+
+def _moved(value: Any, folder: Path, new: Path) -> Any:
+    """Settings with paths in `folder` led to `new`."""
+    match value:
+        case dict():
+            return {key: _moved(each, folder, new) for key, each in value.items()}
+        case list():
+            return [_moved(each, folder, new) for each in value]
+        case str() if value == str(folder) or value.startswith(f"{folder}{os.sep}"):
+            return f"{new}{value[len(str(folder)) :]}"
+    return value
+
+
+def _check_count(kind: str, used: int, asked: int) -> None:
+    if used != asked:
+        raise InputError(
+            f"trainer: {used} {kind} images were used, not {asked}: leave out what ends it early, "
+            "such as callbacks"
+        )
+
+
+def _pictures(config: Config) -> list[str]:
+    return picture_names(bool(config.curve)) if config.figures else []
+
+
+def _settings_in(folder: Path) -> Any:
+    """The settings of the run in `folder`, or None if they cannot be read."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, UnicodeError, YAMLError, OmegaConfBaseException):
+        return None
+
+
+def _origin(folder: Path) -> str:
+    try:
+        return (folder / SOURCE_FILE).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / METRICS).read_text()))
+
+
+def _list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _quiet() -> None:
+    """Keep to our own words: no banners about devices, loaders or tips; warnings in one line."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    for message in (
+        ".*will run with no optimizer.*",  # the backbone is frozen,
+        ".*in eval mode at the start of training.*",  # and stays in evaluation mode
+        ".*does not have many workers.*",
+        r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 on torch 2.15
+    ):
+        warnings.filterwarnings("ignore", message)

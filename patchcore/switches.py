@@ -1,0 +1,92 @@
+"""Which switches of Lightning's Trainer a run can have: those that use every image as it is told.
+
+Every number is to be of all images, each as often as it was asked for, on one device. What would
+change that is refused before any work, in one line.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from patchcore.errors import InputError
+
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+_SPELLINGS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # Lightning takes them too
+
+_EVERY_IMAGE = "would leave images out of the numbers: leave it out; "
+_REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "limit_train_batches": ((None, 1.0), _EVERY_IMAGE + "data.shots takes fewer training images"),
+    "limit_test_batches": ((None, 1.0), _EVERY_IMAGE + "try things out on a smaller data set"),
+    "limit_val_batches": ((None, 1.0), "has no effect, for nothing is validated: leave it out"),
+    "limit_predict_batches": ((None, 1.0), "has no effect, for nothing is predicted: leave it out"),
+    "overfit_batches": ((None, 0, 0.0), _EVERY_IMAGE + "data.shots takes fewer training images"),
+    "fast_dev_run": ((None, False, 0), _EVERY_IMAGE + "try things out with data=generated"),
+    "max_steps": ((None, -1), _EVERY_IMAGE + "max_epochs says how often each is used"),
+    "min_steps": ((None,), "has no effect but to repeat images: leave it out, or set max_epochs"),
+    "min_epochs": ((None, 0, 1), "has no effect: leave it out, or set trainer.max_epochs"),
+    "max_time": ((None,), _EVERY_IMAGE + "end a run with Ctrl-C or SIGTERM"),
+    "accumulate_grad_batches": ((None, 1), "has no effect, for nothing is optimised: leave it out"),
+    "gradient_clip_val": ((None, 0, 0.0), "has no effect, for nothing is optimised: leave it out"),
+    "gradient_clip_algorithm": ((None,), "has no effect, for nothing is optimised: leave it out"),
+    "barebones": ((None, False), "logs no metrics: leave it out"),
+    "plugins": ((None,), "could change precision or devices: set trainer.precision instead"),
+    "num_nodes": ((None, 1), "must be 1: a run is on one device, a multirun can be on several"),
+}
+"""Switches that a run cannot have: {name: (values that change nothing, what to do)}."""
+
+
+def check_switches(trainer: Mapping[str, Any], augmented: bool) -> None:
+    """Refuse settings of the Trainer that would give other numbers than those asked for.
+
+    Args:
+        trainer: Keyword arguments of `pytorch_lightning.Trainer`.
+        augmented: Whether training images are changed at random, so that epochs differ.
+
+    Raises:
+        InputError: The key, and what to do.
+    """
+    for key, (harmless, advice) in _REFUSED.items():
+        value = trainer.get(key)
+        if not any(value is x or (value == x and type(value) is type(x)) for x in harmless):
+            raise InputError(f"trainer.{key}={value} {advice}")
+    _check_epochs(trainer.get("max_epochs", 1), augmented)
+    precision = trainer.get("precision")
+    name = _SPELLINGS.get(str(precision), precision)
+    if precision is not None and name not in PRECISIONS:
+        raise InputError(f"trainer.precision must be {_listed(PRECISIONS)}, got {precision}")
+    devices = trainer.get("devices", 1)
+    one = devices in (1, "1", "auto") or (isinstance(devices, list) and len(devices) == 1)
+    if not one and not (isinstance(devices, str) and devices.rstrip(",").isdigit()):
+        raise _one_device("devices", devices)
+    if isinstance(devices, str) and devices.isdigit() and devices != "1":
+        raise _one_device("devices", devices)
+    if trainer.get("strategy", "auto") not in ("auto", None):
+        raise InputError(
+            f"trainer.strategy must be auto, got {trainer['strategy']}: a run is on one device"
+        )
+
+
+def asked_precision(trainer: Mapping[str, Any]) -> str:
+    """The precision that the settings ask for, in Lightning's own spelling."""
+    precision = str(trainer.get("precision") or PRECISIONS[0])
+    return _SPELLINGS.get(precision, precision)
+
+
+def _check_epochs(epochs: Any, augmented: bool) -> None:
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise InputError(f"trainer.max_epochs must be a whole number from 1 on, got {epochs}")
+    if epochs > 1 and not augmented:
+        raise InputError(
+            f"trainer.max_epochs={epochs} would put the same patches into the memory {epochs} "
+            "times: set it to 1, or turn on augmentation, such as augment=flip"
+        )
+
+
+def _one_device(key: str, value: Any) -> InputError:
+    return InputError(
+        f"trainer.{key} must be 1, got {value}: a run is on one device; a multirun can be on "
+        "several, see hydra/launcher"
+    )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"

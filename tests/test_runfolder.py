@@ -1,0 +1,170 @@
+"""A run's folder: finished results survive whatever ends the run that would replace them."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from patchcore.runfolder import InUseError, RunFolder, settle, unfinished
+
+OLD = {
+    "config.yaml": "old",
+    "metrics.json": "old",
+    "scores.csv": "old",
+    "figures/curves.png": "old",
+    "figures/ratio_curve.png": "old",
+    "csv/metrics.csv": "old",
+}
+NEW = {
+    "config.yaml": "new",
+    "metrics.json": "new",
+    "scores.csv": "new",
+    "figures/curves.png": "new",
+    "wandb/offline-run-1/files/x": "new",
+}
+OTHERS = {"notes.txt": "mine", "figures/own.png": "mine", ".hydra/overrides.yaml": "[]"}
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def visible(folder: Path) -> dict[str, str]:
+    """All files but this module's own hidden ones."""
+    own = {".lock", ".running", ".contents", ".unfinished", ".finished", ".moving"}
+    files = (path for path in folder.rglob("*") if path.is_file())
+    named = {str(path.relative_to(folder)): path for path in files}
+    return {n: p.read_text() for n, p in named.items() if own.isdisjoint(Path(n).parts)}
+
+
+def earlier(folder: Path) -> None:
+    """A folder with a finished run, and files that are not the run's."""
+    with RunFolder(folder) as place:
+        write(place.new, OLD)
+        place.commit()
+    write(folder, OTHERS)
+
+
+def test_new_results_replace_the_old_ones_and_nothing_else(tmp_path: Path) -> None:
+    earlier(tmp_path)
+    with RunFolder(tmp_path) as place:
+        write(place.new, NEW)
+        (place.new / "wandb/latest").symlink_to("offline-run-1")
+        assert visible(tmp_path) == OLD | OTHERS and unfinished(tmp_path)
+        place.commit()
+    assert not unfinished(tmp_path)
+    assert os.readlink(tmp_path / "wandb/latest") == "offline-run-1"
+    assert visible(tmp_path) == NEW | OTHERS and not (tmp_path / "csv").exists()
+
+
+def test_without_a_list_only_a_runs_own_names_are_removed(tmp_path: Path) -> None:
+    earlier(tmp_path)
+    (tmp_path / ".contents").unlink()  # as earlier versions left it
+    with RunFolder(tmp_path) as place:
+        write(place.new, {"metrics.json": "new"})
+        place.commit()
+    kept = OTHERS | {"csv/metrics.csv": "old"}
+    assert visible(tmp_path) == kept | {"metrics.json": "new"}
+    own = tmp_path / "own"
+    write(own, {"config.yaml": "mine", "scores.csv": "mine"})  # nobody's run
+    with RunFolder(own) as place:
+        write(place.new, {"metrics.json": "new"})
+        place.commit()
+    assert visible(own) == {"config.yaml": "mine", "scores.csv": "mine", "metrics.json": "new"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_what_fails_leaves_the_old_results(tmp_path: Path, error: type[BaseException]) -> None:
+    earlier(tmp_path)
+    with pytest.raises(error), RunFolder(tmp_path) as place:
+        write(place.new, NEW)
+        raise error
+    assert visible(tmp_path) == OLD | OTHERS and not unfinished(tmp_path)
+
+
+class Killed(BaseException):
+    """As if the process had ended there."""
+
+
+STEPS = ("unlink", "rename", "replace", "rmdir")
+
+
+def test_killed_at_any_step_the_folder_ends_with_all_of_one_run(tmp_path: Path) -> None:
+    """Every change of the disk in `commit` is the last one in turn."""
+    step = 0
+    while True:
+        folder = tmp_path / str(step)
+        earlier(folder)
+        left = step
+
+        def changed(name: str) -> Callable[..., object]:
+            original = getattr(Path, name)
+
+            def change(self: Path, *args: object, **more: object) -> object:
+                nonlocal left
+                if left == 0:
+                    raise Killed
+                left -= 1
+                return original(self, *args, **more)
+
+            return change
+
+        place = RunFolder(folder)
+        place.__enter__()
+        write(place.new, NEW)
+        survived = False
+        with mock.patch.multiple(Path, **{name: changed(name) for name in STEPS}):
+            try:
+                place.commit()
+                survived = True
+            except Killed:
+                pass
+        place._lock.release()  # as the kernel does; nothing else is tidied
+        seen = visible(folder)
+        if "metrics.json" in seen:  # looks finished: then it is, and of one run
+            results = {name: text for name, text in seen.items() if name not in OTHERS}
+            assert results in (OLD, NEW), step
+        else:
+            assert unfinished(folder), step
+        committed = any((folder / name).exists() for name in (".finished", ".moving"))
+        with RunFolder(folder):
+            pass  # the next start puts in order what was left
+        after = visible(folder)
+        assert after == (NEW if committed or survived or step else OLD) | OTHERS, step
+        assert not unfinished(folder)
+        if survived:
+            break
+        step += 1
+    assert step > len(OLD)
+
+
+def test_settling_an_orderly_folder_changes_nothing(tmp_path: Path) -> None:
+    earlier(tmp_path)
+    settle(tmp_path)
+    assert visible(tmp_path) == OLD | OTHERS
+
+
+def _hold(folder: Path, ready: "multiprocessing.synchronize.Event") -> None:
+    with RunFolder(folder):
+        ready.set()
+        multiprocessing.Event().wait(60)
+
+
+def test_one_process_at_a_time_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(60)
+    with pytest.raises(InUseError, match=f"process {process.pid} on .* runs there: wait"):
+        RunFolder(tmp_path).__enter__()
+    assert (tmp_path / ".unfinished").is_dir()  # the other's
+    process.kill()
+    process.join()
+    with RunFolder(tmp_path) as place:
+        assert list(place.new.iterdir()) == []

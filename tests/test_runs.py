@@ -1,0 +1,405 @@
+"""Runs as their folders and their ends show them: nothing finished is lost, nothing is mixed."""
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from patchcore.commands.ending import Stopped, stoppable
+from patchcore.commands.train import objectives
+from patchcore.config import Objective, check_numbers, explain
+from patchcore.data.sample import Sample
+from patchcore.errors import InputError
+from patchcore.module import DetectorModule, PatchCoreModule
+from patchcore.runner import _copy_scores
+from patchcore.switches import check_switches
+from tests.images import write_mvtec
+from tests.runs import TINY, Outcome, patchcore
+
+pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mvtec")
+    write_mvtec(root, (40, 36))
+    return root
+
+
+def settings(root: Path, place: Path, *overrides: str) -> list[str]:
+    """`overrides` over what makes runs tiny; each key is given once."""
+    given = {override.partition("=")[0].lstrip("+") for override in overrides}
+    common = [
+        *TINY,
+        *("logger=none", "figures=false", "trainer.enable_progress_bar=false"),
+        *("data=mvtec", f"data.root={root}", "data.category=nut", "data.batch_size=2"),
+        f"cache.root={place / 'cache'}",
+    ]
+    return [o for o in common if o.partition("=")[0] not in given] + list(overrides)
+
+
+def run(root: Path, place: Path, *overrides: str) -> Outcome:
+    folder = f"hydra.run.dir={place / 'run'}"
+    return patchcore("train", *settings(root, place, *overrides), folder)
+
+
+def sweep(root: Path, place: Path, *overrides: str, name: str = "sweep") -> Outcome:
+    folder = f"hydra.sweep.dir={place / name}"
+    return patchcore("train", "--multirun", *settings(root, place, *overrides), folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What a run left, without Hydra's own files."""
+    names = ("config.yaml", "fingerprint.txt", "metrics.json", "scores.csv")
+    files = [*(folder / name for name in names), *folder.glob("figures/*")]
+    return {path.name: path.read_bytes() for path in files}
+
+
+# --- one folder, one run ----------------------------------------------------------------------
+
+
+def test_a_start_that_fails_leaves_what_was_finished(root: Path, tmp_path: Path) -> None:
+    assert run(root, tmp_path, "figures=true").code == 0
+    before = contents(tmp_path / "run")
+    assert len(before) == 8
+    mistakes = ["coreset.ratio=1.5", "scoring.neighbours=99", "data.category=bolt", "seed=-1"]
+    for mistake in mistakes:
+        done = run(root, tmp_path, mistake)
+        assert done.code == 1 and done.err.count("error: ") == 1, done.err
+        assert contents(tmp_path / "run") == before, mistake
+    for error in (ZeroDivisionError, KeyError):  # bugs
+        with (
+            mock.patch.object(PatchCoreModule, "on_train_end", side_effect=error),
+            pytest.raises(error),
+        ):
+            run(root, tmp_path, "seed=5")
+        assert contents(tmp_path / "run") == before
+
+
+def test_a_multirun_that_fails_leaves_what_was_finished_and_lists_it(
+    root: Path, tmp_path: Path
+) -> None:
+    assert sweep(root, tmp_path, "seed=0,1").code == 0
+    before = [contents(tmp_path / "sweep" / n) for n in "01"]
+    away = tmp_path / "away"
+    done = sweep(away, tmp_path, "seed=0,1")
+    assert done.code == 1 and "error: 2 of the points failed" in done.err
+    assert done.err.count(f"data.root: there is no folder {away}") == 2
+    assert [contents(tmp_path / "sweep" / n) for n in "01"] == before
+    done = sweep(root, tmp_path, "seed=0,1")
+    assert done.code == 0 and done.out.count("finished before") == 2
+    assert not list((tmp_path / "sweep").rglob("error.txt"))
+
+
+def test_a_folder_used_again_holds_nothing_of_the_run_before(root: Path, tmp_path: Path) -> None:
+    assert run(root, tmp_path, "figures=true", "curve=[0.25]", "logger=csv").code == 0
+    assert (tmp_path / "run/figures/ratio_curve.png").exists()
+    (tmp_path / "run/notes.txt").write_text("mine")
+    assert run(root, tmp_path, "seed=1", "coreset=random").code == 0
+    left = {path.name for path in (tmp_path / "run").iterdir()} - {".hydra", "train.log", ".lock"}
+    results = {"config.yaml", "fingerprint.txt", "metrics.json", "scores.csv", ".contents"}
+    assert left == results | {"notes.txt"}
+
+
+def test_default_folders_are_never_shared(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs and two multiruns of one and the same second: the clock stands still."""
+    from datetime import datetime
+
+    import hydra.core.utils
+
+    class Still(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(hydra.core.utils, "datetime", Still)
+    monkeypatch.chdir(tmp_path)
+    done = patchcore("train", *settings(root, tmp_path), "--cfg", "hydra", "--resolve")
+    assert "03-04-05-" in done.out and not list(tmp_path.iterdir())
+    for _ in range(2):
+        assert patchcore("train", *settings(root, tmp_path)).code == 0
+        assert patchcore("train", "-m", *settings(root, tmp_path, "seed=0,1")).code == 0
+    assert len(list(tmp_path.glob("outputs/2026-01-02/03-04-05-*/metrics.json"))) == 2
+    assert len(list(tmp_path.glob("multirun/2026-01-02/03-04-05-*"))) == 2
+    assert len(list(tmp_path.glob("multirun/*/*/[01]/metrics.json"))) == 4
+
+
+@pytest.mark.parametrize("case", ["a file", "below a file", "too long"])
+def test_a_folder_that_cannot_be_is_named(root: Path, tmp_path: Path, case: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    where = {"a file": "file", "below a file": "file/x", "too long": "x" * 300}[case]
+    for mode, key in (([], "hydra.run.dir"), (["-m"], "hydra.sweep.dir")):
+        given = settings(root, tmp_path, "seed=7", f"{key}={tmp_path / where}")
+        done = patchcore("train", *mode, *given)
+        last = done.err.splitlines()[-1]
+        assert done.code == 1 and last.startswith(f"error: {key}: "), done.err
+        assert where in last and "choose another folder" in last
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# --- points that are taken over ---------------------------------------------------------------
+
+
+def test_a_point_taken_over_has_the_pictures_and_trackers_of_its_own_settings(
+    root: Path, tmp_path: Path
+) -> None:
+    assert sweep(root, tmp_path, "seed=0", name="plain").code == 0
+    done = sweep(root, tmp_path, "seed=0", "figures=true", name="pictures")
+    assert done.code == 0  # computed: there was no picture to take over
+    assert len(list((tmp_path / "pictures/0/figures").iterdir())) == 4
+    with mock.patch("patchcore.runner.train", side_effect=AssertionError):
+        for name, wanted in (("again", "true"), ("without", "false")):
+            done = sweep(root, tmp_path, "seed=0", f"figures={wanted}", "logger=csv", name=name)
+            assert done.code == 0 and "finished before" in done.out, done.err
+        # The same folder once more, with trackers now.
+        assert sweep(root, tmp_path, "seed=0", "logger=csv", name="plain").code == 0
+    assert len(list((tmp_path / "again/0/figures").iterdir())) == 4
+    assert not (tmp_path / "without/0/figures").exists()
+    found = json.loads((tmp_path / "again/0/metrics.json").read_text())
+    for name in ("again", "without", "plain"):
+        head, row = (tmp_path / name / "0/csv/metrics.csv").read_text().splitlines()
+        logged = dict(zip(head.split(","), row.split(","), strict=True))
+        assert float(logged["image_auroc"]) == pytest.approx(found["image_auroc"])
+        written = yaml.safe_load((tmp_path / name / "0/config.yaml").read_text())
+        assert "csv" in written["logger"]
+        assert written["logger"]["csv"]["save_dir"] == str(tmp_path / name / "0")
+    assert not (tmp_path / "plain/0/resumed_from.txt").exists()
+
+
+def test_scores_taken_over_carry_the_paths_of_the_new_run(tmp_path: Path) -> None:
+    source, new = tmp_path / "source", tmp_path / "new"
+    source.mkdir(), new.mkdir()
+    scores = [0.1 + 0.2, float(np.float32(1) / 3)]
+    lines = [f"/there/{i}.png,{i},kind,{score}" for i, score in enumerate(scores)]
+    (source / "scores.csv").write_text("\n".join(["path,label,defect_type,score", *lines]))
+    samples = [Sample(Path(f"/here, too/{i}.png"), i, "kind") for i in range(2)]
+    _copy_scores(source, samples, new)
+    text = (new / "scores.csv").read_text().splitlines()
+    assert text[1:] == [f'"/here, too/{i}.png",{i},kind,{s}' for i, s in enumerate(scores)]
+    with pytest.raises(InputError, match="2 rows for 1 test images"):
+        _copy_scores(source, samples[:1], new)
+
+
+# --- ends from outside ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("phase", ["training_step", "_build", "test_step"])
+def test_a_signal_ends_a_run_with_its_code_and_one_line(
+    root: Path, tmp_path: Path, number: signal.Signals, phase: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.json").write_text("{}")
+    before, handlers = _handlers(), []
+
+    def stop(self: PatchCoreModule, *args: Any) -> None:
+        handlers.append(_handlers())
+        os.kill(os.getpid(), number)
+
+    closed = mock.patch("patchcore.runner.finish")
+    with mock.patch.object(PatchCoreModule, phase, stop), closed as finish:
+        done = run(root, tmp_path, "logger=csv", "seed=3")
+    assert done.code == 128 + number
+    assert len(handlers) == 1  # it ended there
+    last = done.err.splitlines()[-1]
+    assert last.startswith(f"interrupted ({number.name}): the earlier results in ")
+    assert last.endswith("start the same command again") and "Traceback" not in done.err
+    assert finish.call_args.args[1] is False
+    assert (tmp_path / "run/metrics.json").read_text() == "{}"
+    assert not (tmp_path / "run/.unfinished").exists()
+    assert _handlers() == before
+
+
+def test_a_signal_ends_a_multirun_and_tells_what_is_kept(root: Path, tmp_path: Path) -> None:
+    original, calls = DetectorModule.on_test_start, []
+
+    def stop(self: DetectorModule) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self)
+
+    with mock.patch.object(DetectorModule, "on_test_start", stop):
+        done = sweep(root, tmp_path, "seed=0,1,2")
+    assert done.code == 143 and len(calls) == 2
+    kept = f"1 finished points are kept in {tmp_path / 'sweep'}; started again, the same command"
+    assert done.err.splitlines()[-1].startswith(f"interrupted (SIGTERM): {kept}")
+    again = sweep(root, tmp_path, "seed=0,1,2")
+    assert again.code == 0 and again.out.count("finished before") == 1
+
+
+def _handlers() -> list[Any]:
+    return [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_stopped_is_told_with_what_is_kept() -> None:
+    stop = Stopped(signal.SIGINT)
+    assert str(stop) == "interrupted (SIGINT): start the same command again" and stop.code == 130
+    assert not isinstance(stop, Exception | KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("after", [KeyError, SystemExit])
+def test_a_signal_that_a_library_swallows_still_ends_the_command(
+    after: type[BaseException],
+) -> None:
+    with pytest.raises(Stopped) as caught, stoppable():
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise after("no such option")
+    assert caught.value.code == 143
+
+
+# --- searches ---------------------------------------------------------------------------------
+
+
+def test_an_undefined_objective_is_none_for_the_sweeper() -> None:
+    record = {
+        "image_auroc": 0.5,
+        "aupro": None,
+        "memory_bytes": 7,
+        "seconds": {"extract": 1.0, "score": 2.0},
+    }
+    look = Objective
+    assert objectives(record, [look.image_auroc]) == 0.5
+    assert objectives(record, [look.seconds, look.memory_bytes]) == (3.0, 7.0)
+    assert objectives(record, [look.score_seconds]) == 2.0
+    assert objectives(record, [look.aupro]) is None
+    assert objectives(record, [look.image_auroc, look.aupro]) is None
+    assert objectives(record, [look.pixel_ap]) is None  # not there at all
+    assert objectives({**record, "image_auroc": float("inf")}, [look.image_auroc]) is None
+
+
+# --- Lightning's switches ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {"limit_train_batches": 1},  # one batch; 1.0 is all
+        {"limit_train_batches": 0.5},
+        {"limit_test_batches": 0},
+        {"fast_dev_run": 2},
+        {"fast_dev_run": True},
+        {"overfit_batches": 0.1},
+        {"max_steps": 3},
+        {"max_time": "00:00:01:00"},
+        {"min_epochs": 2},
+        {"accumulate_grad_batches": 2},
+        {"barebones": True},
+        {"max_epochs": 0},
+        {"max_epochs": -1},
+        {"max_epochs": None},
+        {"max_epochs": 1.5},
+        {"max_epochs": 2},
+        {"precision": "16-true"},
+        {"precision": "bf16-true"},
+        {"precision": 64},
+        {"precision": "transformer-engine"},
+        {"devices": 2},
+        {"devices": "2"},
+        {"devices": -1},
+        {"devices": [0, 1]},
+        {"devices": 0},
+        {"num_nodes": 2},
+        {"strategy": "ddp"},
+        {"plugins": ["x"]},
+    ],
+)
+def test_switches_that_would_change_the_numbers_are_refused(trainer: dict[str, Any]) -> None:
+    (key,) = trainer
+    with pytest.raises(InputError, match=rf"^trainer\.{key}\b") as caught:
+        check_switches(trainer, augmented=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        {},
+        {"limit_train_batches": 1.0, "fast_dev_run": False, "overfit_batches": 0.0},
+        {"max_epochs": 1, "precision": 32, "devices": "1", "num_nodes": 1, "strategy": "auto"},
+        {"precision": "bf16-mixed", "devices": [3], "max_steps": -1},
+    ],
+)
+def test_switches_that_change_nothing_are_accepted(trainer: dict[str, Any]) -> None:
+    check_switches(trainer, augmented=False)
+    check_switches({**trainer, "max_epochs": 3}, augmented=True)
+
+
+def test_callbacks_are_kept_and_one_that_ends_early_is_noticed(root: Path, tmp_path: Path) -> None:
+    timer = "{_target_:pytorch_lightning.callbacks.Timer,duration:'01:00:00:00',verbose:false}"
+    two = ["augment=flip", "trainer.max_epochs=2", f"+trainer.callbacks=[{timer}]"]
+    done = run(root, tmp_path, *two)
+    assert done.code == 0, done.err
+    before = contents(tmp_path / "run")
+    assert json.loads(before["metrics.json"])["train_images"] == 8
+    with mock.patch("pytorch_lightning.callbacks.Timer.time_elapsed", return_value=1e9):
+        done = run(root, tmp_path, *two)
+    told = "training images were used, not 8: leave out what ends it early"
+    assert done.code == 1 and told in done.err, done.err
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.filterwarnings("ignore:You passed")
+def test_a_precision_that_the_device_lacks_is_refused(root: Path, tmp_path: Path) -> None:
+    done = run(root, tmp_path, "trainer.precision=16-mixed")
+    assert done.code == 1
+    told = "error: trainer.precision=16-mixed is not to be had on this device (cpu): set bf16-mixed"
+    assert told in done.err
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"a": {"b": [0.0, float("nan")]}}, r"a\.b\[1\] must be a finite number, got nan"),
+        ({"a": {"sigma": float("-inf")}}, r"a\.sigma must be a finite number, got -inf"),
+        ({"a": {"shots_seed": -1}}, r"a\.shots_seed must be in \[0, 2\^32\), got -1"),
+        ({"seed": 2**32}, r"seed must be in \[0, 2\^32\), got 4294967296"),
+        ({"a": {"count": 10**30}}, r"a\.count must be at most 2,147,483,648 in size"),
+        ({"e": [{"image": {"crop": 10**6}}]}, r"e\[0\]\.image\.crop must be at most 65,536"),
+        ({"scoring": {"sigma": -1e300}}, r"scoring\.sigma must be at most 1,000 in size"),
+    ],
+)
+def test_numbers_out_of_all_proportion_are_named(value: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
+        check_numbers(value)
+
+
+def test_numbers_of_any_use_are_accepted() -> None:
+    check_numbers({"seed": 2**32 - 1, "a": [True, None, "nan", -1, 0.5, 2**31]})
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "the folder of the results: No space left on de"),
+        (OSError(28, "No space left", "/x/y"), "/x/y: No space left: make room or choose"),
+        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
+        (MemoryError(), "data.batch_size: the memory was not enough (MemoryError)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "data.batch_size: the memory was"),
+        (RuntimeError("[enforce] can't allocate memory: you"), "data.batch_size: the memory was"),
+        (OSError(12, "Cannot allocate memory"), "data.batch_size: the memory was not enough"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "data.workers: a"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(error: Exception, message: str) -> None:
+    told = explain(error)
+    assert told is not None and told.startswith(message) and "\n" not in told
+
+
+def test_other_errors_of_files_stay_bugs() -> None:
+    assert explain(FileNotFoundError(2, "No such file", "/x")) is None
+    assert explain(RuntimeError("shapes differ")) is None
