@@ -28,7 +28,7 @@ UNFINISHED, FINISHED, MOVING = ".unfinished", ".finished", ".moving"
 TRANSIENT = (UNFINISHED, FINISHED, MOVING)
 """Folders in a run's folder that hold results on their way; readers pass them over."""
 BESIDE = "wandb"
-"""Folder in a run's folder where trackers write at once, since their records name its files."""
+"""Folder in a run's folder that W&B fills at once: its records name files there by their paths."""
 CONTENTS = ".contents"
 """Lists the files of a run's results, a path a line, so that no others are ever deleted."""
 METRICS = "metrics.json"
@@ -61,6 +61,7 @@ class RunFolder:
         self.path = Path(path)
         self.new = self.path / UNFINISHED
         self._lock = FileLock(self.path / _LOCK)
+        self._earlier: set[str] = set()
 
     def __enter__(self) -> "RunFolder":
         """Lock the folder and finish what a killed process has left.
@@ -73,6 +74,7 @@ class RunFolder:
         try:
             settle(self.path)
             self.clear()
+            self._earlier = set(self._beside())
             when = time.strftime("%Y-%m-%d %H:%M:%S")
             (self.path / _OWNER).write_text(f"{os.getpid()} {socket.gethostname()} {when}\n")
         except BaseException:
@@ -91,16 +93,21 @@ class RunFolder:
     def commit(self) -> None:
         """Replace the results in the folder by the new ones."""
         names = sorted(str(path.relative_to(self.new)) for path in _files(self.new))
-        old = set(_results(self.path))
-        for path in _files(self.path / BESIDE):  # what trackers have put there since
-            names += [] if path in old else [str(path.relative_to(self.path))]
-        (self.new / CONTENTS).write_text("\n".join(names) + "\n", "utf-8", "surrogateescape")
+        names += [name for name in self._beside() if name not in self._earlier]
+        # Trackers of earlier runs go with the earlier results.
+        earlier = [str(path.relative_to(self.path)) for path in _results(self.path)]
+        _list(self.path, sorted({*earlier, *self._earlier}))
+        _list(self.new, names)
         for path in _files(self.new):
             _flush(path)
         _flush(self.new)
         self.new.rename(self.path / FINISHED)
         _flush(self.path)
         settle(self.path)
+
+    def _beside(self) -> list[str]:
+        """Files that trackers have put into the folder itself."""
+        return sorted(str(path.relative_to(self.path)) for path in _files(self.path / BESIDE))
 
     def _acquire(self) -> None:
         try:
@@ -170,6 +177,12 @@ def _results(folder: Path) -> list[Path]:
         names = list(_EARLIER) if any(mark.is_file() for mark in marks) else []
     paths = [folder / name for name in names if ".." not in Path(name).parts]
     return sorted((p for p in paths if p.is_relative_to(folder)), key=lambda p: p.name != METRICS)
+
+
+def _list(folder: Path, names: list[str]) -> None:
+    """Write which files of the folder are results."""
+    text = "".join(f"{name}\n" for name in names)
+    (folder / CONTENTS).write_text(text, "utf-8", "surrogateescape")
 
 
 def _remove_empty(folder: Path, files: list[Path]) -> None:

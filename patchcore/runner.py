@@ -159,7 +159,7 @@ def train(
         ChangedError: A file of the data has changed meanwhile.
     """
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    with tracking(_moved(settings["logger"], folder, new), folder) as trackers:
+    with tracking(_moved_loggers(settings["logger"], folder, new), folder) as trackers:
         loggers = list(trackers.loggers.values())
         trainer = build_trainer(config, new, loggers, make)  # first: it may refuse its settings
         models = [
@@ -225,7 +225,7 @@ def take_over(
     if origin != folder.resolve():
         (new / SOURCE_FILE).write_text(f"{origin}\n")
     (new / METRICS).write_bytes((source / METRICS).read_bytes())
-    with tracking(_moved(settings["logger"], folder, new), folder) as trackers:
+    with tracking(_moved_loggers(settings["logger"], folder, new), folder) as trackers:
         trackers.start(settings)
         trackers.track(new, tested=False)
 
@@ -342,6 +342,14 @@ def build_trainer(
             f"({device}): set {trainer.precision} or 32-true"
         )
     return trainer
+
+
+def _moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[str, Any]:
+    """Settings of loggers whose files belong to the results; W&B also keeps runs that failed."""
+    return {
+        name: own if str(own.get("_target_")).endswith(".WandbLogger") else _moved(own, folder, new)
+        for name, own in loggers.items()
+    }
 
 
 def _moved(value: Any, folder: Path, new: Path) -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,10 +15,8 @@ import yaml
 from patchcore.commands.ending import Stopped, stoppable
 from patchcore.commands.train import objectives
 from patchcore.config import Objective, check_numbers, explain
-from patchcore.data.sample import Sample
 from patchcore.errors import InputError
 from patchcore.module import DetectorModule, PatchCoreModule
-from patchcore.runner import _copy_scores
 from patchcore.switches import check_switches
 from tests.images import write_mvtec
 from tests.runs import TINY, Outcome, patchcore
@@ -174,20 +171,6 @@ def test_a_point_taken_over_has_the_pictures_and_trackers_of_its_own_settings(
         assert "csv" in written["logger"]
         assert written["logger"]["csv"]["save_dir"] == str(tmp_path / name / "0")
     assert not (tmp_path / "plain/0/resumed_from.txt").exists()
-
-
-def test_scores_taken_over_carry_the_paths_of_the_new_run(tmp_path: Path) -> None:
-    source, new = tmp_path / "source", tmp_path / "new"
-    source.mkdir(), new.mkdir()
-    scores = [0.1 + 0.2, float(np.float32(1) / 3)]
-    lines = [f"/there/{i}.png,{i},kind,{score}" for i, score in enumerate(scores)]
-    (source / "scores.csv").write_text("\n".join(["path,label,defect_type,score", *lines]))
-    samples = [Sample(Path(f"/here, too/{i}.png"), i, "kind") for i in range(2)]
-    _copy_scores(source, samples, new)
-    text = (new / "scores.csv").read_text().splitlines()
-    assert text[1:] == [f'"/here, too/{i}.png",{i},kind,{s}' for i, s in enumerate(scores)]
-    with pytest.raises(InputError, match="2 rows for 1 test images"):
-        _copy_scores(source, samples[:1], new)
 
 
 # --- ends from outside ------------------------------------------------------------------------
