@@ -102,8 +102,8 @@ def test_a_folder_used_again_holds_nothing_of_the_run_before(root: Path, tmp_pat
     (tmp_path / "run/notes.txt").write_text("mine")
     assert run(root, tmp_path, "seed=1", "coreset=random").code == 0
     left = {path.name for path in (tmp_path / "run").iterdir()} - {".hydra", "train.log", ".lock"}
-    results = {"config.yaml", "fingerprint.txt", "metrics.json", "scores.csv", ".contents"}
-    assert left == results | {"notes.txt"}
+    results = {"config.yaml", "fingerprint.txt", "metrics.json", "provenance.json", "scores.csv"}
+    assert left == results | {".contents", "notes.txt"}
 
 
 def test_default_folders_are_never_shared(
@@ -189,7 +189,7 @@ def test_a_signal_ends_a_run_with_its_code_and_one_line(
         handlers.append(_handlers())
         os.kill(os.getpid(), number)
 
-    closed = mock.patch("patchcore.runner.finish")
+    closed = mock.patch("patchcore.commands.tracking.finish")
     with mock.patch.object(PatchCoreModule, phase, stop), closed as finish:
         done = run(root, tmp_path, "logger=csv", "seed=3")
     assert done.code == 128 + number

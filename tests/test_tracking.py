@@ -334,7 +334,7 @@ def test_wandb_runs_in_the_mode_that_the_settings_record(
             {f"{'long' * 8}.k{i}": str(i) for i in range(9)},
             ", ".join(f"k{i}={i}" for i in range(9)),
         ),
-        ({"a\nb": "x\udce4\n"}, "a\\nb=x\\udce4\\n"),
+        ({"a\nb": "x\udce4\n"}, "a\\nb=x\\xe4\\n"),
     ],
 )
 def test_names_tell_settings_and_fit(settings: dict[str, str], name: str) -> None:
