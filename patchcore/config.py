@@ -15,7 +15,6 @@ from enum import Enum
 from typing import Any
 
 import torch
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -31,6 +30,7 @@ from omegaconf.errors import (
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.baselines import PadimConfig, SpadeConfig, check_unused
 from patchcore.cache import CacheConfig
+from patchcore.commands.generations import resolver, store
 from patchcore.commands.names import run_group, run_name, wandb_offline
 from patchcore.coreset import (
     AllConfig,
@@ -260,17 +260,16 @@ SCHEMAS: dict[str, dict[str, type]] = {
 
 def register() -> None:
     """Make the schemas known to Hydra, and the resolvers that conf/ uses to OmegaConf."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    store("schema", Config)
     for group, choices in SCHEMAS.items():
         for name, node in choices.items():
-            store.store(group=f"{group}/schema", name=name, node=node)
-    OmegaConf.register_new_resolver("in_multirun", in_multirun, replace=True)
-    OmegaConf.register_new_resolver("paper", paper, replace=True)
-    OmegaConf.register_new_resolver("run_group", run_group, replace=True)
-    OmegaConf.register_new_resolver("unique", unique, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+            store(name, node, f"{group}/schema")
+    resolver("in_multirun", in_multirun)
+    resolver("paper", paper)
+    resolver("run_group", run_group)
+    resolver("unique", unique, use_cache=True)
+    resolver("run_name", run_name)
+    resolver("wandb_offline", wandb_offline)
 
 
 def to_config(cfg: DictConfig) -> Config:
@@ -283,6 +282,7 @@ def to_config(cfg: DictConfig) -> Config:
         omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
     """
     _reject_added(cfg)
+    check_numbers(cfg.seed, "seed")  # first, for other seeds follow from it
     check_numbers(OmegaConf.to_container(cfg, resolve=True))
     fill_inputs(cfg)
     config = OmegaConf.to_object(cfg)
@@ -337,7 +337,8 @@ def explain(error: Exception) -> str | None:
         return None
     key = getattr(cause, "full_key", None)
     if not key:
-        return " ".join(str(error).split())
+        words = re.sub(r"^Error when parsing index:.*?(?=Error parsing)", "", str(error), flags=re.S)
+        return " ".join(words.partition("\nSee https:")[0].split())
     if isinstance(cause, MissingMandatoryValue):
         return f"{key} is missing: give {key}=…"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):

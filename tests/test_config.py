@@ -13,10 +13,12 @@ import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.baselines import PadimConfig
+from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.names import wandb_offline
 from patchcore.commands.targets import build
 from patchcore.config import SCHEMAS, Config, explain, register, to_config
@@ -53,11 +55,11 @@ def hydra_config() -> Iterator[None]:
 def composed(*overrides: str, folder: Path = Path("run")) -> Config:
     """Settings as the command gets them."""
     register()
-    with initialize_config_module("patchcore.conf", version_base="1.3"):
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
         cfg = compose("config", list(overrides), return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(folder)
-        cfg.hydra.mode = "RUN"
+        cfg.hydra.mode = RunMode.RUN
         HydraConfig.instance().set_config(cfg)
         del cfg["hydra"]
     return to_config(cfg)

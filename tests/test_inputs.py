@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from patchcore import BackboneConfig, InputError, PatchCore
+from patchcore.commands.generations import VERSION_BASE
 from patchcore.config import Config, register, to_config
 from patchcore.data.transforms import ImageConfig
 from tests.images import write_mvtec
@@ -23,7 +24,7 @@ LITE = ["backbone=timm", "backbone.name=tf_efficientnet_lite2"]
 
 def composed(*overrides: str) -> Config:
     register()
-    with initialize_config_module(config_module="patchcore.conf", version_base="1.3"):
+    with initialize_config_module(config_module="patchcore.conf", **VERSION_BASE):
         cfg = compose("config", ["logger=none", *overrides])
     return to_config(cfg)
 

@@ -26,6 +26,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 
 from patchcore.backbones import Backbone
+from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.progress import ProgressBar
 from patchcore.commands.train import build
 from patchcore.config import Config, register, to_config
@@ -70,7 +71,7 @@ def configured(overrides: list[str]) -> Config:
     """Settings as `patchcore train` gets them; of the memory only one patch is kept."""
     register()
     fixed = ["coreset=random", "coreset.count=1", "cache.enabled=false"]
-    with initialize_config_module("patchcore.conf", version_base="1.3"):
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
         cfg = compose("config", [*overrides, *fixed, "resume=false", "logger=none"])
     with open_dict(cfg):
         cfg.pop("hydra", None)
