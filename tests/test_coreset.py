@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from patchcore import coreset
 from patchcore.coreset import (
     AllConfig,
     ApproximateConfig,
@@ -416,15 +415,16 @@ def test_kernels_in_the_interpreter() -> None:
 
 def interpret_kernels() -> None:
     """The CUDA rounds, interpreted on the CPU, make the plain rounds' picks."""
-    from patchcore import _greedy_kernel as kernel
+    from patchcore.coreset import kernel
+    from patchcore.coreset import order as scheme
 
-    plain = coreset._kernel
+    plain = scheme._kernel
 
     def compare(points: Tensor, pool: int, start: Start = Start.random) -> None:
         expected = greedy_order(points, 40, pool=pool, chunk=64, start=start)
-        coreset._kernel = lambda best: kernel if best.dtype == torch.float32 else None
+        scheme._kernel = lambda best: kernel if best.dtype == torch.float32 else None
         order = greedy_order(points, 40, pool=pool, chunk=64, start=start)
-        coreset._kernel = plain
+        scheme._kernel = plain
         assert order.indices[:40].equal(expected.indices[:40])
         torch.testing.assert_close(order.radii[:40], expected.radii[:40])
         if start is Start.random:
@@ -459,7 +459,8 @@ def test_cuda_streams_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None
     resident = greedy_order(points, 2000, device="cuda")
     few = greedy_order(points, 500, device="cuda")
     assert greedy_order(points, 2000, device="cuda", order=few).radii.equal(resident.radii)
-    monkeypatch.setattr(coreset, "_free_memory", lambda device: 2**20)
+    for module in ("tensors", "space"):
+        monkeypatch.setattr(f"patchcore.coreset.{module}.free_memory", lambda device: 2**20)
     streamed = greedy_order(points, 2000, device="cuda")
     assert streamed.indices.equal(resident.indices)
     torch.testing.assert_close(streamed.radii, resident.radii, rtol=1e-6, atol=0)

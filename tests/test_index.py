@@ -188,7 +188,7 @@ def test_prefixes_must_ascend_within_the_memory() -> None:
 def test_coarse_products_change_no_neighbour(
     screen: torch.dtype, offset: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchcore.index.coarse_dtype", lambda memory: screen)
+    monkeypatch.setattr("patchcore.index.exact.coarse_dtype", lambda memory: screen)
     generator = torch.Generator().manual_seed(0)
     memory = (offset + torch.randn(1500, 48, generator=generator)).relu()
     queries = memory[torch.randperm(1500, generator=generator)[:400]]
