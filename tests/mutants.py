@@ -26,6 +26,7 @@ from importlib import import_module
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: forks share no threads
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 sys.dont_write_bytecode = True  # a mutant is as old as the last one, to the second
 
 import parso  # noqa: E402

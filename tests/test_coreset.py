@@ -15,13 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from patchcore.coreset import (
+    SAMPLERS,
     AllConfig,
     ApproximateConfig,
+    Coreset,
+    CoresetConfig,
     GreedyConfig,
     LearnedConfig,
     Order,
     Projection,
     RandomConfig,
+    SizedConfig,
     Start,
     greedy_order,
     project,
@@ -248,6 +252,26 @@ def test_settings_for_training_do_not_reach_the_picks() -> None:
     assert order.radii.equal(expected.radii)
 
 
+def line(gap: float) -> Tensor:
+    """Points at -1 and 1, and one at `gap` from either."""
+    return torch.tensor([[-1.0], [gap - 1], [1 - gap], [1.0]])
+
+
+@pytest.mark.parametrize(("gap", "dtype"), [(0.18, torch.float32), (0.17, torch.float64)])
+def test_below_a_sixth_of_the_largest_norm_distances_are_float64(
+    gap: float, dtype: torch.dtype
+) -> None:
+    assert greedy_order(line(gap), 2, start=Start.mean).remaining.dtype == dtype
+
+
+@pytest.mark.parametrize(("gap", "told_apart"), [(2.0**-20, True), (2.0**-22, False)])
+def test_points_nearer_than_rounding_are_equal(gap: float, told_apart: bool) -> None:
+    order = greedy_order(line(gap), 4, start=Start.mean)
+    assert order.indices.tolist()[:2] == [0, 3]
+    assert (float(order.radii[1]) == pytest.approx(gap)) == told_apart
+    assert (float(order.radii[1]) == 0) != told_apart
+
+
 def test_starts() -> None:
     points = normal(300, 4) ** 3
     farthest = int((points - points.mean(0)).norm(dim=1).argmax())
@@ -320,6 +344,63 @@ def test_other_samplers() -> None:
     assert random.memory.equal(features[random.indices])
     fewer = subsample(features, RandomConfig(count=7, seed=1))
     assert fewer.indices is not None and fewer.indices.equal(random.indices[:7])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_is_what_it_says(name: str) -> None:
+    config = SAMPLERS[name]
+    features = normal(200, 6)
+    if not issubclass(config, SizedConfig):
+        assert subsample(features, config()).memory.equal(features)
+        return
+    options: dict[str, Any] = {"steps": 20} if name == "learned" else {}
+    large = subsample(features, config(ratio=0.2, **options))
+    small = subsample(features, config(ratio=0.1, **options))
+    counted = subsample(features, config(count=20, ratio=0.9, **options))
+    assert (len(small.memory), len(large.memory)) == (20, 40)
+    assert counted.memory.equal(small.memory)
+    assert large.memory[:20].equal(small.memory) == config.nested
+    assert (large.order is not None) == config.ordered
+    if large.indices is not None:
+        assert large.memory.equal(features[large.indices])
+    if large.order is not None:
+        again = subsample(features, config(ratio=0.1), order=large.order)
+        assert again.order is large.order and again.memory.equal(small.memory)
+    with pytest.raises(
+        InputError, match=r"coreset\.count must be at most the 200 patches, got 201"
+    ):
+        subsample(features, config(count=201))
+
+
+def test_defaults() -> None:
+    greedy, approximate, learned = GreedyConfig(), ApproximateConfig(), LearnedConfig()
+    assert (greedy.ratio, greedy.count, greedy.seed, greedy.radius) == (0.1, None, 0, None)
+    assert (greedy.projection, greedy.dimension, greedy.distortion) == (Projection.auto, 128, 0.9)
+    assert (greedy.start, greedy.anchors) == (Start.random, 10)
+    assert (approximate.dimension, approximate.anchors) == (128, 10)
+    assert (learned.steps, learned.batch) == (1000, 1024)
+    assert (learned.learning_rate, learned.temperature) == (0.01, 0.02)
+
+
+def test_a_new_sampler_is_its_settings_and_what_they_do() -> None:
+    class FirstConfig(SizedConfig):
+        def sample(
+            self,
+            features: Tensor,
+            device: torch.device,
+            order: Order | None = None,
+            progress: bool = False,
+        ) -> Coreset:
+            return Coreset(features[: self.size(len(features))], None)
+
+    assert subsample(normal(50, 3), FirstConfig()).memory.equal(normal(50, 3)[:5])
+    with pytest.raises(TypeError, match="no sampler for CoresetConfig"):
+        subsample(normal(50, 3), CoresetConfig())
+
+
+def test_learned_proxies_that_run_away_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^coreset=learned .* coreset.learning_rate=1e\+30"):
+        subsample(normal(50, 3), LearnedConfig(steps=3, learning_rate=1e30))
 
 
 def test_learned_proxies_reconstruct_better() -> None:

@@ -90,6 +90,12 @@ def test_maps_equal_interpolation_and_scipy_gaussian(size: tuple[int, int], sigm
     assert np.abs(maps.numpy() - expected).max() < 1e-5
 
 
+def test_defaults_are_the_papers_without_reweighting() -> None:
+    config = ScoringConfig()
+    assert (config.neighbours, config.reweight, config.distance) == (1, 0, Distance.euclidean)
+    assert (config.top_share, config.sigma) == (0, 4)
+
+
 @pytest.mark.parametrize(
     ("key", "settings"),
     [

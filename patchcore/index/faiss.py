@@ -156,6 +156,11 @@ class FaissFactoryIndex:
         vectors = memory.to("cpu", torch.float32).contiguous()
         try:
             self.index = faiss.index_factory(vectors.shape[1], config.factory)
+            inverted = faiss.try_extract_index_ivf(self.index)
+            for part in (self.index, inverted and faiss.downcast_index(inverted)):
+                # Long training for a search by Hamming distances below ht, which is off without it.
+                if hasattr(part, "do_polysemous_training") and "ht=" not in config.parameters:
+                    part.do_polysemous_training = False
             self.index.train(vectors)
             self.index.add(vectors)
             if config.parameters:
