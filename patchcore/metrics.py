@@ -10,6 +10,7 @@ AUPRO follows Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021,
 code: the per-region overlap is the mean covered share over all connected regions of the masks of
 the whole test set, regions being 8-connected (pixels that touch at a corner belong together), and
 the false-positive rate is taken over all nominal pixels, those of anomalous images included.
+Each metric has its naive version, threshold by threshold, in tests/reference.py.
 """
 
 import math

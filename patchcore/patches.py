@@ -10,7 +10,8 @@ channel is a weighted sum over a run of a layer's flattened (channel, row, colum
 over a short run of channels, each with its own p × p window of weights. That is a depthwise
 convolution for the first channel of every run, plus one for the second, and so on: no unfolding, no
 copies. Bilinear interpolation to the first layer's grid is linear too and acts on other axes, so it
-may come last, when there are fewest values to interpolate.
+may come last, when there are fewest values to interpolate. The literal version is `patch_features`
+in tests/reference.py.
 """
 
 from collections.abc import Sequence

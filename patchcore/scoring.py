@@ -1,7 +1,8 @@
 """Anomaly score (Eq. 6, 7) and anomaly map of an image, from the distances of its patches.
 
 `RULES` says for each `Distance` how a patch is scored. A new rule is a function, its name in
-`Distance`, and its line in `RULES`.
+`Distance`, and its line in `RULES`. Term by term the scores are `image_score` and `anomaly_map` in
+tests/reference.py.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """Random one-line changes to a file of the package: does the file's own test file notice them?
 
     python tests/mutants.py patchcore/metrics.py --count 15 --seed 0
+    python tests/mutants.py patchcore/coreset --keyword "not interpreter"
 
 Each mutant is one change by an operator of cosmic-ray (another number, comparison, operator, …) at
 a random place. Mutants are written into a temporary copy of the project, never into the checkout,
@@ -135,25 +136,25 @@ def _run_pytest(copy: Path, arguments: list[str]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("path", type=Path, help="file or package, such as patchcore/coreset")
+    parser.add_argument("paths", type=Path, nargs="+", help="files or packages of the package")
     parser.add_argument("--count", type=int, default=15, help="mutants (default: 15)")
     parser.add_argument("--seed", type=int, default=0, help="which ones (default: 0)")
     parser.add_argument("--tests", nargs="+", help="test files (default: tests/test_NAME.py)")
     parser.add_argument("--keyword", default="", help="pytest's -k, to leave out slow tests")
     options = parser.parse_args()
 
-    path = options.path.resolve().relative_to(PROJECT)
-    files = sorted((PROJECT / path).rglob("*.py")) if (PROJECT / path).is_dir() else [path]
-    places = [
-        mutants
-        for file in files
-        for _, mutants in sorted(find_mutants(PROJECT.joinpath(file).relative_to(PROJECT)).items())
+    paths = [path.resolve().relative_to(PROJECT) for path in options.paths]
+    files = [
+        file.relative_to(PROJECT)
+        for path in paths
+        for file in sorted((PROJECT / path).rglob("*.py")) or [PROJECT / path]
     ]
+    places = [mutants for file in files for _, mutants in sorted(find_mutants(file).items())]
     chance = random.Random(options.seed)
     chosen = [
         chance.choice(place) for place in chance.sample(places, min(options.count, len(places)))
     ]
-    arguments = options.tests or [f"tests/test_{path.stem}.py"]
+    arguments = options.tests or [f"tests/test_{Path(paths[0].parts[1]).stem}.py"]
     if options.keyword:
         arguments += ["-k", options.keyword]
     for library in LIBRARIES:
@@ -189,7 +190,7 @@ def main() -> None:
                 flush=True,
             )
     caught = len(chosen) - len(survivors)
-    print(f"\n{path}: {caught} of {len(chosen)} caught ({caught / len(chosen):.0%})")
+    print(f"\n{caught} of {len(chosen)} caught ({caught / len(chosen):.0%})")
     for mutant in survivors:
         print(f"survived: {mutant.path}:{mutant.line}: {changed_line(mutant)}")
 
