@@ -90,11 +90,12 @@ def mutated(mutant: Mutant) -> str:
 
 
 def changed_line(mutant: Mutant) -> str:
-    """Text of the line before and after the change."""
+    """Place of the change, and its line before and after."""
     before = (PROJECT / mutant.path).read_text().splitlines()
     after = mutated(mutant).splitlines()
     lines = [(a.strip(), b.strip()) for a, b in zip(before, after, strict=False) if a != b]
-    return f"`{lines[0][0]}` → `{lines[0][1]}`" if lines else "nothing"
+    text = f"`{lines[0][0]}` → `{lines[0][1]}`" if lines else "nothing"
+    return f"{mutant.path}:{mutant.line}: {text}"
 
 
 def run_tests(copy: Path, arguments: list[str], timeout: float) -> tuple[str, str]:
@@ -160,6 +161,8 @@ def main() -> None:
     for library in LIBRARIES:
         import_module(library)
 
+    # Read now, so that the checkout may change meanwhile.
+    changes = [(mutant, mutated(mutant), changed_line(mutant)) for mutant in chosen]
     survivors = []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder).resolve()
@@ -175,24 +178,20 @@ def main() -> None:
         timeout = 10 + 5 * (time.monotonic() - start)
         if outcome != "passed":
             sys.exit(f"error: the tests fail without a mutant\n{output}")
-        for number, mutant in enumerate(chosen, 1):
+        for number, (mutant, source, change) in enumerate(changes, 1):
             target = copy / mutant.path
             kept = target.read_text()
-            target.write_text(mutated(mutant))
+            target.write_text(source)
             outcome, _ = run_tests(copy, arguments, timeout)
             target.write_text(kept)
             if outcome == "passed":
-                survivors.append(mutant)
+                survivors.append(change)
             verdict = "SURVIVED" if outcome == "passed" else outcome
-            print(
-                f"{number}/{len(chosen)} {verdict}: {mutant.path}:{mutant.line}: "
-                f"{changed_line(mutant)}",
-                flush=True,
-            )
+            print(f"{number}/{len(chosen)} {verdict}: {change}", flush=True)
     caught = len(chosen) - len(survivors)
     print(f"\n{caught} of {len(chosen)} caught ({caught / len(chosen):.0%})")
-    for mutant in survivors:
-        print(f"survived: {mutant.path}:{mutant.line}: {changed_line(mutant)}")
+    for change in survivors:
+        print(f"survived: {change}")
 
 
 if __name__ == "__main__":
