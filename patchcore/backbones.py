@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 
 @dataclass
@@ -20,7 +21,8 @@ class BackboneConfig:
 
     name: str = "wide_resnet50_2"  # a timm architecture, or "embedded": the one that ships with us
     weights: str = "tv_in1k"  # a timm tag, a .safetensors / .pth file, or "none": random
-    seed: int = 0  # of the random weights
+    # of the random weights
+    seed: int = setting(0, effect=lambda network: network["weights"] == "none")
 
 
 @dataclass

@@ -2,33 +2,43 @@
 
 Three kinds of entries: `images` (decoded, resized and cropped pixels with their mask), `maps` (a
 backbone's raw layer maps of one image) and `orders` (greedy coreset orders). A key names everything
-that an entry follows from, so that nothing is ever out of date; what is not used any more is
-dropped when room is needed. Any number of processes may share a store: entries are written to the
-side and renamed, and whoever finds one missing computes it.
+that an entry follows from (see `patchcore.identity`), so that nothing is ever out of date; what is
+not used any more is dropped when room is needed. Any number of processes may share a store: entries
+are written to the side and renamed, and whoever finds one missing computes it.
+
+Entries lie in a marked folder of their own, `FOLDER`, below the one that is set, and have a suffix
+of their own: nothing else is ever looked at, counted or removed.
 """
 
 import contextlib
-import hashlib
-import json
 import os
 import tempfile
 import time
+import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from patchcore.digests import tensors_digest
 from patchcore.errors import InputError
+from patchcore.identity import maps_key
+from patchcore.settings import setting
 
-FORMAT = 1  # of keys and entries; raise it when either changes its meaning
+FOLDER = "patchcore-cache-v2"
+KINDS = ("images", "maps", "orders")
+SUFFIX = ".tensors"
+TAG = "CACHEDIR.TAG"  # programs that back folders up know it, and leave out what lies beside it
+TAG_TEXT = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n"
+    "# Intermediate results of patchcore, made again when they are missing.\n"
+)
 STALE = 3600  # seconds after which an unfinished file belongs to a process that has died
 
 
@@ -43,20 +53,26 @@ class Precision(Enum):
 class CacheConfig:
     """Whether and where intermediate results are kept; `patchcore cache` shows and clears them."""
 
-    enabled: bool = False
-    root: str | None = None  # folder; null: $PATCHCORE_CACHE, or patchcore/features in ~/.cache
-    limit_gib: float = 20.0  # size in GiB; what was used longest ago goes first
-    precision: Precision = Precision.float32  # of layer maps
+    enabled: bool = setting(False, effect=False)
+    # folder; null: $PATCHCORE_CACHE, or patchcore/features in ~/.cache
+    root: str | None = setting(None, effect=False)
+    # size in GiB; what was used longest ago goes first
+    limit_gib: float = setting(20.0, effect=False)
+    # of layer maps; float32 gives the results of a run without the cache
+    precision: Precision = setting(
+        Precision.float32,
+        effect=lambda cache: cache["enabled"] and cache["precision"] is not Precision.float32,
+    )
 
     def __post_init__(self) -> None:
         if not self.limit_gib > 0:
             raise InputError(f"cache.limit_gib must be above 0, got {self.limit_gib}")
 
     def folder(self) -> Path:
-        """Where entries are, or will be."""
+        """Where the cache has its own folder, and what runs remember of each other."""
         if root := self.root or os.environ.get("PATCHCORE_CACHE"):
-            return Path(root).expanduser()
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+            return _home_expanded(root)
+        cache = _home_expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
         return cache / "patchcore" / "features"
 
     def open(self) -> "Store | None":
@@ -75,70 +91,91 @@ class Entry:
 
 
 class Store:
-    """Tensors by key in a folder, of bounded size.
+    """Tensors by key below a folder, of bounded size.
 
-    A key is `kind/digest`; the entry is the safetensors file of that name, with a checksum among
-    its tensors. A store that cannot be written, such as on a full disk, warns once and remembers
-    nothing more; it never stops a run.
+    A key is `kind/digest`; the entry is a safetensors file of that name. Among its tensors is a
+    checksum of key and tensors, so that an entry that lies under another's name is noticed too. A
+    store that cannot be written, such as on a full disk, warns once and remembers nothing more; it
+    never stops a run.
 
     Args:
-        root: Folder, made on the first write.
+        root: Folder below which the store has its own, made on the first write.
         limit: Bytes. Several processes that write at once may exceed it by 1/64 each.
+
+    Attributes:
+        root: The store's own folder.
     """
 
     def __init__(self, root: Path, limit: int = 20 * 2**30) -> None:
-        self.root = Path(root)
+        self.root = Path(root) / FOLDER
         self.limit = limit
         self._size: int | None = None  # bytes when last counted, plus what was written since
         self._uncounted = 0  # bytes written since
         self._broken = False
 
-    def get(self, key: str) -> dict[str, Tensor] | None:
-        """The tensors stored under `key`, or None. A damaged entry is dropped, with a warning."""
+    def get(
+        self, key: str, fits: Callable[[dict[str, Tensor]], bool] = bool
+    ) -> dict[str, Tensor] | None:
+        """The tensors stored under `key`, or None.
+
+        An entry that is damaged, belongs to another key, or does not pass `fits` is dropped, with a
+        warning. `fits` need not expect any names: a KeyError counts as no.
+        """
         path = self._path(key)
         try:
             data = path.read_bytes()
-            os.utime(path)
         except FileNotFoundError:
             return None
         except OSError as error:
             self._give_up(error)
             return None
+        with contextlib.suppress(OSError):  # somebody else's, or on a disk that is only read
+            os.utime(path)
         try:
             tensors = load(data)
-            intact = tensors.pop("checksum").tolist() == list(_checksum(tensors))
-        except (SafetensorError, KeyError, ValueError):
+            intact = bytes(tensors.pop("checksum").tolist()) == _checksum(key, tensors)
+        except (SafetensorError, KeyError, TypeError, ValueError):
             intact = False
         if intact:
-            return tensors
-        path.unlink(missing_ok=True)
+            try:
+                if fits(tensors):
+                    return tensors
+            except KeyError:
+                pass
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
         warnings.warn(
-            f"the cache entry {path} is damaged; it is dropped and will be rebuilt", stacklevel=2
+            f"the cache entry {path} is damaged or another's; it is dropped and will be rebuilt",
+            stacklevel=2,
         )
         return None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Keep tensors under `key`: all at once, or not at all."""
+        if self._broken:
+            return
         tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-        checksum = torch.tensor(list(_checksum(tensors)), dtype=torch.uint8)
+        checksum = torch.tensor(list(_checksum(key, tensors)), dtype=torch.uint8)
         data = save({**tensors, "checksum": checksum})
-        if self._broken or len(data) > self.limit:
+        if len(data) > self.limit:
             return
         path = self._path(key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                (self.root / TAG).write_text(TAG_TEXT)
             self._make_room(len(data))
-            replace_with(path, data)
+            replace_with(path, data, durable=False)  # its checksum tells if it was torn
         except OSError as error:
             self._give_up(error)
 
     def entries(self) -> list[Entry]:
         """All entries, the one used longest ago first."""
         found = []
-        for path in self.root.glob("*/*.safetensors"):
+        for path in self._files(SUFFIX):
             with contextlib.suppress(FileNotFoundError):  # another process has just dropped it
                 status = path.stat()
-                key = f"{path.parent.name}/{path.stem}"
+                key = f"{path.parent.name}/{path.name.removesuffix(SUFFIX)}"
                 found.append(Entry(key, path, status.st_size, status.st_mtime))
         return sorted(found, key=lambda entry: (entry.used, entry.key))
 
@@ -147,17 +184,31 @@ class Store:
         return sum(entry.size for entry in self.entries())
 
     def clear(self) -> int:
-        """Drop all entries; returns how many bytes they had."""
+        """Drop all entries; returns how many bytes they had.
+
+        Raises InputError if one cannot be removed.
+        """
         freed = 0
         for entry in self.entries():
-            entry.path.unlink(missing_ok=True)
+            try:
+                entry.path.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"{entry.path}: cannot be removed ({error.strerror})") from None
             freed += entry.size
         self._drop_unfinished(age=STALE)
         self._size = None
         return freed
 
     def _path(self, key: str) -> Path:
-        return self.root / f"{key}.safetensors"
+        return self.root / f"{key}{SUFFIX}"
+
+    def _files(self, suffix: str) -> list[Path]:
+        """Files of the store with a suffix, which may be gone by now."""
+        found = []
+        for kind in KINDS:
+            with contextlib.suppress(OSError), os.scandir(self.root / kind) as files:
+                found += [Path(file.path) for file in files if file.name.endswith(suffix)]
+        return found
 
     def _make_room(self, needed: int) -> None:
         """Drop what was used longest ago, to a little below the limit.
@@ -181,8 +232,8 @@ class Store:
             self._size -= entry.size
 
     def _drop_unfinished(self, age: float) -> None:
-        for path in self.root.glob("*/.*.part"):
-            with contextlib.suppress(FileNotFoundError):
+        for path in self._files(".part"):
+            with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > age:
                     path.unlink()
 
@@ -200,32 +251,47 @@ class MapCache:
         network: Digest of all that maps follow from besides the image: weights, layers, precision.
         precision: How they are kept. Rounding happens in `put` too, so that the run that computes
             the maps sees what later runs will see.
+        channels: Channels of each layer, where they are known: other maps are dropped.
     """
 
     def __init__(
-        self, store: Store, network: str, precision: Precision = Precision.float32
+        self,
+        store: Store,
+        network: str,
+        precision: Precision = Precision.float32,
+        channels: Sequence[int] = (),
     ) -> None:
         self.store = store
         self.network = network
         self.precision = precision
+        self.channels = list(channels)
 
     def key(self, image: str, batch: int) -> str:
-        """Of the maps of the image with this digest, computed in a batch of that many images.
-
-        Convolutions may sum in another order for another batch size; in one of the same size an
-        image's maps do not depend on its neighbours.
-        """
-        return f"maps/{digest(FORMAT, self.network, self.precision, image, batch)}"
+        """Key of the maps of an image, by its digest, computed in a batch of so many images."""
+        return maps_key(self.network, self.precision, image, batch)
 
     def get(self, images: Sequence[str]) -> list[list[Tensor]] | None:
         """For each image of a batch its maps [(h, w, C), …]; None unless all are there."""
-        found = []
+        found: list[list[Tensor]] = []
         for image in images:
-            entry = self.store.get(self.key(image, len(images)))
+            entry = self.store.get(
+                self.key(image, len(images)),
+                lambda entry: self._fit(entry, found[0] if found else None),
+            )
             if entry is None:
                 return None
             found.append([self._restored(entry[name]) for name in sorted(entry, key=int)])
         return found
+
+    def _fit(self, entry: dict[str, Tensor], first: list[Tensor] | None) -> bool:
+        """Whether an entry holds maps of these layers, of the sizes of the batch's first image."""
+        maps = [entry[str(layer)] for layer in range(len(entry))]
+        shapes = [tuple(x.shape) for x in maps]
+        return (
+            all(x.ndim == 3 and x.is_floating_point() and x.numel() > 0 for x in maps)
+            and (not self.channels or [shape[-1] for shape in shapes] == self.channels)
+            and (first is None or shapes == [tuple(x.shape) for x in first])
+        )
 
     def put(self, images: Sequence[str], maps: Sequence[Tensor]) -> list[Tensor]:
         """Keep the layer maps [(B, C, h, w), …] of a batch; returns them as later runs see them."""
@@ -243,70 +309,45 @@ class MapCache:
         return x.float() if self.precision is Precision.bfloat16 else x
 
 
-def digest(*parts: Any) -> str:
-    """32 hexadecimal digits that name `parts`: what JSON can hold, bytes, enums and paths.
+def replace_with(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a file so that others see the old one, or all of the new one.
 
-    >>> digest("a", 1) == digest("a", 1) != digest("a", 2)
-    True
+    If `durable`, so does whoever looks after the power has failed.
     """
-    text = json.dumps(parts, sort_keys=True, default=_plain, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """32 hexadecimal digits that name a file's contents.
-
-    A file is read once a process, and again when its size or time changes.
-    Raises InputError if it is unreadable.
-    """
-    try:
-        status = path.stat()
-        return _file_digest(path, status.st_size, status.st_mtime_ns, status.st_ino)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-@lru_cache(maxsize=2**17)
-def _file_digest(path: Path, *signature: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """32 hexadecimal digits that name tensors: names, dtypes, shapes and values."""
-    return _checksum(dict(tensors)).hex()
-
-
-def replace_with(path: Path, data: bytes) -> None:
-    """Write a file so that others see the old one, or all of the new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
+    name = path.parent / f".{path.stem}-{uuid.uuid4().hex}.part"
+    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as open() would
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(name, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        name.unlink(missing_ok=True)
         raise
+    if durable:
+        _flush_folder(path.parent)
 
 
-def _checksum(tensors: dict[str, Tensor]) -> bytes:
-    state = hashlib.blake2b(digest_size=16)
-    for name, x in sorted(tensors.items()):
-        state.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
-        flat = x.detach().cpu().contiguous().reshape(-1)
-        state.update(flat.view(torch.uint8).numpy().data)
-    return state.digest()
+def _flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
-def _plain(value: Any) -> Any:
-    """What JSON lacks, as something that it has."""
-    match value:
-        case bytes():
-            return {"bytes": value.hex()}
-        case Enum():
-            return value.name
-        case Path():
-            return value.as_posix()
-        case Iterator():
-            return list(value)
-    raise TypeError(f"a digest cannot hold {type(value).__name__}")
+def _checksum(key: str, tensors: dict[str, Tensor]) -> bytes:
+    return bytes.fromhex(tensors_digest(tensors.items(), key))
+
+
+def _home_expanded(path: str) -> Path:
+    """A path with ~ replaced; where nobody knows a home, a folder for temporary files takes it."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        own = Path(tempfile.gettempdir()) / f"patchcore-{os.getuid()}"
+        return own / Path(path).relative_to("~") if path.startswith("~/") else own

@@ -56,6 +56,24 @@ from patchcore.model import ModelConfig, PatchCoreModelConfig
 from patchcore.paper import stated
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
+from patchcore.settings import setting
+
+TRAINER_WITHOUT_EFFECT = {
+    "accelerator",  # identities hold the class of device that it leads to
+    "barebones",
+    "default_root_dir",
+    "detect_anomaly",
+    "enable_autolog_hparams",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "logger",
+    "num_sanity_val_steps",
+    "precision",  # identities hold it in its one spelling
+    "profiler",
+}
+"""Settings of the Trainer that change no result, or that identities hold in another form."""
 
 
 class Objective(Enum):
@@ -86,7 +104,15 @@ class EnsembleConfig:
     """Networks that score together, each with its own memory; none: the run's own network alone."""
 
     members: list[MemberConfig] = field(default_factory=list)
-    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    scale: ScaleConfig = setting(
+        factory=ScaleConfig, effect=lambda ensemble: len(ensemble["members"]) > 0
+    )
+
+
+def _own_used(run: Mapping[str, Any], group: str) -> bool:
+    """Whether a run's own group is used: by itself, or by a member that has none."""
+    members = run["ensemble"].members
+    return not members or any(getattr(member, group) is None for member in members)
 
 
 @dataclass
@@ -94,25 +120,34 @@ class Config:
     """One experiment: a category, a model, and how it is run and tracked."""
 
     data: DataConfig = MISSING
-    image: ImageConfig = field(default_factory=ImageConfig)
+    image: ImageConfig = setting(factory=ImageConfig, effect=lambda run: _own_used(run, "image"))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    layers: LayersConfig = field(default_factory=LayersConfig)
+    backbone: BackboneConfig = setting(
+        factory=BackboneConfig, effect=lambda run: _own_used(run, "backbone")
+    )
+    layers: LayersConfig = setting(
+        factory=LayersConfig, effect=lambda run: _own_used(run, "layers")
+    )
     model: ModelConfig = MISSING
     patch: PatchConfig = field(default_factory=PatchConfig)
     coreset: CoresetConfig = MISSING
     index: IndexConfig = MISSING
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-    trainer: dict[str, Any] = MISSING  # of pytorch_lightning.Trainer
-    logger: dict[str, Any] = MISSING  # {name: a Lightning logger}
-    seed: int = 0  # of everything random
+    # of pytorch_lightning.Trainer
+    trainer: dict[str, Any] = setting(MISSING, without=TRAINER_WITHOUT_EFFECT)
+    logger: dict[str, Any] = setting(MISSING, effect=False)  # {name: a Lightning logger}
+    # of everything random: handed down to the seeds of the groups, which are what has an effect
+    seed: int = setting(0, effect=lambda run: bool(run["trainer"].get("callbacks")))
     curve: list[float] = field(default_factory=list)  # ratios to test at too, up to coreset.ratio
     cache: CacheConfig = field(default_factory=CacheConfig)
-    figures: bool = True  # draw a run's pictures, which takes seconds
-    resume: bool = False  # take over a finished run of the same settings and images
-    objectives: list[Objective] = field(default_factory=lambda: [Objective.image_auroc])
-    paper: dict[str, float] = field(default_factory=dict)  # what it states: see patchcore.paper
+    # draw a run's pictures, which takes seconds
+    figures: bool = setting(True, effect=False)
+    # take over a finished run of the same settings and images
+    resume: bool = setting(False, effect=False)
+    objectives: list[Objective] = setting(factory=lambda: [Objective.image_auroc], effect=False)
+    # what it states: see patchcore.paper
+    paper: dict[str, float] = setting(factory=dict, effect=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:

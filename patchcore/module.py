@@ -3,14 +3,15 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from patchcore.cache import FORMAT, MapCache, digest, tensors_digest
+from patchcore import identity
+from patchcore.cache import MapCache
 from patchcore.coreset import ApproximateConfig, GreedyConfig, Order, SizedConfig
 from patchcore.ensemble import Scale, ScaleConfig, combined_maps, combined_scores, nominal_scale
 from patchcore.metrics import ImageMetrics, PixelMetrics
@@ -35,6 +36,7 @@ class DetectorModule(pl.LightningModule):
         scores: {index of the test image: anomaly score} of the last test.
         grids: {index of the test image: patch scores (h, w), on the CPU} of the last test.
         seconds: Wall time of `extract`, `build` and `score`.
+        warm: Those of them that read the cache, so that their time is not that of computing.
         train_images: Images collected, counted once for every epoch.
     """
 
@@ -48,6 +50,7 @@ class DetectorModule(pl.LightningModule):
         self.scores: dict[int, float] = {}
         self.grids: dict[int, Tensor] = {}
         self.seconds: dict[str, float] = {}
+        self.warm: set[str] = set()
         self.train_images = 0
 
     def configure_optimizers(self) -> None:
@@ -57,9 +60,11 @@ class DetectorModule(pl.LightningModule):
         images = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
         self._buffer = self.model.buffer(images * (self.trainer.max_epochs or 1))
         self.train_images = 0
+        self.warm.clear()
         self._started = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
+        self._note_cached("extract", batch)
         self._buffer.append(self._features(batch))
         self.train_images += len(batch["index"])
 
@@ -71,9 +76,11 @@ class DetectorModule(pl.LightningModule):
         self.image_metrics.reset()
         self.pixel_metrics.reset()
         self.scores, self.grids = {}, {}
+        self.warm.discard("score")
         self._started = time.perf_counter()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._note_cached("score", batch)
         height, width = batch["mask"].shape[-2:]
         predictions = self._predictions(self._features(batch), (height, width))
         for (image, pixel), prediction in predictions:
@@ -109,6 +116,10 @@ class DetectorModule(pl.LightningModule):
     def ratio_curve(self) -> list[dict[str, float]]:
         """`metrics` at several sizes of the memory, where that is asked for."""
         return []
+
+    def _note_cached(self, stage: str, batch: Batch) -> None:
+        if batch.get("cached", False):
+            self.warm.add(stage)
 
     def _features(self, batch: Batch) -> Any:
         """The model's features of a batch, from its layer maps if it brings them."""
@@ -221,8 +232,11 @@ class PatchCoreModule(DetectorModule):
         counts, features = self._buffer.counts, self._buffer.take()
         self._train_patches = len(features)
         key, order = self._order_key(), None
-        if self.cache is not None and key is not None and (kept := self.cache.store.get(key)):
-            order = Order(**kept)
+        if self.cache is not None and key is not None:
+            kept = self.cache.store.get(key, lambda entry: _is_order(entry, len(features)))
+            if kept is not None:
+                order = Order(**kept)
+                self.warm.add("coreset")
         coreset = self.model.build(features, progress, order)
         if self.cache is not None and key is not None and coreset.order is not order:
             self.cache.store.put(key, vars(coreset.order))
@@ -264,10 +278,7 @@ class PatchCoreModule(DetectorModule):
         kept = self.cache is not None and len(self._keys) == self.train_images
         if not kept or not isinstance(config, GreedyConfig | ApproximateConfig):
             return None
-        # The keys name network, precision and machine too.
-        sampler = {**vars(config), "ratio": None, "count": None, "radius": None}
-        patch = vars(self.model.patch_config)
-        return f"orders/{digest(FORMAT, self._keys, patch, type(config).__name__, sampler)}"
+        return identity.order_key(self._keys, self.model.patch_config, config)
 
     def _size(self, ratio: float) -> int:
         """Memory size at a ratio of the curve."""
@@ -293,6 +304,7 @@ class Member:
     metrics: dict[str, float]
     undefined: dict[str, str]
     seconds: dict[str, float]
+    warm: set[str] = field(default_factory=set)  # as `DetectorModule.warm`
 
 
 class EnsembleModule(pl.LightningModule):
@@ -308,6 +320,7 @@ class EnsembleModule(pl.LightningModule):
         image_metrics, pixel_metrics: Of the last test.
         scores: {index of the test image: anomaly score} of the last test.
         seconds: Wall time of all members by kind; `score` contains that of the last test.
+        warm: Those of them in which a member read the cache.
     """
 
     def __init__(self, members: Sequence[Member], sigma: float) -> None:
@@ -319,6 +332,7 @@ class EnsembleModule(pl.LightningModule):
         self.pixel_metrics = PixelMetrics()
         self.scores: dict[int, float] = {}
         self.seconds = self._sums()
+        self.warm = set().union(*(member.warm for member in self.members))
 
     def on_test_start(self) -> None:
         self.image_metrics.reset()
@@ -376,22 +390,23 @@ class EnsembleModule(pl.LightningModule):
 
 
 def network_digest(model: Detector, precision: str, device: torch.device) -> str:
-    """Names all that a batch's layer maps follow from besides the images.
-
-    Network, weights, layers, the trainer's precision, and what decides how sums are rounded.
-    """
-    if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        hardware = f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
+    """Return a digest of all that a batch's layer maps follow from besides the images."""
     backbone = model.backbone
-    return digest(
-        repr(backbone.network),
-        tensors_digest(backbone.network.state_dict().items()),
-        backbone.layers,
-        precision,
-        hardware,
-        torch.__version__,
+    return identity.network_digest(backbone.network, backbone.layers, precision, device)
+
+
+def _is_order(entry: dict[str, Tensor], patches: int) -> bool:
+    """Whether a cache entry holds an order of some of so many patches."""
+    indices, radii, remaining = (entry[key] for key in ("indices", "radii", "remaining"))
+    return (
+        len(entry) == 3
+        and indices.dtype == torch.int64
+        and indices.ndim == 1
+        and 0 < len(indices) <= patches
+        and 0 <= int(indices.min()) <= int(indices.max()) < patches
+        and (radii.shape, remaining.shape) == (indices.shape, (patches,))
+        and radii.is_floating_point()
+        and remaining.is_floating_point()
     )
 
 

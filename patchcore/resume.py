@@ -1,53 +1,25 @@
 """Which runs are finished, found again by what they computed and not by where they lie."""
 
+import contextlib
+import csv
+import json
+import math
 import shutil
 import warnings
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchcore.cache import digest, file_digest, replace_with
-from patchcore.data.sample import Sample, Split
+from patchcore.cache import replace_with
+from patchcore.data.sample import Sample
+from patchcore.digests import digest
 
 FINGERPRINT_FILE = "fingerprint.txt"
-WITHOUT_EFFECT = {
-    "cache.enabled",
-    "cache.limit_gib",
-    "cache.root",
-    "data.workers",
-    "logger",
-    "objectives",
-    "paper",
-    "resume",
-    "trainer.default_root_dir",
-    "trainer.enable_model_summary",
-    "trainer.enable_progress_bar",
-    "trainer.log_every_n_steps",
-    "trainer.logger",
-}
-"""Settings that change no result."""
-
-
-def fingerprint(settings: Mapping[str, Any], split: Split) -> str:
-    """Names what a run computes: its resolved settings, the images' contents, this version.
-
-    Two runs of one fingerprint have the same metrics, up to the seconds they took.
-    Raises InputError if an image cannot be read.
-    """
-    networks = [settings, *settings.get("ensemble", {}).get("members", [])]
-    weights = [Path(str((x.get("backbone") or {}).get("weights", ""))) for x in networks]
-    return digest(
-        _version(),
-        _without_effectless(settings),
-        [file_digest(file) if file.is_file() else None for file in weights],
-        [_contents(sample) for sample in split.train],
-        [_contents(sample) for sample in split.test],
-    )
+PROVENANCE_FILE = "provenance.json"
 
 
 class Finished:
-    """Remembers where runs were started, to find those that have finished.
+    """Memory of where runs were started, to find those that have finished.
 
     One small file a run, written before it begins: a process that is killed can forget nothing.
     The run's folder has its fingerprint too, and has finished when it also holds `metrics.json`.
@@ -61,61 +33,160 @@ class Finished:
 
     def started(self, name: str, folder: Path) -> None:
         """Remember that the run of fingerprint `name` is in `folder`."""
-        (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
+        replace_with(folder / FINGERPRINT_FILE, f"{name}\n".encode())
         pointer = self.root / name / digest(folder.resolve())
         try:
             pointer.parent.mkdir(parents=True, exist_ok=True)
-            replace_with(pointer, str(folder.resolve()).encode())
+            replace_with(pointer, bytes(folder.resolve()))
         except OSError as error:
             warnings.warn(f"this run will not be found again: {error}", stacklevel=2)
 
-    def find(self, name: str) -> Path | None:
-        """The folder of a finished run of this fingerprint, or None."""
-        for pointer in sorted((self.root / name).glob("[!.]*")):
-            folder = Path(pointer.read_text())
-            if finished_fingerprint(folder) == name:
+    def find(self, name: str, pictures: bool = False) -> Path | None:
+        """Folder of a finished run of this fingerprint, with its figures if asked for, or None.
+
+        What is damaged is passed over with a warning, for the run to be made again.
+        """
+        try:
+            pointers = sorted(p for p in (self.root / name).iterdir() if p.name[0] != ".")
+        except OSError:  # there is none
+            return None
+        for pointer in pointers:
+            folder = _pointed(pointer)
+            if folder is None or _read_fingerprint(folder) != name:
+                continue
+            if not (folder / "metrics.json").is_file():
+                continue
+            if problem := damage(folder):
+                warnings.warn(f"{problem}; the run is made again", stacklevel=2)
+            elif not pictures or (folder / "figures").is_dir():
                 return folder
         return None
 
 
 def finished_fingerprint(folder: Path) -> str | None:
-    """Of the run in `folder`; None if it has not finished."""
+    """Fingerprint of the run in `folder`; None if it has not finished, or is damaged."""
+    finished = (folder / "metrics.json").is_file() and damage(folder) is None
+    return _read_fingerprint(folder) if finished else None
+
+
+def damage(folder: Path) -> str | None:
+    """Why the results of a finished run cannot be relied upon: a file and its fault; or None."""
+    for file, check in (
+        ("metrics.json", _check_metrics),
+        ("scores.csv", _check_scores),
+        (PROVENANCE_FILE, _check_provenance),
+    ):
+        try:
+            check(folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            return f"{folder / file} is damaged ({' '.join(str(reason).split())})"
+    return None
+
+
+def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Write what the results in `folder` follow from; see `patchcore.identity.Identity`.
+
+    Besides those fields it holds `choices` and `overrides`, as Hydra has them, and once the run has
+    finished `warm`: names of the stages whose seconds were spent reading the cache.
+    """
+    text = json.dumps(provenance, indent=2, default=str)
+    replace_with(folder / PROVENANCE_FILE, f"{text}\n".encode())
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Read what the results in `folder` follow from; empty if that is not there or not legible."""
     try:
-        name = (folder / FINGERPRINT_FILE).read_text().strip()
-    except OSError:
-        return None
-    return name if (folder / "metrics.json").is_file() else None
+        found = json.loads((folder / PROVENANCE_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def copy_run(source: Path, folder: Path) -> None:
+def copy_run(source: Path, folder: Path, samples: Sequence[Sample] | None = None) -> None:
     """Bring the results of a finished run to another folder, `metrics.json` last and at once.
 
-    `resumed_from.txt` says where they came from. Settings, Hydra's and the trackers' files stay
-    behind.
+    `resumed_from.txt` says where they came from. Settings, provenance, Hydra's and the trackers'
+    files stay behind.
+
+    Args:
+        samples: The test images as this run finds them, for the paths in `scores.csv`.
     """
-    for path in sorted(source.iterdir()):
-        if path.is_dir() and path.name == "figures":
-            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-        elif path.name in ("scores.csv", FINGERPRINT_FILE):
-            shutil.copy2(path, folder / path.name)
+    if (source / "figures").is_dir():
+        shutil.copytree(source / "figures", folder / "figures", dirs_exist_ok=True)
+    _copy_scores(source, folder, samples)
+    replace_with(folder / FINGERPRINT_FILE, (source / FINGERPRINT_FILE).read_bytes())
     (folder / "resumed_from.txt").write_text(f"{source}\n")
     replace_with(folder / "metrics.json", (source / "metrics.json").read_bytes())
 
 
-def _contents(sample: Sample) -> list[Any]:
-    return [*sample.contents(), sample.label, sample.defect_type]
+def _copy_scores(source: Path, folder: Path, samples: Sequence[Sample] | None) -> None:
+    if samples is None:
+        replace_with(folder / "scores.csv", (source / "scores.csv").read_bytes())
+        return
+    with (source / "scores.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    with (folder / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for sample, row in zip(samples, rows, strict=True):
+            writer.writerow([sample.path, *row[1:]])
 
 
-def _without_effectless(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return {
-        key: _without_effectless(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        for key, value in settings.items()
-        if f"{prefix}{key}" not in WITHOUT_EFFECT
-    }
-
-
-def _version() -> str:
+def _pointed(pointer: Path) -> Path | None:
+    """The folder that a pointer names; one that names none is dropped, with a warning."""
     try:
-        return version("patchcore")
-    except PackageNotFoundError:  # used from a checkout that was never installed
-        return ""
+        folder = Path(pointer.read_bytes().decode(errors="surrogateescape"))
+        if folder.is_absolute() and "\0" not in str(folder):
+            return folder
+    except OSError:
+        return None
+    warnings.warn(f"{pointer} is damaged; it is dropped", stacklevel=3)
+    with contextlib.suppress(OSError):
+        pointer.unlink()
+    return None
+
+
+def _read_fingerprint(folder: Path) -> str | None:
+    try:
+        return (folder / FINGERPRINT_FILE).read_text().strip()
+    except (OSError, ValueError):
+        return None
+
+
+def _check_metrics(folder: Path) -> None:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for key, value in metrics.items():
+        if key not in ("seconds", "ratio_curve", "members", "undefined"):
+            _check_number(key, value)
+    for key, value in metrics["seconds"].items():
+        _check_number(f"seconds.{key}", value)
+        if value is None or value < 0:
+            raise ValueError(f"seconds.{key} is {value}")
+    if not isinstance(metrics["test_images"], int):
+        raise ValueError("test_images is no count")
+
+
+def _check_number(key: str, value: Any) -> None:
+    if value is None:  # undefined
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{key} is {value!r}")
+
+
+def _check_scores(folder: Path) -> None:
+    expected = json.loads((folder / "metrics.json").read_text())["test_images"]
+    with (folder / "scores.csv").open(newline="") as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    if len(scores) != expected:
+        raise ValueError(f"{len(scores)} rows for {expected} images")
+    if not all(map(math.isfinite, scores)):
+        raise ValueError("a score is not finite")
+
+
+def _check_provenance(folder: Path) -> None:
+    provenance = json.loads((folder / PROVENANCE_FILE).read_text())
+    if provenance["fingerprint"] != _read_fingerprint(folder):
+        raise ValueError("it is of another run")
+    if not isinstance(provenance["settings"], dict) or not isinstance(provenance["warm"], list):
+        raise ValueError("settings or warm are missing")

@@ -10,16 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchcore.cache import (
-    CacheConfig,
-    MapCache,
-    Precision,
-    Store,
-    digest,
-    file_digest,
-    tensors_digest,
-)
+from patchcore.cache import FOLDER, SUFFIX, CacheConfig, MapCache, Precision, Store
 from patchcore.commands.cache import main as cache_command
+from patchcore.digests import digest, file_digest, tensors_digest
 from patchcore.errors import InputError
 
 
@@ -74,7 +67,7 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     for i in range(10):
         store.put(f"maps/{i}", some(i))
         path = store.entries()[-1].path
-        os.utime(tmp_path / f"maps/{i}.safetensors", (i, i))
+        os.utime(tmp_path / FOLDER / f"maps/{i}{SUFFIX}", (i, i))
     size = path.stat().st_size
     assert same(store.get("maps/0"), some(0))  # now the latest used
     limited = Store(tmp_path, limit=10 * size)
@@ -98,7 +91,7 @@ def test_the_limit_holds_while_entries_come(tmp_path: Path) -> None:
 def test_clear_leaves_nothing_but_what_is_being_written(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put("maps/a", some(1))
-    abandoned, fresh = tmp_path / "maps/.a-1.part", tmp_path / "maps/.a-2.part"
+    abandoned, fresh = store.root / "maps/.a-1.part", store.root / "maps/.a-2.part"
     for path in (abandoned, fresh):
         path.write_bytes(b"x")
     os.utime(abandoned, (1, 1))
@@ -140,7 +133,7 @@ def test_four_processes_at_once_neither_tear_nor_overfill(tmp_path: Path) -> Non
         found = list(pool.map(_hammer, [tmp_path] * 4, range(4)))
     assert sum(found) > 0
     assert Store(tmp_path).size() <= 120_000 + 4 * (120_000 // 64 + 5000)
-    assert not list(tmp_path.glob("*/.*"))
+    assert not list((tmp_path / FOLDER).glob("*/.*"))
 
 
 def test_readers_see_all_of_an_entry_or_none(tmp_path: Path) -> None:
@@ -245,6 +238,6 @@ def test_the_command_shows_and_clears(tmp_path: Path, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "layer maps of backbones" in shown and "2 entries" in shown and "3 entries" in shown
     cache_command(["path", "--root", str(tmp_path)])
-    assert capsys.readouterr().out.strip() == str(tmp_path)
+    assert capsys.readouterr().out.strip() == str(tmp_path / FOLDER)
     cache_command(["clear", "--root", str(tmp_path)])
     assert "KiB freed" in capsys.readouterr().out and store.entries() == []

@@ -9,9 +9,9 @@ from patchcore.data.folder import FolderConfig
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mtd import MTDConfig
 from patchcore.data.mvtec import MVTecConfig
-from patchcore.data.sample import DataConfig, Sample, Split, draw_shots
+from patchcore.data.sample import DataConfig, Sample, draw_shots
 from patchcore.errors import InputError
-from patchcore.resume import fingerprint
+from patchcore.identity import samples_digest
 from tests.images import write_image, write_mvtec
 
 SAMPLES = [Sample(Path(f"{i:02d}.png"), 0) for i in range(20)]
@@ -86,8 +86,8 @@ def test_a_run_is_named_by_the_images_drawn(tmp_path: Path) -> None:
     splits = [
         data_set("mvtec", tmp_path, shots=2, shots_seed=seed).read() for seed in (0, 0, 1, 2, 3)
     ]
-    names = [fingerprint({}, split) for split in splits]
+    names = [samples_digest(split.train, split) for split in splits]
     assert names[0] == names[1]
     assert (names[0] == names[4]) == (splits[0] == splits[4])
     assert len(set(names)) == len({tuple(split.train) for split in splits}) > 1
-    assert fingerprint({}, Split(SAMPLES[:0], splits[0].test)) not in names
+    assert samples_digest([], splits[0]) not in names

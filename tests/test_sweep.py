@@ -21,9 +21,7 @@ import yaml
 from patchcore.backbones import Backbone
 from patchcore.cache import Store
 from patchcore.commands.sweep import failures, record_failure
-from patchcore.data.sample import Split
 from patchcore.errors import InputError
-from patchcore.resume import fingerprint
 from tests.images import write_image, write_mvtec
 from tests.runs import REPOSITORY, TINY, Outcome, patchcore
 
@@ -276,22 +274,6 @@ def test_only_broken_points_and_other_data_are_computed(root: Path, tmp_path: Pa
     with mock.patch("patchcore.commands.train.train", side_effect=AssertionError) as train:
         multirun(root, cache, tmp_path / "asked", *points, "resume=false")
     assert train.call_count == 2
-
-
-def test_a_fingerprint_names_the_weights_of_every_member(tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("a.pth", "b.pth", "c.pth")]
-    settings = {
-        "backbone": {"weights": str(files[0])},
-        "ensemble": {"members": [{"backbone": {"weights": str(file)}} for file in files[1:]]},
-    }
-    settings["ensemble"]["members"].append({"backbone": None})  # type: ignore[attr-defined]
-    for file in files:
-        file.write_text("old")
-    names = [fingerprint(settings, Split([], []))]
-    for file in files:
-        file.write_text("newer")
-        names.append(fingerprint(settings, Split([], [])))
-    assert len(set(names)) == 4
 
 
 def _sweep(root: Path, cache: Path, folder: Path) -> None:

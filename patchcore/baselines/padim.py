@@ -21,6 +21,7 @@ from patchcore.baselines.common import ImageBuffer, check_grid, interpolated, re
 from patchcore.errors import InputError
 from patchcore.model import Detector, ModelConfig, Prediction
 from patchcore.scoring import ScoringConfig, anomaly_maps
+from patchcore.settings import setting
 
 EPSILON = 0.01
 """ε of the covariance: positions are few images and many channels."""
@@ -32,7 +33,7 @@ class PadimConfig(ModelConfig):
     """PaDiM's own settings."""
 
     channels: int | None = 100  # D, drawn from all layers' (paper: 100, or 550 of a wide ResNet-50)
-    seed: int = 0  # of the draw
+    seed: int = setting(0, effect=lambda padim: padim["channels"] is not None)  # of the draw
 
     def __post_init__(self) -> None:
         if self.channels is not None and self.channels < 1:

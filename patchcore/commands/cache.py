@@ -18,7 +18,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="patchcore cache",
         description="Show or clear what sweeps keep, so as not to compute it again.",
-        epilog="The folder is $PATCHCORE_CACHE, or patchcore/features in ~/.cache.",
+        epilog="Entries are in a folder of their own below $PATCHCORE_CACHE, or "
+        "patchcore/features in ~/.cache.",
     )
     parser.add_argument(
         "action",

@@ -27,9 +27,10 @@ from patchcore.commands.sweep import ERROR_FILE, conclude, record_failure
 from patchcore.commands.tracking import finish, start, track
 from patchcore.config import Config, Objective, register, to_config
 from patchcore.data.datamodule import AnomalyDataModule
-from patchcore.data.dataset import ImageDataset
+from patchcore.data.sample import Split
 from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
+from patchcore.identity import identify
 from patchcore.model import Detector, PatchCore
 from patchcore.module import (
     DetectorModule,
@@ -39,7 +40,7 @@ from patchcore.module import (
     network_digest,
 )
 from patchcore.report.run import Run, pick_gallery, pick_misclassified, write_run
-from patchcore.resume import Finished, copy_run, fingerprint
+from patchcore.resume import Finished, copy_run, read_provenance, write_provenance
 
 register()
 
@@ -72,27 +73,40 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
 def run_point(cfg: DictConfig, folder: Path) -> float | tuple[float, ...]:
     """Take over the point from the folder where it has finished, or compute it."""
     config, settings = to_config(cfg), resolved(cfg)
-    name = fingerprint(settings, config.data.read())
+    split = config.data.read().recorded()
+    identity = identify(config, split)
+    hydra_config = HydraConfig.get()
+    provenance = {
+        **identity.provenance,
+        "choices": dict(hydra_config.runtime.choices),
+        "overrides": list(hydra_config.overrides.task),
+    }
     finished = Finished(config.cache.folder() / "runs")
-    source = finished.find(name) if config.resume else None
+    source = finished.find(identity.fingerprint, config.figures) if config.resume else None
     if source is None:
         for file in ("metrics.json", "resumed_from.txt"):
             (folder / file).unlink(missing_ok=True)
-        finished.started(name, folder)
-        train(config, folder, settings)
+        finished.started(identity.fingerprint, folder)
+        train(config, folder, settings, split, provenance)
     else:
         if source != folder.resolve():
             OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
-            copy_run(source, folder)
+            warm = read_provenance(source)["warm"]
+            write_provenance(folder, {**provenance, "warm": warm})
+            copy_run(source, folder, split.test)
         print(f"finished before, in {source}")
     return objectives(folder, config.objectives)
 
 
 def objectives(folder: Path, wanted: list[Objective]) -> float | tuple[float, ...]:
-    """What a sweeper looks for, of the finished run in `folder`; NaN where it is undefined."""
+    """What a sweeper looks for, of the finished run in `folder`; NaN where it is undefined.
+
+    Seconds spent reading the cache are undefined too: they are not what computing costs.
+    """
     record = json.loads((folder / "metrics.json").read_text())
-    record["score_seconds"] = record["seconds"]["score"]
-    record["seconds"] = sum(record["seconds"].values())
+    warm = read_provenance(folder).get("warm", [])
+    record["score_seconds"] = None if "score" in warm else record["seconds"]["score"]
+    record["seconds"] = None if warm else sum(record["seconds"].values())
     values = [record[objective.value] for objective in wanted]
     values = [math.nan if value is None else float(value) for value in values]
     return values[0] if len(values) == 1 else tuple(values)
@@ -105,12 +119,21 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
-    """Fit and test one model or ensemble; `folder` then holds the run, `metrics.json` last."""
+def train(
+    config: Config,
+    folder: Path,
+    settings: dict[str, Any],
+    split: Split,
+    provenance: dict[str, Any],
+) -> Run:
+    """Fit and test one model or ensemble; `folder` then holds the run, `metrics.json` last.
+
+    `split` and `provenance` are what `config.data` has given and what results follow from.
+    """
     _quiet()
     OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    samples = config.data.read().test  # first: what is missing shows before all work
+    samples = split.test
     models = [
         build_detector(
             own.model, own.backbone, own.layers, own.patch, own.coreset, own.index, own.scoring
@@ -126,11 +149,12 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
         module: DetectorModule | EnsembleModule
         members: list[Member] = []
         if config.ensemble.members:
-            members = fit_members(config, models, folder)
+            members = fit_members(config, models, folder, split)
             module = EnsembleModule(members, config.scoring.sigma)
-            data = AnomalyDataModule(config.data, config.members()[0].image, config.augment)
+            image = config.members()[0].image
+            data = AnomalyDataModule(config.data, image, config.augment, split=split)
         else:
-            module, data = prepare(config, models.pop(), trainer)
+            module, data = prepare(config, models.pop(), trainer, split)
             trainer.fit(module, data)
         trainer.test(module, data, verbose=False)
         run = Run(
@@ -145,9 +169,11 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
             members=[described(member) for member in members],
         )
         if config.figures:
-            dataset = ImageDataset(samples, data.image, cache=data.cache)
+            dataset = data.test_dataset()
             run.gallery = pick_gallery(run, dataset, module.anomaly_map)
             run.misclassified = pick_misclassified(run, dataset, module.anomaly_map)
+        split.check()
+        write_provenance(folder, {**provenance, "warm": sorted(module.warm)})
         write_run(run, folder, config.figures)
         for logger in loggers:
             track(logger, run, folder)
@@ -160,26 +186,30 @@ def train(config: Config, folder: Path, settings: dict[str, Any]) -> Run:
 
 
 def prepare(
-    config: Config, model: Detector, trainer: pl.Trainer, scale: ScaleConfig | None = None
+    config: Config,
+    model: Detector,
+    trainer: pl.Trainer,
+    split: Split,
+    scale: ScaleConfig | None = None,
 ) -> tuple[DetectorModule, AnomalyDataModule]:
     """One model and its data, ready for the trainer; with a cache if that is enabled."""
     cache = None
     if (store := config.cache.open()) is not None:
         network = network_digest(model, trainer.precision, trainer.strategy.root_device)
-        cache = MapCache(store, network, config.cache.precision)
-    data = AnomalyDataModule(config.data, config.image, config.augment, cache)
+        cache = MapCache(store, network, config.cache.precision, model.backbone.channels)
+    data = AnomalyDataModule(config.data, config.image, config.augment, cache, split)
     if isinstance(model, PatchCore):
         return PatchCoreModule(model, cache, config.curve, scale), data
     return DetectorModule(model, cache), data
 
 
-def fit_members(config: Config, models: list[Detector], folder: Path) -> list[Member]:
+def fit_members(config: Config, models: list[Detector], folder: Path, split: Split) -> list[Member]:
     """Fit and test the members of an ensemble one by one; `models` is used up."""
     members = []
     for number, own in enumerate(config.members(), 1):
         whose = f" (member {number} of {len(config.ensemble.members)})"
         trainer = build_trainer(own, folder, [], whose)
-        module, data = prepare(own, models.pop(0), trainer, config.ensemble.scale)
+        module, data = prepare(own, models.pop(0), trainer, split, config.ensemble.scale)
         trainer.fit(module, data)
         trainer.test(module, data, verbose=False)
         assert isinstance(module, PatchCoreModule) and module.scale is not None
@@ -192,6 +222,7 @@ def fit_members(config: Config, models: list[Detector], folder: Path) -> list[Me
                 module.metrics(),
                 module.undefined(),
                 module.seconds,
+                module.warm,
             )
         )
         del trainer, module, data

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from patchcore.data.layout import find_category, find_root, read_category
 from patchcore.data.sample import DataConfig, Split
+from patchcore.settings import setting
 
 LAYOUT = "{category}/train/ok, {category}/test/{ok,ko}, {category}/ground_truth/ko"
 SOURCE = "The data are at http://avires.dimi.uniud.it/papers/btad/btad.zip"
@@ -23,7 +24,7 @@ SOURCE = "The data are at http://avires.dimi.uniud.it/papers/btad/btad.zip"
 class BTADConfig(DataConfig):
     """One category of beanTech Anomaly Detection: 01, 02 or 03."""
 
-    root: str = "data/btad"  # folder that holds the categories
+    root: str = setting("data/btad", effect=False)  # folder that holds the categories
     category: str = "01"  # folder below root
 
     def _read(self) -> Split:

@@ -1,7 +1,6 @@
 """The data set as Lightning sees it."""
 
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,6 +19,10 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     Training images are augmented anew in each epoch, test images never. Batches are those of
     `patchcore.data.dataset.collate`; `index` counts in `split.train` or `split.test`.
+
+    Args:
+        split: What `data.read()` has given; otherwise the disk is read on first use, once. With its
+            snapshot, every file is compared when it is read.
     """
 
     def __init__(
@@ -28,31 +31,42 @@ class AnomalyDataModule(pl.LightningDataModule):
         image: ImageConfig,
         augment: AugmentConfig,
         cache: MapCache | None = None,
+        split: Split | None = None,
     ) -> None:
         super().__init__()
+        self._split = split
         self.data = data
         self.image = image
         self.augment = augment
         self.cache = cache
 
-    @cached_property
+    @property
     def split(self) -> Split:
-        """The samples; the disk is read on first use."""
-        return self.data.read()
+        """The samples, the same for as long as this object lives."""
+        if self._split is None:
+            self._split = self.data.read()
+        return self._split
 
     def prepare_data(self) -> None:
         """Write what is generated and find what is missing, in one process only."""
-        self.data.read()
+        assert self.split
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Nominal images in the order of `split.train`, every one in every epoch."""
-        dataset = ImageDataset(self.split.train, self.image, self.augment, self.cache)
+        dataset = ImageDataset(
+            self.split.train, self.image, self.augment, self.cache, self.split.snapshot
+        )
         return self._loader(dataset, train=True)
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Labelled images in the order of `split.test`."""
-        dataset = ImageDataset(self.split.test, self.image, cache=self.cache)
-        return self._loader(dataset, train=False)
+        return self._loader(self.test_dataset(), train=False)
+
+    def test_dataset(self) -> ImageDataset:
+        """Items of `split.test`."""
+        return ImageDataset(
+            self.split.test, self.image, cache=self.cache, snapshot=self.split.snapshot
+        )
 
     def _loader(self, dataset: ImageDataset, train: bool) -> DataLoader[dict[str, Any]]:
         return _Loader(

@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from patchcore.cache import FORMAT, MapCache, digest, file_digest
+from patchcore.cache import MapCache
 from patchcore.data.images import read_image, read_truth
 from patchcore.data.sample import Sample
+from patchcore.data.snapshot import Snapshot
 from patchcore.data.transforms import (
     AugmentConfig,
     ImageConfig,
@@ -21,6 +21,7 @@ from patchcore.data.transforms import (
     build_preparation,
 )
 from patchcore.errors import InputError
+from patchcore.identity import image_key, image_recipe, input_digest
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -34,7 +35,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Args:
         cache: Where decoded images and layer maps are kept; augmented images never are. Items of
             a batch then have a `key`, the image's digest, and `maps` [(h, w, C), …] in place of
-            `image` once the maps of all of them are there.
+            `image` once the maps of all of them are there; `cached` says whether anything was.
+        snapshot: The files as they were when the run began: none may have changed when it is read.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         image: ImageConfig,
         augment: AugmentConfig | None = None,
         cache: MapCache | None = None,
+        snapshot: Snapshot | None = None,
     ) -> None:
         self.samples = list(samples)
         self.image = image
@@ -51,6 +54,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.normalise = build_normalisation(image)
         self.augmented = augment is not None and augment.changes()
         self.cache = None if self.augmented else cache
+        self.snapshot = snapshot or Snapshot({}, {})
+        self._recipe = [] if self.cache is None else image_recipe(image)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -63,13 +68,14 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """The items of one batch, made side by side; PyTorch's loader asks for them together."""
         if self.cache is None:
             return self._items(items, normalise=True)
-        keys = [self._image_key(self.samples[item % len(self)]) for item in items]
+        keys = [self._input_digest(self.samples[item % len(self)]) for item in items]
         maps = self.cache.get(keys)
         batch = self._items(items, normalise=maps is None)
         for i, described in enumerate(batch):
             described["key"] = keys[i]
             if maps is not None:
                 described["maps"] = maps[i]
+                described["cached"] = True
         return batch
 
     def _items(self, items: list[int], normalise: bool) -> list[dict[str, Any]]:
@@ -80,23 +86,29 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def _item(self, item: int, normalise: bool) -> dict[str, Any]:
         epoch, index = divmod(item, len(self.samples))
         sample = self.samples[index]
-        pixels, region, marked = self._prepared(sample, epoch, index)
+        pixels, region, marked, cached = self._prepared(sample, epoch, index)
         described = {
             "label": sample.label,
             "mask": torch.from_numpy(region),  # (H', W')
             "has_mask": sample.label == 0 or marked,
             "index": index,
         }
+        if self.cache is not None:
+            described["cached"] = cached
         return {"image": self.normalise(pixels), **described} if normalise else described
 
-    def _prepared(self, sample: Sample, epoch: int, index: int) -> tuple[Pixels, Mask, bool]:
-        """Pixels (H', W', 3) and mask (H', W') at the network's size; if the file marks any."""
+    def _prepared(self, sample: Sample, epoch: int, index: int) -> tuple[Pixels, Mask, bool, bool]:
+        """Pixels (H', W', 3) and mask (H', W') at the network's size.
+
+        Further whether the mask's file marks any, and whether all this came from the cache.
+        """
         key = None
         if self.cache is not None:
-            key = f"images/{digest(self._size_key(), *sample.contents())}"
-            if found := self.cache.store.get(key):
-                return found["pixels"].numpy(), found["mask"].numpy(), bool(found["marked"])
-        pixels, mask = self._decoded(sample)
+            key = image_key(self._recipe, sample.contents(self.snapshot.digest))
+            if found := self.cache.store.get(key, _is_prepared):
+                marked = bool(found["marked"])
+                return found["pixels"].numpy(), found["mask"].numpy(), marked, True
+        pixels, mask = self.snapshot.read(sample.files(), lambda: self._decoded(sample))
         marked = bool(mask.any())
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         pixels, mask = self.prepare(pixels, mask, seed)
@@ -107,7 +119,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 "marked": torch.tensor(marked),
             }
             self.cache.store.put(key, tensors)
-        return pixels, mask, marked
+        return pixels, mask, marked, False
 
     def _decoded(self, sample: Sample) -> tuple[Pixels, Mask]:
         pixels = read_image(sample.path)  # (H, W, 3)
@@ -129,14 +141,19 @@ class ImageDataset(Dataset[dict[str, Any]]):
             )
         return pixels, mask
 
-    def _size_key(self) -> list[Any]:
-        size = {**vars(self.image), "mean": None, "std": None}
-        return [FORMAT, PIL.__version__, size]
+    def _input_digest(self, sample: Sample) -> str:
+        return input_digest(self._recipe, self.image, self.snapshot.digest(sample.path))
 
-    def _image_key(self, sample: Sample) -> str:
-        """Digest of what the network sees."""
-        image = self.image
-        return digest(self._size_key(), image.mean, image.std, file_digest(sample.path))
+
+def _is_prepared(entry: dict[str, torch.Tensor]) -> bool:
+    """Whether a cache entry holds pixels (H', W', 3), their mask (H', W') and a flag."""
+    pixels, mask = entry["pixels"], entry["mask"]
+    return (
+        (pixels.dtype, mask.dtype) == (torch.uint8, torch.bool)
+        and pixels.ndim == 3
+        and tuple(pixels.shape) == (*mask.shape, 3)
+        and entry["marked"].numel() == 1
+    )
 
 
 class EpochSampler(Sampler[int]):
@@ -164,8 +181,8 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         `image` (B, 3, H, W) float32, channels last in memory, `label` (B,) int64, `mask` (B, H, W)
         bool, `has_mask` (B,) bool, `index` (B,) int64. With a cache also `key`, a list of B
-        digests, and once they are there `maps` [(B, h, w, C), …] float32 or bfloat16 in place of
-        `image`.
+        digests, `cached`, whether any image or map came from it, and once they are there `maps`
+        [(B, h, w, C), …] float32 or bfloat16 in place of `image`.
 
     Raises:
         InputError: the images differ in size.
@@ -183,6 +200,8 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         "has_mask": torch.tensor([item["has_mask"] for item in items]),
         "index": torch.tensor([item["index"] for item in items]),
     }
+    if "cached" in items[0]:
+        batch["cached"] = any(item["cached"] for item in items)
     if "key" in items[0]:
         batch["key"] = [item["key"] for item in items]
     if "maps" in items[0]:

@@ -8,6 +8,7 @@ import numpy as np
 from patchcore.data.images import EXTENSIONS, list_images
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 
 @dataclass(kw_only=True)
@@ -19,13 +20,21 @@ class FolderConfig(DataConfig):
     same at the top of `masks` if no other image is named 7.
     """
 
-    root: str = "."  # folder to which the others are relative
-    nominal: str = "nominal"  # folder of nominal images, to train on
-    nominal_test: str | None = None  # folder of nominal images to test on; null holds some out
-    anomalous: str | None = None  # folder of anomalous images to test on, if there are any
-    masks: str | None = None  # folder of masks of anomalous images, if there are any
-    test_share: float = 0.2  # share of nominal images held out when nominal_test is null
-    seed: int = 0  # of the choice of held-out images
+    # folder to which the others are relative; results follow from the images, not from their place
+    root: str = setting(".", effect=False)
+    nominal: str = setting("nominal", effect=False)  # folder of nominal images, to train on
+    # folder of nominal images to test on; null holds some out
+    nominal_test: str | None = setting(None, effect=False)
+    # folder of anomalous images to test on, if there are any
+    anomalous: str | None = setting(None, effect=False)
+    # folder of masks of anomalous images, if there are any
+    masks: str | None = setting(None, effect=False)
+    # share of nominal images held out when nominal_test is null
+    test_share: float = setting(0.2, effect=lambda data: data["nominal_test"] is None)
+    # of the choice of held-out images
+    seed: int = setting(
+        0, effect=lambda data: data["nominal_test"] is None and data["test_share"] > 0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ from patchcore.data.synthesis import (
     draw_texture,
 )
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 VERSION = 1  # of the drawings; raise it when they change, so that no old ones are read
 SUBTLE = 0.2  # strength of the least visible defects, as a share of the plainest
@@ -42,7 +43,8 @@ class GeneratedConfig(DataConfig):
     They are written once, in the layout of MVTec AD, and read from disk from then on.
     """
 
-    root: str | None = None  # folder to write to; null is patchcore/generated in the user's cache
+    # folder to write to; null is patchcore/generated in the user's cache
+    root: str | None = setting(None, effect=False)
     category: GeneratedCategory = GeneratedCategory.texture
     seed: int = 0
     size: int = 256  # side, pixels

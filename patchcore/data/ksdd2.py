@@ -20,6 +20,7 @@ from patchcore.data.images import read_mask
 from patchcore.data.layout import find_root, images_in
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 LAYOUT = "train/10301.png with its mask train/10301_GT.png, test/20000.png with test/20000_GT.png"
 SOURCE = "The data are at https://www.vicos.si/resources/kolektorsdd2"
@@ -29,7 +30,7 @@ SOURCE = "The data are at https://www.vicos.si/resources/kolektorsdd2"
 class KSDD2Config(DataConfig):
     """KolektorSDD2 without supervision: its defective training images are left out."""
 
-    root: str = "data/ksdd2"  # folder that holds train and test
+    root: str = setting("data/ksdd2", effect=False)  # folder that holds train and test
 
     def _read(self) -> Split:
         """Nominal images of `train` to train on, all of `test` to test on.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from patchcore.data.layout import find_category, find_root, images_in, read_category
 from patchcore.data.sample import DataConfig, Sample, Split
+from patchcore.settings import setting
 
 LAYOUT = (
     "{category}/train/good, {category}/validation/good, "
@@ -28,7 +29,7 @@ SOURCE = "The data are at https://www.mvtec.com/company/research/datasets/mvtec-
 class LOCOConfig(DataConfig):
     """One category of MVTec LOCO AD; the defect type tells logical and structural anomalies."""
 
-    root: str = "data/loco"  # folder that holds the categories
+    root: str = setting("data/loco", effect=False)  # folder that holds the categories
     category: str = "breakfast_box"  # folder below root
     validation: bool = False  # train on the nominal validation images too
 

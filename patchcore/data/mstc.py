@@ -29,6 +29,7 @@ from patchcore.data.images import open_array
 from patchcore.data.layout import find_root, images_in, no_category
 from patchcore.data.sample import DataConfig, Masks, Sample, Split
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 LAYOUT = (
     "training/frames/01_001/000.jpg, testing/frames/01_0014/000.jpg, "
@@ -41,7 +42,7 @@ SOURCE = "The data are at https://svip-lab.github.io/dataset/campus_dataset.html
 class MSTCConfig(DataConfig):
     """One scene of Mini ShanghaiTech Campus: frames of its videos as images."""
 
-    root: str = "data/mstc"  # folder that holds training and testing
+    root: str = setting("data/mstc", effect=False)  # folder that holds training and testing
     category: str = "01"  # the scene, 01 to 12
     every: int = 5  # of this many frames of a video one is kept
 

@@ -18,6 +18,7 @@ from patchcore.data.images import list_images
 from patchcore.data.layout import find_root
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 LAYOUT = "MT_Free/Imgs/*.jpg, MT_Blowhole/Imgs/*.jpg with masks *.png, and so on"
 SOURCE = "The data are at https://github.com/abin24/Magnetic-tile-defect-datasets."
@@ -60,7 +61,7 @@ class MTDConfig(DataConfig):
     empty: the image counts as anomalous and its region as unknown.
     """
 
-    root: str = "data/mtd"  # folder that holds MT_Free, MT_Blowhole, ...
+    root: str = setting("data/mtd", effect=False)  # folder that holds MT_Free, MT_Blowhole, ...
     split: MTDSplit = MTDSplit.random  # random (the paper's) or grouped (no tile in both)
     test_share: float = 0.2  # share of the defect-free images to test on
     seed: int = 0  # of the division

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from patchcore.data.layout import find_category, find_root, read_category
 from patchcore.data.sample import DataConfig, Split
+from patchcore.settings import setting
 
 LAYOUT = "{category}/train/good, {category}/test/{defect}, {category}/ground_truth/{defect}"
 SOURCE = "MVTec AD itself is at https://www.mvtec.com/company/research/datasets/mvtec-ad"
@@ -22,7 +23,7 @@ SOURCE = "MVTec AD itself is at https://www.mvtec.com/company/research/datasets/
 class MVTecConfig(DataConfig):
     """One category of a data set in the layout of MVTec AD (Bergmann et al., 2019)."""
 
-    root: str = "data/mvtec"  # folder that holds the categories
+    root: str = setting("data/mvtec", effect=False)  # folder that holds the categories
     category: str = "bottle"  # folder below root
 
     def _read(self) -> Split:

@@ -1,13 +1,15 @@
 """What every data set has in common: its samples, its split and the settings of its loader."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from patchcore.cache import digest, file_digest
+from patchcore.data.snapshot import Snapshot
+from patchcore.digests import digest, file_digest
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,24 @@ class Sample:
     defect_type: str = "good"  # "good" for nominal images
     mask: Path | Masks | None = None  # None for nominal images, and where there is no mask
 
-    def contents(self) -> tuple[str, str | None]:
-        """Digests of the image's file and of its ground truth. Raises InputError if unreadable."""
+    def files(self) -> list[Path]:
+        """Files that hold the image and its ground truth."""
         match self.mask:
             case None:
-                return file_digest(self.path), None
+                return [self.path]
             case Path():
-                return file_digest(self.path), file_digest(self.mask)
-        files = [file_digest(path) for path in self.mask.paths]
-        return file_digest(self.path), digest(files, self.mask.labels, self.mask.frame)
+                return [self.path, self.mask]
+        return [self.path, *self.mask.paths]
+
+    def contents(self, of: Callable[[Path], str] = file_digest) -> tuple[str, str | None]:
+        """Digests of the image's file and of its ground truth.
+
+        `of` gives the digest of a file. Raises InputError if one is unreadable.
+        """
+        image, *truth = map(of, self.files())
+        if isinstance(self.mask, Masks):
+            return image, digest(truth, self.mask.labels, self.mask.frame)
+        return image, truth[0] if truth else None
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,25 @@ class Split:
 
     train: list[Sample]
     test: list[Sample]
+    # of all their files, once `recorded` has taken it
+    snapshot: Snapshot | None = field(default=None, compare=False, repr=False)
+
+    def files(self) -> Iterator[Path]:
+        """All files of images and masks."""
+        return (path for sample in (*self.train, *self.test) for path in sample.files())
+
+    def recorded(self) -> "Split":
+        """The same with a snapshot of all files. Raises InputError if one cannot be read."""
+        return replace(self, snapshot=Snapshot.of(self.files()))
+
+    def contents_of(self, path: Path) -> str:
+        """Digest of a file's contents: as recorded, or now."""
+        return file_digest(path) if self.snapshot is None else self.snapshot.digest(path)
+
+    def check(self) -> None:
+        """Raise InputError if a recorded file has changed since."""
+        if self.snapshot is not None:
+            self.snapshot.check()
 
 
 @dataclass(kw_only=True)
@@ -55,9 +85,10 @@ class DataConfig:
     """Settings that all data sets share; a subclass adds where its images are and lists them."""
 
     batch_size: int = 16  # images
-    workers: int = 0  # loader processes; 0 loads in the main process
+    # loader processes; 0 loads in the main process
+    workers: int = setting(0, effect=False)
     shots: int | None = None  # nominal training images to keep, drawn at random; null keeps all
-    shots_seed: int = 0  # of the draw
+    shots_seed: int = setting(0, effect=lambda data: data["shots"] is not None)  # of the draw
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

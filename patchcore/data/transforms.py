@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -75,7 +76,10 @@ class AugmentConfig:
     contrast: float = 0.0  # at most, share of the contrast either way
     saturation: float = 0.0  # at most, share of the saturation either way
     noise: float = 0.0  # standard deviation at most, share of the full range
-    seed: int = 0  # with epoch and image number, fixes every draw
+    # with epoch and image number, fixes every draw
+    seed: int = setting(
+        0, effect=lambda augment: any(augment[key] for key in augment if key != "seed")
+    )
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -21,6 +21,7 @@ from patchcore.data.images import list_images
 from patchcore.data.layout import find_category, find_root, no_category, read_category
 from patchcore.data.sample import DataConfig, Masks, Sample, Split
 from patchcore.errors import InputError
+from patchcore.settings import setting
 
 TABLE = "split_csv/1cls.csv"
 COLUMNS = ["object", "split", "label", "image", "mask"]
@@ -32,7 +33,7 @@ SOURCE = "The data are at https://github.com/amazon-science/spot-diff"
 class VisAConfig(DataConfig):
     """One category of VisA, divided as its owners do for training on nominal images alone."""
 
-    root: str = "data/visa"  # folder that holds the categories and split_csv
+    root: str = setting("data/visa", effect=False)  # folder that holds the categories and split_csv
     category: str = "candle"  # folder below root
 
     def _read(self) -> Split:
