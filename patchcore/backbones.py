@@ -1,16 +1,28 @@
 """Frozen feature extractors: any timm network, cut after the deepest layer used."""
 
 import difflib
-import urllib.error
-import urllib.request
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from patchcore._record import InputRecord
+from patchcore._weights import (
+    EMBEDDED,
+    NONE,
+    check_names,
+    default_weights,
+    input_record,
+    is_file,
+    is_flexible,
+    load_file,
+    require_weights,
+    unavailable,
+)
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
@@ -19,10 +31,25 @@ from patchcore.settings import setting
 class BackboneConfig:
     """Which network, and where its weights come from."""
 
-    name: str = "wide_resnet50_2"  # a timm architecture, or "embedded": the one that ships with us
-    weights: str = "tv_in1k"  # a timm tag, a .safetensors / .pth file, or "none": random
+    name: str = EMBEDDED  # a timm architecture, or "embedded": the one that ships with us
+    # A timm tag, a .safetensors / .pth file, or "none": random. Null: the shipped ones of
+    # "embedded", of others tv_in1k, as in the paper, or else timm's default.
+    weights: str | None = None
     # of the random weights
     seed: int = setting(0, effect=lambda network: network["weights"] == "none")
+
+    def resolved(self) -> str:
+        """Weights, by name even where null stands. Raises InputError if there are no such."""
+        weights = self.weights or default_weights(self.name)
+        check_names(self.name, weights)
+        return weights
+
+    def input(self) -> InputRecord:
+        """Record of the weights' input (mean, standard deviation, size in px).
+
+        The network is neither built nor downloaded. Raises InputError as `resolved` does.
+        """
+        return input_record(self.name, self.resolved())
 
 
 @dataclass
@@ -37,6 +64,10 @@ class LayersConfig:
     names: list[str] = field(default_factory=lambda: ["2", "3"])
 
     def __post_init__(self) -> None:
+        if isinstance(self.names, str):
+            raise InputError(
+                f"layers.names must be a list, got {self.names!r}: write [{self.names}]"
+            )
         if not self.names:
             raise InputError("layers.names is empty: name at least one level or module")
         if len(set(self.names)) < len(self.names):
@@ -51,51 +82,100 @@ class Backbone(nn.Module):
     Attributes:
         layers: Module names of the layers, in the order of the output.
         channels: Channels C of each.
+        input: Input that the weights were trained for.
 
     Raises:
-        InputError: Unknown network, tag or layer; weights that cannot be read or do not fit.
+        InputError: Unknown network, tag or layer; weights that cannot be read or do not fit; a
+            layer that gives no map.
     """
 
     def __init__(self, config: BackboneConfig, layers: LayersConfig) -> None:
         super().__init__()
-        # A frozen network may be shared by several models; it keeps no state between calls.
-        self.network = _build(config)
+        self.name, weights = config.name, config.resolved()
+        self.input = input_record(self.name, weights)
+        self.network = _build(self.name, weights, config.seed)
         self.layers = [_resolve(self.network, name) for name in layers.names]
-        self._maps: dict[str, Tensor] = {}
-        side = _input_side(self.network)
-        self._deepest = _cut(self.network, self.layers, torch.zeros(1, 3, side, side))
-        if Path(config.weights).suffix in _FILE_SUFFIXES:
-            _load_file(self.network, Path(config.weights))
-        for name in self.layers:
-            self.network.get_submodule(name).register_forward_hook(self._keep(name))
+        for i, layer in enumerate(self.layers):
+            if layer in self.layers[:i]:
+                one, other = layers.names[self.layers.index(layer)], layers.names[i]
+                raise InputError(
+                    f"layers.names repeats a layer: {one!r} and {other!r} are both {layer}"
+                )
+        self._maps: dict[str, Any] = {}
+        images = torch.zeros(1, 3, self.input.side, self.input.side)
+        self._deepest = _cut(self.network, self.layers, images)
+        if is_file(weights):
+            load_file(self.network, Path(weights))
+        # Handles are kept so that those of a pickled model stay apart from others.
+        self._handles = [
+            self.network.get_submodule(name).register_forward_hook(partial(self._keep, name))
+            for name in self.layers
+        ]
         self.requires_grad_(False).eval()
         self.to(memory_format=torch.channels_last)  # a third faster on CPU, more on GPU
-        self.channels = [x.shape[1] for x in self(torch.zeros(1, 3, side, side))]
+        with torch.inference_mode():
+            outputs = self._outputs(images)
+        self._layouts = [
+            _layout(self.network, name, x, images.shape[-1])
+            for name, x in zip(self.layers, outputs, strict=True)
+        ]
+        self.channels = [x.shape[1] for x in self._as_maps(outputs, images)]
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Layer maps [(B, C, h, w), …] of normalised images (B, 3, H, W)."""
+        """Layer maps [(B, C, h, w), …] of normalised images (B, 3, H, W), in the network's dtype.
+
+        Raises:
+            InputError: The network takes no images of that size, or none in its precision.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise InputError(
+                "images must be normalised floats (B, 3, H, W), got "
+                f"{tuple(images.shape)} {str(images.dtype).removeprefix('torch.')}"
+            )
+        images = images.to(next(self.network.parameters()).dtype)
         images = images.contiguous(memory_format=torch.channels_last)
         self._check_size(images)
-        try:
-            self.network(images)
-        except _DeepestLayerReached:
-            return [_as_map(self.network, self._maps.pop(name), images) for name in self.layers]
-        finally:
-            self._maps.clear()
-        raise RuntimeError(f"the network never ran {self._deepest}")
+        return self._as_maps(self._outputs(images), images)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: batch statistics of the training images must not leak in."""
         return super().train(False)
 
-    def _keep(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            self._maps[name] = output
-            if name == self._deepest:
-                raise _DeepestLayerReached
+    def _outputs(self, images: Tensor) -> list[Any]:
+        """Outputs of the layers, as the network gives them."""
+        try:
+            self.network(images)
+        except _DeepestLayerReached:
+            pass
+        except (AssertionError, RuntimeError, ValueError) as error:
+            self._maps.clear()
+            self._explain(images, error)
+            raise
+        return [self._maps.pop(name) for name in self.layers]
 
-        return hook
+    def _keep(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        """Hook of a layer: keep its output, and end the pass after the deepest one."""
+        if torch.compiler.is_exporting():  # cannot follow the exception; drops what is not used
+            self._maps[name] = output.clone()  # some networks go on to change it in place
+            return
+        self._maps[name] = output
+        if name == self._deepest:
+            raise _DeepestLayerReached
+
+    def _as_maps(self, outputs: list[Any], images: Tensor) -> list[Tensor]:
+        """Outputs of the layers as maps (B, C, h, w)."""
+        maps = []
+        for layout, x in zip(self._layouts, outputs, strict=True):
+            if layout == "tokens":  # (B, prefix + h·w, C)
+                size = _token_size(self.network)
+                h, w = (side // size for side in images.shape[-2:])
+                tokens = x[:, x.shape[1] - h * w :]  # (B, h·w, C)
+                x = tokens.transpose(1, 2).unflatten(2, (h, w))
+            elif layout == "NHWC":
+                x = x.permute(0, 3, 1, 2)
+            maps.append(x)
+        return maps
 
     def _check_size(self, images: Tensor) -> None:
         patch = _token_size(self.network)
@@ -103,109 +183,60 @@ class Backbone(nn.Module):
         if patch and (height % patch or width % patch):
             raise InputError(
                 f"image.crop must be a multiple of {patch} px for this vision transformer, got an "
-                f"image of {height} × {width}; try {round(height / patch) * patch}"
+                f"image of {height} × {width}; try {max(1, round(height / patch)) * patch}"
             )
+
+    def _explain(self, images: Tensor, error: Exception) -> None:
+        """Raise InputError if it is the images' size or precision that the network refuses."""
+        text = " ".join(str(error).split())
+        height, width = images.shape[-2:]
+        side = self.input.side
+        if isinstance(error, torch.OutOfMemoryError) or "allocate" in text:
+            return
+        if "not implemented for" in text:
+            raise InputError(
+                f"trainer.precision: {self.name} cannot work in "
+                f"{str(images.dtype).removeprefix('torch.')} on this device ({text}); use 32-true"
+            ) from None
+        if (height, width) != (side, side):
+            raise InputError(
+                f"image.crop: {self.name} takes no images of {height} × {width} px, whatever "
+                f"layers.names are ({text}); it surely takes {side} × {side}"
+            ) from None
 
 
 class _DeepestLayerReached(Exception):  # noqa: N818 (not an error)
     """Ends a forward pass once everything that is wanted has been computed."""
 
 
-_FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
-
-
-def _build(config: BackboneConfig) -> nn.Module:
+def _build(name: str, weights: str, seed: int) -> nn.Module:
     """The whole network, with weights unless they come from a file."""
-    is_file = Path(config.weights).suffix in _FILE_SUFFIXES
-    if is_file and not Path(config.weights).is_file():
-        raise InputError(f"backbone.weights: no such file: {config.weights}")
-    if config.name == "embedded":
-        from patchcore.embedded import load_embedded
-
-        return load_embedded()
-    import timm  # a second of import time that `import patchcore` need not pay
-
-    if config.name not in timm.list_models():
-        close = difflib.get_close_matches(config.name, timm.list_models(), 3, 0.5)
-        raise InputError(
-            f"backbone.name: timm has no network {config.name!r}"
-            + (f"; did you mean {', '.join(close)}?" if close else "")
-        )
-    name, pretrained = config.name, not is_file and config.weights != "none"
-    if pretrained:
-        name = f"{config.name}.{config.weights}"
-        tags = [n.partition(".")[2] for n in timm.list_pretrained(f"{config.name}.*")]
-        if config.weights not in tags:
-            raise InputError(
-                f"backbone.weights: timm has no weights {name!r}; give one of {', '.join(tags)}, "
-                "a .safetensors or .pth file, or none"
-            )
-        _require_weights(name, timm.get_pretrained_cfg(name).hf_hub_id)
-    elif config.weights == "none":
+    pretrained = weights != NONE and not is_file(weights)
+    if weights == NONE:
         warnings.warn(
-            f"backbone {config.name} has random weights: its scores are no better than chance",
-            stacklevel=2,
+            f"backbone {name} has random weights: its scores are no better than chance",
+            stacklevel=3,
         )
-    # Vision transformers are built for one image size unless told otherwise.
-    sizes = {"dynamic_img_size": True} if _is_vit(timm, config.name) else {}
     with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        return timm.create_model(name, pretrained=pretrained, **sizes)
+        torch.manual_seed(seed)
+        if name == EMBEDDED:
+            from patchcore.embedded import EmbeddedTrunk, load_embedded
 
+            return EmbeddedTrunk() if weights == NONE else load_embedded()
+        import timm  # a second of import time that `import patchcore` need not pay
 
-def _is_vit(timm: Any, name: str) -> bool:
-    return timm.models.get_arch_name(name).startswith(("vit_", "deit", "eva", "beit"))
-
-
-def _require_weights(name: str, repository: str | None) -> None:
-    """Fail within seconds, not after the hub client's minute of retries."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    files = ("model.safetensors", "pytorch_model.bin")
-    if repository and any(isinstance(try_to_load_from_cache(repository, f), str) for f in files):
-        return
-    try:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=5).close()
-    except urllib.error.HTTPError:
-        return  # it answered
-    except OSError as error:
-        raise InputError(
-            f"the weights {name!r} are not in the local cache and cannot be downloaded "
-            f"({error}); give a local file with backbone.weights=FILE.safetensors, or use the "
-            "network that ships with this package: backbone=embedded"
-        ) from error
-
-
-def _load_file(network: nn.Module, path: Path) -> None:
-    """Load a state dict; everything that the cut network needs must be in it, with its shape."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            loaded: dict[str, Any] = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(f"backbone.weights: {path} cannot be read: {error}") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    state = {key.removeprefix("module."): value for key, value in loaded.items()}
-    for key, value in network.state_dict().items():
-        if key.endswith("num_batches_tracked"):
-            continue
-        if key not in state:
-            raise InputError(
-                f"backbone.weights: {path} lacks {key!r}; is it another network's, or cut before "
-                "the deepest of layers.names?"
-            )
-        if state[key].shape != value.shape:
-            raise InputError(
-                f"backbone.weights: {path} holds {key!r} as {tuple(state[key].shape)}, but the "
-                f"network needs {tuple(value.shape)}"
-            )
-        value.copy_(state[key])
+        full = f"{name}.{weights}" if pretrained else name
+        # Vision transformers are built for one image size unless told otherwise.
+        sizes = {"dynamic_img_size": True} if is_flexible(name) else {}
+        if not pretrained:
+            return timm.create_model(full, **sizes)
+        require_weights(full)
+        try:
+            return timm.create_model(full, pretrained=True, **sizes)
+        except TypeError:
+            raise
+        except Exception as error:  # the hub client has dozens of its own
+            raise unavailable(full, error) from None
 
 
 def _resolve(network: nn.Module, name: str) -> str:
@@ -217,9 +248,10 @@ def _resolve(network: nn.Module, name: str) -> str:
         stages = _stages(network)
         if int(name) in stages:
             return stages[int(name)]
+        levels = ", ".join(f"{level} ({module})" for level, module in stages.items())
         raise InputError(
-            f"layers.names: the network has no hierarchy level {name}; its levels are "
-            + ", ".join(f"{level} ({module})" for level, module in stages.items())
+            f"layers.names: the network has no hierarchy level {name}; "
+            + (f"its levels are {levels}" if levels else "it has none: name modules instead")
         )
     close = difflib.get_close_matches(name, modules, 4, 0.3) or modules[:4]
     raise InputError(
@@ -239,29 +271,43 @@ def _stages(network: nn.Module) -> dict[int, str]:
     return {j: by_reduction[2 ** (j + 1)] for j in range(1, 5) if 2 ** (j + 1) in by_reduction}
 
 
-def _input_side(network: nn.Module) -> int:
-    """Side in px of a square image that the network surely takes."""
-    return getattr(network, "pretrained_cfg", {"input_size": (3, 224, 224)})["input_size"][-1]
-
-
 def _token_size(network: nn.Module) -> int:
     """Side in px of a vision transformer's token; 0 for other networks."""
     if not hasattr(network, "num_prefix_tokens"):
         return 0
-    patch_embed: Any = network.get_submodule("patch_embed")
-    return patch_embed.patch_size[0]
+    size = getattr(getattr(network, "patch_embed", None), "patch_size", 0)
+    return size[0] if isinstance(size, tuple) else size
 
 
-def _as_map(network: nn.Module, x: Tensor, images: Tensor) -> Tensor:
-    """A layer's output as (B, C, h, w): tokens go back on their grid."""
-    if x.ndim == 3:
-        size = _token_size(network)
-        h, w = (side // size for side in images.shape[-2:])
-        tokens = x[:, network.num_prefix_tokens :]  # (B, h·w, C)
-        return tokens.transpose(1, 2).unflatten(2, (h, w))  # (B, C, h, w)
-    if getattr(network, "output_fmt", "NCHW") == "NHWC":
-        return x.permute(0, 3, 1, 2)  # (B, h, w, C) → (B, C, h, w)
-    return x
+def _layout(network: nn.Module, name: str, x: Any, side: int) -> str:
+    """Order of the axes in a layer's output for one image of side × side px.
+
+    Returns:
+        "NCHW", "NHWC" or "tokens": (B, prefix + h·w, C).
+
+    Raises:
+        InputError: It is no map.
+    """
+    shape = tuple(x.shape) if isinstance(x, Tensor) and len(x) == 1 else ()
+    layout = ""
+    if len(shape) == 3 and (size := _token_size(network)):
+        prefix = shape[1] - (side // size) ** 2
+        layout = "tokens" if prefix in (0, network.num_prefix_tokens) else ""
+    elif len(shape) == 4:
+        _, first, second, third = shape
+        square = {"NCHW": second == third <= side, "NHWC": first == second <= side}
+        declared = "NHWC" if getattr(network, "output_fmt", "NCHW") == "NHWC" else "NCHW"
+        fits = [order for order in square if square[order]]
+        layout = declared if declared in fits else "".join(fits)
+        pooled = shape[1:3] == (1, 1) if layout == "NHWC" else shape[2:] == (1, 1)
+        layout = "" if pooled and side > 64 else layout
+    if not layout:
+        got = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise InputError(
+            f"layers.names: {name!r} gives no map of the image but {got}; name a layer before the "
+            "pooling, such as a level"
+        )
+    return layout
 
 
 def _cut(network: nn.Module, layers: list[str], images: Tensor) -> str:
@@ -274,8 +320,14 @@ def _cut(network: nn.Module, layers: list[str], images: Tensor) -> str:
         if name in layers:
             hook = module.register_forward_hook(lambda *_, n=name: finished.update({n: set(ran)}))
             handles.append(hook)
-    with torch.inference_mode():
-        network.eval()(images)
+    try:
+        with torch.inference_mode():
+            network.eval()(images)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"backbone.name: this network cannot be run on images (1, 3, {images.shape[2]}, "
+            f"{images.shape[3]}): {' '.join(str(error).split())}"
+        ) from error
     for handle in handles:
         handle.remove()
     for name in layers:

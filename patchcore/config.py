@@ -52,6 +52,7 @@ from patchcore.data.visa import VisAConfig
 from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
+from patchcore.inputs import fill_inputs
 from patchcore.model import ModelConfig, PatchCoreModelConfig
 from patchcore.paper import stated
 from patchcore.patches import PatchConfig
@@ -120,7 +121,8 @@ class Config:
     """One experiment: a category, a model, and how it is run and tracked."""
 
     data: DataConfig = MISSING
-    image: ImageConfig = setting(factory=ImageConfig, effect=lambda run: _own_used(run, "image"))
+    # From the class: an instance has mean and std filled in.
+    image: ImageConfig = setting(MISSING, effect=lambda run: _own_used(run, "image"))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     backbone: BackboneConfig = setting(
         factory=BackboneConfig, effect=lambda run: _own_used(run, "backbone")
@@ -258,11 +260,14 @@ def register() -> None:
 def to_config(cfg: DictConfig) -> Config:
     """Real settings objects, each checked by its `__post_init__`.
 
+    Null in `cfg` that stands for what the weights record is replaced there too: see `fill_inputs`.
+
     Raises:
         InputError: A value is out of its range, or there is no such option.
         omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
     """
     _reject_added(cfg)
+    fill_inputs(cfg)
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, Config):
         raise TypeError("the configuration does not start from the schema")

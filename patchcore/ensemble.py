@@ -7,7 +7,8 @@ mean and standard deviation of what it says become its units. Test images have n
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from patchcore.errors import InputError
 from patchcore.index import TorchIndex
-from patchcore.model import FeatureBuffer, PatchCore, Prediction
+from patchcore.model import FeatureBuffer, PatchCore, Prediction, Stateful
 from patchcore.scoring import ScoringConfig, comparable, score_images
 
 
@@ -128,7 +129,7 @@ def combined_maps(maps: Sequence[Tensor], scales: Sequence[Scale]) -> Tensor:
     return torch.stack([s.maps(x) for x, s in zip(maps, scales, strict=True)]).mean(0)
 
 
-class Ensemble(nn.Module):
+class Ensemble(Stateful):
     """Several PatchCores that score as one.
 
     Attributes:
@@ -147,6 +148,14 @@ class Ensemble(nn.Module):
         self.members: Sequence[PatchCore] = nn.ModuleList(members)  # type: ignore[assignment]
         self.config = config or ScaleConfig()
         self.scales: list[Scale] = []
+
+    def remembered(self) -> dict[str, Any]:
+        """See `Stateful.remembered`."""
+        return {"scales": [astuple(scale) for scale in self.scales]}
+
+    def remember(self, values: dict[str, Any]) -> None:
+        """See `Stateful.remember`."""
+        self.scales = [Scale(*scale) for scale in values["scales"]]
 
     def fit(
         self, images: Tensor | Sequence[Tensor | Iterable[Tensor]], progress: bool = False

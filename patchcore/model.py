@@ -3,19 +3,29 @@
 `Detector` is what it shares with the methods that it is compared with, in `baselines`.
 """
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
 
+from patchcore._traced import traced
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 from patchcore.coreset import Coreset, CoresetConfig, GreedyConfig, Order, subsample
 from patchcore.errors import InputError
-from patchcore.index import Index, IndexConfig, PrefixIndex, TorchIndexConfig, build_index
-from patchcore.patches import PatchConfig, PatchFeatures
+from patchcore.index import (
+    Index,
+    IndexConfig,
+    PrefixIndex,
+    TorchIndexConfig,
+    build_index,
+    search_traced,
+)
+from patchcore.patches import Mapping, PatchConfig, PatchFeatures
 from patchcore.scoring import (
     ScoringConfig,
     Search,
@@ -25,14 +35,20 @@ from patchcore.scoring import (
 )
 
 
-@dataclass
-class Prediction:
-    """What the model says of a batch of images; higher is more anomalous."""
+class Prediction(NamedTuple):
+    """Scores of a batch of images; higher is more anomalous.
+
+    A tuple, which PyTorch's compilers take apart and put together as they do tensors.
+    """
 
     score: Tensor  # (B,) anomaly score of each image
     map: Tensor  # (B, H, W) anomaly map at the input's size
     patch_score: Tensor  # (B, h, w) anomaly score of each patch
     nearest: Tensor  # (B, h, w) int64 memory row nearest to each patch; others: see their `score`
+
+
+# So that `torch.export.save` can write what an exported model gives.
+_register_namedtuple(Prediction, serialized_type_name="patchcore.model.Prediction")
 
 
 @dataclass
@@ -45,7 +61,78 @@ class PatchCoreModelConfig(ModelConfig):
     """PatchCore; its settings are groups of their own: patch, coreset, index, scoring."""
 
 
-class Detector(nn.Module, ABC):
+class Stateful(nn.Module):
+    """A module with a memory, whose state dict, copies and casts keep what it has learnt.
+
+    A state dict loads into a module of the same settings, whatever the size of its memory: it
+    holds what `remembered` gives too, and is refused where settings differ that the memory
+    depends on. Buffers keep their dtype when the module is cast, so that a network in half
+    precision searches a memory in float32.
+
+    Attributes:
+        made_again: Names of attributes that are made from the memory where they are None; they are
+            neither copied nor pickled.
+    """
+
+    made_again: tuple[str, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that the memory depends on, as plain values."""
+        return {}
+
+    def remembered(self) -> dict[str, Any]:
+        """Further values that the state holds, as plain values: see `remember`."""
+        return {}
+
+    def remember(self, values: dict[str, Any]) -> None:
+        """Take over the values of `remembered`, once a state has been loaded."""
+
+    def get_extra_state(self) -> Tensor:
+        """Settings and further values as JSON in bytes (n,): a tensor, as all of a state dict."""
+        values = json.dumps({"settings": self.settings(), "values": self.remembered()})
+        return torch.frombuffer(bytearray(values.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Called by `load_state_dict`."""
+        self.remember(_unpacked(state)["values"])
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            theirs, ours = _unpacked(state)["settings"], self.settings()
+            for key in ours | theirs:
+                if theirs.get(key) != ours.get(key):
+                    raise InputError(
+                        f"the state is of a model with {key}={theirs.get(key)}, but this one has "
+                        f"{key}={ours.get(key)}: build it with the same settings"
+                    )
+        for name, buffer in self._buffers.items():
+            loaded = state_dict.get(prefix + name)
+            if buffer is None or not isinstance(loaded, Tensor) or loaded.ndim != buffer.ndim:
+                continue
+            if loaded.shape != buffer.shape and loaded.shape[-1] == buffer.shape[-1]:
+                self._buffers[name] = buffer.new_empty(loaded.shape)
+        for name in self.made_again:
+            setattr(self, name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = self._buffers[name]
+            if buffer is not None and after is not None and after.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(after.device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy` and `pickle`."""
+        return {**self.__dict__, **dict.fromkeys(self.made_again)}
+
+
+class Detector(Stateful, ABC):
     """A method behind a frozen backbone: nominal images in, then scores and anomaly maps out.
 
     Images are float tensors (B, 3, H, W), normalised as the backbone expects. What a method takes
@@ -97,6 +184,10 @@ class Detector(nn.Module, ABC):
     def memory_bytes(self) -> int:
         """Size of all that is kept of the nominal images."""
 
+    def settings(self) -> dict[str, Any]:
+        """See `Stateful.settings`."""
+        return {"backbone.name": self.backbone.name, "layers.names": self.backbone.layers}
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""
@@ -130,10 +221,11 @@ class PatchCore(Detector):
     Attributes:
         memory: (M, D) patch features that `fit` kept, as they are searched (for the cosine
             distance at unit length); empty before.
-        coreset: How they were chosen.
+        coreset: How they were chosen; None for a memory that was loaded.
     """
 
     memory: Tensor
+    made_again = ("_index", "_prefixes")
 
     def __init__(
         self,
@@ -153,6 +245,23 @@ class PatchCore(Detector):
         self.register_buffer("memory", torch.empty(0, self.patches.dimension))
         self._index: Index | None = None
         self._prefixes: PrefixIndex | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """See `Stateful.settings`."""
+        patch, channels = self.patch_config, self.backbone.channels
+        mapped = patch.maps(channels)
+        return {
+            **super().settings(),
+            "patch.size": patch.size,
+            "patch.stride": patch.stride,
+            "patch.mapping": (Mapping.reference if mapped else Mapping.average).value,
+            "patch.layer_channels": patch.layer_channels if mapped else None,
+            "scoring.distance": self.scoring.distance.value,
+        }
+
+    def remember(self, values: dict[str, Any]) -> None:
+        """See `Stateful.remember`."""
+        self.coreset = None
 
     @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> Tensor:
@@ -174,13 +283,22 @@ class PatchCore(Detector):
 
         They may lie in host memory while the model is on an accelerator. A stored `order` of the
         same features and settings is used or continued.
+
+        Raises:
+            InputError: They are NaN or infinite, or do not suit the settings.
         """
         device = self.memory.device
-        self.coreset = subsample(
+        coreset = subsample(
             features, self.coreset_config, device=device, order=order, progress=progress
         )
-        self.memory = comparable(self.coreset.memory.to(device), self.scoring)
-        return self.coreset
+        memory = comparable(coreset.memory.to(device), self.scoring)
+        if not bool(memory.isfinite().all()):
+            raise InputError(
+                "the nominal images' patch features are NaN or infinite: check the images, "
+                "backbone.weights and trainer.precision"
+            )
+        self.coreset, self.memory = coreset, memory
+        return coreset
 
     @torch.inference_mode()
     def score(self, features: Tensor, size: tuple[int, int]) -> Prediction:
@@ -232,6 +350,8 @@ class PatchCore(Detector):
         """Squared distances and rows, both (Q, k), of the memory nearest to queries (Q, D)."""
         if not len(self.memory):
             raise InputError("the memory is empty: call fit with nominal images first")
+        if traced():
+            return search_traced(self.memory, queries, neighbours, self.index_config)
         if self._index is None or self._index.memory is not self.memory:  # fitted or moved since
             self._index = build_index(self.memory, self.index_config)
         return self._index.search(queries, neighbours)
@@ -245,6 +365,12 @@ class PatchCore(Detector):
     def memory_bytes(self) -> int:
         """Of the memory."""
         return self.memory.nbytes
+
+
+def _unpacked(state: Tensor) -> dict[str, Any]:
+    """Content of `Stateful.get_extra_state`."""
+    values: dict[str, Any] = json.loads(bytes(state.tolist()))
+    return values
 
 
 class FeatureBuffer:

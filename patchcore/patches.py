@@ -124,7 +124,7 @@ class PatchFeatures(nn.Module):
         """
         pooled = [self._pool(i, x) for i, x in enumerate(maps)]
         grid = pooled[0].shape[-2:]
-        features = pooled[0].new_empty(len(pooled[0]), *grid, self.dimension)  # (B, h, w, D)
+        features = pooled[0].new_empty(pooled[0].shape[0], *grid, self.dimension)  # (B, h, w, D)
         filled = 0
         for (lo, hi), x in zip(self.rows, pooled, strict=True):
             if x.shape[-2:] != grid:

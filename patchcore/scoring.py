@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, Int64
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+from patchcore._traced import traced
 from patchcore.errors import InputError
 from patchcore.settings import check_ranges, setting
 
@@ -126,7 +127,7 @@ def score_images(
     scores = patch_scores(squared, config).view(patches.shape[:2])  # (B, h·w)
     s_star, m_test = highest(scores, config.top_share)  # (B, T)
     if config.reweight:
-        image = torch.arange(len(patches), device=patches.device)[:, None]
+        image = torch.arange(patches.shape[0], device=patches.device)[:, None]
         m_star = rows[:, 0].view_as(scores)[image, m_test]  # (B, T)
         weight = neighbourhood_weight(
             patches[image, m_test].flatten(0, 1), m_star.flatten(), memory, search, config.reweight
@@ -149,7 +150,7 @@ def highest(
 
     They are that share of the patches, rounded, but at least one: the maximum of Eq. 6.
     """
-    count = max(1, round(share * scores.shape[1]))
+    count = max(1, round(share * int(scores.shape[1]))) if share else 1
     if count == 1:
         s_star, m_test = scores.max(1, keepdim=True)  # of equal ones the first
         return s_star, m_test
@@ -191,6 +192,8 @@ def anomaly_maps(
     Bilinear upsampling (pixel centres at half integers), then a Gaussian of `sigma` px, cut at 4σ,
     with the border mirrored. Both are linear and separable, so each axis is one fixed matrix.
     """
+    if traced():
+        return _anomaly_maps_traced(scores, size, sigma)
     rows = _upsample_and_blur(scores.shape[1], size[0], sigma).to(scores)  # (H, h)
     columns = _upsample_and_blur(scores.shape[2], size[1], sigma).to(scores)  # (W, w)
     return rows @ scores @ columns.T  # (B, H, W)
@@ -199,11 +202,33 @@ def anomaly_maps(
 @lru_cache(maxsize=16)
 def _upsample_and_blur(grid: int, size: int, sigma: float) -> Float32[Tensor, "size grid"]:
     """Matrix of one axis: column i is the response to patch i alone."""
-    identity = torch.eye(grid)[None]  # (1, grid, grid)
+    # float32 whatever the default is: the matrix is kept for later calls.
+    identity = torch.eye(grid, dtype=torch.float32)[None]  # (1, grid, grid)
     upsampled = F.interpolate(identity, size=size, mode="linear", align_corners=False)[0].T
     if sigma == 0:
         return upsampled
     return torch.from_numpy(gaussian_filter1d(upsampled.numpy(), sigma, axis=0, mode="reflect"))
+
+
+def _anomaly_maps_traced(
+    scores: Float[Tensor, "images h w"], size: tuple[int, int], sigma: float
+) -> Float[Tensor, "images height width"]:
+    """`anomaly_maps` up to rounding, by steps that PyTorch's compilers can follow."""
+    maps = F.interpolate(scores[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    if sigma == 0:
+        return maps
+    return _blur(size[0], sigma, maps) @ maps @ _blur(size[1], sigma, maps).T  # (B, H, W)
+
+
+def _blur(size: int, sigma: float, like: Tensor) -> Float[Tensor, "size size"]:
+    """Matrix of the Gaussian along one axis."""
+    reach = int(4 * sigma + 0.5)  # as SciPy cuts it
+    offsets = torch.arange(-reach, reach + 1, device=like.device)
+    weights = torch.exp(-0.5 * (offsets / sigma).square().to(like))
+    weights = weights / weights.sum()
+    at = (torch.arange(size, device=like.device)[:, None] + offsets) % (2 * size)
+    at = torch.where(at < size, at, 2 * size - 1 - at)  # mirrored, the border pixel twice
+    return like.new_zeros(size, size).scatter_add(1, at, weights.expand(size, -1))
 
 
 def _distance(

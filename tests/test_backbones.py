@@ -1,11 +1,14 @@
+import os
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
+from patchcore import PatchCore
+from patchcore.backbones import Backbone, BackboneConfig, LayersConfig, _layout
 from patchcore.errors import InputError
 
 
@@ -121,6 +124,93 @@ def test_real_weights_load(resnet18_weights: Path) -> None:
     assert all(torch.isfinite(x).all() for x in backbone(torch.randn(1, 3, 224, 224)))
 
 
+class Code:
+    """Unpickling it would write a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def odd_file(folder: Path, kind: str) -> Path:
+    """A file that is no state dict, or one with values that no network can use."""
+    state = timm.create_model("test_resnet").state_dict()
+    one = "layer1.0.conv1.weight"
+    contents = {
+        "tensor": torch.zeros(3),
+        "list": [torch.zeros(3)],
+        "number": 7,
+        "empty": {},
+        "words": {"epoch": 3, "name": "x"},
+        "optimiser": {"optimizer": {"state": {}}, "epoch": 1},
+        "integers": {**state, one: state[one].to(torch.int8)},
+        "complex": {**state, one: state[one].to(torch.complex64)},
+        "nan": {**state, one: state[one] * torch.nan},
+        "infinite": {**state, one: state[one].double() * 1e300},
+        "code": Code(folder / "executed"),
+    }
+    path = folder / f"{kind}.pth"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "text":
+        path.write_text("these are no weights\n")
+    elif kind == "nothing":
+        path.touch()
+    elif kind == "page":
+        path = path.with_suffix(".safetensors")
+        path.write_text("<html>404</html>")
+    else:
+        torch.save(contents[kind], path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("tensor", r"holds a tensor \(3,\), not a state dict"),
+        ("list", "holds an object of type list, not a state dict"),
+        ("number", "holds an object of type int, not a state dict"),
+        ("empty", r"holds no tensors by name \(nothing\)"),
+        ("words", r"holds no tensors by name \(only epoch, name\)"),
+        ("optimiser", r"holds no tensors by name \(only optimizer, epoch\)"),
+        ("integers", "as int8, but the network needs float32"),
+        ("complex", "as complex64, but the network needs float32"),
+        ("nan", "NaN or infinite values in 'layer1.0.conv1.weight'"),
+        ("infinite", "NaN or infinite values in 'layer1.0.conv1.weight'"),
+        ("code", "no plain file of tensors.*mkdir.*safetensors"),
+        ("folder", "is a folder"),
+        ("text", "cannot be read"),
+        ("nothing", "cannot be read"),
+        ("page", "cannot be read"),
+    ],
+)
+def test_files_that_hold_no_weights_are_refused_in_one_line(
+    tmp_path: Path, kind: str, message: str
+) -> None:
+    path = odd_file(tmp_path, kind)
+    with pytest.raises(InputError, match=f"^backbone.weights: {path} .*{message}") as error:
+        Backbone(BackboneConfig("test_resnet", str(path)), LayersConfig())
+    text = str(error.value)
+    assert "\n" not in text and not (tmp_path / "executed").exists()
+    for advice in ("weights_only", "add_safe_globals", "allowlist", "trust"):
+        assert advice not in text
+
+
+def test_wrapped_and_half_precision_files_load(tmp_path: Path) -> None:
+    state = {k: v.half() for k, v in timm.create_model("test_resnet").state_dict().items()}
+    torch.save({"model": {"state_dict": state}, "epoch": 3}, tmp_path / "wrapped.PTH")
+    save_file(state, tmp_path / "half.safetensors")
+    images = torch.randn(1, 3, 64, 64)
+    maps = [
+        Backbone(BackboneConfig("test_resnet", str(tmp_path / file)), LayersConfig())(images)
+        for file in ("wrapped.PTH", "half.safetensors")
+    ]
+    assert all(torch.equal(x, y) for x, y in zip(*maps, strict=True))
+    assert maps[0][0].dtype == torch.float32
+
+
 def bad_file(tmp_path: Path, kind: str) -> Path:
     state = timm.create_model("resnet18").state_dict()
     path = tmp_path / f"{kind}.safetensors"
@@ -154,6 +244,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, kind: str, message:
         (BackboneConfig("resnet81", "none"), ["2"], "no network 'resnet81'; did you mean"),
         (BackboneConfig("resnet18", "tv_in2k"), ["2"], "'resnet18.tv_in2k'; give one of"),
         (BackboneConfig("resnet18", "gone.safetensors"), ["2"], "no such file: gone.safetensors"),
+        (BackboneConfig("resnet18.tv_in1k"), ["2"], "write backbone.name=resnet18 backbone.weight"),
+        (BackboneConfig("embedded", "tv_in1k"), ["2"], "embedded.tv_in1k'; give one of shipped"),
+        (BackboneConfig("coatnet_0_224"), ["2"], "timm has no weights of 'coatnet_0_224'"),
     ],
 )
 def test_unknown_names_are_named(config: BackboneConfig, layers: list[str], message: str) -> None:
@@ -170,19 +263,125 @@ def test_a_layer_that_the_network_lacks(layer: str, message: str) -> None:
         Backbone(BackboneConfig("resnet18", "none"), LayersConfig([layer]))
 
 
+def test_levels_of_a_network_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchcore.backbones._stages", lambda network: {})
+    with pytest.raises(InputError, match=r"no hierarchy level 2; it has none: name modules"):
+        Backbone(BackboneConfig("embedded"), LayersConfig(["2"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "message"),
+    [
+        ("test_resnet", ["2", "layer2"], "repeats a layer: '2' and 'layer2' are both layer2"),
+        ("test_vit", ["blocks.2", "3", "2"], "repeats a layer: 'blocks.2' and '2' are both"),
+        ("test_resnet", ["fc"], r"'fc' gives no map of the image but of shape \(1, 1000\)"),
+        ("test_resnet", ["2", "global_pool"], r"'global_pool' gives no map"),
+        ("test_efficientnet", ["blocks.4.0.se.conv_reduce"], "conv_reduce' gives no map"),
+        ("test_vit", ["head"], "'head' gives no map"),
+        ("test_vit", ["blocks.1.attn.qkv", "fc_norm"], "'fc_norm' gives no map"),
+        ("test_efficientnet", ["global_pool.pool"], "'global_pool.pool' gives no map"),
+        ("test_maxvit", ["stages.0.blocks.0.attn_block.attn.qkv"], "qkv' gives no map"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:backbone .* has random weights")
+def test_layers_without_a_map_of_their_own(name: str, layers: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=f"^layers.names.*{message}") as error:
+        Backbone(BackboneConfig(name, "none"), LayersConfig(layers))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("output", [[torch.zeros(1, 8, 4, 4)], None, torch.zeros(2, 8, 4, 4)])
+def test_layers_that_give_no_tensor_of_one_image(output: object) -> None:
+    with pytest.raises(InputError, match=r"^layers.names: 'x' gives no map"):
+        _layout(nn.Identity(), "x", output, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "shape"),
+    [
+        ("test_vit", "patch_embed", (64, 4, 6)),  # (B, h, w, C) in a network of tokens
+        ("test_convnext", "stages.0.blocks.0.mlp.fc1", (96, 16, 24)),  # inside a block
+        ("test_mambaout", "2", (32, 8, 12)),
+    ],
+)
+def test_axes_are_told_apart_by_the_shape(
+    name: str, layer: str, shape: tuple[int, int, int]
+) -> None:
+    backbone = random_backbone(name, [layer])
+    images = torch.randn(1, 3, 64, 96)
+    raw: list[torch.Tensor] = []
+    module = backbone.network.get_submodule(backbone.layers[0])
+    hook = module.register_forward_pre_hook(lambda m, args: raw.append(m.forward(*args)))
+    (x,) = backbone(images)
+    hook.remove()
+    assert tuple(x.shape[1:]) == shape and backbone.channels == [shape[0]]
+    assert torch.allclose(x, raw[0].permute(0, 3, 1, 2), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:backbone .* has random weights")
+def test_sizes_that_a_network_refuses() -> None:
+    backbone = random_backbone("test_maxvit", ["2"])  # windows
+    side = backbone.input.side
+    assert backbone(torch.zeros(1, 3, side, side))[0].isfinite().all()
+    with pytest.raises(InputError, match=r"^image.crop: test_maxvit takes no images of 90 × 70 px"):
+        backbone(torch.zeros(1, 3, 90, 70))
+    assert backbone(torch.zeros(1, 3, side, side))[0].isfinite().all()  # as if nothing had been
+    for images in (torch.zeros(3, 64, 64), torch.zeros(1, 1, 64, 64)):
+        with pytest.raises(InputError, match=r"^images must be normalised floats \(B, 3, H, W\)"):
+            backbone(images)
+    with pytest.raises(InputError, match=r"got \(1, 3, 64, 64\) uint8"):
+        backbone(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_the_default_network_needs_no_download() -> None:
+    backbone = PatchCore().backbone
+    assert backbone.name == "embedded" and backbone.layers == ["layer2", "layer3"]
+    assert BackboneConfig().resolved() == "shipped"
+    assert BackboneConfig("wide_resnet50_2").resolved() == "tv_in1k"
+    assert BackboneConfig("efficientnet_b0").resolved() == "ra_in1k"
+
+
+def test_embedded_without_weights_is_random() -> None:
+    maps = []
+    for seed in (0, 0, 1):
+        with pytest.warns(UserWarning, match="backbone embedded has random weights"):
+            backbone = Backbone(BackboneConfig("embedded", "none", seed), LayersConfig())
+        maps.append(backbone(torch.ones(1, 3, 64, 64))[1])
+    shipped = Backbone(BackboneConfig("embedded"), LayersConfig())(torch.ones(1, 3, 64, 64))[1]
+    assert torch.equal(maps[0], maps[1])
+    assert not torch.equal(maps[0], maps[2]) and not torch.equal(maps[0], shipped)
+
+
 def test_weights_that_cannot_be_had_name_the_tag_and_the_ways_out(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError) as error:
-        Backbone(BackboneConfig(), LayersConfig())
+        PatchCore(BackboneConfig("wide_resnet50_2"))
     for part in ("wide_resnet50_2.tv_in1k", "backbone.weights=FILE", "backbone=embedded"):
         assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    # In Python too it is one error, without the pages of the client that failed.
+    assert error.value.__cause__ is None and error.value.__suppress_context__
+
+
+def test_weights_that_are_damaged_where_the_hub_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **settings: object) -> None:
+        raise OSError("Error while deserializing header:\n header too small")
+
+    monkeypatch.setattr("patchcore.backbones.require_weights", lambda name: None)
+    monkeypatch.setattr("timm.create_model", fail)
+    message = r"^backbone.weights: 'resnet18.tv_in1k' .*header too small\); give a local file"
+    with pytest.raises(InputError, match=message) as error:
+        Backbone(BackboneConfig("resnet18"), LayersConfig())
+    assert error.value.__suppress_context__
 
 
 def test_layers_are_checked() -> None:
     with pytest.raises(InputError, match=r"layers.names is empty"):
         LayersConfig([])
+    with pytest.raises(InputError, match=r"write \[layer2\]"):
+        LayersConfig("layer2")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"layers.names repeats"):
         LayersConfig(["2", "2"])

@@ -207,6 +207,23 @@ def test_bfloat16_autocast_gives_nearly_the_same_scores(
         assert module.scores[i] == pytest.approx(score, abs=3 * float(errors.max()))
 
 
+@pytest.mark.parametrize(
+    ("precision", "share"), [("16-true", 0.02), ("bf16-true", 0.1), ("64-true", 1e-4)]
+)
+def test_true_precisions_give_nearly_the_same_scores(
+    root: Path, tested: tuple[PatchCoreModule, dict[str, float]], precision: Any, share: float
+) -> None:
+    module, runner = PatchCoreModule(model()), trainer(precision=precision)
+    runner.fit(module, data(root))
+    runner.test(module, data(root), verbose=False)
+    assert module.model.memory.dtype == torch.float32
+    for i, score in tested[0].scores.items():
+        assert module.scores[i] == pytest.approx(score, rel=share)
+    plain = fit(data(root))  # nothing that is kept between calls was made in that precision
+    trainer().test(plain, data(root), verbose=False)
+    assert plain.scores == tested[0].scores
+
+
 def test_bars_say_what_is_being_done(root: Path, capsys: CaptureFixture[str]) -> None:
     settings: dict[str, Any] = {"enable_progress_bar": True, "callbacks": [ProgressBar()]}
     module, runner = PatchCoreModule(model()), trainer(max_epochs=2, **settings)

@@ -11,11 +11,13 @@ and a patch's score is the Mahalanobis distance √((x − μ)ᵀ Σ⁻¹ (x −
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from patchcore._traced import traced
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.baselines.common import ImageBuffer, check_grid, interpolated, refuse_unused
 from patchcore.errors import InputError
@@ -83,6 +85,20 @@ class Padim(Detector):
         self.register_buffer("factor", torch.empty(0, count, count))
         self.grid = (0, 0)
 
+    def settings(self) -> dict[str, Any]:
+        """See `Stateful.settings`."""
+        drawn = {f"model.{key}": value for key, value in vars(self.config).items()}
+        return {**super().settings(), **drawn}
+
+    def remembered(self) -> dict[str, Any]:
+        """See `Stateful.remembered`."""
+        return {"grid": self.grid}
+
+    def remember(self, values: dict[str, Any]) -> None:
+        """See `Stateful.remember`."""
+        height, width = values["grid"]
+        self.grid = (height, width)
+
     @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> Tensor:
         """The drawn channels (B, h, w, D), float32, of layer maps [(B, C, h, w), …]."""
@@ -136,7 +152,7 @@ class Padim(Detector):
         check_grid((height, width), self.grid)
         with torch.autocast(features.device.type, enabled=False):
             x = (features.flatten(1, 2) - self.mean).permute(1, 2, 0)  # (h·w, D, B)
-            at_once = max(1, _CHUNK // (2 * x.shape[1] * count))
+            at_once = max(1, _CHUNK // (2 * x.shape[1] * count)) if not traced() else len(x)
             chunks = zip(self.factor.split(at_once), x.split(at_once), strict=True)
             whitened = (torch.linalg.solve_triangular(*pair, upper=False) for pair in chunks)
             scores = torch.cat([y.square().sum(1).sqrt() for y in whitened]).T  # (B, h·w)

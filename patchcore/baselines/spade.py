@@ -12,14 +12,16 @@ are made for a few neighbours at a time.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from patchcore._traced import traced
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.baselines.common import ImageBuffer, check_grid, interpolated, refuse_unused
 from patchcore.errors import InputError
-from patchcore.index import TorchIndex, TorchIndexConfig
+from patchcore.index import TorchIndex, TorchIndexConfig, search_traced
 from patchcore.model import Detector, ModelConfig, Prediction
 from patchcore.scoring import ScoringConfig, anomaly_maps
 
@@ -62,6 +64,7 @@ class Spade(Detector):
     """
 
     pooled: Tensor
+    made_again = ("_index",)
 
     def __init__(
         self,
@@ -81,6 +84,11 @@ class Spade(Detector):
             self.register_buffer(f"layer_{i}", torch.empty(0, 0, 0, channels[i]))
         self.register_buffer("pooled", torch.empty(0, channels[-1]))
         self._index: TorchIndex | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """See `Stateful.settings`."""
+        kept = {"model.pyramid": self._layers, "model.storage": self.config.storage.value}
+        return {**super().settings(), **kept}
 
     @property
     def layers(self) -> list[Tensor]:
@@ -145,9 +153,12 @@ class Spade(Detector):
 
     def _search_images(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distances and numbers of the K nearest images, both (B, K), of (B, C)."""
+        neighbours = min(self.config.neighbours, len(self.pooled))
+        if traced():
+            return search_traced(self.pooled, pooled, neighbours)
         if self._index is None or self._index.memory is not self.pooled:  # fitted or moved since
             self._index = TorchIndex(self.pooled, self.index_config)
-        return self._index.search(pooled, min(self.config.neighbours, len(self.pooled)))
+        return self._index.search(pooled, neighbours)
 
     def _search_pixels(self, queries: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distances and numbers of the κ nearest pixels of `images` (K,), both (h·w, κ).
@@ -162,8 +173,11 @@ class Spade(Detector):
         parts = []
         for some in images.split(at_once):
             memory = _joined([layer[some] for layer in self.layers])  # (some·h·w, D)
-            index = TorchIndex(memory, self.index_config)
-            distances, rows = index.search(queries, self.config.pixel_neighbours)
+            if traced():
+                distances, rows = search_traced(memory, queries, self.config.pixel_neighbours)
+            else:
+                index = TorchIndex(memory, self.index_config)
+                distances, rows = index.search(queries, self.config.pixel_neighbours)
             parts.append((distances, some[rows // positions] * positions + rows % positions))
         distances = torch.cat([part[0] for part in parts], 1)  # (h·w, parts·κ)
         nearest = distances.topk(self.config.pixel_neighbours, largest=False)

@@ -147,15 +147,16 @@ def project(
         return features
     generator = torch.Generator().manual_seed(config.seed)
     device = torch.device(device) if device is not None else features.device
-    matrix = torch.randn(full, small, generator=generator).to(device)  # (D, d)
+    shape, real = (full, small), torch.float32  # whatever the default is
+    matrix = torch.randn(shape, generator=generator, dtype=real).to(device)  # (D, d)
     if config.projection is Projection.sparse:
         share = full**-0.5
-        kept = torch.rand(full, small, generator=generator).to(device) < share
+        kept = torch.rand(shape, generator=generator, dtype=real).to(device) < share
         matrix = matrix.sign() * kept / share**0.5
     matrix /= small**0.5
     with full_precision(device):
         fits = 4 * n * small <= free_memory(device) // 2
-        points = torch.empty(n, small, device=device if fits else "cpu")
+        points = torch.empty(n, small, device=device if fits else "cpu", dtype=real)
         for rows in slices(n, config.chunk or chunk_size(device, full)):
             points[rows] = features[rows].to(device, torch.float32) @ matrix
         return points.sub_(points.mean(0))

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from patchcore.coreset.order import Order
 from patchcore.coreset.sampler import Coreset, SizedConfig
-from patchcore.coreset.tensors import draw, full_precision, squared_distances, take
+from patchcore.coreset.tensors import NOT_FINITE, draw, full_precision, squared_distances, take
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
@@ -51,13 +51,15 @@ def learn_proxies(
     The weights need a temperature that suits the features' scale. Where proxies differ little in
     distance beside it, each patch is rebuilt as nearly the mean of them all, and the cheapest way
     to a smaller loss is to drive the proxies apart, far outside the patches they stand for.
-    Raises InputError if the loss does not stay finite.
+    Raises InputError if features or proxies are not finite.
     """
     n, size = len(features), config.size(len(features))
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(n, generator=generator)[:size]
     start = take(features, chosen).to(device, torch.float32)  # (M, D)
-    losses = torch.empty(config.steps)
+    if not bool(start.isfinite().all()):
+        raise InputError(NOT_FINITE)
+    losses = torch.empty(config.steps, dtype=torch.float32)
     with torch.inference_mode(False), full_precision(device), torch.enable_grad():
         temperature = 1.0
         if config.temperature is not None:
@@ -76,12 +78,13 @@ def learn_proxies(
             loss.backward()
             adam.step()
             losses[step] = loss.detach()
-    if not bool(losses.isfinite().all()):
+    memory = proxies.detach().to(features)
+    if not bool(memory.isfinite().all()):
         raise InputError(
-            "coreset=learned does not converge, its loss is not finite: lower "
-            f"coreset.learning_rate={config.learning_rate:g}, or check images and backbone"
+            "coreset.learning_rate is too high, or coreset.temperature too low: the learned "
+            "proxies became NaN or infinite"
         )
-    return Coreset(proxies.detach().to(features), None, losses=losses)
+    return Coreset(memory, None, losses=losses)
 
 
 def reconstruction_loss(

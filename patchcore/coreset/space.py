@@ -7,7 +7,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from patchcore.coreset.tensors import chunk_size, free_memory, slices, squared_distances
+from patchcore.coreset.tensors import (
+    NOT_FINITE,
+    chunk_size,
+    free_memory,
+    slices,
+    squared_distances,
+)
 from patchcore.errors import InputError
 
 
@@ -43,7 +49,7 @@ class Space:
         variance = squared.double().mean() - self.mean.square().sum()
         spread = float((variance / dimension).clamp(min=0).sqrt())
         if not math.isfinite(spread):
-            raise InputError("features hold NaN or infinite values: check images and backbone")
+            raise InputError(NOT_FINITE)
         grid = 2.0 ** math.floor(math.log2(spread)) if spread else 0.0
         self.centre = (self.mean / grid).round() * grid if grid else self.mean
         self.shifted = bool(self.centre.any())

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
+NOT_FINITE = "features hold NaN or infinite values: check images and backbone"
+
 
 def draw(n: int, count: int, seed: int) -> Int64[Tensor, " drawn"]:
     """`count` different indices below n (all if it is less): a prefix of one seeded sequence."""

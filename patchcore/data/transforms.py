@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from patchcore._record import InputRecord
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
@@ -29,10 +30,14 @@ class ImageConfig:
     resize: int | None = 256  # shorter side, pixels; null keeps the size on disk
     stretch: bool = False  # both sides become `resize`, whatever the aspect ratio was
     crop: int | None = 224  # side of the centre square, pixels; null keeps everything
-    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # RGB, of 0–1
-    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])  # RGB, of 0–1
+    # RGB, of 0–1. Null in the settings of a run: those of the backbone's weights. Here, where no
+    # network is known, ImageNet's; others are `BackboneConfig(…).input().mean` and `.std`.
+    mean: list[float] | None = None
+    std: list[float] | None = None
 
     def __post_init__(self) -> None:
+        self.mean = list(InputRecord.mean) if self.mean is None else self.mean
+        self.std = list(InputRecord.std) if self.std is None else self.std
         for key, side in (("resize", self.resize), ("crop", self.crop)):
             if side is not None and side < 1:
                 raise InputError(f"image.{key} must be at least 1 pixel or null, got {side}")
@@ -43,10 +48,12 @@ class ImageConfig:
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:
                 raise InputError(f"image.{key} must hold 3 values (R, G, B), got {len(values)}")
+            if not all(abs(value) <= 1e6 for value in values):  # nor NaN
+                raise InputError(f"image.{key} must be finite shares of 0–1, got {list(values)}")
         if self.stretch and self.resize is None:
             raise InputError("image.stretch needs image.resize: the side to stretch to")
-        if min(self.std) <= 0:
-            raise InputError(f"image.std must be positive, got {list(self.std)}")
+        if min(self.std) < 1e-6:
+            raise InputError(f"image.std must be at least 1e-6, got {list(self.std)}")
 
     def same_view(self, other: "ImageConfig") -> bool:
         """Whether both leave the same part of every image, up to 1 % of its side."""

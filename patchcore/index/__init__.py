@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchcore.index.base import Index, IndexConfig
-from patchcore.index.exact import TorchIndex, TorchIndexConfig
+from patchcore.index.exact import TorchIndex, TorchIndexConfig, search_traced
 from patchcore.index.faiss import FaissFactoryConfig, FaissFlatConfig, FaissIVFPQConfig
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "TorchIndex",
     "TorchIndexConfig",
     "build_index",
+    "search_traced",
 ]
 
 INDEXES: dict[str, type[IndexConfig]] = {

@@ -1,7 +1,7 @@
 """Base of the search back ends: their common settings, and what a search returns."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
@@ -9,10 +9,18 @@ from torch import Tensor
 from patchcore.errors import InputError
 from patchcore.settings import check_ranges
 
+NOT_FINITE = (
+    "patch features are NaN or infinite, or too large for float32: check the images, "
+    "backbone.weights and trainer.precision"
+)
+
 
 @dataclass
 class IndexConfig:
     """Base of the search back ends' settings."""
+
+    exact: ClassVar[bool] = True
+    """Whether the nearest patches and their distances are found, up to rounding."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "index")

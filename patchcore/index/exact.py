@@ -1,5 +1,6 @@
 """Exact search by matrix products in torch: the default."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,12 +8,14 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from patchcore.index.base import Index, IndexConfig, check_neighbours
+from patchcore.errors import InputError
+from patchcore.index.base import NOT_FINITE, Index, IndexConfig, check_neighbours
 from patchcore.index.coarse import coarse_dtype, product_error, sum_error
 from patchcore.settings import setting
 
 _CPU_CHUNK = 2**22  # distances at a time that stay in the processor's cache
 _CANDIDATES = 64  # measured at most for one query
+_TRACED_SPARE = 3  # measured beyond those asked for, where rounding cannot be bounded
 
 
 @dataclass
@@ -29,6 +32,37 @@ class TorchIndexConfig(IndexConfig):
 
     def build(self, memory: Float[Tensor, "memory channels"]) -> "Index":
         return TorchIndex(memory, self)
+
+
+def search_traced(
+    memory: Float[Tensor, "memory channels"],
+    queries: Float[Tensor, "queries channels"],
+    neighbours: int,
+    config: IndexConfig | None = None,
+) -> tuple[Float[Tensor, "queries neighbours"], Int64[Tensor, "queries neighbours"]]:
+    """Exact search that `torch.compile`, `torch.export` and `torch.jit.trace` can follow.
+
+    It looks at no value and keeps nothing between calls; distances equal those of `TorchIndex` up
+    to rounding. Arguments and results are those of `Index.search`.
+
+    Raises:
+        InputError: The back end is approximate, so that its distances could not be had.
+    """
+    if config is not None and not config.exact:
+        raise InputError(
+            "index: an approximate search cannot be traced; compile or export the model with "
+            "index=torch"
+        )
+    check_neighbours(neighbours, len(memory))
+    queries = queries.to(memory.dtype)
+    centre = memory.mean(0)  # takes length, and with it rounding, from the vectors
+    points, centred = memory - centre, queries - centre
+    partial = torch.add(points.square().sum(1), centred @ points.T, alpha=-2)  # (Q, M), less ‖q‖²
+    few = min(neighbours + _TRACED_SPARE, len(memory))
+    rows = partial.topk(few, largest=False).indices.sort(1).values  # (Q, C), lowest row first
+    distances = (queries[:, None] - memory[rows]).square().sum(2)  # (Q, C)
+    distances, order = distances.sort(dim=1, stable=True)
+    return distances[:, :neighbours], rows.gather(1, order[:, :neighbours])
 
 
 class TorchIndex:
@@ -56,6 +90,8 @@ class TorchIndex:
         self._points = points.to(screen)
         dimension = memory.shape[1]
         longest = float(self._norms.max().sqrt()) if len(memory) else 0.0
+        if not math.isfinite(longest):
+            raise InputError(NOT_FINITE)
         self._blur = 2 * product_error(screen, dimension) * longest  # of 2q·m, per ‖q‖
         self._blur_norm = sum_error(dimension) * longest**2  # of ‖m‖²
 
@@ -93,6 +129,9 @@ class TorchIndex:
     ) -> list[tuple[Tensor, Tensor]]:
         centred = queries if self._centre is None else queries - self._centre
         lengths = torch.linalg.vector_norm(centred, dim=1, dtype=torch.float32)  # (Q,)
+        # A query that is not a number has no candidates, and would be given another's.
+        if not bool(lengths.square().isfinite().all()):
+            raise InputError(NOT_FINITE)
         blur = 2 * (self._blur * lengths + self._blur_norm)  # of a difference of two products
         centred = centred.to(self._points.dtype)
         bound = queries.new_full((len(queries),), torch.inf, dtype=torch.float32)  # (Q,)

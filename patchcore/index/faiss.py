@@ -1,14 +1,14 @@
 """Search by faiss: exact, by codes in inverted lists as in the paper, or any index it describes."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from patchcore.errors import InputError
-from patchcore.index.base import Index, IndexConfig, check_neighbours
+from patchcore.index.base import NOT_FINITE, Index, IndexConfig, check_neighbours
 from patchcore.index.exact import TorchIndex
 from patchcore.settings import setting
 
@@ -29,6 +29,8 @@ class FaissIVFPQConfig(IndexConfig):
 
     Distances are those of the codes, as in the paper.
     """
+
+    exact: ClassVar[bool] = False
 
     lists: int = setting(512, "inverted lists", low=1)
     probes: int = setting(1, "lists searched per query", low=1)
@@ -67,6 +69,8 @@ class FaissFactoryConfig(IndexConfig):
     patches found, whatever codes or transforms the index works with.
     """
 
+    exact: ClassVar[bool] = False
+
     factory: str = setting("HNSW32", "description of the index, such as IVF256,PQ32")
     parameters: str = setting("", "faiss's parameters of the search, such as nprobe=8")
 
@@ -86,6 +90,8 @@ class FaissIndex:
         config: FaissFlatConfig | FaissIVFPQConfig,
     ) -> None:
         faiss = _import_faiss(config.gpu)
+        if not bool(memory.isfinite().all()):
+            raise InputError(NOT_FINITE)
         self.memory = memory
         self._device = torch.device("cpu")
         if config.gpu:
@@ -134,9 +140,14 @@ class FaissIndex:
         distances, indices = self.index.search(vectors, neighbours)
         lacking = (indices < 0).any(1).nonzero()[:, 0]  # faiss fills up with −1
         if len(lacking):
+            lists = hasattr(self.index, "nprobe")  # flat search leaves nothing out but overflow
+            if not lists or not bool(vectors[lacking].isfinite().all()):
+                raise InputError(NOT_FINITE)
             probes, self.index.nprobe = self.index.nprobe, self.index.nlist
             distances[lacking], indices[lacking] = self.index.search(vectors[lacking], neighbours)
             self.index.nprobe = probes
+        if bool((indices < 0).any()) or not bool(distances.isfinite().all()):
+            raise InputError(NOT_FINITE)
         return distances.clamp_(min=0).to(queries.device), indices.to(queries.device)
 
     def _vectors(self, x: Float[Tensor, "rows channels"]) -> Float32[Tensor, "rows channels"]:
@@ -177,6 +188,8 @@ class FaissFactoryIndex:
         """See `Index.search`. Queries for which too few are found are searched exactly."""
         check_neighbours(neighbours, len(self.memory))
         vectors = queries.to("cpu", torch.float32).contiguous()
+        if not bool(vectors.isfinite().all()):
+            raise InputError(NOT_FINITE)
         rows = self.index.search(vectors, neighbours)[1].to(queries.device).sort(1).values
         lacking = (rows < 0).any(1).nonzero()[:, 0]  # faiss fills up with −1
         if len(lacking):

@@ -1,0 +1,232 @@
+"""Weights by name or from a file, and the input that their record says they were trained for."""
+
+import difflib
+import pickle
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchcore._record import InputRecord
+from patchcore.errors import InputError
+
+EMBEDDED = "embedded"
+"""Name of the network that ships with this package."""
+SHIPPED = "shipped"
+"""Name of its weights."""
+NONE = "none"
+"""Name of seeded random weights, of any network."""
+FILE_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin", ".ckpt"}
+
+
+def is_file(weights: str) -> bool:
+    """Whether weights are named by a file rather than by a tag."""
+    return Path(weights).suffix.lower() in FILE_SUFFIXES
+
+
+def default_weights(name: str) -> str:
+    """Weights of a network where none are named: the paper's, else the first of timm's."""
+    if name == EMBEDDED:
+        return SHIPPED
+    tags = _tags(name)
+    if not tags:
+        raise InputError(
+            f"backbone.weights: timm has no weights of {name!r}: give a .safetensors or .pth file, "
+            "or none"
+        )
+    return "tv_in1k" if "tv_in1k" in tags else tags[0]
+
+
+def check_names(name: str, weights: str) -> None:
+    """Raise InputError unless there are such a network and, by name or file, such weights."""
+    tags = [SHIPPED] if name == EMBEDDED else _tags(name)
+    if is_file(weights):
+        path = Path(weights)
+        if path.is_dir():
+            raise InputError(f"backbone.weights: {path} is a folder: name a file in it")
+        if not path.is_file():
+            raise InputError(f"backbone.weights: no such file: {path}")
+    elif weights != NONE and weights not in tags:
+        owner = "the embedded network" if name == EMBEDDED else "timm"
+        raise InputError(
+            f"backbone.weights: {owner} has no weights {name + '.' + weights!r}; give one of "
+            f"{', '.join(tags)}, a .safetensors or .pth file, or none"
+        )
+
+
+def input_record(name: str, weights: str) -> InputRecord:
+    """Record of the input, without building the network or downloading anything.
+
+    Random weights and those of a file have the record of the network's default weights in timm;
+    the embedded network has its teacher's, of ImageNet.
+
+    Raises:
+        InputError: No such network, tag or file; or the network takes no RGB images.
+    """
+    check_names(name, weights)
+    if name == EMBEDDED:
+        return InputRecord()
+    import timm  # a second of import time that `import patchcore` need not pay
+
+    tag = "" if weights == NONE or is_file(weights) else f".{weights}"
+    cfg = timm.get_pretrained_cfg(name + tag)
+    channels, *_, side = cfg.input_size
+    if channels != 3 or not len(cfg.mean) == len(cfg.std) == 3:
+        raise InputError(f"backbone.name: {name} takes images of {channels} channels, not RGB")
+    return InputRecord(tuple(cfg.mean), tuple(cfg.std), side)
+
+
+def is_flexible(name: str) -> bool:
+    """Whether timm builds this vision transformer for images of any size if asked to."""
+    import timm
+
+    return timm.models.get_arch_name(name).startswith(("vit_", "deit", "eva", "beit"))
+
+
+def require_weights(name: str) -> None:
+    """Fail within seconds, not after the hub client's minute of retries.
+
+    Raises:
+        InputError: The weights are not in the local cache, and nobody answers.
+    """
+    import timm
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    files = ("model.safetensors", "pytorch_model.bin")
+    if repository and any(isinstance(try_to_load_from_cache(repository, f), str) for f in files):
+        return
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=5).close()
+    except urllib.error.HTTPError:
+        return  # it answered
+    except OSError as error:
+        raise unavailable(name, error) from None
+
+
+def unavailable(name: str, error: Exception) -> InputError:
+    """Error for weights that timm cannot get or read, with the ways out."""
+    return InputError(
+        f"backbone.weights: {name!r} is not in the local cache and cannot be downloaded, or is "
+        f"damaged there ({_reason(error)}); give a local file with "
+        "backbone.weights=FILE.safetensors, or use the network that ships with this package: "
+        "backbone=embedded"
+    )
+
+
+def load_file(network: nn.Module, path: Path) -> None:
+    """Load a state dict; everything that the cut network needs must be in it, with its shape.
+
+    Raises:
+        InputError: The file cannot be read, holds something else, or does not fit.
+    """
+    state = _state(_read(path), path)
+    for key, value in network.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        if key not in state:
+            raise InputError(
+                f"backbone.weights: {path} lacks {key!r}; is it another network's, or cut before "
+                "the deepest of layers.names?"
+            )
+        loaded = state[key]
+        if loaded.shape != value.shape:
+            raise InputError(
+                f"backbone.weights: {path} holds {key!r} as {tuple(loaded.shape)}, but the "
+                f"network needs {tuple(value.shape)}"
+            )
+        if loaded.is_floating_point() != value.is_floating_point() or loaded.is_complex():
+            raise InputError(
+                f"backbone.weights: {path} holds {key!r} as {_dtype(loaded)}, but the network "
+                f"needs {_dtype(value)}: export its weights unquantised"
+            )
+        value.copy_(loaded)
+        if not bool(value.isfinite().all()):
+            raise InputError(
+                f"backbone.weights: {path} holds NaN or infinite values in {key!r}; train or "
+                "export it again"
+            )
+
+
+def _tags(name: str) -> list[str]:
+    """Tags of timm's weights of a network, its default first. Raises InputError if unknown."""
+    import timm
+
+    models = timm.list_models()
+    if name not in models:
+        base, _, tag = name.partition(".")
+        close = difflib.get_close_matches(name, models, 3, 0.5)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        if base in models:
+            hint = f"; write backbone.name={base} backbone.weights={tag}"
+        raise InputError(f"backbone.name: timm has no network {name!r}{hint}")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+    default = timm.get_pretrained_cfg(name).tag
+    return sorted(tags, key=lambda tag: tag != default)
+
+
+def _read(path: Path) -> Any:
+    """The file's contents; nothing in it is executed."""
+    try:
+        if path.suffix.lower() == ".safetensors":
+            from safetensors.torch import load_file as load
+
+            return load(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"backbone.weights: {path} cannot be read: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line. PyTorch's advice to load a file unsafely is not passed on."""
+    text = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+        found = re.search(r"(?:GLOBAL|global|class|function) '?([\w.]+\.\w+)", text)
+        return (
+            "it is no plain file of tensors"
+            + (f", but holds {found[1]}" if found else "")
+            + "; save the network's state_dict alone, best as .safetensors"
+        )
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _state(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds, without the wrappers that trainers put around it."""
+    while isinstance(loaded, dict):
+        inner = [loaded[key] for key in ("state_dict", "model") if key in loaded]
+        if not inner or not isinstance(inner[0], dict):
+            break
+        loaded = inner[0]
+    if not isinstance(loaded, dict):
+        raise InputError(
+            f"backbone.weights: {path} holds {_kind(loaded)}, not a state dict: save "
+            "network.state_dict()"
+        )
+    state = {str(key).removeprefix("module."): value for key, value in loaded.items()}
+    tensors = {
+        key: value
+        for key, value in state.items()
+        if isinstance(value, Tensor) and value.layout is torch.strided
+    }
+    if not tensors:
+        names = f"only {', '.join(list(state)[:3])}" if state else "nothing"
+        raise InputError(
+            f"backbone.weights: {path} holds no tensors by name ({names}): save "
+            "network.state_dict()"
+        )
+    return tensors
+
+
+def _kind(x: Any) -> str:
+    if isinstance(x, Tensor):
+        return f"a tensor {tuple(x.shape)}"
+    return f"an object of type {type(x).__name__}"
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
