@@ -287,6 +287,8 @@ def test_anchors_as_in_the_reference() -> None:
     order = greedy_order(points, 60, start=Start.anchors, anchors=10, pool=32, seed=5)
     anchors = torch.randperm(500, generator=torch.Generator().manual_seed(5))[:10]
     check(points, order, 60, torch.cdist(points.double(), points[anchors].double()).mean(1).numpy())
+    default = greedy_order(points, 60, start=Start.anchors, pool=32, seed=5)
+    assert default.indices.equal(order.indices)
     features = normal(500, 40)
     parity = subsample(features, ApproximateConfig(count=60, dimension=12, seed=5))
     settings = {"count": 60, "dimension": 12, "seed": 5, "start": Start.anchors}
@@ -314,6 +316,7 @@ def test_radius_stops_at_the_first_sufficient_pick() -> None:
 def test_narrow_features_are_not_projected_unless_asked() -> None:
     narrow, wide = normal(20, 48), normal(20, 49)
     assert project(narrow, GreedyConfig(dimension=12)) is narrow
+    assert project(narrow, GreedyConfig(dimension=13)) is narrow
     assert project(wide, GreedyConfig(dimension=12)).shape == (20, 12)
     asked = GreedyConfig(dimension=12, projection=Projection.gaussian)
     assert project(narrow, asked).shape == (20, 12)
