@@ -287,6 +287,8 @@ def test_anchors_as_in_the_reference() -> None:
     order = greedy_order(points, 60, start=Start.anchors, anchors=10, pool=32, seed=5)
     anchors = torch.randperm(500, generator=torch.Generator().manual_seed(5))[:10]
     check(points, order, 60, torch.cdist(points.double(), points[anchors].double()).mean(1).numpy())
+    default = greedy_order(points, 60, start=Start.anchors, pool=32, seed=5)
+    assert default.indices.equal(order.indices)
     features = normal(500, 40)
     parity = subsample(features, ApproximateConfig(count=60, dimension=12, seed=5))
     settings = {"count": 60, "dimension": 12, "seed": 5, "start": Start.anchors}
@@ -314,6 +316,7 @@ def test_radius_stops_at_the_first_sufficient_pick() -> None:
 def test_narrow_features_are_not_projected_unless_asked() -> None:
     narrow, wide = normal(20, 48), normal(20, 49)
     assert project(narrow, GreedyConfig(dimension=12)) is narrow
+    assert project(narrow, GreedyConfig(dimension=13)) is narrow
     assert project(wide, GreedyConfig(dimension=12)).shape == (20, 12)
     asked = GreedyConfig(dimension=12, projection=Projection.gaussian)
     assert project(narrow, asked).shape == (20, 12)
@@ -374,6 +377,7 @@ def test_every_sampler_is_what_it_says(name: str) -> None:
 
 def test_defaults() -> None:
     greedy, approximate, learned = GreedyConfig(), ApproximateConfig(), LearnedConfig()
+    assert GreedyConfig(seed=2**32 - 1).seed == RandomConfig(seed=2**32 - 1).seed
     assert (greedy.ratio, greedy.count, greedy.seed, greedy.radius) == (0.1, None, 0, None)
     assert (greedy.projection, greedy.dimension, greedy.distortion) == (Projection.auto, 128, 0.9)
     assert (greedy.start, greedy.anchors) == (Start.random, 10)
@@ -442,6 +446,8 @@ def test_learned_proxies_cover_patches_of_any_scale() -> None:
     [
         (RandomConfig, {"ratio": 1.5}, "coreset.ratio"),
         (RandomConfig, {"ratio": 0.0}, "coreset.ratio"),
+        (RandomConfig, {"seed": 2**32}, "coreset.seed"),
+        (GreedyConfig, {"seed": 2**32}, "coreset.seed"),
         (GreedyConfig, {"count": 0}, "coreset.count"),
         (GreedyConfig, {"dimension": 0}, "coreset.dimension"),
         (GreedyConfig, {"distortion": 1.0}, "coreset.distortion"),

@@ -99,7 +99,8 @@ class TorchIndex:
         self, queries: Float[Tensor, "queries channels"], neighbours: int
     ) -> tuple[Float32[Tensor, "queries neighbours"], Int64[Tensor, "queries neighbours"]]:
         """See `Index.search`. Of equal distances the lowest row comes first."""
-        return self.search_prefixes(queries, neighbours, [len(self.memory)])[0]
+        (found,) = self.search_prefixes(queries, neighbours, [len(self.memory)])
+        return found
 
     def search_prefixes(
         self,
