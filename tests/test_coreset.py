@@ -32,6 +32,8 @@ from patchcore.coreset import (
     reconstruction_loss,
     subsample,
 )
+from patchcore.coreset import order as order_module
+from patchcore.coreset.tensors import chunk_size
 from patchcore.errors import InputError
 from patchcore.report.radius import plot_radius
 from tests import reference
@@ -311,6 +313,27 @@ def test_radius_stops_at_the_first_sufficient_pick() -> None:
     assert len(more.memory) == 600
     assert more.order is not None
     assert more.order.radii.equal(curve)
+
+
+def test_pools_grow_with_the_points_within_limits() -> None:
+    sizes = [order_module._pool_size(n) for n in (1, 4000, 2**13, 2**14, 2**15, 10**7)]
+    assert sizes == [128, 128, 256, 512, 1024, 1024]
+
+
+@pytest.mark.parametrize(
+    ("free", "width", "rows"),
+    [
+        (2**40, 100, 8192),  # never more on a CPU
+        (2**20, 64, 256),  # an eighth of what is free, at 8 bytes a number
+        (2**20 - 1, 64, 128),
+        (2**10, 64, 64),  # never fewer
+    ],
+)
+def test_chunks_are_an_eighth_of_the_free_memory(
+    free: int, width: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchcore.coreset.tensors.free_memory", lambda device: free)
+    assert chunk_size(torch.device("cpu"), width) == rows
 
 
 def test_narrow_features_are_not_projected_unless_asked() -> None:
