@@ -400,7 +400,6 @@ def test_every_sampler_is_what_it_says(name: str) -> None:
 
 def test_defaults() -> None:
     greedy, approximate, learned = GreedyConfig(), ApproximateConfig(), LearnedConfig()
-    assert GreedyConfig(seed=2**32 - 1).seed == RandomConfig(seed=2**32 - 1).seed
     assert (greedy.ratio, greedy.count, greedy.seed, greedy.radius) == (0.1, None, 0, None)
     assert (greedy.projection, greedy.dimension, greedy.distortion) == (Projection.auto, 128, 0.9)
     assert (greedy.start, greedy.anchors) == (Start.random, 10)
@@ -469,8 +468,6 @@ def test_learned_proxies_cover_patches_of_any_scale() -> None:
     [
         (RandomConfig, {"ratio": 1.5}, "coreset.ratio"),
         (RandomConfig, {"ratio": 0.0}, "coreset.ratio"),
-        (RandomConfig, {"seed": 2**32}, "coreset.seed"),
-        (GreedyConfig, {"seed": 2**32}, "coreset.seed"),
         (GreedyConfig, {"count": 0}, "coreset.count"),
         (GreedyConfig, {"dimension": 0}, "coreset.dimension"),
         (GreedyConfig, {"distortion": 1.0}, "coreset.distortion"),

@@ -38,8 +38,6 @@ class GreedyConfig(SizedConfig):
     seed: int = setting(
         0,
         "seed of the projection and of the start",
-        low=0,
-        high=2**32 - 1,
         effect=lambda greedy: _projects(greedy) or greedy["start"] is not Start.mean,
     )
     radius: float | None = setting(

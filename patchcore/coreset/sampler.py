@@ -59,7 +59,7 @@ class SizedConfig(CoresetConfig):
     count: int | None = setting(
         None, "patches kept; overrides ratio unless null", unit="patches", low=1
     )
-    seed: int = setting(0, "seed of everything random", low=0, high=2**32 - 1)
+    seed: int = setting(0, "seed of everything random")
 
     def size(self, patches: int) -> int:
         """Number of patches kept out of `patches`. Raises InputError if `count` is more."""
