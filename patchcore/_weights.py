@@ -42,20 +42,22 @@ def default_weights(name: str) -> str:
 
 
 def check_names(name: str, weights: str) -> None:
-    """Raise InputError unless there are such a network and, by name or file, such weights."""
+    """Raise InputError unless there is such a network and, where a tag names them, such weights."""
     tags = [SHIPPED] if name == EMBEDDED else _tags(name)
-    if is_file(weights):
-        path = Path(weights)
-        if path.is_dir():
-            raise InputError(f"backbone.weights: {path} is a folder: name a file in it")
-        if not path.is_file():
-            raise InputError(f"backbone.weights: no such file: {path}")
-    elif weights != NONE and weights not in tags:
+    if not is_file(weights) and weights != NONE and weights not in tags:
         owner = "the embedded network" if name == EMBEDDED else "timm"
         raise InputError(
             f"backbone.weights: {owner} has no weights {name + '.' + weights!r}; give one of "
             f"{', '.join(tags)}, a .safetensors or .pth file, or none"
         )
+
+
+def check_file(weights: str) -> None:
+    """Raise InputError if weights are named by a file that is not there."""
+    if is_file(weights) and Path(weights).is_dir():
+        raise InputError(f"backbone.weights: {weights} is a folder: name a file in it")
+    if is_file(weights) and not Path(weights).is_file():
+        raise InputError(f"backbone.weights: no such file: {weights}")
 
 
 def input_record(name: str, weights: str) -> InputRecord:
@@ -65,7 +67,7 @@ def input_record(name: str, weights: str) -> InputRecord:
     the embedded network has its teacher's, of ImageNet.
 
     Raises:
-        InputError: No such network, tag or file; or the network takes no RGB images.
+        InputError: No such network or tag, or the network takes no RGB images.
     """
     check_names(name, weights)
     if name == EMBEDDED:

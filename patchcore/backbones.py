@@ -14,6 +14,7 @@ from patchcore._record import InputRecord
 from patchcore._weights import (
     EMBEDDED,
     NONE,
+    check_file,
     check_names,
     default_weights,
     input_record,
@@ -92,6 +93,7 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig, layers: LayersConfig) -> None:
         super().__init__()
         self.name, weights = config.name, config.resolved()
+        check_file(weights)
         self.input = input_record(self.name, weights)
         self.network = _build(self.name, weights, config.seed)
         self.layers = [_resolve(self.network, name) for name in layers.names]

@@ -14,7 +14,7 @@ def fill_inputs(cfg: DictConfig) -> None:
     members that leave `image` out. Nothing is built or downloaded.
 
     Raises:
-        InputError: A network, tag or file of weights does not exist.
+        InputError: A network or tag does not exist.
     """
     image = OmegaConf.merge(OmegaConf.structured(ImageConfig), cfg.image)
     _fill(cfg.backbone, cfg.image)

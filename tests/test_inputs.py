@@ -79,7 +79,7 @@ def test_a_file_has_the_record_of_its_network(tmp_path: Path) -> None:
     model = PatchCore(BackboneConfig("test_convnext", str(tmp_path / "own.safetensors")))
     assert model.backbone.input == record
     with pytest.raises(InputError, match=r"no such file: gone\.pth"):
-        BackboneConfig("test_convnext", "gone.pth").input()
+        PatchCore(BackboneConfig("test_convnext", "gone.pth"))
 
 
 def test_members_of_an_ensemble_have_their_own() -> None:
