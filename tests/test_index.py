@@ -363,6 +363,11 @@ def test_defaults_are_those_of_the_papers_table() -> None:
     assert TorchIndexConfig().chunk_mib == 256
 
 
+def test_training_needs_a_patch_for_every_list_and_every_code() -> None:
+    assert FaissIVFPQConfig(lists=512, bits=8).needed() == 512
+    assert FaissIVFPQConfig(lists=4, bits=8).needed() == 256
+
+
 def test_every_back_end_is_built_from_its_settings() -> None:
     memory = clustered(600)
     for config in INDEXES.values():
