@@ -63,7 +63,7 @@ RUNNING = (
 )
 """Modules that put a run together and write its numbers: as `STEERING`, for a whole run."""
 
-CHOSEN = ("coreset", "index", "model")
+CHOSEN = ("coreset", "index", "method")
 """Groups whose settings are of one of several classes; of `data` the images alone count."""
 
 IMAGE_LIBRARIES = ("numpy", "Pillow")

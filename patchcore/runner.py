@@ -164,7 +164,7 @@ def train(
         trainer = build_trainer(config, new, loggers, make)  # first: it may refuse its settings
         models = [
             build_detector(
-                own.model, own.backbone, own.layers, own.patch, own.coreset, own.index, own.scoring
+                own.method, own.backbone, own.layers, own.patch, own.coreset, own.index, own.scoring
             )
             for own in config.members()
         ]

@@ -265,7 +265,7 @@ def test_misuse_is_told_in_one_sentence(build: Any) -> None:
         build().fit([images(1, (48, 32)), images(1)])
     with pytest.raises(InputError, match=r"one size .* 8 × 12 patches came after 12 × 8"):
         build().fit(images(1, (48, 32)))(images(1, (32, 48)))
-    with pytest.raises(InputError, match=r"^scoring\.neighbours has no effect on model="):
+    with pytest.raises(InputError, match=r"^scoring\.neighbours has no effect on method="):
         build(scoring=ScoringConfig(neighbours=2))
     model = build()
     with pytest.raises(InputError, match="infinite"):
@@ -273,9 +273,9 @@ def test_misuse_is_told_in_one_sentence(build: Any) -> None:
 
 
 def test_more_than_there_is() -> None:
-    with pytest.raises(InputError, match=r"^model\.channels must be at most 448, the channels of"):
+    with pytest.raises(InputError, match=r"^method\.channels must be at most 448, the channels of"):
         padim(channels=449)
-    with pytest.raises(InputError, match=r"^model\.pixel_neighbours must be at most 64"):
+    with pytest.raises(InputError, match=r"^method\.pixel_neighbours must be at most 64"):
         spade(pixel_neighbours=65).fit(images(2))(images(1))
 
 
@@ -292,7 +292,7 @@ def test_one_door_leads_to_all_methods() -> None:
     assert [type(x) for x in built] == [Spade, Padim]
     assert all(x.scoring.sigma == 1.0 for x in built)
     assert isinstance(build_detector(PatchCoreModelConfig(), **groups), PatchCore)
-    with pytest.raises(InputError, match=r"^index: model=spade has no use for faiss"):
+    with pytest.raises(InputError, match=r"^index: method=spade has no use for faiss"):
         build_detector(SpadeConfig(), **{**groups, "index": FaissFlatConfig()})
 
 
@@ -321,7 +321,7 @@ def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of each model, whose layer maps are kept in one cache."""
     folder = tmp_path_factory.mktemp("runs")
     for model in ("patchcore", "spade", "padim"):
-        train(root, folder / model, f"model={model}", *cached(folder))
+        train(root, folder / model, f"method={model}", *cached(folder))
     return folder
 
 
@@ -387,5 +387,5 @@ def test_maps_from_the_cache_give_the_same_scores(
     assert len(list((runs / "cache" / FOLDER / "maps").iterdir())) == 2 * (4 + 5)
     assert len(list((runs / "cache" / FOLDER / "orders").iterdir())) == 1
     with mock.patch("patchcore.cache.MapCache.put", side_effect=AssertionError("computed")):
-        train(root, tmp_path, f"model={model}", *cached(runs))
+        train(root, tmp_path, f"method={model}", *cached(runs))
     assert scores(tmp_path) == scores(runs / model)

@@ -119,7 +119,7 @@ def test_a_run_uses_them_and_writes_them_down(tmp_path: Path) -> None:
         done = patchcore(
             *("train", "data=mvtec", f"data.root={tmp_path}/data", "data.category=nut"),
             *("backbone=timm", "backbone.name=test_convnext", "backbone.weights=none"),
-            *("image.resize=64", "image.crop=64", "layers=only2", "trainer=cpu", "logger=none"),
+            *("image.resize=64", "image.crop=64", "layers.names=[2]", "trainer=cpu", "logger=none"),
             *("figures=false", "trainer.enable_progress_bar=false", *more),
             f"hydra.run.dir={tmp_path}/{i}",
         )

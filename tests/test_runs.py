@@ -13,8 +13,9 @@ import torch
 import yaml
 
 from patchcore.commands.ending import Stopped, stoppable
+from patchcore.commands.mistakes import check_numbers, explain
 from patchcore.commands.train import objectives
-from patchcore.config import Objective, check_numbers, explain
+from patchcore.config import Objective
 from patchcore.errors import InputError
 from patchcore.module import DetectorModule, PatchCoreModule
 from patchcore.switches import check_switches

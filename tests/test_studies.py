@@ -37,7 +37,7 @@ SMALL = [
 MEMBER = "{backbone:{name:test_resnet,weights:none}}"
 SMALLER = {
     "coreset=learned": ["coreset.steps=3"],
-    "method=ensemble_320": [f"ensemble.members=[{MEMBER},{MEMBER}]"],
+    "preset=ensemble_320": [f"ensemble.members=[{MEMBER},{MEMBER}]"],
 }
 FEWER = {"data.shots": "1,2"}
 """Values that a study sweeps over, where its own would not suit the small data."""

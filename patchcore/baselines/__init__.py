@@ -52,10 +52,12 @@ def check_unused(
         return
     name = "spade" if isinstance(model, SpadeConfig) else "padim"
     if not isinstance(coreset, AllConfig):
-        raise InputError(f"coreset has no effect on model={name}: leave it out, or set coreset=all")
+        raise InputError(
+            f"coreset has no effect on method={name}: leave it out, or set coreset=all"
+        )
     refuse_unused("patch", patch, PatchConfig(), name)
     refuse_unused("scoring", scoring, ScoringConfig(sigma=scoring.sigma), name)
     if not isinstance(index, TorchIndexConfig):
-        raise InputError(f"index: model={name} has no use for faiss: leave it out, or set torch")
+        raise InputError(f"index: method={name} has no use for faiss: leave it out, or set torch")
     if name == "padim":
         refuse_unused("index", index, TorchIndexConfig(), name)

@@ -59,4 +59,4 @@ def refuse_unused(group: str, settings: Any, allowed: Any, model: str) -> None:
     """Raise InputError for the first option of `settings` that is not as in `allowed`."""
     for option in fields(allowed):
         if getattr(settings, option.name) != getattr(allowed, option.name):
-            raise InputError(f"{group}.{option.name} has no effect on model={model}: leave it out")
+            raise InputError(f"{group}.{option.name} has no effect on method={model}: leave it out")

@@ -39,7 +39,7 @@ class PadimConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         if self.channels is not None and self.channels < 1:
-            raise InputError(f"model.channels must be at least 1, got {self.channels}")
+            raise InputError(f"method.channels must be at least 1, got {self.channels}")
 
 
 class Padim(Detector):
@@ -72,7 +72,7 @@ class Padim(Detector):
         count = total if self.config.channels is None else self.config.channels
         if count > total:
             raise InputError(
-                f"model.channels must be at most {total}, the channels of layers "
+                f"method.channels must be at most {total}, the channels of layers "
                 f"{', '.join(self.backbone.layers)}, got {count}"
             )
         generator = torch.Generator().manual_seed(self.config.seed)
@@ -87,7 +87,7 @@ class Padim(Detector):
 
     def settings(self) -> dict[str, Any]:
         """See `Stateful.settings`."""
-        drawn = {f"model.{key}": value for key, value in vars(self.config).items()}
+        drawn = {f"method.{key}": value for key, value in vars(self.config).items()}
         return {**super().settings(), **drawn}
 
     def remembered(self) -> dict[str, Any]:
@@ -178,6 +178,6 @@ def cholesky(covariance: Tensor) -> Tensor:
     if bool(failed.any()) or not bool(factor.isfinite().all()):
         raise InputError(
             "a position's covariance has no Cholesky factor in float32: the features are infinite "
-            f"or too large beside ε = {EPSILON}; use another backbone or fewer model.channels"
+            f"or too large beside ε = {EPSILON}; use another backbone or fewer method.channels"
         )
     return factor

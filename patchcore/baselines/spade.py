@@ -48,7 +48,7 @@ class SpadeConfig(ModelConfig):
         for key in ("neighbours", "pixel_neighbours", "pyramid"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise InputError(f"model.{key} must be at least 1, got {value}")
+                raise InputError(f"method.{key} must be at least 1, got {value}")
 
 
 class Spade(Detector):
@@ -87,7 +87,7 @@ class Spade(Detector):
 
     def settings(self) -> dict[str, Any]:
         """See `Stateful.settings`."""
-        kept = {"model.pyramid": self._layers, "model.storage": self.config.storage.value}
+        kept = {"method.pyramid": self._layers, "method.storage": self.config.storage.value}
         return {**super().settings(), **kept}
 
     @property
@@ -116,7 +116,7 @@ class Spade(Detector):
             if not bool(torch.stack(x.aminmax()).isfinite().all()):
                 raise InputError(
                     "the backbone's maps are infinite or not numbers; if its weights are right, "
-                    "set model.storage=float32"
+                    "set method.storage=float32"
                 )
         for i, x in enumerate(pyramid):
             setattr(self, f"layer_{i}", x.to(self.device))
@@ -136,7 +136,7 @@ class Spade(Detector):
         height, width = pyramid[0].shape[1:3]
         if self.config.pixel_neighbours > height * width:
             raise InputError(
-                f"model.pixel_neighbours must be at most {height * width}, the pixels of an image "
+                f"method.pixel_neighbours must be at most {height * width}, the pixels of an image "
                 f"of {height} × {width}, got {self.config.pixel_neighbours}"
             )
         with torch.autocast(pooled.device.type, enabled=False):

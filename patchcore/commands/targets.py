@@ -20,6 +20,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from patchcore.commands.generations import call
+from patchcore.commands.renamed import renamed_in_file
 from patchcore.errors import InputError
 
 ALLOWED = "Lightning's Trainer, loggers and callbacks (pytorch_lightning.loggers.CSVLogger, …)"
@@ -134,6 +135,7 @@ def _problems(content: dict[Any, Any], package: list[str]) -> Iterator[str]:
             into = str(name).partition("@")[2].removeprefix("_global_.")
             if into.split(".")[0] == "hydra" or (into and package[:1] == ["hydra"]):
                 yield f"defaults: {name}: only the command line may add to hydra"
+    yield from renamed_in_file(content, not package)
     for key in reversed(package):
         content = {key: content}
     hydra = content.get("hydra")
