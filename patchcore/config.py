@@ -40,17 +40,10 @@ from patchcore.coreset import (
     LearnedConfig,
     RandomConfig,
 )
-from patchcore.data.btad import BTADConfig
-from patchcore.data.folder import FolderConfig
-from patchcore.data.generated import GeneratedConfig
-from patchcore.data.ksdd2 import KSDD2Config
-from patchcore.data.loco import LOCOConfig
-from patchcore.data.mstc import MSTCConfig
-from patchcore.data.mtd import MTDConfig
-from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import DataConfig
+from patchcore.data.sets import DATA_SETS
 from patchcore.data.transforms import AugmentConfig, ImageConfig
-from patchcore.data.visa import VisAConfig
+from patchcore.data.view import successor
 from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
@@ -216,6 +209,7 @@ class Config:
 
 
 LARGEST = {
+    "image.size": 2**16,
     "image.resize": 2**16,
     "image.crop": 2**16,
     "data.size": 2**14,
@@ -226,17 +220,7 @@ LARGEST = {
 """Sizes beyond which memory or processes run out before any image is read: {key: largest}."""
 
 SCHEMAS: dict[str, dict[str, type]] = {
-    "data": {
-        "btad": BTADConfig,
-        "folder": FolderConfig,
-        "generated": GeneratedConfig,
-        "ksdd2": KSDD2Config,
-        "loco": LOCOConfig,
-        "mstc": MSTCConfig,
-        "mtd": MTDConfig,
-        "mvtec": MVTecConfig,
-        "visa": VisAConfig,
-    },
+    "data": dict(DATA_SETS),
     "coreset": {
         "all": AllConfig,
         "approximate": ApproximateConfig,
@@ -328,7 +312,10 @@ def explain(error: Exception) -> str | None:
         return message
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice}: there is no such choice; there are {', '.join(error.options)}"
+        known = f"there are {', '.join(error.options)}"
+        if group == "image" and (overrides := successor(choice)):
+            known = f"set {overrides}"
+        return f"{group}={choice}: there is no such choice; {known}"
     cause: BaseException = error
     if isinstance(error, HydraException):
         hidden = isinstance(error.__context__, OmegaConfBaseException)

@@ -49,7 +49,7 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("image=320", "image=320: there is no such choice; did you mean image=px320? there are"),
+        ("image=320", "image=320: there is no such choice; did you mean image.size=320? there"),
         ("layers=2", "layers=2: there is no such choice; did you mean layers=only2? there are"),
         ("patch=3", "patch=3: there is no such choice; did you mean patch=p3? there are"),
         ("coreset=0.1", "coreset=0.1: there is no such choice; there are all, approximate"),
