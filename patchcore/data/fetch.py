@@ -15,14 +15,12 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from gzip import BadGzipFile
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, cast
+from typing import TypeVar, cast
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -36,6 +34,7 @@ from patchcore.errors import InputError
 
 CHUNK = 2**20  # bytes
 TIMEOUT = 60  # seconds without a byte
+Member = TypeVar("Member", tarfile.TarInfo, zipfile.ZipInfo)
 
 
 @dataclass(frozen=True)
@@ -254,16 +253,6 @@ class _ArchiveError(InputError):
     """The file is not what it should be; another would do."""
 
 
-@dataclass(frozen=True)
-class _Member:
-    """One entry of an archive, whatever its format."""
-
-    name: str
-    size: int  # bytes
-    kind: str  # "file", "folder" or anything else
-    open: Callable[[], IO[bytes]]
-
-
 def unpack(archive: Path, folder: Path, holds: tuple[str, ...], root: Path) -> None:
     """Unpack a zip or tar archive to `folder`, which is there when all is in it.
 
@@ -295,39 +284,21 @@ def unpack(archive: Path, folder: Path, holds: tuple[str, ...], root: Path) -> N
 
 
 def _extract(archive: Path, folder: Path, root: Path) -> None:
-    with _opened(archive) as members:
-        total = 0
-        for member in tqdm(members(), desc="checking", unit=" files", disable=None):
-            if complaint := _complaint(member):
-                raise _ArchiveError(
-                    f"{archive.name}: the member {member.name!r} {complaint}; nothing was "
-                    "unpacked, and the archive was removed"
-                )
-            total += member.size
-        _check_room(root, total, "unpacking")
-        folder.mkdir()
-        with _bar("unpacking", total, 0) as bar:
-            for member in members():
-                path = folder / member.name
-                if member.kind == "folder":
-                    path.mkdir(parents=True, exist_ok=True)
-                    continue
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with member.open() as source, path.open("wb") as target:
-                    shutil.copyfileobj(source, target, CHUNK)
-                bar.update(member.size)
-
-
-@contextmanager
-def _opened(archive: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
-    """A function that goes through the archive's members, each time from the first."""
     try:
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
-                yield lambda: map(partial(_tar_member, tar), tar)
+                members = list(_told(tar, "checking"))
+                for info in members:
+                    _check_member(archive, info.name, info.isreg() or info.isdir())
+                _check_room(root, sum(info.size for info in members), "unpacking")
+                tar.extractall(folder, _told(members, "unpacking"), filter="data")
         elif zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                yield lambda: map(partial(_zip_member, file), file.infolist())
+                for entry in file.infolist():
+                    kind = stat.S_IFMT(entry.external_attr >> 16)
+                    _check_member(archive, entry.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                _check_room(root, sum(entry.file_size for entry in file.infolist()), "unpacking")
+                file.extractall(folder, _told(file.infolist(), "unpacking"))
         else:
             raise _ArchiveError(
                 f"{archive.name}: is neither a zip nor a tar archive, and was removed; the address "
@@ -343,26 +314,22 @@ _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, BadGzipFile, lzma.LZMAError, z
 _UNREADABLE = (RuntimeError, NotImplementedError)  # encrypted, or of an unknown compression
 
 
-def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
-    kind = "file" if info.isreg() else "folder" if info.isdir() else "special"
-    return _Member(info.name, info.size, kind, lambda: cast(IO[bytes], tar.extractfile(info)))
+def _check_member(archive: Path, name: str, plain: bool) -> None:
+    """Refuse links, devices and whatever would land outside on any system.
 
-
-def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    kind = "folder" if info.is_dir() else "file"
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        kind = "special"
-    return _Member(info.filename, info.file_size, kind, lambda: file.open(info))
-
-
-def _complaint(member: _Member) -> str | None:
-    """What is wrong with a member, on any system."""
-    if member.kind not in ("file", "folder"):
-        return "is a link or a device"
-    windows = PureWindowsPath(member.name)
-    if PurePosixPath(member.name).is_absolute() or windows.anchor or ".." in windows.parts:
-        return "would land outside the folder"
-    return None
+    The libraries would leave out some of these without a word, or rename them.
+    """
+    windows = PureWindowsPath(name)
+    if not plain:
+        complaint = "is a link or a device"
+    elif PurePosixPath(name).is_absolute() or windows.anchor or ".." in windows.parts:
+        complaint = "would land outside the folder"
+    else:
+        return
+    raise _ArchiveError(
+        f"{archive.name}: the member {name!r} {complaint}; nothing was unpacked, and the archive "
+        "was removed"
+    )
 
 
 def _find_top(archive: Path, folder: Path, holds: tuple[str, ...]) -> Path:
@@ -398,3 +365,8 @@ def _bar(what: str, total: int | None, done: int) -> tqdm:
         unit_divisor=1024,
         disable=None,
     )
+
+
+def _told(members: Iterable[Member], what: str) -> Iterable[Member]:
+    """The members of an archive, with a bar if anybody looks."""
+    return cast(Iterable[Member], tqdm(members, desc=what, unit=" files", disable=None))
