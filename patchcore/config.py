@@ -33,11 +33,10 @@ from patchcore.baselines import PadimConfig, SpadeConfig, check_unused
 from patchcore.cache import CacheConfig
 from patchcore.commands.names import run_group, run_name, wandb_offline
 from patchcore.coreset import (
-    AllConfig,
+    SAMPLERS,
     ApproximateConfig,
     CoresetConfig,
     GreedyConfig,
-    LearnedConfig,
     RandomConfig,
 )
 from patchcore.data.sample import DataConfig
@@ -46,7 +45,7 @@ from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.data.view import successor
 from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
-from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
+from patchcore.index import INDEXES, IndexConfig
 from patchcore.inputs import fill_inputs
 from patchcore.model import ModelConfig, PatchCoreModelConfig
 from patchcore.paper import stated
@@ -117,7 +116,7 @@ class Config:
     """One experiment: a category, a model, and how it is run and tracked."""
 
     data: DataConfig = MISSING
-    # from the class: an instance has mean and std filled in
+    # From the class: an instance has mean and std filled in.
     image: ImageConfig = setting(MISSING, effect=lambda run: _own_used(run, "image"))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     backbone: BackboneConfig = setting(
@@ -220,19 +219,9 @@ LARGEST = {
 """Sizes beyond which memory or processes run out before any image is read: {key: largest}."""
 
 SCHEMAS: dict[str, dict[str, type]] = {
-    "data": dict(DATA_SETS),
-    "coreset": {
-        "all": AllConfig,
-        "approximate": ApproximateConfig,
-        "greedy": GreedyConfig,
-        "learned": LearnedConfig,
-        "random": RandomConfig,
-    },
-    "index": {
-        "faiss_flat": FaissFlatConfig,
-        "faiss_ivfpq": FaissIVFPQConfig,
-        "torch": TorchIndexConfig,
-    },
+    "data": DATA_SETS,
+    "coreset": SAMPLERS,
+    "index": INDEXES,
     "model": {
         "padim": PadimConfig,
         "patchcore": PatchCoreModelConfig,
@@ -283,7 +272,8 @@ def check_numbers(value: Any, key: str = "") -> None:
     """
     match value:
         case dict():
-            for name, each in value.items():
+            # A seed of a group follows from the run's: that is the one to name.
+            for name, each in sorted(value.items(), key=lambda item: isinstance(item[1], dict)):
                 check_numbers(each, f"{key}.{name}" if key else str(name))
         case list():
             for i, each in enumerate(value):
