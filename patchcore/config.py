@@ -26,18 +26,9 @@ from patchcore.coreset import (
     GreedyConfig,
     RandomConfig,
 )
-from patchcore.data.brought import CATEGORIES, IMAGE
-from patchcore.data.btad import BTADConfig
-from patchcore.data.folder import FolderConfig
-from patchcore.data.generated import GeneratedConfig
-from patchcore.data.ksdd2 import KSDD2Config
-from patchcore.data.loco import LOCOConfig
-from patchcore.data.mstc import MSTCConfig
-from patchcore.data.mtd import MTDConfig
-from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import DataConfig
+from patchcore.data.sets import DATA_SETS
 from patchcore.data.transforms import AugmentConfig, ImageConfig
-from patchcore.data.visa import VisAConfig
 from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.index import INDEXES, IndexConfig
@@ -184,18 +175,8 @@ class Config:
                 )
 
 
-SCHEMAS: dict[str, dict[str, type]] = {
-    "data": {
-        "btad": BTADConfig,
-        "folder": FolderConfig,
-        "generated": GeneratedConfig,
-        "ksdd2": KSDD2Config,
-        "loco": LOCOConfig,
-        "mstc": MSTCConfig,
-        "mtd": MTDConfig,
-        "mvtec": MVTecConfig,
-        "visa": VisAConfig,
-    },
+SCHEMAS: dict[str, Mapping[str, Any]] = {
+    "data": DATA_SETS,
     "coreset": SAMPLERS,
     "index": INDEXES,
     "method": {
@@ -218,8 +199,9 @@ def register() -> None:
     for group, choices in SCHEMAS.items():
         for name, kind in choices.items():
             node: Any = {group: _seeded(OmegaConf.structured(kind))}
-            if group == "data":
-                node |= _data_defaults(name, kind)
+            if group == "data" and (categories := kind.CATEGORIES):  # a multirun goes over them
+                texts = (f"'{each}'" if each.isdigit() else each for each in categories)
+                node["hydra"] = {"sweeper": {"params": {"data.category": ",".join(texts)}}}
             elif name in LAYERS:
                 node |= {"defaults": [{"override /coreset": "all"}]}
                 node |= {"layers": {"names": LAYERS[name]}}
@@ -236,17 +218,6 @@ def _seeded(node: DictConfig) -> DictConfig:
         elif re.fullmatch(r"(\w+_)?seed", str(key)) and OmegaConf.get_type(node) is not Config:
             node[key] = "${seed}"
     return node
-
-
-def _data_defaults(name: str, kind: Any) -> dict[str, Any]:
-    """Return what a data set brings: how its images are viewed, and categories for a multirun."""
-    brought: dict[str, Any] = {}
-    if not hasattr(kind, "VIEW") and (image := IMAGE.get(name, "px224_square")) is not None:
-        brought["defaults"] = [{"override /image": image}]
-    if categories := getattr(kind, "CATEGORIES", None) or CATEGORIES.get(name):
-        listed = [f"'{each}'" if each.isdigit() else each for each in categories]
-        brought["hydra"] = {"sweeper": {"params": {"data.category": ",".join(listed)}}}
-    return brought
 
 
 def to_config(cfg: DictConfig) -> Config:

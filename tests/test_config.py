@@ -193,7 +193,7 @@ def test_the_papers_ensemble() -> None:
 
 def test_a_member_takes_what_it_lacks_from_the_run() -> None:
     typed = "ensemble.members=[{},{backbone:{name:resnet18,weights:a/b.pth}},{layers:{names:[x]}}]"
-    config = composed("backbone=resnet50", "image=px280", typed)
+    config = composed("backbone=resnet50", "image.size=280", typed)
     names = [own.backbone.name for own in config.members()]
     assert names == ["resnet50", "resnet18", "resnet50"]
     assert config.members()[1].backbone.weights == "a/b.pth"

@@ -49,8 +49,8 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("image=320", "image=320: there is no such choice; did you mean image=px320? there are"),
         ("patch=true", "patch=true: there is no such choice; there are average, p3_to_384, refer"),
+        ("image=320", "image=320: there is no such choice; did you mean image.size=320? there"),
         ("coreset=0.1", "coreset=0.1: there is no such choice; there are all, approximate"),
         ("index=true", "index=true: there is no such choice; there are faiss_factory"),
         ("method=null", "method=null: there is no such choice; leave it out; there are padim"),

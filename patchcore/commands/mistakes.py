@@ -19,9 +19,11 @@ from omegaconf.errors import (
 )
 
 from patchcore.commands.renamed import successor
+from patchcore.data.view import successor as image_successor
 from patchcore.errors import InputError
 
 LARGEST = {
+    "image.size": 2**16,
     "image.resize": 2**16,
     "image.crop": 2**16,
     "data.size": 2**14,
@@ -70,7 +72,10 @@ def explain(error: Exception) -> str | None:
         return message
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice}: there is no such choice; there are {', '.join(error.options)}"
+        known = f"there are {', '.join(error.options)}"
+        if group == "image" and (overrides := image_successor(choice)):
+            known = f"set {overrides}"
+        return f"{group}={choice}: there is no such choice; {known}"
     cause: BaseException = error
     if isinstance(error, HydraException):
         hidden = isinstance(error.__context__, OmegaConfBaseException)

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 
 from patchcore.commands.renamed import renamed
 from patchcore.config import SCHEMAS
+from patchcore.data.view import successor
 from patchcore.errors import InputError
 
 _WITH_VALUE = {"-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path"}
@@ -125,6 +126,8 @@ def _check_choice(override: Override, argument: str) -> None:
     close = [name for name in names if re.fullmatch(f"[a-z]+{re.escape(typed)}", name)]
     close = close or get_close_matches(typed, names, 1)
     hint = f"did you mean {group}={close[0]}? " if close else ""
+    if group == "image" and (overrides := successor(typed)):
+        hint = f"did you mean {overrides}? "
     if value is None:
         hint = "leave it out; "
     raise InputError(
