@@ -29,7 +29,6 @@ from omegaconf.errors import (
 )
 
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.baselines import PadimConfig, SpadeConfig, check_unused
 from patchcore.cache import CacheConfig
 from patchcore.commands.names import run_group, run_name, wandb_offline
 from patchcore.coreset import (
@@ -51,11 +50,12 @@ from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import DataConfig
 from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.data.visa import VisAConfig
-from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
 from patchcore.inputs import fill_inputs
-from patchcore.model import ModelConfig, PatchCoreModelConfig
+from patchcore.methods import PadimConfig, SpadeConfig, check_unused
+from patchcore.methods.ensemble import ScaleConfig
+from patchcore.methods.patchcore import ModelConfig, PatchCoreModelConfig
 from patchcore.paper import stated
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig

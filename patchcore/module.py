@@ -15,10 +15,16 @@ from torch import Tensor, nn
 from patchcore import identity
 from patchcore.cache import MapCache
 from patchcore.coreset import ApproximateConfig, GreedyConfig, Order, SizedConfig
-from patchcore.ensemble import Scale, ScaleConfig, combined_maps, combined_scores, nominal_scale
 from patchcore.mask_counts import MaskCounts
+from patchcore.methods.ensemble import (
+    Scale,
+    ScaleConfig,
+    combined_maps,
+    combined_scores,
+    nominal_scale,
+)
+from patchcore.methods.patchcore import Detector, PatchCore, Prediction
 from patchcore.metrics import ImageMetrics, PixelMetrics
-from patchcore.model import Detector, PatchCore, Prediction
 from patchcore.scoring import anomaly_maps
 
 Batch = dict[str, Any]

@@ -20,7 +20,6 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from patchcore.baselines import build_detector
 from patchcore.cache import MapCache
 from patchcore.commands.progress import ProgressBar
 from patchcore.commands.tracking import tracking
@@ -28,10 +27,11 @@ from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Sample, Split
 from patchcore.data.snapshot import ChangedError
-from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
-from patchcore.model import Detector, PatchCore
+from patchcore.methods import build_detector
+from patchcore.methods.ensemble import ScaleConfig
+from patchcore.methods.patchcore import Detector, PatchCore
 from patchcore.module import (
     DetectorModule,
     EnsembleModule,

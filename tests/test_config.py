@@ -16,7 +16,6 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from patchcore.baselines import PadimConfig
 from patchcore.commands.names import wandb_offline
 from patchcore.commands.targets import build
 from patchcore.config import SCHEMAS, Config, explain, register, to_config
@@ -25,6 +24,7 @@ from patchcore.data.btad import BTADConfig
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mstc import MSTCConfig
 from patchcore.errors import InputError
+from patchcore.methods import PadimConfig
 from patchcore.scoring import Distance
 from tests.runs import REPOSITORY
 

@@ -16,7 +16,6 @@ import torch
 
 from patchcore import identity
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.baselines import PadimConfig, SpadeConfig, build_detector
 from patchcore.cache import CacheConfig, MapCache, Precision
 from patchcore.config import Config, EnsembleConfig, MemberConfig, Objective
 from patchcore.coreset import (
@@ -33,11 +32,12 @@ from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Masks, Sample, Split
 from patchcore.data.transforms import AugmentConfig, ImageConfig
-from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.identity import device_class, identify, image_recipe, order_key, samples_digest
 from patchcore.index import FaissFlatConfig, TorchIndexConfig
-from patchcore.model import PatchCoreModelConfig
+from patchcore.methods import PadimConfig, SpadeConfig, build_detector
+from patchcore.methods.ensemble import ScaleConfig
+from patchcore.methods.patchcore import PatchCoreModelConfig
 from patchcore.module import PatchCoreModule, network_digest
 from patchcore.patches import Mapping, PatchConfig
 from patchcore.scoring import Distance, ScoringConfig
@@ -297,7 +297,7 @@ EVERY = {"images", "maps", "orders", "run"}
         ("backbones", EVERY - {"images"}),
         ("embedded", EVERY - {"images"}),  # imported inside a function
         ("module", EVERY - {"images"}),
-        ("model", EVERY - {"images"}),
+        ("methods.patchcore", EVERY - {"images"}),
         ("patches", {"orders", "run"}),
         ("coreset", {"orders", "run"}),
         ("_greedy_kernel", {"orders", "run"}),
@@ -305,8 +305,8 @@ EVERY = {"images", "maps", "orders", "run"}
         ("index", {"run"}),
         ("_coarse", {"run"}),
         ("metrics", {"run"}),
-        ("ensemble", {"run"}),
-        ("baselines.spade", {"run"}),
+        ("methods.ensemble", {"run"}),
+        ("methods.spade", {"run"}),
         ("data.synthesis", {"run"}),  # of the data set that is chosen
         ("data.layout", {"run"}),
         ("config", {"run"}),

@@ -32,7 +32,7 @@ from patchcore.config import Config, register, to_config
 from patchcore.data import datamodule
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset
-from patchcore.model import FeatureBuffer, PatchCore
+from patchcore.methods.patchcore import FeatureBuffer, PatchCore
 from patchcore.module import PatchCoreModule
 from patchcore.patches import PatchFeatures
 

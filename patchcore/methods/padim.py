@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from patchcore._traced import traced
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.baselines.common import ImageBuffer, check_grid, interpolated, refuse_unused
 from patchcore.errors import InputError
-from patchcore.model import Detector, ModelConfig, Prediction
+from patchcore.methods.common import ImageBuffer, check_grid, interpolated, refuse_unused
+from patchcore.methods.patchcore import Detector, ModelConfig, Prediction
 from patchcore.scoring import ScoringConfig, anomaly_maps
 from patchcore.settings import setting
 

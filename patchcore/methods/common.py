@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchcore.errors import InputError
-from patchcore.model import FeatureBuffer
+from patchcore.methods.patchcore import FeatureBuffer
 
 
 class ImageBuffer:

@@ -48,7 +48,7 @@ class Prediction(NamedTuple):
 
 
 # So that `torch.export.save` can write what an exported model gives.
-_register_namedtuple(Prediction, serialized_type_name="patchcore.model.Prediction")
+_register_namedtuple(Prediction, serialized_type_name="patchcore.methods.patchcore.Prediction")
 
 
 @dataclass

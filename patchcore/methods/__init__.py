@@ -1,13 +1,13 @@
 """The methods that the paper compares PatchCore with, and the door to all of them."""
 
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.baselines.common import refuse_unused
-from patchcore.baselines.padim import Padim, PadimConfig
-from patchcore.baselines.spade import Spade, SpadeConfig
 from patchcore.coreset import AllConfig, CoresetConfig
 from patchcore.errors import InputError
 from patchcore.index import IndexConfig, TorchIndexConfig
-from patchcore.model import Detector, ModelConfig, PatchCore, PatchCoreModelConfig
+from patchcore.methods.common import refuse_unused
+from patchcore.methods.padim import Padim, PadimConfig
+from patchcore.methods.patchcore import Detector, ModelConfig, PatchCore, PatchCoreModelConfig
+from patchcore.methods.spade import Spade, SpadeConfig
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 

@@ -13,8 +13,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-import patchcore.baselines.padim
-import patchcore.baselines.spade
+import patchcore.methods.padim
+import patchcore.methods.spade
 from patchcore import (
     AllConfig,
     BackboneConfig,
@@ -30,13 +30,13 @@ from patchcore import (
     TorchIndexConfig,
 )
 from patchcore.backbones import Backbone
-from patchcore.baselines import build_detector
-from patchcore.baselines.padim import EPSILON
-from patchcore.baselines.spade import Storage
 from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
-from patchcore.model import Detector, PatchCore, PatchCoreModelConfig, Prediction
+from patchcore.methods import build_detector
+from patchcore.methods.padim import EPSILON
+from patchcore.methods.patchcore import Detector, PatchCore, PatchCoreModelConfig, Prediction
+from patchcore.methods.spade import Storage
 from tests import reference
 from tests.images import write_mvtec
 from tests.runs import Outcome
@@ -54,7 +54,7 @@ def shared_backbones() -> Iterator[None]:
         name = f"{config.name} {layers.names}"
         return built[name] if name in built else built.setdefault(name, Backbone(config, layers))
 
-    with mock.patch("patchcore.model.Backbone", share):
+    with mock.patch("patchcore.methods.patchcore.Backbone", share):
         yield
 
 
@@ -103,7 +103,7 @@ def as_numpy(maps: list[Tensor]) -> list[np.ndarray]:
 def test_spade_equals_the_naive_version(
     neighbours: int, pixel_neighbours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patchcore.baselines.spade, "_CPU_IMAGES", 2)  # several chunks
+    monkeypatch.setattr(patchcore.methods.spade, "_CPU_IMAGES", 2)  # several chunks
     model = spade(neighbours=neighbours, pixel_neighbours=pixel_neighbours)
     nominal, test = layer_maps(model, 5, 0), layer_maps(model, 3, 1)
     prediction = predicted(model, nominal, test)
@@ -124,7 +124,7 @@ def test_spade_equals_the_naive_version(
 def test_padim_equals_the_naive_version(
     nominal_images: int, channels: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patchcore.baselines.padim, "_CHUNK", 2**20)  # several chunks
+    monkeypatch.setattr(patchcore.methods.padim, "_CHUNK", 2**20)  # several chunks
     layers = LayersConfig(["1", "2"])  # 192 channels
     config = PadimConfig(channels, seed=3)
     model = Padim(config, BackboneConfig("resnet18", "none"), layers)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from patchcore.errors import InputError
 from patchcore.index import TorchIndex
-from patchcore.model import FeatureBuffer, PatchCore, Prediction, Stateful
+from patchcore.methods.patchcore import FeatureBuffer, PatchCore, Prediction, Stateful
 from patchcore.scoring import ScoringConfig, comparable, score_images
 
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from patchcore._traced import traced
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.baselines.common import ImageBuffer, check_grid, interpolated, refuse_unused
 from patchcore.errors import InputError
 from patchcore.index import TorchIndex, TorchIndexConfig, search_traced
-from patchcore.model import Detector, ModelConfig, Prediction
+from patchcore.methods.common import ImageBuffer, check_grid, interpolated, refuse_unused
+from patchcore.methods.patchcore import Detector, ModelConfig, Prediction
 from patchcore.scoring import ScoringConfig, anomaly_maps
 
 _CPU_IMAGES = 8  # neighbours at a time, where the processor's cache is the bound
