@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from patchcore.errors import InputError
     from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, TorchIndexConfig
     from patchcore.methods import Padim, PadimConfig, Spade, SpadeConfig
-    from patchcore.methods.ensemble import Ensemble, Scale, ScaleConfig
-    from patchcore.methods.patchcore import PatchCore, Prediction
+    from patchcore.methods.detector import Prediction
+    from patchcore.methods.ensemble import Ensemble
+    from patchcore.methods.patchcore import PatchCore
+    from patchcore.methods.scale import Scale, ScaleConfig
     from patchcore.patches import PatchConfig
     from patchcore.scoring import ScoringConfig
 
@@ -56,10 +58,12 @@ _HOMES = {
     "patchcore.backbones": "BackboneConfig LayersConfig",
     "patchcore.methods": "Padim PadimConfig Spade SpadeConfig",
     "patchcore.coreset": "AllConfig ApproximateConfig GreedyConfig LearnedConfig RandomConfig",
-    "patchcore.methods.ensemble": "Ensemble Scale ScaleConfig",
+    "patchcore.methods.ensemble": "Ensemble",
     "patchcore.errors": "InputError",
     "patchcore.index": "FaissFlatConfig FaissIVFPQConfig TorchIndexConfig",
-    "patchcore.methods.patchcore": "PatchCore Prediction",
+    "patchcore.methods.detector": "Prediction",
+    "patchcore.methods.patchcore": "PatchCore",
+    "patchcore.methods.scale": "Scale ScaleConfig",
     "patchcore.patches": "PatchConfig",
     "patchcore.scoring": "ScoringConfig",
 }

@@ -53,9 +53,8 @@ from patchcore.data.visa import VisAConfig
 from patchcore.errors import InputError
 from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
 from patchcore.inputs import fill_inputs
-from patchcore.methods import PadimConfig, SpadeConfig, check_unused
-from patchcore.methods.ensemble import ScaleConfig
-from patchcore.methods.patchcore import ModelConfig, PatchCoreModelConfig
+from patchcore.methods import METHODS, MethodConfig, check_unused
+from patchcore.methods.scale import ScaleConfig
 from patchcore.paper import stated
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
@@ -133,7 +132,7 @@ class Config:
     layers: LayersConfig = setting(
         factory=LayersConfig, effect=lambda run: _own_used(run, "layers")
     )
-    model: ModelConfig = MISSING
+    model: MethodConfig = MISSING
     patch: PatchConfig = field(default_factory=PatchConfig)
     coreset: CoresetConfig = MISSING
     index: IndexConfig = MISSING
@@ -163,7 +162,13 @@ class Config:
             self._check_curve()
         if isinstance(self.trainer, Mapping):
             check_switches(self.trainer, self.augment.changes())
-        check_unused(self.model, self.patch, self.coreset, self.index, self.scoring)
+        check_unused(
+            self.model,
+            coreset=self.coreset,
+            patch=self.patch,
+            scoring=self.scoring,
+            index=self.index,
+        )
         if self.ensemble.members:
             self._check_ensemble()
 
@@ -183,7 +188,7 @@ class Config:
         ]
 
     def _check_ensemble(self) -> None:
-        if not isinstance(self.model, PatchCoreModelConfig):
+        if not self.model.scalable:
             raise InputError("ensemble.members needs model=patchcore: set ensemble=none")
         if self.curve:
             raise InputError("curve is of one memory: leave it out, or set ensemble=none")
@@ -197,7 +202,7 @@ class Config:
                 )
 
     def _check_curve(self) -> None:
-        if not isinstance(self.model, PatchCoreModelConfig):
+        if not self.model.nested:
             raise InputError("curve needs model=patchcore: no other keeps a coreset")
         coreset = self.coreset
         if not isinstance(coreset, GreedyConfig | ApproximateConfig | RandomConfig):
@@ -249,11 +254,7 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "faiss_ivfpq": FaissIVFPQConfig,
         "torch": TorchIndexConfig,
     },
-    "model": {
-        "padim": PadimConfig,
-        "patchcore": PatchCoreModelConfig,
-        "spade": SpadeConfig,
-    },
+    "model": {**METHODS},
 }
 """Groups whose choices have settings of their own: {group: {choice: dataclass}}."""
 

@@ -53,7 +53,11 @@ taken for the code that runs; nothing short of a lock on the checkout could excl
 EXTRACTION = (f"{PACKAGE}.backbones", f"{PACKAGE}.data.dataset")
 ORDERING = (f"{PACKAGE}.coreset", f"{PACKAGE}.patches")
 RESULTS = (f"{PACKAGE}.module", f"{PACKAGE}.methods", f"{PACKAGE}.data.datamodule")
-STEERING = (f"{PACKAGE}.module", f"{PACKAGE}.methods.patchcore")
+STEERING = (
+    f"{PACKAGE}.module",
+    f"{PACKAGE}.methods.detector",
+    f"{PACKAGE}.methods.patchcore",
+)
 """Modules that call stages: their text counts for these, but not that of all they import."""
 RUNNING = (
     f"{PACKAGE}.config",

@@ -52,7 +52,13 @@ def test_imports_are_found_wherever_they_stand() -> None:
     )
     assert imports(source) == {"a.b", "c", "patchcore.errors", "patchcore.d.e.g"}
     assert ours(imports(source)) == {"errors", "d"}
-    assert set(MODULES) >= ALGORITHMS | {"", "methods.patchcore", "module", "config", "commands.train"}
+    assert set(MODULES) >= ALGORITHMS | {
+        "",
+        "methods.patchcore",
+        "module",
+        "config",
+        "commands.train",
+    }
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))

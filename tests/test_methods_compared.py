@@ -33,9 +33,9 @@ from patchcore.backbones import Backbone
 from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
-from patchcore.methods import build_detector
+from patchcore.methods import Parts, PatchCore, PatchCoreConfig, build_detector
+from patchcore.methods.detector import Detector, Prediction
 from patchcore.methods.padim import EPSILON
-from patchcore.methods.patchcore import Detector, PatchCore, PatchCoreModelConfig, Prediction
 from patchcore.methods.spade import Storage
 from tests import reference
 from tests.images import write_mvtec
@@ -54,7 +54,7 @@ def shared_backbones() -> Iterator[None]:
         name = f"{config.name} {layers.names}"
         return built[name] if name in built else built.setdefault(name, Backbone(config, layers))
 
-    with mock.patch("patchcore.methods.patchcore.Backbone", share):
+    with mock.patch("patchcore.methods.detector.Backbone", share):
         yield
 
 
@@ -287,12 +287,12 @@ def test_one_door_leads_to_all_methods() -> None:
         "index": TorchIndexConfig(),
         "scoring": ScoringConfig(sigma=1.0),
     }
-    built = [build_detector(x, **groups) for x in (SpadeConfig(), PadimConfig())]
+    built = [build_detector(Parts(x, **groups)) for x in (SpadeConfig(), PadimConfig())]
     assert [type(x) for x in built] == [Spade, Padim]
     assert all(x.scoring.sigma == 1.0 for x in built)
-    assert isinstance(build_detector(PatchCoreModelConfig(), **groups), PatchCore)
+    assert isinstance(build_detector(Parts(PatchCoreConfig(), **groups)), PatchCore)
     with pytest.raises(InputError, match=r"^index: model=spade has no use for faiss"):
-        build_detector(SpadeConfig(), **{**groups, "index": FaissFlatConfig()})
+        build_detector(Parts(SpadeConfig(), **{**groups, "index": FaissFlatConfig()}))
 
 
 # --- as the command runs them ----------------------------------------------------------------

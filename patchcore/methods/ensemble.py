@@ -1,122 +1,16 @@
-"""Several PatchCores as one: their scores and maps on one scale, then averaged.
-
-Distances of different networks have nothing in common but zero: features of one may be ten times as
-long as another's. What every member knows is where nominal images lie on its own scale. Each is
-shown nominal training images that its memory must do without, patch by patch as in a test, and
-mean and standard deviation of what it says become its units. Test images have no part in it.
-"""
+"""Several detectors as one: their scores and maps on one scale (see `scale`), then averaged."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
-from typing import Any
+from dataclasses import astuple
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchcore.errors import InputError
-from patchcore.index import TorchIndex
-from patchcore.methods.patchcore import FeatureBuffer, PatchCore, Prediction, Stateful
-from patchcore.scoring import ScoringConfig, comparable, score_images
-
-
-@dataclass
-class ScaleConfig:
-    """How the scale of an ensemble's member is measured."""
-
-    images: int = 50  # nominal training images that are scored for it, at most
-    seed: int = 0  # of the draw, where there are more
-
-    def __post_init__(self) -> None:
-        if self.images < 1:
-            raise InputError(f"ensemble.scale.images must be at least 1, got {self.images}")
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Mean and standard deviation of a member's scores of nominal images and of their patches."""
-
-    score_mean: float
-    score_std: float
-    patch_mean: float
-    patch_std: float
-
-    def scores(self, x: Tensor) -> Tensor:
-        """Image scores (…), as standard deviations from the nominal mean."""
-        return (x - self.score_mean) / self.score_std
-
-    def maps(self, x: Tensor) -> Tensor:
-        """Patch scores or anomaly maps (…), as standard deviations from the nominal mean.
-
-        Upsampling and smoothing keep constants, so it may come before or after them.
-        """
-        return (x - self.patch_mean) / self.patch_std
-
-
-@torch.inference_mode()
-def nominal_scale(
-    features: Tensor,
-    counts: Sequence[int],
-    sources: Sequence[int],
-    memory: Tensor,
-    indices: Tensor | None,
-    scoring: ScoringConfig,
-    config: ScaleConfig,
-) -> Scale:
-    """The scale of a memory, from the nominal images that it was made of: leave-one-image-out.
-
-    Each image is scored, by exact search, in the memory without the rows that came from it. A
-    single image is taken as two, its upper and its lower half. An image without which the memory
-    would be too small is passed over. A standard deviation that float32 cannot tell from 0 counts
-    as 1.
-
-    Args:
-        features: (N, D) patch features of the training images, one image after another.
-        counts: How many patches each of them has.
-        sources: Which image each of them is: copies of one image, as from several epochs, share a
-            number and are left out together.
-        memory: (M, D) memory bank, as it is searched; its device does the work.
-        indices: (M,) which of the N patches the rows are; None if they are none of them, as learned
-            proxies, of which nothing can be left out.
-        scoring: How distances become scores.
-        config: How many images are scored.
-
-    Raises:
-        InputError: The memory is too small without any of the images.
-    """
-    count, source = torch.tensor(counts), torch.tensor(sources)  # (I,), (I,)
-    if len(source.unique()) == 1:
-        upper = count // 2
-        count = torch.stack((upper, count - upper), 1).flatten()  # (2·I,)
-        source = torch.tensor([0, 1]).repeat(len(source))  # (2·I,)
-    _, source = source.unique(return_inverse=True)
-    if indices is None:
-        origin = torch.full((len(memory),), len(source))  # (M,): of no image
-    else:
-        origin = source.repeat_interleave(count)[indices]  # (M,)
-    left = len(memory) - origin.bincount(minlength=len(source) + 1)[source]  # (I,)
-    needed = max(scoring.neighbours, scoring.reweight)
-    able = ((left >= needed) & (count > 0)).nonzero()[:, 0]
-    if not len(able):
-        raise InputError(
-            f"ensemble: a memory of {len(memory)} patches is too small to leave an image out and "
-            f"find {needed} neighbours: keep more (coreset.ratio), lower scoring.neighbours or "
-            "scoring.reweight"
-        )
-    draw = torch.randperm(len(able), generator=torch.Generator().manual_seed(config.seed))
-    ends = count.cumsum(0)
-    scores, patch_scores = [], []
-    with torch.autocast(memory.device.type, enabled=False):
-        for i in able[draw[: config.images]].sort().values.tolist():
-            others = memory[(origin != source[i]).to(memory.device)]  # (M', D)
-            index = TorchIndex(others)
-            patches = features[ends[i] - count[i] : ends[i]].to(memory.device)  # (P, D)
-            patches = comparable(patches, scoring)
-            squared, rows = index.search(patches, scoring.neighbours)
-            score, each = score_images(patches[None], squared, rows, others, index.search, scoring)
-            scores.append(score.double())
-            patch_scores.append(each[0].double())
-    return Scale(*_moments(torch.cat(scores)), *_moments(torch.cat(patch_scores)))
+from patchcore.methods.detector import Detector, Fitting, Method, Prediction
+from patchcore.methods.scale import Scale, ScaleConfig
 
 
 def combined_scores(scores: Sequence[Tensor], scales: Sequence[Scale]) -> Tensor:
@@ -129,8 +23,25 @@ def combined_maps(maps: Sequence[Tensor], scales: Sequence[Scale]) -> Tensor:
     return torch.stack([s.maps(x) for x, s in zip(maps, scales, strict=True)]).mean(0)
 
 
-class Ensemble(Stateful):
-    """Several PatchCores that score as one.
+def combined(predictions: Sequence[Prediction], scales: Sequence[Scale]) -> Prediction:
+    """Mean of the members' predictions of the same images, once they are on one scale.
+
+    Maps must have one size. Patch scores have the first member's grid, and `nearest` are its rows.
+    """
+    grid = predictions[0].patch_score.shape[1:]
+    patch_scores = [
+        F.interpolate(p.patch_score[:, None], grid, mode="bilinear")[:, 0] for p in predictions
+    ]
+    return Prediction(
+        combined_scores([p.score for p in predictions], scales),
+        combined_maps([p.map for p in predictions], scales),
+        combined_maps(patch_scores, scales),
+        predictions[0].nearest,
+    )
+
+
+class Ensemble(Method):
+    """Several detectors that score as one.
 
     Attributes:
         members: Each with a memory of its own.
@@ -141,11 +52,14 @@ class Ensemble(Stateful):
         config: How the scales are measured.
     """
 
-    def __init__(self, members: Sequence[PatchCore], config: ScaleConfig | None = None) -> None:
+    def __init__(self, members: Sequence[Detector], config: ScaleConfig | None = None) -> None:
         super().__init__()
         if not members:
             raise InputError("an ensemble needs at least one member")
-        self.members: Sequence[PatchCore] = nn.ModuleList(members)  # type: ignore[assignment]
+        for method in (member.parts.method for member in members):
+            if not method.scalable:
+                raise InputError(f"an ensemble cannot have {method.name} as a member: no scale")
+        self.members: Sequence[Detector] = nn.ModuleList(members)  # type: ignore[assignment]
         self.config = config or ScaleConfig()
         self.scales: list[Scale] = []
 
@@ -159,7 +73,7 @@ class Ensemble(Stateful):
 
     def fit(
         self, images: Tensor | Sequence[Tensor | Iterable[Tensor]], progress: bool = False
-    ) -> "Ensemble":
+    ) -> Self:
         """Let every member remember nominal images, and measure its scale.
 
         Args:
@@ -168,22 +82,10 @@ class Ensemble(Stateful):
         """
         scales = []
         for member, own in zip(self.members, self._each(images), strict=True):
-            buffer = FeatureBuffer()
-            for batch in [own] if isinstance(own, Tensor) else own:
-                buffer.append(member.embed(batch.to(member.memory.device)))
-            counts, features = buffer.counts, buffer.take()
-            coreset = member.build(features, progress=progress)
-            scales.append(
-                nominal_scale(
-                    features,
-                    counts,
-                    range(len(counts)),
-                    member.memory,
-                    coreset.indices,
-                    member.scoring,
-                    self.config,
-                )
-            )
+            fitting = Fitting(progress, scale=self.config)
+            member.fit(own, fitting=fitting)
+            assert fitting.measured is not None
+            scales.append(fitting.measured)
         self.scales = scales
         return self
 
@@ -202,16 +104,21 @@ class Ensemble(Stateful):
             member.score(member.embed(batch), (height, width))
             for member, batch in zip(self.members, batches, strict=True)
         ]
-        grid = predictions[0].patch_score.shape[1:]
-        patch_scores = [
-            F.interpolate(p.patch_score[:, None], grid, mode="bilinear")[:, 0] for p in predictions
-        ]
-        return Prediction(
-            combined_scores([p.score for p in predictions], self.scales),
-            combined_maps([p.map for p in predictions], self.scales),
-            combined_maps(patch_scores, self.scales),
-            predictions[0].nearest,
-        )
+        return combined(predictions, self.scales)
+
+    @property
+    def memories(self) -> dict[str, Tensor]:
+        """See `Method.memories`; their names begin with the members' numbers."""
+        return {
+            f"{number}.{name}": memory
+            for number, member in enumerate(self.members)
+            for name, memory in member.memories.items()
+        }
+
+    @property
+    def memory_patches(self) -> int:
+        """Sum of the members'."""
+        return sum(member.memory_patches for member in self.members)
 
     def _each(
         self, images: Tensor | Sequence[Tensor | Iterable[Tensor]]
@@ -225,9 +132,3 @@ class Ensemble(Stateful):
                 "given: give one batch for all, or one for each"
             )
         return images
-
-
-def _moments(x: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation; 1 for one that is but rounding."""
-    mean, std = float(x.mean()), float(x.std(correction=0))
-    return mean, std if std > 1e-6 * float(x.abs().max()) else 1.0

@@ -1,21 +1,23 @@
-"""PatchCore as one `nn.Module`: nominal images in, then scores and anomaly maps out.
+"""PatchCore: a memory of nominal patch features, and distances to it (Roth et al., CVPR 2022)."""
 
-`Detector` is what it shares with the methods that it is compared with, in `baselines`.
-"""
-
-import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import _register_namedtuple
+from torch import Tensor
 
 from patchcore._traced import traced
-from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
-from patchcore.coreset import Coreset, CoresetConfig, GreedyConfig, Order, subsample
+from patchcore.backbones import BackboneConfig, LayersConfig
+from patchcore.coreset import (
+    ApproximateConfig,
+    Coreset,
+    CoresetConfig,
+    GreedyConfig,
+    Order,
+    SizedConfig,
+    subsample,
+)
 from patchcore.errors import InputError
 from patchcore.index import (
     Index,
@@ -25,192 +27,38 @@ from patchcore.index import (
     build_index,
     search_traced,
 )
-from patchcore.patches import Mapping, PatchConfig, PatchFeatures
-from patchcore.scoring import (
-    ScoringConfig,
-    Search,
-    anomaly_maps,
-    comparable,
-    score_images,
+from patchcore.methods.detector import (
+    Detector,
+    FeatureBuffer,
+    Fitting,
+    MethodConfig,
+    Parts,
+    Prediction,
 )
-
-
-class Prediction(NamedTuple):
-    """Scores of a batch of images; higher is more anomalous.
-
-    A tuple, which PyTorch's compilers take apart and put together as they do tensors.
-    """
-
-    score: Tensor  # (B,) anomaly score of each image
-    map: Tensor  # (B, H, W) anomaly map at the input's size
-    patch_score: Tensor  # (B, h, w) anomaly score of each patch
-    nearest: Tensor  # (B, h, w) int64 memory row nearest to each patch; others: see their `score`
-
-
-# So that `torch.export.save` can write what an exported model gives.
-_register_namedtuple(Prediction, serialized_type_name="patchcore.methods.patchcore.Prediction")
+from patchcore.methods.scale import nominal_scale
+from patchcore.patches import Mapping, PatchConfig, PatchFeatures
+from patchcore.scoring import ScoringConfig, Search, anomaly_maps, comparable, score_images
 
 
 @dataclass
-class ModelConfig:
-    """Base of the methods' settings: which method, and what it alone has to choose."""
-
-
-@dataclass
-class PatchCoreModelConfig(ModelConfig):
+class PatchCoreConfig(MethodConfig):
     """PatchCore; its settings are groups of their own: patch, coreset, index, scoring."""
 
+    name: ClassVar[str] = "patchcore"
+    reads: ClassVar[dict[str, type]] = {
+        "patch": PatchConfig,
+        "coreset": CoresetConfig,
+        "index": IndexConfig,
+        "scoring": ScoringConfig,
+    }
+    scalable: ClassVar[bool] = True
+    nested: ClassVar[bool] = True
 
-class Stateful(nn.Module):
-    """A module with a memory, whose state dict, copies and casts keep what it has learnt.
-
-    A state dict loads into a module of the same settings, whatever the size of its memory: it
-    holds what `remembered` gives too, and is refused where settings differ that the memory
-    depends on. Buffers keep their dtype when the module is cast, so that a network in half
-    precision searches a memory in float32.
-
-    Attributes:
-        made_again: Names of attributes that are made from the memory where they are None; they are
-            neither copied nor pickled.
-    """
-
-    made_again: tuple[str, ...] = ()
-
-    def settings(self) -> dict[str, Any]:
-        """Settings that the memory depends on, as plain values."""
-        return {}
-
-    def remembered(self) -> dict[str, Any]:
-        """Further values that the state holds, as plain values: see `remember`."""
-        return {}
-
-    def remember(self, values: dict[str, Any]) -> None:
-        """Take over the values of `remembered`, once a state has been loaded."""
-
-    def get_extra_state(self) -> Tensor:
-        """Settings and further values as JSON in bytes (n,): a tensor, as all of a state dict."""
-        values = json.dumps({"settings": self.settings(), "values": self.remembered()})
-        return torch.frombuffer(bytearray(values.encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Called by `load_state_dict`."""
-        self.remember(_unpacked(state)["values"])
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        state = state_dict.get(f"{prefix}_extra_state")
-        if state is not None:
-            theirs, ours = _unpacked(state)["settings"], self.settings()
-            for key in ours | theirs:
-                if theirs.get(key) != ours.get(key):
-                    raise InputError(
-                        f"the state is of a model with {key}={theirs.get(key)}, but this one has "
-                        f"{key}={ours.get(key)}: build it with the same settings"
-                    )
-        for name, buffer in self._buffers.items():
-            loaded = state_dict.get(prefix + name)
-            if buffer is None or not isinstance(loaded, Tensor) or loaded.ndim != buffer.ndim:
-                continue
-            if loaded.shape != buffer.shape and loaded.shape[-1] == buffer.shape[-1]:
-                self._buffers[name] = buffer.new_empty(loaded.shape)
-        for name in self.made_again:
-            setattr(self, name, None)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            after = self._buffers[name]
-            if buffer is not None and after is not None and after.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(after.device)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For `copy` and `pickle`."""
-        return {**self.__dict__, **dict.fromkeys(self.made_again)}
-
-
-class Detector(Stateful, ABC):
-    """A method behind a frozen backbone: nominal images in, then scores and anomaly maps out.
-
-    Images are float tensors (B, 3, H, W), normalised as the backbone expects. What a method takes
-    from their layer maps, its features, passes through `features`, `buffer` and `build_from` when
-    fitting, `features` and `score` afterwards; nobody else looks inside.
-
-    Attributes:
-        backbone: Gives the layer maps.
-        scoring: How distances become scores; all methods smooth their maps by its sigma.
-    """
-
-    def __init__(
-        self,
-        backbone: BackboneConfig | None = None,
-        layers: LayersConfig | None = None,
-        scoring: ScoringConfig | None = None,
-    ) -> None:
-        super().__init__()
-        self.backbone = Backbone(backbone or BackboneConfig(), layers or LayersConfig())
-        self.scoring = scoring or ScoringConfig()
-
-    @abstractmethod
-    def features(self, maps: Sequence[Tensor]) -> Any:
-        """Features of a batch from the backbone's layer maps [(B, C, h, w), …]."""
-
-    @abstractmethod
-    def buffer(self, images: int = 0) -> Any:
-        """Where the features of about so many images are gathered, by its method `append`."""
-
-    @abstractmethod
-    def build_from(self, buffer: Any, progress: bool = False) -> None:
-        """Make the memory from gathered features of nominal images; `buffer` forgets them.
-
-        Raises:
-            InputError: There are none, or they do not suit the method.
-        """
-
-    @abstractmethod
-    def score(self, features: Any, size: tuple[int, int]) -> Prediction:
-        """Score the features of images of `size` (H, W). Raises InputError if not fitted."""
-
-    @property
-    @abstractmethod
-    def memory_patches(self) -> int:
-        """How many vectors or distributions a patch may be compared with."""
-
-    @property
-    @abstractmethod
-    def memory_bytes(self) -> int:
-        """Size of all that is kept of the nominal images."""
-
-    def settings(self) -> dict[str, Any]:
-        """See `Stateful.settings`."""
-        return {"backbone.name": self.backbone.name, "layers.names": self.backbone.layers}
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return next(self.backbone.parameters()).device
-
-    @torch.inference_mode()
-    def embed(self, images: Tensor) -> Any:
-        """Features of images (B, 3, H, W)."""
-        return self.features(self.backbone(images))
-
-    def fit(self, images: Tensor | Iterable[Tensor], progress: bool = False) -> Self:
-        """Remember nominal images: one batch (B, 3, H, W), or an iterable of batches."""
-        buffer = self.buffer()
-        for batch in [images] if isinstance(images, Tensor) else images:
-            buffer.append(self.embed(batch.to(self.device)))
-        self.build_from(buffer, progress)
-        return self
-
-    @torch.inference_mode()
-    def forward(self, images: Tensor) -> Prediction:
-        """Score images (B, 3, H, W), normalised like those of `fit`."""
-        height, width = images.shape[-2:]
-        return self.score(self.embed(images), (height, width))
+    def build(self, parts: Parts) -> "PatchCore":
+        """See `MethodConfig.build`."""
+        return PatchCore(
+            parts.backbone, parts.layers, parts.patch, parts.coreset, parts.index, parts.scoring
+        )
 
 
 class PatchCore(Detector):
@@ -226,6 +74,7 @@ class PatchCore(Detector):
 
     memory: Tensor
     made_again = ("_index", "_prefixes")
+    counts_used = True
 
     def __init__(
         self,
@@ -236,13 +85,24 @@ class PatchCore(Detector):
         index: IndexConfig | None = None,
         scoring: ScoringConfig | None = None,
     ) -> None:
-        super().__init__(backbone, layers, scoring)
         self.patch_config = patch or PatchConfig()
-        self.patches = PatchFeatures(self.backbone.channels, self.patch_config)
         self.coreset_config = coreset or GreedyConfig()
         self.index_config = index or TorchIndexConfig()
+        super().__init__(
+            Parts(
+                PatchCoreConfig(),
+                backbone or BackboneConfig(),
+                layers or LayersConfig(),
+                self.patch_config,
+                self.coreset_config,
+                self.index_config,
+                scoring or ScoringConfig(),
+            )
+        )
+        self.patches = PatchFeatures(self.backbone.channels, self.patch_config)
         self.coreset: Coreset | None = None
         self.register_buffer("memory", torch.empty(0, self.patches.dimension))
+        self._gathered = 0
         self._index: Index | None = None
         self._prefixes: PrefixIndex | None = None
 
@@ -261,20 +121,44 @@ class PatchCore(Detector):
 
     def remember(self, values: dict[str, Any]) -> None:
         """See `Stateful.remember`."""
-        self.coreset = None
+        self.coreset, self._gathered = None, 0
 
     @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> Tensor:
         """Patch features (B, h, w, D), float32, of the backbone's layer maps [(B, C, h, w), …]."""
         return self.patches(maps).float()
 
-    def buffer(self, images: int = 0) -> "FeatureBuffer":
+    def buffer(self, images: int = 0) -> FeatureBuffer:
         """See `Detector.buffer`."""
         return FeatureBuffer(images)
 
-    def build_from(self, buffer: "FeatureBuffer", progress: bool = False) -> None:
-        """See `Detector.build_from`."""
-        self.build(buffer.take(), progress)
+    def build_from(self, buffer: FeatureBuffer, fitting: Fitting | None = None) -> None:
+        """See `Detector.build_from`; a coreset order is kept, and the scale measured, if asked."""
+        fitting = fitting or Fitting()
+        with fitting.stage("coreset"):
+            counts, features = buffer.counts, buffer.take()
+            settings, order = (self.patch_config, self.coreset_config), None
+            ordered = isinstance(self.coreset_config, GreedyConfig | ApproximateConfig)
+            kept = fitting.kept if ordered else None
+            if kept is not None:
+                entry = kept.get(*settings, lambda entry: _is_order(entry, len(features)))
+                if entry is not None:
+                    order = Order(**entry)
+                    fitting.warm.add("coreset")
+            coreset = self.build(features, fitting.progress, order)
+            if kept is not None and coreset.order is not order:
+                kept.put(*settings, vars(coreset.order))
+        if fitting.scale is not None:
+            with fitting.stage("scale"):
+                fitting.measured = nominal_scale(
+                    features,
+                    counts,
+                    range(len(counts)) if fitting.images is None else fitting.images,
+                    self.memory,
+                    coreset.indices,
+                    self.scoring,
+                    fitting.scale,
+                )
 
     def build(
         self, features: Tensor, progress: bool = False, order: Order | None = None
@@ -297,7 +181,7 @@ class PatchCore(Detector):
                 "the nominal images' patch features are NaN or infinite: check the images, "
                 "backbone.weights and trainer.precision"
             )
-        self.coreset, self.memory = coreset, memory
+        self.coreset, self.memory, self._gathered = coreset, memory, len(features)
         return coreset
 
     @torch.inference_mode()
@@ -356,71 +240,35 @@ class PatchCore(Detector):
             self._index = build_index(self.memory, self.index_config)
         return self._index.search(queries, neighbours)
 
+    def prefixes(self, ratios: Sequence[float]) -> dict[float, int]:
+        """See `Detector.prefixes`; they are of the patches of the last `build`."""
+        config = self.coreset_config
+        if not ratios or not isinstance(config, SizedConfig):
+            return {}
+        asked = sorted({*ratios, config.ratio})
+        return {ratio: replace(config, ratio=ratio).size(self._gathered) for ratio in asked}
+
+    @property
+    def memories(self) -> dict[str, Tensor]:
+        """See `Method.memories`."""
+        return {"memory": self.memory}
+
     @property
     def memory_patches(self) -> int:
         """M, the patch features in the memory."""
         return len(self.memory)
 
-    @property
-    def memory_bytes(self) -> int:
-        """Of the memory."""
-        return self.memory.nbytes
 
-
-def _unpacked(state: Tensor) -> dict[str, Any]:
-    """Content of `Stateful.get_extra_state`."""
-    values: dict[str, Any] = json.loads(bytes(state.tolist()))
-    return values
-
-
-class FeatureBuffer:
-    """Patch features (N, D) gathered batch by batch in one allocation.
-
-    Args:
-        images: How many images will come; the buffer grows if there are more, or larger ones.
-        device: Where to keep the features; by default where the first batch is, if it has room.
-
-    Attributes:
-        counts: How many patches each image has that was gathered since `take`.
-    """
-
-    def __init__(self, images: int = 0, device: torch.device | None = None) -> None:
-        self._images = images
-        self._device = device
-        self._features: Tensor | None = None
-        self._filled = 0
-        self.counts: list[int] = []
-
-    def append(self, features: Tensor) -> None:
-        """Add the patch features (B, h, w, D) of a batch."""
-        if not len(features):
-            return
-        rows = features.flatten(0, 2)  # (B·h·w, D)
-        if self._features is None:
-            expected = max(self._images, len(features)) * (len(rows) // len(features))
-            self._features = self._allocate(expected, rows)
-        if self._filled + len(rows) > len(self._features):
-            kept = self._features[: self._filled]
-            self._features = self._allocate(2 * (self._filled + len(rows)), rows)
-            self._features[: self._filled] = kept
-        self._features[self._filled : self._filled + len(rows)] = rows
-        self._filled += len(rows)
-        self.counts += [len(rows) // len(features)] * len(features)
-
-    def take(self) -> Tensor:
-        """The features (N, D); the buffer forgets them, so that they can be freed."""
-        if self._features is None:
-            raise InputError("there are no nominal images to fit")
-        features = self._features[: self._filled]
-        self._features, self._filled, self.counts = None, 0, []
-        return features
-
-    def _allocate(self, rows: int, like: Tensor) -> Tensor:
-        device = self._device or like.device
-        if device.type == "cuda":
-            needed = rows * like.shape[1] * like.element_size()
-            free, _ = torch.cuda.mem_get_info(device)
-            # The coreset needs a projection and some work space beside the features.
-            device = device if 2 * needed < free else torch.device("cpu")
-        with torch.inference_mode(False):  # an ordinary tensor, whoever calls
-            return torch.empty(rows, like.shape[1], dtype=like.dtype, device=device)
+def _is_order(entry: dict[str, Tensor], patches: int) -> bool:
+    """Whether a cache entry holds an order of some of so many patches."""
+    indices, radii, remaining = (entry[key] for key in ("indices", "radii", "remaining"))
+    return (
+        len(entry) == 3
+        and indices.dtype == torch.int64
+        and indices.ndim == 1
+        and 0 < len(indices) <= patches
+        and 0 <= int(indices.min()) <= int(indices.max()) < patches
+        and (radii.shape, remaining.shape) == (indices.shape, (patches,))
+        and radii.is_floating_point()
+        and remaining.is_floating_point()
+    )
