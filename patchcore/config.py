@@ -32,11 +32,10 @@ from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.cache import CacheConfig
 from patchcore.commands.names import run_group, run_name, wandb_offline
 from patchcore.coreset import (
-    AllConfig,
+    SAMPLERS,
     ApproximateConfig,
     CoresetConfig,
     GreedyConfig,
-    LearnedConfig,
     RandomConfig,
 )
 from patchcore.data.btad import BTADConfig
@@ -51,7 +50,7 @@ from patchcore.data.sample import DataConfig
 from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.data.visa import VisAConfig
 from patchcore.errors import InputError
-from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
+from patchcore.index import INDEXES, IndexConfig
 from patchcore.inputs import fill_inputs
 from patchcore.methods import METHODS, MethodConfig, check_unused
 from patchcore.methods.scale import ScaleConfig
@@ -123,7 +122,7 @@ class Config:
     """One experiment: a category, a model, and how it is run and tracked."""
 
     data: DataConfig = MISSING
-    # from the class: an instance has mean and std filled in
+    # From the class: an instance has mean and std filled in.
     image: ImageConfig = setting(MISSING, effect=lambda run: _own_used(run, "image"))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     backbone: BackboneConfig = setting(
@@ -242,19 +241,9 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "mvtec": MVTecConfig,
         "visa": VisAConfig,
     },
-    "coreset": {
-        "all": AllConfig,
-        "approximate": ApproximateConfig,
-        "greedy": GreedyConfig,
-        "learned": LearnedConfig,
-        "random": RandomConfig,
-    },
-    "index": {
-        "faiss_flat": FaissFlatConfig,
-        "faiss_ivfpq": FaissIVFPQConfig,
-        "torch": TorchIndexConfig,
-    },
-    "model": {**METHODS},
+    "coreset": SAMPLERS,
+    "index": INDEXES,
+    "model": METHODS,
 }
 """Groups whose choices have settings of their own: {group: {choice: dataclass}}."""
 
@@ -300,7 +289,8 @@ def check_numbers(value: Any, key: str = "") -> None:
     """
     match value:
         case dict():
-            for name, each in value.items():
+            # A seed of a group follows from the run's: that is the one to name.
+            for name, each in sorted(value.items(), key=lambda item: isinstance(item[1], dict)):
                 check_numbers(each, f"{key}.{name}" if key else str(name))
         case list():
             for i, each in enumerate(value):

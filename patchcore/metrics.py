@@ -10,6 +10,7 @@ AUPRO follows Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021,
 code: the per-region overlap is the mean covered share over all connected regions of the masks of
 the whole test set, regions being 8-connected (pixels that touch at a corner belong together), and
 the false-positive rate is taken over all nominal pixels, those of anomalous images included.
+Each metric has its naive version, threshold by threshold, in tests/reference.py.
 """
 
 import math
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.ndimage
 import torch
+from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -38,27 +40,31 @@ PIXEL_KEYS = ("pixel_auroc", "pixel_ap", "aupro")
 
 @dataclass(frozen=True)
 class Sweep:
-    """Counts at each threshold; what scores at or above the threshold is called anomalous.
+    """Counts at each threshold; a score at or above the threshold is called anomalous.
 
-    Counts are float64 (exact up to 2^53). T = 0 if there is no anomalous score.
+    Counts are float64 (exact up to 2^53). There is no threshold if there is no anomalous score.
     """
 
-    thresholds: Tensor  # (T,) the distinct anomalous scores, falling
-    tp: Tensor  # (T,) anomalous scores >= threshold
-    fp: Tensor  # (T,) nominal scores >= threshold
-    fp_above: Tensor  # (T,) nominal scores > threshold
-    overlap: Tensor  # (T,) share of the anomalous scores' total weight that is >= threshold
+    thresholds: Float[Tensor, " thresholds"]  # distinct anomalous scores, falling
+    tp: Float64[Tensor, " thresholds"]  # anomalous scores >= threshold
+    fp: Float64[Tensor, " thresholds"]  # nominal scores >= threshold
+    fp_above: Float64[Tensor, " thresholds"]  # nominal scores > threshold
+    overlap: Float64[Tensor, " thresholds"]  # share of the anomalous weight that is >= threshold
     nominal: int  # number of nominal scores
     anomalous: int  # number of anomalous scores
 
 
-def sweep(nominal: Tensor, anomalous: Tensor, weights: Tensor | None = None) -> Sweep:
+def sweep(
+    nominal: Float[Tensor, " nominal"],
+    anomalous: Float[Tensor, " anomalous"],
+    weights: Float[Tensor, " anomalous"] | None = None,
+) -> Sweep:
     """Sweep the threshold over scores that are already split by label.
 
     Args:
-        nominal: (N,) finite scores, any floating dtype; any order.
-        anomalous: (A,) finite scores, same dtype; any order.
-        weights: (A,) weight of each anomalous score in `overlap`; equal by default.
+        nominal: Finite scores in any order.
+        anomalous: Finite scores in any order.
+        weights: Weight of each anomalous score in `overlap`; equal by default.
 
     Returns:
         A `Sweep` on the CPU, with thresholds in the scores' dtype (at least float32).
@@ -85,17 +91,21 @@ def sweep(nominal: Tensor, anomalous: Tensor, weights: Tensor | None = None) -> 
     )
 
 
-def roc_curve(counts: Sweep) -> tuple[Tensor, Tensor]:
+def roc_curve(
+    counts: Sweep,
+) -> tuple[Float64[Tensor, " corners"], Float64[Tensor, " corners"]]:
     """Corners of the ROC curve, straight lines between them.
 
     Returns:
-        False- and true-positive rate, (2T + 2,) float64 each, from (0, 0) to (1, 1); empty where
-        there are no nominal or no anomalous scores.
+        False- and true-positive rate at two corners a threshold, from (0, 0) to (1, 1); empty
+        where there are no nominal or no anomalous scores.
     """
     return _curve(counts, counts.tp / counts.anomalous if counts.anomalous else counts.tp)
 
 
-def pro_curve(counts: Sweep) -> tuple[Tensor, Tensor]:
+def pro_curve(
+    counts: Sweep,
+) -> tuple[Float64[Tensor, " corners"], Float64[Tensor, " corners"]]:
     """Corners of the per-region overlap curve, if the weights were 1 / area of each region.
 
     Returns:
@@ -104,7 +114,10 @@ def pro_curve(counts: Sweep) -> tuple[Tensor, Tensor]:
     return _curve(counts, counts.overlap)
 
 
-def _curve(counts: Sweep, share: Tensor) -> tuple[Tensor, Tensor]:
+def _curve(
+    counts: Sweep, share: Float64[Tensor, " thresholds"]
+) -> tuple[Float64[Tensor, " corners"], Float64[Tensor, " corners"]]:
+    """Corners of the curve of a share over the false-positive rate; empty where it is undefined."""
     if not counts.nominal or not counts.anomalous:
         return torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.float64)
     ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
@@ -115,25 +128,29 @@ def _curve(counts: Sweep, share: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([ends[0], x, ends[1]]), torch.cat([ends[0], y, ends[1]])
 
 
-def precision_recall_curve(counts: Sweep) -> tuple[Tensor, Tensor]:
+def precision_recall_curve(
+    counts: Sweep,
+) -> tuple[Float64[Tensor, " thresholds"], Float64[Tensor, " thresholds"]]:
     """Precision and recall at each threshold, recall rising.
 
     Drawn as steps, each at the precision of its right end, the area is the average precision.
 
     Returns:
-        Precision and recall, (T,) float64 each; empty where there are no anomalous scores.
+        Precision and recall; empty where there are no anomalous scores.
     """
     recall = counts.tp / counts.anomalous if counts.anomalous else counts.tp
     return counts.tp / (counts.tp + counts.fp), recall
 
 
-def area_under(x: Tensor, y: Tensor, limit: float = 1.0) -> float:
+def area_under(
+    x: Float[Tensor, " corners"], y: Float[Tensor, " corners"], limit: float = 1.0
+) -> float:
     """Trapezoidal area under a curve for x from 0 to `limit`, cut there by linear interpolation.
 
     Args:
-        x: (P,) never falling, from 0 to 1.
-        y: (P,) heights at x.
-        limit: right end, in (0, 1].
+        x: Never falling, from 0 to 1.
+        y: Heights at x.
+        limit: Right end, in (0, 1].
 
     Returns:
         The area, not divided by `limit`; NaN for an empty curve.
@@ -158,7 +175,7 @@ def average_precision(counts: Sweep) -> float:
 
 
 def image_metrics(counts: Sweep) -> dict[str, float]:
-    """All image metrics, keyed by `IMAGE_KEYS`; NaN where `image_undefined` tells why.
+    """Image metrics, all of them, keyed by `IMAGE_KEYS`; NaN where `image_undefined` tells why.
 
     `image_threshold` is the score with the best F1, the highest of several; an image is called
     anomalous if it scores at least that. The paper's misclassifications are the sum of false
@@ -182,16 +199,16 @@ def image_metrics(counts: Sweep) -> dict[str, float]:
 
 
 def image_undefined(counts: Sweep) -> dict[str, str]:
-    """Why image metrics are NaN: {key: reason}; empty if all are defined."""
+    """Reasons why image metrics are NaN, {key: reason}; empty if all are defined."""
     return _undefined(counts, "images", IMAGE_KEYS, {"image_auroc"})
 
 
 def pixel_metrics(counts: Sweep, fpr_limit: float = 0.3) -> dict[str, float]:
-    """All pixel metrics, keyed by `PIXEL_KEYS`; NaN where `pixel_undefined` tells why.
+    """Pixel metrics, all of them, keyed by `PIXEL_KEYS`; NaN where `pixel_undefined` tells why.
 
     Args:
-        counts: sweep over pixels, weighted by 1 / `region_areas`.
-        fpr_limit: false-positive rate up to which AUPRO is taken, in (0, 1]; the area is divided
+        counts: Sweep over pixels, weighted by 1 / `region_areas`.
+        fpr_limit: False-positive rate up to which AUPRO is taken, in (0, 1]; the area is divided
             by it.
     """
     return {
@@ -202,7 +219,7 @@ def pixel_metrics(counts: Sweep, fpr_limit: float = 0.3) -> dict[str, float]:
 
 
 def pixel_undefined(counts: Sweep) -> dict[str, str]:
-    """Why pixel metrics are NaN: {key: reason}; empty if all are defined."""
+    """Reasons why pixel metrics are NaN, {key: reason}; empty if all are defined."""
     return _undefined(counts, "pixels", PIXEL_KEYS, {"pixel_auroc", "aupro"})
 
 
@@ -216,14 +233,16 @@ def _undefined(
     return {}
 
 
-def region_areas(masks: Tensor) -> Tensor:
+def region_areas(
+    masks: Bool[Tensor, "images height width"],
+) -> Float32[Tensor, " anomalous"]:
     """Area of the 8-connected region that each anomalous pixel belongs to.
 
     Args:
-        masks: (B, H, W) bool, true where anomalous.
+        masks: True where anomalous.
 
     Returns:
-        (A,) float32 areas in pixels, in the order of `scores[masks]`, on the CPU.
+        Areas in pixels, in the order of `scores[masks]`, on the CPU.
     """
     flags = masks.numpy(force=True)
     if not flags.any():
@@ -271,12 +290,12 @@ class ImageMetrics(Metric):
         _append(self.anomalous, scores[labels].to(self.device))
 
     def compute(self) -> dict[str, float]:
-        """The metrics of all images so far; NaN where `undefined()` tells why."""
+        """Metrics of all images so far; NaN where `undefined()` tells why."""
         self._counts = sweep(_join(self.nominal), _join(self.anomalous))
         return image_metrics(self._counts)
 
     def undefined(self) -> dict[str, str]:
-        """Why metrics are NaN: {key: reason}."""
+        """Reasons why metrics are NaN, {key: reason}."""
         self.compute()  # cached, and the same on every process
         return image_undefined(self._counts)
 
@@ -343,7 +362,7 @@ class PixelMetrics(Metric):
         _append(self.areas, region_areas(masks).to(self.device))
 
     def compute(self) -> dict[str, float]:
-        """The metrics of all maps so far; NaN where `undefined()` tells why."""
+        """Metrics of all maps so far; NaN where `undefined()` tells why."""
         areas = _join(self.areas).to("cpu", torch.float64)
         counts = sweep(_join(self.nominal), _join(self.anomalous), 1 / areas)
         self._undefined = pixel_undefined(counts)
@@ -351,7 +370,7 @@ class PixelMetrics(Metric):
         return pixel_metrics(counts, self.fpr_limit)
 
     def undefined(self) -> dict[str, str]:
-        """Why metrics are NaN: {key: reason}."""
+        """Reasons why metrics are NaN, {key: reason}."""
         left_out = self.left_out()
         note = f"; {left_out} left out, as no mask marks anything in view" if left_out else ""
         return {key: reason + note for key, reason in self._undefined.items()}
@@ -383,13 +402,15 @@ def _binary(flags: Tensor, name: str, like: Tensor) -> Tensor:
     return flags.to("cpu", torch.bool)
 
 
-def _append(state: list[Tensor] | Tensor, values: Tensor) -> None:
+def _append(state: list[Tensor] | Tensor, values: Float[Tensor, " scores"]) -> None:
+    """Add scores to a state. Raises RuntimeError while processes are synchronised."""
     if isinstance(state, Tensor):
         raise RuntimeError("metric is synchronised: call unsync() before update()")
     state.append(values)
 
 
-def _join(state: list[Tensor] | Tensor) -> Tensor:
+def _join(state: list[Tensor] | Tensor) -> Float[Tensor, " scores"]:
+    """All scores of a state, synchronised or not."""
     if isinstance(state, Tensor):
         return state
     return torch.cat(state) if state else torch.empty(0)

@@ -30,6 +30,7 @@ from patchcore import (
     TorchIndexConfig,
 )
 from patchcore.backbones import Backbone
+from patchcore.cache import FOLDER
 from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
@@ -291,7 +292,7 @@ def test_one_door_leads_to_all_methods() -> None:
     assert [type(x) for x in built] == [Spade, Padim]
     assert all(x.scoring.sigma == 1.0 for x in built)
     assert isinstance(build_detector(Parts(PatchCoreConfig(), **groups)), PatchCore)
-    with pytest.raises(InputError, match=r"^index: model=spade has no use for faiss"):
+    with pytest.raises(InputError, match=r"^index=faiss_flat has no effect on model=spade"):
         build_detector(Parts(SpadeConfig(), **{**groups, "index": FaissFlatConfig()}))
 
 
@@ -383,8 +384,8 @@ def test_maps_from_the_cache_give_the_same_scores(
     model: str, runs: Path, root: Path, tmp_path: Path
 ) -> None:
     # Both baselines use the same layers; PatchCore others, and it alone has an order to keep.
-    assert len(list((runs / "cache" / "maps").iterdir())) == 2 * (4 + 5)
-    assert len(list((runs / "cache" / "orders").iterdir())) == 1
+    assert len(list((runs / "cache" / FOLDER / "maps").iterdir())) == 2 * (4 + 5)
+    assert len(list((runs / "cache" / FOLDER / "orders").iterdir())) == 1
     with mock.patch("patchcore.cache.MapCache.put", side_effect=AssertionError("computed")):
         train(root, tmp_path, f"model={model}", *cached(runs))
     assert scores(tmp_path) == scores(runs / model)

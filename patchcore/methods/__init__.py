@@ -25,7 +25,9 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[MethodConfig]] = {
-    config.name: config for config in (PadimConfig, PatchCoreConfig, SpadeConfig)
+    "padim": PadimConfig,
+    "patchcore": PatchCoreConfig,
+    "spade": SpadeConfig,
 }
 """Settings of every method by its name, which is that of `model=…`."""
 

@@ -13,7 +13,6 @@ a mask of the positions that count. So is that of `memories`. A method that trai
 """
 
 import json
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,9 +25,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import _register_namedtuple
 
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
-from patchcore.coreset import AllConfig, CoresetConfig
+from patchcore.coreset import SAMPLERS, AllConfig, CoresetConfig
 from patchcore.errors import InputError
-from patchcore.index import IndexConfig, TorchIndexConfig
+from patchcore.index import INDEXES, IndexConfig, TorchIndexConfig
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
@@ -369,30 +368,23 @@ def check_unused(method: MethodConfig, **groups: Any) -> None:
     standard = Parts(method)
     for group, settings in groups.items():
         default, read = getattr(standard, group), method.reads.get(group, ())
-        if isinstance(read, type):
-            if not isinstance(settings, read):
-                raise InputError(
-                    f"{group}: model={method.name} has no use for {_choice(settings)}: leave it "
-                    f"out, or set {_choice(default)}"
-                )
-        elif not isinstance(settings, type(default)):
+        if not isinstance(settings, read if isinstance(read, type) else type(default)):
             raise InputError(
-                f"{group} has no effect on model={method.name}: leave it out, or set "
-                f"{group}={_choice(default)}"
+                f"{group}={_choice(settings)} has no effect on model={method.name}: leave it out, "
+                f"or set {group}={_choice(default)}"
             )
-        else:
-            for option in fields(default):
-                unlike = getattr(settings, option.name) != getattr(default, option.name)
-                if unlike and option.name not in read:
-                    raise InputError(
-                        f"{group}.{option.name} has no effect on model={method.name}: leave it out"
-                    )
+        for option in fields(default) if isinstance(read, tuple) else ():
+            unlike = getattr(settings, option.name) != getattr(default, option.name)
+            if unlike and option.name not in read:
+                raise InputError(
+                    f"{group}.{option.name} has no effect on model={method.name}: leave it out"
+                )
 
 
 def _choice(settings: Any) -> str:
-    """Name of a group's choice by its class: FaissFlatConfig → faiss_flat."""
-    name = type(settings).__name__.removesuffix("Config")
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+    """Name of a coreset's or an index's settings in their registry."""
+    kinds: dict[str, type] = {**SAMPLERS, **INDEXES}
+    return next((name for name, kind in kinds.items() if type(settings) is kind), "this")
 
 
 def _unpacked(state: Tensor) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from torch import Tensor
 from patchcore._traced import traced
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.coreset import (
-    ApproximateConfig,
     Coreset,
     CoresetConfig,
     GreedyConfig,
@@ -138,8 +137,7 @@ class PatchCore(Detector):
         with fitting.stage("coreset"):
             counts, features = buffer.counts, buffer.take()
             settings, order = (self.patch_config, self.coreset_config), None
-            ordered = isinstance(self.coreset_config, GreedyConfig | ApproximateConfig)
-            kept = fitting.kept if ordered else None
+            kept = fitting.kept if self.coreset_config.ordered else None
             if kept is not None:
                 entry = kept.get(*settings, lambda entry: _is_order(entry, len(features)))
                 if entry is not None:
