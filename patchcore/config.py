@@ -14,7 +14,6 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.baselines import PadimConfig, SpadeConfig, check_unused
 from patchcore.cache import CacheConfig
 from patchcore.commands.generations import store
 from patchcore.commands.mistakes import check_numbers, reject_added
@@ -29,11 +28,11 @@ from patchcore.coreset import (
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.data.transforms import AugmentConfig, ImageConfig
-from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.index import INDEXES, IndexConfig
 from patchcore.inputs import fill_inputs
-from patchcore.model import ModelConfig, PatchCoreModelConfig
+from patchcore.methods import METHODS, MethodConfig, check_unused
+from patchcore.methods.scale import ScaleConfig
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
@@ -93,7 +92,7 @@ class Config:
     layers: LayersConfig = setting(
         factory=LayersConfig, effect=lambda run: _own_used(run, "layers")
     )
-    method: ModelConfig = MISSING
+    method: MethodConfig = MISSING
     patch: PatchConfig = field(default_factory=PatchConfig)
     coreset: CoresetConfig = MISSING
     index: IndexConfig = MISSING
@@ -123,7 +122,13 @@ class Config:
             self._check_curve()
         if isinstance(self.trainer, Mapping):
             check_switches(self.trainer, self.augment.changes())
-        check_unused(self.method, self.patch, self.coreset, self.index, self.scoring)
+        check_unused(
+            self.method,
+            coreset=self.coreset,
+            patch=self.patch,
+            scoring=self.scoring,
+            index=self.index,
+        )
         if self.ensemble.members:
             self._check_ensemble()
 
@@ -143,7 +148,7 @@ class Config:
         ]
 
     def _check_ensemble(self) -> None:
-        if not isinstance(self.method, PatchCoreModelConfig):
+        if not self.method.scalable:
             raise InputError("ensemble.members needs method=patchcore: set ensemble=none")
         if self.curve:
             raise InputError("curve is of one memory: leave it out, or set ensemble=none")
@@ -157,7 +162,7 @@ class Config:
                 )
 
     def _check_curve(self) -> None:
-        if not isinstance(self.method, PatchCoreModelConfig):
+        if not self.method.nested:
             raise InputError("curve needs method=patchcore: no other keeps a coreset")
         coreset = self.coreset
         if not isinstance(coreset, GreedyConfig | ApproximateConfig | RandomConfig):
@@ -179,17 +184,9 @@ SCHEMAS: dict[str, Mapping[str, Any]] = {
     "data": DATA_SETS,
     "coreset": SAMPLERS,
     "index": INDEXES,
-    "method": {
-        "padim": PadimConfig,
-        "patchcore": PatchCoreModelConfig,
-        "spade": SpadeConfig,
-    },
+    "method": METHODS,
 }
 """Groups whose choices have settings of their own: {group: {choice: dataclass}}."""
-
-
-LAYERS = {"padim": ["1", "2", "3"], "spade": ["1", "2", "3"]}
-"""Layers of a method that has others than PatchCore; its memory is whole."""
 
 
 def register() -> None:
@@ -198,24 +195,36 @@ def register() -> None:
     store("schema", _seeded(OmegaConf.structured(Config)))
     for group, choices in SCHEMAS.items():
         for name, kind in choices.items():
-            node: Any = {group: _seeded(OmegaConf.structured(kind))}
-            if group == "data" and (categories := kind.CATEGORIES):  # a multirun goes over them
-                texts = (f"'{each}'" if each.isdigit() else each for each in categories)
-                node["hydra"] = {"sweeper": {"params": {"data.category": ",".join(texts)}}}
-            elif name in LAYERS:
-                node |= {"defaults": [{"override /coreset": "all"}]}
-                node |= {"layers": {"names": LAYERS[name]}}
+            node = {group: _seeded(OmegaConf.structured(kind)), **_brought(group, kind)}
             store(name, OmegaConf.create(node), group, "_global_")
 
 
+def _brought(group: str, kind: Any) -> dict[str, Any]:
+    """Return what a choice sets besides its own settings."""
+    brought: dict[str, Any] = {}
+    if group == "data" and kind.CATEGORIES:  # a multirun goes over them unless some are named
+        texts = (f"'{each}'" if each.isdigit() else each for each in kind.CATEGORIES)
+        brought["hydra"] = {"sweeper": {"params": {"data.category": ",".join(texts)}}}
+    if group == "method":
+        if "coreset" not in kind.reads:
+            brought["defaults"] = [{"override /coreset": "all"}]
+        if kind.levels:
+            brought["layers"] = {"names": list(kind.levels)}
+    return brought
+
+
 def _seeded(node: DictConfig) -> DictConfig:
-    """Hand the run's seed down to every seed of a group's settings."""
+    """Hand the run's seed down to every seed of a group's settings.
+
+    A network with random weights stays the same one, whatever else a run draws.
+    """
+    own = OmegaConf.get_type(node) in (Config, BackboneConfig)
     for key in node:
         if OmegaConf.is_missing(node, key):
             continue
         if isinstance(inner := node[key], DictConfig):
             _seeded(inner)
-        elif re.fullmatch(r"(\w+_)?seed", str(key)) and OmegaConf.get_type(node) is not Config:
+        elif re.fullmatch(r"(\w+_)?seed", str(key)) and not own:
             node[key] = "${seed}"
     return node
 

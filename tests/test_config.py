@@ -17,7 +17,6 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from patchcore.baselines import PadimConfig
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.mistakes import explain
 from patchcore.commands.names import wandb_offline
@@ -28,6 +27,7 @@ from patchcore.data.btad import BTADConfig
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mstc import MSTCConfig
 from patchcore.errors import InputError
+from patchcore.methods import PadimConfig
 from patchcore.scoring import Distance
 from tests.runs import REPOSITORY
 
@@ -153,6 +153,9 @@ def test_one_seed_reaches_everything_random() -> None:
     config = composed("seed=7", "coreset=greedy", "data=generated", "augment=flip")
     assert isinstance(config.data, GeneratedConfig) and isinstance(config.coreset, GreedyConfig)
     assert config.seed == config.data.seed == config.coreset.seed == config.augment.seed == 7
+    assert config.ensemble.scale.seed == config.data.shots_seed == 7
+    assert config.backbone.seed == 0  # random weights stay the same network
+    assert composed("seed=7", "coreset.seed=3").coreset.seed == 3
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("data=")])
@@ -255,19 +258,19 @@ def test_mistakes_are_told_in_one_line_that_begins_with_the_key(
         (["coreset.ratio=0.1"], "coreset.ratio: there is no such option"),
         (
             ["coreset=greedy"],
-            "coreset has no effect on method={}: leave it out, or set coreset=all",
+            "coreset=greedy has no effect on method={}: leave it out, or set coreset=all",
         ),
         (["patch.size=5"], "patch.size has no effect on method={}: leave it out"),
         (["patch=average"], "patch.mapping has no effect on method={}: leave it out"),
         (["scoring=reweighted"], "scoring.reweight has no effect on method={}: leave it out"),
         (["scoring.neighbours=3"], "scoring.neighbours has no effect on method={}: leave it out"),
-        (["index=faiss_flat"], "index: method={} has no use for faiss: leave it out, or set torch"),
+        (
+            ["index=faiss_flat"],
+            "index=faiss_flat has no effect on method={}: leave it out, or set index=torch",
+        ),
         (["scoring.distance=cosine"], "scoring.distance has no effect on method={}: leave it out"),
         (["scoring.top_share=0.1"], "scoring.top_share has no effect on method={}: leave it out"),
-        (
-            ["ensemble.members=[{},{}]"],
-            "ensemble.members needs method=patchcore: set ensemble=none",
-        ),
+        (["ensemble.members=[{},{}]"], "ensemble.members needs method=patchcore: set ensemble=no"),
         (["curve=[0.1]"], "curve needs method=patchcore: no other keeps a coreset"),
         (["method.foo=1"], "method.foo: there is no such option; there are "),
     ],

@@ -33,8 +33,9 @@ from patchcore.config import Config, register, to_config
 from patchcore.data import datamodule
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset
-from patchcore.model import FeatureBuffer, PatchCore
-from patchcore.module import PatchCoreModule
+from patchcore.methods import PatchCore
+from patchcore.methods.detector import FeatureBuffer
+from patchcore.module import DetectorModule
 from patchcore.patches import PatchFeatures
 
 STAGES: dict[str, tuple[Any, str]] = {
@@ -82,7 +83,7 @@ def extract(config: Config) -> dict[str, float]:
     """Milliseconds an image: of wall time in all and in each stage, of processor time in all."""
     model = PatchCore(config.backbone, config.layers, config.patch, config.coreset)
     data = AnomalyDataModule(config.data, config.image, config.augment)
-    module = PatchCoreModule(model)
+    module = DetectorModule(model)
     with tempfile.TemporaryDirectory() as folder, stopwatches() as spent:
         trainer: pl.Trainer = build(
             "trainer",

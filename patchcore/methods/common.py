@@ -1,13 +1,10 @@
-"""What SPADE and PaDiM share: images of one size, layers on one grid, settings without effect."""
-
-from dataclasses import fields
-from typing import Any
+"""Parts that SPADE and PaDiM share: images of one size, layers on one grid."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from patchcore.errors import InputError
-from patchcore.model import FeatureBuffer
+from patchcore.methods.detector import FeatureBuffer
 
 
 class ImageBuffer:
@@ -53,10 +50,3 @@ def interpolated(x: Tensor, grid: tuple[int, int]) -> Tensor:
     x = x.contiguous().permute(0, 3, 1, 2)  # (B, C, h', w')
     x = F.interpolate(x, size=grid, mode="bilinear", align_corners=False)
     return x.permute(0, 2, 3, 1)
-
-
-def refuse_unused(group: str, settings: Any, allowed: Any, model: str) -> None:
-    """Raise InputError for the first option of `settings` that is not as in `allowed`."""
-    for option in fields(allowed):
-        if getattr(settings, option.name) != getattr(allowed, option.name):
-            raise InputError(f"{group}.{option.name} has no effect on method={model}: leave it out")

@@ -11,7 +11,7 @@ and a patch's score is the Mahalanobis distance √((x − μ)ᵀ Σ⁻¹ (x −
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from patchcore._traced import traced
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.baselines.common import ImageBuffer, check_grid, interpolated, refuse_unused
 from patchcore.errors import InputError
-from patchcore.model import Detector, ModelConfig, Prediction
+from patchcore.methods.common import ImageBuffer, check_grid, interpolated
+from patchcore.methods.detector import Detector, Fitting, MethodConfig, Parts, Prediction
 from patchcore.scoring import ScoringConfig, anomaly_maps
 from patchcore.settings import setting
 
@@ -31,8 +31,12 @@ _CHUNK = 2**26  # values (256 MiB) in the working memory
 
 
 @dataclass
-class PadimConfig(ModelConfig):
+class PadimConfig(MethodConfig):
     """PaDiM's own settings."""
+
+    name: ClassVar[str] = "padim"
+    levels: ClassVar = ("1", "2", "3")
+    reads: ClassVar[dict[str, Any]] = {"scoring": ("sigma",)}
 
     channels: int | None = 100  # D, drawn from all layers' (paper: 100, or 550 of a wide ResNet-50)
     seed: int = setting(0, effect=lambda padim: padim["channels"] is not None)  # of the draw
@@ -40,6 +44,10 @@ class PadimConfig(ModelConfig):
     def __post_init__(self) -> None:
         if self.channels is not None and self.channels < 1:
             raise InputError(f"method.channels must be at least 1, got {self.channels}")
+
+    def build(self, parts: Parts) -> "Padim":
+        """See `MethodConfig.build`."""
+        return Padim(self, parts.backbone, parts.layers, parts.scoring)
 
 
 class Padim(Detector):
@@ -57,6 +65,7 @@ class Padim(Detector):
     mean: Tensor
     factor: Tensor
     channels: Tensor
+    one_size = True
 
     def __init__(
         self,
@@ -65,9 +74,15 @@ class Padim(Detector):
         layers: LayersConfig | None = None,
         scoring: ScoringConfig | None = None,
     ) -> None:
-        super().__init__(backbone, layers or LayersConfig(["1", "2", "3"]), scoring)
-        refuse_unused("scoring", self.scoring, ScoringConfig(sigma=self.scoring.sigma), "padim")
         self.config = config or PadimConfig()
+        super().__init__(
+            Parts(
+                self.config,
+                backbone or BackboneConfig(),
+                layers or LayersConfig(["1", "2", "3"]),
+                scoring=scoring or ScoringConfig(),
+            )
+        )
         total = sum(self.backbone.channels)
         count = total if self.config.channels is None else self.config.channels
         if count > total:
@@ -111,11 +126,11 @@ class Padim(Detector):
         """See `Detector.buffer`."""
         return ImageBuffer(images)
 
-    def build_from(self, buffer: ImageBuffer, progress: bool = False) -> None:
+    def build_from(self, buffer: ImageBuffer, fitting: Fitting | None = None) -> None:
         """See `Detector.build_from`."""
         features = buffer.take()
         self.grid = (features.shape[1], features.shape[2])
-        self.build(features.flatten(1, 2), progress)
+        self.build(features.flatten(1, 2), fitting is not None and fitting.progress)
 
     @torch.inference_mode()
     def build(self, features: Tensor, progress: bool = False) -> None:
@@ -167,9 +182,9 @@ class Padim(Detector):
         return len(self.mean)
 
     @property
-    def memory_bytes(self) -> int:
-        """Of means and factors."""
-        return self.mean.nbytes + self.factor.nbytes
+    def memories(self) -> dict[str, Tensor]:
+        """See `Method.memories`."""
+        return {"mean": self.mean, "factor": self.factor}
 
 
 def cholesky(covariance: Tensor) -> Tensor:

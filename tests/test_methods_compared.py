@@ -13,8 +13,8 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-import patchcore.baselines.padim
-import patchcore.baselines.spade
+import patchcore.methods.padim
+import patchcore.methods.spade
 from patchcore import (
     AllConfig,
     BackboneConfig,
@@ -30,14 +30,14 @@ from patchcore import (
     TorchIndexConfig,
 )
 from patchcore.backbones import Backbone
-from patchcore.baselines import build_detector
-from patchcore.baselines.padim import EPSILON
-from patchcore.baselines.spade import Storage
 from patchcore.cache import FOLDER
 from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
-from patchcore.model import Detector, PatchCore, PatchCoreModelConfig, Prediction
+from patchcore.methods import Parts, PatchCore, PatchCoreConfig, build_detector
+from patchcore.methods.detector import Detector, Prediction
+from patchcore.methods.padim import EPSILON
+from patchcore.methods.spade import Storage
 from tests import reference
 from tests.images import write_mvtec
 from tests.runs import Outcome
@@ -55,7 +55,7 @@ def shared_backbones() -> Iterator[None]:
         name = f"{config.name} {layers.names}"
         return built[name] if name in built else built.setdefault(name, Backbone(config, layers))
 
-    with mock.patch("patchcore.model.Backbone", share):
+    with mock.patch("patchcore.methods.detector.Backbone", share):
         yield
 
 
@@ -104,7 +104,7 @@ def as_numpy(maps: list[Tensor]) -> list[np.ndarray]:
 def test_spade_equals_the_naive_version(
     neighbours: int, pixel_neighbours: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patchcore.baselines.spade, "_CPU_IMAGES", 2)  # several chunks
+    monkeypatch.setattr(patchcore.methods.spade, "_CPU_IMAGES", 2)  # several chunks
     model = spade(neighbours=neighbours, pixel_neighbours=pixel_neighbours)
     nominal, test = layer_maps(model, 5, 0), layer_maps(model, 3, 1)
     prediction = predicted(model, nominal, test)
@@ -125,7 +125,7 @@ def test_spade_equals_the_naive_version(
 def test_padim_equals_the_naive_version(
     nominal_images: int, channels: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patchcore.baselines.padim, "_CHUNK", 2**20)  # several chunks
+    monkeypatch.setattr(patchcore.methods.padim, "_CHUNK", 2**20)  # several chunks
     layers = LayersConfig(["1", "2"])  # 192 channels
     config = PadimConfig(channels, seed=3)
     model = Padim(config, BackboneConfig("resnet18", "none"), layers)
@@ -233,7 +233,7 @@ def test_spade_in_half_the_memory() -> None:
     assert torch.allclose(exact.patch_score, rounded.patch_score, rtol=1e-2)
     assert not torch.equal(exact.patch_score, rounded.patch_score)
     assert torch.equal(exact.score, rounded.score)
-    with pytest.raises(InputError, match=r"model\.storage=float32"):
+    with pytest.raises(InputError, match=r"method\.storage=float32"):
         predicted(half, [x * 1e6 for x in layer_maps(half, 2, 0)], layer_maps(half, 1, 1))
 
 
@@ -288,12 +288,12 @@ def test_one_door_leads_to_all_methods() -> None:
         "index": TorchIndexConfig(),
         "scoring": ScoringConfig(sigma=1.0),
     }
-    built = [build_detector(x, **groups) for x in (SpadeConfig(), PadimConfig())]
+    built = [build_detector(Parts(x, **groups)) for x in (SpadeConfig(), PadimConfig())]
     assert [type(x) for x in built] == [Spade, Padim]
     assert all(x.scoring.sigma == 1.0 for x in built)
-    assert isinstance(build_detector(PatchCoreModelConfig(), **groups), PatchCore)
-    with pytest.raises(InputError, match=r"^index: method=spade has no use for faiss"):
-        build_detector(SpadeConfig(), **{**groups, "index": FaissFlatConfig()})
+    assert isinstance(build_detector(Parts(PatchCoreConfig(), **groups)), PatchCore)
+    with pytest.raises(InputError, match=r"^index=faiss_flat has no effect on method=spade"):
+        build_detector(Parts(SpadeConfig(), **{**groups, "index": FaissFlatConfig()}))
 
 
 # --- as the command runs them ----------------------------------------------------------------

@@ -12,17 +12,17 @@ are made for a few neighbours at a time.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from patchcore._traced import traced
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.baselines.common import ImageBuffer, check_grid, interpolated, refuse_unused
 from patchcore.errors import InputError
 from patchcore.index import TorchIndex, TorchIndexConfig, search_traced
-from patchcore.model import Detector, ModelConfig, Prediction
+from patchcore.methods.common import ImageBuffer, check_grid, interpolated
+from patchcore.methods.detector import Detector, Fitting, MethodConfig, Parts, Prediction
 from patchcore.scoring import ScoringConfig, anomaly_maps
 
 _CPU_IMAGES = 8  # neighbours at a time, where the processor's cache is the bound
@@ -36,8 +36,12 @@ class Storage(Enum):
 
 
 @dataclass
-class SpadeConfig(ModelConfig):
+class SpadeConfig(MethodConfig):
     """SPADE's own settings."""
+
+    name: ClassVar[str] = "spade"
+    levels: ClassVar = ("1", "2", "3")
+    reads: ClassVar[dict[str, Any]] = {"index": TorchIndexConfig, "scoring": ("sigma",)}
 
     neighbours: int = 50  # K nearest nominal images; all, if there are fewer
     pixel_neighbours: int = 1  # κ nearest of their pixels
@@ -49,6 +53,11 @@ class SpadeConfig(ModelConfig):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise InputError(f"method.{key} must be at least 1, got {value}")
+
+    def build(self, parts: Parts) -> "Spade":
+        """See `MethodConfig.build`."""
+        assert isinstance(parts.index, TorchIndexConfig)
+        return Spade(self, parts.backbone, parts.layers, parts.index, parts.scoring)
 
 
 class Spade(Detector):
@@ -65,6 +74,7 @@ class Spade(Detector):
 
     pooled: Tensor
     made_again = ("_index",)
+    one_size = True
 
     def __init__(
         self,
@@ -74,10 +84,17 @@ class Spade(Detector):
         index: TorchIndexConfig | None = None,
         scoring: ScoringConfig | None = None,
     ) -> None:
-        super().__init__(backbone, layers or LayersConfig(["1", "2", "3"]), scoring)
-        refuse_unused("scoring", self.scoring, ScoringConfig(sigma=self.scoring.sigma), "spade")
         self.config = config or SpadeConfig()
         self.index_config = index or TorchIndexConfig()
+        super().__init__(
+            Parts(
+                self.config,
+                backbone or BackboneConfig(),
+                layers or LayersConfig(["1", "2", "3"]),
+                index=self.index_config,
+                scoring=scoring or ScoringConfig(),
+            )
+        )
         channels = self.backbone.channels
         self._layers = len(channels[: self.config.pyramid])
         for i in range(self._layers):
@@ -109,7 +126,7 @@ class Spade(Detector):
         """See `Detector.buffer`."""
         return PyramidBuffer(images, self._layers + 1)
 
-    def build_from(self, buffer: "PyramidBuffer", progress: bool = False) -> None:
+    def build_from(self, buffer: "PyramidBuffer", fitting: Fitting | None = None) -> None:
         """See `Detector.build_from`; it only has to move them."""
         *pyramid, pooled = buffer.take()
         for x in (*pyramid, pooled):
@@ -189,9 +206,9 @@ class Spade(Detector):
         return len(self.pooled) * self.layers[0].shape[1] * self.layers[0].shape[2]
 
     @property
-    def memory_bytes(self) -> int:
-        """Of the layers' maps and their averages."""
-        return self.pooled.nbytes + sum(layer.nbytes for layer in self.layers)
+    def memories(self) -> dict[str, Tensor]:
+        """See `Method.memories`."""
+        return {"pooled": self.pooled, **{f"layer_{i}": x for i, x in enumerate(self.layers)}}
 
 
 class PyramidBuffer:
