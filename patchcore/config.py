@@ -66,7 +66,9 @@ class MemberConfig:
 class EnsembleConfig:
     """Networks that score together, each with its own memory; none: the run's own network alone."""
 
-    members: list[MemberConfig] = field(default_factory=list)
+    members: list[MemberConfig] = setting(
+        factory=list, help="each with a backbone, layers or image of its own: {backbone: {…}}"
+    )
     scale: ScaleConfig = setting(
         factory=ScaleConfig, effect=lambda ensemble: len(ensemble["members"]) > 0
     )
@@ -98,20 +100,36 @@ class Config:
     index: IndexConfig = MISSING
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
-    # of pytorch_lightning.Trainer
-    trainer: dict[str, Any] = setting(MISSING, without=WITHOUT_EFFECT)
-    logger: dict[str, Any] = setting(MISSING, effect=False)  # {name: a Lightning logger}
-    # of everything random: handed down to the seeds of the groups, which are what has an effect
-    seed: int = setting(0, effect=lambda run: bool(run["trainer"].get("callbacks")))
-    curve: list[float] = field(default_factory=list)  # ratios to test at too, up to coreset.ratio
+    trainer: dict[str, Any] = setting(
+        MISSING, "arguments of pytorch_lightning.Trainer", without=WITHOUT_EFFECT
+    )
+    logger: dict[str, Any] = setting(
+        MISSING, "trackers: {name: a Lightning logger and its arguments}", effect=False
+    )
+    # handed down to the seeds of the groups, which are what has an effect
+    seed: int = setting(
+        0,
+        "of everything random",
+        effect=lambda run: bool(run["trainer"].get("callbacks")),
+    )
+    curve: list[float] = setting(
+        factory=list, help="ratios to test at besides coreset.ratio, which is the largest"
+    )
     cache: CacheConfig = field(default_factory=CacheConfig)
-    # draw a run's pictures, which takes seconds
-    figures: bool = setting(True, effect=False)
-    # take over a finished run of the same settings and images
-    resume: bool = setting(False, effect=False)
-    objectives: list[Objective] = setting(factory=lambda: [Objective.image_auroc], effect=False)
-    # what it states: see patchcore.paper
-    paper: dict[str, float] = setting(factory=dict, effect=False)
+    figures: bool = setting(True, "draw a run's pictures, which takes seconds", effect=False)
+    resume: bool = setting(
+        False,
+        "take over a finished run of the same settings and images; true in a multirun",
+        effect=False,
+    )
+    objectives: list[Objective] = setting(
+        factory=lambda: [Objective.image_auroc],
+        help="metrics or costs that a search looks for the best of",
+        effect=False,
+    )
+    paper: dict[str, float] = setting(
+        factory=dict, help="values that the paper states for this run", effect=False
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:

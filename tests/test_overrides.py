@@ -6,6 +6,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from patchcore.commands.overrides import check_overrides, choices, quoted
+from patchcore.commands.renamed import CHOICES, GROUPS, PRESETS, renamed_in_file
+from patchcore.commands.settings_help import options, settings_help
+from patchcore.commands.typed import as_typed
 from patchcore.errors import InputError
 
 PATHS = [
@@ -78,3 +81,84 @@ def test_what_is_right_passes() -> None:
 def test_groups_have_their_choices() -> None:
     assert choices()["coreset"] == ["all", "approximate", "greedy", "learned", "random"]
     assert "paper/table_1" in choices()["experiment"] and "layers" not in choices()
+
+
+def test_help_tells_every_option_and_choice_in_lines_that_fit() -> None:
+    told = settings_help(80)
+    assert max(map(len, told.splitlines())) <= 80
+    assert "schema" not in told
+    for group, names in choices().items():
+        assert group == "hydra" or "/" in group or all(name in told for name in names)
+    keys = [key.partition(" ")[0] for key, _, _ in options()]
+    assert len(keys) == len(set(keys)) > 60 and all(f"  {key}" in told for key in keys)
+    expected = (
+        "patch.size: integer = 3\n" + " " * 24 + "p of Eq. 1, the side of a neighbourhood; odd"
+    )
+    assert expected in told
+    assert "coreset.dimension (approximate, greedy): integer = 128" in told
+    assert "share of the patches kept [in (0, 1]]" in told
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"),
+    [
+        ("patch=3", "patch.size=3"),
+        ("patch=1,3", "patch.size=1,3"),
+        ("coreset=0.1", "coreset.ratio=0.1"),
+        ("coreset=1e-2,0.1", "coreset.ratio=1e-2,0.1"),
+        ("image=320", "image.size=320"),
+        ("layers=2+3", "layers.names=[2,3]"),
+        ("layers=2+3,1", "layers.names=[2,3],[1]"),
+        ("layers=[2,layer3]", "layers.names=[2,layer3]"),
+        ("patch=average", "patch=average"),
+        ("coreset=random", "coreset=random"),
+        ("patch.size=3", "patch.size=3"),
+    ],
+)
+def test_a_value_given_to_a_group_is_its_main_settings(argument: str, meant: str) -> None:
+    assert as_typed([argument]) == [meant]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("model=spade", "model=spade: is now called method=spade"),
+        ("model.channels=3", "model.channels=3: is now called method.channels=3"),
+        ("method=spade,patchcore_1", "method=patchcore_1: is now called preset=patchcore_1"),
+        ("search=accuracy_memory", "search=accuracy_memory: is now called hparams_search=accuracy"),
+        ("patch=p1,p3", "patch=p1: is now called patch.size=1"),
+        ("layers=only2", "layers=only2: is now called layers=2"),
+        ("scoring=cosine", "scoring=cosine: is now called scoring.distance=cosine"),
+        ("experiment=paper/table_2", "experiment=paper/table_2: is now called experiment=paper/t"),
+    ],
+)
+@pytest.mark.parametrize("several", [[], ["--multirun"]])
+def test_what_is_renamed_is_told_with_its_successor(
+    argument: str, message: str, several: list[str]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        check_overrides([*several, argument])
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+def test_every_successor_is_there() -> None:
+    keys = {key.partition(" ")[0] for key, _, _ in options()} | {"layers"}
+    for successor in CHOICES.values():
+        group, _, choice = successor.partition("=")
+        assert choice in choices().get(group, []) or group in keys
+    assert set(PRESETS) <= set(choices()["preset"]) and set(GROUPS.values()) <= set(choices())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({"defaults": [{"override /method": "patchcore_10"}]}, "preset=patchcore_10"),
+        ({"defaults": [{"override /model": "spade"}]}, "method=spade"),
+        ({"model": {"channels": 3}}, "method"),
+        ({"hydra": {"sweeper": {"params": {"search": "x", "patch": "p3,p5"}}}}, "hparams_search=x"),
+    ],
+)
+def test_a_settings_file_with_old_names_is_told(content: dict[str, object], problem: str) -> None:
+    told = next(renamed_in_file(content, in_root=True))
+    assert told.endswith(f"is now called {problem}")
+    assert list(renamed_in_file({"defaults": [{"override /method": "spade"}]}, True)) == []

@@ -52,7 +52,9 @@ def composed(study: str, *overrides: str) -> DictConfig:
 
 def points(sweep: dict[str, str]) -> list[list[str]]:
     """The first of all points, and one at the other end of the longest list of settings."""
-    lists = {key: FEWER.get(key, values).split(",") for key, values in sweep.items()}
+    lists = {
+        key: re.split(r",(?![^\[]*\])", FEWER.get(key, values)) for key, values in sweep.items()
+    }
     longest = max(lists.keys() - {"data.category"}, key=lambda key: len(lists[key]), default="")
     return [
         [f"{key}={values[end if key == longest else 0]}" for key, values in lists.items()]

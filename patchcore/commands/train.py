@@ -15,6 +15,7 @@ from patchcore.commands import plain_errors
 from patchcore.commands.ending import Stopped, job, raise_if_stopped
 from patchcore.commands.generations import entry
 from patchcore.commands.overrides import check_overrides
+from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
 from patchcore.commands.targets import build, guard
 from patchcore.commands.typed import as_typed
@@ -27,6 +28,9 @@ register()
 
 def main() -> None:
     """Entry point: one run, or with --multirun one for every point of a sweep."""
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+        print(settings_help())
+        return
     command = entry(task)
     sys.argv[1:] = as_typed(sys.argv[1:])
     check_overrides(sys.argv[1:])

@@ -1,0 +1,141 @@
+"""`patchcore train --help`: groups, their choices and every option, from the declarations."""
+
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, field, fields, is_dataclass
+from enum import Enum
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from patchcore.commands.overrides import choices
+from patchcore.config import SCHEMAS, Config
+from patchcore.settings import allowed_range
+
+USAGE = """\
+usage: patchcore train [OPTION=VALUE …] [--multirun] [--cfg job]
+
+Fit a method to nominal images, test it, and leave a folder with the results.
+
+examples:
+  patchcore train                          images that it makes itself
+  patchcore train data=folder data.root=DIR                images of your own
+  patchcore train data=mvtec data.root=DIR data.category=bottle coreset=random
+  patchcore train --multirun patch.size=1,3,5 seed=0,1,2   every combination
+  patchcore train --multirun experiment=paper/table_1 data.root=DIR
+  patchcore train method=spade --cfg job   show all settings, run nothing
+"""
+COLUMN = 24  # where texts begin
+
+
+def settings_help(width: int | None = None) -> str:
+    """Return the help: examples, the choices of every group, and every option.
+
+    Args:
+        width: Columns that a line may have; the terminal's unless given.
+    """
+    width = width or min(shutil.get_terminal_size().columns, 100)
+    lines = [*USAGE.splitlines(), "", "groups: GROUP=CHOICE sets all that the choice stands for"]
+    for group, names in sorted(choices().items()):
+        if group == group.partition("/")[0] != "hydra" or group.startswith("hydra/"):
+            lines += _entry(group, ", ".join(names), width)
+    lines += ["", "options: type = default, text [unit; range]; (of these choices alone)"]
+    for key, option, kind in options():
+        head = f"{key}: {_type(kind)}{_default(key, option)}"
+        lines += _entry(head, _said(option), width)
+    lines += ["", "hydra.*: folders, launchers and sweepers, see patchcore train --hydra-help"]
+    return "\n".join(lines)
+
+
+def options() -> Iterator[tuple[str, Field[Any], Any]]:
+    """Yield key, declaration and type of every option; of groups with choices, those of each."""
+    kinds = get_type_hints(Config)
+    for option in fields(Config):
+        if option.name in SCHEMAS:
+            yield from _choices_options(option.name, SCHEMAS[option.name])
+        elif is_dataclass(kinds[option.name]):
+            yield from _group_options(option.name, kinds[option.name])
+        else:
+            yield option.name, option, kinds[option.name]
+
+
+def _group_options(group: str, kind: Any) -> Iterator[tuple[str, Field[Any], Any]]:
+    kinds = get_type_hints(kind)
+    for option in fields(kind):
+        if is_dataclass(kinds[option.name]):
+            yield from _group_options(f"{group}.{option.name}", kinds[option.name])
+        else:
+            yield f"{group}.{option.name}", option, kinds[option.name]
+
+
+def _choices_options(
+    group: str, registry: Mapping[str, Any]
+) -> Iterator[tuple[str, Field[Any], Any]]:
+    """Yield what all choices have once, and of each choice the others."""
+    found = {
+        name: {key: (option, kind) for key, option, kind in _group_options(group, each)}
+        for name, each in registry.items()
+    }
+    said: dict[str, tuple[Field[Any], Any]] = {}
+    for own in found.values():
+        said |= {key: value for key, value in own.items() if key not in said}
+    for key, (option, kind) in said.items():
+        if len({str(own[key][0].default) for own in found.values() if key in own}) > 1:
+            option = field(metadata=option.metadata)  # each choice has its own default
+        having = [name for name, own in found.items() if key in own]
+        of = "" if len(having) == len(found) else f" ({', '.join(having)})"
+        yield f"{key}{of}", option, kind
+
+
+def _entry(head: str, text: str, width: int) -> list[str]:
+    """Return a head and its text in lines, beside each other if the head is short."""
+    indent = " " * COLUMN
+    texts = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
+    if texts and len(head) < COLUMN - 3:
+        texts[0] = f"  {head}".ljust(COLUMN) + texts[0][COLUMN:]
+        return texts
+    heads = textwrap.wrap(head, width, initial_indent="  ", subsequent_indent="    ")
+    return [*heads, *texts]
+
+
+def _said(option: Field[Any]) -> str:
+    """Return help, unit and range of an option as its declaration has them."""
+    unit, bounds = option.metadata.get("unit", ""), allowed_range(option)
+    more = [*([unit] if unit else []), *([bounds] if bounds else [])]
+    text = str(option.metadata.get("help", ""))
+    return " ".join([*([text] if text else []), *([f"[{'; '.join(more)}]"] if more else [])])
+
+
+def _type(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        inner = [_type(each) for each in get_args(kind) if each is not type(None)]
+        return " or ".join([*inner, "null"])
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return "|".join(each.name for each in kind)
+    if get_origin(kind) is list:
+        return f"list of {_type(get_args(kind)[0])}"
+    if get_origin(kind) in (dict, Mapping):
+        return "mapping"
+    names = {str: "text", int: "integer", float: "number", bool: "true|false"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)).removesuffix("Config").lower())
+
+
+def _default(key: str, option: Field[Any]) -> str:
+    if re.search(r"\.(\w+_)?seed\b", key) and not key.startswith("backbone"):
+        return " = the run's seed"
+    value = option.default
+    if option.default_factory is not MISSING:
+        value = option.default_factory()
+    # In a mapping, and where a group has to be chosen, there is none to show.
+    return "" if value is MISSING or value in ("???", {}) else f" = {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
