@@ -1,11 +1,10 @@
-"""The typed tree of all settings, and its registration with Hydra.
+"""The typed tree of all settings.
 
 Every parameter is declared once, in the dataclass beside the code that it steers. This file only
-nests those, and makes a group of choices from each registry; the YAML files under conf/ are other
-choices, and list what differs.
+nests those and checks what depends on several. `commands/groups.py` makes a group of choices from
+each registry; the YAML files under conf/ are other choices, and list what differs.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -15,23 +14,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.cache import CacheConfig
-from patchcore.commands.generations import store
 from patchcore.commands.mistakes import check_numbers, reject_added
-from patchcore.commands.resolvers import register_resolvers
-from patchcore.coreset import (
-    SAMPLERS,
-    ApproximateConfig,
-    CoresetConfig,
-    GreedyConfig,
-    RandomConfig,
-)
+from patchcore.coreset import CoresetConfig, SizedConfig
 from patchcore.data.sample import DataConfig
-from patchcore.data.sets import DATA_SETS
 from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.errors import InputError
-from patchcore.index import INDEXES, IndexConfig
+from patchcore.index import IndexConfig
 from patchcore.inputs import fill_inputs
-from patchcore.methods import METHODS, MethodConfig, check_unused
+from patchcore.methods import MethodConfig, check_unused
 from patchcore.methods.scale import ScaleConfig
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
@@ -183,11 +173,12 @@ class Config:
         if not self.method.nested:
             raise InputError("curve needs method=patchcore: no other keeps a coreset")
         coreset = self.coreset
-        if not isinstance(coreset, GreedyConfig | ApproximateConfig | RandomConfig):
+        if not coreset.nested:
             raise InputError(
                 "curve needs coreset=greedy, approximate or random, whose memories of different "
                 "ratios contain each other"
             )
+        assert isinstance(coreset, SizedConfig)
         if coreset.count is not None or getattr(coreset, "radius", None) is not None:
             raise InputError("curve needs coreset.ratio: set coreset.count and radius to null")
         for ratio in self.curve:
@@ -196,55 +187,6 @@ class Config:
                     f"curve must lie in (0, {coreset.ratio}], the largest being coreset.ratio, "
                     f"got {ratio}"
                 )
-
-
-SCHEMAS: dict[str, Mapping[str, Any]] = {
-    "data": DATA_SETS,
-    "coreset": SAMPLERS,
-    "index": INDEXES,
-    "method": METHODS,
-}
-"""Groups whose choices have settings of their own: {group: {choice: dataclass}}."""
-
-
-def register() -> None:
-    """Make the registries known to Hydra as groups, and the resolvers of conf/ to OmegaConf."""
-    register_resolvers()
-    store("schema", _seeded(OmegaConf.structured(Config)))
-    for group, choices in SCHEMAS.items():
-        for name, kind in choices.items():
-            node = {group: _seeded(OmegaConf.structured(kind)), **_brought(group, kind)}
-            store(name, OmegaConf.create(node), group, "_global_")
-
-
-def _brought(group: str, kind: Any) -> dict[str, Any]:
-    """Return what a choice sets besides its own settings."""
-    brought: dict[str, Any] = {}
-    if group == "data" and kind.CATEGORIES:  # a multirun goes over them unless some are named
-        texts = (f"'{each}'" if each.isdigit() else each for each in kind.CATEGORIES)
-        brought["hydra"] = {"sweeper": {"params": {"data.category": ",".join(texts)}}}
-    if group == "method":
-        if "coreset" not in kind.reads:
-            brought["defaults"] = [{"override /coreset": "all"}]
-        if kind.levels:
-            brought["layers"] = {"names": list(kind.levels)}
-    return brought
-
-
-def _seeded(node: DictConfig) -> DictConfig:
-    """Hand the run's seed down to every seed of a group's settings.
-
-    A network with random weights stays the same one, whatever else a run draws.
-    """
-    own = OmegaConf.get_type(node) in (Config, BackboneConfig)
-    for key in node:
-        if OmegaConf.is_missing(node, key):
-            continue
-        if isinstance(inner := node[key], DictConfig):
-            _seeded(inner)
-        elif re.fullmatch(r"(\w+_)?seed", str(key)) and not own:
-            node[key] = "${seed}"
-    return node
 
 
 def to_config(cfg: DictConfig) -> Config:

@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from patchcore.config import SCHEMAS
+from patchcore.commands.groups import SCHEMAS
 from patchcore.data.btad import BTADConfig
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.folder import FolderConfig

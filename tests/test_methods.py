@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from patchcore import Ensemble, InputError, PatchConfig
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
-from patchcore.config import SCHEMAS
+from patchcore.commands.groups import SCHEMAS
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import AugmentConfig, ImageConfig

@@ -11,8 +11,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from patchcore.commands.generations import VERSION_BASE
+from patchcore.commands.groups import register
 from patchcore.commands.typed import as_typed
-from patchcore.config import register
 from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.errors import InputError

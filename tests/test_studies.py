@@ -14,8 +14,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from patchcore.commands.generations import VERSION_BASE
+from patchcore.commands.groups import register
 from patchcore.commands.train import build, resolved
-from patchcore.config import register, to_config
+from patchcore.config import to_config
 from patchcore.report.reading import read_run
 from patchcore.runner import run_point
 from tests.images import write_mvtec

@@ -12,9 +12,9 @@ from hydra.core.plugins import Plugins
 
 from patchcore.commands import targets
 from patchcore.commands.generations import VERSION_BASE
+from patchcore.commands.groups import register
 from patchcore.commands.mistakes import explain
 from patchcore.commands.targets import build, check_targets, guard
-from patchcore.config import register
 from patchcore.errors import InputError
 from tests.runs import patchcore
 

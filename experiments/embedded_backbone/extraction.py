@@ -27,9 +27,10 @@ from omegaconf import open_dict
 
 from patchcore.backbones import Backbone
 from patchcore.commands.generations import VERSION_BASE
+from patchcore.commands.groups import register
 from patchcore.commands.progress import ProgressBar
 from patchcore.commands.train import build
-from patchcore.config import Config, register, to_config
+from patchcore.config import Config, to_config
 from patchcore.data import datamodule
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset

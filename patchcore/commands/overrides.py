@@ -12,8 +12,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from patchcore.commands.groups import SCHEMAS
 from patchcore.commands.renamed import renamed
-from patchcore.config import SCHEMAS
 from patchcore.data.view import successor
 from patchcore.errors import InputError
 

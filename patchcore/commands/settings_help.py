@@ -9,8 +9,9 @@ from enum import Enum
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from patchcore.commands.groups import SCHEMAS
 from patchcore.commands.overrides import choices
-from patchcore.config import SCHEMAS, Config
+from patchcore.config import Config
 from patchcore.settings import allowed_range
 
 USAGE = """\

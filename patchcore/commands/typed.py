@@ -9,7 +9,7 @@ from functools import cache
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from patchcore.config import SCHEMAS
+from patchcore.commands.groups import SCHEMAS
 from patchcore.errors import InputError, printable
 
 

@@ -1,0 +1,64 @@
+"""Groups of choices, one from each registry, made known to Hydra."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from patchcore.backbones import BackboneConfig
+from patchcore.commands.generations import store
+from patchcore.commands.resolvers import register_resolvers
+from patchcore.config import Config
+from patchcore.coreset import SAMPLERS
+from patchcore.data.sets import DATA_SETS
+from patchcore.index import INDEXES
+from patchcore.methods import METHODS
+
+SCHEMAS: dict[str, Mapping[str, Any]] = {
+    "data": DATA_SETS,
+    "coreset": SAMPLERS,
+    "index": INDEXES,
+    "method": METHODS,
+}
+"""Groups whose choices have settings of their own: {group: {choice: dataclass}}."""
+
+
+def register() -> None:
+    """Make the registries known to Hydra as groups, and the resolvers of conf/ to OmegaConf."""
+    register_resolvers()
+    store("schema", _seeded(OmegaConf.structured(Config)))
+    for group, choices in SCHEMAS.items():
+        for name, kind in choices.items():
+            node = {group: _seeded(OmegaConf.structured(kind)), **_brought(group, kind)}
+            store(name, OmegaConf.create(node), group, "_global_")
+
+
+def _brought(group: str, kind: Any) -> dict[str, Any]:
+    """Return what a choice sets besides its own settings."""
+    brought: dict[str, Any] = {}
+    if group == "data" and kind.CATEGORIES:  # a multirun goes over them unless some are named
+        texts = (f"'{each}'" if each.isdigit() else each for each in kind.CATEGORIES)
+        brought["hydra"] = {"sweeper": {"params": {"data.category": ",".join(texts)}}}
+    if group == "method":
+        if "coreset" not in kind.reads:
+            brought["defaults"] = [{"override /coreset": "all"}]
+        if kind.levels:
+            brought["layers"] = {"names": list(kind.levels)}
+    return brought
+
+
+def _seeded(node: DictConfig) -> DictConfig:
+    """Hand the run's seed down to every seed of a group's settings.
+
+    A network with random weights stays the same one, whatever else a run draws.
+    """
+    own = OmegaConf.get_type(node) in (Config, BackboneConfig)
+    for key in node:
+        if OmegaConf.is_missing(node, key):
+            continue
+        if isinstance(inner := node[key], DictConfig):
+            _seeded(inner)
+        elif re.fullmatch(r"(\w+_)?seed", str(key)) and not own:
+            node[key] = "${seed}"
+    return node
