@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test clean
+.PHONY: demo test test-next clean
 
 demo: .venv/installed
 	$(BIN)/patchcore train --multirun data.category=texture,object coreset.ratio=0.02 logger=csv \
@@ -14,6 +14,21 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# Configuration and multiruns under the next generation of Hydra, OmegaConf and Optuna, which lies
+# beside the environment and goes before it.
+NEXT := hydra-core>=1.4.0rc3,<1.5 omegaconf>=2.4.0,<2.5 hydra-joblib-launcher>=1.4.0rc3,<1.5 \
+    hydra-submitit-launcher>=1.4.0rc3,<1.5 hydra-optuna-sweeper>=1.4.0rc3,<1.5 optuna>=4.9,<6
+NEXT_TESTS := tests/test_config.py tests/test_names.py tests/test_overrides.py \
+    tests/test_targets.py tests/test_sweep.py
+
+test-next: .venv/next/installed
+	PYTHONPATH=.venv/next $(BIN)/python -m pytest $(NEXT_TESTS)
+
+.venv/next/installed: .venv/installed
+	rm -rf .venv/next
+	$(BIN)/pip install --quiet --pre --no-deps --target .venv/next $(foreach each,$(NEXT),'$(each)')
+	touch $@
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchcore.backbones import BackboneConfig, LayersConfig
-    from patchcore.baselines import Padim, PadimConfig, Spade, SpadeConfig
     from patchcore.coreset import (
         AllConfig,
         ApproximateConfig,
@@ -20,10 +19,13 @@ if TYPE_CHECKING:
         LearnedConfig,
         RandomConfig,
     )
-    from patchcore.ensemble import Ensemble, Scale, ScaleConfig
     from patchcore.errors import InputError
     from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, TorchIndexConfig
-    from patchcore.model import PatchCore, Prediction
+    from patchcore.methods import Padim, PadimConfig, Spade, SpadeConfig
+    from patchcore.methods.detector import Prediction
+    from patchcore.methods.ensemble import Ensemble
+    from patchcore.methods.patchcore import PatchCore
+    from patchcore.methods.scale import Scale, ScaleConfig
     from patchcore.patches import PatchConfig
     from patchcore.scoring import ScoringConfig
 
@@ -54,12 +56,14 @@ __all__ = [
 
 _HOMES = {
     "patchcore.backbones": "BackboneConfig LayersConfig",
-    "patchcore.baselines": "Padim PadimConfig Spade SpadeConfig",
+    "patchcore.methods": "Padim PadimConfig Spade SpadeConfig",
     "patchcore.coreset": "AllConfig ApproximateConfig GreedyConfig LearnedConfig RandomConfig",
-    "patchcore.ensemble": "Ensemble Scale ScaleConfig",
+    "patchcore.methods.ensemble": "Ensemble",
     "patchcore.errors": "InputError",
     "patchcore.index": "FaissFlatConfig FaissIVFPQConfig TorchIndexConfig",
-    "patchcore.model": "PatchCore Prediction",
+    "patchcore.methods.detector": "Prediction",
+    "patchcore.methods.patchcore": "PatchCore",
+    "patchcore.methods.scale": "Scale ScaleConfig",
     "patchcore.patches": "PatchConfig",
     "patchcore.scoring": "ScoringConfig",
 }

@@ -183,9 +183,12 @@ class Backbone(nn.Module):
         patch = _token_size(self.network)
         height, width = images.shape[-2:]
         if patch and (height % patch or width % patch):
+            side = max(patch, round(min(height, width) / patch) * patch)
+            # At its own aspect ratio an image's longer side is whatever it is.
+            view = "" if height == width else " image.view=square"
             raise InputError(
-                f"image.crop must be a multiple of {patch} px for this vision transformer, got an "
-                f"image of {height} × {width}; try {max(1, round(height / patch)) * patch}"
+                f"image.size: {self.name} takes sides that are multiples of {patch} px, not "
+                f"{height} × {width}; the nearest is image.size={side}{view}"
             )
 
     def _explain(self, images: Tensor, error: Exception) -> None:
@@ -202,8 +205,8 @@ class Backbone(nn.Module):
             ) from None
         if (height, width) != (side, side):
             raise InputError(
-                f"image.crop: {self.name} takes no images of {height} × {width} px, whatever "
-                f"layers.names are ({text}); it surely takes {side} × {side}"
+                f"image.size: {self.name} takes no images of {height} × {width} px, whatever "
+                f"layers.names are ({text}); it surely takes image.size={side}"
             ) from None
 
 

@@ -1,37 +1,23 @@
 """The typed tree of all settings, and its registration with Hydra.
 
 Every parameter is declared once, in the dataclass beside the code that it steers. This file only
-nests those; the YAML files under conf/ start from them (`schema/…`) and list what differs.
+nests those, and makes a group of choices from each registry; the YAML files under conf/ are other
+choices, and list what differs.
 """
 
-import errno
-import math
 import re
-import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
-import torch
-from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    InterpolationKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
 
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.baselines import PadimConfig, SpadeConfig, check_unused
 from patchcore.cache import CacheConfig
-from patchcore.commands.names import run_group, run_name, wandb_offline
+from patchcore.commands.generations import store
+from patchcore.commands.mistakes import check_numbers, reject_added
+from patchcore.commands.resolvers import register_resolvers
 from patchcore.coreset import (
     SAMPLERS,
     ApproximateConfig,
@@ -39,44 +25,18 @@ from patchcore.coreset import (
     GreedyConfig,
     RandomConfig,
 )
-from patchcore.data.btad import BTADConfig
-from patchcore.data.folder import FolderConfig
-from patchcore.data.generated import GeneratedConfig
-from patchcore.data.ksdd2 import KSDD2Config
-from patchcore.data.loco import LOCOConfig
-from patchcore.data.mstc import MSTCConfig
-from patchcore.data.mtd import MTDConfig
-from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import DataConfig
+from patchcore.data.sets import DATA_SETS
 from patchcore.data.transforms import AugmentConfig, ImageConfig
-from patchcore.data.visa import VisAConfig
-from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.index import INDEXES, IndexConfig
 from patchcore.inputs import fill_inputs
-from patchcore.model import ModelConfig, PatchCoreModelConfig
-from patchcore.paper import stated
+from patchcore.methods import METHODS, MethodConfig, check_unused
+from patchcore.methods.scale import ScaleConfig
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
-from patchcore.switches import check_switches
-
-TRAINER_WITHOUT_EFFECT = {
-    "accelerator",  # identities hold the class of device that it leads to
-    "barebones",
-    "default_root_dir",
-    "detect_anomaly",
-    "enable_autolog_hparams",
-    "enable_checkpointing",
-    "enable_model_summary",
-    "enable_progress_bar",
-    "log_every_n_steps",
-    "logger",
-    "num_sanity_val_steps",
-    "precision",  # identities hold it in its one spelling
-    "profiler",
-}
-"""Settings of the Trainer that change no result, or that identities hold in another form."""
+from patchcore.switches import WITHOUT_EFFECT, check_switches
 
 
 class Objective(Enum):
@@ -132,14 +92,14 @@ class Config:
     layers: LayersConfig = setting(
         factory=LayersConfig, effect=lambda run: _own_used(run, "layers")
     )
-    model: ModelConfig = MISSING
+    method: MethodConfig = MISSING
     patch: PatchConfig = field(default_factory=PatchConfig)
     coreset: CoresetConfig = MISSING
     index: IndexConfig = MISSING
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     # of pytorch_lightning.Trainer
-    trainer: dict[str, Any] = setting(MISSING, without=TRAINER_WITHOUT_EFFECT)
+    trainer: dict[str, Any] = setting(MISSING, without=WITHOUT_EFFECT)
     logger: dict[str, Any] = setting(MISSING, effect=False)  # {name: a Lightning logger}
     # of everything random: handed down to the seeds of the groups, which are what has an effect
     seed: int = setting(0, effect=lambda run: bool(run["trainer"].get("callbacks")))
@@ -162,7 +122,13 @@ class Config:
             self._check_curve()
         if isinstance(self.trainer, Mapping):
             check_switches(self.trainer, self.augment.changes())
-        check_unused(self.model, self.patch, self.coreset, self.index, self.scoring)
+        check_unused(
+            self.method,
+            coreset=self.coreset,
+            patch=self.patch,
+            scoring=self.scoring,
+            index=self.index,
+        )
         if self.ensemble.members:
             self._check_ensemble()
 
@@ -182,8 +148,8 @@ class Config:
         ]
 
     def _check_ensemble(self) -> None:
-        if not isinstance(self.model, PatchCoreModelConfig):
-            raise InputError("ensemble.members needs model=patchcore: set ensemble=none")
+        if not self.method.scalable:
+            raise InputError("ensemble.members needs method=patchcore: set ensemble=none")
         if self.curve:
             raise InputError("curve is of one memory: leave it out, or set ensemble=none")
         first, *others = (member.image for member in self.members())
@@ -196,8 +162,8 @@ class Config:
                 )
 
     def _check_curve(self) -> None:
-        if not isinstance(self.model, PatchCoreModelConfig):
-            raise InputError("curve needs model=patchcore: no other keeps a coreset")
+        if not self.method.nested:
+            raise InputError("curve needs method=patchcore: no other keeps a coreset")
         coreset = self.coreset
         if not isinstance(coreset, GreedyConfig | ApproximateConfig | RandomConfig):
             raise InputError(
@@ -214,52 +180,53 @@ class Config:
                 )
 
 
-LARGEST = {
-    "image.resize": 2**16,
-    "image.crop": 2**16,
-    "data.size": 2**14,
-    "data.workers": 1024,
-    "patch.size": 2**10,
-    "scoring.sigma": 1000,
-}
-"""Sizes beyond which memory or processes run out before any image is read: {key: largest}."""
-
-SCHEMAS: dict[str, dict[str, type]] = {
-    "data": {
-        "btad": BTADConfig,
-        "folder": FolderConfig,
-        "generated": GeneratedConfig,
-        "ksdd2": KSDD2Config,
-        "loco": LOCOConfig,
-        "mstc": MSTCConfig,
-        "mtd": MTDConfig,
-        "mvtec": MVTecConfig,
-        "visa": VisAConfig,
-    },
+SCHEMAS: dict[str, Mapping[str, Any]] = {
+    "data": DATA_SETS,
     "coreset": SAMPLERS,
     "index": INDEXES,
-    "model": {
-        "padim": PadimConfig,
-        "patchcore": PatchCoreModelConfig,
-        "spade": SpadeConfig,
-    },
+    "method": METHODS,
 }
 """Groups whose choices have settings of their own: {group: {choice: dataclass}}."""
 
 
 def register() -> None:
-    """Make the schemas known to Hydra, and the resolvers that conf/ uses to OmegaConf."""
-    store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    """Make the registries known to Hydra as groups, and the resolvers of conf/ to OmegaConf."""
+    register_resolvers()
+    store("schema", _seeded(OmegaConf.structured(Config)))
     for group, choices in SCHEMAS.items():
-        for name, node in choices.items():
-            store.store(group=f"{group}/schema", name=name, node=node)
-    OmegaConf.register_new_resolver("in_multirun", in_multirun, replace=True)
-    OmegaConf.register_new_resolver("paper", paper, replace=True)
-    OmegaConf.register_new_resolver("run_group", run_group, replace=True)
-    OmegaConf.register_new_resolver("unique", unique, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+        for name, kind in choices.items():
+            node = {group: _seeded(OmegaConf.structured(kind)), **_brought(group, kind)}
+            store(name, OmegaConf.create(node), group, "_global_")
+
+
+def _brought(group: str, kind: Any) -> dict[str, Any]:
+    """Return what a choice sets besides its own settings."""
+    brought: dict[str, Any] = {}
+    if group == "data" and kind.CATEGORIES:  # a multirun goes over them unless some are named
+        texts = (f"'{each}'" if each.isdigit() else each for each in kind.CATEGORIES)
+        brought["hydra"] = {"sweeper": {"params": {"data.category": ",".join(texts)}}}
+    if group == "method":
+        if "coreset" not in kind.reads:
+            brought["defaults"] = [{"override /coreset": "all"}]
+        if kind.levels:
+            brought["layers"] = {"names": list(kind.levels)}
+    return brought
+
+
+def _seeded(node: DictConfig) -> DictConfig:
+    """Hand the run's seed down to every seed of a group's settings.
+
+    A network with random weights stays the same one, whatever else a run draws.
+    """
+    own = OmegaConf.get_type(node) in (Config, BackboneConfig)
+    for key in node:
+        if OmegaConf.is_missing(node, key):
+            continue
+        if isinstance(inner := node[key], DictConfig):
+            _seeded(inner)
+        elif re.fullmatch(r"(\w+_)?seed", str(key)) and not own:
+            node[key] = "${seed}"
+    return node
 
 
 def to_config(cfg: DictConfig) -> Config:
@@ -271,156 +238,10 @@ def to_config(cfg: DictConfig) -> Config:
         InputError: A value is out of its range, or there is no such option.
         omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
     """
-    _reject_added(cfg)
+    reject_added(cfg)
     check_numbers(OmegaConf.to_container(cfg, resolve=True))
     fill_inputs(cfg)
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, Config):
         raise TypeError("the configuration does not start from the schema")
     return config
-
-
-def check_numbers(value: Any, key: str = "") -> None:
-    """Refuse numbers that no setting can have; narrower ranges stand beside each setting.
-
-    Raises:
-        InputError: A number is not finite, or too large to be meant; the key is named.
-    """
-    match value:
-        case dict():
-            # A seed of a group follows from the run's: that is the one to name.
-            for name, each in sorted(value.items(), key=lambda item: isinstance(item[1], dict)):
-                check_numbers(each, f"{key}.{name}" if key else str(name))
-        case list():
-            for i, each in enumerate(value):
-                check_numbers(each, f"{key}[{i}]")
-        case float() if not math.isfinite(value):
-            raise InputError(f"{key} must be a finite number, got {value}")
-        case bool():
-            pass
-        case int() if re.search(r"(^|[._])seed$", key):
-            if not 0 <= value < 2**32:
-                raise InputError(f"{key} must be in [0, 2^32), got {value}")
-        case int() | float():
-            most = next((n for end, n in LARGEST.items() if f".{key}".endswith(f".{end}")), 2**31)
-            if abs(value) > most:
-                raise InputError(f"{key} must be at most {most:,} in size, got {value}")
-
-
-def explain(error: Exception) -> str | None:
-    """A user's mistake in one line that begins with the key; None if the error is a bug.
-
-    Hydra and OmegaConf take several lines for it, and end with the advice to add the misspelt key.
-    """
-    if isinstance(error, InputError):
-        return str(error)
-    if (message := _of_the_machine(error)) is not None:
-        return message
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice}: there is no such choice; there are {', '.join(error.options)}"
-    cause: BaseException = error
-    if isinstance(error, HydraException):
-        hidden = isinstance(error.__context__, OmegaConfBaseException)
-        cause = error.__cause__ or (error.__context__ if hidden else None) or error
-    if not isinstance(cause, HydraException | OmegaConfBaseException):
-        return None
-    key = getattr(cause, "full_key", None)
-    if not key:
-        return " ".join(str(error).split())
-    if isinstance(cause, MissingMandatoryValue):
-        return f"{key} is missing: give {key}=…"
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        message = _no_such_option(key, cause.object_type)
-    else:
-        message = f"{key}: " + " ".join(str(cause).partition("\n    full_key:")[0].split())
-        if "Cannot convert 'list' to string" in message:
-            message += f"; text in brackets needs quotes inside others: \"{key}='[…]'\""
-        elif isinstance(cause, InterpolationKeyError):
-            message += "; a $ that belongs to the text is written \\$"
-    file = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
-    return f"{message} (in {file[1]}.yaml)" if file else message
-
-
-_DISK = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
-}
-"""Errors of files that are not the program's."""
-
-
-def _of_the_machine(error: Exception) -> str | None:
-    """A full disk, a folder that cannot be written, too little memory; else None."""
-    if isinstance(error, OSError) and error.errno in _DISK:
-        place = error.filename or "the folder of the results"
-        return f"{place}: {error.strerror}: make room or choose another folder"
-    words = " ".join(str(error).split())
-    if isinstance(error, RuntimeError) and "DataLoader worker" in words:
-        return (
-            "data.workers: a loader process was killed, most often for lack of memory: set "
-            "data.workers or data.batch_size lower"
-        )
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if memory or (isinstance(error, RuntimeError) and "can't allocate memory" in words):
-        return (
-            "data.batch_size: the memory was not enough "
-            f"({words[:150] or type(error).__name__}): set it, image.crop or coreset.ratio lower"
-        )
-    return None
-
-
-def _no_such_option(key: str, parent: Any) -> str:
-    if not is_dataclass(parent):
-        return f"{key}: there is no such option; if whoever gets it knows it, write +{key}=…"
-    names = [option.name for option in fields(parent)]
-    close = get_close_matches(key.rpartition(".")[2], names, 1)
-    rest = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-    return f"{key}: there is no such option; {rest}"
-
-
-def _reject_added(node: DictConfig) -> None:
-    """Refuse what +key=value and YAML files can smuggle past the schema."""
-    schema = OmegaConf.get_type(node)
-    if not is_dataclass(schema):
-        return
-    names = {option.name for option in fields(schema)}
-    for key in node:
-        if key not in names:
-            raise InputError(_no_such_option(node._get_full_key(key), schema))
-        if not OmegaConf.is_missing(node, key) and isinstance(child := node[key], DictConfig):
-            _reject_added(child)
-
-
-def in_multirun() -> bool:
-    """Whether this run is one of several."""
-    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
-
-
-def paper(
-    tables: str, method: str = "", column: Any = "", *, _root_: DictConfig
-) -> dict[str, float]:
-    """What the paper's `tables` state for this run (see `patchcore.paper.stated`).
-
-    `method` is the run's own unless given, as the paper calls it: patchcore_10, spade, ….
-    """
-    choices = HydraConfig.get().runtime.choices
-    method = method or _paper_method(choices, _root_)
-    category = OmegaConf.select(_root_, "data.category", default="")
-    return stated(tables, method, str(column), choices["data"], str(category))
-
-
-def _paper_method(choices: Mapping[str, Any], cfg: DictConfig) -> str:
-    """The paper's name for this run's method; empty where it has none."""
-    if (model := choices.get("model", "patchcore")) != "patchcore":
-        return str(model)
-    shares = {"all": 1.0, "greedy": OmegaConf.select(cfg, "coreset.ratio")}
-    if (share := shares.get(choices["coreset"])) is None:
-        return ""
-    suffix = "_ivfpq" if choices["index"] == "faiss_ivfpq" else ""
-    return f"patchcore_{100 * share:g}{suffix}"
-
-
-def unique() -> str:
-    """Digits that tell runs of one second apart; one command always gets the same."""
-    return secrets.token_hex(4)  # of the system: no seed may make it repeat

@@ -52,8 +52,12 @@ taken for the code that runs; nothing short of a lock on the checkout could excl
 
 EXTRACTION = (f"{PACKAGE}.backbones", f"{PACKAGE}.data.dataset")
 ORDERING = (f"{PACKAGE}.coreset", f"{PACKAGE}.patches")
-RESULTS = (f"{PACKAGE}.module", f"{PACKAGE}.baselines", f"{PACKAGE}.data.datamodule")
-STEERING = (f"{PACKAGE}.module", f"{PACKAGE}.model")
+RESULTS = (f"{PACKAGE}.module", f"{PACKAGE}.methods", f"{PACKAGE}.data.datamodule")
+STEERING = (
+    f"{PACKAGE}.module",
+    f"{PACKAGE}.methods.detector",
+    f"{PACKAGE}.methods.patchcore",
+)
 """Modules that call stages: their text counts for these, but not that of all they import."""
 RUNNING = (
     f"{PACKAGE}.config",
@@ -63,7 +67,7 @@ RUNNING = (
 )
 """Modules that put a run together and write its numbers: as `STEERING`, for a whole run."""
 
-CHOSEN = ("coreset", "index", "model")
+CHOSEN = ("coreset", "index", "method")
 """Groups whose settings are of one of several classes; of `data` the images alone count."""
 
 IMAGE_LIBRARIES = ("numpy", "Pillow")

@@ -1,4 +1,6 @@
-"""Settings that follow from the networks' weights, filled in before anything is made of them."""
+"""Settings of the network's input that follow from data set and weights, filled in beforehand."""
+
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -7,27 +9,39 @@ from patchcore.data.transforms import ImageConfig
 
 
 def fill_inputs(cfg: DictConfig) -> None:
-    """Replace null in `backbone.weights`, `image.mean` and `image.std` by what the weights record.
+    """Replace null and missing settings of backbones and images by the values that are used.
 
-    So that fingerprint and `config.yaml` hold the values that are used. Each member of an ensemble
-    gets its own network's; mean and standard deviation that are set for the run hold for the
-    members that leave `image` out. Nothing is built or downloaded.
+    `image.size` and `image.view` are the data set's unless given, and `image.resize`, `stretch` and
+    `crop` follow from them; `backbone.weights`, `image.mean` and `image.std` are what the weights
+    record. So fingerprint and `config.yaml` hold what is used. Each member of an ensemble gets its
+    own network's; what is set for the run holds for the members that leave `image` out. Nothing is
+    built or downloaded.
 
     Raises:
-        InputError: A network or tag does not exist.
+        InputError: A network or tag does not exist, or a setting of an image is out of its range.
     """
     image = OmegaConf.merge(OmegaConf.structured(ImageConfig), cfg.image)
-    _fill(cfg.backbone, cfg.image)
+    _fill(cfg.data, cfg.backbone, cfg.image)
     for member in cfg.ensemble.members:
         if member.image is None:
             member.image = image.copy()
-        _fill(cfg.backbone if member.backbone is None else member.backbone, member.image)
+        _fill(cfg.data, cfg.backbone if member.backbone is None else member.backbone, member.image)
 
 
-def _fill(backbone: DictConfig, image: DictConfig) -> None:
+def _fill(data: DictConfig, backbone: DictConfig, image: DictConfig) -> None:
     config = BackboneConfig(backbone.name, backbone.weights)
     record = config.input()
     backbone.weights = config.resolved()
-    for key in ("mean", "std"):
+    kind: Any = OmegaConf.get_type(data)
+    for key, value in (
+        ("mean", list(record.mean)),
+        ("std", list(record.std)),
+        ("size", kind.SIZE),
+        ("view", kind.VIEW),
+    ):
         if image[key] is None:
-            image[key] = list(getattr(record, key))
+            image[key] = value
+    given = {str(key): image[key] for key in image if not OmegaConf.is_missing(image, str(key))}
+    filled = ImageConfig(**given)
+    for key in ("size", "view", "resize", "stretch", "crop"):
+        image[key] = getattr(filled, key)

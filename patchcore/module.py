@@ -1,10 +1,15 @@
-"""The LightningModule: collects in training, builds the memory at its end, scores in testing."""
+"""The LightningModule: collects in training, builds the memory at its end, scores in testing.
+
+`DetectorModule` drives any detector. `EnsembleModule` tests what several that were tested before
+say together. Both leave one `Record`.
+"""
 
 import sys
 import time
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,12 +18,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from patchcore import identity
-from patchcore.cache import MapCache
-from patchcore.coreset import ApproximateConfig, GreedyConfig, Order, SizedConfig
-from patchcore.ensemble import Scale, ScaleConfig, combined_maps, combined_scores, nominal_scale
+from patchcore.cache import MapCache, Store
 from patchcore.mask_counts import MaskCounts
+from patchcore.methods.detector import Detector, Fitting
+from patchcore.methods.ensemble import combined_maps, combined_scores
+from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.metrics import ImageMetrics, PixelMetrics
-from patchcore.model import Detector, PatchCore, Prediction
 from patchcore.scoring import anomaly_maps
 
 Batch = dict[str, Any]
@@ -26,279 +31,292 @@ Batch = dict[str, Any]
 Pair = tuple[ImageMetrics, PixelMetrics]
 
 
-class DetectorModule(pl.LightningModule):
-    """A method in a Trainer.
-
-    Args:
-        model: To be fitted and tested.
-        cache: Where layer maps are kept, if anywhere.
+@dataclass
+class Record:
+    """Everything that a test says.
 
     Attributes:
-        model: The model; fitted once training has ended.
-        image_metrics, pixel_metrics, mask_counts: Of the last test.
-        scores: {index of the test image: anomaly score} of the last test.
-        grids: {index of the test image: patch scores (h, w), on the CPU} of the last test.
-        seconds: Wall time of `extract`, `build` and `score`.
-        warm: Those of them that read the cache, so that their time is not that of computing.
-        train_images: Images collected, counted once for every epoch.
+        scores: {index of the test image: anomaly score}.
+        grids: {index of the test image: patch scores (h, w), on the CPU}.
+        metrics: Image and pixel metrics, NaN where `undefined` says why; counts and sizes.
+        undefined: Why metrics are NaN: {key: reason}.
+        curves: Points of the image metrics' curves, see `ImageMetrics.curves`.
+        ratio_curve: `metrics` with the memory of every ratio asked for, and with the whole;
+            ascending. `ratio` is the share of the training patches kept.
+        seconds: Wall time of each stage of fit and test.
+        warm: Stages that read the cache, so that their time is not that of computing.
     """
 
-    def __init__(self, model: Detector, cache: MapCache | None = None) -> None:
+    scores: dict[int, float] = field(default_factory=dict)
+    grids: dict[int, Tensor] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    undefined: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, Tensor] = field(default_factory=dict)
+    ratio_curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    warm: set[str] = field(default_factory=set)
+
+
+class ScoringModule(pl.LightningModule):
+    """A module that is tested, and collects what it says.
+
+    Attributes:
+        image_metrics, pixel_metrics, mask_counts: Metrics of the last test.
+        record: Record of the last test; complete once that has ended.
+        seconds, warm: As in `Record`, of all that was done so far.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.model = model
-        self.cache = cache
-        self.automatic_optimization = False  # nothing is optimised
+        self.automatic_optimization = False  # the backbone is frozen; few methods train at all
         self.image_metrics = ImageMetrics()
         self.pixel_metrics = PixelMetrics()
         self.mask_counts = MaskCounts()
-        self.scores: dict[int, float] = {}
-        self.grids: dict[int, Tensor] = {}
+        self.record = Record()
         self.seconds: dict[str, float] = {}
         self.warm: set[str] = set()
-        self.train_images = 0
 
-    def configure_optimizers(self) -> None:
-        """None: the backbone is frozen."""
+    @abstractmethod
+    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor]]:
+        """Scores (B,) and maps (B, H, W), with the metrics they count in; the record's come last.
 
-    def on_train_start(self) -> None:
-        images = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
-        self._buffer = self.model.buffer(images * (self.trainer.max_epochs or 1))
-        self.train_images = 0
-        self.warm.clear()
-        self._started = time.perf_counter()
+        There are several where a method is tested with parts of its memory too.
+        """
 
-    def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self._note_cached("extract", batch)
-        self._buffer.append(self._features(batch))
-        self.train_images += len(batch["index"])
+    @abstractmethod
+    def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
+        """Return the anomaly map (H, W) of a test image of `size` (H, W), on the CPU."""
 
-    def on_train_end(self) -> None:
-        self.seconds["extract"] = time.perf_counter() - self._started
-        self._build(self.trainer.progress_bar_callback is not None)
+    @abstractmethod
+    def sizes(self) -> dict[str, float]:
+        """Return metrics of the memory, and the number of training images."""
+
+    def configure_optimizers(self) -> Any:
+        """Return None unless something is trained."""
 
     def on_test_start(self) -> None:
         self.image_metrics.reset()
         self.pixel_metrics.reset()
         self.mask_counts.reset()
-        self.scores, self.grids = {}, {}
-        self.warm.discard("score")
+        self.record = Record()
         self._started = time.perf_counter()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._note_cached("score", batch)
-        height, width = batch["mask"].shape[-2:]
-        predictions = self._predictions(self._features(batch), (height, width))
-        for (image, pixel), prediction in predictions:
-            image.update(prediction.score, batch["label"])
-            pixel.update(prediction.map, batch["mask"], batch["has_mask"])
+        for (image, pixel), scores, maps in self.predictions(batch):
+            image.update(scores, batch["label"])
+            pixel.update(maps, batch["mask"], batch["has_mask"])
         self.mask_counts.update(batch["label"], batch["regions"])
-        index = batch["index"].tolist()
-        self.scores.update(zip(index, prediction.score.tolist(), strict=True))
-        self.grids.update(zip(index, prediction.patch_score.cpu(), strict=True))
+        self.record.scores.update(zip(batch["index"].tolist(), scores.tolist(), strict=True))
 
     def on_test_epoch_end(self) -> None:
-        self.seconds["score"] = time.perf_counter() - self._started
+        spent = time.perf_counter() - self._started
+        self.seconds["score"] = self.seconds.get("score", 0.0) + spent
         _tell(self.mask_counts)
-        seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
-        self.log_dict({**self.metrics(), **seconds})
-
-    def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
-        """Anomaly map (H, W) of a test image of `size` (H, W), on the CPU."""
-        return anomaly_maps(self.grids[index][None], size, self.model.scoring.sigma)[0]
-
-    def metrics(self) -> dict[str, float]:
-        """Image and pixel metrics of the last test, NaN where `undefined()` says why; sizes."""
-        return {
+        record = self.record
+        record.metrics = {
             **self.image_metrics.compute(),
             **self.pixel_metrics.compute(),
             **self.mask_counts.compute(),
-            **self._memory(),
-            "train_images": self.train_images,
-            "test_images": len(self.scores),
+            **self.sizes(),
+            "test_images": len(record.scores),
         }
-
-    def undefined(self) -> dict[str, str]:
-        """Why metrics are NaN: {key: reason}."""
-        return {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
+        record.undefined = {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
+        record.curves = self.image_metrics.curves()
+        record.ratio_curve = self.ratio_curve()
+        record.seconds, record.warm = dict(self.seconds), set(self.warm)
+        seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
+        self.log_dict({**record.metrics, **seconds})
 
     def ratio_curve(self) -> list[dict[str, float]]:
-        """`metrics` at several sizes of the memory, where that is asked for."""
+        """Return `Record.ratio_curve`."""
         return []
 
-    def _note_cached(self, stage: str, batch: Batch) -> None:
-        if batch.get("cached", False):
-            self.warm.add(stage)
 
-    def _features(self, batch: Batch) -> Any:
-        """The model's features of a batch, from its layer maps if it brings them."""
-        if "maps" in batch:
-            maps = [x.permute(0, 3, 1, 2) for x in batch["maps"]]  # (B, h, w, C) → (B, C, h, w)
-        else:
-            maps = self.model.backbone(batch["image"])
-            if self.cache is not None and "key" in batch:
-                maps = self.cache.put(batch["key"], maps)
-        return self.model.features(maps)
-
-    def _build(self, progress: bool) -> None:
-        """Make the memory from what was collected."""
-        start = time.perf_counter()
-        self.model.build_from(self._buffer, progress)
-        self.seconds["build"] = time.perf_counter() - start
-
-    def _memory(self) -> dict[str, float]:
-        """Metrics of the memory."""
-        return {
-            "memory_patches": self.model.memory_patches,
-            "memory_bytes": self.model.memory_bytes,
-        }
-
-    def _predictions(self, features: Any, size: tuple[int, int]) -> list[tuple[Pair, Prediction]]:
-        """Of a batch, each with the metrics that it counts in; the whole model's last."""
-        return [((self.image_metrics, self.pixel_metrics), self.model.score(features, size))]
-
-
-class PatchCoreModule(DetectorModule):
-    """PatchCore in a Trainer, with what only a coreset allows: kept orders, a curve over ratios.
+class DetectorModule(ScoringModule):
+    """A detector in a Trainer.
 
     Args:
         model: To be fitted and tested.
         cache: Where layer maps and coreset orders are kept, if anywhere.
-        curve: Shares of the patches at which to test too, at most the coreset's own ratio: its
+        curve: Shares of the patches at which to test too, at most the coreset's own ratio: a nested
             memory begins with theirs, so one pass over the test images serves all.
-        scale: How to measure the model's scale, if it is to score with others.
+        scale: How to measure the scale of the scores, if the model is to score with others.
 
     Attributes:
-        scale: The model's, once training has ended, if it was asked for.
-        seconds: Wall time of `extract`, `coreset`, `scale` where that is measured, and `score`.
+        model: The model; fitted once training has ended.
+        scale: Scale of its scores, once training has ended, if it was asked for.
+        train_images: Images collected, counted once for every epoch.
     """
-
-    model: PatchCore
 
     def __init__(
         self,
-        model: PatchCore,
+        model: Detector,
         cache: MapCache | None = None,
         curve: Sequence[float] = (),
         scale: ScaleConfig | None = None,
     ) -> None:
-        super().__init__(model, cache)
-        coreset = model.coreset_config
-        self.curve: list[float] = []
-        if curve and isinstance(coreset, SizedConfig):
-            self.curve = sorted({*curve, coreset.ratio})
+        super().__init__()
+        self.model = model
+        self.cache = cache
+        self.curve = list(curve)
         self.scale_config = scale
         self.scale: Scale | None = None
+        self.train_images = 0
         self.smaller = nn.ModuleDict()  # {memory size: metrics} of the curve's other points
-        self._train_patches = 0
-        self._sizes: list[int] = []  # of the memory, ascending
-        self._used: list[Tensor] = []  # (M,) for each size: ever the nearest of a test patch
+        self._points: dict[float, int] = {}  # {ratio: memory size} of the curve
+        self._patches: list[int] = []  # sizes of the memory, ascending
+        self._used: list[Tensor] = []  # (M,) for each of them: ever the nearest of a test patch
         self._keys: list[str] = []  # of the training images' maps
         self._sources: list[int] = []  # their numbers
 
+    def configure_optimizers(self) -> Any:
+        """Return the method's optimiser; None for one that does not train."""
+        optimizer = self.model.optimizer()
+        self._trains = optimizer is not None
+        return optimizer
+
     def on_train_start(self) -> None:
+        images = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+        self._buffer = self.model.buffer(images * (self.trainer.max_epochs or 1))
         self._keys, self._sources = [], []
-        super().on_train_start()
+        self.train_images = 0
+        self.warm.clear()
+        self.seconds.clear()
+        self._step = self._stepping() if self._trains else None
+        self._started = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        super().training_step(batch, batch_idx)
+        self._buffer.append(self.model.learn(self._maps("extract", batch), self._step))
+        self.train_images += len(batch["index"])
         self._sources += batch["index"].tolist()
         if self.cache is not None and "key" in batch:
             self._keys += [self.cache.key(image, len(batch["key"])) for image in batch["key"]]
 
+    def on_train_end(self) -> None:
+        self.seconds["extract"] = time.perf_counter() - self._started
+        fitting = Fitting(self.trainer.progress_bar_callback is not None, self._sources)
+        fitting.scale = self.scale_config
+        if self.cache is not None and len(self._keys) == self.train_images:
+            fitting.kept = KeptOrders(self.cache.store, self._keys)
+        start = time.perf_counter()
+        self.model.build_from(self._buffer, fitting)
+        self.seconds |= fitting.seconds or {"build": time.perf_counter() - start}
+        self.warm |= fitting.warm
+        self.scale = fitting.measured
+
     def on_test_start(self) -> None:
-        self._sizes = sorted({self._size(ratio) for ratio in self.curve} | {len(self.model.memory)})
-        pairs = {str(n): _metrics() for n in self._sizes[:-1]}
+        self.seconds.pop("score", None)
+        self.warm.discard("score")
+        self._points = self.model.prefixes(self.curve)
+        self._patches = sorted({*self._points.values(), self.model.memory_patches})
+        pairs = {str(n): _metrics() for n in self._patches[:-1]}
         self.smaller = nn.ModuleDict(pairs).to(self.device)
-        self._used = [torch.zeros(n, dtype=torch.bool, device=self.device) for n in self._sizes]
+        counted = self._patches if self.model.counts_used else []
+        self._used = [torch.zeros(n, dtype=torch.bool, device=self.device) for n in counted]
         super().on_test_start()
 
-    def ratio_curve(self) -> list[dict[str, float]]:
-        """`metrics` with the memory of every ratio asked for, and with the whole; ascending.
+    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor]]:
+        """See `ScoringModule.predictions`."""
+        height, width = batch["mask"].shape[-2:]
+        features = self.model.features(self._maps("score", batch))
+        if self.smaller:
+            found = self.model.score_prefixes(features, (height, width), self._patches)
+        else:
+            found = [self.model.score(features, (height, width))]
+        for used, prediction in zip(self._used, found, strict=False):  # none, or one for each
+            used[prediction.nearest.flatten()] = True
+        grids = found[-1].patch_score.cpu()
+        self.record.grids.update(zip(batch["index"].tolist(), grids, strict=True))
+        pairs = [*map(self._metrics_of, self._patches)]
+        return [(pair, x.score, x.map) for pair, x in zip(pairs, found, strict=True)]
 
-        `ratio` is the share of the training patches kept. Empty if no curve was asked for.
-        """
-        sizes = {ratio: self._size(ratio) for ratio in self.curve}
+    def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
+        """See `ScoringModule.anomaly_map`."""
+        grid = self.record.grids[index]
+        return anomaly_maps(grid[None], size, self.model.scoring.sigma)[0]
+
+    def sizes(self) -> dict[str, float]:
+        """See `ScoringModule.sizes`."""
+        memory = {
+            "memory_patches": self.model.memory_patches,
+            "memory_bytes": self.model.memory_bytes,
+        }
+        return {**memory, **self._share_used(-1), "train_images": self.train_images}
+
+    def ratio_curve(self) -> list[dict[str, float]]:
+        """See `Record.ratio_curve`; empty if no curve was asked for."""
+        distinct = {size: self._metrics_of(size) for size in self._points.values()}
         with ThreadPoolExecutor() as pool:  # each sorts all pixels, side by side in NumPy
-            distinct = {size: self._metrics_of(size) for size in sizes.values()}
             computed = pool.map(
                 lambda pair: pair[0].compute() | pair[1].compute(), distinct.values()
             )
             values = dict(zip(distinct, computed, strict=True))
-        rows = []
-        for ratio, size in sizes.items():
-            row = {
+        whole = self._patches[-1]
+        return [
+            {
                 "ratio": ratio,
                 "memory_patches": size,
-                "memory_bytes": self.model.memory[:size].nbytes,
-                "memory_used": self._share_used(self._sizes.index(size)),
+                "memory_bytes": self.model.memory_bytes // whole * size,
+                **self._share_used(self._patches.index(size)),
+                **values[size],
             }
-            rows.append({**row, **values[size]})
-        return rows
+            for ratio, size in self._points.items()
+        ]
 
-    def _build(self, progress: bool) -> None:
-        start = time.perf_counter()
-        counts, features = self._buffer.counts, self._buffer.take()
-        self._train_patches = len(features)
-        key, order = self._order_key(), None
-        if self.cache is not None and key is not None:
-            kept = self.cache.store.get(key, lambda entry: _is_order(entry, len(features)))
-            if kept is not None:
-                order = Order(**kept)
-                self.warm.add("coreset")
-        coreset = self.model.build(features, progress, order)
-        if self.cache is not None and key is not None and coreset.order is not order:
-            self.cache.store.put(key, vars(coreset.order))
-        self.seconds["coreset"] = time.perf_counter() - start
-        if self.scale_config is not None:
-            start = time.perf_counter()
-            self.scale = nominal_scale(
-                features,
-                counts,
-                self._sources,
-                self.model.memory,
-                coreset.indices,
-                self.model.scoring,
-                self.scale_config,
-            )
-            self.seconds["scale"] = time.perf_counter() - start
+    def _maps(self, stage: str, batch: Batch) -> list[Tensor]:
+        """Layer maps [(B, C, h, w), …] of a batch: those that it brings, or the backbone's."""
+        if batch.get("cached", False):
+            self.warm.add(stage)
+        if "maps" in batch:
+            return [x.permute(0, 3, 1, 2) for x in batch["maps"]]  # (B, h, w, C) → (B, C, h, w)
+        maps: list[Tensor] = self.model.backbone(batch["image"])
+        if self.cache is not None and "key" in batch:
+            maps = self.cache.put(batch["key"], maps)
+        return maps
 
-    def _memory(self) -> dict[str, float]:
-        return {**super()._memory(), "memory_used": self._share_used(-1)}
+    def _stepping(self) -> Callable[[Tensor], None]:
+        """What makes a step of the optimiser by a loss."""
+        optimizer: Any = self.optimizers()
 
-    def _predictions(
-        self, features: Tensor, size: tuple[int, int]
-    ) -> list[tuple[Pair, Prediction]]:
-        if self.smaller:
-            predictions = self.model.score_prefixes(features, size, self._sizes)
-        else:
-            predictions = [self.model.score(features, size)]
-        for used, prediction in zip(self._used, predictions, strict=True):
-            used[prediction.nearest.flatten()] = True
-        return list(zip(map(self._metrics_of, self._sizes), predictions, strict=True))
+        def step(loss: Tensor) -> None:
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
 
-    def _share_used(self, i: int) -> float:
-        """Of the rows of the i-th memory, those that were ever the nearest of a test patch."""
-        return float(self._used[i].float().mean())
+        return step
 
-    def _order_key(self) -> str | None:
-        """Of the coreset order of these training patches; None if they or it are not kept."""
-        config = self.model.coreset_config
-        kept = self.cache is not None and len(self._keys) == self.train_images
-        if not kept or not isinstance(config, GreedyConfig | ApproximateConfig):
-            return None
-        return identity.order_key(self._keys, self.model.patch_config, config)
-
-    def _size(self, ratio: float) -> int:
-        """Memory size at a ratio of the curve."""
-        config = self.model.coreset_config
-        assert isinstance(config, SizedConfig)
-        return replace(config, ratio=ratio).size(self._train_patches)
+    def _share_used(self, i: int) -> dict[str, float]:
+        """Share of the i-th memory's rows that were ever the nearest of a test patch."""
+        return {"memory_used": float(self._used[i].float().mean())} if self._used else {}
 
     def _metrics_of(self, size: int) -> Pair:
-        if size == self._sizes[-1]:
+        if size == self._patches[-1]:
             return self.image_metrics, self.pixel_metrics
         pair: Any = self.smaller[str(size)]
         return pair[0], pair[1]
+
+
+@dataclass
+class KeptOrders:
+    """Coreset orders of some training images, as `patchcore.methods.detector.Kept`.
+
+    Attributes:
+        store: Where they are.
+        maps: Keys of the images' layer maps.
+    """
+
+    store: Store
+    maps: list[str]
+
+    def get(
+        self, patch: Any, sampler: Any, valid: Callable[[dict[str, Tensor]], bool]
+    ) -> dict[str, Tensor] | None:
+        """See `Kept.get`."""
+        return self.store.get(identity.order_key(self.maps, patch, sampler), valid)
+
+    def put(self, patch: Any, sampler: Any, entry: dict[str, Tensor]) -> None:
+        """See `Kept.put`."""
+        self.store.put(identity.order_key(self.maps, patch, sampler), entry)
 
 
 @dataclass
@@ -307,28 +325,17 @@ class Member:
 
     backbone: str  # name of its network
     scale: Scale
-    scores: dict[int, float]  # of the test images, by index
-    grids: dict[int, Tensor]  # patch scores (h, w) of them, on the CPU
-    metrics: dict[str, float]
-    undefined: dict[str, str]
-    seconds: dict[str, float]
-    warm: set[str] = field(default_factory=set)  # as `DetectorModule.warm`
+    record: Record
 
 
-class EnsembleModule(pl.LightningModule):
+class EnsembleModule(ScoringModule):
     """Tests what several members say together, in a Trainer.
 
     It reads labels and masks from its batches, and the scores that the members have left.
 
     Args:
         members: Fitted and tested, each on the same test images.
-        sigma: Of the anomaly maps' Gaussian, in px.
-
-    Attributes:
-        image_metrics, pixel_metrics, mask_counts: Of the last test.
-        scores: {index of the test image: anomaly score} of the last test.
-        seconds: Wall time of all members by kind; `score` contains that of the last test.
-        warm: Those of them in which a member read the cache.
+        sigma: Standard deviation of the anomaly maps' Gaussian, in px.
     """
 
     def __init__(self, members: Sequence[Member], sigma: float) -> None:
@@ -336,91 +343,44 @@ class EnsembleModule(pl.LightningModule):
         self.members = list(members)
         self.scales = [member.scale for member in members]
         self.sigma = sigma
-        self.image_metrics = ImageMetrics()
-        self.pixel_metrics = PixelMetrics()
-        self.mask_counts = MaskCounts()
-        self.scores: dict[int, float] = {}
-        self.seconds = self._sums()
-        self.warm = set().union(*(member.warm for member in self.members))
+        self.warm = set().union(*(member.record.warm for member in self.members))
 
     def on_test_start(self) -> None:
-        self.image_metrics.reset()
-        self.pixel_metrics.reset()
-        self.mask_counts.reset()
-        self.scores = {}
-        self._started = time.perf_counter()
+        each = [member.record.seconds for member in self.members]
+        self.seconds = {kind: sum(seconds[kind] for seconds in each) for kind in each[0]}
+        super().on_test_start()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor]]:
+        """See `ScoringModule.predictions`."""
         index = batch["index"].tolist()
         height, width = batch["mask"].shape[-2:]
-        each = [torch.tensor([member.scores[i] for i in index]) for member in self.members]
-        scores = combined_scores(each, self.scales)  # (B,)
+        each = [torch.tensor([member.record.scores[i] for i in index]) for member in self.members]
         maps = torch.stack([self.anomaly_map(i, (height, width)) for i in index])  # (B, H, W)
-        self.image_metrics.update(scores, batch["label"].cpu())
-        self.pixel_metrics.update(maps, batch["mask"], batch["has_mask"])
-        self.mask_counts.update(batch["label"], batch["regions"])
-        self.scores.update(zip(index, scores.tolist(), strict=True))
-
-    def on_test_epoch_end(self) -> None:
-        self.seconds = self._sums()
-        self.seconds["score"] += time.perf_counter() - self._started
-        _tell(self.mask_counts)
-        seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
-        self.log_dict({**self.metrics(), **seconds})
+        pair = (self.image_metrics, self.pixel_metrics)
+        return [(pair, combined_scores(each, self.scales), maps)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
-        """Anomaly map (H, W) of a test image of `size` (H, W), on the CPU."""
-        grids = [member.grids[index][None] for member in self.members]
+        """See `ScoringModule.anomaly_map`."""
+        grids = [member.record.grids[index][None] for member in self.members]
         maps = [anomaly_maps(grid, size, self.sigma)[0] for grid in grids]
         return combined_maps(maps, self.scales)
 
-    def metrics(self) -> dict[str, float]:
-        """As `PatchCoreModule.metrics`, the memories of all members taken together."""
-        each = [member.metrics for member in self.members]
+    def sizes(self) -> dict[str, float]:
+        """See `ScoringModule.sizes`; the memories of all members are taken together."""
+        each = [member.record.metrics for member in self.members]
         rows = sum(x["memory_patches"] for x in each)
         return {
-            **self.image_metrics.compute(),
-            **self.pixel_metrics.compute(),
-            **self.mask_counts.compute(),
             "memory_patches": rows,
             "memory_bytes": sum(x["memory_bytes"] for x in each),
             "memory_used": sum(x["memory_used"] * x["memory_patches"] for x in each) / rows,
             "train_images": each[0]["train_images"],
-            "test_images": len(self.scores),
         }
-
-    def undefined(self) -> dict[str, str]:
-        """Why metrics are NaN: {key: reason}."""
-        return {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
-
-    def ratio_curve(self) -> list[dict[str, float]]:
-        """Empty: a curve is of one memory."""
-        return []
-
-    def _sums(self) -> dict[str, float]:
-        kinds = self.members[0].seconds
-        return {kind: sum(member.seconds[kind] for member in self.members) for kind in kinds}
 
 
 def network_digest(model: Detector, precision: str, device: torch.device) -> str:
     """Return a digest of all that a batch's layer maps follow from besides the images."""
     backbone = model.backbone
     return identity.network_digest(backbone.network, backbone.layers, precision, device)
-
-
-def _is_order(entry: dict[str, Tensor], patches: int) -> bool:
-    """Whether a cache entry holds an order of some of so many patches."""
-    indices, radii, remaining = (entry[key] for key in ("indices", "radii", "remaining"))
-    return (
-        len(entry) == 3
-        and indices.dtype == torch.int64
-        and indices.ndim == 1
-        and 0 < len(indices) <= patches
-        and 0 <= int(indices.min()) <= int(indices.max()) < patches
-        and (radii.shape, remaining.shape) == (indices.shape, (patches,))
-        and radii.is_floating_point()
-        and remaining.is_floating_point()
-    )
 
 
 @rank_zero_only

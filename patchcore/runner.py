@@ -20,7 +20,6 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from patchcore.baselines import build_detector
 from patchcore.cache import MapCache
 from patchcore.commands.progress import ProgressBar
 from patchcore.commands.tracking import tracking
@@ -28,15 +27,16 @@ from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Sample, Split
 from patchcore.data.snapshot import ChangedError
-from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
-from patchcore.model import Detector, PatchCore
+from patchcore.methods import Detector, Parts, build_detector
+from patchcore.methods.scale import ScaleConfig
 from patchcore.module import (
     DetectorModule,
     EnsembleModule,
     Member,
-    PatchCoreModule,
+    Record,
+    ScoringModule,
     network_digest,
 )
 from patchcore.report.run import Run, pick_gallery, pick_misclassified, picture_names, write_run
@@ -162,14 +162,9 @@ def train(
     with tracking(_moved_loggers(settings["logger"], folder, new), folder) as trackers:
         loggers = list(trackers.loggers.values())
         trainer = build_trainer(config, new, loggers, make)  # first: it may refuse its settings
-        models = [
-            build_detector(
-                own.model, own.backbone, own.layers, own.patch, own.coreset, own.index, own.scoring
-            )
-            for own in config.members()
-        ]
+        models = [build_detector(parts(own)) for own in config.members()]
         trackers.start(settings)
-        module: DetectorModule | EnsembleModule
+        module: ScoringModule
         members: list[Member] = []
         if config.ensemble.members:
             members = fit_members(config, models, new, make, split)
@@ -179,16 +174,16 @@ def train(
         else:
             module, data = prepare(config, models.pop(), trainer, split)
             fit(trainer, module, data)
-        test(trainer, module, data)
+        record = test(trainer, module, data)
         run = Run(
             settings=settings,
-            metrics=module.metrics(),
-            undefined=module.undefined(),
-            seconds=module.seconds,
+            metrics=record.metrics,
+            undefined=record.undefined,
+            seconds=record.seconds,
             samples=split.test,
-            scores=[module.scores[i] for i in range(len(split.test))],
-            curves=module.image_metrics.curves(),
-            ratio_curve=module.ratio_curve(),
+            scores=[record.scores[i] for i in range(len(split.test))],
+            curves=record.curves,
+            ratio_curve=record.ratio_curve,
             members=[described(member) for member in members],
         )
         if config.figures:
@@ -196,7 +191,7 @@ def train(
             run.gallery = pick_gallery(run, dataset, module.anomaly_map)
             run.misclassified = pick_misclassified(run, dataset, module.anomaly_map)
         split.check()
-        write_provenance(new, {**provenance, "warm": sorted(module.warm)})
+        write_provenance(new, {**provenance, "warm": sorted(record.warm)})
         write_run(run, new, config.figures)
         trackers.track(new, run.gallery)
     return run
@@ -243,9 +238,20 @@ def prepare(
         network = network_digest(model, trainer.precision, trainer.strategy.root_device)
         cache = MapCache(store, network, config.cache.precision, model.backbone.channels)
     data = AnomalyDataModule(config.data, config.image, config.augment, cache, split)
-    if isinstance(model, PatchCore):
-        return PatchCoreModule(model, cache, config.curve, scale), data
-    return DetectorModule(model, cache), data
+    return DetectorModule(model, cache, config.curve, scale), data
+
+
+def parts(config: Config) -> Parts:
+    """Settings of the detector of a run without an ensemble, or of one member's run."""
+    return Parts(
+        config.method,
+        config.backbone,
+        config.layers,
+        config.patch,
+        config.coreset,
+        config.index,
+        config.scoring,
+    )
 
 
 def fit_members(
@@ -258,20 +264,9 @@ def fit_members(
         trainer = build_trainer(own, new, [], make, whose)
         module, data = prepare(own, models.pop(0), trainer, split, config.ensemble.scale)
         fit(trainer, module, data)
-        test(trainer, module, data)
-        assert isinstance(module, PatchCoreModule) and module.scale is not None
-        members.append(
-            Member(
-                own.backbone.name,
-                module.scale,
-                module.scores,
-                module.grids,
-                module.metrics(),
-                module.undefined(),
-                module.seconds,
-                module.warm,
-            )
-        )
+        record = test(trainer, module, data)
+        assert module.scale is not None
+        members.append(Member(own.backbone.name, module.scale, record))
         del trainer, module, data
         gc.collect()  # they refer to each other; one memory at a time
     return members
@@ -291,21 +286,20 @@ def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) ->
     _check_count("training", module.train_images, asked)
 
 
-def test(
-    trainer: pl.Trainer, module: DetectorModule | EnsembleModule, data: AnomalyDataModule
-) -> None:
+def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) -> Record:
     """Score every test image. Raises InputError as `fit` does."""
     try:
         trainer.test(module, data, verbose=False)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    _check_count("test", len(module.scores), len(data.split.test))
+    _check_count("test", len(module.record.scores), len(data.split.test))
+    return module.record
 
 
 def described(member: Member) -> dict[str, Any]:
     """What a run's folder tells of a member, beside the ensemble's own numbers."""
-    kept = ("backbone", "metrics", "undefined", "seconds")
-    return {**{key: getattr(member, key) for key in kept}, "scale": asdict(member.scale)}
+    kept = {key: getattr(member.record, key) for key in ("metrics", "undefined", "seconds")}
+    return {"backbone": member.backbone, **kept, "scale": asdict(member.scale)}
 
 
 def build_trainer(

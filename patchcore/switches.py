@@ -33,6 +33,23 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Switches that a run cannot have: {name: (values that change nothing, what to do)}."""
 
+WITHOUT_EFFECT = {
+    "accelerator",  # identities hold the class of device that it leads to
+    "barebones",
+    "default_root_dir",
+    "detect_anomaly",
+    "enable_autolog_hparams",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+    "log_every_n_steps",
+    "logger",
+    "num_sanity_val_steps",
+    "precision",  # identities hold it in its one spelling
+    "profiler",
+}
+"""Settings of the Trainer that change no result, or that identities hold in another form."""
+
 
 def check_switches(trainer: Mapping[str, Any], augmented: bool) -> None:
     """Refuse settings of the Trainer that would give other numbers than those asked for.

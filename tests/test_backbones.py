@@ -99,8 +99,14 @@ def test_transformer_tokens_return_to_their_grid(name: str, patch: int) -> None:
     backbone(images)
     prefix = backbone.network.num_prefix_tokens
     assert torch.equal(maps[0][0, :, 2, 3], tokens[0][0, prefix + 2 * 6 + 3])
-    with pytest.raises(InputError, match=rf"image.crop must be a multiple of {patch}"):
-        backbone(torch.randn(1, 3, 4 * patch + 1, 6 * patch))
+    told = rf"^image.size: {name} takes sides that are multiples of {patch} px, not "
+    for sides, nearest in (
+        ((4 * patch + 1, 6 * patch), rf"image\.size={4 * patch} image\.view=square$"),
+        ((4 * patch - 1, 4 * patch - 1), rf"image\.size={4 * patch}$"),
+        ((3, 3), rf"image\.size={patch}$"),
+    ):
+        with pytest.raises(InputError, match=told + f".* the nearest is {nearest}"):
+            backbone(torch.randn(1, 3, *sides))
 
 
 def test_weights_from_files(tmp_path: Path) -> None:
@@ -323,7 +329,7 @@ def test_sizes_that_a_network_refuses() -> None:
     backbone = random_backbone("test_maxvit", ["2"])  # windows
     side = backbone.input.side
     assert backbone(torch.zeros(1, 3, side, side))[0].isfinite().all()
-    with pytest.raises(InputError, match=r"^image.crop: test_maxvit takes no images of 90 × 70 px"):
+    with pytest.raises(InputError, match=r"^image.size: test_maxvit takes no images of 90 × 70 px"):
         backbone(torch.zeros(1, 3, 90, 70))
     assert backbone(torch.zeros(1, 3, side, side))[0].isfinite().all()  # as if nothing had been
     for images in (torch.zeros(3, 64, 64), torch.zeros(1, 1, 64, 64)):

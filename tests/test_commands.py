@@ -32,8 +32,8 @@ from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
 from patchcore.mask_counts import MASK_KEYS
+from patchcore.methods import PatchCoreConfig
 from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
-from patchcore.model import PatchCoreModelConfig
 from patchcore.patches import Mapping
 from tests import reference
 from tests.images import write_image, write_mask, write_mvtec
@@ -132,7 +132,7 @@ def test_config_yaml_holds_every_setting(run: tuple[Path, Outcome], root: Path) 
         "data": MVTecConfig(),
         "coreset": GreedyConfig(),
         "index": TorchIndexConfig(),
-        "model": PatchCoreModelConfig(),
+        "model": PatchCoreConfig(),
     }
     schema = OmegaConf.structured(Config(trainer={}, logger={}, **parts))  # type: ignore[arg-type]
     read = OmegaConf.merge(schema, settings)
@@ -459,9 +459,9 @@ def test_weights_that_cannot_be_had_are_named_with_two_ways_out(
 
 
 def test_a_bug_keeps_its_traceback(root: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from patchcore.module import PatchCoreModule
+    from patchcore.module import DetectorModule
 
-    monkeypatch.setattr(PatchCoreModule, "on_train_end", lambda self: 1 / 0)
+    monkeypatch.setattr(DetectorModule, "on_train_end", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(tmp_path / "run", *nut(root))
     assert not list(tmp_path.rglob("metrics.json"))

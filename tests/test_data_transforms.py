@@ -10,7 +10,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torchvision import transforms as tv
 
-from patchcore.data.transforms import AugmentConfig, ImageConfig, build_transform
+from patchcore.data.transforms import (
+    AugmentConfig,
+    ImageConfig,
+    build_preparation,
+    build_transform,
+)
+from patchcore.data.view import View
 from patchcore.errors import InputError
 from patchcore.settings import effective
 
@@ -170,7 +176,7 @@ def test_settings_out_of_range_are_named(make: Callable[[], object], key: str) -
 
 @pytest.mark.parametrize("kind", [ImageConfig, AugmentConfig])
 def test_settings_go_through_omegaconf(kind: type) -> None:
-    assert OmegaConf.to_object(OmegaConf.structured(kind)) == kind()
+    assert OmegaConf.to_object(OmegaConf.structured(kind())) == kind()
 
 
 def test_importing_asks_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -224,3 +230,61 @@ def test_stretching_to_no_size_keeps_the_size_on_disk() -> None:
     config = ImageConfig(resize=None, crop=None, stretch=True)
     assert config.resized(30, 50) == (30, 50)
     assert effective(config) == effective(replace(config, stretch=False))
+
+
+# --- what part of an image is seen, and at what size --------------------------------------------
+
+PRESETS = {224: 256, 280: 320, 288: 329, 320: 366, 360: 411, 448: 512}  # {crop: resize}
+
+
+@pytest.mark.parametrize(("size", "resize"), PRESETS.items())
+def test_a_size_crops_as_the_paper_does(size: int, resize: int) -> None:
+    image = ImageConfig(size=size)
+    assert (image.resize, image.stretch, image.crop) == (resize, False, size)
+    assert image == ImageConfig(resize, crop=size)  # which therefore has that size and view
+    assert (image.size, image.view) == (size, View.crop)
+
+
+def test_the_default_is_the_papers() -> None:
+    assert ImageConfig() == ImageConfig(256, False, 224) == ImageConfig(size=224, view=View.crop)
+
+
+@pytest.mark.parametrize("view", View)
+def test_views_of_a_long_image(view: View) -> None:
+    pixels = np.zeros((60, 120, 3), np.uint8)
+    pixels[:, 60:] = 200
+    prepared, mask = build_preparation(ImageConfig(size=28, view=view))(
+        pixels, pixels[..., 0] > 0, 0
+    )
+    sides = {View.crop: (28, 28), View.whole: (28, 56), View.square: (28, 28)}[view]
+    assert prepared.shape == (*sides, 3) and mask.shape == sides
+    assert mask.mean() == 0.5  # each keeps the middle
+    assert ImageConfig(size=28, view=view).kept(32, 64)[1].start == (18 if view is View.crop else 0)
+
+
+@pytest.mark.parametrize(
+    ("image", "size", "view"),
+    [
+        (ImageConfig(32, crop=32), None, None),
+        (ImageConfig(320, False, 280), 280, View.crop),
+        (ImageConfig(64, True, None), 64, View.square),
+        (ImageConfig(64, crop=None), 64, View.whole),
+        (ImageConfig(None, crop=None), None, None),
+        (ImageConfig(64, True, 64), None, None),
+        (ImageConfig(size=64, view=View.square, crop=32), None, None),
+        (ImageConfig(size=320, resize=256, crop=224), 224, View.crop),
+    ],
+)
+def test_size_and_view_stand_for_an_exact_resize_or_are_null(
+    image: ImageConfig, size: int | None, view: View | None
+) -> None:
+    assert (image.size, image.view) == (size, view)
+    assert replace(image, bits=12) == replace(image, bits=12, size=9, view=View.crop)
+
+
+def test_what_is_not_given_follows_from_size_and_view() -> None:
+    square = ImageConfig(size=64, view=View.square, resize=32)
+    assert (square.resize, square.stretch, square.crop) == (32, True, None)
+    assert ImageConfig(size=64, crop=32).resize == 73
+    with pytest.raises(InputError, match=r"^image\.size must be at least 1 pixel or null, got 0"):
+        ImageConfig(size=0)

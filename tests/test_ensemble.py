@@ -22,7 +22,8 @@ from patchcore import (
     ScaleConfig,
     ScoringConfig,
 )
-from patchcore.ensemble import combined_maps, combined_scores, nominal_scale
+from patchcore.methods.ensemble import combined_maps, combined_scores
+from patchcore.methods.scale import nominal_scale
 from patchcore.scoring import Distance, anomaly_maps, comparable
 from tests import reference
 

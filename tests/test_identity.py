@@ -16,7 +16,6 @@ import torch
 
 from patchcore import identity
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.baselines import PadimConfig, SpadeConfig, build_detector
 from patchcore.cache import CacheConfig, MapCache, Precision
 from patchcore.config import Config, EnsembleConfig, MemberConfig, Objective
 from patchcore.coreset import (
@@ -33,13 +32,14 @@ from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Masks, Sample, Split
 from patchcore.data.transforms import AugmentConfig, ImageConfig
-from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.identity import device_class, identify, image_recipe, order_key, samples_digest
 from patchcore.index import FaissFlatConfig, TorchIndexConfig
-from patchcore.model import PatchCoreModelConfig
-from patchcore.module import PatchCoreModule, network_digest
+from patchcore.methods import PadimConfig, PatchCoreConfig, SpadeConfig, build_detector
+from patchcore.methods.scale import ScaleConfig
+from patchcore.module import DetectorModule, network_digest
 from patchcore.patches import Mapping, PatchConfig
+from patchcore.runner import parts
 from patchcore.scoring import Distance, ScoringConfig
 from patchcore.settings import effective
 from tests.images import write_image, write_mask, write_mvtec
@@ -55,7 +55,7 @@ def config(**groups: Any) -> Config:
         "image": ImageConfig(resize=32, crop=32),
         "backbone": BackboneConfig("embedded", "shipped"),
         "layers": LayersConfig(["layer2", "layer3"]),
-        "model": PatchCoreModelConfig(),
+        "model": PatchCoreConfig(),
         "patch": SMALL,
         "coreset": GreedyConfig(ratio=0.3, projection=Projection.gaussian, dimension=8),
         "index": TorchIndexConfig(),
@@ -297,7 +297,7 @@ EVERY = {"images", "maps", "orders", "run"}
         ("backbones", EVERY - {"images"}),
         ("embedded", EVERY - {"images"}),  # imported inside a function
         ("module", EVERY - {"images"}),
-        ("model", EVERY - {"images"}),
+        ("methods.patchcore", EVERY - {"images"}),
         ("patches", {"orders", "run"}),
         ("coreset.order", {"orders", "run"}),
         ("coreset.kernel", {"orders", "run"}),
@@ -305,8 +305,8 @@ EVERY = {"images", "maps", "orders", "run"}
         ("index.exact", {"run"}),
         ("index.coarse", {"run"}),
         ("metrics", {"run"}),
-        ("ensemble", {"run"}),
-        ("baselines.spade", {"run"}),
+        ("methods.ensemble", {"run"}),
+        ("methods.spade", {"run"}),
         ("data.synthesis", {"run"}),  # of the data set that is chosen
         ("data.layout", {"run"}),
         ("config", {"run"}),
@@ -383,7 +383,7 @@ def test_another_version_of_a_library_makes_another_run_where_it_takes_part(
 
 
 def test_the_key_of_maps_names_weights_layers_and_precision() -> None:
-    model = build_detector(*_parts(config()))
+    model = build_detector(parts(config()))
     keys = [network_digest(model, "32-true", torch.device("cpu"))]
     keys.append(network_digest(model, "bf16-mixed", torch.device("cpu")))
     model.backbone.layers.reverse()
@@ -449,27 +449,23 @@ def settings_of(choice: dict[str, Any], root: Path, cache: Path) -> Config:
     )
 
 
-def _parts(run: Config) -> tuple[Any, ...]:
-    return run.model, run.backbone, run.layers, run.patch, run.coreset, run.index, run.scoring
-
-
 def result(run: Config) -> tuple[bytes, ...]:
     """All that a run finds, bit for bit."""
-    model = build_detector(*_parts(run))
+    model = build_detector(parts(run))
     store, cache = run.cache.open(), None
     if store is not None:
         digest = network_digest(model, "32-true", torch.device("cpu"))
         cache = MapCache(store, digest, run.cache.precision)
     data = AnomalyDataModule(run.data, run.image, run.augment, cache)
-    module = PatchCoreModule(model, cache)  # type: ignore[arg-type]
+    module = DetectorModule(model, cache)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=1, enable_model_summary=False, num_sanity_val_steps=0, **quiet
     )
     trainer.fit(module, data)
     trainer.test(module, data, verbose=False)
-    maps = [module.anomaly_map(i, (32, 32)).numpy() for i in sorted(module.scores)]
-    scores = np.array([module.scores[i] for i in sorted(module.scores)])
+    maps = [module.anomaly_map(i, (32, 32)).numpy() for i in sorted(module.record.scores)]
+    scores = np.array([module.record.scores[i] for i in sorted(module.record.scores)])
     return scores.tobytes(), np.stack(maps).tobytes()
 
 

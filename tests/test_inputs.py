@@ -1,4 +1,4 @@
-"""Mean and standard deviation are those of the weights' own record."""
+"""The input follows the network and the data set: size, view, mean and standard deviation."""
 
 from pathlib import Path
 from typing import Any
@@ -6,12 +6,16 @@ from typing import Any
 import pytest
 import timm
 from hydra import compose, initialize_config_module
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from patchcore import BackboneConfig, InputError, PatchCore
+from patchcore.commands.generations import VERSION_BASE
+from patchcore.commands.mistakes import explain
 from patchcore.config import Config, register, to_config
 from patchcore.data.transforms import ImageConfig
+from patchcore.data.view import View
 from tests.images import write_mvtec
 from tests.runs import patchcore
 
@@ -23,7 +27,7 @@ LITE = ["backbone=timm", "backbone.name=tf_efficientnet_lite2"]
 
 def composed(*overrides: str) -> Config:
     register()
-    with initialize_config_module(config_module="patchcore.conf", version_base="1.3"):
+    with initialize_config_module(config_module="patchcore.conf", **VERSION_BASE):
         cfg = compose("config", ["logger=none", *overrides])
     return to_config(cfg)
 
@@ -48,7 +52,7 @@ def normalisation(image: ImageConfig) -> tuple[Any, Any]:
             IMAGENET,
         ),
         ([*LITE, "image.mean=[0.1,0.2,0.3]"], "in1k", ([0.1, 0.2, 0.3], HALF[1])),
-        ([*LITE, "image.std=[1,1,1]", "image=px320"], "in1k", (HALF[0], [1.0] * 3)),
+        ([*LITE, "image.std=[1,1,1]", "image.size=320"], "in1k", (HALF[0], [1.0] * 3)),
         (["backbone=dinov2_small"], "lvd142m", IMAGENET),
     ],
 )
@@ -62,6 +66,60 @@ def test_settings_show_the_values_of_the_weights(
     config = composed(*overrides)
     assert config.backbone.weights == weights
     assert normalisation(config.image) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size", "view", "exact"),
+    [
+        (["data=mvtec"], 224, "crop", (256, False, 224)),
+        (["data=generated"], 224, "crop", (256, False, 224)),
+        (["data=folder"], 224, "square", (224, True, None)),
+        (["data=mstc"], 256, "square", (256, True, None)),
+        (["data=mtd", "image.size=320"], 320, "square", (320, True, None)),
+        (["data=mtd", "image=px224"], 224, "crop", (256, False, 224)),
+        (["data=mvtec", "image=px224_square"], 224, "square", (224, True, None)),
+        (["data=mvtec", "image=px224", "image.size=280"], 280, "crop", (320, False, 280)),
+        (["data=visa", "image.view=whole"], 224, "whole", (224, False, None)),
+        (["data=mvtec", "image.resize=32", "image.crop=32"], None, None, (32, False, 32)),
+        (["data=mtd", "image.resize=32"], 32, "square", (32, True, None)),
+        (["data=mtd", "image.resize=32", "image.crop=32"], None, None, (32, True, 32)),
+        (["data=mvtec", "image.resize=null", "image.crop=null"], None, None, (None, False, None)),
+        (["data=mvtec", "image.crop=200"], None, None, (256, False, 200)),
+        (["data=mvtec", "image.size=360", "image.stretch=true"], None, None, (411, True, 360)),
+    ],
+)
+def test_size_and_view_are_the_data_sets_unless_given(
+    overrides: list[str], size: int | None, view: str | None, exact: tuple[Any, ...]
+) -> None:
+    image = composed(*overrides).image
+    assert (image.resize, image.stretch, image.crop) == exact
+    assert (image.size, image.view and image.view.name) == (size, view)
+
+
+def test_members_have_the_runs_view_at_their_own_size() -> None:
+    members = "ensemble.members=[{},{image:{size:320}},{image:{view:crop}}]"
+    with pytest.raises(InputError, match="member 3 would see another part of an image"):
+        composed("data=mtd", "image.size=280", members)
+    config = composed("data=mtd", "image.size=280", members.replace("crop", "whole"))
+    images = [member.image for member in config.members()]
+    assert images[0] == config.image and config.image.size == 280
+    assert (images[1].size, images[1].view, images[1].stretch) == (320, View.square, True)
+    assert (images[2].size, images[2].view, images[2].crop) == (224, View.whole, None)
+
+
+@pytest.mark.parametrize(
+    ("preset", "told"),
+    [
+        ("px280", "set image.size=280 image.view=crop"),
+        ("px256_square", "set image.size=256 image.view=square"),
+        ("px256_whole", "set image.size=256 image.view=whole"),
+        ("big", "there are px224, px224_square"),
+    ],
+)
+def test_presets_that_are_gone_are_told_their_successor(preset: str, told: str) -> None:
+    with pytest.raises(MissingConfigException) as caught:
+        composed(f"image={preset}")
+    assert explain(caught.value) == f"image={preset}: there is no such choice; {told}"
 
 
 def test_record_of_every_tag_is_timms() -> None:
@@ -118,7 +176,13 @@ def test_a_run_uses_them_and_writes_them_down(tmp_path: Path) -> None:
         done = patchcore(
             *("train", "data=mvtec", f"data.root={tmp_path}/data", "data.category=nut"),
             *("backbone=timm", "backbone.name=test_convnext", "backbone.weights=none"),
-            *("image.resize=64", "image.crop=64", "layers=only2", "trainer=cpu", "logger=none"),
+            *(
+                "image.size=64",
+                "image.view=square",
+                "layers.names=[2]",
+                "trainer=cpu",
+                "logger=none",
+            ),
             *("figures=false", "trainer.enable_progress_bar=false", *more),
             f"hydra.run.dir={tmp_path}/{i}",
         )
@@ -126,5 +190,7 @@ def test_a_run_uses_them_and_writes_them_down(tmp_path: Path) -> None:
         scores.append((tmp_path / f"{i}/scores.csv").read_text())
     written: Any = OmegaConf.load(tmp_path / "0/config.yaml")
     assert written.image.mean == written.image.std == [0.5, 0.5, 0.5]
+    assert (written.image.size, written.image.view) == (64, "square")
+    assert (written.image.resize, written.image.crop, written.image.stretch) == (64, None, True)
     assert written.backbone.weights == "none"
     assert scores[0] != scores[1]  # so they are used

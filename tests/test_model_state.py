@@ -34,7 +34,7 @@ from patchcore import (
     Spade,
     SpadeConfig,
 )
-from patchcore.baselines.spade import Storage
+from patchcore.methods.spade import Storage
 from patchcore.scoring import Distance
 from tests.shapes import leave_unchecked
 

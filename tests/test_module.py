@@ -24,7 +24,7 @@ from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.mask_counts import MASK_KEYS
 from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
-from patchcore.module import PatchCoreModule
+from patchcore.module import DetectorModule
 from tests import reference
 from tests.images import write_mvtec
 
@@ -63,23 +63,23 @@ def trainer(**settings: Any) -> pl.Trainer:
     )
 
 
-def fit(source: AnomalyDataModule, **settings: Any) -> PatchCoreModule:
-    module = PatchCoreModule(model())
+def fit(source: AnomalyDataModule, **settings: Any) -> DetectorModule:
+    module = DetectorModule(model())
     trainer(**settings).fit(module, source)
     return module
 
 
 @pytest.fixture(scope="module")
-def tested(root: Path) -> tuple[PatchCoreModule, dict[str, float]]:
+def tested(root: Path) -> tuple[DetectorModule, dict[str, float]]:
     """A module after training and testing, and what the Trainer logged."""
-    module, runner = PatchCoreModule(model()), trainer()
+    module, runner = DetectorModule(model()), trainer()
     runner.fit(module, data(root))
     (logged,) = runner.test(module, data(root), verbose=False)
     return module, dict(logged)
 
 
 def test_memory_equals_that_of_fit_without_lightning(
-    root: Path, tested: tuple[PatchCoreModule, dict[str, float]]
+    root: Path, tested: tuple[DetectorModule, dict[str, float]]
 ) -> None:
     module, _ = tested
     batches = [batch["image"] for batch in data(root).train_dataloader()]
@@ -106,13 +106,13 @@ def test_epochs_without_augmentation_repeat_and_with_it_add_context(root: Path) 
 
 
 def test_scores_and_metrics_equal_naive_ones(
-    root: Path, tested: tuple[PatchCoreModule, dict[str, float]]
+    root: Path, tested: tuple[DetectorModule, dict[str, float]]
 ) -> None:
     module, logged = tested
     source = data(root)
     items = [ImageDataset(source.split.test, IMAGE)[i] for i in range(5)]
     prediction = module.model(collate(items)["image"])
-    scores = np.array([module.scores[i] for i in range(5)])
+    scores = np.array([module.record.scores[i] for i in range(5)])
     assert np.allclose(scores, prediction.score, rtol=1e-4)
     labels = np.array([item["label"] for item in items], bool)
     assert labels.sum() == 3
@@ -127,23 +127,23 @@ def test_scores_and_metrics_equal_naive_ones(
 
 
 def test_what_is_logged_is_what_metrics_says(
-    tested: tuple[PatchCoreModule, dict[str, float]],
+    tested: tuple[DetectorModule, dict[str, float]],
 ) -> None:
     module, logged = tested
     sizes = {"memory_patches", "memory_bytes", "memory_used", "train_images", "test_images"}
     seconds = {f"seconds.{key}" for key in ("extract", "coreset", "score")}
-    assert set(module.metrics()) == {*IMAGE_KEYS, *PIXEL_KEYS, *MASK_KEYS, *sizes}
-    assert set(logged) == set(module.metrics()) | seconds
-    for key, value in module.metrics().items():
+    assert set(module.record.metrics) == {*IMAGE_KEYS, *PIXEL_KEYS, *MASK_KEYS, *sizes}
+    assert set(logged) == set(module.record.metrics) | seconds
+    for key, value in module.record.metrics.items():
         assert logged[key] == pytest.approx(value, rel=1e-6)
-    assert (module.metrics()["train_images"], module.metrics()["test_images"]) == (4, 5)
-    assert module.metrics()["memory_bytes"] == 64 * 16 * 4
+    assert (module.record.metrics["train_images"], module.record.metrics["test_images"]) == (4, 5)
+    assert module.record.metrics["memory_bytes"] == 64 * 16 * 4
     assert all(logged[key] > 0 for key in seconds)
-    assert module.undefined() == {}
+    assert module.record.undefined == {}
 
 
 def test_memory_used_is_the_share_that_was_ever_nearest(
-    root: Path, tested: tuple[PatchCoreModule, dict[str, float]]
+    root: Path, tested: tuple[DetectorModule, dict[str, float]]
 ) -> None:
     source = data(root)
     items = [ImageDataset(source.split.test, IMAGE)[i] for i in range(5)]
@@ -157,22 +157,22 @@ def test_memory_used_of_every_ratio(root: Path) -> None:
     patch = PatchConfig(layer_channels=24, channels=16)
     coreset = RandomConfig(ratio=0.5)
     whole = PatchCore(BackboneConfig("resnet18", "none"), LayersConfig(["2", "3"]), patch, coreset)
-    module, runner = PatchCoreModule(whole, curve=[0.1, 0.25]), trainer()
+    module, runner = DetectorModule(whole, curve=[0.1, 0.25]), trainer()
     runner.fit(module, data(root))
     runner.test(module, data(root), verbose=False)
     source = data(root)
     items = [ImageDataset(source.split.test, IMAGE)[i] for i in range(5)]
     patches = whole.embed(collate(items)["image"]).flatten(0, 2).numpy()
-    for row in module.ratio_curve():
+    for row in module.record.ratio_curve:
         size = int(row["memory_patches"])
         _, rows = reference.nearest(patches, whole.memory[:size].numpy(), 1)
         assert row["memory_used"] == pytest.approx(len(set(rows[:, 0].tolist())) / size)
-    assert row["memory_used"] == module.metrics()["memory_used"] < 1
+    assert row["memory_used"] == module.record.metrics["memory_used"] < 1
 
 
 def test_scale_leaves_all_epochs_of_an_image_out(root: Path) -> None:
     flips = data(root, AugmentConfig(horizontal_flip=True, noise=0.2, seed=3))
-    module = PatchCoreModule(model(), scale=ScaleConfig())
+    module = DetectorModule(model(), scale=ScaleConfig())
     trainer(max_epochs=2).fit(module, flips)
     images = list(module.model.memory.unflatten(0, (8, 16)).numpy())  # (epoch·image, patch, D)
     rows = [(i, j) for i in range(8) for j in range(16)]
@@ -182,7 +182,7 @@ def test_scale_leaves_all_epochs_of_an_image_out(root: Path) -> None:
 
 
 def test_a_second_test_starts_afresh(
-    root: Path, tested: tuple[PatchCoreModule, dict[str, float]]
+    root: Path, tested: tuple[DetectorModule, dict[str, float]]
 ) -> None:
     _, logged = tested
     module = fit(data(root))
@@ -194,9 +194,9 @@ def test_a_second_test_starts_afresh(
 
 
 def test_bfloat16_autocast_gives_nearly_the_same_scores(
-    root: Path, tested: tuple[PatchCoreModule, dict[str, float]]
+    root: Path, tested: tuple[DetectorModule, dict[str, float]]
 ) -> None:
-    module, runner = PatchCoreModule(model()), trainer(precision="bf16-mixed")
+    module, runner = DetectorModule(model()), trainer(precision="bf16-mixed")
     runner.fit(module, data(root))
     runner.test(module, data(root), verbose=False)
     assert module.model.memory.dtype == torch.float32
@@ -204,30 +204,30 @@ def test_bfloat16_autocast_gives_nearly_the_same_scores(
     errors = (module.model.memory - exact).norm(dim=1)  # (M,)
     assert 0 < errors.max() < 0.05 * exact.norm(dim=1).max()
     # A distance is off by no more than its two ends are.
-    for i, score in tested[0].scores.items():
-        assert module.scores[i] == pytest.approx(score, abs=3 * float(errors.max()))
+    for i, score in tested[0].record.scores.items():
+        assert module.record.scores[i] == pytest.approx(score, abs=3 * float(errors.max()))
 
 
 @pytest.mark.parametrize(
     ("precision", "share"), [("16-true", 0.02), ("bf16-true", 0.1), ("64-true", 1e-4)]
 )
 def test_true_precisions_give_nearly_the_same_scores(
-    root: Path, tested: tuple[PatchCoreModule, dict[str, float]], precision: Any, share: float
+    root: Path, tested: tuple[DetectorModule, dict[str, float]], precision: Any, share: float
 ) -> None:
-    module, runner = PatchCoreModule(model()), trainer(precision=precision)
+    module, runner = DetectorModule(model()), trainer(precision=precision)
     runner.fit(module, data(root))
     runner.test(module, data(root), verbose=False)
     assert module.model.memory.dtype == torch.float32
-    for i, score in tested[0].scores.items():
-        assert module.scores[i] == pytest.approx(score, rel=share)
+    for i, score in tested[0].record.scores.items():
+        assert module.record.scores[i] == pytest.approx(score, rel=share)
     plain = fit(data(root))  # nothing that is kept between calls was made in that precision
     trainer().test(plain, data(root), verbose=False)
-    assert plain.scores == tested[0].scores
+    assert plain.record.scores == tested[0].record.scores
 
 
 def test_bars_say_what_is_being_done(root: Path, capsys: CaptureFixture[str]) -> None:
     settings: dict[str, Any] = {"enable_progress_bar": True, "callbacks": [ProgressBar()]}
-    module, runner = PatchCoreModule(model()), trainer(max_epochs=2, **settings)
+    module, runner = DetectorModule(model()), trainer(max_epochs=2, **settings)
     runner.fit(module, data(root))
     runner.test(module, data(root), verbose=False)
     out, err = capsys.readouterr()

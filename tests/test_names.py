@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.typed import as_typed
 from patchcore.config import register
 from patchcore.data.mstc import MSTCConfig
@@ -72,7 +73,7 @@ def test_categories_of_a_multirun_stay_as_typed() -> None:
     register()
     typed = as_typed(["data=mvtec", "data.category=01,1e3,null,nut"])
     (points,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
-    with initialize_config_module("patchcore.conf", version_base="1.3"):
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
         found = [compose("config", list(point)).data.category for point in points]
     assert found == ["01", "1e3", "null", "nut"]
 

@@ -13,10 +13,11 @@ import torch
 import yaml
 
 from patchcore.commands.ending import Stopped, stoppable
+from patchcore.commands.mistakes import check_numbers, explain
 from patchcore.commands.train import objectives
-from patchcore.config import Objective, check_numbers, explain
+from patchcore.config import Objective
 from patchcore.errors import InputError
-from patchcore.module import DetectorModule, PatchCoreModule
+from patchcore.module import DetectorModule
 from patchcore.switches import check_switches
 from tests.images import write_mvtec
 from tests.runs import TINY, Outcome, patchcore
@@ -74,7 +75,7 @@ def test_a_start_that_fails_leaves_what_was_finished(root: Path, tmp_path: Path)
         assert contents(tmp_path / "run") == before, mistake
     for error in (ZeroDivisionError, KeyError):  # bugs
         with (
-            mock.patch.object(PatchCoreModule, "on_train_end", side_effect=error),
+            mock.patch.object(DetectorModule, "on_train_end", side_effect=error),
             pytest.raises(error),
         ):
             run(root, tmp_path, "seed=5")
@@ -185,12 +186,12 @@ def test_a_signal_ends_a_run_with_its_code_and_one_line(
     (tmp_path / "run/metrics.json").write_text("{}")
     before, handlers = _handlers(), []
 
-    def stop(self: PatchCoreModule, *args: Any) -> None:
+    def stop(self: DetectorModule, *args: Any) -> None:
         handlers.append(_handlers())
         os.kill(os.getpid(), number)
 
     closed = mock.patch("patchcore.commands.tracking.finish")
-    with mock.patch.object(PatchCoreModule, phase, stop), closed as finish:
+    with mock.patch.object(DetectorModule, phase, stop), closed as finish:
         done = run(root, tmp_path, "logger=csv", "seed=3")
     assert done.code == 128 + number
     assert len(handlers) == 1  # it ended there

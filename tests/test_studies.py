@@ -10,8 +10,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.train import build, resolved
 from patchcore.config import register, to_config
 from patchcore.report.reading import read_run
@@ -35,7 +37,7 @@ SMALL = [
 MEMBER = "{backbone:{name:test_resnet,weights:none}}"
 SMALLER = {
     "coreset=learned": ["coreset.steps=3"],
-    "method=ensemble_320": [f"ensemble.members=[{MEMBER},{MEMBER}]"],
+    "preset=ensemble_320": [f"ensemble.members=[{MEMBER},{MEMBER}]"],
 }
 FEWER = {"data.shots": "1,2"}
 """Values that a study sweeps over, where its own would not suit the small data."""
@@ -44,7 +46,7 @@ FEWER = {"data.shots": "1,2"}
 def composed(study: str, *overrides: str) -> DictConfig:
     """All settings of a study, Hydra's included."""
     register()
-    with initialize_config_module("patchcore.conf", version_base="1.3"):
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
         return compose("config", [f"experiment={study}", *overrides], return_hydra_config=True)
 
 
@@ -94,7 +96,7 @@ def test_every_study_runs(study: str, data: Path, tmp_path: Path) -> None:
         folder.mkdir()
         with open_dict(cfg):
             cfg.hydra.runtime.output_dir = str(folder)
-            cfg.hydra.mode = "RUN"
+            cfg.hydra.mode = RunMode.RUN
             HydraConfig.instance().set_config(cfg)
             del cfg["hydra"]
         run_point(to_config(cfg), resolved(cfg), folder, build)

@@ -133,7 +133,7 @@ def test_the_backbone_runs_once_for_all_that_comes_after_it(root: Path, tmp_path
     changes = [
         ["patch.size=1"],
         ["patch.stride=2"],
-        ["patch=p3"],
+        ["patch.size=3"],
         ["coreset=all"],
         ["coreset.projection=sparse", "coreset.start=mean"],
         ["scoring=reweighted", "scoring.reweight=3", "scoring.sigma=2"],
@@ -405,7 +405,7 @@ def test_the_same_sweep_by_any_launcher(
 def test_optuna_looks_for_two_objectives(root: Path, tmp_path: Path, second: str) -> None:
     needs("hydra_plugins", "optuna")
     needs("hydra_plugins.hydra_optuna_sweeper", "optuna")
-    sweeper = [f"search=accuracy_{second}", "hydra.sweeper.n_trials=3"]
+    sweeper = [f"hparams_search=accuracy_{second}", "hydra.sweeper.n_trials=3"]
     space = ["patch.size=1,3", "coreset.ratio=interval(0.2,0.6)"]
     done = multirun(root, tmp_path / "cache", tmp_path / "sweep", *sweeper, *space)
     assert done.code == 0, done.err

@@ -11,8 +11,10 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 
 from patchcore.commands import targets
+from patchcore.commands.generations import VERSION_BASE
+from patchcore.commands.mistakes import explain
 from patchcore.commands.targets import build, check_targets, guard
-from patchcore.config import explain, register
+from patchcore.config import register
 from patchcore.errors import InputError
 from tests.runs import patchcore
 
@@ -131,7 +133,7 @@ def told(folder: Path, content: str, header: str = "_global_", group: str = "exp
     path.parent.mkdir(parents=True)
     path.write_text(f"# @package {header}\n{content}")
     (folder / "main.yaml").write_text(f"defaults: [_self_, {group}: theirs]\nlogger: {{}}\n")
-    with initialize_config_dir(str(folder), version_base="1.3"), pytest.raises(InputError) as error:
+    with initialize_config_dir(str(folder), **VERSION_BASE), pytest.raises(InputError) as error:
         compose("main")
     line = explain(error.value)
     assert line is not None and "\n" not in line
@@ -173,7 +175,7 @@ hydra:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/theirs.yaml").write_text(f"# @package _global_\n{content}")
     (tmp_path / "main.yaml").write_text("defaults: [_self_, experiment: theirs]\n")
-    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+    with initialize_config_dir(str(tmp_path), **VERSION_BASE):
         assert compose("main").logger.x.name == "csv"
 
 

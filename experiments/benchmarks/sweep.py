@@ -31,10 +31,10 @@ def main() -> None:
         alone = []
         for size in options.alone or options.sizes:
             folder = base / f"single{size}"
-            point = [f"patch={size_group(size)}", f"coreset.ratio={largest}"]
+            point = [f"patch.size={size}", f"coreset.ratio={largest}"]
             alone.append(run(options, base, folder, *point, "cache.enabled=true"))
         results["single_seconds"] = max(alone)
-        sizes = "patch=" + ",".join(map(size_group, options.sizes))
+        sizes = "patch.size=" + ",".join(map(str, options.sizes))
         curve = f"curve=[{','.join(map(str, options.ratios))}]"
         results["curve_seconds"] = run(
             options, base, base / "curve", "--multirun", sizes, f"coreset.ratio={largest}", curve
@@ -75,11 +75,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--alone", type=int, nargs="+", help="sizes run alone; default: all")
     parser.add_argument("--set", nargs="+", default=[], help="more settings, as KEY=VALUE")
     return parser.parse_args()
-
-
-def size_group(size: int) -> str:
-    """The choice of the group patch for a patch size."""
-    return f"p{size}"
 
 
 def run(options: argparse.Namespace, base: Path, folder: Path, *overrides: str) -> float:

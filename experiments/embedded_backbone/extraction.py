@@ -26,14 +26,16 @@ from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 
 from patchcore.backbones import Backbone
+from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.progress import ProgressBar
 from patchcore.commands.train import build
 from patchcore.config import Config, register, to_config
 from patchcore.data import datamodule
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset
-from patchcore.model import FeatureBuffer, PatchCore
-from patchcore.module import PatchCoreModule
+from patchcore.methods import PatchCore
+from patchcore.methods.detector import FeatureBuffer
+from patchcore.module import DetectorModule
 from patchcore.patches import PatchFeatures
 
 STAGES: dict[str, tuple[Any, str]] = {
@@ -70,7 +72,7 @@ def configured(overrides: list[str]) -> Config:
     """Settings as `patchcore train` gets them; of the memory only one patch is kept."""
     register()
     fixed = ["coreset=random", "coreset.count=1", "cache.enabled=false"]
-    with initialize_config_module("patchcore.conf", version_base="1.3"):
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
         cfg = compose("config", [*overrides, *fixed, "resume=false", "logger=none"])
     with open_dict(cfg):
         cfg.pop("hydra", None)
@@ -81,7 +83,7 @@ def extract(config: Config) -> dict[str, float]:
     """Milliseconds an image: of wall time in all and in each stage, of processor time in all."""
     model = PatchCore(config.backbone, config.layers, config.patch, config.coreset)
     data = AnomalyDataModule(config.data, config.image, config.augment)
-    module = PatchCoreModule(model)
+    module = DetectorModule(model)
     with tempfile.TemporaryDirectory() as folder, stopwatches() as spent:
         trainer: pl.Trainer = build(
             "trainer",

@@ -44,13 +44,13 @@ STUDIES = (
     Study(
         "Methods",
         ("method", "repeats"),
-        ("method",),
+        ("preset",),
         ("patchcore_1",),
         ("milliseconds_per_image",),
     ),
     Study("Ensemble", ("repeats",), ("network",), ("densenet201",)),
     Study("Neighbourhood", ("size",), ("patch.size",), ("3",)),
-    Study("Layers", ("layers",), ("layers",), ("2+3",)),
+    Study("Layers", ("layers",), ("layers.names",), ("[2, 3]",)),
     Study("Stride", ("stride",), ("patch.stride",), ("1",)),
     Study("Shots", ("shots",), ("data.shots",), ("50",)),
 )
@@ -83,8 +83,10 @@ def belongs(run: RunFolder, study: Study) -> bool:
     """Whether the table shows this run: SPADE, PaDiM and approximate search among methods alone."""
     if str(run.choices.get("experiment")).removeprefix("mtd/") not in study.studies:
         return False
-    exact = run.choices.get("model", "patchcore") == "patchcore" and run.choices["index"] == "torch"
-    if "method" in study.keys:
+    exact = (
+        run.choices.get("method", "patchcore") == "patchcore" and run.choices["index"] == "torch"
+    )
+    if "preset" in study.keys:
         return not run.settings.get("ensemble.members")
     return exact
 

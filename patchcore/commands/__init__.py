@@ -44,7 +44,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from patchcore.config import explain  # here: `patchcore --help` need not wait for Hydra
+        from patchcore.commands.mistakes import explain  # here: `--help` need not wait for Hydra
 
         message = explain(error)
         if message is None:

@@ -12,6 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from patchcore.commands.renamed import renamed
+from patchcore.config import SCHEMAS
+from patchcore.data.view import successor
 from patchcore.errors import InputError
 
 _WITH_VALUE = {"-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path"}
@@ -30,11 +33,17 @@ def check_overrides(arguments: Sequence[str]) -> None:
     """
     several = not _SEVERAL.isdisjoint(arguments)
     for before, argument in zip(["", *arguments], arguments, strict=False):
-        if argument.startswith("-") or before in _WITH_VALUE or "=" not in argument:
+        if argument.startswith("-") or before in _WITH_VALUE:
+            continue
+        if "=" not in argument:
+            if re.fullmatch(r"[\w./]+", argument):
+                raise InputError(f"{argument}: not understood: type {argument}=VALUE")
             continue
         override = _parsed(argument)
         if override is None:
             raise InputError(_quote(argument))
+        if told := renamed(override.key_or_group, argument.partition("=")[2]):
+            raise InputError(told)
         if override.is_sweep_override():
             if not several and override.is_choice_sweep():
                 raise InputError(_one_or_several(argument))
@@ -60,8 +69,8 @@ def quoted(argument: str) -> str:
 
 @cache
 def choices() -> dict[str, list[str]]:
-    """The choices of every group under conf/: {group: names}."""
-    found: dict[str, list[str]] = {}
+    """Return the choices of every group, registered or under conf/: {group: names}."""
+    found: dict[str, list[str]] = {group: [*names] for group, names in SCHEMAS.items()}
     for group, name in _presets(files("patchcore.conf"), ""):
         found.setdefault(group, []).append(name)
     return {group: sorted(names) for group, names in found.items() if group}
@@ -117,6 +126,8 @@ def _check_choice(override: Override, argument: str) -> None:
     close = [name for name in names if re.fullmatch(f"[a-z]+{re.escape(typed)}", name)]
     close = close or get_close_matches(typed, names, 1)
     hint = f"did you mean {group}={close[0]}? " if close else ""
+    if group == "image" and (overrides := successor(typed)):
+        hint = f"did you mean {overrides}? "
     if value is None:
         hint = "leave it out; "
     raise InputError(

@@ -18,7 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from patchcore.commands.ending import Stopped
-from patchcore.config import explain
+from patchcore.commands.mistakes import explain
 from patchcore.errors import InputError
 from patchcore.runfolder import METRICS, InUseError, unfinished
 

@@ -15,11 +15,12 @@ from typing import Any
 from hydra._internal.core_plugins import file_config_source, importlib_resources_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
-from hydra.errors import InstantiationException
 from hydra.plugins.config_source import ConfigResult
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from patchcore.commands.generations import call
+from patchcore.commands.renamed import renamed_in_file
 from patchcore.errors import InputError
 
 ALLOWED = "Lightning's Trainer, loggers and callbacks (pytorch_lightning.loggers.CSVLogger, …)"
@@ -80,8 +81,8 @@ def build(key: str, settings: Any, **more: Any) -> Any:
     """
     check_targets(key, settings)
     try:
-        return instantiate(settings, **more)
-    except InstantiationException as error:
+        return call(settings, **more)
+    except Exception as error:  # Hydra 1.3 wraps what a class raises, 1.4 hands it on
         raise InputError(f"{key}: {' '.join(str(error.__cause__ or error).split())}") from error
 
 
@@ -134,6 +135,7 @@ def _problems(content: dict[Any, Any], package: list[str]) -> Iterator[str]:
             into = str(name).partition("@")[2].removeprefix("_global_.")
             if into.split(".")[0] == "hydra" or (into and package[:1] == ["hydra"]):
                 yield f"defaults: {name}: only the command line may add to hydra"
+    yield from renamed_in_file(content, not package)
     for key in reversed(package):
         content = {key: content}
     hydra = content.get("hydra")

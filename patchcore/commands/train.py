@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from patchcore.commands import plain_errors
 from patchcore.commands.ending import Stopped, job, raise_if_stopped
+from patchcore.commands.generations import entry
 from patchcore.commands.overrides import check_overrides
 from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
 from patchcore.commands.targets import build, guard
@@ -27,9 +27,7 @@ register()
 
 def main() -> None:
     """Entry point: one run, or with --multirun one for every point of a sweep."""
-    command = hydra.main(
-        version_base="1.3", config_path="pkg://patchcore.conf", config_name="config"
-    )(task)
+    command = entry(task)
     sys.argv[1:] = as_typed(sys.argv[1:])
     check_overrides(sys.argv[1:])
     guard()

@@ -32,7 +32,28 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
                 f"{printable(text)}: the name of this {what} is not UTF-8; rename it, or reach it "
                 "by a link whose name is"
             ) from None
-    return [_typed(argument) for argument in arguments]
+    return [_typed(_in_full(argument)) for argument in arguments]
+
+
+_NUMBERS = r"\d[\d.e-]*(,\d[\d.e-]*)*"
+_MEANT = {
+    "coreset": ("coreset.ratio", _NUMBERS),
+    "image": ("image.size", _NUMBERS),
+    "layers": ("layers.names", r"\[.*\]|\d(\+\d)*(,\d(\+\d)*)*"),
+    "patch": ("patch.size", _NUMBERS),
+}
+"""Settings that a value given to their group is meant for, and the values: {group: (key, …)}."""
+
+
+def _in_full(argument: str) -> str:
+    """Return `patch.size=3` for `patch=3`, and `layers.names=[2,3]` for `layers=2+3`."""
+    group, _, value = argument.partition("=")
+    key, values = _MEANT.get(group, ("", ""))
+    if not key or not re.fullmatch(values, value):
+        return argument
+    if group == "layers" and not value.startswith("["):
+        value = ",".join(f"[{each.replace('+', ',')}]" for each in value.split(","))
+    return f"{key}={value}"
 
 
 @cache

@@ -2,8 +2,6 @@
 
 Category 01 has 400 nominal training and 70 test images, 02 has 399 and 230, 03 has 1,000 and 441.
 
-Source: http://avires.dimi.uniud.it/papers/btad/btad.zip, or `patchcore fetch btad`.
-Licence: CC BY-NC-SA 4.0 (not for commercial use).
 Citation: P. Mishra, R. Verk, D. Fornasier, C. Piciarelli, G. L. Foresti. VT-ADL: A Vision
 Transformer Network for Image Anomaly Detection and Localization. ISIE 2021.
 Layout: `LAYOUT`; images and masks are .png or .bmp, and a mask is named like its image, whatever
@@ -11,19 +9,31 @@ the format of either.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, read_category
 from patchcore.data.sample import DataConfig, Split
+from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.settings import setting
 
 LAYOUT = "{category}/train/ok, {category}/test/{ok,ko}, {category}/ground_truth/ko"
-SOURCE = "The data are at http://avires.dimi.uniud.it/papers/btad/btad.zip"
 
 
 @dataclass(kw_only=True)
 class BTADConfig(DataConfig):
     """One category of beanTech Anomaly Detection: 01, 02 or 03."""
+
+    CATEGORIES: ClassVar = ("01", "02", "03")
+    SOURCE: ClassVar = Source(
+        page="http://avires.dimi.uniud.it/papers/btad/btad.zip",
+        licence=NON_COMMERCIAL,
+        archive=Archive(
+            "https://avires.dimi.uniud.it/papers/btad/btad.zip",
+            CATEGORIES,
+            "461c9387e515bfed41ecaae07c50cf6b10def647b36c9e31d239ab2736b10d2a",
+        ),
+    )
 
     root: str = setting("data/btad", effect=False)  # folder that holds the categories
     category: str = "01"  # folder below root
@@ -35,6 +45,6 @@ class BTADConfig(DataConfig):
             InputError: root or category is missing, a folder holds no images, or a mask has no
                 image.
         """
-        root = find_root(self.root, LAYOUT, SOURCE)
+        root = find_root(self.root, LAYOUT, self.SOURCE.page)
         folder = find_category(root, self.category, LAYOUT)
         return read_category(files, folder, LAYOUT, nominal="ok")

@@ -15,14 +15,12 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from gzip import BadGzipFile
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, cast
+from typing import TypeVar, cast
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -30,30 +28,13 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from patchcore.cache import replace_with
+from patchcore.data.sets import DATA_SETS
+from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
 
 CHUNK = 2**20  # bytes
 TIMEOUT = 60  # seconds without a byte
-NON_COMMERCIAL = "CC BY-NC-SA 4.0: not for commercial use"
-
-
-@dataclass(frozen=True)
-class Archive:
-    """One file to download."""
-
-    url: str | None  # null: its owners offer no direct link
-    holds: tuple[str, ...]  # folders at its top, or in the one folder there
-    sha256: str | None = None  # null: none is known
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a data set comes from, whole or by category."""
-
-    page: str
-    licence: str
-    archive: Archive
-    categories: Mapping[str, Archive] = field(default_factory=dict)
+Member = TypeVar("Member", tarfile.TarInfo, zipfile.ZipInfo)
 
 
 @dataclass(frozen=True)
@@ -65,90 +46,8 @@ class Fetched:
     verified: bool  # whether that is what it should be
 
 
-_MVTEC = "https://www.mydrive.ch/shares/38536/3830184030e49fe74747669442f0f282/download"
-_PILL = "https://www.mydrive.ch/shares/43421/11a215a5749fcfb75e331ddd5f8e43ee/download"
-_MVTEC_CATEGORIES = {
-    "bottle": f"{_MVTEC}/420937370-1629951468",
-    "cable": f"{_MVTEC}/420937413-1629951498",
-    "capsule": f"{_MVTEC}/420937454-1629951595",
-    "carpet": f"{_MVTEC}/420937484-1629951672",
-    "grid": f"{_MVTEC}/420937487-1629951814",
-    "hazelnut": f"{_MVTEC}/420937545-1629951845",
-    "leather": f"{_MVTEC}/420937607-1629951964",
-    "metal_nut": f"{_MVTEC}/420937637-1629952063",
-    "pill": f"{_PILL}/420938129-1629953099",
-    "screw": f"{_MVTEC}/420938130-1629953152",
-    "tile": f"{_MVTEC}/420938133-1629953189",
-    "toothbrush": f"{_MVTEC}/420938134-1629953256",
-    "transistor": f"{_MVTEC}/420938166-1629953277",
-    "wood": f"{_MVTEC}/420938383-1629953354",
-    "zipper": f"{_MVTEC}/420938385-1629953449",
-}
-_MTD = "https://github.com/abin24/Magnetic-tile-defect-datasets."
-
-# Checksums are those that anomalib 2 states for the same addresses.
-SOURCES = {
-    "btad": Source(
-        page="http://avires.dimi.uniud.it/papers/btad/btad.zip",
-        licence=NON_COMMERCIAL,
-        archive=Archive(
-            "https://avires.dimi.uniud.it/papers/btad/btad.zip",
-            ("01", "02", "03"),
-            "461c9387e515bfed41ecaae07c50cf6b10def647b36c9e31d239ab2736b10d2a",
-        ),
-    ),
-    "ksdd2": Source(
-        page="https://www.vicos.si/resources/kolektorsdd2",
-        licence=NON_COMMERCIAL,
-        archive=Archive("https://data.vicos.si/datasets/KSDD/KolektorSDD2.zip", ("train", "test")),
-    ),
-    "loco": Source(
-        page="https://www.mvtec.com/company/research/datasets/mvtec-loco",
-        licence=NON_COMMERCIAL,
-        archive=Archive(
-            "https://www.mydrive.ch/shares/48237/1b9106ccdfbb09a0c414bd49fe44a14a/download/"
-            "430647091-1646842701/mvtec_loco_anomaly_detection.tar.xz",
-            ("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicing_connectors"),
-            "9e7c84dba550fd2e59d8e9e231c929c45ba737b6b6a6d3814100f54d63aae687",
-        ),
-    ),
-    "mstc": Source(
-        page="https://svip-lab.github.io/dataset/campus_dataset.html",
-        licence="ask its owners",
-        archive=Archive(None, ("training", "testing")),
-    ),
-    "mtd": Source(
-        page=_MTD,
-        licence="none stated; its owners welcome its use and ask to be cited",
-        # The commit fixes what the archive holds; GitHub may pack it anew, with another checksum.
-        archive=Archive(
-            f"{_MTD}/archive/cc4eb530b57b9cb7225bf76023873043ffd50655.zip",
-            ("MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Free", "MT_Uneven"),
-        ),
-    ),
-    "mvtec": Source(
-        page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
-        licence=NON_COMMERCIAL,
-        archive=Archive(
-            f"{_MVTEC}/420938113-1629952094/mvtec_anomaly_detection.tar.xz",
-            tuple(_MVTEC_CATEGORIES),
-            "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
-        ),
-        categories={
-            name: Archive(f"{place}/{name}.tar.xz", ("train", "test", "ground_truth"))
-            for name, place in _MVTEC_CATEGORIES.items()
-        },
-    ),
-    "visa": Source(
-        page="https://github.com/amazon-science/spot-diff",
-        licence="CC BY 4.0",
-        archive=Archive(
-            "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",
-            ("split_csv", "candle", "pcb1"),
-            "2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
-        ),
-    ),
-}
+SOURCES = {name: kind.SOURCE for name, kind in DATA_SETS.items() if kind.SOURCE is not None}
+"""Data sets that others own, by name."""
 
 
 def find_source(name: str) -> Source:
@@ -354,16 +253,6 @@ class _ArchiveError(InputError):
     """The file is not what it should be; another would do."""
 
 
-@dataclass(frozen=True)
-class _Member:
-    """One entry of an archive, whatever its format."""
-
-    name: str
-    size: int  # bytes
-    kind: str  # "file", "folder" or anything else
-    open: Callable[[], IO[bytes]]
-
-
 def unpack(archive: Path, folder: Path, holds: tuple[str, ...], root: Path) -> None:
     """Unpack a zip or tar archive to `folder`, which is there when all is in it.
 
@@ -395,39 +284,21 @@ def unpack(archive: Path, folder: Path, holds: tuple[str, ...], root: Path) -> N
 
 
 def _extract(archive: Path, folder: Path, root: Path) -> None:
-    with _opened(archive) as members:
-        total = 0
-        for member in tqdm(members(), desc="checking", unit=" files", disable=None):
-            if complaint := _complaint(member):
-                raise _ArchiveError(
-                    f"{archive.name}: the member {member.name!r} {complaint}; nothing was "
-                    "unpacked, and the archive was removed"
-                )
-            total += member.size
-        _check_room(root, total, "unpacking")
-        folder.mkdir()
-        with _bar("unpacking", total, 0) as bar:
-            for member in members():
-                path = folder / member.name
-                if member.kind == "folder":
-                    path.mkdir(parents=True, exist_ok=True)
-                    continue
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with member.open() as source, path.open("wb") as target:
-                    shutil.copyfileobj(source, target, CHUNK)
-                bar.update(member.size)
-
-
-@contextmanager
-def _opened(archive: Path) -> Iterator[Callable[[], Iterator[_Member]]]:
-    """A function that goes through the archive's members, each time from the first."""
     try:
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
-                yield lambda: map(partial(_tar_member, tar), tar)
+                members = list(_told(tar, "checking"))
+                for info in members:
+                    _check_member(archive, info.name, info.isreg() or info.isdir())
+                _check_room(root, sum(info.size for info in members), "unpacking")
+                tar.extractall(folder, _told(members, "unpacking"), filter="data")
         elif zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                yield lambda: map(partial(_zip_member, file), file.infolist())
+                for entry in file.infolist():
+                    kind = stat.S_IFMT(entry.external_attr >> 16)
+                    _check_member(archive, entry.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                _check_room(root, sum(entry.file_size for entry in file.infolist()), "unpacking")
+                file.extractall(folder, _told(file.infolist(), "unpacking"))
         else:
             raise _ArchiveError(
                 f"{archive.name}: is neither a zip nor a tar archive, and was removed; the address "
@@ -443,26 +314,22 @@ _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, BadGzipFile, lzma.LZMAError, z
 _UNREADABLE = (RuntimeError, NotImplementedError)  # encrypted, or of an unknown compression
 
 
-def _tar_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> _Member:
-    kind = "file" if info.isreg() else "folder" if info.isdir() else "special"
-    return _Member(info.name, info.size, kind, lambda: cast(IO[bytes], tar.extractfile(info)))
+def _check_member(archive: Path, name: str, plain: bool) -> None:
+    """Refuse links, devices and whatever would land outside on any system.
 
-
-def _zip_member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
-    kind = "folder" if info.is_dir() else "file"
-    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        kind = "special"
-    return _Member(info.filename, info.file_size, kind, lambda: file.open(info))
-
-
-def _complaint(member: _Member) -> str | None:
-    """What is wrong with a member, on any system."""
-    if member.kind not in ("file", "folder"):
-        return "is a link or a device"
-    windows = PureWindowsPath(member.name)
-    if PurePosixPath(member.name).is_absolute() or windows.anchor or ".." in windows.parts:
-        return "would land outside the folder"
-    return None
+    The libraries would leave out some of these without a word, or rename them.
+    """
+    windows = PureWindowsPath(name)
+    if not plain:
+        complaint = "is a link or a device"
+    elif PurePosixPath(name).is_absolute() or windows.anchor or ".." in windows.parts:
+        complaint = "would land outside the folder"
+    else:
+        return
+    raise _ArchiveError(
+        f"{archive.name}: the member {name!r} {complaint}; nothing was unpacked, and the archive "
+        "was removed"
+    )
 
 
 def _find_top(archive: Path, folder: Path, holds: tuple[str, ...]) -> Path:
@@ -498,3 +365,8 @@ def _bar(what: str, total: int | None, done: int) -> tqdm:
         unit_divisor=1024,
         disable=None,
     )
+
+
+def _told(members: Iterable[Member], what: str) -> Iterable[Member]:
+    """The members of an archive, with a bar if anybody looks."""
+    return cast(Iterable[Member], tqdm(members, desc=what, unit=" files", disable=None))

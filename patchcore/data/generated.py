@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,7 @@ from patchcore.data.synthesis import (
     draw_object,
     draw_texture,
 )
+from patchcore.data.view import View
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
@@ -43,6 +45,8 @@ class GeneratedConfig(DataConfig):
 
     They are written once, in the layout of MVTec AD, and read from disk from then on.
     """
+
+    VIEW: ClassVar = View.crop
 
     # folder to write to; null is patchcore/generated in the user's cache
     root: str | None = setting(None, effect=False)

@@ -2,8 +2,6 @@
 
 246 defective and 2,085 nominal training images, 110 and 894 test images, about 230×630 pixels.
 
-Source: https://www.vicos.si/resources/kolektorsdd2, or `patchcore fetch ksdd2`.
-Licence: CC BY-NC-SA 4.0 (not for commercial use).
 Citation: J. Božič, D. Tabernik, D. Skočaj. Mixed supervision for surface-defect detection: from
 weakly to fully supervised learning. Computers in Industry 129, 2021.
 Layout: `LAYOUT`, 10301 being a number; an image is defective if its mask marks anything. The
@@ -14,21 +12,28 @@ and "10301_GT (copy).png"; such files are passed over.
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from patchcore.data.files import Files
 from patchcore.data.layout import find_root, images_in
 from patchcore.data.mask_files import marks
 from patchcore.data.sample import DataConfig, Sample, Split
+from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
 LAYOUT = "train/10301.png with its mask train/10301_GT.png, test/20000.png with test/20000_GT.png"
-SOURCE = "The data are at https://www.vicos.si/resources/kolektorsdd2"
 
 
 @dataclass(kw_only=True)
 class KSDD2Config(DataConfig):
     """KolektorSDD2 without supervision: its defective training images are left out."""
+
+    SOURCE: ClassVar = Source(
+        page="https://www.vicos.si/resources/kolektorsdd2",
+        licence=NON_COMMERCIAL,
+        archive=Archive("https://data.vicos.si/datasets/KSDD/KolektorSDD2.zip", ("train", "test")),
+    )
 
     root: str = setting("data/ksdd2", effect=False)  # folder that holds train and test
 
@@ -41,7 +46,7 @@ class KSDD2Config(DataConfig):
             InputError: root or a folder is missing or empty, a file name is unlike the others, an
                 image lacks its mask or a mask its image, or no training image is nominal.
         """
-        root = find_root(self.root, LAYOUT, SOURCE)
+        root = find_root(self.root, LAYOUT, self.SOURCE.page)
         train, test = (_samples(files, root / side) for side in ("train", "test"))
         nominal = [sample for sample in train if not sample.label]
         if not nominal:

@@ -11,9 +11,9 @@ from patchcore.errors import InputError, printable
 PARTS = ("train", "test", "ground_truth", "validation")
 
 
-def find_root(root: str, layout: str, source: str) -> Path:
+def find_root(root: str, layout: str, page: str) -> Path:
     """The folder `data.root`; InputError if there is none, with what it should hold and whence."""
-    return find_folder(root, "data.root", f"; it should hold {layout}. {source}")
+    return find_folder(root, "data.root", f"; it should hold {layout}. The data are at {page}")
 
 
 def find_category(root: Path, category: str, layout: str) -> Path:

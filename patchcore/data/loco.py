@@ -2,8 +2,6 @@
 
 5 categories; about 1,780 nominal training, 300 nominal validation and 1,570 test images.
 
-Source: https://www.mvtec.com/company/research/datasets/mvtec-loco, or `patchcore fetch loco`.
-Licence: CC BY-NC-SA 4.0 (not for commercial use).
 Citation: P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger. Beyond Dents and Scratches:
 Logical Constraints in Unsupervised Anomaly Detection and Localization. IJCV 130, 2022.
 Layout: `LAYOUT`; an image has one mask for each of its anomalies, whose grey value (234 to 255)
@@ -12,10 +10,12 @@ several regions would do, is not computed.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, images_in, read_category
 from patchcore.data.sample import DataConfig, Sample, Split
+from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.settings import setting
 
 LAYOUT = (
@@ -23,12 +23,29 @@ LAYOUT = (
     "{category}/test/{good,logical_anomalies,structural_anomalies}, "
     "{category}/ground_truth/{logical_anomalies,structural_anomalies}/{image}/{mask}.png"
 )
-SOURCE = "The data are at https://www.mvtec.com/company/research/datasets/mvtec-loco"
 
 
 @dataclass(kw_only=True)
 class LOCOConfig(DataConfig):
     """One category of MVTec LOCO AD; the defect type tells logical and structural anomalies."""
+
+    CATEGORIES: ClassVar = (
+        "breakfast_box",
+        "juice_bottle",
+        "pushpins",
+        "screw_bag",
+        "splicing_connectors",
+    )
+    SOURCE: ClassVar = Source(
+        page="https://www.mvtec.com/company/research/datasets/mvtec-loco",
+        licence=NON_COMMERCIAL,
+        archive=Archive(
+            "https://www.mydrive.ch/shares/48237/1b9106ccdfbb09a0c414bd49fe44a14a/download/"
+            "430647091-1646842701/mvtec_loco_anomaly_detection.tar.xz",
+            CATEGORIES,
+            "9e7c84dba550fd2e59d8e9e231c929c45ba737b6b6a6d3814100f54d63aae687",
+        ),
+    )
 
     root: str = setting("data/loco", effect=False)  # folder that holds the categories
     category: str = "breakfast_box"  # folder below root
@@ -41,7 +58,7 @@ class LOCOConfig(DataConfig):
             InputError: root or category is missing, a folder holds no images, or a mask has no
                 image.
         """
-        root = find_root(self.root, LAYOUT, SOURCE)
+        root = find_root(self.root, LAYOUT, self.SOURCE.page)
         folder = find_category(root, self.category, LAYOUT)
         split = read_category(files, folder, LAYOUT, mask_folders=True)
         if not self.validation:

@@ -7,8 +7,6 @@ five: here the first of a video and every fifth after it. Nor does it say whethe
 memory of its own: here it has, a scene being a category, as its camera does not move. A scene
 counts if it has videos of both kinds.
 
-Source: https://svip-lab.github.io/dataset/campus_dataset.html (no direct download).
-Licence: ask its owners, who ask to be cited.
 Citation: W. Liu, W. Luo, D. Lian, S. Gao. Future Frame Prediction for Anomaly Detection – A New
 Baseline. CVPR 2018. Mini version: S. Venkataramanan, K.-C. Peng, R. V. Singh, A. Mahalanobis.
 Attention Guided Anomaly Localization in Images. ECCV 2020.
@@ -22,6 +20,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from patchcore.data.files import Files
 from patchcore.data.images import open_array
 from patchcore.data.layout import find_root, images_in, no_category
 from patchcore.data.sample import DataConfig, Masks, Sample, Split
+from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
@@ -36,12 +36,19 @@ LAYOUT = (
     "training/frames/01_001/000.jpg, testing/frames/01_0014/000.jpg, "
     "testing/test_frame_mask/01_0014.npy, testing/test_pixel_mask/01_0014.npy"
 )
-SOURCE = "The data are at https://svip-lab.github.io/dataset/campus_dataset.html"
 
 
 @dataclass(kw_only=True)
 class MSTCConfig(DataConfig):
     """One scene of Mini ShanghaiTech Campus: frames of its videos as images."""
+
+    CATEGORIES: ClassVar = tuple(f"{scene:02}" for scene in range(1, 13))
+    SIZE: ClassVar = 256  # the paper's, of whole frames, which are 856×480
+    SOURCE: ClassVar = Source(
+        page="https://svip-lab.github.io/dataset/campus_dataset.html",
+        licence="ask its owners",
+        archive=Archive(None, ("training", "testing")),
+    )
 
     root: str = setting("data/mstc", effect=False)  # folder that holds training and testing
     category: str = "01"  # the scene, 01 to 12
@@ -62,7 +69,7 @@ class MSTCConfig(DataConfig):
             InputError: root, scene, or the frames or masks of a video are missing, frames are not
                 numbered, masks are of another length than their video, or have none.
         """
-        root = find_root(self.root, LAYOUT, SOURCE)
+        root = find_root(self.root, LAYOUT, self.SOURCE.page)
         sides = [_videos(files, root / side / "frames") for side in ("training", "testing")]
         train_videos, test_videos = (
             [v for v in side if _scene(v) == self.category] for side in sides

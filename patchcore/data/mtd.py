@@ -1,7 +1,5 @@
 """Magnetic Tile Defects (Huang et al., 2018), split as in the paper or without its leak.
 
-Source: https://github.com/abin24/Magnetic-tile-defect-datasets., or `patchcore fetch mtd`.
-Licence: none is stated; its owners welcome its use and ask to be cited.
 Citation: Y. Huang, C. Qiu, Y. Guo, X. Wang, K. Yuan. Surface Defect Saliency of Magnetic Tile. CASE
 2018.
 Layout: `LAYOUT`.
@@ -11,6 +9,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -18,11 +17,12 @@ from patchcore.data.files import Files
 from patchcore.data.layout import find_root
 from patchcore.data.mask_files import marks
 from patchcore.data.sample import DataConfig, Sample, Split
+from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
 LAYOUT = "MT_Free/Imgs/*.jpg, MT_Blowhole/Imgs/*.jpg with masks *.png, and so on"
-SOURCE = "The data are at https://github.com/abin24/Magnetic-tile-defect-datasets."
+_PAGE = "https://github.com/abin24/Magnetic-tile-defect-datasets."
 LAST_EXPOSURE = 6
 CLOSE = 200  # numbers; series of exposures nearer than this may be one tile's
 
@@ -62,6 +62,16 @@ class MTDConfig(DataConfig):
     empty: the image counts as anomalous and its region as unknown.
     """
 
+    SOURCE: ClassVar = Source(
+        page=_PAGE,
+        licence="none stated; its owners welcome its use and ask to be cited",
+        # The commit fixes what the archive holds; GitHub may pack it anew, with another checksum.
+        archive=Archive(
+            f"{_PAGE}/archive/cc4eb530b57b9cb7225bf76023873043ffd50655.zip",
+            ("MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Free", "MT_Uneven"),
+        ),
+    )
+
     root: str = setting("data/mtd", effect=False)  # folder that holds MT_Free, MT_Blowhole, ...
     split: MTDSplit = MTDSplit.random  # random (the paper's) or grouped (no tile in both)
     test_share: float = 0.2  # share of the defect-free images to test on
@@ -97,7 +107,7 @@ class MTDConfig(DataConfig):
         return Split(train, [sample for sample in nominal if sample in held_out] + anomalous)
 
     def _samples(self, files: Files) -> tuple[list[Sample], list[Sample]]:
-        root = find_root(self.root, LAYOUT, SOURCE)
+        root = find_root(self.root, LAYOUT, self.SOURCE.page)
         if not (root / "MT_Free").is_dir():
             raise InputError(f"data.root: {root} has no folder MT_Free; expected {LAYOUT}")
         nominal: list[Sample] = []

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from patchcore.data.files import Files
 from patchcore.data.overlaps import check_overlaps
 from patchcore.data.snapshot import Snapshot
+from patchcore.data.source import Source
+from patchcore.data.view import SIZE, View
 from patchcore.digests import digest, file_digest
 from patchcore.errors import InputError, printable
 from patchcore.settings import setting
@@ -103,7 +106,19 @@ class Split:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Settings that all data sets share; a subclass adds where its images are and lists them."""
+    """Settings that all data sets share; a subclass adds where its images are and lists them.
+
+    Attributes:
+        CATEGORIES: Values of `category` that a multirun goes over unless some are named.
+        SIZE: `image.size` of a run that does not say it, pixels.
+        VIEW: `image.view` of a run that does not say it.
+        SOURCE: Where `patchcore fetch` gets it; None for images of one's own.
+    """
+
+    CATEGORIES: ClassVar[tuple[str, ...]] = ()
+    SIZE: ClassVar[int] = SIZE
+    VIEW: ClassVar[View] = View.square  # a crop loses defects at the border of long images
+    SOURCE: ClassVar[Source | None] = None
 
     batch_size: int = 16  # images
     # loader processes; 0 loads in the main process

@@ -3,18 +3,20 @@
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import MISSING
 from PIL import Image
 
 from patchcore._record import InputRecord
 from patchcore.data.images import LIMIT
 from patchcore.data.regions import Regions, follow_regions, resize_regions
+from patchcore.data.view import SIZE, View, geometry
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
@@ -29,12 +31,21 @@ Normalisation = Callable[[Pixels], torch.Tensor]
 
 @dataclass
 class ImageConfig:
-    """Size and normalisation of the network's input; the defaults are the paper's."""
+    """Size and normalisation of the network's input.
 
-    resize: int | None = 256  # shorter side, pixels; null keeps the size on disk
+    `size` and `view` say what `resize`, `stretch` and `crop` are where these are not given; where
+    they are, they win. Once made, all five agree: size and view are null where no pair of them
+    stands for the other three.
+    """
+
+    # px; null: the data set's, which is 224 for most of them
+    size: int | None = field(default=None, kw_only=True)
+    # part of an image that is seen: crop, whole or square; null: the data set's
+    view: View | None = field(default=None, kw_only=True)
+    resize: int | None = MISSING  # shorter side, pixels; null keeps the size on disk
     # both sides become `resize`, whatever the aspect ratio was
-    stretch: bool = setting(False, effect=lambda image: image["resize"] is not None)
-    crop: int | None = 224  # side of the centre square, pixels; null keeps everything
+    stretch: bool = setting(MISSING, effect=lambda image: image["resize"] is not None)
+    crop: int | None = MISSING  # side of the centre square, pixels; null keeps everything
     bits: int | None = None  # depth of pixels above 8 bits, as 12; null goes by the file, else 16
     # megapixels; larger files are refused, not decoded
     limit: float = setting(LIMIT, effect=False)
@@ -44,6 +55,12 @@ class ImageConfig:
     std: list[float] | None = None
 
     def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise InputError(f"image.size must be at least 1 pixel or null, got {self.size}")
+        size = SIZE if self.size is None else self.size
+        for key, value in geometry(size, self.view or View.crop).items():
+            if getattr(self, key) == MISSING:
+                setattr(self, key, value)
         self.mean = list(InputRecord.mean) if self.mean is None else self.mean
         self.std = list(InputRecord.std) if self.std is None else self.std
         for key, side in (("resize", self.resize), ("crop", self.crop)):
@@ -64,6 +81,16 @@ class ImageConfig:
                 raise InputError(f"image.{key} must be finite shares of 0–1, got {list(values)}")
         if min(self.std) < 1e-6:
             raise InputError(f"image.std must be at least 1e-6, got {list(self.std)}")
+        self.size, self.view = self._named()
+
+    def _named(self) -> tuple[int, View] | tuple[None, None]:
+        """Size and view that stand for `resize`, `stretch` and `crop`."""
+        exact = {"resize": self.resize, "stretch": self.stretch, "crop": self.crop}
+        for view in View:
+            size = self.crop if view is View.crop else self.resize
+            if size is not None and geometry(size, view) == exact:
+                return size, view
+        return None, None
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after resizing, pixels."""

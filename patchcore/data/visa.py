@@ -2,8 +2,6 @@
 
 12 categories, 9,621 nominal and 1,200 anomalous images.
 
-Source: https://github.com/amazon-science/spot-diff, or `patchcore fetch visa`.
-Licence: CC BY 4.0.
 Citation: Y. Zou, J. Jeong, L. Pemula, D. Zhang, O. Dabeer. SPot-the-Difference Self-Supervised
 Pre-training for Anomaly Detection and Segmentation. ECCV 2022.
 Layout: `LAYOUT`. The table has the columns object, split (train or test), label (normal or
@@ -15,24 +13,49 @@ layout of MVTec AD, with anomalous images in `test/bad`.
 import csv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from patchcore.data import mvtec
 from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, no_category, read_category
 from patchcore.data.mask_files import marks
 from patchcore.data.sample import DataConfig, Masks, Sample, Split
+from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
 TABLE = "split_csv/1cls.csv"
 COLUMNS = ["object", "split", "label", "image", "mask"]
 LAYOUT = f"{TABLE}, {{category}}/Data/{{Images,Masks}}/{{Normal,Anomaly}}"
-SOURCE = "The data are at https://github.com/amazon-science/spot-diff"
 
 
 @dataclass(kw_only=True)
 class VisAConfig(DataConfig):
     """One category of VisA, divided as its owners do for training on nominal images alone."""
+
+    CATEGORIES: ClassVar = (
+        "candle",
+        "capsules",
+        "cashew",
+        "chewinggum",
+        "fryum",
+        "macaroni1",
+        "macaroni2",
+        "pcb1",
+        "pcb2",
+        "pcb3",
+        "pcb4",
+        "pipe_fryum",
+    )
+    SOURCE: ClassVar = Source(
+        page="https://github.com/amazon-science/spot-diff",
+        licence="CC BY 4.0",
+        archive=Archive(
+            "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",
+            ("split_csv", "candle", "pcb1"),
+            "2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
+        ),
+    )
 
     root: str = setting("data/visa", effect=False)  # folder that holds the categories and split_csv
     category: str = "candle"  # folder below root
@@ -44,7 +67,7 @@ class VisAConfig(DataConfig):
             InputError: root, category, or an image or mask that the table lists is missing, the
                 table is no such table, or a mask is not in it or marks part of a nominal image.
         """
-        root = find_root(self.root, LAYOUT, SOURCE)
+        root = find_root(self.root, LAYOUT, self.SOURCE.page)
         table = root / TABLE
         if not table.is_file():
             layout = f"{LAYOUT}; or {mvtec.LAYOUT}"

@@ -1,0 +1,63 @@
+"""Calls that differ between Hydra 1.3 and 1.4, and between OmegaConf 2.3 and 2.4.
+
+Each generation is used as it asks to be, without what it deprecates.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
+"""Whether Hydra is 1.4 or later."""
+
+VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
+"""Argument of `hydra.main` and of `hydra.initialize…`, which Hydra 1.4 deprecates."""
+
+
+def entry(task: Callable[..., Any]) -> Callable[[], Any]:
+    """Return the command that composes the configuration and calls `task` with it.
+
+    Hydra 1.4 asks which classes it may call. `targets.guard` answers that for both generations, so
+    Hydra's own list stays off.
+    """
+    unchecked = {"execution_whitelist": _unchecked()} if NEXT else {}
+    main: Any = hydra.main
+    made = main(
+        config_path="pkg://patchcore.conf", config_name="config", **VERSION_BASE, **unchecked
+    )
+    command: Callable[[], Any] = made(task)
+    return command
+
+
+def call(settings: Any, **more: Any) -> Any:
+    """Return what the class that `settings` name makes; `targets.check_targets` has allowed it."""
+    if NEXT:
+        more["_execution_whitelist_"] = _unchecked()
+    return instantiate(settings, **more)
+
+
+def resolver(name: str, function: Callable[..., Any], use_cache: bool = False) -> None:
+    """Make `function` known to OmegaConf as `${name:…}`."""
+    register: Any = OmegaConf.register_new_resolver
+    more: dict[str, Any] = {}
+    # The name is an older function's in 2.3, which took neither option.
+    if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:
+        register = OmegaConf.register_resolver
+        more["annotation_validation"] = "off"
+    register(name, function, replace=True, use_cache=use_cache, **more)
+
+
+def store(name: str, node: Any, group: str | None = None, package: str | None = None) -> None:
+    """Make a node known to Hydra in place of an earlier one of the name."""
+    keep: Any = ConfigStore.instance().store
+    replace = {"replace": True} if "replace" in inspect.signature(keep).parameters else {}
+    keep(name=name, node=node, group=group, package=package, **replace)
+
+
+def _unchecked() -> Any:
+    return hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS  # type: ignore[attr-defined]

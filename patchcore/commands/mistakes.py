@@ -1,0 +1,152 @@
+"""Mistakes of a user, each told in one line that begins with the key."""
+
+import errno
+import math
+import re
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from patchcore.commands.renamed import successor
+from patchcore.data.view import successor as image_successor
+from patchcore.errors import InputError
+
+LARGEST = {
+    "image.size": 2**16,
+    "image.resize": 2**16,
+    "image.crop": 2**16,
+    "data.size": 2**14,
+    "data.workers": 1024,
+    "patch.size": 2**10,
+    "scoring.sigma": 1000,
+}
+"""Sizes beyond which memory or processes run out before any image is read: {key: largest}."""
+
+
+def check_numbers(value: Any, key: str = "") -> None:
+    """Refuse numbers that no setting can have; narrower ranges stand beside each setting.
+
+    Raises:
+        InputError: A number is not finite, or too large to be meant; the key is named.
+    """
+    match value:
+        case dict():
+            # A seed of a group follows from the run's: that is the one to name.
+            for name, each in sorted(value.items(), key=lambda item: isinstance(item[1], dict)):
+                check_numbers(each, f"{key}.{name}" if key else str(name))
+        case list():
+            for i, each in enumerate(value):
+                check_numbers(each, f"{key}[{i}]")
+        case float() if not math.isfinite(value):
+            raise InputError(f"{key} must be a finite number, got {value}")
+        case bool():
+            pass
+        case int() if re.search(r"(^|[._])seed$", key):
+            if not 0 <= value < 2**32:
+                raise InputError(f"{key} must be in [0, 2^32), got {value}")
+        case int() | float():
+            most = next((n for end, n in LARGEST.items() if f".{key}".endswith(f".{end}")), 2**31)
+            if abs(value) > most:
+                raise InputError(f"{key} must be at most {most:,} in size, got {value}")
+
+
+def explain(error: Exception) -> str | None:
+    """A user's mistake in one line that begins with the key; None if the error is a bug.
+
+    Hydra and OmegaConf take several lines for it, and end with the advice to add the misspelt key.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if (message := _of_the_machine(error)) is not None:
+        return message
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        known = f"there are {', '.join(error.options)}"
+        if group == "image" and (overrides := image_successor(choice)):
+            known = f"set {overrides}"
+        return f"{group}={choice}: there is no such choice; {known}"
+    cause: BaseException = error
+    if isinstance(error, HydraException):
+        hidden = isinstance(error.__context__, OmegaConfBaseException)
+        cause = error.__cause__ or (error.__context__ if hidden else None) or error
+    if not isinstance(cause, HydraException | OmegaConfBaseException):
+        return None
+    key = getattr(cause, "full_key", None)
+    if not key:
+        words = re.sub(r"(?s)^Error when parsing index:.*?(?=Error parsing)", "", str(error))
+        return " ".join(words.partition("\nSee https:")[0].split())
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{key} is missing: give {key}=…"
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        message = no_such_option(key, cause.object_type)
+    else:
+        message = f"{key}: " + " ".join(str(cause).partition("\n    full_key:")[0].split())
+        if "Cannot convert 'list' to string" in message:
+            message += f"; text in brackets needs quotes inside others: \"{key}='[…]'\""
+        elif isinstance(cause, InterpolationKeyError):
+            message += "; a $ that belongs to the text is written \\$"
+    file = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
+    return f"{message} (in {file[1]}.yaml)" if file else message
+
+
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
+}
+"""Errors of files that are not the program's."""
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """A full disk, a folder that cannot be written, too little memory; else None."""
+    if isinstance(error, OSError) and error.errno in _DISK:
+        place = error.filename or "the folder of the results"
+        return f"{place}: {error.strerror}: make room or choose another folder"
+    words = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and "DataLoader worker" in words:
+        return (
+            "data.workers: a loader process was killed, most often for lack of memory: set "
+            "data.workers or data.batch_size lower"
+        )
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if memory or (isinstance(error, RuntimeError) and "can't allocate memory" in words):
+        return (
+            "data.batch_size: the memory was not enough "
+            f"({words[:150] or type(error).__name__}): set it, image.crop or coreset.ratio lower"
+        )
+    return None
+
+
+def no_such_option(key: str, parent: Any) -> str:
+    if (now := successor(key)) is not None:
+        return f"{key}: is now called {now}"
+    if not is_dataclass(parent):
+        return f"{key}: there is no such option; if whoever gets it knows it, write +{key}=…"
+    names = [option.name for option in fields(parent)]
+    close = get_close_matches(key.rpartition(".")[2], names, 1)
+    rest = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    return f"{key}: there is no such option; {rest}"
+
+
+def reject_added(node: DictConfig) -> None:
+    """Refuse what +key=value and YAML files can smuggle past the schema."""
+    schema = OmegaConf.get_type(node)
+    if not is_dataclass(schema):
+        return
+    names = {option.name for option in fields(schema)}
+    for key in node:
+        if key not in names:
+            raise InputError(no_such_option(node._get_full_key(key), schema))
+        if not OmegaConf.is_missing(node, key) and isinstance(child := node[key], DictConfig):
+            reject_added(child)

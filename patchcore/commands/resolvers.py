@@ -1,0 +1,57 @@
+"""Resolvers of conf/: `${name:…}` in settings files."""
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from patchcore.commands.generations import resolver
+from patchcore.commands.names import run_group, run_name, wandb_offline
+from patchcore.paper import stated
+
+
+def register_resolvers() -> None:
+    """Make the resolvers known to OmegaConf."""
+    resolver("in_multirun", in_multirun)
+    resolver("paper", paper)
+    resolver("run_group", run_group)
+    resolver("run_name", run_name)
+    resolver("unique", unique, use_cache=True)
+    resolver("wandb_offline", wandb_offline)
+
+
+def in_multirun() -> bool:
+    """Return whether this run is one of several."""
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def paper(
+    tables: str, method: str = "", column: Any = "", *, _root_: DictConfig
+) -> dict[str, float]:
+    """Return what the paper's `tables` state for this run (see `patchcore.paper.stated`).
+
+    `method` is the run's own unless given, as the paper calls it: patchcore_10, spade, ….
+    """
+    choices = HydraConfig.get().runtime.choices
+    method = method or _paper_method(choices, _root_)
+    category = OmegaConf.select(_root_, "data.category", default="")
+    return stated(tables, method, str(column), choices["data"], str(category))
+
+
+def _paper_method(choices: Mapping[str, Any], cfg: DictConfig) -> str:
+    """Return the paper's name for this run's method; empty where it has none."""
+    if (method := choices.get("method", "patchcore")) != "patchcore":
+        return str(method)
+    shares = {"all": 1.0, "greedy": OmegaConf.select(cfg, "coreset.ratio")}
+    if (share := shares.get(choices["coreset"])) is None:
+        return ""
+    suffix = "_ivfpq" if choices["index"] == "faiss_ivfpq" else ""
+    return f"patchcore_{100 * share:g}{suffix}"
+
+
+def unique() -> str:
+    """Return digits that tell runs of one second apart; one command always gets the same."""
+    return secrets.token_hex(4)  # of the system: no seed may make it repeat

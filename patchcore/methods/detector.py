@@ -1,0 +1,450 @@
+"""Interface of a method: nominal images in, then scores and anomaly maps out.
+
+A method is one file with two classes, a `MethodConfig` (its name, its settings, which of the other
+groups of settings it reads) and a `Detector`, and one line in `METHODS`. A detector works on the
+layer maps of one frozen backbone:
+
+    maps of a batch → features → buffer.append, …, build_from(buffer)      to fit
+    maps of a batch → features → score                                    to test
+
+The content of `features` is the method's own affair: patch features, several tensors, features with
+a mask of the positions that count. So is that of `memories`. A method that trains returns an
+`optimizer`, and a `loss` of the features of each batch.
+"""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import _register_namedtuple
+
+from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
+from patchcore.coreset import SAMPLERS, AllConfig, CoresetConfig
+from patchcore.errors import InputError
+from patchcore.index import INDEXES, IndexConfig, TorchIndexConfig
+from patchcore.methods.scale import Scale, ScaleConfig
+from patchcore.patches import PatchConfig
+from patchcore.scoring import ScoringConfig
+
+
+class Prediction(NamedTuple):
+    """Scores of a batch of images; higher is more anomalous.
+
+    A tuple, which PyTorch's compilers take apart and put together as they do tensors.
+    """
+
+    score: Tensor  # (B,) anomaly score of each image
+    map: Tensor  # (B, H, W) anomaly map at the input's size
+    patch_score: Tensor  # (B, h, w) anomaly score of each patch
+    nearest: Tensor  # (B, h, w) int64 memory row nearest to each patch; others: see their `score`
+
+
+# So that `torch.export.save` can write what an exported model gives.
+_register_namedtuple(Prediction, serialized_type_name="patchcore.Prediction")
+
+
+@dataclass
+class MethodConfig:
+    """Base of the methods' settings: which method, and what it alone has to choose.
+
+    Attributes:
+        name: Its name in `METHODS`.
+        levels: Layers of a run that names none; empty: those of `LayersConfig`.
+        reads: Settings of the groups patch, coreset, index and scoring that it reads: {group: names
+            of settings}, or the class that a group's settings must be of if it reads them all.
+        scalable: Whether it measures `Fitting.scale`, which an ensemble needs of its members.
+        nested: Whether its memory begins with that of every smaller `coreset.ratio`.
+    """
+
+    name: ClassVar[str]
+    levels: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[Mapping[str, tuple[str, ...] | type]] = {}
+    scalable: ClassVar[bool] = False
+    nested: ClassVar[bool] = False
+
+    def build(self, parts: "Parts") -> "Detector":
+        """Return the method, not fitted yet."""
+        raise TypeError(f"no method for {type(self).__name__}")
+
+
+@dataclass
+class Parts:
+    """All settings that a detector is made of."""
+
+    method: MethodConfig
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    layers: LayersConfig = field(default_factory=LayersConfig)
+    patch: PatchConfig = field(default_factory=PatchConfig)
+    coreset: CoresetConfig = field(default_factory=AllConfig)
+    index: IndexConfig = field(default_factory=TorchIndexConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+
+
+class Kept(Protocol):
+    """Outcomes of earlier fits on the same layer maps, by the settings that they follow from.
+
+    `patch` and `sampler` are the settings of patch features and of a coreset.
+    """
+
+    def get(
+        self, patch: Any, sampler: Any, valid: Callable[[dict[str, Tensor]], bool]
+    ) -> dict[str, Tensor] | None:
+        """Return the entry, or None if there is none that is `valid`."""
+
+    def put(self, patch: Any, sampler: Any, entry: dict[str, Tensor]) -> None:
+        """Keep an entry."""
+
+
+@dataclass
+class Fitting:
+    """One fit: its circumstances, and its report.
+
+    Attributes:
+        progress: Whether to show progress bars.
+        images: Numbers of the images that were gathered: copies of one, as from several epochs,
+            share its number. None: each is another.
+        kept: Where outcomes of costly stages are looked for and kept; None: nowhere.
+        scale: How to measure the scale of the scores; None: it is not measured.
+        measured: The scale.
+        seconds: Wall time of each stage.
+        warm: Stages that read `kept`, so that their time is not that of computing.
+    """
+
+    progress: bool = False
+    images: Sequence[int] | None = None
+    kept: Kept | None = None
+    scale: ScaleConfig | None = None
+    measured: Scale | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    warm: set[str] = field(default_factory=set)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure the wall time of a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+
+
+class Stateful(nn.Module):
+    """A module with a memory, whose state dict, copies and casts keep what it has learnt.
+
+    A state dict loads into a module of the same settings, whatever the size of its memory: it
+    holds what `remembered` gives too, and is refused where settings differ that the memory
+    depends on. Buffers keep their dtype when the module is cast, so that a network in half
+    precision searches a memory in float32.
+
+    Attributes:
+        made_again: Names of attributes that are made from the memory where they are None; they are
+            neither copied nor pickled.
+    """
+
+    made_again: tuple[str, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that the memory depends on, as plain values."""
+        return {}
+
+    def remembered(self) -> dict[str, Any]:
+        """Further values that the state holds, as plain values: see `remember`."""
+        return {}
+
+    def remember(self, values: dict[str, Any]) -> None:
+        """Take over the values of `remembered`, once a state has been loaded."""
+
+    def get_extra_state(self) -> Tensor:
+        """Settings and further values as JSON in bytes (n,): a tensor, as all of a state dict."""
+        values = json.dumps({"settings": self.settings(), "values": self.remembered()})
+        return torch.frombuffer(bytearray(values.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Called by `load_state_dict`."""
+        self.remember(_unpacked(state)["values"])
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        state = state_dict.get(f"{prefix}_extra_state")
+        if state is not None:
+            theirs, ours = _unpacked(state)["settings"], self.settings()
+            for key in ours | theirs:
+                if theirs.get(key) != ours.get(key):
+                    raise InputError(
+                        f"the state is of a model with {key}={theirs.get(key)}, but this one has "
+                        f"{key}={ours.get(key)}: build it with the same settings"
+                    )
+        for name, buffer in self._buffers.items():
+            loaded = state_dict.get(prefix + name)
+            if buffer is None or not isinstance(loaded, Tensor) or loaded.ndim != buffer.ndim:
+                continue
+            if loaded.shape != buffer.shape and loaded.shape[-1] == buffer.shape[-1]:
+                self._buffers[name] = buffer.new_empty(loaded.shape)
+        for name in self.made_again:
+            setattr(self, name, None)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = self._buffers[name]
+            if buffer is not None and after is not None and after.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(after.device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy` and `pickle`."""
+        return {**self.__dict__, **dict.fromkeys(self.made_again)}
+
+
+class Method(Stateful, ABC):
+    """Any method, whatever its images pass through.
+
+    Attributes:
+        counts_used: Whether `Prediction.nearest` are rows of a memory that grows with the images,
+            so that the share of rows ever used tells whether it is too large.
+        one_size: Whether all images must have one size.
+    """
+
+    counts_used: ClassVar[bool] = False
+    one_size: ClassVar[bool] = False
+
+    @abstractmethod
+    def fit(self, images: Any, progress: bool = False) -> Self:
+        """Remember nominal images."""
+
+    @abstractmethod
+    def forward(self, images: Any) -> Prediction:
+        """Score images, normalised like those of `fit`. Raises InputError if not fitted."""
+
+    @property
+    @abstractmethod
+    def memories(self) -> dict[str, Tensor]:
+        """All tensors that are kept of the nominal images, by name; empty ones before `fit`."""
+
+    @property
+    @abstractmethod
+    def memory_patches(self) -> int:
+        """Number of vectors or distributions that a patch may be compared with."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Size of all that is kept of the nominal images."""
+        return sum(memory.nbytes for memory in self.memories.values())
+
+
+class Detector(Method):
+    """A method behind one frozen backbone.
+
+    Images are float tensors (B, 3, H, W), normalised as the backbone expects. What a method takes
+    from their layer maps, its features, passes through `features`, `buffer` and `build_from` when
+    fitting, `features` and `score` afterwards; nobody else looks inside.
+
+    Attributes:
+        parts: All settings. `build_detector(parts)` is its equal once its state dict is loaded.
+        backbone: Gives the layer maps.
+        scoring: How distances become scores; all methods smooth their maps by its sigma.
+
+    Raises:
+        InputError: A setting has no effect on the method.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        check_unused(parts.method, scoring=parts.scoring)
+        self.parts = parts
+        self.backbone = Backbone(parts.backbone, parts.layers)
+        self.scoring = parts.scoring
+
+    @abstractmethod
+    def features(self, maps: Sequence[Tensor]) -> Any:
+        """Return the features of a batch from the backbone's layer maps [(B, C, h, w), …]."""
+
+    @abstractmethod
+    def buffer(self, images: int = 0) -> Any:
+        """Return what gathers the features of about so many images, by its method `append`."""
+
+    @abstractmethod
+    def build_from(self, buffer: Any, fitting: Fitting | None = None) -> None:
+        """Make the memory from gathered features of nominal images; `buffer` forgets them.
+
+        Raises:
+            InputError: There are none, or they do not suit the method.
+        """
+
+    @abstractmethod
+    def score(self, features: Any, size: tuple[int, int]) -> Prediction:
+        """Score the features of images of `size` (H, W). Raises InputError if not fitted."""
+
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """Return what trains the method's own parameters; None for a method that does not train."""
+        return None
+
+    def loss(self, features: Any) -> Tensor:
+        """Return the loss of a batch of nominal images, for a method with an `optimizer`."""
+        raise NotImplementedError(f"{type(self).__name__} has an optimizer, but no loss")
+
+    def prefixes(self, ratios: Sequence[float]) -> dict[float, int]:
+        """Return the memory's size at each ratio and at the model's own, {ratio: size}, ascending.
+
+        Empty if none is asked for; only a `nested` method has any.
+        """
+        return {}
+
+    def score_prefixes(
+        self, features: Any, size: tuple[int, int], patches: Sequence[int]
+    ) -> list[Prediction]:
+        """As `score` with the first n patches of the memory alone, for each n of `patches`."""
+        raise NotImplementedError(f"{type(self).__name__} has no nested memory")
+
+    def settings(self) -> dict[str, Any]:
+        """See `Stateful.settings`."""
+        return {"backbone.name": self.backbone.name, "layers.names": self.backbone.layers}
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.backbone.parameters()).device
+
+    @torch.inference_mode()
+    def embed(self, images: Tensor) -> Any:
+        """Return the features of images (B, 3, H, W)."""
+        return self.features(self.backbone(images))
+
+    def learn(self, maps: Sequence[Tensor], step: Callable[[Tensor], None] | None = None) -> Any:
+        """Return the features of a nominal batch, once a method that trains has learnt from it.
+
+        Args:
+            maps: Layer maps [(B, C, h, w), …].
+            step: Makes one step of the optimiser by a loss; None for a method without.
+        """
+        if step is not None:  # through copies, as the backbone's own maps allow no gradient
+            step(self.loss(self.features([x.clone() for x in maps])))
+        with torch.inference_mode():
+            return self.features(maps)
+
+    def fit(
+        self,
+        images: Tensor | Iterable[Tensor],
+        progress: bool = False,
+        fitting: Fitting | None = None,
+    ) -> Self:
+        """Remember nominal images: one batch (B, 3, H, W), or an iterable of batches.
+
+        `fitting`, if given, says more than `progress`, and takes the report.
+        """
+        buffer, optimizer = self.buffer(), self.optimizer()
+
+        def step(loss: Tensor) -> None:
+            assert optimizer is not None
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        for batch in [images] if isinstance(images, Tensor) else images:
+            maps = self.backbone(batch.to(self.device))
+            buffer.append(self.learn(maps, step if optimizer else None))
+        self.build_from(buffer, fitting or Fitting(progress))
+        return self
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Prediction:
+        """Score images (B, 3, H, W), normalised like those of `fit`."""
+        height, width = images.shape[-2:]
+        return self.score(self.embed(images), (height, width))
+
+
+def check_unused(method: MethodConfig, **groups: Any) -> None:
+    """Raise InputError for a setting that differs from its default but has no effect on `method`.
+
+    Args:
+        method: Settings of the method, which say what it reads.
+        groups: Settings of the groups to check, as in `Parts`.
+    """
+    standard = Parts(method)
+    for group, settings in groups.items():
+        default, read = getattr(standard, group), method.reads.get(group, ())
+        if not isinstance(settings, read if isinstance(read, type) else type(default)):
+            raise InputError(
+                f"{group}={_choice(settings)} has no effect on method={method.name}: leave it out, "
+                f"or set {group}={_choice(default)}"
+            )
+        if isinstance(read, type):
+            continue
+        for option in fields(default):
+            unlike = getattr(settings, option.name) != getattr(default, option.name)
+            if unlike and option.name not in read:
+                raise InputError(
+                    f"{group}.{option.name} has no effect on method={method.name}: leave it out"
+                )
+
+
+def _choice(settings: Any) -> str:
+    """Name of a coreset's or an index's settings in their registry."""
+    kinds: dict[str, type] = {**SAMPLERS, **INDEXES}
+    return next((name for name, kind in kinds.items() if type(settings) is kind), "this")
+
+
+def _unpacked(state: Tensor) -> dict[str, Any]:
+    """Content of `Stateful.get_extra_state`."""
+    values: dict[str, Any] = json.loads(bytes(state.tolist()))
+    return values
+
+
+class FeatureBuffer:
+    """Patch features (N, D) gathered batch by batch in one allocation.
+
+    Args:
+        images: How many images will come; the buffer grows if there are more, or larger ones.
+        device: Where to keep the features; by default where the first batch is, if it has room.
+
+    Attributes:
+        counts: How many patches each image has that was gathered since `take`.
+    """
+
+    def __init__(self, images: int = 0, device: torch.device | None = None) -> None:
+        self._images = images
+        self._device = device
+        self._features: Tensor | None = None
+        self._filled = 0
+        self.counts: list[int] = []
+
+    def append(self, features: Tensor) -> None:
+        """Add the patch features (B, h, w, D) of a batch."""
+        if not len(features):
+            return
+        rows = features.flatten(0, 2)  # (B·h·w, D)
+        if self._features is None:
+            expected = max(self._images, len(features)) * (len(rows) // len(features))
+            self._features = self._allocate(expected, rows)
+        if self._filled + len(rows) > len(self._features):
+            kept = self._features[: self._filled]
+            self._features = self._allocate(2 * (self._filled + len(rows)), rows)
+            self._features[: self._filled] = kept
+        self._features[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
+        self.counts += [len(rows) // len(features)] * len(features)
+
+    def take(self) -> Tensor:
+        """The features (N, D); the buffer forgets them, so that they can be freed."""
+        if self._features is None:
+            raise InputError("there are no nominal images to fit")
+        features = self._features[: self._filled]
+        self._features, self._filled, self.counts = None, 0, []
+        return features
+
+    def _allocate(self, rows: int, like: Tensor) -> Tensor:
+        device = self._device or like.device
+        if device.type == "cuda":
+            needed = rows * like.shape[1] * like.element_size()
+            free, _ = torch.cuda.mem_get_info(device)
+            # The coreset needs a projection and some work space beside the features.
+            device = device if 2 * needed < free else torch.device("cpu")
+        with torch.inference_mode(False):  # an ordinary tensor, whoever calls
+            return torch.empty(rows, like.shape[1], dtype=like.dtype, device=device)

@@ -1,0 +1,134 @@
+"""Several detectors as one: their scores and maps on one scale (see `scale`), then averaged."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchcore.errors import InputError
+from patchcore.methods.detector import Detector, Fitting, Method, Prediction
+from patchcore.methods.scale import Scale, ScaleConfig
+
+
+def combined_scores(scores: Sequence[Tensor], scales: Sequence[Scale]) -> Tensor:
+    """Mean of the members' image scores, each (…), once they are on one scale."""
+    return torch.stack([s.scores(x) for x, s in zip(scores, scales, strict=True)]).mean(0)
+
+
+def combined_maps(maps: Sequence[Tensor], scales: Sequence[Scale]) -> Tensor:
+    """Mean of the members' anomaly maps of one size, each (…, H, W), once on one scale."""
+    return torch.stack([s.maps(x) for x, s in zip(maps, scales, strict=True)]).mean(0)
+
+
+def combined(predictions: Sequence[Prediction], scales: Sequence[Scale]) -> Prediction:
+    """Mean of the members' predictions of the same images, once they are on one scale.
+
+    Maps must have one size. Patch scores have the first member's grid, and `nearest` are its rows.
+    """
+    grid = predictions[0].patch_score.shape[1:]
+    patch_scores = [
+        F.interpolate(p.patch_score[:, None], grid, mode="bilinear")[:, 0] for p in predictions
+    ]
+    return Prediction(
+        combined_scores([p.score for p in predictions], scales),
+        combined_maps([p.map for p in predictions], scales),
+        combined_maps(patch_scores, scales),
+        predictions[0].nearest,
+    )
+
+
+class Ensemble(Method):
+    """Several detectors that score as one.
+
+    Attributes:
+        members: Each with a memory of its own.
+        scales: Of the members; empty before `fit`.
+
+    Args:
+        members: They may differ in everything: network, layers, coreset, scoring.
+        config: How the scales are measured.
+    """
+
+    def __init__(self, members: Sequence[Detector], config: ScaleConfig | None = None) -> None:
+        super().__init__()
+        if not members:
+            raise InputError("an ensemble needs at least one member")
+        for method in (member.parts.method for member in members):
+            if not method.scalable:
+                raise InputError(f"an ensemble cannot have {method.name} as a member: no scale")
+        self.members: Sequence[Detector] = nn.ModuleList(members)  # type: ignore[assignment]
+        self.config = config or ScaleConfig()
+        self.scales: list[Scale] = []
+
+    def remembered(self) -> dict[str, Any]:
+        """See `Stateful.remembered`."""
+        return {"scales": [astuple(scale) for scale in self.scales]}
+
+    def remember(self, values: dict[str, Any]) -> None:
+        """See `Stateful.remember`."""
+        self.scales = [Scale(*scale) for scale in values["scales"]]
+
+    def fit(
+        self, images: Tensor | Sequence[Tensor | Iterable[Tensor]], progress: bool = False
+    ) -> Self:
+        """Let every member remember nominal images, and measure its scale.
+
+        Args:
+            images: One batch (B, 3, H, W) for all members; or for each member the same images at
+                its own size, as one batch or an iterable of batches.
+        """
+        scales = []
+        for member, own in zip(self.members, self._each(images), strict=True):
+            fitting = Fitting(progress, scale=self.config)
+            member.fit(own, fitting=fitting)
+            assert fitting.measured is not None
+            scales.append(fitting.measured)
+        self.scales = scales
+        return self
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor | Sequence[Tensor]) -> Prediction:
+        """Score images: (B, 3, H, W) for all members, or for each the images at its own size.
+
+        Map and patch scores have the size and grid of the first member's, in standard deviations
+        from the nominal mean. `nearest` are rows of the first member's memory.
+        """
+        if not self.scales:
+            raise InputError("the ensemble has no scale: call fit with nominal images first")
+        batches = [batch for batch in self._each(images) if isinstance(batch, Tensor)]
+        height, width = batches[0].shape[-2:]
+        predictions = [
+            member.score(member.embed(batch), (height, width))
+            for member, batch in zip(self.members, batches, strict=True)
+        ]
+        return combined(predictions, self.scales)
+
+    @property
+    def memories(self) -> dict[str, Tensor]:
+        """See `Method.memories`; their names begin with the members' numbers."""
+        return {
+            f"{number}.{name}": memory
+            for number, member in enumerate(self.members)
+            for name, memory in member.memories.items()
+        }
+
+    @property
+    def memory_patches(self) -> int:
+        """Sum of the members'."""
+        return sum(member.memory_patches for member in self.members)
+
+    def _each(
+        self, images: Tensor | Sequence[Tensor | Iterable[Tensor]]
+    ) -> Sequence[Tensor | Iterable[Tensor]]:
+        """Images for each member."""
+        if isinstance(images, Tensor):
+            return [images] * len(self.members)
+        if len(images) != len(self.members):
+            raise InputError(
+                f"the ensemble has {len(self.members)} members, but images for {len(images)} were "
+                "given: give one batch for all, or one for each"
+            )
+        return images

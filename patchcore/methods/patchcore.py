@@ -1,0 +1,272 @@
+"""PatchCore: a memory of nominal patch features, and distances to it (Roth et al., CVPR 2022)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from patchcore._traced import traced
+from patchcore.backbones import BackboneConfig, LayersConfig
+from patchcore.coreset import (
+    Coreset,
+    CoresetConfig,
+    GreedyConfig,
+    Order,
+    SizedConfig,
+    subsample,
+)
+from patchcore.errors import InputError
+from patchcore.index import (
+    Index,
+    IndexConfig,
+    PrefixIndex,
+    TorchIndexConfig,
+    build_index,
+    search_traced,
+)
+from patchcore.methods.detector import (
+    Detector,
+    FeatureBuffer,
+    Fitting,
+    MethodConfig,
+    Parts,
+    Prediction,
+)
+from patchcore.methods.scale import nominal_scale
+from patchcore.patches import Mapping, PatchConfig, PatchFeatures
+from patchcore.scoring import ScoringConfig, Search, anomaly_maps, comparable, score_images
+
+
+@dataclass
+class PatchCoreConfig(MethodConfig):
+    """PatchCore; its settings are groups of their own: patch, coreset, index, scoring."""
+
+    name: ClassVar[str] = "patchcore"
+    reads: ClassVar[dict[str, type]] = {
+        "patch": PatchConfig,
+        "coreset": CoresetConfig,
+        "index": IndexConfig,
+        "scoring": ScoringConfig,
+    }
+    scalable: ClassVar[bool] = True
+    nested: ClassVar[bool] = True
+
+    def build(self, parts: Parts) -> "PatchCore":
+        """See `MethodConfig.build`."""
+        return PatchCore(
+            parts.backbone, parts.layers, parts.patch, parts.coreset, parts.index, parts.scoring
+        )
+
+
+class PatchCore(Detector):
+    """A memory of nominal patch features, and distances to it (Roth et al.).
+
+    Images are float tensors (B, 3, H, W), normalised as the backbone expects.
+
+    Attributes:
+        memory: (M, D) patch features that `fit` kept, as they are searched (for the cosine
+            distance at unit length); empty before.
+        coreset: How they were chosen; None for a memory that was loaded.
+    """
+
+    memory: Tensor
+    made_again = ("_index", "_prefixes")
+    counts_used = True
+
+    def __init__(
+        self,
+        backbone: BackboneConfig | None = None,
+        layers: LayersConfig | None = None,
+        patch: PatchConfig | None = None,
+        coreset: CoresetConfig | None = None,
+        index: IndexConfig | None = None,
+        scoring: ScoringConfig | None = None,
+    ) -> None:
+        self.patch_config = patch or PatchConfig()
+        self.coreset_config = coreset or GreedyConfig()
+        self.index_config = index or TorchIndexConfig()
+        super().__init__(
+            Parts(
+                PatchCoreConfig(),
+                backbone or BackboneConfig(),
+                layers or LayersConfig(),
+                self.patch_config,
+                self.coreset_config,
+                self.index_config,
+                scoring or ScoringConfig(),
+            )
+        )
+        self.patches = PatchFeatures(self.backbone.channels, self.patch_config)
+        self.coreset: Coreset | None = None
+        self.register_buffer("memory", torch.empty(0, self.patches.dimension))
+        self._gathered = 0
+        self._index: Index | None = None
+        self._prefixes: PrefixIndex | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """See `Stateful.settings`."""
+        patch, channels = self.patch_config, self.backbone.channels
+        mapped = patch.maps(channels)
+        return {
+            **super().settings(),
+            "patch.size": patch.size,
+            "patch.stride": patch.stride,
+            "patch.mapping": (Mapping.reference if mapped else Mapping.average).value,
+            "patch.layer_channels": patch.layer_channels if mapped else None,
+            "scoring.distance": self.scoring.distance.value,
+        }
+
+    def remember(self, values: dict[str, Any]) -> None:
+        """See `Stateful.remember`."""
+        self.coreset, self._gathered = None, 0
+
+    @torch.inference_mode()
+    def features(self, maps: Sequence[Tensor]) -> Tensor:
+        """Patch features (B, h, w, D), float32, of the backbone's layer maps [(B, C, h, w), …]."""
+        return self.patches(maps).float()
+
+    def buffer(self, images: int = 0) -> FeatureBuffer:
+        """See `Detector.buffer`."""
+        return FeatureBuffer(images)
+
+    def build_from(self, buffer: FeatureBuffer, fitting: Fitting | None = None) -> None:
+        """See `Detector.build_from`; a coreset order is kept, and the scale measured, if asked."""
+        fitting = fitting or Fitting()
+        with fitting.stage("coreset"):
+            counts, features = buffer.counts, buffer.take()
+            settings, order = (self.patch_config, self.coreset_config), None
+            kept = fitting.kept if self.coreset_config.ordered else None
+            if kept is not None:
+                entry = kept.get(*settings, lambda entry: _is_order(entry, len(features)))
+                if entry is not None:
+                    order = Order(**entry)
+                    fitting.warm.add("coreset")
+            coreset = self.build(features, fitting.progress, order)
+            if kept is not None and coreset.order is not order:
+                kept.put(*settings, vars(coreset.order))
+        if fitting.scale is not None:
+            with fitting.stage("scale"):
+                fitting.measured = nominal_scale(
+                    features,
+                    counts,
+                    range(len(counts)) if fitting.images is None else fitting.images,
+                    self.memory,
+                    coreset.indices,
+                    self.scoring,
+                    fitting.scale,
+                )
+
+    def build(
+        self, features: Tensor, progress: bool = False, order: Order | None = None
+    ) -> Coreset:
+        """Reduce patch features (N, D) of nominal images to the memory bank.
+
+        They may lie in host memory while the model is on an accelerator. A stored `order` of the
+        same features and settings is used or continued.
+
+        Raises:
+            InputError: They are NaN or infinite, or do not suit the settings.
+        """
+        device = self.memory.device
+        coreset = subsample(
+            features, self.coreset_config, device=device, order=order, progress=progress
+        )
+        memory = comparable(coreset.memory.to(device), self.scoring)
+        if not bool(memory.isfinite().all()):
+            raise InputError(
+                "the nominal images' patch features are NaN or infinite: check the images, "
+                "backbone.weights and trainer.precision"
+            )
+        self.coreset, self.memory, self._gathered = coreset, memory, len(features)
+        return coreset
+
+    @torch.inference_mode()
+    def score(self, features: Tensor, size: tuple[int, int]) -> Prediction:
+        """Score patch features (B, h, w, D) of images of `size` (H, W)."""
+        # Under bfloat16 autocast the search would confuse neighbours, and maps have 8 bits.
+        with torch.autocast(features.device.type, enabled=False):
+            features = comparable(features, self.scoring)
+            found = self.search(features.flatten(0, 2), self.scoring.neighbours)  # (B·h·w, k)
+            return self._predict(features, size, found, self.memory, self.search)
+
+    @torch.inference_mode()
+    def score_prefixes(
+        self, features: Tensor, size: tuple[int, int], patches: Sequence[int]
+    ) -> list[Prediction]:
+        """As `score` with the first n patches of the memory alone, for each n of `patches`.
+
+        They ascend. The memory of a larger coreset begins with that of a smaller, so these are the
+        predictions of as many models, for little more than the search in the largest.
+        """
+        sizes = list(patches)
+        prefixes = self._prefixes
+        if prefixes is None or prefixes.memory is not self.memory or prefixes.sizes != sizes:
+            prefixes = self._prefixes = PrefixIndex(self.memory, sizes, self.index_config)
+        with torch.autocast(features.device.type, enabled=False):
+            features = comparable(features, self.scoring)
+            found = prefixes.search(features.flatten(0, 2), self.scoring.neighbours)
+            return [
+                self._predict(features, size, nearest, index.memory, index.search)
+                for nearest, index in zip(found, prefixes.indexes, strict=True)
+            ]
+
+    def _predict(
+        self,
+        features: Tensor,
+        size: tuple[int, int],
+        found: tuple[Tensor, Tensor],
+        memory: Tensor,
+        search: Search,
+    ) -> Prediction:
+        """From distances and rows (B·h·w, k) of the nearest in `memory` to scores and maps."""
+        patches = features.flatten(1, 2)  # (B, h·w, D)
+        squared, rows = found
+        score, scores = score_images(patches, squared, rows, memory, search, self.scoring)
+        grid = scores.view(features.shape[:3])  # (B, h, w)
+        maps = anomaly_maps(grid, size, self.scoring.sigma)
+        return Prediction(score, maps, grid, rows[:, 0].view_as(grid))
+
+    def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+        """Squared distances and rows, both (Q, k), of the memory nearest to queries (Q, D)."""
+        if not len(self.memory):
+            raise InputError("the memory is empty: call fit with nominal images first")
+        if traced():
+            return search_traced(self.memory, queries, neighbours, self.index_config)
+        if self._index is None or self._index.memory is not self.memory:  # fitted or moved since
+            self._index = build_index(self.memory, self.index_config)
+        return self._index.search(queries, neighbours)
+
+    def prefixes(self, ratios: Sequence[float]) -> dict[float, int]:
+        """See `Detector.prefixes`; they are of the patches of the last `build`."""
+        config = self.coreset_config
+        if not ratios or not isinstance(config, SizedConfig):
+            return {}
+        asked = sorted({*ratios, config.ratio})
+        return {ratio: replace(config, ratio=ratio).size(self._gathered) for ratio in asked}
+
+    @property
+    def memories(self) -> dict[str, Tensor]:
+        """See `Method.memories`."""
+        return {"memory": self.memory}
+
+    @property
+    def memory_patches(self) -> int:
+        """M, the patch features in the memory."""
+        return len(self.memory)
+
+
+def _is_order(entry: dict[str, Tensor], patches: int) -> bool:
+    """Whether a cache entry holds an order of some of so many patches."""
+    indices, radii, remaining = (entry[key] for key in ("indices", "radii", "remaining"))
+    return (
+        len(entry) == 3
+        and indices.dtype == torch.int64
+        and indices.ndim == 1
+        and 0 < len(indices) <= patches
+        and 0 <= int(indices.min()) <= int(indices.max()) < patches
+        and (radii.shape, remaining.shape) == (indices.shape, (patches,))
+        and radii.is_floating_point()
+        and remaining.is_floating_point()
+    )

@@ -1,0 +1,122 @@
+"""Scale of a memory's scores, measured on the nominal images that it was made of.
+
+Distances of different networks have nothing in common but zero: features of one may be ten times as
+long as another's. A memory is shown nominal training images that it must do without, patch by patch
+as in a test, and mean and standard deviation of its scores become its units. Test images have no
+part in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patchcore.errors import InputError
+from patchcore.index import TorchIndex
+from patchcore.scoring import ScoringConfig, comparable, score_images
+
+
+@dataclass
+class ScaleConfig:
+    """How the scale of an ensemble's member is measured."""
+
+    images: int = 50  # nominal training images that are scored for it, at most
+    seed: int = 0  # of the draw, where there are more
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise InputError(f"ensemble.scale.images must be at least 1, got {self.images}")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and standard deviation of a member's scores of nominal images and of their patches."""
+
+    score_mean: float
+    score_std: float
+    patch_mean: float
+    patch_std: float
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Image scores (…), as standard deviations from the nominal mean."""
+        return (x - self.score_mean) / self.score_std
+
+    def maps(self, x: Tensor) -> Tensor:
+        """Patch scores or anomaly maps (…), as standard deviations from the nominal mean.
+
+        Upsampling and smoothing keep constants, so it may come before or after them.
+        """
+        return (x - self.patch_mean) / self.patch_std
+
+
+@torch.inference_mode()
+def nominal_scale(
+    features: Tensor,
+    counts: Sequence[int],
+    sources: Sequence[int],
+    memory: Tensor,
+    indices: Tensor | None,
+    scoring: ScoringConfig,
+    config: ScaleConfig,
+) -> Scale:
+    """The scale of a memory, from the nominal images that it was made of: leave-one-image-out.
+
+    Each image is scored, by exact search, in the memory without the rows that came from it. A
+    single image is taken as two, its upper and its lower half. An image without which the memory
+    would be too small is passed over. A standard deviation that float32 cannot tell from 0 counts
+    as 1.
+
+    Args:
+        features: (N, D) patch features of the training images, one image after another.
+        counts: How many patches each of them has.
+        sources: Which image each of them is: copies of one image, as from several epochs, share a
+            number and are left out together.
+        memory: (M, D) memory bank, as it is searched; its device does the work.
+        indices: (M,) which of the N patches the rows are; None if they are none of them, as learned
+            proxies, of which nothing can be left out.
+        scoring: How distances become scores.
+        config: How many images are scored.
+
+    Raises:
+        InputError: The memory is too small without any of the images.
+    """
+    count, source = torch.tensor(counts), torch.tensor(sources)  # (I,), (I,)
+    if len(source.unique()) == 1:
+        upper = count // 2
+        count = torch.stack((upper, count - upper), 1).flatten()  # (2·I,)
+        source = torch.tensor([0, 1]).repeat(len(source))  # (2·I,)
+    _, source = source.unique(return_inverse=True)
+    if indices is None:
+        origin = torch.full((len(memory),), len(source))  # (M,): of no image
+    else:
+        origin = source.repeat_interleave(count)[indices]  # (M,)
+    left = len(memory) - origin.bincount(minlength=len(source) + 1)[source]  # (I,)
+    needed = max(scoring.neighbours, scoring.reweight)
+    able = ((left >= needed) & (count > 0)).nonzero()[:, 0]
+    if not len(able):
+        raise InputError(
+            f"ensemble: a memory of {len(memory)} patches is too small to leave an image out and "
+            f"find {needed} neighbours: keep more (coreset.ratio), lower scoring.neighbours or "
+            "scoring.reweight"
+        )
+    draw = torch.randperm(len(able), generator=torch.Generator().manual_seed(config.seed))
+    ends = count.cumsum(0)
+    scores, patch_scores = [], []
+    with torch.autocast(memory.device.type, enabled=False):
+        for i in able[draw[: config.images]].sort().values.tolist():
+            others = memory[(origin != source[i]).to(memory.device)]  # (M', D)
+            index = TorchIndex(others)
+            patches = features[ends[i] - count[i] : ends[i]].to(memory.device)  # (P, D)
+            patches = comparable(patches, scoring)
+            squared, rows = index.search(patches, scoring.neighbours)
+            score, each = score_images(patches[None], squared, rows, others, index.search, scoring)
+            scores.append(score.double())
+            patch_scores.append(each[0].double())
+    return Scale(*_moments(torch.cat(scores)), *_moments(torch.cat(patch_scores)))
+
+
+def _moments(x: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation; 1 for one that is but rounding."""
+    mean, std = float(x.mean()), float(x.std(correction=0))
+    return mean, std if std > 1e-6 * float(x.abs().max()) else 1.0

@@ -1,0 +1,238 @@
+"""SPADE: the nearest nominal images, then the nearest of their pixels (Cohen & Hoshen, 2020).
+
+An image's score is the mean distance of its deepest map, averaged over positions, to those of the K
+nearest nominal images. Only these are searched for its pixels: layers are interpolated to the
+finest one's grid and joined to a pyramid, and a pixel's score is its mean distance to the κ nearest
+of the K·h·w pixels. Distances are Euclidean.
+
+The memory holds each layer's maps at their own size, several times smaller than the pyramids, which
+are made for a few neighbours at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from patchcore._traced import traced
+from patchcore.backbones import BackboneConfig, LayersConfig
+from patchcore.errors import InputError
+from patchcore.index import TorchIndex, TorchIndexConfig, search_traced
+from patchcore.methods.common import ImageBuffer, check_grid, interpolated
+from patchcore.methods.detector import Detector, Fitting, MethodConfig, Parts, Prediction
+from patchcore.scoring import ScoringConfig, anomaly_maps
+
+_CPU_IMAGES = 8  # neighbours at a time, where the processor's cache is the bound
+
+
+class Storage(Enum):
+    """How the nominal images' maps are kept."""
+
+    float32 = "float32"
+    float16 = "float16"  # half the memory; maps are rounded to 11 bits, test images' too
+
+
+@dataclass
+class SpadeConfig(MethodConfig):
+    """SPADE's own settings."""
+
+    name: ClassVar[str] = "spade"
+    levels: ClassVar = ("1", "2", "3")
+    reads: ClassVar[dict[str, Any]] = {"index": TorchIndexConfig, "scoring": ("sigma",)}
+
+    neighbours: int = 50  # K nearest nominal images; all, if there are fewer
+    pixel_neighbours: int = 1  # κ nearest of their pixels
+    pyramid: int | None = 3  # finest layers that make the pyramid; null: all
+    storage: Storage = Storage.float32
+
+    def __post_init__(self) -> None:
+        for key in ("neighbours", "pixel_neighbours", "pyramid"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise InputError(f"method.{key} must be at least 1, got {value}")
+
+    def build(self, parts: Parts) -> "Spade":
+        """See `MethodConfig.build`."""
+        assert isinstance(parts.index, TorchIndexConfig)
+        return Spade(self, parts.backbone, parts.layers, parts.index, parts.scoring)
+
+
+class Spade(Detector):
+    """All nominal images; the nearest of them are compared with, pixel by pixel.
+
+    The deepest layer decides which are near. With the paper's layers 1 to 4 it has no other part;
+    by default layers 1 to 3 are used, and the third has both. Images must have one size. An image
+    takes Σ C·h·w values of the pyramid's layers: 1.4 MB with a ResNet-18 at 224 px, 6.2 MB with a
+    DenseNet-201, half that in float16.
+
+    Attributes:
+        pooled: (N, C) the deepest layer's maps, averaged over positions; empty before `fit`.
+    """
+
+    pooled: Tensor
+    made_again = ("_index",)
+    one_size = True
+
+    def __init__(
+        self,
+        config: SpadeConfig | None = None,
+        backbone: BackboneConfig | None = None,
+        layers: LayersConfig | None = None,
+        index: TorchIndexConfig | None = None,
+        scoring: ScoringConfig | None = None,
+    ) -> None:
+        self.config = config or SpadeConfig()
+        self.index_config = index or TorchIndexConfig()
+        super().__init__(
+            Parts(
+                self.config,
+                backbone or BackboneConfig(),
+                layers or LayersConfig(["1", "2", "3"]),
+                index=self.index_config,
+                scoring=scoring or ScoringConfig(),
+            )
+        )
+        channels = self.backbone.channels
+        self._layers = len(channels[: self.config.pyramid])
+        for i in range(self._layers):
+            self.register_buffer(f"layer_{i}", torch.empty(0, 0, 0, channels[i]))
+        self.register_buffer("pooled", torch.empty(0, channels[-1]))
+        self._index: TorchIndex | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """See `Stateful.settings`."""
+        kept = {"method.pyramid": self._layers, "method.storage": self.config.storage.value}
+        return {**super().settings(), **kept}
+
+    @property
+    def layers(self) -> list[Tensor]:
+        """Maps (N, h, w, C) of the pyramid's layers, finest first."""
+        return [getattr(self, f"layer_{i}") for i in range(self._layers)]
+
+    @torch.inference_mode()
+    def features(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """From layer maps [(B, C, h, w), …]: the pyramid's, then the deepest one averaged.
+
+        [(B, h, w, C), …] in the dtype of the storage, and (B, 1, 1, C) in float32.
+        """
+        dtype = getattr(torch, self.config.storage.value)
+        pyramid = [x.permute(0, 2, 3, 1).to(dtype) for x in maps[: self._layers]]
+        return [*pyramid, maps[-1].float().mean((2, 3))[:, None, None]]
+
+    def buffer(self, images: int = 0) -> "PyramidBuffer":
+        """See `Detector.buffer`."""
+        return PyramidBuffer(images, self._layers + 1)
+
+    def build_from(self, buffer: "PyramidBuffer", fitting: Fitting | None = None) -> None:
+        """See `Detector.build_from`; it only has to move them."""
+        *pyramid, pooled = buffer.take()
+        for x in (*pyramid, pooled):
+            if not bool(torch.stack(x.aminmax()).isfinite().all()):
+                raise InputError(
+                    "the backbone's maps are infinite or not numbers; if its weights are right, "
+                    "set method.storage=float32"
+                )
+        for i, x in enumerate(pyramid):
+            setattr(self, f"layer_{i}", x.to(self.device))
+        self.pooled = pooled.flatten(1).to(self.device)
+
+    @torch.inference_mode()
+    def score(self, features: list[Tensor], size: tuple[int, int]) -> Prediction:
+        """Score the `features` of images of `size` (H, W).
+
+        `Prediction.nearest` counts the pixels of all nominal images: image · h·w + position.
+        """
+        *pyramid, pooled = features
+        if not len(self.pooled):
+            raise InputError("the memory is empty: call fit with nominal images first")
+        for x, layer in zip(pyramid, self.layers, strict=True):
+            check_grid((x.shape[1], x.shape[2]), (layer.shape[1], layer.shape[2]))
+        height, width = pyramid[0].shape[1:3]
+        if self.config.pixel_neighbours > height * width:
+            raise InputError(
+                f"method.pixel_neighbours must be at most {height * width}, the pixels of an image "
+                f"of {height} × {width}, got {self.config.pixel_neighbours}"
+            )
+        with torch.autocast(pooled.device.type, enabled=False):
+            squared, images = self._search_images(pooled.flatten(1))  # (B, K)
+            found = [
+                self._search_pixels(_joined([x[i : i + 1] for x in pyramid]), images[i])
+                for i in range(len(pooled))
+            ]
+            grid = torch.stack([distances.sqrt().mean(1) for distances, _ in found])  # (B, h·w)
+            grid = grid.view(-1, height, width)
+            nearest = torch.stack([pixels[:, 0] for _, pixels in found]).view_as(grid)
+            maps = anomaly_maps(grid, size, self.scoring.sigma)
+            return Prediction(squared.sqrt().mean(1), maps, grid, nearest)
+
+    def _search_images(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distances and numbers of the K nearest images, both (B, K), of (B, C)."""
+        neighbours = min(self.config.neighbours, len(self.pooled))
+        if traced():
+            return search_traced(self.pooled, pooled, neighbours)
+        if self._index is None or self._index.memory is not self.pooled:  # fitted or moved since
+            self._index = TorchIndex(self.pooled, self.index_config)
+        return self._index.search(pooled, neighbours)
+
+    def _search_pixels(self, queries: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distances and numbers of the κ nearest pixels of `images` (K,), both (h·w, κ).
+
+        Args:
+            queries: (h·w, D) an image's pyramid.
+        """
+        positions, dimension = queries.shape
+        at_once = max(1, self.index_config.chunk_mib * 2**18 // (positions * dimension))
+        if queries.device.type == "cpu":
+            at_once = min(at_once, _CPU_IMAGES)
+        parts = []
+        for some in images.split(at_once):
+            memory = _joined([layer[some] for layer in self.layers])  # (some·h·w, D)
+            if traced():
+                distances, rows = search_traced(memory, queries, self.config.pixel_neighbours)
+            else:
+                index = TorchIndex(memory, self.index_config)
+                distances, rows = index.search(queries, self.config.pixel_neighbours)
+            parts.append((distances, some[rows // positions] * positions + rows % positions))
+        distances = torch.cat([part[0] for part in parts], 1)  # (h·w, parts·κ)
+        nearest = distances.topk(self.config.pixel_neighbours, largest=False)
+        return nearest.values, torch.cat([part[1] for part in parts], 1).gather(1, nearest.indices)
+
+    @property
+    def memory_patches(self) -> int:
+        """N·h·w, the pixels of all nominal images."""
+        return len(self.pooled) * self.layers[0].shape[1] * self.layers[0].shape[2]
+
+    @property
+    def memories(self) -> dict[str, Tensor]:
+        """See `Method.memories`."""
+        return {"pooled": self.pooled, **{f"layer_{i}": x for i, x in enumerate(self.layers)}}
+
+
+class PyramidBuffer:
+    """What `Spade.features` gives, gathered part by part.
+
+    Args:
+        images: As in `FeatureBuffer`.
+        parts: How many tensors the features of a batch are.
+    """
+
+    def __init__(self, images: int, parts: int) -> None:
+        self._parts = [ImageBuffer(images) for _ in range(parts)]
+
+    def append(self, features: Sequence[Tensor]) -> None:
+        """Add the features [(B, h, w, C), …] of a batch."""
+        for buffer, x in zip(self._parts, features, strict=True):
+            buffer.append(x)
+
+    def take(self) -> list[Tensor]:
+        """The features [(N, h, w, C), …], which the buffer forgets."""
+        return [buffer.take() for buffer in self._parts]
+
+
+def _joined(layers: Sequence[Tensor]) -> Tensor:
+    """Pyramids (B·h·w, D), float32, of layer maps [(B, h, w, C), …], at the first one's grid."""
+    grid = (layers[0].shape[1], layers[0].shape[2])
+    return torch.cat([interpolated(x.float(), grid) for x in layers], dim=-1).flatten(0, 2)
