@@ -26,7 +26,6 @@ from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 
 from patchcore.backbones import Backbone
-from patchcore.commands.progress import ProgressBar
 from patchcore.commands.train import build
 from patchcore.config import Config, register, to_config
 from patchcore.data import datamodule
@@ -36,6 +35,7 @@ from patchcore.methods import PatchCore
 from patchcore.methods.detector import FeatureBuffer
 from patchcore.module import DetectorModule
 from patchcore.patches import PatchFeatures
+from patchcore.progress import ProgressBar
 
 STAGES: dict[str, tuple[Any, str]] = {
     "read, resize, normalise": (ImageDataset, "__getitems__"),

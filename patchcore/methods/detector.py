@@ -373,7 +373,9 @@ def check_unused(method: MethodConfig, **groups: Any) -> None:
                 f"{group}={_choice(settings)} has no effect on model={method.name}: leave it out, "
                 f"or set {group}={_choice(default)}"
             )
-        for option in fields(default) if isinstance(read, tuple) else ():
+        if isinstance(read, type):
+            continue
+        for option in fields(default):
             unlike = getattr(settings, option.name) != getattr(default, option.name)
             if unlike and option.name not in read:
                 raise InputError(
