@@ -1,6 +1,7 @@
-"""One point from its settings to its folder: take over what has finished, or fit, test and write.
+"""One run from its settings to its folder: take over what has finished, or fit, test and write.
 
-Lightning's objects are made by a function that the caller gives, so that this file needs no Hydra.
+`run` is for Python users too; the command gives it a function that makes Lightning's objects under
+Hydra's rules, so that this file needs no Hydra.
 """
 
 import gc
@@ -9,7 +10,9 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from patchcore.cache import MapCache
-from patchcore.commands.progress import ProgressBar
 from patchcore.commands.tracking import tracking
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
@@ -39,6 +41,7 @@ from patchcore.module import (
     ScoringModule,
     network_digest,
 )
+from patchcore.progress import ProgressBar
 from patchcore.report.run import Run, pick_gallery, pick_misclassified, picture_names, write_run
 from patchcore.resume import (
     FINGERPRINT_FILE,
@@ -58,43 +61,52 @@ Make = Callable[..., Any]
 
 
 @dataclass
-class Point:
-    """A point that has finished.
+class Finish:
+    """A run that has finished.
 
     Attributes:
+        folder: Its folder.
         record: Contents of its metrics.json.
         warm: Names of the stages that read the cache, whose seconds are no costs.
         text: Summary for the screen.
     """
 
+    folder: Path
     record: dict[str, Any]
     warm: list[str]
     text: str
 
 
-def run_point(
+def run(
     config: Config,
-    settings: dict[str, Any],
-    folder: Path,
-    make: Make,
+    folder: str | Path,
+    *,
+    settings: dict[str, Any] | None = None,
+    make: Make | None = None,
     origin: Mapping[str, Any] | None = None,
-) -> Point:
-    """Take over the point from a folder where it has finished, or compute it, into `folder`.
+) -> Finish:
+    """Take over the run from a folder where it has finished, or compute it, into `folder`.
 
     Results that are there already are replaced when the new ones are complete, and kept if
-    anything fails. Where a file of the data changes meanwhile, the point is computed again: once.
+    anything fails. Where a file of the data changes meanwhile, the run is computed again: once.
 
     Args:
-        config: The checked settings.
-        settings: The same as plain values, for config.yaml.
-        folder: Of the run; made if it is not there.
-        make: Makes Lightning's objects.
+        config: The checked settings. `config.trainer` are arguments of Lightning's Trainer; a
+            callback among them and a logger are mappings, {"_target_": dotted name, argument: …}.
+        folder: Folder of the run; made if it is not there.
+        settings: The same as plain values, for config.yaml; made from `config` by default.
+        make: Makes Lightning's objects; by default any `_target_` is imported and called.
         origin: More to keep in provenance.json, such as the overrides.
 
     Raises:
         InputError: Bad settings or data, or another process runs in `folder`.
+
+    >>> config = Config(data=MVTecConfig(root="mvtec", category="screw"), …)
+    >>> run(config, "runs/screw").record["image_auroc"]
     """
     _quiet()
+    folder, make = Path(folder), make or construct
+    settings = plain(config) if settings is None else settings
     with RunFolder(folder) as place:
         try:
             text = _run_in(place, config, settings, make, origin or {})
@@ -103,7 +115,7 @@ def run_point(
             warnings.warn(f"{told}; started again with the files as they are now", stacklevel=2)
             place.clear()
             text = _run_in(place, config, settings, make, origin or {})
-    return Point(_record(folder), list(read_provenance(folder).get("warm", [])), text)
+    return Finish(folder, _record(folder), list(read_provenance(folder).get("warm", [])), text)
 
 
 def _run_in(
@@ -113,7 +125,7 @@ def _run_in(
     make: Make,
     origin: Mapping[str, Any],
 ) -> str:
-    """`run_point` in a folder that is locked; returns the summary for the screen."""
+    """`run` in a folder that is locked; returns the summary for the screen."""
     folder = place.path
     split = config.data.read().recorded(weights_files(config))
     identity = identify(config, split)
@@ -129,8 +141,8 @@ def _run_in(
         if not (folder / METRICS).exists():  # else it names what lies there
             (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
         finished.started(name, folder)
-        run = train(config, split, settings, provenance, folder, place.new, make)
-        text = f"{run.summary()}\n\nfigures and tables: {folder}"
+        done = train(config, split, settings, provenance, folder, place.new, make)
+        text = f"{done.summary()}\n\nfigures and tables: {folder}"
     else:
         warm = read_provenance(source)["warm"]
         write_provenance(place.new, {**provenance, "warm": warm})
@@ -175,7 +187,7 @@ def train(
             module, data = prepare(config, models.pop(), trainer, split)
             fit(trainer, module, data)
         record = test(trainer, module, data)
-        run = Run(
+        done = Run(
             settings=settings,
             metrics=record.metrics,
             undefined=record.undefined,
@@ -188,13 +200,13 @@ def train(
         )
         if config.figures:
             dataset = data.test_dataset()
-            run.gallery = pick_gallery(run, dataset, module.anomaly_map)
-            run.misclassified = pick_misclassified(run, dataset, module.anomaly_map)
+            done.gallery = pick_gallery(done, dataset, module.anomaly_map)
+            done.misclassified = pick_misclassified(done, dataset, module.anomaly_map)
         split.check()
         write_provenance(new, {**provenance, "warm": sorted(record.warm)})
-        write_run(run, new, config.figures)
-        trackers.track(new, run.gallery)
-    return run
+        write_run(done, new, config.figures)
+        trackers.track(new, done.gallery)
+    return done
 
 
 def take_over(
@@ -336,6 +348,31 @@ def build_trainer(
             f"({device}): set {trainer.precision} or 32-true"
         )
     return trainer
+
+
+def construct(key: str, settings: Mapping[str, Any], **more: Any) -> Any:
+    """Return the object that `_target_` in the settings names; Lightning's Trainer without one.
+
+    Raises:
+        InputError: There is no such class, or it does not take the arguments; begins with the key.
+    """
+    arguments = {**settings, **more}
+    module, _, name = str(arguments.pop("_target_", "pytorch_lightning.Trainer")).rpartition(".")
+    try:
+        return getattr(import_module(module), name)(**arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{key}: {' '.join(str(error).split())}") from error
+
+
+def plain(value: Any) -> Any:
+    """Return settings as plain values, as config.yaml holds them."""
+    if is_dataclass(value):
+        return {option.name: plain(getattr(value, option.name)) for option in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value.name if isinstance(value, Enum) else value
 
 
 def _moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[str, Any]:
