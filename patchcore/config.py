@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
-from enum import Enum
 from typing import Any
 
 import torch
@@ -55,6 +54,7 @@ from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
 from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
 from patchcore.inputs import fill_inputs
+from patchcore.metrics import Objective
 from patchcore.model import ModelConfig, PatchCoreModelConfig
 from patchcore.paper import stated
 from patchcore.patches import PatchConfig
@@ -78,20 +78,6 @@ TRAINER_WITHOUT_EFFECT = {
     "profiler",
 }
 """Settings of the Trainer that change no result, or that identities hold in another form."""
-
-
-class Objective(Enum):
-    """What a run can hand to a sweeper that looks for the best."""
-
-    image_auroc = "image_auroc"
-    image_ap = "image_ap"
-    pixel_auroc = "pixel_auroc"
-    pixel_ap = "pixel_ap"
-    aupro = "aupro"
-    memory_bytes = "memory_bytes"
-    memory_patches = "memory_patches"
-    seconds = "seconds"  # wall time of extraction, coreset and scoring together
-    score_seconds = "score_seconds"  # of scoring alone
 
 
 @dataclass
@@ -150,7 +136,7 @@ class Config:
     figures: bool = setting(True, effect=False)
     # take over a finished run of the same settings and images
     resume: bool = setting(False, effect=False)
-    objectives: list[Objective] = setting(factory=lambda: [Objective.image_auroc], effect=False)
+    objectives: list[Objective] = setting(factory=lambda: [Objective["image_auroc"]], effect=False)
     # what it states: see patchcore.paper
     paper: dict[str, float] = setting(factory=dict, effect=False)
 

@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from patchcore.errors import printable
+from patchcore.metrics import METRICS, told
 from patchcore.report import charts
 from patchcore.report.charts import STYLES, Mark, Series
 from patchcore.report.folders import own_file
@@ -39,8 +40,8 @@ GALLERY_BYTES = 6_000_000  # of all galleries together, as they stand in the pag
 SMALLEST_GALLERY = 40_000  # bytes; with less room than that a gallery is left out
 MOST_PIXELS = 40_000_000  # of a gallery that is opened at all
 LARGEST, SMALLEST = 1260, 320  # width of a gallery in the page, pixels
-COSTS = ("seconds", "milliseconds_per_image", "memory_bytes")
-"""What accuracy is weighed against."""
+COSTS = tuple(key for key, measure in METRICS.items() if measure.cost)
+"""Metrics that accuracy is weighed against."""
 
 
 def write_report(table: Table, folder: Path) -> Path:
@@ -505,7 +506,7 @@ def _fronts(table: Table) -> str:
         points = [point for point in points if point.value(cost).defined]
         if cost not in table.metrics or len(points) < 2:
             continue
-        scale = 1e-6 if cost == "memory_bytes" else 1.0
+        scale = told(cost).scale
 
         def mark(point: Point, cost: str = cost, scale: float = scale) -> Mark:
             tip = f"{_tip(point, table.metric)}\n{title(cost)}: "

@@ -17,9 +17,9 @@ from torch import Tensor
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
+from patchcore.metrics import told
 from patchcore.report import figures
 from patchcore.report.cells import harmless
-from patchcore.report.words import COUNTS
 
 AnomalyMap = Callable[[int, tuple[int, int]], Tensor]
 """Number of a test image, and its height and width, to its anomaly map (H, W)."""
@@ -185,7 +185,7 @@ def _items(
 def _numbers(metrics: dict[str, float]) -> dict[str, float | None]:
     """Metrics as JSON can hold them."""
     return {
-        key: None if math.isnan(value) else int(value) if key in COUNTS else value
+        key: None if math.isnan(value) else int(value) if told(key).whole else value
         for key, value in metrics.items()
     }
 
