@@ -32,11 +32,10 @@ from patchcore.baselines import PadimConfig, SpadeConfig, check_unused
 from patchcore.cache import CacheConfig
 from patchcore.commands.names import run_group, run_name, wandb_offline
 from patchcore.coreset import (
-    AllConfig,
+    SAMPLERS,
     ApproximateConfig,
     CoresetConfig,
     GreedyConfig,
-    LearnedConfig,
     RandomConfig,
 )
 from patchcore.data.btad import BTADConfig
@@ -52,7 +51,7 @@ from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.data.visa import VisAConfig
 from patchcore.ensemble import ScaleConfig
 from patchcore.errors import InputError
-from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, IndexConfig, TorchIndexConfig
+from patchcore.index import INDEXES, IndexConfig
 from patchcore.inputs import fill_inputs
 from patchcore.metrics import Objective
 from patchcore.model import ModelConfig, PatchCoreModelConfig
@@ -110,7 +109,7 @@ class Config:
     """One experiment: a category, a model, and how it is run and tracked."""
 
     data: DataConfig = MISSING
-    # from the class: an instance has mean and std filled in
+    # From the class: an instance has mean and std filled in.
     image: ImageConfig = setting(MISSING, effect=lambda run: _own_used(run, "image"))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     backbone: BackboneConfig = setting(
@@ -223,18 +222,8 @@ SCHEMAS: dict[str, dict[str, type]] = {
         "mvtec": MVTecConfig,
         "visa": VisAConfig,
     },
-    "coreset": {
-        "all": AllConfig,
-        "approximate": ApproximateConfig,
-        "greedy": GreedyConfig,
-        "learned": LearnedConfig,
-        "random": RandomConfig,
-    },
-    "index": {
-        "faiss_flat": FaissFlatConfig,
-        "faiss_ivfpq": FaissIVFPQConfig,
-        "torch": TorchIndexConfig,
-    },
+    "coreset": SAMPLERS,
+    "index": INDEXES,
     "model": {
         "padim": PadimConfig,
         "patchcore": PatchCoreModelConfig,

@@ -10,7 +10,8 @@ channel is a weighted sum over a run of a layer's flattened (channel, row, colum
 over a short run of channels, each with its own p × p window of weights. That is a depthwise
 convolution for the first channel of every run, plus one for the second, and so on: no unfolding, no
 copies. Bilinear interpolation to the first layer's grid is linear too and acts on other axes, so it
-may come last, when there are fewest values to interpolate.
+may come last, when there are fewest values to interpolate. The literal version is `patch_features`
+in tests/reference.py.
 """
 
 from collections.abc import Sequence
@@ -20,14 +21,15 @@ from enum import Enum
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from patchcore.errors import InputError
-from patchcore.settings import setting
+from patchcore.settings import check_ranges, setting
 
 
 class Mapping(Enum):
-    """How a neighbourhood's channels are pooled."""
+    """Pooling of a neighbourhood's channels."""
 
     reference = "reference"  # to `layer_channels`, then all layers to `channels`
     average = "average"  # each channel over the neighbourhood; layers joined, channels kept
@@ -36,31 +38,38 @@ class Mapping(Enum):
 
 @dataclass
 class PatchConfig:
-    """How layer maps become patch features.
+    """Settings of how layer maps become patch features.
 
     The reference's mapping was made for wide networks. A network with fewer channels than it maps
     to (ResNet-18: 128 + 256) would have its neighbourhoods taken apart by it, not pooled, which
     costs accuracy; hence `auto`.
     """
 
-    size: int = 3  # p of Eq. 1, in positions of each layer's map; odd
-    stride: int = 1  # s of Eq. 3, in positions of each layer's map
-    mapping: Mapping = Mapping.auto
-    # each layer's neighbourhood is pooled to this many values
-    layer_channels: int = setting(
-        1024, effect=lambda patch: patch["mapping"] is not Mapping.average
+    size: int = setting(
+        3, "p of Eq. 1, the side of a neighbourhood; odd", unit="positions of a layer's map", low=1
     )
-    # and all layers together to this many: the patch feature's size
-    channels: int = setting(1024, effect=lambda patch: patch["mapping"] is not Mapping.average)
+    stride: int = setting(1, "s of Eq. 3", unit="positions of a layer's map", low=1)
+    mapping: Mapping = setting(
+        Mapping.auto,
+        "reference, average, or auto: the reference's if layers have more than `channels`",
+    )
+    layer_channels: int = setting(
+        1024,
+        "values that each layer's neighbourhood is pooled to",
+        low=1,
+        effect=lambda patch: patch["mapping"] is not Mapping.average,
+    )
+    channels: int = setting(
+        1024,
+        "values that all layers together are pooled to: the patch feature's size",
+        low=1,
+        effect=lambda patch: patch["mapping"] is not Mapping.average,
+    )
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.size % 2 == 0:
+        check_ranges(self, "patch")
+        if self.size % 2 == 0:
             raise InputError(f"patch.size must be odd and positive, got {self.size}")
-        if self.stride < 1:
-            raise InputError(f"patch.stride must be at least 1, got {self.stride}")
-        for key in ("layer_channels", "channels"):
-            if getattr(self, key) < 1:
-                raise InputError(f"patch.{key} must be at least 1, got {getattr(self, key)}")
 
     def maps(self, channels: Sequence[int]) -> bool:
         """Whether layers with so many channels are mapped, rather than averaged."""
@@ -104,8 +113,10 @@ class PatchFeatures(nn.Module):
                 f"kernel_{i}", kernel.transpose(0, 1)[:, :, None], persistent=False
             )  # (taps, rows, 1, p, p)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Patch features (B, h, w, D) of layer maps [(B, C, H, W), (B, C', H', W'), …].
+    def forward(
+        self, maps: Sequence[Float[Tensor, "images _ _ _"]]
+    ) -> Float[Tensor, "images h w channels"]:
+        """Patch features of layer maps [(B, C, H, W), (B, C', H', W'), …].
 
         The grid (h, w) is the first layer's, thinned by the stride; deeper layers are interpolated
         to it bilinearly. Borders are padded with zeros that count, as in the reference. The result
@@ -124,8 +135,10 @@ class PatchFeatures(nn.Module):
             filled = hi
         return features
 
-    def _pool(self, i: int, x: Tensor) -> Tensor:
-        """One layer's share of the output channels: (B, C, H, W) → (B, rows, h, w)."""
+    def _pool(
+        self, i: int, x: Float[Tensor, "images channels height width"]
+    ) -> Float[Tensor, "images rows h w"]:
+        """One layer's share of the output channels."""
         source, kernel = getattr(self, f"source_{i}"), getattr(self, f"kernel_{i}")
         total: Tensor | int = 0
         for tap, weight in enumerate(kernel):  # (rows, 1, p, p)
@@ -138,15 +151,17 @@ class PatchFeatures(nn.Module):
         return torch.as_tensor(total)
 
 
-def neighbourhood_mean(channels: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each channel's plain mean over the neighbourhood, in the form of `reference_mapping`."""
+def neighbourhood_mean(
+    channels: int, size: int
+) -> tuple[Int64[np.ndarray, " rows"], Float64[np.ndarray, "rows taps size size"]]:
+    """Plain mean of each channel over the neighbourhood, in the form of `reference_mapping`."""
     return np.arange(channels), np.full((channels, 1, size, size), 1 / size**2)
 
 
 def reference_mapping(
     channels: int, size: int, layer: int, layers: int, layer_channels: int, out_channels: int
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """The reference's two adaptive poolings of one layer, composed into convolution kernels.
+) -> tuple[int, Int64[np.ndarray, " rows"], Float64[np.ndarray, "rows taps size size"]]:
+    """Compose the reference's two adaptive poolings of one layer into convolution kernels.
 
     Adaptive pooling of n entries to m makes entry k the mean of the run ⌊k·n/m⌋ … ⌈(k+1)·n/m⌉ − 1.
     Applied first to the C·p² entries of each layer (n = C·p², m = `layer_channels`), then to the
@@ -185,5 +200,5 @@ def reference_mapping(
 
 
 def _run(k: int, n: int, m: int) -> tuple[int, int]:
-    """The run of entries [start, stop) that entry k averages when n are pooled to m."""
+    """Run of entries [start, stop) that entry k averages when n are pooled to m."""
     return k * n // m, -(-(k + 1) * n // m)

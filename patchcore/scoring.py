@@ -1,4 +1,9 @@
-"""From distances to an image's anomaly score (Eq. 6, 7) and anomaly map."""
+"""Anomaly score (Eq. 6, 7) and anomaly map of an image, from the distances of its patches.
+
+`RULES` says for each `Distance` how a patch is scored. A new rule is a function, its name in
+`Distance`, and its line in `RULES`. Term by term the scores are `image_score` and `anomaly_map` in
+tests/reference.py.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,18 +12,20 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int64
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from patchcore._traced import traced
 from patchcore.errors import InputError
+from patchcore.settings import check_ranges, setting
 
 Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(Q, D) queries and k → squared distances (Q, k) and memory rows (Q, k)."""
 
 
 class Distance(Enum):
-    """What becomes of the squared distances of the search."""
+    """Rule by which squared distances of the search become the score of a patch."""
 
     euclidean = "euclidean"  # the paper
     squared = "squared"  # the reference implementation
@@ -27,54 +34,95 @@ class Distance(Enum):
 
 @dataclass
 class ScoringConfig:
-    """How patch distances become scores."""
+    """Settings of how patch distances become scores."""
 
-    neighbours: int = 1  # k nearest memory patches whose distances are averaged
-    reweight: int = 0  # b of Eq. 7, the neighbour itself counted; 0: no reweighting
-    distance: Distance = Distance.euclidean
-    top_share: float = 0.0  # of the patches whose scores an image's is the mean of; 0: the maximum
-    sigma: float = 4.0  # of the anomaly map's Gaussian, in px; 0: none
+    neighbours: int = setting(
+        1, "nearest memory patches whose distances are averaged", unit="patches", low=1
+    )
+    reweight: int = setting(
+        0, "b of Eq. 7, the nearest neighbour counted; 0: no reweighting", unit="patches", low=0
+    )
+    distance: Distance = setting(
+        Distance.euclidean, "euclidean as in the paper, squared as in the reference, or cosine"
+    )
+    top_share: float = setting(
+        0.0,
+        "share of an image's patches, the highest, whose mean is its score; 0: the maximum",
+        low=0,
+        high=1,
+    )
+    sigma: float = setting(
+        4.0, "standard deviation of the anomaly map's Gaussian; 0: none", unit="px", low=0
+    )
 
     def __post_init__(self) -> None:
-        if self.neighbours < 1:
-            raise InputError(f"scoring.neighbours must be at least 1, got {self.neighbours}")
-        if self.reweight < 0 or self.reweight == 1:
+        check_ranges(self, "scoring")
+        if self.reweight == 1:
             raise InputError(
                 f"scoring.reweight must be 0 (off) or at least 2, got {self.reweight}; with one "
                 "neighbour Eq. 7 makes every score 0"
             )
-        if not 0 <= self.top_share <= 1:
-            raise InputError(f"scoring.top_share must be in [0, 1], got {self.top_share}")
-        if self.sigma < 0:
-            raise InputError(f"scoring.sigma must not be negative, got {self.sigma}")
 
 
-def comparable(features: Tensor, config: ScoringConfig) -> Tensor:
-    """Features (…, D) as they are searched: for the cosine distance at unit length.
+def euclidean(squared: Float[Tensor, "*patches neighbours"]) -> Float[Tensor, "*patches"]:
+    """Mean Euclidean distance to the neighbours."""
+    return squared.sqrt().mean(-1)
+
+
+def squared_euclidean(squared: Float[Tensor, "*patches neighbours"]) -> Float[Tensor, "*patches"]:
+    """Mean squared distance to the neighbours."""
+    return squared.mean(-1)
+
+
+def cosine(squared: Float[Tensor, "*patches neighbours"]) -> Float[Tensor, "*patches"]:
+    """Mean cosine distance to the neighbours: half the squared distance of unit vectors."""
+    return squared.mean(-1) / 2
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Score of a patch by its squared distances to the neighbours, and how they are searched."""
+
+    score: Callable[[Tensor], Tensor]  # (…, k) squared distances → (…) scores
+    unit_length: bool = False  # whether features are searched at unit length
+
+
+RULES = {
+    Distance.euclidean: Rule(euclidean),
+    Distance.squared: Rule(squared_euclidean),
+    Distance.cosine: Rule(cosine, unit_length=True),
+}
+
+
+def comparable(
+    features: Float[Tensor, "*patches channels"], config: ScoringConfig
+) -> Float[Tensor, "*patches channels"]:
+    """Features as they are searched: for the cosine distance at unit length.
 
     There |x − y|² = 2 (1 − cos), so every back end searches by it. A vector of zeros stays one.
     """
-    return F.normalize(features, dim=-1) if config.distance is Distance.cosine else features
+    return F.normalize(features, dim=-1) if RULES[config.distance].unit_length else features
 
 
 def score_images(
-    patches: Tensor,
-    squared: Tensor,
-    rows: Tensor,
-    memory: Tensor,
+    patches: Float[Tensor, "images patches channels"],
+    squared: Float[Tensor, "queries neighbours"],
+    rows: Int64[Tensor, "queries neighbours"],
+    memory: Float[Tensor, "memory channels"],
     search: Search,
     config: ScoringConfig,
-) -> tuple[Tensor, Tensor]:
-    """Scores of images (B,) and of their patches (B, h·w): Eq. 6, and Eq. 7 if `reweight` asks.
+) -> tuple[Float[Tensor, " images"], Float[Tensor, "images patches"]]:
+    """Scores of images and of their patches: Eq. 6, and Eq. 7 if `reweight` asks.
 
     With `top_share` each of an image's highest patch scores has its own factor of Eq. 7.
 
     Args:
-        patches: (B, h·w, D) patch features, as they are searched.
-        squared: (B·h·w, k) their squared distances to the k nearest memory rows.
-        rows: (B·h·w, k) which those are.
-        memory: (M, D) memory bank, as it is searched.
+        patches: Patch features, as they are searched.
+        squared: Squared distances of all patches of all images to their nearest memory rows.
+        rows: Those memory rows.
+        memory: Memory bank, as it is searched.
         search: Nearest neighbours in it.
+        config: How to score.
     """
     scores = patch_scores(squared, config).view(patches.shape[:2])  # (B, h·w)
     s_star, m_test = highest(scores, config.top_share)  # (B, T)
@@ -88,21 +136,19 @@ def score_images(
     return s_star.mean(1), scores
 
 
-def patch_scores(squared: Tensor, config: ScoringConfig) -> Tensor:
-    """Anomaly score of each patch (…) from its k squared neighbour distances (…, k)."""
-    match config.distance:
-        case Distance.euclidean:
-            return squared.sqrt().mean(-1)
-        case Distance.squared:
-            return squared.mean(-1)
-        case Distance.cosine:
-            return squared.mean(-1) / 2  # of unit vectors
+def patch_scores(
+    squared: Float[Tensor, "*patches neighbours"], config: ScoringConfig
+) -> Float[Tensor, "*patches"]:
+    """Anomaly score of each patch from its squared distances to its neighbours."""
+    return RULES[config.distance].score(squared)
 
 
-def highest(scores: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The T highest of the patch scores (B, h·w), and the patches where they lie, both (B, T).
+def highest(
+    scores: Float[Tensor, "images patches"], share: float
+) -> tuple[Float[Tensor, "images top"], Int64[Tensor, "images top"]]:
+    """Highest of the patch scores, falling, and the patches where they lie.
 
-    T is that share of the patches, rounded, but at least one: the maximum of Eq. 6.
+    They are that share of the patches, rounded, but at least one: the maximum of Eq. 6.
     """
     count = max(1, round(share * int(scores.shape[1]))) if share else 1
     if count == 1:
@@ -113,17 +159,21 @@ def highest(scores: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
 
 def neighbourhood_weight(
-    m_test: Tensor, m_star: Tensor, memory: Tensor, search: Search, b: int
-) -> Tensor:
-    """The factor of Eq. 7 for each candidate: 1 − softmax of its distances at m*.
+    m_test: Float[Tensor, "candidates channels"],
+    m_star: Int64[Tensor, " candidates"],
+    memory: Float[Tensor, "memory channels"],
+    search: Search,
+    b: int,
+) -> Float[Tensor, " candidates"]:
+    """Factor of Eq. 7 for each candidate: 1 − softmax of its distances at m*.
 
     N_b(m*) are the b memory patches nearest to m*, m* itself among them, so that the factor lies in
     [0, 1). Distances are Euclidean, whatever becomes of those of the search.
 
     Args:
-        m_test: (B, D) the candidates: each image's most anomalous patch feature.
-        m_star: (B,) memory row of its nearest neighbour.
-        memory: (M, D) memory bank.
+        m_test: Candidates: the patch features with an image's highest scores.
+        m_star: Memory row of each one's nearest neighbour.
+        memory: Memory bank.
         search: Nearest neighbours in it.
         b: Size of the neighbourhood.
     """
@@ -134,8 +184,10 @@ def neighbourhood_weight(
     return 1 - torch.exp(to_m_star - to_neighbours.logsumexp(1))
 
 
-def anomaly_maps(scores: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
-    """Patch scores (B, h, w) brought to image size (B, H, W).
+def anomaly_maps(
+    scores: Float[Tensor, "images h w"], size: tuple[int, int], sigma: float
+) -> Float[Tensor, "images height width"]:
+    """Patch scores brought to image size (height, width), in px.
 
     Bilinear upsampling (pixel centres at half integers), then a Gaussian of `sigma` px, cut at 4σ,
     with the border mirrored. Both are linear and separable, so each axis is one fixed matrix.
@@ -148,8 +200,8 @@ def anomaly_maps(scores: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _upsample_and_blur(grid: int, size: int, sigma: float) -> Tensor:
-    """(size, grid) matrix of one axis: column i is the response to patch i alone."""
+def _upsample_and_blur(grid: int, size: int, sigma: float) -> Float32[Tensor, "size grid"]:
+    """Matrix of one axis: column i is the response to patch i alone."""
     # float32 whatever the default is: the matrix is kept for later calls.
     identity = torch.eye(grid, dtype=torch.float32)[None]  # (1, grid, grid)
     upsampled = F.interpolate(identity, size=size, mode="linear", align_corners=False)[0].T
@@ -158,7 +210,9 @@ def _upsample_and_blur(grid: int, size: int, sigma: float) -> Tensor:
     return torch.from_numpy(gaussian_filter1d(upsampled.numpy(), sigma, axis=0, mode="reflect"))
 
 
-def _anomaly_maps_traced(scores: Tensor, size: tuple[int, int], sigma: float) -> Tensor:
+def _anomaly_maps_traced(
+    scores: Float[Tensor, "images h w"], size: tuple[int, int], sigma: float
+) -> Float[Tensor, "images height width"]:
     """`anomaly_maps` up to rounding, by steps that PyTorch's compilers can follow."""
     maps = F.interpolate(scores[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     if sigma == 0:
@@ -166,8 +220,8 @@ def _anomaly_maps_traced(scores: Tensor, size: tuple[int, int], sigma: float) ->
     return _blur(size[0], sigma, maps) @ maps @ _blur(size[1], sigma, maps).T  # (B, H, W)
 
 
-def _blur(size: int, sigma: float, like: Tensor) -> Tensor:
-    """(size, size) matrix of the Gaussian along one axis."""
+def _blur(size: int, sigma: float, like: Tensor) -> Float[Tensor, "size size"]:
+    """Matrix of the Gaussian along one axis."""
     reach = int(4 * sigma + 0.5)  # as SciPy cuts it
     offsets = torch.arange(-reach, reach + 1, device=like.device)
     weights = torch.exp(-0.5 * (offsets / sigma).square().to(like))
@@ -177,5 +231,8 @@ def _blur(size: int, sigma: float, like: Tensor) -> Tensor:
     return like.new_zeros(size, size).scatter_add(1, at, weights.expand(size, -1))
 
 
-def _distance(x: Tensor, y: Tensor) -> Tensor:
+def _distance(
+    x: Float[Tensor, "*rows channels"], y: Float[Tensor, "*others channels"]
+) -> Float32[Tensor, "..."]:
+    """Euclidean distances of vectors, broadcast."""
     return (x.float() - y.float()).square().sum(-1).sqrt()

@@ -1,14 +1,17 @@
-"""Declaration of a setting: its default, and once and for all whether it changes results.
+"""Declaration of a setting: its default, help, unit and range, and whether it changes results.
 
-Fingerprints and reports read this beside the setting itself, so no list of exceptions exists
-elsewhere.
+Fingerprints, reports, help and range checks read this beside the setting itself, so no second list
+exists elsewhere.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import field, fields, is_dataclass
+from dataclasses import Field, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
+
+from patchcore.errors import InputError
 
 Effect = bool | Callable[[Mapping[str, Any]], bool]
 """Whether a setting changes results: always, never, or depending on its siblings by name."""
@@ -16,8 +19,14 @@ Effect = bool | Callable[[Mapping[str, Any]], bool]
 
 def setting(
     default: Any = None,
+    help: str = "",
     *,
     factory: Callable[[], Any] | None = None,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
     effect: Effect = True,
     without: Collection[str] = (),
 ) -> Any:
@@ -25,11 +34,19 @@ def setting(
 
     Args:
         default: Its default; `factory` makes it where it is mutable.
+        help: One line for `--help` and the documentation, without unit and range.
+        unit: Unit of the value, such as `px`.
+        low: Least value allowed.
+        high: Largest value allowed.
+        above: Bound that a value must exceed.
+        below: Bound that a value must stay under.
         effect: Whether it changes results. A function is given the settings beside it,
             {name: value}, with this one among them.
         without: For a mapping: the keys that change no result.
     """
-    metadata = {"effect": effect, "without": frozenset(without)}
+    bounds = {"low": low, "high": high, "above": above, "below": below}
+    notes = {"help": help, "unit": unit, "effect": effect, "without": frozenset(without)}
+    metadata = {**notes, **bounds}
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -66,3 +83,51 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name
     return str(value) if isinstance(value, Path) else value
+
+
+def allowed_range(option: Field[Any]) -> str:
+    """Return the range of a setting in words that follow "must be"; empty if it has none.
+
+    >>> @dataclass
+    ... class Sampler:
+    ...     ratio: float = setting(0.1, above=0, high=1)
+    >>> allowed_range(fields(Sampler)[0])
+    'in (0, 1]'
+    """
+    low, high, above, below = _bounds(option)
+    left = f"({above:g}" if above is not None else f"[{low:g}" if low is not None else ""
+    right = f"{below:g})" if below is not None else f"{high:g}]" if high is not None else ""
+    if left and right:
+        return f"in {left}, {right}"
+    if left:
+        return f"above {above:g}" if above is not None else f"at least {low:g}"
+    if right:
+        return f"below {below:g}" if below is not None else f"at most {high:g}"
+    return ""
+
+
+def check_ranges(settings: Any, group: str) -> None:
+    """Refuse numbers of a dataclass that are not finite or outside of their setting's range.
+
+    None passes, for it is an option of its own.
+    Raises InputError that begins with `group`.name.
+    """
+    for option in fields(settings):
+        value = getattr(settings, option.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        low, high, above, below = _bounds(option)
+        inside = (
+            (low is None or value >= low)
+            and (high is None or value <= high)
+            and (above is None or value > above)
+            and (below is None or value < below)
+        )
+        if not inside:
+            raise InputError(f"{group}.{option.name} must be {allowed_range(option)}, got {value}")
+        if not math.isfinite(value):
+            raise InputError(f"{group}.{option.name} must be a finite number, got {value}")
+
+
+def _bounds(option: Field[Any]) -> list[float | None]:
+    return [option.metadata.get(bound) for bound in ("low", "high", "above", "below")]

@@ -3,6 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.shapes import check_shapes
+
+check_shapes()  # before anything imports the package
+
 SHARED = Path(os.environ.get("PATCHCORE_SHARED", Path(__file__).parents[2] / "shared"))
 
 

@@ -1,4 +1,8 @@
-"""Naive NumPy versions of the fast paths: slow, obvious, and what the tests compare against."""
+"""PatchCore on one page, in plain NumPy: slow, obvious, and what every fast path is compared with.
+
+From layer maps to metrics, in the order of an image's way: patch features, coreset, search and
+scores, anomaly map, scale of an ensemble's member, the baselines, metrics.
+"""
 
 import numpy as np
 import scipy.ndimage
@@ -152,6 +156,12 @@ def image_score(
             weight -= np.exp(np.linalg.norm(patches[candidate] - m_star)) / np.exp(to).sum()
         found.append(weight * scores[candidate])
     return float(np.mean(found))
+
+
+def anomaly_map(scores: np.ndarray, size: tuple[int, int], sigma: float) -> np.ndarray:
+    """Patch scores (h, w) interpolated to `size` (H, W), then a Gaussian of `sigma` px."""
+    upsampled = interpolate(scores.astype(np.float64)[None], size)[0]
+    return scipy.ndimage.gaussian_filter(upsampled, sigma) if sigma else upsampled
 
 
 def nominal_scale(

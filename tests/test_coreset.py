@@ -14,21 +14,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from patchcore import coreset
 from patchcore.coreset import (
+    SAMPLERS,
     AllConfig,
     ApproximateConfig,
+    Coreset,
+    CoresetConfig,
     GreedyConfig,
     LearnedConfig,
     Order,
     Projection,
     RandomConfig,
+    SizedConfig,
     Start,
     greedy_order,
     project,
     reconstruction_loss,
     subsample,
 )
+from patchcore.coreset import order as order_module
+from patchcore.coreset.tensors import chunk_size
 from patchcore.errors import InputError
 from patchcore.report.radius import plot_radius
 from tests import reference
@@ -249,6 +254,26 @@ def test_settings_for_training_do_not_reach_the_picks() -> None:
     assert order.radii.equal(expected.radii)
 
 
+def line(gap: float) -> Tensor:
+    """Points at -1 and 1, and one at `gap` from either."""
+    return torch.tensor([[-1.0], [gap - 1], [1 - gap], [1.0]])
+
+
+@pytest.mark.parametrize(("gap", "dtype"), [(0.18, torch.float32), (0.17, torch.float64)])
+def test_below_a_sixth_of_the_largest_norm_distances_are_float64(
+    gap: float, dtype: torch.dtype
+) -> None:
+    assert greedy_order(line(gap), 2, start=Start.mean).remaining.dtype == dtype
+
+
+@pytest.mark.parametrize(("gap", "told_apart"), [(2.0**-20, True), (2.0**-22, False)])
+def test_points_nearer_than_rounding_are_equal(gap: float, told_apart: bool) -> None:
+    order = greedy_order(line(gap), 4, start=Start.mean)
+    assert order.indices.tolist()[:2] == [0, 3]
+    assert (float(order.radii[1]) == pytest.approx(gap)) == told_apart
+    assert (float(order.radii[1]) == 0) != told_apart
+
+
 def test_starts() -> None:
     points = normal(300, 4) ** 3
     farthest = int((points - points.mean(0)).norm(dim=1).argmax())
@@ -264,6 +289,8 @@ def test_anchors_as_in_the_reference() -> None:
     order = greedy_order(points, 60, start=Start.anchors, anchors=10, pool=32, seed=5)
     anchors = torch.randperm(500, generator=torch.Generator().manual_seed(5))[:10]
     check(points, order, 60, torch.cdist(points.double(), points[anchors].double()).mean(1).numpy())
+    default = greedy_order(points, 60, start=Start.anchors, pool=32, seed=5)
+    assert default.indices.equal(order.indices)
     features = normal(500, 40)
     parity = subsample(features, ApproximateConfig(count=60, dimension=12, seed=5))
     settings = {"count": 60, "dimension": 12, "seed": 5, "start": Start.anchors}
@@ -288,9 +315,31 @@ def test_radius_stops_at_the_first_sufficient_pick() -> None:
     assert more.order.radii.equal(curve)
 
 
+def test_pools_grow_with_the_points_within_limits() -> None:
+    sizes = [order_module._pool_size(n) for n in (1, 4000, 2**13, 2**14, 2**15, 10**7)]
+    assert sizes == [128, 128, 256, 512, 1024, 1024]
+
+
+@pytest.mark.parametrize(
+    ("free", "width", "rows"),
+    [
+        (2**40, 100, 8192),  # never more on a CPU
+        (2**20, 64, 256),  # an eighth of what is free, at 8 bytes a number
+        (2**20 - 1, 64, 128),
+        (2**10, 64, 64),  # never fewer
+    ],
+)
+def test_chunks_are_an_eighth_of_the_free_memory(
+    free: int, width: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchcore.coreset.tensors.free_memory", lambda device: free)
+    assert chunk_size(torch.device("cpu"), width) == rows
+
+
 def test_narrow_features_are_not_projected_unless_asked() -> None:
     narrow, wide = normal(20, 48), normal(20, 49)
     assert project(narrow, GreedyConfig(dimension=12)) is narrow
+    assert project(narrow, GreedyConfig(dimension=13)) is narrow
     assert project(wide, GreedyConfig(dimension=12)).shape == (20, 12)
     asked = GreedyConfig(dimension=12, projection=Projection.gaussian)
     assert project(narrow, asked).shape == (20, 12)
@@ -321,6 +370,63 @@ def test_other_samplers() -> None:
     assert random.memory.equal(features[random.indices])
     fewer = subsample(features, RandomConfig(count=7, seed=1))
     assert fewer.indices is not None and fewer.indices.equal(random.indices[:7])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_is_what_it_says(name: str) -> None:
+    config = SAMPLERS[name]
+    features = normal(200, 6)
+    if not issubclass(config, SizedConfig):
+        assert subsample(features, config()).memory.equal(features)
+        return
+    options: dict[str, Any] = {"steps": 20} if name == "learned" else {}
+    large = subsample(features, config(ratio=0.2, **options))
+    small = subsample(features, config(ratio=0.1, **options))
+    counted = subsample(features, config(count=20, ratio=0.9, **options))
+    assert (len(small.memory), len(large.memory)) == (20, 40)
+    assert counted.memory.equal(small.memory)
+    assert large.memory[:20].equal(small.memory) == config.nested
+    assert (large.order is not None) == config.ordered
+    if large.indices is not None:
+        assert large.memory.equal(features[large.indices])
+    if large.order is not None:
+        again = subsample(features, config(ratio=0.1), order=large.order)
+        assert again.order is large.order and again.memory.equal(small.memory)
+    with pytest.raises(
+        InputError, match=r"coreset\.count must be at most the 200 patches, got 201"
+    ):
+        subsample(features, config(count=201))
+
+
+def test_defaults() -> None:
+    greedy, approximate, learned = GreedyConfig(), ApproximateConfig(), LearnedConfig()
+    assert (greedy.ratio, greedy.count, greedy.seed, greedy.radius) == (0.1, None, 0, None)
+    assert (greedy.projection, greedy.dimension, greedy.distortion) == (Projection.auto, 128, 0.9)
+    assert (greedy.start, greedy.anchors) == (Start.random, 10)
+    assert (approximate.dimension, approximate.anchors) == (128, 10)
+    assert (learned.steps, learned.batch) == (1000, 1024)
+    assert (learned.learning_rate, learned.temperature) == (0.01, 0.02)
+
+
+def test_a_new_sampler_is_its_settings_and_what_they_do() -> None:
+    class FirstConfig(SizedConfig):
+        def sample(
+            self,
+            features: Tensor,
+            device: torch.device,
+            order: Order | None = None,
+            progress: bool = False,
+        ) -> Coreset:
+            return Coreset(features[: self.size(len(features))], None)
+
+    assert subsample(normal(50, 3), FirstConfig()).memory.equal(normal(50, 3)[:5])
+    with pytest.raises(TypeError, match="no sampler for CoresetConfig"):
+        subsample(normal(50, 3), CoresetConfig())
+
+
+def test_learned_proxies_that_run_away_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^coreset\.learning_rate is too high"):
+        subsample(normal(50, 3), LearnedConfig(steps=3, learning_rate=1e30))
 
 
 def test_learned_proxies_reconstruct_better() -> None:
@@ -416,15 +522,16 @@ def test_kernels_in_the_interpreter() -> None:
 
 def interpret_kernels() -> None:
     """The CUDA rounds, interpreted on the CPU, make the plain rounds' picks."""
-    from patchcore import _greedy_kernel as kernel
+    from patchcore.coreset import kernel
+    from patchcore.coreset import order as scheme
 
-    plain = coreset._kernel
+    plain = scheme._kernel
 
     def compare(points: Tensor, pool: int, start: Start = Start.random) -> None:
         expected = greedy_order(points, 40, pool=pool, chunk=64, start=start)
-        coreset._kernel = lambda best: kernel if best.dtype == torch.float32 else None
+        scheme._kernel = lambda best: kernel if best.dtype == torch.float32 else None
         order = greedy_order(points, 40, pool=pool, chunk=64, start=start)
-        coreset._kernel = plain
+        scheme._kernel = plain
         assert order.indices[:40].equal(expected.indices[:40])
         torch.testing.assert_close(order.radii[:40], expected.radii[:40])
         if start is Start.random:
@@ -459,7 +566,8 @@ def test_cuda_streams_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None
     resident = greedy_order(points, 2000, device="cuda")
     few = greedy_order(points, 500, device="cuda")
     assert greedy_order(points, 2000, device="cuda", order=few).radii.equal(resident.radii)
-    monkeypatch.setattr(coreset, "_free_memory", lambda device: 2**20)
+    for module in ("tensors", "space"):
+        monkeypatch.setattr(f"patchcore.coreset.{module}.free_memory", lambda device: 2**20)
     streamed = greedy_order(points, 2000, device="cuda")
     assert streamed.indices.equal(resident.indices)
     torch.testing.assert_close(streamed.radii, resident.radii, rtol=1e-6, atol=0)

@@ -299,11 +299,11 @@ EVERY = {"images", "maps", "orders", "run"}
         ("module", EVERY - {"images"}),
         ("model", EVERY - {"images"}),
         ("patches", {"orders", "run"}),
-        ("coreset", {"orders", "run"}),
-        ("_greedy_kernel", {"orders", "run"}),
+        ("coreset.order", {"orders", "run"}),
+        ("coreset.kernel", {"orders", "run"}),
         ("scoring", {"run"}),
-        ("index", {"run"}),
-        ("_coarse", {"run"}),
+        ("index.exact", {"run"}),
+        ("index.coarse", {"run"}),
         ("metrics", {"run"}),
         ("ensemble", {"run"}),
         ("baselines.spade", {"run"}),
@@ -334,7 +334,7 @@ def test_sources_are_those_of_the_files(tmp_path: Path) -> None:
     package = tmp_path / "patchcore"
     shutil.copytree(Path(identity.__file__).parent, package)
     assert identity.read_sources(package) == identity.SOURCES
-    (package / "report/page.css").write_text("body {}")
+    (package / "report/templates/page.css").write_text("body {}")
     assert identity.read_sources(package) == identity.SOURCES
     with (package / "scoring.py").open("a") as file:
         file.write("SIDE = 1\n")

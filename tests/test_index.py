@@ -9,6 +9,8 @@ import torch
 
 from patchcore.errors import InputError
 from patchcore.index import (
+    INDEXES,
+    FaissFactoryConfig,
     FaissFlatConfig,
     FaissIVFPQConfig,
     Index,
@@ -26,12 +28,20 @@ EXACT = [
     TorchIndexConfig(chunk_mib=1),
     FaissFlatConfig(),
     FaissFlatConfig(gpu=True),
+    FaissFactoryConfig("Flat"),
+    FaissFactoryConfig("IVF4,Flat", "nprobe=4"),
 ]
 BACK_ENDS = [
     *EXACT,
     IVFPQ,
     replace(IVFPQ, probes=1, train_patches=100),
     FaissIVFPQConfig(lists=16, probes=8, sub_quantizers=16, gpu=True),
+    FaissFactoryConfig("HNSW8"),
+    FaissFactoryConfig("IVF4,PQ16x6", "nprobe=2"),
+    FaissFactoryConfig("PCA24,Flat"),
+]
+ON_GPU = [
+    config for config in BACK_ENDS if config == TorchIndexConfig() or getattr(config, "gpu", False)
 ]
 
 
@@ -118,7 +128,7 @@ def test_equal_memory_entries_are_at_no_distance(config: IndexConfig) -> None:
     assert torch.equal(distances, torch.zeros(3, 2)) and (rows[:, 0] != rows[:, 1]).all()
 
 
-@pytest.mark.parametrize("config", [*BACK_ENDS[:1], *BACK_ENDS[3:4], *BACK_ENDS[6:]], ids=str)
+@pytest.mark.parametrize("config", ON_GPU, ids=str)
 def test_a_memory_on_the_gpu_is_searched_there(config: IndexConfig) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
@@ -137,8 +147,8 @@ def test_a_memory_on_the_gpu_is_searched_there(config: IndexConfig) -> None:
 @pytest.mark.parametrize("k", [1, 4])
 def test_exact_search_equals_the_naive_one(config: IndexConfig, k: int) -> None:
     generator = torch.Generator().manual_seed(k)
-    memory = torch.randn(3000, 32, generator=generator)
-    queries = torch.randn(500, 32, generator=generator)
+    memory = torch.randn(1000, 32, generator=generator)
+    queries = torch.randn(300, 32, generator=generator)  # two chunks of a MiB
     distances, rows = index(memory, config).search(queries, k)
     expected, expected_rows = reference.nearest(queries.numpy(), memory.numpy(), k)
     assert np.array_equal(rows.numpy(), expected_rows)
@@ -188,11 +198,11 @@ def test_prefixes_must_ascend_within_the_memory() -> None:
 def test_coarse_products_change_no_neighbour(
     screen: torch.dtype, offset: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchcore.index.coarse_dtype", lambda memory: screen)
+    monkeypatch.setattr("patchcore.index.exact.coarse_dtype", lambda memory: screen)
     generator = torch.Generator().manual_seed(0)
-    memory = (offset + torch.randn(1500, 48, generator=generator)).relu()
-    queries = memory[torch.randperm(1500, generator=generator)[:400]]
-    queries = queries + 0.3 * torch.randn(400, 48, generator=generator)
+    memory = (offset + torch.randn(700, 48, generator=generator)).relu()
+    queries = memory[torch.randperm(700, generator=generator)[:200]]
+    queries = queries + 0.3 * torch.randn(200, 48, generator=generator)
     for k in (1, 5):
         distances, rows = TorchIndex(memory).search(queries, k)
         expected, expected_rows = reference.nearest(queries.numpy(), memory.numpy(), k)
@@ -215,7 +225,7 @@ def test_many_equal_memory_entries(k: int) -> None:
 # --- approximate search -----------------------------------------------------------------------
 
 
-def recall(config: FaissIVFPQConfig, memory: torch.Tensor, queries: torch.Tensor) -> float:
+def recall(config: IndexConfig, memory: torch.Tensor, queries: torch.Tensor) -> float:
     """Share of the queries whose nearest memory entry is found."""
     _, rows = index(memory, config).search(queries, 1)
     _, expected = reference.nearest(queries.numpy(), memory.numpy(), 1)
@@ -256,7 +266,8 @@ def test_training_on_some_patches_takes_them_from_everywhere() -> None:
 
 def test_ivfpq_explains_what_it_needs() -> None:
     memory = torch.randn(100, 30)
-    with pytest.raises(InputError, match=r"at least 512 patches .* the memory holds 100"):
+    needed = r"at least 512 patches to train 512 lists and 256 codes, the memory holds 100: "
+    with pytest.raises(InputError, match=needed):
         index(memory, FaissIVFPQConfig(sub_quantizers=15))
     with pytest.raises(InputError, match=r"index.sub_quantizers=64 does not divide .* 30"):
         index(memory, FaissIVFPQConfig())
@@ -265,6 +276,40 @@ def test_ivfpq_explains_what_it_needs() -> None:
 def test_faiss_says_nothing_about_small_trainings(capfd: pytest.CaptureFixture[str]) -> None:
     index(clustered(300), IVFPQ)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_factorys_distances_are_those_of_the_patches_found() -> None:
+    memory, queries = clustered(300), clustered(40, seed=1)
+    for factory in ("PQ4x4", "LSH", "PCAW8,Flat"):  # codes, bits, and another metric
+        distances, rows = index(memory, FaissFactoryConfig(factory)).search(queries, 3)
+        expected = (queries[:, None] - memory[rows]).square().sum(2)
+        assert torch.allclose(distances, expected, rtol=1e-6)
+
+
+def test_a_factorys_parameters_reach_the_search() -> None:
+    memory, queries = clustered(600), clustered(100, seed=1)
+    found = [
+        recall(FaissFactoryConfig("IVF16,Flat", parameters), memory, queries)
+        for parameters in ("", "nprobe=3", "nprobe=16")
+    ]
+    assert found == sorted(found) and found[0] < found[2] == 1
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters", "reason"),
+    [
+        ("nonsense", "", "index.factory=nonsense: faiss refuses: .*could not parse"),
+        ("IVF512,Flat", "", "index.factory=IVF512,Flat: faiss refuses: .* points"),
+        ("PQ5", "", "index.factory=PQ5: faiss refuses: .* multiple"),
+        ("IDMap,Flat", "", "index.factory=IDMap,Flat: faiss refuses: .* IndexIDMap"),
+        ("Flat", "nprobe=2", "index.factory=Flat with index.parameters=nprobe=2: faiss refuses"),
+        ("IVF4,Flat", "nprobe", "with index.parameters=nprobe: faiss refuses"),
+    ],
+)
+def test_a_factory_that_faiss_refuses_is_named(factory: str, parameters: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"^{reason}|{reason}") as error:
+        index(clustered(300), FaissFactoryConfig(factory, parameters))
+    assert "\n" not in str(error.value)
 
 
 # --- settings ---------------------------------------------------------------------------------
@@ -300,9 +345,35 @@ def test_without_faiss_one_is_told_what_lacks(
         ("index.chunk_mib", lambda: TorchIndexConfig(0)),
         ("index.lists", lambda: FaissIVFPQConfig(lists=0)),
         ("index.probes", lambda: FaissIVFPQConfig(lists=4, probes=5)),
-        ("index.train_patches must be at least 512", lambda: FaissIVFPQConfig(train_patches=511)),
+        (
+            "index.train_patches must be at least 512, to train 512 lists and 256 codes, got 511",
+            lambda: FaissIVFPQConfig(train_patches=511),
+        ),
     ],
 )
 def test_bad_settings_are_named(key: str, make: Any) -> None:
     with pytest.raises(InputError, match=key):
         make()
+
+
+def test_defaults_are_those_of_the_papers_table() -> None:
+    paper = FaissIVFPQConfig()
+    assert (paper.lists, paper.probes, paper.sub_quantizers, paper.bits) == (512, 1, 64, 8)
+    assert paper.train_patches is None and not paper.gpu and not FaissFlatConfig().gpu
+    assert TorchIndexConfig().chunk_mib == 256
+
+
+def test_training_needs_a_patch_for_every_list_and_every_code() -> None:
+    assert FaissIVFPQConfig(lists=512, bits=8).needed() == 512
+    assert FaissIVFPQConfig(lists=4, bits=8).needed() == 256
+
+
+def test_every_back_end_is_built_from_its_settings() -> None:
+    memory = clustered(600)
+    for config in INDEXES.values():
+        settings = (
+            config(lists=4, bits=4, sub_quantizers=4) if "lists" in vars(config()) else config()
+        )
+        assert index(memory, settings).memory is memory
+    with pytest.raises(TypeError, match="no search back end for IndexConfig"):
+        build_index(memory, IndexConfig())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchcore.errors import InputError
-from patchcore.patches import Mapping, PatchConfig, PatchFeatures
+from patchcore.patches import Mapping, PatchConfig, PatchFeatures, reference_mapping
 from tests import reference
 
 
@@ -66,6 +66,8 @@ def test_any_mapping(
 def test_auto_maps_wide_networks_and_averages_narrow_ones() -> None:
     assert PatchFeatures([512, 1024], PatchConfig()).dimension == 1024
     assert PatchFeatures([128, 256], PatchConfig()).dimension == 384
+    assert PatchConfig(channels=49).maps([20, 30])
+    assert not PatchConfig(channels=50).maps([20, 30])
     compare([20, 30], PatchConfig(channels=49), side=5)
     compare([20, 30], PatchConfig(channels=50), side=5)
 
@@ -87,6 +89,26 @@ def test_result_is_contiguous_and_keeps_the_dtype() -> None:
     maps = [x.bfloat16() for x in layer_maps([8, 16])]
     features = PatchFeatures([8, 16], PatchConfig(channels=12)).bfloat16()(maps)
     assert features.is_contiguous() and features.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("layer", "channels", "taps"), [(0, 512, 1), (1, 1024, 2)])
+def test_kernels_are_as_short_as_the_papers_network_allows(
+    layer: int, channels: int, taps: int
+) -> None:
+    lo, first, kernels = reference_mapping(channels, 3, layer, 2, 1024, 1024)
+    assert (lo, first.shape, kernels.shape) == (512 * layer, (512,), (512, taps, 3, 3))
+    assert kernels.sum((1, 2, 3)) == pytest.approx(np.ones(512))  # constants stay as they are
+
+
+def test_nothing_is_stored_or_trained() -> None:
+    features = PatchFeatures([8, 16], PatchConfig(channels=12))
+    assert not features.state_dict() and not list(features.parameters())
+
+
+def test_defaults_are_the_papers() -> None:
+    config = PatchConfig()
+    assert (config.size, config.stride, config.mapping) == (3, 1, Mapping.auto)
+    assert (config.layer_channels, config.channels) == (1024, 1024)
 
 
 @pytest.mark.parametrize(

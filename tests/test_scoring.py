@@ -3,8 +3,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
 
 from patchcore.errors import InputError
 from patchcore.index import TorchIndex
@@ -81,13 +79,18 @@ def test_reweighting_survives_distances_whose_exponential_overflows() -> None:
 
 @pytest.mark.parametrize("size", [(224, 224), (50, 81)])
 @pytest.mark.parametrize("sigma", [0.0, 4.0])
-def test_maps_equal_interpolation_and_scipy_gaussian(size: tuple[int, int], sigma: float) -> None:
+def test_maps_equal_interpolation_and_gaussian(size: tuple[int, int], sigma: float) -> None:
     scores = torch.rand(3, 28, 20, generator=torch.Generator().manual_seed(0))
     maps = anomaly_maps(scores, size, sigma)
-    upsampled = F.interpolate(scores[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-    expected = np.stack([gaussian_filter(x, sigma) for x in upsampled.numpy()])
+    expected = np.stack([reference.anomaly_map(x, size, sigma) for x in scores.numpy()])
     assert maps.shape == (3, *size)
     assert np.abs(maps.numpy() - expected).max() < 1e-5
+
+
+def test_defaults_are_the_papers_without_reweighting() -> None:
+    config = ScoringConfig()
+    assert (config.neighbours, config.reweight, config.distance) == (1, 0, Distance.euclidean)
+    assert (config.top_share, config.sigma) == (0, 4)
 
 
 @pytest.mark.parametrize(

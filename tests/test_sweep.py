@@ -154,13 +154,13 @@ def test_a_larger_ratio_continues_the_order_of_a_smaller(root: Path, tmp_path: P
     single(root, cache, tmp_path / "small", on, "coreset.ratio=0.1")
     orders = [e for e in Store(cache).entries() if e.key.startswith("orders/")]
     assert len(orders) == 1
-    with mock.patch("patchcore.coreset.greedy_order", side_effect=AssertionError):
+    with mock.patch("patchcore.coreset.greedy.greedy_order", side_effect=AssertionError):
         single(root, cache, tmp_path / "smaller", on, "coreset.ratio=0.05")
     continued = single(root, cache, tmp_path / "large", on, "coreset.ratio=0.9")
     fresh = single(root, tmp_path / "other", tmp_path / "fresh", on, "coreset.ratio=0.9")
     assert continued == fresh
     assert [e.key for e in Store(cache).entries() if "orders/" in e.key] == [orders[0].key]
-    with mock.patch("patchcore.coreset.greedy_order", side_effect=AssertionError):
+    with mock.patch("patchcore.coreset.greedy.greedy_order", side_effect=AssertionError):
         single(root, cache, tmp_path / "again", on, "coreset.ratio=0.9")
 
 

@@ -1,4 +1,4 @@
-"""The rounds of the greedy coreset on CUDA, as Triton kernels (see `coreset.py` for the scheme).
+"""The rounds of the greedy coreset on CUDA, as Triton kernels (see `order.py` for the scheme).
 
 The device alone knows how many picks a round makes, so the host queues round after round without
 waiting for one; rounds queued past the end make no picks and cost next to nothing.
@@ -25,7 +25,7 @@ _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}  # set, for defaults chang
 
 
 class Space(Protocol):
-    """What is needed of `coreset._Space`."""
+    """Part of `space.Space` that the kernels need."""
 
     centre: Tensor
     shifted: bool
@@ -99,7 +99,7 @@ def rounds(
 
 
 def _read(state: Tensor) -> Callable[[], int]:
-    """Starts to copy the number of picks to the host; the result waits for it."""
+    """Start to copy the number of picks to the host; the result waits for it."""
     host = state.to("cpu", non_blocking=True, copy=True)
     if not state.is_cuda:
         return lambda: int(host[0])
@@ -137,7 +137,7 @@ def _threshold(  # type: ignore[no-untyped-def]
     best, counts, inside, state, n, blur, pool,
     block: tl.constexpr, levels: tl.constexpr, shift: tl.constexpr,
 ):  # fmt: skip
-    """The lowest level from which upwards a pool holds all points; how many each block has."""
+    """Lowest level from which upwards a pool holds all points; how many each block has."""
     bins = tl.arange(0, levels)
     count = tl.load(counts + bins)
     upwards = tl.cumsum(count, 0, reverse=True)
@@ -213,7 +213,7 @@ def _lower(  # type: ignore[no-untyped-def]
     d: tl.constexpr, shifted: tl.constexpr,
     tile_rows: tl.constexpr, tile_picks: tl.constexpr, tile_depth: tl.constexpr,
 ):  # fmt: skip
-    """Lowers `best` (n,) to the squared distances from this round's picks, storing no (n, m)."""
+    """Lower `best` (n,) to the squared distances from this round's picks, storing no (n, m)."""
     row = tl.program_id(0) * tile_rows + tl.arange(0, tile_rows)
     here = row < n
     start = points + row.to(tl.int64)[:, None] * d

@@ -1,0 +1,165 @@
+"""Greedy k-centre coreset (Algorithm 1): the order in `order.py`, of projected features."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchcore.coreset.order import Order, Start, greedy_order
+from patchcore.coreset.sampler import Coreset, SizedConfig
+from patchcore.coreset.tensors import chunk_size, free_memory, full_precision, slices, take
+from patchcore.errors import InputError
+from patchcore.settings import setting
+
+
+class Projection(Enum):
+    """Seeded random map to fewer dimensions that nearly keeps distances."""
+
+    auto = (
+        "auto"  # gaussian where it shrinks features more than fourfold, else none: little to gain
+    )
+    none = "none"
+    gaussian = "gaussian"
+    sparse = "sparse"  # one entry in sqrt(D) is not zero (Li, Hastie, Church 2006)
+
+
+@dataclass
+class GreedyConfig(SizedConfig):
+    """Keep the greedy k-centre coreset."""
+
+    nested: ClassVar[bool] = True
+    ordered: ClassVar[bool] = True
+
+    seed: int = setting(
+        0,
+        "seed of the projection and of the start",
+        effect=lambda greedy: _projects(greedy) or greedy["start"] is not Start.mean,
+    )
+    radius: float | None = setting(
+        None,
+        "as many patches as cover all within this distance; overrides ratio unless null",
+        unit="distance between projected features",
+        above=0,
+    )
+    projection: Projection = setting(
+        Projection.auto, "auto, none, gaussian, or sparse; auto projects wide features"
+    )
+    dimension: int | None = setting(
+        128,
+        "dimensions that features are projected to; null: as many as distortion needs",
+        low=1,
+        effect=lambda greedy: _projects(greedy),
+    )
+    distortion: float = setting(
+        0.9,
+        "relative error of squared distances that a projection may make",
+        above=0,
+        below=1,
+        effect=lambda greedy: _projects(greedy) and greedy["dimension"] is None,
+    )
+    start: Start = setting(Start.random, "random patch, patch farthest from the mean, or anchors")
+    anchors: int = setting(
+        10,
+        "random patches whose mean distance starts the order, with start=anchors",
+        unit="patches",
+        low=1,
+        effect=lambda greedy: greedy["start"] is Start.anchors,
+    )
+    pool: int | None = setting(
+        None,
+        "candidates a round; null: by the number of patches",
+        unit="patches",
+        low=1,
+        effect=False,
+    )
+    chunk: int | None = setting(
+        None,
+        "patches in one product; null: by the free memory",
+        unit="patches",
+        low=1,
+        effect=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.radius is not None and self.start is Start.anchors:
+            raise InputError(
+                "coreset.radius needs coreset.start=random or mean (anchors are not patches that "
+                f"cover), got {self.radius}"
+            )
+
+    def sample(
+        self,
+        features: Float[Tensor, "patches channels"],
+        device: torch.device,
+        order: Order | None = None,
+        progress: bool = False,
+    ) -> Coreset:
+        n = len(features)
+        size = self.size(n) if self.radius is None or self.count else n
+        if order is None or not order.reaches(size, self.radius):
+            order = greedy_order(
+                project(features, self, device=device),
+                size,
+                radius=self.radius,
+                start=self.start,
+                anchors=self.anchors,
+                seed=self.seed,
+                pool=self.pool,
+                chunk=self.chunk,
+                device=device,
+                order=order,
+                progress=progress,
+            )
+        if self.radius is not None:
+            size = min(size, order.size(self.radius) or size)
+        indices = order.indices[:size]
+        return Coreset(take(features, indices), indices, order)
+
+
+def project(
+    features: Float[Tensor, "patches channels"],
+    config: GreedyConfig,
+    *,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "patches dimensions"]:
+    """Random projection of features to fewer dimensions, float32, centred; or they as they are.
+
+    The map is drawn on the CPU from `config.seed`, so it is the same everywhere. With
+    `dimension=None`, d = 4 ln N / (e^2/2 - e^3/3) keeps all squared distances within a share e =
+    `distortion` with fair probability (Dasgupta, Gupta 2003).
+    """
+    n, full = features.shape
+    if config.dimension is not None:
+        small = config.dimension
+    else:
+        e = config.distortion
+        small = math.ceil(4 * math.log(max(n, 2)) / (e**2 / 2 - e**3 / 3))
+    too_narrow = small >= full or (config.projection is Projection.auto and full <= 4 * small)
+    if config.projection is Projection.none or too_narrow:
+        return features
+    generator = torch.Generator().manual_seed(config.seed)
+    device = torch.device(device) if device is not None else features.device
+    shape, real = (full, small), torch.float32  # whatever the default is
+    matrix = torch.randn(shape, generator=generator, dtype=real).to(device)  # (D, d)
+    if config.projection is Projection.sparse:
+        share = full**-0.5
+        kept = torch.rand(shape, generator=generator, dtype=real).to(device) < share
+        matrix = matrix.sign() * kept / share**0.5
+    matrix /= small**0.5
+    with full_precision(device):
+        fits = 4 * n * small <= free_memory(device) // 2
+        points = torch.empty(n, small, device=device if fits else "cpu", dtype=real)
+        for rows in slices(n, config.chunk or chunk_size(device, full)):
+            points[rows] = features[rows].to(device, torch.float32) @ matrix
+        return points.sub_(points.mean(0))
+
+
+def _projects(settings: Mapping[str, Any]) -> bool:
+    """Whether the settings may ask for a projection."""
+    return settings["projection"] is not Projection.none

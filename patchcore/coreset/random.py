@@ -1,0 +1,29 @@
+"""Sampler that keeps a random share of the patches."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from patchcore.coreset.order import Order
+from patchcore.coreset.sampler import Coreset, SizedConfig
+from patchcore.coreset.tensors import draw, take
+
+
+@dataclass
+class RandomConfig(SizedConfig):
+    """Keep a seeded random share."""
+
+    nested: ClassVar[bool] = True
+
+    def sample(
+        self,
+        features: Float[Tensor, "patches channels"],
+        device: torch.device,
+        order: Order | None = None,
+        progress: bool = False,
+    ) -> Coreset:
+        indices = draw(len(features), self.size(len(features)), self.seed)
+        return Coreset(take(features, indices), indices)

@@ -1,0 +1,209 @@
+"""Exact search by matrix products in torch: the default."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from patchcore.errors import InputError
+from patchcore.index.base import NOT_FINITE, Index, IndexConfig, check_neighbours
+from patchcore.index.coarse import coarse_dtype, product_error, sum_error
+from patchcore.settings import setting
+
+_CPU_CHUNK = 2**22  # distances at a time that stay in the processor's cache
+_CANDIDATES = 64  # measured at most for one query
+_TRACED_SPARE = 3  # measured beyond those asked for, where rounding cannot be bounded
+
+
+@dataclass
+class TorchIndexConfig(IndexConfig):
+    """Exact search by matrix products, on the memory's device."""
+
+    chunk_mib: int = setting(
+        256,
+        "working memory: queries are searched in chunks that fit",
+        unit="MiB",
+        low=1,
+        effect=False,
+    )
+
+    def build(self, memory: Float[Tensor, "memory channels"]) -> "Index":
+        return TorchIndex(memory, self)
+
+
+def search_traced(
+    memory: Float[Tensor, "memory channels"],
+    queries: Float[Tensor, "queries channels"],
+    neighbours: int,
+    config: IndexConfig | None = None,
+) -> tuple[Float[Tensor, "queries neighbours"], Int64[Tensor, "queries neighbours"]]:
+    """Exact search that `torch.compile`, `torch.export` and `torch.jit.trace` can follow.
+
+    It looks at no value and keeps nothing between calls; distances equal those of `TorchIndex` up
+    to rounding. Arguments and results are those of `Index.search`.
+
+    Raises:
+        InputError: The back end is approximate, so that its distances could not be had.
+    """
+    if config is not None and not config.exact:
+        raise InputError(
+            "index: an approximate search cannot be traced; compile or export the model with "
+            "index=torch"
+        )
+    check_neighbours(neighbours, len(memory))
+    queries = queries.to(memory.dtype)
+    centre = memory.mean(0)  # takes length, and with it rounding, from the vectors
+    points, centred = memory - centre, queries - centre
+    partial = torch.add(points.square().sum(1), centred @ points.T, alpha=-2)  # (Q, M), less ‖q‖²
+    few = min(neighbours + _TRACED_SPARE, len(memory))
+    rows = partial.topk(few, largest=False).indices.sort(1).values  # (Q, C), lowest row first
+    distances = (queries[:, None] - memory[rows]).square().sum(2)  # (Q, C)
+    distances, order = distances.sort(dim=1, stable=True)
+    return distances[:, :neighbours], rows.gather(1, order[:, :neighbours])
+
+
+class TorchIndex:
+    """Exact search: a matrix product names the candidates, differences decide among them.
+
+    ‖q‖² − 2q·m + ‖m‖² is one matrix product, but rounding blurs it. The blur is bounded, so every
+    memory entry that could be nearest within it is measured anew by differences: few, even where
+    the processor multiplies bfloat16 several times faster than float32 and is given that.
+    """
+
+    def __init__(
+        self, memory: Float[Tensor, "memory channels"], config: TorchIndexConfig | None = None
+    ) -> None:
+        self.memory = memory
+        self._chunk = (config or TorchIndexConfig()).chunk_mib * 2**20 // 4
+        if memory.device.type == "cpu":
+            self._chunk = min(self._chunk, _CPU_CHUNK)
+        screen = coarse_dtype(memory)
+        self._centre: Tensor | None = None
+        points = memory
+        if screen != memory.dtype:  # a centre takes length, and with it blur, from the vectors
+            self._centre = memory.mean(0)
+            points = memory - self._centre
+        self._norms = points.float().square().sum(1)  # (M,)
+        self._points = points.to(screen)
+        dimension = memory.shape[1]
+        longest = float(self._norms.max().sqrt()) if len(memory) else 0.0
+        if not math.isfinite(longest):
+            raise InputError(NOT_FINITE)
+        self._blur = 2 * product_error(screen, dimension) * longest  # of 2q·m, per ‖q‖
+        self._blur_norm = sum_error(dimension) * longest**2  # of ‖m‖²
+
+    def search(
+        self, queries: Float[Tensor, "queries channels"], neighbours: int
+    ) -> tuple[Float32[Tensor, "queries neighbours"], Int64[Tensor, "queries neighbours"]]:
+        """See `Index.search`. Of equal distances the lowest row comes first."""
+        (found,) = self.search_prefixes(queries, neighbours, [len(self.memory)])
+        return found
+
+    def search_prefixes(
+        self,
+        queries: Float[Tensor, "queries channels"],
+        neighbours: int,
+        sizes: Sequence[int],
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return what `search` finds in the first n rows of the memory, for n in rising `sizes`.
+
+        One matrix product serves all: each size adds only its own rows to what the last one found.
+        """
+        check_neighbours(neighbours, sizes[0])
+        queries = queries.to(self.memory.dtype)
+        width = max(sizes[-1], neighbours * queries.shape[1])
+        chunks = queries.split(max(1, self._chunk // width))
+        parts = [self._search(chunk, neighbours, sizes) for chunk in chunks]
+        return [
+            (torch.cat([part[i][0] for part in parts]), torch.cat([part[i][1] for part in parts]))
+            for i in range(len(sizes))
+        ]
+
+    def _search(
+        self,
+        queries: Float[Tensor, "queries channels"],
+        neighbours: int,
+        sizes: Sequence[int],
+    ) -> list[tuple[Tensor, Tensor]]:
+        centred = queries if self._centre is None else queries - self._centre
+        lengths = torch.linalg.vector_norm(centred, dim=1, dtype=torch.float32)  # (Q,)
+        # A query that is not a number has no candidates, and would be given another's.
+        if not bool(lengths.square().isfinite().all()):
+            raise InputError(NOT_FINITE)
+        blur = 2 * (self._blur * lengths + self._blur_norm)  # of a difference of two products
+        centred = centred.to(self._points.dtype)
+        bound = queries.new_full((len(queries),), torch.inf, dtype=torch.float32)  # (Q,)
+        found: tuple[Tensor, Tensor] | None = None
+        results = []
+        for start, stop in zip([0, *sizes[:-1]], sizes, strict=True):
+            products = centred @ self._points[start:stop].T  # (Q, m)
+            partial = torch.add(self._norms[start:stop], products, alpha=-2)  # (Q, m), less ‖q‖²
+            if neighbours == 1 and stop > start:
+                bound = torch.minimum(bound, partial.amin(1))  # several times faster than topk
+            elif neighbours <= stop - start:
+                nearest = partial.topk(neighbours, largest=False).values  # (Q, k)
+                bound = torch.minimum(bound, nearest[:, -1])
+            query, row = (partial <= (bound + blur)[:, None]).nonzero(as_tuple=True)  # (C,)
+            most = max(_CANDIDATES, 2 * neighbours)
+            query, row = self._thin(query, row, queries, self.memory[start:stop], most)
+            found = self._decide(queries, query, row + start, neighbours, found)
+            results.append(found)
+        return results
+
+    def _thin(
+        self,
+        query: Int64[Tensor, " candidates"],
+        row: Int64[Tensor, " candidates"],
+        queries: Float[Tensor, "queries channels"],
+        memory: Float[Tensor, "memory channels"],
+        most: int,
+    ) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " kept"]]:
+        """Drop candidates of a query that has more than `most`: those that float32 puts last.
+
+        A query has so many among equal memory entries, whose order is rounding alone.
+        """
+        count = query.bincount(minlength=len(queries))  # (Q,)
+        many = (count > most).nonzero()[:, 0]  # (R,)
+        if not len(many):
+            return query, row
+        few = count[query] <= most
+        rows = [row[few]]
+        for q in queries[many].split(max(1, self._chunk // len(memory))):
+            partial = torch.add(memory.float().square().sum(1), q @ memory.T, alpha=-2)  # (R, m)
+            first = partial.topk(most, largest=False).indices  # (R, most)
+            rows.append(first.sort(1).values.flatten())
+        return torch.cat((query[few], many.repeat_interleave(most))), torch.cat(rows)
+
+    def _decide(
+        self,
+        queries: Float[Tensor, "queries channels"],
+        query: Int64[Tensor, " candidates"],
+        row: Int64[Tensor, " candidates"],
+        neighbours: int,
+        found: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Float32[Tensor, "queries neighbours"], Int64[Tensor, "queries neighbours"]]:
+        """Nearest among the candidates and those `found` before, by distance, then by row.
+
+        Candidates of one query must come in the order of their rows.
+        """
+        at_once = max(1, self._chunk // queries.shape[1])
+        distance = torch.cat(
+            [
+                (queries[q].float() - self.memory[r].float()).square().sum(1)
+                for q, r in zip(query.split(at_once), row.split(at_once), strict=True)
+            ]
+        )  # (C,)
+        if found is not None:
+            distance = torch.cat((found[0].flatten(), distance))
+            row = torch.cat((found[1].flatten(), row))
+            before = torch.arange(len(queries), device=query.device).repeat_interleave(neighbours)
+            query = torch.cat((before, query))
+        order = distance.argsort(stable=True)
+        order = order[query[order].argsort(stable=True)]  # by query, then distance, then row
+        count = query.bincount(minlength=len(queries))  # (Q,)
+        start = count.cumsum(0) - count  # (Q,)
+        best = order[start[:, None] + torch.arange(neighbours, device=start.device)]  # (Q, k)
+        return distance[best], row[best]
