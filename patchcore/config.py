@@ -60,6 +60,7 @@ from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
 from patchcore.switches import check_switches
+from patchcore.tracking import presets
 
 TRAINER_WITHOUT_EFFECT = {
     "accelerator",  # identities hold the class of device that it leads to
@@ -240,6 +241,8 @@ def register() -> None:
     for group, choices in SCHEMAS.items():
         for name, node in choices.items():
             store.store(group=f"{group}/schema", name=name, node=node)
+    for name, preset in presets().items():
+        store.store(group="logger", name=name, node=preset)
     OmegaConf.register_new_resolver("in_multirun", in_multirun, replace=True)
     OmegaConf.register_new_resolver("paper", paper, replace=True)
     OmegaConf.register_new_resolver("run_group", run_group, replace=True)

@@ -316,7 +316,7 @@ EVERY = {"images", "maps", "orders", "run"}
         ("report.page", set()),
         ("report.charts", set()),
         ("commands.report", set()),
-        ("commands.tracking", set()),
+        ("tracking", set()),
         ("paper", set()),
     ],
 )
