@@ -35,6 +35,8 @@ TRACKER = [
 ]
 NOTES = '''"""Metrics in a text file."""
 
+from pathlib import Path
+
 from pytorch_lightning.loggers import CSVLogger
 
 from patchcore.tracking.tracker import FOLDER, Tracker
@@ -50,10 +52,10 @@ class Notes(Tracker):
     target = "patchcore.tracking.notes.NotesLogger"
     preset = {"save_dir": FOLDER, "name": None, "version": "notes"}
 
-    def log_results(self, logger, record, folder, gallery):
+    def log_results(self, logger, run):
         """Write what is above a half."""
-        high = [key for key, value in record.items() if isinstance(value, float) and value > 0.5]
-        (folder / "notes.txt").write_text(" ".join(high))
+        high = [key for key, value in run.metrics.items() if value > 0.5]
+        (Path(logger.save_dir) / "notes.txt").write_text(" ".join(high))
 '''
 CHECK = """
 import json, pathlib, sys, torch

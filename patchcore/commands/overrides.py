@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from patchcore.errors import InputError
+from patchcore.tracking import presets
 
 _WITH_VALUE = {"-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path"}
 _WITH_VALUE |= {"-cn", "--config-name", "-cd", "--config-dir"}
@@ -60,8 +61,8 @@ def quoted(argument: str) -> str:
 
 @cache
 def choices() -> dict[str, list[str]]:
-    """The choices of every group under conf/: {group: names}."""
-    found: dict[str, list[str]] = {}
+    """Return the choices of every group, registered or under conf/: {group: names}."""
+    found: dict[str, list[str]] = {"logger": [*presets()]}
     for group, name in _presets(files("patchcore.conf"), ""):
         found.setdefault(group, []).append(name)
     return {group: sorted(names) for group, names in found.items() if group}

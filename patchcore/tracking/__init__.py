@@ -17,8 +17,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from patchcore.errors import InputError
-from patchcore.report.reading import read_record
-from patchcore.report.run import GalleryItem
+from patchcore.report.run import GalleryItem, read_results
 from patchcore.report.words import flatten
 from patchcore.tracking.csv import Csv
 from patchcore.tracking.tensorboard import TensorBoard
@@ -80,14 +79,16 @@ class Tracking:
             tested: Whether Lightning has tested the run with these trackers, and so logged the
                 metrics; they are logged here otherwise.
         """
-        record = read_record(folder)
+        run = read_results(folder)
+        run.gallery = list(gallery)
+        record = run.record()
         for logger in self.started:
             if not tested:
                 numbers = flatten({k: v for k, v in record.items() if k not in ("undefined",)})
                 logger.log_metrics({k: v for k, v in numbers.items() if _is_logged(v)})
             tracker = tracker_of(logger)
             tracker.log_curve(logger, record.get("ratio_curve") or [])
-            tracker.log_results(logger, record, folder, gallery)
+            tracker.log_results(logger, run)
             logger.save()
 
 

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pytorch_lightning.loggers import Logger
 
-from patchcore.report.folders import own_file
-from patchcore.report.run import GalleryItem
+from patchcore.report.run import Run
 
 FOLDER = "${hydra:runtime.output_dir}"
 """Folder of the run, in presets."""
@@ -56,21 +54,8 @@ class Tracker:
         for row in rows:
             logger.log_metrics(curve_values(row), step=int(row["memory_patches"]))
 
-    def log_results(
-        self,
-        logger: Any,
-        record: Mapping[str, Any],
-        folder: Path,
-        gallery: Sequence[GalleryItem],
-    ) -> None:
-        """Log what is more than numbers.
-
-        Args:
-            logger: Of this kind.
-            record: Contents of metrics.json.
-            folder: Of the finished run.
-            gallery: Images with their maps; empty for a run that was finished before.
-        """
+    def log_results(self, logger: Any, run: Run) -> None:
+        """Log what is more than numbers of a finished run; its gallery may be empty."""
 
     def close(self, logger: Any, success: bool) -> None:
         """Close the logger, so that the next job of a multirun gets a run of its own."""
@@ -80,9 +65,3 @@ class Tracker:
 def curve_values(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defined values of a row of the curve over ratios, by their names in trackers."""
     return {f"ratio_curve/{key}": value for key, value in row.items() if value is not None}
-
-
-def pictures(folder: Path) -> list[Path]:
-    """Return the run's own pictures, and none that a link brings in."""
-    names = sorted(path.name for path in folder.glob("figures/*.png"))
-    return [path for name in names if (path := own_file(folder, f"figures/{name}"))]

@@ -2,15 +2,10 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from patchcore.metrics import ImageMetrics
-from patchcore.report.reading import read_scores
-from patchcore.report.run import GalleryItem, Run
-from patchcore.tracking.tracker import FOLDER, Tracker, curve_values, pictures
+from patchcore.report.run import Run
+from patchcore.tracking.tracker import FOLDER, Tracker, curve_values
 
 
 class Wandb(Tracker):
@@ -49,30 +44,19 @@ class Wandb(Tracker):
         for row in rows:
             logger.experiment.log(curve_values(row))
 
-    def log_results(
-        self,
-        logger: Any,
-        record: Mapping[str, Any],
-        folder: Path,
-        gallery: Sequence[GalleryItem],
-    ) -> None:
+    def log_results(self, logger: Any, run: Run) -> None:
         """Log the summary, the curves of the image scores, the gallery and the pictures."""
         import wandb
 
         experiment = logger.experiment
         # Seconds and the curve are in the history, from which W&B takes its summary too.
-        once = {k: v for k, v in record.items() if k not in ("seconds", "ratio_curve")}
-        experiment.summary.update(once)
-        scores = read_scores(folder)
-        metrics = ImageMetrics()
-        labels = torch.tensor([row.label for row in scores])
-        metrics.update(torch.tensor([row.score for row in scores]), labels)
-        curves = metrics.curves()
+        told = run.record()
+        experiment.summary.update({k: told[k] for k in told if k not in ("seconds", "ratio_curve")})
         for name, x, y in (("roc", "fpr", "tpr"), ("precision_recall", "recall", "precision")):
-            if points := Run.thinned(curves[x], curves[y]):
+            if points := Run.thinned(run.curves[x], run.curves[y]):
                 table = wandb.Table(columns=[x, y], data=points)
                 experiment.log({name: wandb.plot.line(table, x, y, title=name.replace("_", " "))})
-        if gallery:
+        if run.gallery:
             columns = ["group", "path", "defect type", "score", "verdict", "image and map"]
             rows = [
                 [
@@ -83,10 +67,10 @@ class Wandb(Tracker):
                     i.verdict,
                     wandb.Image(i.overlay()),
                 ]
-                for i in gallery
+                for i in run.gallery
             ]
             experiment.log({"gallery": wandb.Table(columns=columns, data=rows)})
-        figures = {path.stem: wandb.Image(str(path)) for path in pictures(folder)}
+        figures = {path.stem: wandb.Image(str(path)) for path in run.pictures}
         experiment.log({f"figures/{name}": image for name, image in figures.items()})
 
     def close(self, logger: Any, success: bool) -> None:
