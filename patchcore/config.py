@@ -277,7 +277,8 @@ def check_numbers(value: Any, key: str = "") -> None:
     """
     match value:
         case dict():
-            for name, each in value.items():
+            # A seed of a group follows from the run's: that is the one to name.
+            for name, each in sorted(value.items(), key=lambda item: isinstance(item[1], dict)):
                 check_numbers(each, f"{key}.{name}" if key else str(name))
         case list():
             for i, each in enumerate(value):

@@ -33,6 +33,7 @@ from patchcore.backbones import Backbone
 from patchcore.baselines import build_detector
 from patchcore.baselines.padim import EPSILON
 from patchcore.baselines.spade import Storage
+from patchcore.cache import FOLDER
 from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
@@ -383,8 +384,8 @@ def test_maps_from_the_cache_give_the_same_scores(
     model: str, runs: Path, root: Path, tmp_path: Path
 ) -> None:
     # Both baselines use the same layers; PatchCore others, and it alone has an order to keep.
-    assert len(list((runs / "cache" / "maps").iterdir())) == 2 * (4 + 5)
-    assert len(list((runs / "cache" / "orders").iterdir())) == 1
+    assert len(list((runs / "cache" / FOLDER / "maps").iterdir())) == 2 * (4 + 5)
+    assert len(list((runs / "cache" / FOLDER / "orders").iterdir())) == 1
     with mock.patch("patchcore.cache.MapCache.put", side_effect=AssertionError("computed")):
         train(root, tmp_path, f"model={model}", *cached(runs))
     assert scores(tmp_path) == scores(runs / model)

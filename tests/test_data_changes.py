@@ -14,13 +14,14 @@ from patchcore.cache import Store
 from patchcore.commands.train import objectives
 from patchcore.config import Objective
 from patchcore.data.dataset import ImageDataset
+from patchcore.data.files import Files
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample, Split
 from patchcore.data.snapshot import Snapshot
 from patchcore.errors import InputError
 from patchcore.identity import samples_digest
 from patchcore.resume import read_provenance
-from tests.images import write_image, write_mvtec
+from tests.images import write_image, write_mask, write_mvtec
 from tests.runs import TINY, Outcome, patchcore
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
@@ -50,8 +51,8 @@ def test_images_that_arrive_while_a_run_starts_shift_nothing(root: Path) -> None
     assert train(root, "before", "figures=false").code == 0
     real = MVTecConfig._read
 
-    def read(config: MVTecConfig) -> Split:
-        split = real(config)
+    def read(config: MVTecConfig, files: Files) -> Split:
+        split = real(config, files)
         write_image(root / "data/nut/test/good/0000_new.png", (40, 36), 77)
         write_image(root / "data/nut/train/good/0000_new.png", (40, 36), 78)
         return split
@@ -78,7 +79,7 @@ def test_numbers_of_changed_files_are_never_kept(root: Path) -> None:
             return real(dataset, sample)
         mask = sample.files()[1]
         content = mask.read_bytes()
-        write_image(mask, (40, 36), 99)
+        write_mask(mask, (40, 36), marked=False)
         found = real(dataset, sample)
         mask.write_bytes(content)  # before anybody looks
         return found
@@ -104,7 +105,7 @@ def test_numbers_of_changed_files_are_never_kept(root: Path) -> None:
     done = train(root, "again", *options, "seed=1", "coreset.seed=0")
     assert done.code == 0 and "finished before" in done.out  # the right numbers, no others
     assert results(root / "again") == results(root / "right")
-    computed = mock.patch("patchcore.commands.train.train", side_effect=AssertionError)
+    computed = mock.patch("patchcore.runner.train", side_effect=AssertionError)
     with computed, pytest.raises(AssertionError):  # nothing that was wrong is remembered
         train(root, "other", *options, "patch.size=1")
 
@@ -160,11 +161,13 @@ def test_seconds_that_a_cache_saved_are_marked_and_no_objective(root: Path) -> N
     assert warm["other_patch"] == ["extract", "score"]
     assert warm["same"] == ["coreset", "extract", "score"]
     wanted = [Objective.image_auroc, Objective.seconds, Objective.score_seconds]
-    cold = objectives(root / "cold", wanted)
+    records = {name: json.loads((root / name / "metrics.json").read_text()) for name in names}
+    cold = objectives(records["cold"], wanted, warm["cold"])
     assert isinstance(cold, tuple) and all(map(math.isfinite, cold))
     for name in ("other_patch", "same"):
-        values = objectives(root / name, wanted)
-        assert isinstance(values, tuple) and [math.isnan(x) for x in values] == [False, True, True]
+        undefined = [objectives(records[name], [each], warm[name]) is None for each in wanted]
+        assert undefined == [False, True, True]
+        assert objectives(records[name], wanted, warm[name]) is None
     taken = train(root, "taken", *on, "resume=true")
     assert taken.code == 0 and "finished before" in taken.out
     source = Path((root / "taken/resumed_from.txt").read_text().strip())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -134,7 +135,8 @@ def _explained(error: Exception) -> str | None:
     if _multiruns and isinstance(error, ValueError) and str(error).startswith("No trials are comp"):
         return "objectives: no trial has finished with all of them defined, so none is the best"
     message = explain(error)
-    if isinstance(error, OSError) and message is not None:  # a point tells its own by itself
+    # A point tells its own errors by itself; Hydra's own are told by their key.
+    if isinstance(error, OSError) and not isinstance(error, HydraException) and message:
         return f"hydra.{'sweep' if _multiruns else 'run'}.dir: {message}"
     return message
 

@@ -54,7 +54,12 @@ class Snapshot:
             before = [_signature(path) for path in watched]
             for path, found in zip(watched, before, strict=True):
                 self._compare(path, found)
-            value = reader()
+            try:
+                value = reader()
+            except InputError:  # what a file has changed to may be unreadable
+                for path in watched:
+                    self._compare(path, _signature(path))
+                raise
             after = [_signature(path) for path in watched]
             if before == after:
                 return value

@@ -32,7 +32,8 @@ class ImageConfig:
     """Size and normalisation of the network's input; the defaults are the paper's."""
 
     resize: int | None = 256  # shorter side, pixels; null keeps the size on disk
-    stretch: bool = False  # both sides become `resize`, whatever the aspect ratio was
+    # both sides become `resize`, whatever the aspect ratio was
+    stretch: bool = setting(False, effect=lambda image: image["resize"] is not None)
     crop: int | None = 224  # side of the centre square, pixels; null keeps everything
     bits: int | None = None  # depth of pixels above 8 bits, as 12; null goes by the file, else 16
     # megapixels; larger files are refused, not decoded
@@ -61,8 +62,6 @@ class ImageConfig:
                 raise InputError(f"image.{key} must hold 3 values (R, G, B), got {len(values)}")
             if not all(abs(value) <= 1e6 for value in values):  # nor NaN
                 raise InputError(f"image.{key} must be finite shares of 0–1, got {list(values)}")
-        if self.stretch and self.resize is None:
-            raise InputError("image.stretch needs image.resize: the side to stretch to")
         if min(self.std) < 1e-6:
             raise InputError(f"image.std must be at least 1e-6, got {list(self.std)}")
 
