@@ -8,7 +8,6 @@ choices, and list what differs.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -33,24 +32,12 @@ from patchcore.index import INDEXES, IndexConfig
 from patchcore.inputs import fill_inputs
 from patchcore.methods import METHODS, MethodConfig, check_unused
 from patchcore.methods.scale import ScaleConfig
+from patchcore.metrics import Objective
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
 from patchcore.switches import WITHOUT_EFFECT, check_switches
-
-
-class Objective(Enum):
-    """What a run can hand to a sweeper that looks for the best."""
-
-    image_auroc = "image_auroc"
-    image_ap = "image_ap"
-    pixel_auroc = "pixel_auroc"
-    pixel_ap = "pixel_ap"
-    aupro = "aupro"
-    memory_bytes = "memory_bytes"
-    memory_patches = "memory_patches"
-    seconds = "seconds"  # wall time of extraction, coreset and scoring together
-    score_seconds = "score_seconds"  # of scoring alone
+from patchcore.tracking import presets
 
 
 @dataclass
@@ -109,7 +96,7 @@ class Config:
     figures: bool = setting(True, effect=False)
     # take over a finished run of the same settings and images
     resume: bool = setting(False, effect=False)
-    objectives: list[Objective] = setting(factory=lambda: [Objective.image_auroc], effect=False)
+    objectives: list[Objective] = setting(factory=lambda: [Objective["image_auroc"]], effect=False)
     # what it states: see patchcore.paper
     paper: dict[str, float] = setting(factory=dict, effect=False)
 
@@ -197,6 +184,8 @@ def register() -> None:
         for name, kind in choices.items():
             node = {group: _seeded(OmegaConf.structured(kind)), **_brought(group, kind)}
             store(name, OmegaConf.create(node), group, "_global_")
+    for name, preset in presets().items():
+        store(name, preset, "logger")
 
 
 def _brought(group: str, kind: Any) -> dict[str, Any]:

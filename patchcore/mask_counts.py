@@ -4,14 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-MASK_KEYS = (
-    "images_without_mask",
-    "images_outside_crop",
-    "images_cut_by_crop",
-    "regions_outside_crop",
-    "regions_lost_in_resizing",
-    "regions_merged",
-)
+from patchcore.metrics import MASK_KEYS
 
 
 class MaskCounts(Metric):

@@ -24,7 +24,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from patchcore.cache import MapCache
-from patchcore.commands.tracking import tracking
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Sample, Split
@@ -52,6 +51,7 @@ from patchcore.resume import (
 )
 from patchcore.runfolder import METRICS, RunFolder
 from patchcore.switches import asked_precision
+from patchcore.tracking import tracker_named, tracking
 
 SOURCE_FILE = "resumed_from.txt"
 """In the folder of a point that was taken over: the folder where it was computed."""
@@ -146,7 +146,7 @@ def _run_in(
     else:
         warm = read_provenance(source)["warm"]
         write_provenance(place.new, {**provenance, "warm": warm})
-        take_over(config, split.test, settings, source, folder, place.new)
+        take_over(config, split.test, settings, source, folder, place.new, make)
         finished.started(name, folder)
         text = f"finished before, in {source}"
     place.commit()
@@ -171,7 +171,7 @@ def train(
         ChangedError: A file of the data has changed meanwhile.
     """
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    with tracking(_moved_loggers(settings["logger"], folder, new), folder) as trackers:
+    with tracking(_moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         loggers = list(trackers.loggers.values())
         trainer = build_trainer(config, new, loggers, make)  # first: it may refuse its settings
         models = [build_detector(parts(own)) for own in config.members()]
@@ -216,6 +216,7 @@ def take_over(
     source: Path,
     folder: Path,
     new: Path,
+    make: Make,
 ) -> None:
     """Bring the results of a finished run from `source` to `new`, which stands for `folder`.
 
@@ -232,7 +233,7 @@ def take_over(
     if origin != folder.resolve():
         (new / SOURCE_FILE).write_text(f"{origin}\n")
     (new / METRICS).write_bytes((source / METRICS).read_bytes())
-    with tracking(_moved_loggers(settings["logger"], folder, new), folder) as trackers:
+    with tracking(_moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         trackers.start(settings)
         trackers.track(new, tested=False)
 
@@ -376,9 +377,9 @@ def plain(value: Any) -> Any:
 
 
 def _moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[str, Any]:
-    """Settings of loggers whose files belong to the results; W&B also keeps runs that failed."""
+    """Settings of loggers, led to `new` where their files belong to the results alone."""
     return {
-        name: own if str(own.get("_target_")).endswith(".WandbLogger") else _moved(own, folder, new)
+        name: own if tracker_named(own.get("_target_")).beside else _moved(own, folder, new)
         for name, own in loggers.items()
     }
 

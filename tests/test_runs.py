@@ -190,7 +190,7 @@ def test_a_signal_ends_a_run_with_its_code_and_one_line(
         handlers.append(_handlers())
         os.kill(os.getpid(), number)
 
-    closed = mock.patch("patchcore.commands.tracking.finish")
+    closed = mock.patch("patchcore.tracking.finish")
     with mock.patch.object(DetectorModule, phase, stop), closed as finish:
         done = run(root, tmp_path, "logger=csv", "seed=3")
     assert done.code == 128 + number
