@@ -246,7 +246,7 @@ def region_areas(
     """
     flags = masks.numpy(force=True)
     if not flags.any():
-        return torch.empty(0)
+        return torch.empty(0, dtype=torch.float32)
     neighbours = np.zeros((3, 3, 3), dtype=bool)
     neighbours[1] = True  # never from one image to the next
     labels, _ = scipy.ndimage.label(flags, neighbours)
