@@ -132,7 +132,7 @@ def _run_in(
     name, provenance = identity.fingerprint, {**identity.provenance, **origin}
     finished = Finished(config.cache.folder() / "runs")
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
-    source = finished.find(name, wanted) if config.resume else None
+    source = finished.find(name, wanted, folder) if config.resume else None
     if source == folder.resolve() and _settings_in(folder) == settings:
         return f"finished before, in {source}"
     OmegaConf.save(OmegaConf.create(settings), place.new / "config.yaml")
