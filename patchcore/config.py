@@ -352,7 +352,7 @@ def _of_the_machine(error: Exception) -> str | None:
     if memory or (isinstance(error, RuntimeError) and "can't allocate memory" in words):
         return (
             "data.batch_size: the memory was not enough "
-            f"({words[:150] or type(error).__name__}): set it, image.crop or coreset.ratio lower"
+            f"({words[:150] or type(error).__name__}): set it, image.size or coreset.ratio lower"
         )
     return None
 
