@@ -79,8 +79,9 @@ def test_frameworks_are_imported_at_the_doors_only(name: str) -> None:
         assert not roots(MODULES[name]) & LIGHTNING
     if place not in {"config", "commands"}:
         assert not roots(MODULES[name]) & HYDRA
-        # The package's own file names them for type checkers only.
-        if place not in {"", "runner"}:  # it has settings and trackers, but gets Lightning's objects made
+        # The runner has settings and trackers, but gets Lightning's objects made; the package's own
+        # file names both for type checkers only.
+        if place not in {"", "runner"}:
             assert not ours(MODULES[name]) & {"config", "commands", "runner"}
 
 
