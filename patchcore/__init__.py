@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchcore.backbones import BackboneConfig, LayersConfig
+    from patchcore.config import Config as Config
     from patchcore.coreset import (
         AllConfig,
         ApproximateConfig,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from patchcore.methods.patchcore import PatchCore
     from patchcore.methods.scale import Scale, ScaleConfig
     from patchcore.patches import PatchConfig
+    from patchcore.runner import run as run
     from patchcore.scoring import ScoringConfig
 
 __all__ = [
@@ -56,6 +58,8 @@ __all__ = [
 
 _HOMES = {
     "patchcore.backbones": "BackboneConfig LayersConfig",
+    "patchcore.config": "Config",
+    "patchcore.runner": "run",
     "patchcore.methods": "Padim PadimConfig Spade SpadeConfig",
     "patchcore.coreset": "AllConfig ApproximateConfig GreedyConfig LearnedConfig RandomConfig",
     "patchcore.methods.ensemble": "Ensemble",
@@ -67,7 +71,7 @@ _HOMES = {
     "patchcore.patches": "PatchConfig",
     "patchcore.scoring": "ScoringConfig",
 }
-"""Where each name is from: {module: names}."""
+"""Where each name is from: {module: names}. What `__all__` leaves out imports Lightning."""
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 

@@ -7,7 +7,6 @@ each registry; the YAML files under conf/ are other choices, and list what diffe
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -23,24 +22,11 @@ from patchcore.index import IndexConfig
 from patchcore.inputs import fill_inputs
 from patchcore.methods import MethodConfig, check_unused
 from patchcore.methods.scale import ScaleConfig
+from patchcore.metrics import Objective
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
 from patchcore.switches import WITHOUT_EFFECT, check_switches
-
-
-class Objective(Enum):
-    """What a run can hand to a sweeper that looks for the best."""
-
-    image_auroc = "image_auroc"
-    image_ap = "image_ap"
-    pixel_auroc = "pixel_auroc"
-    pixel_ap = "pixel_ap"
-    aupro = "aupro"
-    memory_bytes = "memory_bytes"
-    memory_patches = "memory_patches"
-    seconds = "seconds"  # wall time of extraction, coreset and scoring together
-    score_seconds = "score_seconds"  # of scoring alone
 
 
 @dataclass
@@ -113,7 +99,7 @@ class Config:
         effect=False,
     )
     objectives: list[Objective] = setting(
-        factory=lambda: [Objective.image_auroc],
+        factory=lambda: [Objective["image_auroc"]],
         help="metrics or costs that a search looks for the best of",
         effect=False,
     )

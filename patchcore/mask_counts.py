@@ -4,14 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-MASK_KEYS = (
-    "images_without_mask",
-    "images_outside_crop",
-    "images_cut_by_crop",
-    "regions_outside_crop",
-    "regions_lost_in_resizing",
-    "regions_merged",
-)
+from patchcore.metrics import MASK_KEYS
 
 
 class MaskCounts(Metric):
@@ -74,17 +67,17 @@ class MaskCounts(Metric):
             lines.append(
                 f"{count} of {images} anomalous images have their defect outside the crop, where "
                 "it cannot be found; image metrics count them, pixel metrics leave them out. "
-                "image=px224_square takes images whole"
+                "image.view=square takes images whole"
             )
         if count := found["images_cut_by_crop"]:
             lines.append(
                 f"{count} of {images} anomalous images have part of their defect outside the crop; "
-                "image=px224_square takes images whole"
+                "image.view=square takes images whole"
             )
         if count := found["regions_lost_in_resizing"]:
             lines.append(
                 f"{count} of {regions} marked regions, of one pixel each, were lost in resizing "
-                "and count as nominal; a larger image.resize keeps them"
+                "and count as nominal; a larger image.size keeps them"
             )
         if 2 * most > masked:
             lines.append(

@@ -40,13 +40,16 @@ class Finished:
         except OSError as error:
             warnings.warn(f"this run will not be found again: {error}", stacklevel=2)
 
-    def find(self, name: str, files: Sequence[str] = ()) -> Path | None:
+    def find(self, name: str, files: Sequence[str] = (), folder: Path | None = None) -> Path | None:
         """Folder of a finished run of this fingerprint that holds `files` too, or None.
 
-        What is damaged is passed over with a warning, for the run to be made again.
+        It is `folder` if that is one of several. What is damaged is passed over with a warning, for
+        the run to be made again.
         """
+        own = digest(folder.resolve()) if folder is not None else ""
         try:
-            pointers = sorted(p for p in (self.root / name).iterdir() if p.name[0] != ".")
+            found = (p for p in (self.root / name).iterdir() if p.name[0] != ".")
+            pointers = sorted(found, key=lambda p: (p.name != own, p.name))
         except OSError:  # there is none
             return None
         for pointer in pointers:

@@ -1,6 +1,7 @@
-"""One point from its settings to its folder: take over what has finished, or fit, test and write.
+"""One run from its settings to its folder: take over what has finished, or fit, test and write.
 
-Lightning's objects are made by a function that the caller gives, so that this file needs no Hydra.
+`run` is for Python users too; the command gives it a function that makes Lightning's objects under
+Hydra's rules, so that this file needs no Hydra.
 """
 
 import gc
@@ -9,7 +10,9 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from patchcore.cache import MapCache
-from patchcore.commands.progress import ProgressBar
-from patchcore.commands.tracking import tracking
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Sample, Split
@@ -39,6 +40,7 @@ from patchcore.module import (
     ScoringModule,
     network_digest,
 )
+from patchcore.progress import ProgressBar
 from patchcore.report.run import Run, pick_gallery, pick_misclassified, picture_names, write_run
 from patchcore.resume import (
     FINGERPRINT_FILE,
@@ -49,6 +51,7 @@ from patchcore.resume import (
 )
 from patchcore.runfolder import METRICS, RunFolder
 from patchcore.switches import asked_precision
+from patchcore.tracking import tracker_named, tracking
 
 SOURCE_FILE = "resumed_from.txt"
 """In the folder of a point that was taken over: the folder where it was computed."""
@@ -58,43 +61,52 @@ Make = Callable[..., Any]
 
 
 @dataclass
-class Point:
-    """A point that has finished.
+class Finish:
+    """A run that has finished.
 
     Attributes:
+        folder: Its folder.
         record: Contents of its metrics.json.
         warm: Names of the stages that read the cache, whose seconds are no costs.
         text: Summary for the screen.
     """
 
+    folder: Path
     record: dict[str, Any]
     warm: list[str]
     text: str
 
 
-def run_point(
+def run(
     config: Config,
-    settings: dict[str, Any],
-    folder: Path,
-    make: Make,
+    folder: str | Path,
+    *,
+    settings: dict[str, Any] | None = None,
+    make: Make | None = None,
     origin: Mapping[str, Any] | None = None,
-) -> Point:
-    """Take over the point from a folder where it has finished, or compute it, into `folder`.
+) -> Finish:
+    """Take over the run from a folder where it has finished, or compute it, into `folder`.
 
     Results that are there already are replaced when the new ones are complete, and kept if
-    anything fails. Where a file of the data changes meanwhile, the point is computed again: once.
+    anything fails. Where a file of the data changes meanwhile, the run is computed again: once.
 
     Args:
-        config: The checked settings.
-        settings: The same as plain values, for config.yaml.
-        folder: Of the run; made if it is not there.
-        make: Makes Lightning's objects.
+        config: The checked settings. `config.trainer` are arguments of Lightning's Trainer; a
+            callback among them and a logger are mappings, {"_target_": dotted name, argument: …}.
+        folder: Folder of the run; made if it is not there.
+        settings: The same as plain values, for config.yaml; made from `config` by default.
+        make: Makes Lightning's objects; by default any `_target_` is imported and called.
         origin: More to keep in provenance.json, such as the overrides.
 
     Raises:
         InputError: Bad settings or data, or another process runs in `folder`.
+
+    >>> config = Config(data=MVTecConfig(root="mvtec", category="screw"), …)
+    >>> run(config, "runs/screw").record["image_auroc"]
     """
     _quiet()
+    folder, make = Path(folder), make or construct
+    settings = plain(config) if settings is None else settings
     with RunFolder(folder) as place:
         try:
             text = _run_in(place, config, settings, make, origin or {})
@@ -103,7 +115,7 @@ def run_point(
             warnings.warn(f"{told}; started again with the files as they are now", stacklevel=2)
             place.clear()
             text = _run_in(place, config, settings, make, origin or {})
-    return Point(_record(folder), list(read_provenance(folder).get("warm", [])), text)
+    return Finish(folder, _record(folder), list(read_provenance(folder).get("warm", [])), text)
 
 
 def _run_in(
@@ -113,14 +125,14 @@ def _run_in(
     make: Make,
     origin: Mapping[str, Any],
 ) -> str:
-    """`run_point` in a folder that is locked; returns the summary for the screen."""
+    """`run` in a folder that is locked; returns the summary for the screen."""
     folder = place.path
     split = config.data.read().recorded(weights_files(config))
     identity = identify(config, split)
     name, provenance = identity.fingerprint, {**identity.provenance, **origin}
     finished = Finished(config.cache.folder() / "runs")
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
-    source = finished.find(name, wanted) if config.resume else None
+    source = finished.find(name, wanted, folder) if config.resume else None
     if source == folder.resolve() and _settings_in(folder) == settings:
         return f"finished before, in {source}"
     OmegaConf.save(OmegaConf.create(settings), place.new / "config.yaml")
@@ -129,12 +141,12 @@ def _run_in(
         if not (folder / METRICS).exists():  # else it names what lies there
             (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
         finished.started(name, folder)
-        run = train(config, split, settings, provenance, folder, place.new, make)
-        text = f"{run.summary()}\n\nfigures and tables: {folder}"
+        done = train(config, split, settings, provenance, folder, place.new, make)
+        text = f"{done.summary()}\n\nfigures and tables: {folder}"
     else:
         warm = read_provenance(source)["warm"]
         write_provenance(place.new, {**provenance, "warm": warm})
-        take_over(config, split.test, settings, source, folder, place.new)
+        take_over(config, split.test, settings, source, folder, place.new, make)
         finished.started(name, folder)
         text = f"finished before, in {source}"
     place.commit()
@@ -159,7 +171,7 @@ def train(
         ChangedError: A file of the data has changed meanwhile.
     """
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    with tracking(_moved_loggers(settings["logger"], folder, new), folder) as trackers:
+    with tracking(_moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         loggers = list(trackers.loggers.values())
         trainer = build_trainer(config, new, loggers, make)  # first: it may refuse its settings
         models = [build_detector(parts(own)) for own in config.members()]
@@ -175,7 +187,7 @@ def train(
             module, data = prepare(config, models.pop(), trainer, split)
             fit(trainer, module, data)
         record = test(trainer, module, data)
-        run = Run(
+        done = Run(
             settings=settings,
             metrics=record.metrics,
             undefined=record.undefined,
@@ -188,13 +200,13 @@ def train(
         )
         if config.figures:
             dataset = data.test_dataset()
-            run.gallery = pick_gallery(run, dataset, module.anomaly_map)
-            run.misclassified = pick_misclassified(run, dataset, module.anomaly_map)
+            done.gallery = pick_gallery(done, dataset, module.anomaly_map)
+            done.misclassified = pick_misclassified(done, dataset, module.anomaly_map)
         split.check()
         write_provenance(new, {**provenance, "warm": sorted(record.warm)})
-        write_run(run, new, config.figures)
-        trackers.track(new, run.gallery)
-    return run
+        write_run(done, new, config.figures)
+        trackers.track(new, done.gallery)
+    return done
 
 
 def take_over(
@@ -204,6 +216,7 @@ def take_over(
     source: Path,
     folder: Path,
     new: Path,
+    make: Make,
 ) -> None:
     """Bring the results of a finished run from `source` to `new`, which stands for `folder`.
 
@@ -220,7 +233,7 @@ def take_over(
     if origin != folder.resolve():
         (new / SOURCE_FILE).write_text(f"{origin}\n")
     (new / METRICS).write_bytes((source / METRICS).read_bytes())
-    with tracking(_moved_loggers(settings["logger"], folder, new), folder) as trackers:
+    with tracking(_moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         trackers.start(settings)
         trackers.track(new, tested=False)
 
@@ -338,10 +351,35 @@ def build_trainer(
     return trainer
 
 
+def construct(key: str, settings: Mapping[str, Any], **more: Any) -> Any:
+    """Return the object that `_target_` in the settings names; Lightning's Trainer without one.
+
+    Raises:
+        InputError: There is no such class, or it does not take the arguments; begins with the key.
+    """
+    arguments = {**settings, **more}
+    module, _, name = str(arguments.pop("_target_", "pytorch_lightning.Trainer")).rpartition(".")
+    try:
+        return getattr(import_module(module), name)(**arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{key}: {' '.join(str(error).split())}") from error
+
+
+def plain(value: Any) -> Any:
+    """Return settings as plain values, as config.yaml holds them."""
+    if is_dataclass(value):
+        return {option.name: plain(getattr(value, option.name)) for option in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value.name if isinstance(value, Enum) else value
+
+
 def _moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[str, Any]:
-    """Settings of loggers whose files belong to the results; W&B also keeps runs that failed."""
+    """Settings of loggers, led to `new` where their files belong to the results alone."""
     return {
-        name: own if str(own.get("_target_")).endswith(".WandbLogger") else _moved(own, folder, new)
+        name: own if tracker_named(own.get("_target_")).beside else _moved(own, folder, new)
         for name, own in loggers.items()
     }
 

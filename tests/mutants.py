@@ -1,6 +1,6 @@
 """Random one-line changes to a file of the package: does the file's own test file notice them?
 
-    python tests/mutants.py patchcore/metrics.py --count 15 --seed 0
+    python tests/mutants.py patchcore/metrics/sweep.py --count 15 --seed 0
     python tests/mutants.py patchcore/coreset --keyword "not interpreter"
 
 Each mutant is one change by an operator of cosmic-ray (another number, comparison, operator, …) at

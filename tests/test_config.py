@@ -30,14 +30,19 @@ from patchcore.data.mstc import MSTCConfig
 from patchcore.errors import InputError
 from patchcore.methods import PadimConfig
 from patchcore.scoring import Distance
+from patchcore.tracking import presets
 from tests.runs import REPOSITORY
 
 CONF = REPOSITORY / "conf"
 CHOICES = sorted(
-    f"{path.parent.relative_to(CONF)}={path.stem}"
-    for path in CONF.glob("*/**/*.yaml")
-    if "experiment" not in path.parts  # studies have tests of their own
-) + [f"{group}={name}" for group, names in SCHEMAS.items() for name in names]
+    [
+        f"{path.parent.relative_to(CONF)}={path.stem}"
+        for path in CONF.glob("*/**/*.yaml")
+        if "experiment" not in path.parts  # studies have tests of their own
+    ]
+    + [f"{group}={name}" for group, names in SCHEMAS.items() for name in names]
+    + [f"logger={name}" for name in presets()]
+)
 DEFAULTS: dict[str, str | None] = {
     group: choice
     for entry in yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
@@ -96,7 +101,8 @@ def test_every_shipped_choice_becomes_real_settings(choice: str) -> None:
     if not hasattr(config, group):  # it sets other groups, or Hydra
         return
     # What the file says is what the settings hold.
-    written = yaml.safe_load((CONF / group / f"{name}.yaml").read_text()) or {}
+    path = CONF / group / f"{name}.yaml"
+    written = presets()[name] if group == "logger" else yaml.safe_load(path.read_text()) or {}
     settings: Any = getattr(config, group)
     for key, value in written.items():
         if key in ("defaults", "hydra") or not value or "$" in str(value):

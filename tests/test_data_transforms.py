@@ -18,6 +18,7 @@ from patchcore.data.transforms import (
 )
 from patchcore.data.view import View
 from patchcore.errors import InputError
+from patchcore.settings import effective
 
 RAW = ImageConfig(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
 
@@ -222,6 +223,13 @@ def test_importing_asks_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 )
 def test_one_view_at_any_size(one: ImageConfig, other: ImageConfig, same: bool) -> None:
     assert one.same_view(other) is other.same_view(one) is same
+
+
+def test_stretching_to_no_size_keeps_the_size_on_disk() -> None:
+    # As image.resize=null leaves a preset that stretches.
+    config = ImageConfig(resize=None, crop=None, stretch=True)
+    assert config.resized(30, 50) == (30, 50)
+    assert effective(config) == effective(replace(config, stretch=False))
 
 
 # --- what part of an image is seen, and at what size --------------------------------------------

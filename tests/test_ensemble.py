@@ -201,6 +201,10 @@ def test_prediction_is_the_mean_of_what_the_members_say(fitted: Ensemble) -> Non
     expected = (first.map - a.patch_mean) / a.patch_std + (maps - b.patch_mean) / b.patch_std
     assert torch.allclose(prediction.map, expected / 2, rtol=1e-3, atol=1e-4)
     assert prediction.patch_score.shape == prediction.nearest.shape == (3, 6, 6)
+    grid = torch.nn.functional.interpolate(second.patch_score[:, None], (6, 6), mode="bilinear")
+    expected = (first.patch_score - a.patch_mean) / a.patch_std
+    expected = expected + (grid[:, 0] - b.patch_mean) / b.patch_std
+    assert torch.allclose(prediction.patch_score, expected / 2, rtol=1e-3, atol=1e-4)
     assert torch.equal(prediction.nearest, first.nearest)
 
 

@@ -316,7 +316,7 @@ EVERY = {"images", "maps", "orders", "run"}
         ("report.page", set()),
         ("report.charts", set()),
         ("commands.report", set()),
-        ("commands.tracking", set()),
+        ("tracking", set()),
         ("paper", set()),
     ],
 )
@@ -334,7 +334,7 @@ def test_sources_are_those_of_the_files(tmp_path: Path) -> None:
     package = tmp_path / "patchcore"
     shutil.copytree(Path(identity.__file__).parent, package)
     assert identity.read_sources(package) == identity.SOURCES
-    (package / "report/page.css").write_text("body {}")
+    (package / "report/templates/page.css").write_text("body {}")
     assert identity.read_sources(package) == identity.SOURCES
     with (package / "scoring.py").open("a") as file:
         file.write("SIDE = 1\n")

@@ -105,7 +105,7 @@ def test_members_have_the_runs_view_at_their_own_size() -> None:
     images = [member.image for member in config.members()]
     assert images[0] == config.image and config.image.size == 280
     assert (images[1].size, images[1].view, images[1].stretch) == (320, View.square, True)
-    assert (images[2].size, images[2].view, images[2].crop) == (224, View.whole, None)
+    assert (images[2].size, images[2].view, images[2].crop) == (280, View.whole, None)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_each_image_and_region_is_counted_once() -> None:
     assert "1 of 5 anomalous images have no mask" in told and "left out" in told
     assert "2 of 5 anomalous images have their defect outside the crop" in told
     assert "1 of 5 anomalous images have part of their defect outside the crop" in told
-    assert "3 of 12 marked regions" in told and "image=px224_square" in told
+    assert "3 of 12 marked regions" in told and "image.view=square" in told
     counts.reset()
     counts.update(torch.tensor([0]), torch.zeros(1, 6, dtype=torch.int64))
     assert set(counts.compute().values()) == {0} and counts.notices() == []

@@ -5,7 +5,11 @@ do not count, and it keeps two memories.
 """
 
 import copy
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,7 +35,7 @@ from patchcore.module import DetectorModule
 from patchcore.scoring import anomaly_maps
 from tests.images import write_mvtec
 
-SIZE = (40, 32)
+SIZE = (32, 24)
 
 
 @dataclass
@@ -113,7 +117,8 @@ class ToyBuffer:
 
 def parts(name: str) -> Parts:
     method = ToyConfig() if name == "toy" else METHODS[name]()
-    return Parts(method, BackboneConfig(), LayersConfig(["layer2", "layer3"]))
+    patch = PatchConfig(channels=16) if name == "patchcore" else PatchConfig()
+    return Parts(method, BackboneConfig(), LayersConfig(["layer2", "layer3"]), patch)
 
 
 def build(name: str) -> Any:
@@ -311,12 +316,12 @@ def test_on_an_accelerator(fitted: Callable[[str], Any], name: str) -> None:
 
 @single
 def test_other_sizes(fitted: Callable[[str], Any], name: str) -> None:
-    model, larger = fitted(name), images(1, size=(48, 40))
+    model, larger = fitted(name), images(1, size=(40, 32))
     if model.one_size:
         with pytest.raises(InputError, match="all images must have one size"):
             model(larger)
     else:
-        assert model(larger).map.shape == (1, 48, 40)
+        assert model(larger).map.shape == (1, 40, 32)
 
 
 @every
@@ -369,6 +374,106 @@ def test_a_trainer_drives_it(name: str, tmp_path: Path) -> None:
     if name == "toy":
         assert len(module.model.losses) == len(batches) == 2
         assert module.model.losses == pytest.approx(alone.losses, rel=1e-4)
+
+
+# --- one more method -------------------------------------------------------------------------
+
+MEAN = """
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from patchcore.methods.detector import Detector, FeatureBuffer, MethodConfig, Parts, Prediction
+from patchcore.scoring import anomaly_maps
+
+
+@dataclass
+class MeanConfig(MethodConfig):
+    name: ClassVar[str] = "mean"
+    reads: ClassVar[dict[str, Any]] = {"scoring": ("sigma",)}
+    power: float = 2.0
+
+    def build(self, parts: Parts) -> Detector:
+        return Mean(parts)
+
+
+class Mean(Detector):
+    def __init__(self, parts):
+        super().__init__(parts)
+        self.register_buffer("mean", torch.empty(0, self.backbone.channels[0]))
+
+    def features(self, maps):
+        return maps[0].permute(0, 2, 3, 1).float()
+
+    def buffer(self, images=0):
+        return FeatureBuffer(images)
+
+    def build_from(self, buffer, fitting=None):
+        self.mean = buffer.take().mean(0)[None]
+
+    def score(self, features, size):
+        grid = (features - self.mean).norm(p=self.parts.method.power, dim=-1)
+        maps = anomaly_maps(grid, size, self.scoring.sigma)
+        return Prediction(grid.amax((1, 2)), maps, grid, torch.zeros_like(grid).long())
+
+    @property
+    def memories(self):
+        return {"mean": self.mean}
+
+    @property
+    def memory_patches(self):
+        return len(self.mean)
+"""
+ENTRIES = [
+    ("from patchcore.methods.padim", "from patchcore.methods.mean import MeanConfig\n"),
+    ('    "padim": ', '    "mean": MeanConfig,\n'),
+]
+PROGRAM = """
+import json, sys
+from tests.test_runner import config
+import patchcore
+from patchcore.coreset import AllConfig
+from patchcore.commands.groups import SCHEMAS
+from patchcore.patches import PatchConfig
+from pathlib import Path
+
+assert patchcore.__file__ == str(Path.cwd() / "patchcore/__init__.py"), patchcore.__file__
+method = SCHEMAS["model"]["mean"](power=1.0)
+groups = {"model": method, "coreset": AllConfig(), "patch": PatchConfig()}
+done = patchcore.run(config(Path("images"), **groups), "run")
+assert done.record["memory_patches"] == 1 and done.record["test_images"] == 5
+try:
+    config(Path("images"), **{**groups, "patch": PatchConfig(size=5)})
+except patchcore.InputError as error:
+    assert str(error) == "patch.size has no effect on model=mean: leave it out", error
+else:
+    raise AssertionError("patch.size was taken")
+"""
+
+
+def test_one_more_method_is_one_file_and_one_entry(tmp_path: Path) -> None:
+    """The steps that CONTRIBUTING.md tells, taken in a copy of the package."""
+    here = Path(__file__).parents[1]
+    shutil.copytree(here / "patchcore", tmp_path / "patchcore")
+    shutil.copytree(here / "tests", tmp_path / "tests")
+    methods = tmp_path / "patchcore/methods"
+    (methods / "mean.py").write_text(MEAN)
+    text = (methods / "__init__.py").read_text()
+    for before, line in ENTRIES:
+        assert text.count(before) == 1
+        text = text.replace(before, line + before)
+    (methods / "__init__.py").write_text(text)
+    write_mvtec(tmp_path / "images", (40, 36))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_method_that_trains_learns() -> None:

@@ -17,7 +17,6 @@ from patchcore import (
     RandomConfig,
     ScaleConfig,
 )
-from patchcore.commands.progress import ProgressBar
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.mvtec import MVTecConfig
@@ -25,6 +24,7 @@ from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.mask_counts import MASK_KEYS
 from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
 from patchcore.module import DetectorModule
+from patchcore.progress import ProgressBar
 from tests import reference
 from tests.images import write_mvtec
 

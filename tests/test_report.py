@@ -22,6 +22,7 @@ from patchcore.report.run import (
     Run,
     pick_gallery,
     pick_misclassified,
+    read_results,
     write_run,
 )
 from tests.images import write_image, write_mask
@@ -110,6 +111,39 @@ def test_metrics_json_comes_last_and_at_once(
         "metrics.json",
         "scores.csv",
     ]
+
+
+@pytest.mark.parametrize("scores, labels", [MIXED, NOMINAL, ANOMALOUS])
+def test_results_are_read_as_they_were_written(
+    scores: list[float], labels: list[int], tmp_path: Path
+) -> None:
+    undefined = dict.fromkeys(("image_auroc", "pixel_auroc", "aupro"), NAN)
+    curve = [{"ratio": 0.5, **undefined, "memory_patches": 3.0}]
+    member = {"backbone": "r", "metrics": {"image_auroc": NAN, "memory_patches": 4.0}}
+    run = make_run(scores, labels, ratio_curve=curve, members=[member])
+    (tmp_path / "config.yaml").write_text("seed: ${other}\n")
+    write_run(run, tmp_path)
+    found = read_results(tmp_path)
+    assert found.record() == run.record()
+    assert {k for k in found.metrics if np.isnan(found.metrics[k])} == {
+        k for k in run.metrics if np.isnan(run.metrics[k])
+    }
+    assert found.settings == {"seed": "${other}"}
+    assert list(found.scores) == scores and found.labels.tolist() == labels
+    assert [s.defect_type for s in found.samples] == [s.defect_type for s in run.samples]
+    assert {k: v.tolist() for k, v in found.curves.items()} == {
+        k: pytest.approx(v.tolist()) for k, v in run.curves.items()
+    }
+    assert [path.name for path in found.pictures] == sorted(
+        path.name for path in (tmp_path / "figures").iterdir()
+    )
+
+
+def test_results_of_a_damaged_run_are_refused(tmp_path: Path) -> None:
+    write_run(make_run(*MIXED), tmp_path, pictures=False)
+    (tmp_path / "scores.csv").write_text("path,label,defect_type,score\na,2,good,0.1\n")
+    with pytest.raises(ValueError, match=r"scores\.csv: row 2 is damaged"):
+        read_results(tmp_path)
 
 
 @pytest.mark.parametrize("scores, labels", [MIXED, NOMINAL, ANOMALOUS, ([0.5, 0.5], [0, 1])])

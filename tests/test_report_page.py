@@ -12,6 +12,7 @@ import pytest
 from patchcore.commands import report as command
 from patchcore.report import charts, page
 from patchcore.report.charts import Mark, Series
+from patchcore.report.galleries import SMALLEST_GALLERY
 from patchcore.report.table import read_runs
 from tests.run_folders import write_run, write_sweep
 
@@ -223,7 +224,7 @@ def test_galleries_that_do_not_fit_are_told(tmp_path: Path) -> None:
         metrics = {"image_auroc": 0.9 - i / 100}
         write_run(tmp_path / str(i), {"patch.size": i}, metrics, gallery=(60, 70))
     table = read_runs([tmp_path])
-    text = page.page(table, 2 * page.SMALLEST_GALLERY)
+    text = page.page(table, 2 * SMALLEST_GALLERY)
     assert text.count("data:image/jpeg") == 2
     assert "2 more would make the page too large" in text
     assert "more would make" not in page.page(table)
@@ -315,10 +316,10 @@ def test_axes() -> None:
 def test_labels_keep_apart() -> None:
     ticks = [1, 1.001, 1.002, 2]
     x, y = charts.axis("x", ticks, at=ticks), charts.axis("y", [0, 1])
-    drawn = charts.chart([Series("s", [Mark(1, 0, "a < b")])], x, y, 'of "x"')
+    drawn = page.figure(charts.chart([Series("s", [Mark(1, 0, "a < b")])], x, y, 'of "x"'))
     assert drawn.count('text-anchor="middle"') == 2 + 1  # two ticks and the axis' name
     assert "<title>a &lt; b</title>" in drawn
-    assert 'aria-label="of &quot;x&quot;"' in drawn
+    assert 'aria-label="of &#34;x&#34;"' in drawn
 
 
 def test_command_writes_all_four(

@@ -16,8 +16,9 @@ from patchcore.errors import InputError
 from patchcore.report import page
 from patchcore.report.cells import harmless, markdown_code, markdown_text, printable, restored
 from patchcore.report.reading import read_run, read_scores
+from patchcore.report.sentences import undefined_reasons
 from patchcore.report.table import Table, read_runs
-from patchcore.report.text import markdown, points_csv, runs_csv, undefined_reasons
+from patchcore.report.text import markdown, points_csv, runs_csv
 from tests.run_folders import write_run
 
 GOOD: dict[str, Any] = {

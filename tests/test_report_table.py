@@ -9,8 +9,9 @@ from omegaconf import OmegaConf
 
 from patchcore.errors import InputError
 from patchcore.report.points import Summary, summarise
+from patchcore.report.sentences import sentence
 from patchcore.report.table import Table, pareto, read_runs
-from patchcore.report.text import markdown, points_csv, runs_csv, sentence, write_tables
+from patchcore.report.text import markdown, points_csv, runs_csv, write_tables
 from patchcore.report.words import distinct, natural, number, show
 from tests.run_folders import SETTINGS, write_run
 

@@ -178,7 +178,7 @@ def test_a_point_taken_over_has_the_pictures_and_trackers_of_its_own_settings(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("phase", ["training_step", "_build", "test_step"])
+@pytest.mark.parametrize("phase", ["training_step", "on_train_end", "test_step"])
 def test_a_signal_ends_a_run_with_its_code_and_one_line(
     root: Path, tmp_path: Path, number: signal.Signals, phase: str
 ) -> None:
@@ -190,7 +190,7 @@ def test_a_signal_ends_a_run_with_its_code_and_one_line(
         handlers.append(_handlers())
         os.kill(os.getpid(), number)
 
-    closed = mock.patch("patchcore.commands.tracking.finish")
+    closed = mock.patch("patchcore.tracking.finish")
     with mock.patch.object(DetectorModule, phase, stop), closed as finish:
         done = run(root, tmp_path, "logger=csv", "seed=3")
     assert done.code == 128 + number

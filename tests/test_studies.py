@@ -18,7 +18,7 @@ from patchcore.commands.groups import register
 from patchcore.commands.train import build, resolved
 from patchcore.config import to_config
 from patchcore.report.reading import read_run
-from patchcore.runner import run_point
+from patchcore.runner import run
 from tests.images import write_mvtec
 from tests.runs import REPOSITORY, patchcore
 from tests.test_data_sets import write_mstc, write_mtd
@@ -102,7 +102,7 @@ def test_every_study_runs(study: str, data: Path, tmp_path: Path) -> None:
             cfg.hydra.mode = RunMode.RUN
             HydraConfig.instance().set_config(cfg)
             del cfg["hydra"]
-        run_point(to_config(cfg), resolved(cfg), folder, build)
+        run(to_config(cfg), folder, settings=resolved(cfg), make=build)
         assert 0 <= json.loads((folder / "metrics.json").read_text())["image_auroc"] <= 1
         if i == 0 and study in STATED:
             assert STATED[study].items() <= read_run(folder).paper.items()

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from patchcore.commands.names import name_of
-from patchcore.commands.tracking import tracking
+from patchcore.commands.targets import build
 from patchcore.errors import InputError
+from patchcore.tracking import tracking
 from tests.images import write_mvtec
 from tests.run_folders import write_run
 from tests.runs import TINY, Outcome, installed, patchcore
@@ -282,7 +283,7 @@ def test_a_run_that_was_finished_before_is_tracked_like_any_other(
             "version": "tensorboard",
         },
     }
-    with tracking(chosen, folder) as trackers:
+    with tracking(chosen, folder, build) as trackers:
         trackers.start({"seed": 3})
         trackers.track(folder, tested=False)
     tracked = finished_run(folder)
@@ -316,7 +317,7 @@ def test_wandb_runs_in_the_mode_that_the_settings_record(
         pytest.raises(
             InputError, match=r"^logger\.w: cannot start: the network is unreachable; or"
         ),
-        tracking(chosen, tmp_path) as trackers,
+        tracking(chosen, tmp_path, build) as trackers,
     ):
         trackers.start({"seed": 0})
     wanted = "offline" if offline else "online"

@@ -28,7 +28,6 @@ from omegaconf import open_dict
 from patchcore.backbones import Backbone
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.groups import register
-from patchcore.commands.progress import ProgressBar
 from patchcore.commands.train import build
 from patchcore.config import Config, to_config
 from patchcore.data import datamodule
@@ -38,6 +37,7 @@ from patchcore.methods import PatchCore
 from patchcore.methods.detector import FeatureBuffer
 from patchcore.module import DetectorModule
 from patchcore.patches import PatchFeatures
+from patchcore.progress import ProgressBar
 
 STAGES: dict[str, tuple[Any, str]] = {
     "read, resize, normalise": (ImageDataset, "__getitems__"),

@@ -14,6 +14,7 @@ from patchcore.coreset import SAMPLERS
 from patchcore.data.sets import DATA_SETS
 from patchcore.index import INDEXES
 from patchcore.methods import METHODS
+from patchcore.tracking import presets
 
 SCHEMAS: dict[str, Mapping[str, Any]] = {
     "data": DATA_SETS,
@@ -32,6 +33,8 @@ def register() -> None:
         for name, kind in choices.items():
             node = {group: _seeded(OmegaConf.structured(kind)), **_brought(group, kind)}
             store(name, OmegaConf.create(node), group, "_global_")
+    for name, preset in presets().items():
+        store(name, preset, "logger")
 
 
 def _brought(group: str, kind: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What runs are called in the trackers, and whether W&B sends them: resolvers of conf/logger."""
+"""Names of runs in the trackers, and whether W&B sends them: resolvers of the presets."""
 
 import netrc
 import os

@@ -16,6 +16,7 @@ from patchcore.commands.groups import SCHEMAS
 from patchcore.commands.renamed import renamed
 from patchcore.data.view import successor
 from patchcore.errors import InputError
+from patchcore.tracking import presets
 
 _WITH_VALUE = {"-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path"}
 _WITH_VALUE |= {"-cn", "--config-name", "-cd", "--config-dir"}
@@ -71,6 +72,7 @@ def quoted(argument: str) -> str:
 def choices() -> dict[str, list[str]]:
     """Return the choices of every group, registered or under conf/: {group: names}."""
     found: dict[str, list[str]] = {group: [*names] for group, names in SCHEMAS.items()}
+    found["logger"] = [*presets()]
     for group, name in _presets(files("patchcore.conf"), ""):
         found.setdefault(group, []).append(name)
     return {group: sorted(names) for group, names in found.items() if group}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from patchcore.errors import InputError, printable
 from patchcore.report.page import write_report
+from patchcore.report.sentences import sentence
 from patchcore.report.table import read_runs
-from patchcore.report.text import sentence
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from patchcore.commands.generations import call
 from patchcore.commands.renamed import renamed_in_file
 from patchcore.errors import InputError
+from patchcore.tracking import TRACKERS
 
 ALLOWED = "Lightning's Trainer, loggers and callbacks (pytorch_lightning.loggers.CSVLogger, …)"
 VARIABLE = "PATCHCORE_COMMAND_LINE"
@@ -69,7 +70,7 @@ def check_targets(key: str, settings: Any) -> None:
         InputError: One is neither named on the command line nor allowed.
     """
     for place, name in _targets(settings, key):
-        if not (isinstance(name, str) and (_is_typed(name) or _is_lightning(name))):
+        if not (isinstance(name, str) and (_is_typed(name) or _is_known(name))):
             raise InputError(f"{place}={name}: {_advice(place, name)}")
 
 
@@ -121,7 +122,7 @@ def _checked(file: str, config_path: str, result: ConfigResult) -> ConfigResult:
 def _problems(content: dict[Any, Any], package: list[str]) -> Iterator[str]:
     """Reasons to refuse the content of a file whose keys lie in `package`, in one line each."""
     for place, name in _targets(content):
-        if not (isinstance(name, str) and (_is_lightning(name) or _is_hydras(name))):
+        if not (isinstance(name, str) and (_is_known(name) or _is_hydras(name))):
             yield f"{place}={name}: {_advice(place, name)}"
     for text in _texts(content):
         if "_target_" in text and text != "_target_":
@@ -196,6 +197,11 @@ def _texts(content: Any) -> Iterator[str]:
 def _is_typed(name: str) -> bool:
     """Whether the user named this class on the command line."""
     return any("_target_" in text and name in re.findall(r"[\w.]+", text) for text in _typed)
+
+
+def _is_known(name: str) -> bool:
+    """Whether `name` is a class that runs may use: of a tracker, or Lightning's."""
+    return any(name == tracker.target for tracker in TRACKERS.values()) or _is_lightning(name)
 
 
 def _is_lightning(name: str) -> bool:

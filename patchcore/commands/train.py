@@ -22,7 +22,7 @@ from patchcore.commands.targets import build, guard
 from patchcore.commands.typed import as_typed
 from patchcore.config import Objective, to_config
 from patchcore.runfolder import METRICS
-from patchcore.runner import run_point
+from patchcore.runner import run as run_one
 
 register()
 
@@ -53,7 +53,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
         try:
             (folder / ERROR_FILE).unlink(missing_ok=True)
             config = to_config(cfg)  # fills in cfg what follows from the weights
-            point = run_point(config, resolved(cfg), folder, build, origin(run))
+            done = run_one(config, folder, settings=resolved(cfg), make=build, origin=origin(run))
         except Exception as error:
             raise_if_stopped()
             if multirun:  # the other points go on; `concluded` tells in the end
@@ -67,8 +67,8 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
             else:
                 stop.kept = _kept(folder)
             raise
-    print(point.text)
-    return objectives(point.record, list(cfg.objectives), point.warm)
+    print(done.text)
+    return objectives(done.record, list(cfg.objectives), done.warm)
 
 
 def origin(run: HydraConf) -> dict[str, Any]:

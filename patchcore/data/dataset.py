@@ -167,7 +167,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             raise InputError(
                 f"image.resize: {image.resize} makes {columns}×{rows} pixels of the "
                 f"{width}×{height} of {sample.path}, more than the {LARGEST:,} that a network is "
-                "given; set image=px224_square"
+                "given; set image.view=square"
             )
         return pixels, mask
 
@@ -222,7 +222,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         (height, width), (other_height, other_width) = sizes[:2]
         raise InputError(
             f"data.batch_size: images of {width}×{height} and {other_width}×{other_height} pixels "
-            "cannot share a batch; set data.batch_size=1, or image.crop to one size"
+            "cannot share a batch; set data.batch_size=1, or image.view=square"
         )
     batch: dict[str, Any] = {
         "label": torch.tensor([item["label"] for item in items]),

@@ -11,17 +11,12 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from patchcore.metrics import METRICS
+
 CATEGORIES = {"mvtec": 15, "mstc": 12}
 """How many the paper averages over, by choice of the group data."""
-SCALES = {
-    "image_auroc": 0.01,
-    "pixel_auroc": 0.01,
-    "aupro": 0.01,
-    "seconds_per_image": 1000.0,
-}
-"""What turns the paper's number into ours, of the metrics that a run measures."""
 NAMES = {"seconds_per_image": "milliseconds_per_image"}
-"""Ours, where they differ from the files'."""
+"""Our names of metrics, where they differ from the files'."""
 AVERAGE = "average_"
 """Begins the name of a value that is a mean over all categories of the data set."""
 DOUBTFUL = {
@@ -65,14 +60,16 @@ def stated(
     average = column or ("average" if data == "mvtec" else data)
     for name in tables.split():
         for (metric, row), cells in table(name).items():
-            if metric not in SCALES or row != method or (column and data != "mvtec"):
-                continue
             key = NAMES.get(metric, metric)
+            if key not in METRICS or row != method or (column and data != "mvtec"):
+                continue
+            # The tables print rates in percent and times in seconds.
+            scale = 0.01 if METRICS[key].high == 1 else 1000.0
             own = data == "mvtec" and not column
             value = number(cells.get(category)) if own else None
             if value is None:
                 value = number(cells.get(average))
                 key = AVERAGE + key if data in CATEGORIES else key
             if value is not None:
-                found[key] = round(value * SCALES[metric], 6)
+                found[key] = round(value * scale, 6)
     return found

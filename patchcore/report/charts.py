@@ -1,9 +1,8 @@
-"""Small charts as inline SVG: no script, no font, colours from the page's style sheet."""
+"""Small charts: where their lines, marks and labels stand. The template chart.svg draws them."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from itertools import pairwise
 
 WIDTH, HEIGHT = 360, 236  # of the drawing, in its own units
@@ -86,8 +85,54 @@ def axis(
     return found
 
 
-def chart(series: Sequence[Series], x: Axis, y: Axis, label: str) -> str:
-    """A chart as an `<svg>`; `label` is read to those who cannot see it."""
+@dataclass
+class Tick:
+    """Label on an axis, at a place of the drawing."""
+
+    at: float
+    text: str
+
+
+@dataclass
+class Dot:
+    """Drawn mark: its outline, its hint, and where a tag stands."""
+
+    shape: str
+    text: str
+    interval: str
+    tag: str
+    x: float
+    y: float
+
+
+@dataclass
+class Group:
+    """Drawn series: the path of its line and its marks."""
+
+    style: int | None
+    line: str
+    dots: list[Dot]
+
+
+@dataclass
+class Drawing:
+    """Chart in the drawing's own units, for the template chart.svg; `label` is read aloud."""
+
+    label: str
+    name: str  # of the horizontal axis
+    across: list[Tick]
+    up: list[Tick]
+    groups: list[Group]
+    left: float = LEFT
+    right: float = WIDTH - RIGHT
+    top: float = TOP
+    bottom: float = HEIGHT - BOTTOM
+    width: float = WIDTH
+    height: float = HEIGHT
+
+
+def chart(series: Sequence[Series], x: Axis, y: Axis, label: str) -> Drawing:
+    """Return a chart; `label` is read to those who cannot see it."""
 
     def across(value: float) -> float:
         return LEFT + x.share(value) * (WIDTH - LEFT - RIGHT)
@@ -95,66 +140,34 @@ def chart(series: Sequence[Series], x: Axis, y: Axis, label: str) -> str:
     def up(value: float) -> float:
         return HEIGHT - BOTTOM - y.share(value) * (HEIGHT - TOP - BOTTOM)
 
-    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{escape(label)}">'
-    ]
-    for value in _apart(y.ticks, up, 13):
-        at = up(value)
-        parts.append(f'<path class="grid" d="M{LEFT} {at:.1f}H{right}"/>')
-        parts.append(
-            f'<text x="{LEFT - 6}" y="{at + 3.5:.1f}" text-anchor="end">{escape(y.show(value))}'
-            "</text>"
-        )
     widest = max((len(x.show(value)) for value in x.ticks), default=1)
-    for value in _apart(x.ticks, across, 10 + 6.2 * widest):
-        at = across(value)
-        parts.append(f'<path class="tick" d="M{at:.1f} {bottom}v4"/>')
-        parts.append(
-            f'<text x="{at:.1f}" y="{bottom + 15}" text-anchor="middle">{escape(x.show(value))}'
-            "</text>"
-        )
-    parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>')
-    parts.append(
-        f'<text class="name" x="{(LEFT + right) / 2}" y="{HEIGHT - 6}" text-anchor="middle">'
-        f"{escape(x.name)}</text>"
-    )
+    groups = []
     for one in series:
-        style = "back" if one.style is None else f"s{one.style}"
-        parts.append(f'<g class="{style}">')
         places = [(across(mark.x), up(mark.y)) for mark in one.marks]
+        line = ""
         if len(places) > 1 and one.line != "none":
             join = "H{0:.1f}V{1:.1f}" if one.line == "steps" else "L{0:.1f} {1:.1f}"
-            path = "M{:.1f} {:.1f}".format(*places[0])
-            path += "".join(join.format(*place) for place in places[1:])
-            parts.append(f'<path class="line" d="{path}"/>')
+            line = "M{:.1f} {:.1f}".format(*places[0])
+            line += "".join(join.format(*place) for place in places[1:])
+        dots = []
         for mark, (cx, cy) in zip(one.marks, places, strict=True):
+            interval = ""
             if math.isfinite(mark.low):
-                ends = f"M{cx:.1f} {up(mark.low):.1f}V{up(mark.high):.1f}"
-                parts.append(f'<path class="interval" d="{ends}"/>')
-            shape = _shape(one.style or 0, cx, cy)
-            text = f"<title>{escape(mark.text)}</title>"
-            parts.append(f'<path class="mark" d="{shape}">{text}</path>')
-            if mark.tag:
-                parts.append(
-                    f'<text class="tag" x="{cx - 6:.1f}" y="{cy - 6:.1f}" text-anchor="end">'
-                    f"{escape(mark.tag)}</text>"
-                )
-        parts.append("</g>")
-    return "".join([*parts, "</svg>"])
-
-
-def swatch(style: int) -> str:
-    """The sign of a series, for a legend."""
-    return (
-        f'<svg class="swatch" viewBox="0 0 22 12" aria-hidden="true"><g class="s{style}">'
-        f'<path class="line" d="M0 6H22"/><path class="mark" d="{_shape(style, 11, 6)}"/></g></svg>'
+                interval = f"M{cx:.1f} {up(mark.low):.1f}V{up(mark.high):.1f}"
+            shape = outline(one.style or 0, cx, cy)
+            dots.append(Dot(shape, mark.text, interval, mark.tag, cx - 6, cy - 6))
+        groups.append(Group(one.style, line, dots))
+    return Drawing(
+        label,
+        x.name,
+        [Tick(across(v), x.show(v)) for v in _apart(x.ticks, across, 10 + 6.2 * widest)],
+        [Tick(up(v), y.show(v)) for v in _apart(y.ticks, up, 13)],
+        groups,
     )
 
 
-def _shape(style: int, x: float, y: float) -> str:
-    """Circle, square, diamond, triangle: the series differ without colours too."""
+def outline(style: int, x: float, y: float) -> str:
+    """Return the path of a mark: circle, square, diamond, triangle differ without colours too."""
     return (
         f"M{x - 4:.1f} {y:.1f}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
         f"M{x - 3.5:.1f} {y - 3.5:.1f}h7v7h-7z",

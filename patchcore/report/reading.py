@@ -20,16 +20,10 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
 from patchcore.errors import printable
+from patchcore.metrics import METRICS, told
 from patchcore.report.cells import restored
 from patchcore.report.folders import own_file
-from patchcore.report.words import (
-    KNOWN,
-    SHARES,
-    flatten,
-    is_count,
-    is_number,
-    is_title,
-)
+from patchcore.report.words import flatten, is_number, is_title
 
 Settings = dict[str, Any]
 """{dotted key: value}; a list is a value."""
@@ -40,6 +34,8 @@ LARGEST_JSON = 1 << 26
 LARGEST_SCORES = 1 << 28
 SCORES = ("path", "label", "defect_type", "score")
 """Columns of scores.csv."""
+ROUNDING = 1e-6
+"""Room for rates that were summed in floating point."""
 STRUCTURES = {"seconds", "undefined", "ratio_curve", "members", "warm"}
 """Keys of metrics.json that hold more than one number."""
 WITHOUT_EFFECT = ("cache", "figures", "hydra", "logger", "objectives", "paper", "resume")
@@ -313,7 +309,7 @@ def _fill(run: RunFolder, record: dict[str, Any]) -> None:
 
 def _problems(record: dict[str, Any]) -> Iterator[str]:
     """Everything that is wrong with the content of metrics.json."""
-    if not any(key in KNOWN for key in record):
+    if not any(key in METRICS for key in record):
         yield "it holds no metric"
     for key, value in record.items():
         if key in STRUCTURES:
@@ -365,7 +361,7 @@ def _rows(value: Any) -> list[dict[str, Any]]:
 
 def _is_metric(key: str, value: Any) -> bool:
     """Whether it is shown: other things that a newer version tells of a run are passed over."""
-    return key in KNOWN or value is None or is_number(value)
+    return key in METRICS or value is None or is_number(value)
 
 
 def _wrong(key: str, value: Any) -> str:
@@ -374,12 +370,14 @@ def _wrong(key: str, value: Any) -> str:
         return ""
     if not _is_finite(value):
         return "must be a finite number or null"
-    if is_count(key) and (value < 0 or value != round(value)):
-        return "must be a whole number of at least 0"
-    if key.startswith(("seconds", "milliseconds")) and value < 0:
-        return "must be at least 0"
-    if key.endswith(SHARES) and not -1e-6 <= value <= 1 + 1e-6:
-        return "must lie in [0, 1]"
+    measure = told(key)
+    if measure.whole and (value < measure.low or value != round(value)):
+        return f"must be a whole number of at least {measure.low:g}"
+    if math.isfinite(measure.high):
+        if not measure.low - ROUNDING <= value <= measure.high + ROUNDING:
+            return f"must lie in [{measure.low:g}, {measure.high:g}]"
+    elif value < measure.low:
+        return f"must be at least {measure.low:g}"
     return ""
 
 

@@ -1,4 +1,8 @@
-"""A finished run: its numbers, its scores, its pictures, and the folder that holds them."""
+"""Content of a finished run, and its folder: written and read here.
+
+Trackers and Python users read it through `read_results`. `patchcore.report.reading` holds what is
+needed to trust no folder, and tells of damaged ones what can be told.
+"""
 
 import csv
 import json
@@ -17,9 +21,12 @@ from torch import Tensor
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
+from patchcore.metrics import ImageMetrics, told
 from patchcore.report import figures
 from patchcore.report.cells import harmless
-from patchcore.report.words import COUNTS
+from patchcore.report.folders import own_file
+from patchcore.report.reading import STRUCTURES, read_record, read_scores, read_yaml
+from patchcore.report.words import is_number
 
 AnomalyMap = Callable[[int, tuple[int, int]], Tensor]
 """Number of a test image, and its height and width, to its anomaly map (H, W)."""
@@ -45,19 +52,34 @@ class GalleryItem:
 
 @dataclass
 class Run:
-    """Everything that a run's folder is written from."""
+    """Content of a run: all that its folder is written from, and that is read from it.
+
+    Attributes:
+        settings: As in config.yaml.
+        metrics: Values by the keys of `patchcore.metrics.METRICS`; NaN where undefined.
+        undefined: Reasons of the metrics that are NaN.
+        seconds: Time of each stage.
+        samples: Test images.
+        scores: Their scores, in the same order.
+        curves: See `patchcore.metrics.ImageMetrics.curves`.
+        ratio_curve: Rows of metrics, by ratio.
+        gallery, misclassified: Images with their maps; empty for a run that was read.
+        members: Of an ensemble, each with its `metrics` and what else is to be told of it.
+        pictures: Files of the pictures; empty for a run that was not read.
+    """
 
     settings: dict[str, Any]
     metrics: dict[str, float]
-    undefined: dict[str, str]  # why a metric is NaN
+    undefined: dict[str, str]
     seconds: dict[str, float]
     samples: Sequence[Sample]
     scores: Sequence[float]
     curves: dict[str, Tensor]
-    ratio_curve: list[dict[str, float]] = field(default_factory=list)  # rows of metrics, by ratio
+    ratio_curve: list[dict[str, float]] = field(default_factory=list)
     gallery: list[GalleryItem] = field(default_factory=list)
     misclassified: list[GalleryItem] = field(default_factory=list)
-    members: list[dict[str, Any]] = field(default_factory=list)  # of an ensemble: see `record`
+    members: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -185,7 +207,7 @@ def _items(
 def _numbers(metrics: dict[str, float]) -> dict[str, float | None]:
     """Metrics as JSON can hold them."""
     return {
-        key: None if math.isnan(value) else int(value) if key in COUNTS else value
+        key: None if math.isnan(value) else int(value) if told(key).whole else value
         for key, value in metrics.items()
     }
 
@@ -219,6 +241,43 @@ def write_run(run: Run, folder: Path, pictures: bool = True) -> None:
     partial = folder / "metrics.json.part"
     partial.write_text(json.dumps(run.record(), indent=2) + "\n")
     os.replace(partial, folder / "metrics.json")
+
+
+def read_results(folder: Path) -> Run:
+    """Return the finished run in a folder, of any origin.
+
+    Raises:
+        ValueError: metrics.json, scores.csv or config.yaml is not as `patchcore train` writes it.
+    """
+    record = read_record(folder)
+    rows = read_scores(folder)
+    metric = ImageMetrics()
+    if rows:
+        scores = torch.tensor([row.score for row in rows], dtype=torch.float64)
+        metric.update(scores, torch.tensor([row.label for row in rows]))
+    names = sorted(path.name for path in folder.glob("figures/*.png"))
+    found = (own_file(folder, f"figures/{name}") for name in names)
+    return Run(
+        settings=read_yaml(folder, "config.yaml"),
+        metrics=_values({k: v for k, v in record.items() if k not in STRUCTURES}),
+        undefined=record.get("undefined", {}),
+        seconds=record.get("seconds", {}),
+        samples=[Sample(Path(row.path), row.label, row.defect_type) for row in rows],
+        scores=[row.score for row in rows],
+        curves=metric.curves(),
+        ratio_curve=[_values(row) for row in record.get("ratio_curve", [])],
+        members=[
+            {**member, "metrics": _values(member.get("metrics", {}))}
+            for member in record.get("members", [])
+        ],
+        pictures=[path for path in found if path],
+    )
+
+
+def _values(numbers: dict[str, Any]) -> dict[str, float]:
+    """Metrics from JSON; what else a newer version tells there is passed over."""
+    given = {key: math.nan if value is None else value for key, value in numbers.items()}
+    return {key: value for key, value in given.items() if is_number(value)}
 
 
 def _draw(run: Run, folder: Path) -> None:

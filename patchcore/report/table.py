@@ -19,14 +19,13 @@ from typing import Any
 from tqdm import tqdm
 
 from patchcore.errors import InputError, printable
+from patchcore.metrics import METRICS, told
 from patchcore.paper import AVERAGE
 from patchcore.report.folders import find_runs
 from patchcore.report.points import Factor, Point
 from patchcore.report.reading import CATEGORY, RunFolder, Settings, read_run
 from patchcore.report.unlike import by_data
 from patchcore.report.words import (
-    NEUTRAL,
-    TITLES,
     distinct,
     falls,
     is_left_out,
@@ -178,12 +177,8 @@ class Table:
             for key, value in run.metrics.items()
             if value or not is_left_out(key)  # columns of zeros tell nothing
         )
-        ordered = [key for key in TITLES if key in found]
-        return ordered + [
-            key
-            for key in found
-            if key not in ordered and key not in NEUTRAL and not key.startswith("seconds.")
-        ]
+        shown = {key: told(key).better for key in found if not key.startswith("seconds.")}
+        return [key for key in (METRICS | shown) if shown.get(key)]
 
     @cached_property
     def never_defined(self) -> dict[str, Counter[str]]:
@@ -199,7 +194,7 @@ class Table:
     @cached_property
     def main_metrics(self) -> list[str]:
         """What the pictures show: the ranking metric, then the usual ones."""
-        usual = dict.fromkeys([self.metric, "image_auroc", "pixel_auroc", "aupro"])
+        usual = dict.fromkeys([self.metric, *(k for k, measure in METRICS.items() if measure.main)])
         return [key for key in usual if key in self.metrics]
 
     @cached_property

@@ -7,69 +7,21 @@ from collections.abc import Iterable
 from typing import Any
 
 from patchcore.errors import printable
-from patchcore.mask_counts import MASK_KEYS
-
-FALLING = (
-    "seconds",
-    "memory_patches",
-    "memory_bytes",
-    "milliseconds",
-    "image_false",
-    "errors",
-)
-"""What metrics begin with of which less is better."""
-COUNTS = {
-    "image_false_positives",
-    "image_false_negatives",
-    "errors_at_full_recall",
-    "memory_patches",
-    "memory_bytes",
-    "train_images",
-    "test_images",
-    *MASK_KEYS,
-}
-"""Metrics that are whole numbers."""
-SHARES = ("auroc", "_ap", "_f1", "aupro", "memory_used")
-"""Ends of the names of metrics that lie between 0 and 1."""
-NEUTRAL = ("train_images", "test_images", "image_threshold")
-TITLES = {
-    "image_auroc": "image AUROC",
-    "image_ap": "image AP",
-    "image_f1": "image F1",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_ap": "pixel AP",
-    "aupro": "AUPRO",
-    "image_false_positives": "false alarms",
-    "image_false_negatives": "missed",
-    "errors_at_full_recall": "errors at full recall",
-    "seconds": "seconds",
-    "milliseconds_per_image": "ms per image",
-    "memory_patches": "memory patches",
-    "memory_bytes": "memory MB",
-    "memory_used": "share of the memory used",
-}
-"""The metrics in the order of the tables, with the names for people."""
-KNOWN = {*TITLES, *NEUTRAL}
-"""Metrics of which a finished run has at least one."""
+from patchcore.metrics import told
 
 
 def falls(metric: str) -> bool:
     """Whether less of `metric` is better."""
-    return metric.startswith(FALLING) or is_left_out(metric)
+    return told(metric).better == "low"
 
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def is_count(metric: str) -> bool:
-    """Whether `metric` is a whole number of something, such as of images that were left out."""
-    return metric in COUNTS
-
-
 def is_left_out(metric: str) -> bool:
     """Whether `metric` counts what other metrics do not cover."""
-    return metric in MASK_KEYS
+    return told(metric).of == "masks"
 
 
 def is_title(key: str) -> bool:
@@ -100,19 +52,19 @@ def show(value: Any) -> str:
 
 
 def title(metric: str) -> str:
-    """A metric's name, with its unit, for people."""
-    return TITLES.get(metric, metric.replace("_", " "))
+    """A metric's name, with its unit, for people; of a stage, its key."""
+    return metric.replace("_", " ") if "." in metric else told(metric).title
 
 
 def number(metric: str, value: float) -> str:
     """A metric's value in the unit of its title."""
     if math.isnan(value):
         return "undefined"
-    if metric == "memory_bytes":
-        value /= 1e6
-    elif metric.endswith(("auroc", "_ap", "_f1", "aupro")):
-        return f"{value:.4f}"
-    if value == 0 or (value == round(value) and metric != "memory_bytes"):
+    measure = told(metric)
+    if measure.decimals is not None:
+        return f"{value:.{measure.decimals}f}"
+    value *= measure.scale
+    if value == 0 or (value == round(value) and measure.scale == 1):
         return f"{value:,.0f}"
     return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 

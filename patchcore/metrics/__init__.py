@@ -1,0 +1,53 @@
+"""Metrics of a test, each declared once in `METRICS`; see `patchcore.metrics.measures`.
+
+`patchcore.metrics.sweep` is their arithmetic, `patchcore.metrics.states` collects scores.
+"""
+
+from patchcore.metrics.measures import (
+    IMAGE_KEYS,
+    MASK_KEYS,
+    METRICS,
+    PIXEL_KEYS,
+    Measure,
+    Objective,
+    image_metrics,
+    image_undefined,
+    pixel_metrics,
+    pixel_undefined,
+    told,
+)
+from patchcore.metrics.states import ImageMetrics, PixelMetrics
+from patchcore.metrics.sweep import (
+    Sweep,
+    area_under,
+    average_precision,
+    precision_recall_curve,
+    pro_curve,
+    region_areas,
+    roc_curve,
+    sweep,
+)
+
+__all__ = [
+    "IMAGE_KEYS",
+    "MASK_KEYS",
+    "METRICS",
+    "PIXEL_KEYS",
+    "ImageMetrics",
+    "Measure",
+    "Objective",
+    "PixelMetrics",
+    "Sweep",
+    "area_under",
+    "average_precision",
+    "image_metrics",
+    "image_undefined",
+    "pixel_metrics",
+    "pixel_undefined",
+    "precision_recall_curve",
+    "pro_curve",
+    "region_areas",
+    "roc_curve",
+    "sweep",
+    "told",
+]

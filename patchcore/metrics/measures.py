@@ -1,0 +1,211 @@
+"""Declarations: what each number of a run's metrics.json says, once.
+
+Run folders, summaries, reports, objectives, trackers and the paper's tables read them here. Another
+metric of images or pixels is a function of a `Sweep` and one entry of `METRICS`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from patchcore.metrics.sweep import (
+    Sweep,
+    aupro,
+    auroc,
+    average_precision,
+    errors_at_full_recall,
+    f1_score,
+    f1_threshold,
+    false_negatives,
+    false_positives,
+)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Declaration of a metric.
+
+    Attributes:
+        title: Name for people, with the unit where there is one.
+        of: Where its value comes from: a sweep over `images` or `pixels`, the counts of `masks`, or
+            the `run` itself.
+        compute: For images and pixels: its value from the sweep and AUPRO's limit of the
+            false-positive rate. It is called only where an anomalous score exists, and nominal ones
+            if it needs them.
+        needs_nominal: Whether it is undefined without nominal scores.
+        better: `high` or `low`; empty where neither is, and reports do not rank by it.
+        whole: Whether it counts things.
+        low, high: Bounds, themselves allowed.
+        decimals: How many are shown; as many as three digits need unless given.
+        unit, scale: Unit of the title, and the factor that turns the recorded value into it.
+        objective: Whether a sweeper may look for the best of it.
+        main: Whether charts and tables of categories show it.
+        cost: Whether accuracy is weighed against it.
+    """
+
+    title: str
+    of: str = "run"
+    compute: Callable[[Sweep, float], float] | None = None
+    needs_nominal: bool = False
+    better: str = "high"
+    whole: bool = False
+    low: float = -math.inf
+    high: float = math.inf
+    decimals: int | None = None
+    unit: str = ""
+    scale: float = 1.0
+    objective: bool = False
+    main: bool = False
+    cost: bool = False
+
+
+def rate(
+    title: str,
+    of: str,
+    compute: Callable[[Sweep, float], float] | None = None,
+    needs_nominal: bool = False,
+    objective: bool = True,
+    main: bool = False,
+    decimals: int | None = 4,
+) -> Measure:
+    """Declare a metric from 0 to 1 of which more is better."""
+    return Measure(
+        *(title, of, compute, needs_nominal),
+        low=0,
+        high=1,
+        decimals=decimals,
+        objective=objective,
+        main=main,
+    )
+
+
+def count(
+    title: str,
+    of: str,
+    compute: Callable[[Sweep, float], float] | None = None,
+    better: str = "low",
+    objective: bool = False,
+) -> Measure:
+    """Declare a number of things."""
+    return Measure(title, of, compute, better=better, whole=True, low=0, objective=objective)
+
+
+def duration(title: str, unit: str, objective: bool = False, cost: bool = False) -> Measure:
+    """Declare a time that the run took."""
+    return Measure(title, better="low", low=0, unit=unit, objective=objective, cost=cost)
+
+
+METRICS = {
+    "image_auroc": rate("image AUROC", "images", lambda counts, _: auroc(counts), True, main=True),
+    "image_ap": rate("image AP", "images", lambda counts, _: average_precision(counts)),
+    "image_f1": rate("image F1", "images", lambda counts, _: f1_score(counts), objective=False),
+    "image_threshold": Measure(
+        "image threshold", "images", lambda counts, _: f1_threshold(counts), better=""
+    ),
+    "pixel_auroc": rate("pixel AUROC", "pixels", lambda counts, _: auroc(counts), True, main=True),
+    "pixel_ap": rate("pixel AP", "pixels", lambda counts, _: average_precision(counts)),
+    "aupro": rate("AUPRO", "pixels", aupro, True, main=True),
+    "image_false_positives": count(
+        "false alarms", "images", lambda counts, _: false_positives(counts)
+    ),
+    "image_false_negatives": count("missed", "images", lambda counts, _: false_negatives(counts)),
+    "errors_at_full_recall": count(
+        "errors at full recall", "images", lambda counts, _: errors_at_full_recall(counts)
+    ),
+    # all stages together; metrics.json has a mapping of the stages
+    "seconds": duration("seconds", "s", objective=True, cost=True),
+    "score_seconds": duration("seconds of scoring", "s", objective=True),
+    "milliseconds_per_image": duration("ms per image", "ms", cost=True),
+    "memory_patches": count("memory patches", "run", objective=True),
+    "memory_bytes": Measure(
+        *("memory MB", "run"),
+        better="low",
+        whole=True,
+        low=0,
+        unit="MB",
+        scale=1e-6,
+        objective=True,
+        cost=True,
+    ),
+    "memory_used": rate("share of the memory used", "run", objective=False, decimals=None),
+    # In the order of MaskCounts, whose docstring explains them.
+    "images_without_mask": count("images without mask", "masks"),
+    "images_outside_crop": count("images outside crop", "masks"),
+    "images_cut_by_crop": count("images cut by crop", "masks"),
+    "regions_outside_crop": count("regions outside crop", "masks"),
+    "regions_lost_in_resizing": count("regions lost in resizing", "masks"),
+    "regions_merged": count("regions merged", "masks"),
+    "train_images": count("train images", "run", better=""),
+    "test_images": count("test images", "run", better=""),
+}
+"""Metrics by their keys in metrics.json, in the order of the tables."""
+
+
+def _keys(of: str) -> tuple[str, ...]:
+    return tuple(key for key, measure in METRICS.items() if measure.of == of)
+
+
+IMAGE_KEYS, PIXEL_KEYS, MASK_KEYS = _keys("images"), _keys("pixels"), _keys("masks")
+
+Objective = Enum(  # type: ignore[misc]
+    "Objective",
+    {key: key for key, measure in METRICS.items() if measure.objective},
+    module=__name__,
+)
+"""Metrics that a run can hand to a sweeper that looks for the best."""
+
+
+def told(key: str) -> Measure:
+    """Return the declaration of a metric; of one that this version does not know, its words alone.
+
+    A stage of a metric (`seconds.score`) is as the metric.
+    """
+    known = METRICS.get(key.partition(".")[0])
+    return known or Measure(key.replace("_", " "))
+
+
+def image_metrics(counts: Sweep) -> dict[str, float]:
+    """Image metrics, all of them, keyed by `IMAGE_KEYS`; NaN where `image_undefined` tells why."""
+    return _computed(IMAGE_KEYS, counts, image_undefined(counts))
+
+
+def image_undefined(counts: Sweep) -> dict[str, str]:
+    """Reasons why image metrics are NaN, {key: reason}; empty if all are defined."""
+    return _undefined(IMAGE_KEYS, counts, "images")
+
+
+def pixel_metrics(counts: Sweep, fpr_limit: float = 0.3) -> dict[str, float]:
+    """Pixel metrics, all of them, keyed by `PIXEL_KEYS`; NaN where `pixel_undefined` tells why.
+
+    Args:
+        counts: Sweep over pixels, weighted by 1 / `region_areas`.
+        fpr_limit: False-positive rate up to which AUPRO is taken, in (0, 1]; the area is divided
+            by it.
+    """
+    return _computed(PIXEL_KEYS, counts, pixel_undefined(counts), fpr_limit)
+
+
+def pixel_undefined(counts: Sweep) -> dict[str, str]:
+    """Reasons why pixel metrics are NaN, {key: reason}; empty if all are defined."""
+    return _undefined(PIXEL_KEYS, counts, "pixels")
+
+
+def _computed(
+    keys: tuple[str, ...], counts: Sweep, undefined: dict[str, str], fpr_limit: float = 0.3
+) -> dict[str, float]:
+    values = {}
+    for key in keys:
+        compute = METRICS[key].compute
+        assert compute is not None
+        values[key] = math.nan if key in undefined else compute(counts, fpr_limit)
+    return values
+
+
+def _undefined(keys: tuple[str, ...], counts: Sweep, things: str) -> dict[str, str]:
+    if not counts.anomalous:
+        return dict.fromkeys(keys, f"no anomalous {things} in the test set")
+    if not counts.nominal:
+        need = (key for key in keys if METRICS[key].needs_nominal)
+        return dict.fromkeys(need, f"no nominal {things} in the test set")
+    return {}

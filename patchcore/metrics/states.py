@@ -1,0 +1,178 @@
+"""Image and pixel metrics over a test set, in batches and over processes: torchmetrics classes."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import Metric
+
+from patchcore.errors import InputError
+from patchcore.metrics.measures import (
+    image_metrics,
+    image_undefined,
+    pixel_metrics,
+    pixel_undefined,
+)
+from patchcore.metrics.sweep import precision_recall_curve, region_areas, roc_curve, sweep
+
+
+class ImageMetrics(Metric):
+    """`image_metrics` over all images of a test set, in any batches and over all processes."""
+
+    is_differentiable = False
+    full_state_update = False
+
+    # Lists of scores between updates, one tensor each while processes are synchronised. All are
+    # float32 for float32 models: torchmetrics fills in for a process without data in that dtype.
+    nominal: list[Tensor] | Tensor
+    anomalous: list[Tensor] | Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("nominal", [], dist_reduce_fx="cat")
+        self.add_state("anomalous", [], dist_reduce_fx="cat")
+        self._counts = sweep(torch.empty(0), torch.empty(0))
+
+    def update(self, scores: Tensor, labels: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            scores: (B,) raw anomaly scores, any floating dtype.
+            labels: (B,) bool or 0/1, true for anomalous.
+
+        Raises:
+            InputError: a score is NaN or infinite.
+            ValueError: shapes differ or labels are not 0/1.
+        """
+        if scores.ndim != 1:
+            raise ValueError(f"scores must be (B,), got {tuple(scores.shape)}")
+        scores = _finite(scores, "image scores")
+        labels = _binary(labels, "labels", scores)
+        _append(self.nominal, scores[~labels].to(self.device))
+        _append(self.anomalous, scores[labels].to(self.device))
+
+    def compute(self) -> dict[str, float]:
+        """Metrics of all images so far; NaN where `undefined()` tells why."""
+        self._counts = sweep(_join(self.nominal), _join(self.anomalous))
+        return image_metrics(self._counts)
+
+    def undefined(self) -> dict[str, str]:
+        """Reasons why metrics are NaN, {key: reason}."""
+        self.compute()  # cached, and the same on every process
+        return image_undefined(self._counts)
+
+    def curves(self) -> dict[str, Tensor]:
+        """`fpr` and `tpr` of `roc_curve`, `precision` and `recall` of `precision_recall_curve`."""
+        self.compute()
+        fpr, tpr = roc_curve(self._counts)
+        precision, recall = precision_recall_curve(self._counts)
+        return {"fpr": fpr, "tpr": tpr, "precision": precision, "recall": recall}
+
+
+class PixelMetrics(Metric):
+    """`pixel_metrics` over all maps of a test set, in any batches and over all processes.
+
+    Keeps 4 bytes a nominal and 8 bytes an anomalous pixel of float32 maps.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    nominal: list[Tensor] | Tensor
+    anomalous: list[Tensor] | Tensor
+    areas: list[Tensor] | Tensor  # float32, exact for regions below 2^24 pixels
+    unmasked: Tensor
+
+    def __init__(self, fpr_limit: float = 0.3) -> None:
+        super().__init__()
+        if not 0 < fpr_limit <= 1:
+            raise InputError(f"fpr_limit must be in (0, 1], got {fpr_limit}")
+        self.fpr_limit = fpr_limit
+        self.add_state("nominal", [], dist_reduce_fx="cat")
+        self.add_state("anomalous", [], dist_reduce_fx="cat")
+        self.add_state("areas", [], dist_reduce_fx="cat")
+        self.add_state("unmasked", torch.tensor(0), dist_reduce_fx="sum")
+        self._left_out = 0
+        self._undefined: dict[str, str] = {}
+
+    def update(self, maps: Tensor, masks: Tensor, known: Tensor | None = None) -> None:
+        """Add a batch; H and W may differ between batches.
+
+        Args:
+            maps: (B, H, W) raw anomaly maps, any floating dtype.
+            masks: (B, H, W) bool or 0/1, true where anomalous; all false for a nominal image.
+            known: (B,) bool, false for an anomalous image whose mask is missing or marks nothing
+                in view. It is left out, since its pixels are neither known to be nominal nor known
+                to be anomalous, and `left_out()` counts it. All true by default.
+
+        Raises:
+            InputError: a score is NaN or infinite.
+            ValueError: shapes differ or masks are not 0/1.
+        """
+        if maps.ndim != 3:
+            raise ValueError(f"maps must be (B, H, W), got {tuple(maps.shape)}")
+        maps = _finite(maps, "anomaly maps")
+        masks = _binary(masks, "masks", maps)
+        if known is not None:
+            known = _binary(known, "known", maps[:, 0, 0])
+            self.unmasked = self.unmasked + int((~known).sum())
+            maps, masks = maps[known], masks[known]
+        pixels, flags = maps.numpy(), masks.numpy()  # NumPy selects several times faster
+        nominal, anomalous = pixels[~flags], pixels[flags]  # (B, H, W) → (N,), (A,)
+        _append(self.nominal, torch.from_numpy(nominal).to(self.device))
+        _append(self.anomalous, torch.from_numpy(anomalous).to(self.device))
+        _append(self.areas, region_areas(masks).to(self.device))
+
+    def compute(self) -> dict[str, float]:
+        """Metrics of all maps so far; NaN where `undefined()` tells why."""
+        areas = _join(self.areas).to("cpu", torch.float64)
+        counts = sweep(_join(self.nominal), _join(self.anomalous), 1 / areas)
+        self._undefined = pixel_undefined(counts)
+        self._left_out = int(self.unmasked)
+        return pixel_metrics(counts, self.fpr_limit)
+
+    def undefined(self) -> dict[str, str]:
+        """Reasons why metrics are NaN, {key: reason}."""
+        left_out = self.left_out()
+        note = f"; {left_out} left out, as no mask marks anything in view" if left_out else ""
+        return {key: reason + note for key, reason in self._undefined.items()}
+
+    def left_out(self) -> int:
+        """Number of images left out of the pixel metrics: see `known` of `update`."""
+        self.compute()  # cached, and the same on every process
+        return self._left_out
+
+
+def _finite(scores: Tensor, name: str) -> Tensor:
+    """Scores on the CPU in at least float32, once they are known to be finite."""
+    scores = scores.detach().to("cpu", torch.promote_types(scores.dtype, torch.float32))
+    bad = int(np.count_nonzero(~np.isfinite(scores.numpy())))
+    if bad:
+        raise InputError(
+            f"{name}: {bad} of {scores.numel()} are NaN or infinite; metrics need finite scores, "
+            "so check the images, the weights and the precision"
+        )
+    return scores
+
+
+def _binary(flags: Tensor, name: str, like: Tensor) -> Tensor:
+    """Flags on the CPU as bool, once they are known to have the shape of `like`."""
+    if flags.shape != like.shape:
+        raise ValueError(f"{name} must be {tuple(like.shape)}, got {tuple(flags.shape)}")
+    if flags.dtype != torch.bool and not ((flags == 0) | (flags == 1)).all():
+        raise ValueError(f"{name} must be bool or 0/1")
+    return flags.to("cpu", torch.bool)
+
+
+def _append(state: list[Tensor] | Tensor, values: Float[Tensor, " scores"]) -> None:
+    """Add scores to a state. Raises RuntimeError while processes are synchronised."""
+    if isinstance(state, Tensor):
+        raise RuntimeError("metric is synchronised: call unsync() before update()")
+    state.append(values)
+
+
+def _join(state: list[Tensor] | Tensor) -> Float[Tensor, " scores"]:
+    """All scores of a state, synchronised or not."""
+    if isinstance(state, Tensor):
+        return state
+    return torch.cat(state) if state else torch.empty(0)

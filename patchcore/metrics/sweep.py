@@ -1,0 +1,225 @@
+"""Arithmetic of the metrics: pure functions of raw anomaly scores.
+
+Every number here comes from one `Sweep` of the threshold over the scores. Between two anomalous
+scores only the nominal count changes, so the distinct anomalous scores are thresholds enough for
+exact curves: one sort of the nominal scores and one of the (few) anomalous ones give all of them,
+without bins. Equal scores are one threshold. Larger scores are more anomalous; none is ever passed
+through a sigmoid or scaled.
+
+AUPRO follows Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, and its evaluation
+code: the per-region overlap is the mean covered share over all connected regions of the masks of
+the whole test set, regions being 8-connected (pixels that touch at a corner belong together), and
+the false-positive rate is taken over all nominal pixels, those of anomalous images included.
+Each metric has its naive version, threshold by threshold, in tests/reference.py.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.ndimage
+import torch
+from jaxtyping import Bool, Float, Float32, Float64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Counts at each threshold; a score at or above the threshold is called anomalous.
+
+    Counts are float64 (exact up to 2^53). There is no threshold if there is no anomalous score.
+    """
+
+    thresholds: Float[Tensor, " thresholds"]  # distinct anomalous scores, falling
+    tp: Float64[Tensor, " thresholds"]  # anomalous scores >= threshold
+    fp: Float64[Tensor, " thresholds"]  # nominal scores >= threshold
+    fp_above: Float64[Tensor, " thresholds"]  # nominal scores > threshold
+    overlap: Float64[Tensor, " thresholds"]  # share of the anomalous weight that is >= threshold
+    nominal: int  # number of nominal scores
+    anomalous: int  # number of anomalous scores
+
+
+def sweep(
+    nominal: Float[Tensor, " nominal"],
+    anomalous: Float[Tensor, " anomalous"],
+    weights: Float[Tensor, " anomalous"] | None = None,
+) -> Sweep:
+    """Sweep the threshold over scores that are already split by label.
+
+    Args:
+        nominal: Finite scores in any order.
+        anomalous: Finite scores in any order.
+        weights: Weight of each anomalous score in `overlap`; equal by default.
+
+    Returns:
+        A `Sweep` on the CPU, with thresholds in the scores' dtype (at least float32).
+    """
+    dtype = torch.promote_types(torch.promote_types(nominal.dtype, anomalous.dtype), torch.float32)
+    # NumPy sorts values many times faster than torch, which always returns indices too.
+    rising = np.sort(nominal.to(dtype).numpy(force=True))
+    scores = anomalous.to(dtype).numpy(force=True)
+    order = np.argsort(-scores)
+    falling = scores[order]
+    weight = np.ones(len(order)) if weights is None else weights.numpy(force=True)[order]
+    mass = weight.cumsum(dtype=np.float64)
+    last = np.ones(len(falling), dtype=bool)  # the last of each run of equal scores
+    last[:-1] = falling[1:] != falling[:-1]
+    thresholds = falling[last]
+    return Sweep(
+        thresholds=torch.from_numpy(thresholds),
+        tp=torch.from_numpy(np.flatnonzero(last) + 1.0),
+        fp=torch.from_numpy(len(rising) - np.searchsorted(rising, thresholds) * 1.0),
+        fp_above=torch.from_numpy(len(rising) - np.searchsorted(rising, thresholds, "right") * 1.0),
+        overlap=torch.from_numpy(mass[last] / mass[-1:]),
+        nominal=len(rising),
+        anomalous=len(falling),
+    )
+
+
+def roc_curve(
+    counts: Sweep,
+) -> tuple[Float64[Tensor, " corners"], Float64[Tensor, " corners"]]:
+    """Corners of the ROC curve, straight lines between them.
+
+    Returns:
+        False- and true-positive rate at two corners a threshold, from (0, 0) to (1, 1); empty
+        where there are no nominal or no anomalous scores.
+    """
+    return _curve(counts, counts.tp / counts.anomalous if counts.anomalous else counts.tp)
+
+
+def pro_curve(
+    counts: Sweep,
+) -> tuple[Float64[Tensor, " corners"], Float64[Tensor, " corners"]]:
+    """Corners of the per-region overlap curve, if the weights were 1 / area of each region.
+
+    Returns:
+        False-positive rate and mean covered share of a region, as `roc_curve` does.
+    """
+    return _curve(counts, counts.overlap)
+
+
+def _curve(
+    counts: Sweep, share: Float64[Tensor, " thresholds"]
+) -> tuple[Float64[Tensor, " corners"], Float64[Tensor, " corners"]]:
+    """Corners of the curve of a share over the false-positive rate; empty where it is undefined."""
+    if not counts.nominal or not counts.anomalous:
+        return torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.float64)
+    ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    above = torch.cat([ends[0], share[:-1]])
+    # Just above each threshold, then at it: ties rise along one straight line.
+    x = torch.stack([counts.fp_above, counts.fp], 1).flatten() / counts.nominal  # (T, 2) → (2T,)
+    y = torch.stack([above, share], 1).flatten()  # (T, 2) → (2T,)
+    return torch.cat([ends[0], x, ends[1]]), torch.cat([ends[0], y, ends[1]])
+
+
+def precision_recall_curve(
+    counts: Sweep,
+) -> tuple[Float64[Tensor, " thresholds"], Float64[Tensor, " thresholds"]]:
+    """Precision and recall at each threshold, recall rising.
+
+    Drawn as steps, each at the precision of its right end, the area is the average precision.
+
+    Returns:
+        Precision and recall; empty where there are no anomalous scores.
+    """
+    recall = counts.tp / counts.anomalous if counts.anomalous else counts.tp
+    return counts.tp / (counts.tp + counts.fp), recall
+
+
+def area_under(
+    x: Float[Tensor, " corners"], y: Float[Tensor, " corners"], limit: float = 1.0
+) -> float:
+    """Trapezoidal area under a curve for x from 0 to `limit`, cut there by linear interpolation.
+
+    Args:
+        x: Never falling, from 0 to 1.
+        y: Heights at x.
+        limit: Right end, in (0, 1].
+
+    Returns:
+        The area, not divided by `limit`; NaN for an empty curve.
+    """
+    if len(x) == 0:
+        return math.nan
+    inside = int((x <= limit).sum())
+    area = torch.trapezoid(y[:inside], x[:inside])
+    if inside < len(x):
+        width = limit - x[inside - 1]
+        slope = (y[inside] - y[inside - 1]) / (x[inside] - x[inside - 1])
+        area = area + width * (y[inside - 1] + slope * width / 2)
+    return float(area)
+
+
+def average_precision(counts: Sweep) -> float:
+    """Sum of precision × gain in recall over the thresholds; NaN without anomalous scores."""
+    if not counts.anomalous:
+        return math.nan
+    precision, recall = precision_recall_curve(counts)
+    return float((precision * recall.diff(prepend=recall.new_zeros(1))).sum())
+
+
+def auroc(counts: Sweep) -> float:
+    """Area under the ROC curve; NaN without nominal or without anomalous scores."""
+    return area_under(*roc_curve(counts))
+
+
+def aupro(counts: Sweep, fpr_limit: float = 0.3) -> float:
+    """Area under `pro_curve` up to a false-positive rate in (0, 1], divided by that rate."""
+    return area_under(*pro_curve(counts), limit=fpr_limit) / fpr_limit
+
+
+def best_f1(counts: Sweep) -> tuple[float, int]:
+    """F1 score at its best threshold, the highest of several, and that threshold's place."""
+    f1 = 2 * counts.tp / (counts.tp + counts.fp + counts.anomalous)
+    best = int(f1.argmax())
+    return float(f1[best]), best
+
+
+def f1_score(counts: Sweep) -> float:
+    """F1 score at its best threshold. Like the next four, it needs an anomalous score."""
+    return best_f1(counts)[0]
+
+
+def f1_threshold(counts: Sweep) -> float:
+    """Threshold of the best F1; an image is called anomalous if it scores at least that."""
+    return float(counts.thresholds[best_f1(counts)[1]])
+
+
+def false_positives(counts: Sweep) -> float:
+    """Number of nominal scores at or above `f1_threshold`.
+
+    The paper's misclassifications are the sum of these and `false_negatives`.
+    """
+    return float(counts.fp[best_f1(counts)[1]])
+
+
+def false_negatives(counts: Sweep) -> float:
+    """Number of anomalous scores below `f1_threshold`."""
+    return float(counts.anomalous - counts.tp[best_f1(counts)[1]])
+
+
+def errors_at_full_recall(counts: Sweep) -> float:
+    """Number of nominal scores at least as high as the lowest anomalous one."""
+    return float(counts.fp[-1])
+
+
+def region_areas(
+    masks: Bool[Tensor, "images height width"],
+) -> Float32[Tensor, " anomalous"]:
+    """Area of the 8-connected region that each anomalous pixel belongs to.
+
+    Args:
+        masks: True where anomalous.
+
+    Returns:
+        Areas in pixels, in the order of `scores[masks]`, on the CPU.
+    """
+    flags = masks.numpy(force=True)
+    if not flags.any():
+        return torch.empty(0, dtype=torch.float32)
+    neighbours = np.zeros((3, 3, 3), dtype=bool)
+    neighbours[1] = True  # never from one image to the next
+    labels, _ = scipy.ndimage.label(flags, neighbours)
+    region = labels[flags]  # (B, H, W) → (A,)
+    return torch.from_numpy(np.bincount(region)[region].astype(np.float32))

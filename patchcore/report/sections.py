@@ -1,0 +1,364 @@
+"""Sections of a report: one list, which the page, Markdown and the CSV files are written from."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from patchcore.report.blocks import (
+    MARKDOWN,
+    PAGE,
+    POINTS_CSV,
+    RUNS_CSV,
+    Block,
+    Cell,
+    Fold,
+    Grid,
+    Head,
+    Heading,
+    Lines,
+    Note,
+    Section,
+    best_first,
+    factor_heads,
+    key_head,
+    metric_head,
+    row_head,
+    setting_cell,
+    setting_cells,
+    summary_cell,
+    text_cell,
+    text_head,
+    value_cell,
+)
+from patchcore.report.galleries import GALLERY_BYTES, anchor, galleries, pictures
+from patchcore.report.plots import curves, fronts, heat, shares
+from patchcore.report.reading import CATEGORY, RunFolder
+from patchcore.report.sentences import left_out, spread, undefined_reasons
+from patchcore.report.table import Table
+from patchcore.report.words import number, show, title
+
+TEXT = (PAGE, MARKDOWN)
+
+
+def sections(
+    table: Table, gallery_bytes: int = GALLERY_BYTES, forms: Sequence[str] = (PAGE,)
+) -> list[Section]:
+    """Return the sections that have anything to say in some of `forms`.
+
+    The galleries of the page share `gallery_bytes`, the best points' first.
+    """
+    found = [Section("varied", "What varied", _varied(table), TEXT)]
+    for part in table.parts:
+        room = gallery_bytes // len(table.parts) if PAGE in forms else 0
+        found += _of_part(part, room)
+    found += [
+        Section("runs", "Runs", _runs(table), TEXT),
+        Section("points", "Points", [_points(table)], (POINTS_CSV,)),
+        Section("every-run", "Every run", [_every_run(table)], (RUNS_CSV,)),
+    ]
+    return [section for section in found if any(section.of(form) for form in forms)]
+
+
+def _of_part(table: Table, gallery_bytes: int) -> list[Section]:
+    """Every section on one data set."""
+    shrunk = pictures(table, gallery_bytes)
+    found = [
+        Section("leaderboard", "Leaderboard", _leaderboard(table, shrunk), TEXT),
+        Section("paper", "Beside the paper", _paper(table), TEXT),
+        Section("categories", "Categories", _categories(table), TEXT),
+        Section("repeats", "Repeats over seeds", _repeats(table), TEXT),
+        Section("curves", "Curves", curves(table)),
+        Section("shares", "Memory share within a run", shares(table)),
+        Section("heat", "Two factors", heat(table)),
+        Section("pareto", "Accuracy against cost", fronts(table)),
+        Section("galleries", "Galleries", galleries(table, shrunk)),
+    ]
+    if table.number:
+        note = f"Data {table.number}: {table.data}. Runs of unlike data are not ranked together."
+        for section in found:
+            section.key += f"-{table.number}"
+            section.title += f", data {table.number}"
+            section.blocks = section.blocks and [Note(note), *section.blocks]
+    return found
+
+
+def facts(table: Table) -> list[tuple[str, str, str, str]]:
+    """Return the first things one wants to know: name, value, note and class of each."""
+    found = []
+    for part in table.parts:
+        where = f", data {part.number}" if part.number else ""
+        best = part.points[0]
+        if not best.value(table.metric).defined:
+            continue
+        value = number(table.metric, best.value(table.metric).mean)
+        found.append((f"best {title(table.metric)}{where}", value, best.label, ""))
+        cheap = {"seconds": "fewest seconds", "memory_bytes": "smallest memory, MB"}
+        for metric, name in cheap.items():
+            cheapest = min(part.points, key=lambda point: part.cost(point, metric))
+            cost = cheapest.value(metric)
+            if len(part.points) > 1 and cost.defined:
+                reached = number(table.metric, cheapest.value(table.metric).mean)
+                note = f"{title(table.metric)} {reached}"
+                found.append((f"{name}{where}", number(metric, cost.mean), note, ""))
+    finished = len(table.runs) - len(table.unfinished)
+    spent = math.fsum(run.spent for run in table.runs)
+    note = f"{number('seconds', round(spent))} s together" if spent else ""
+    found.append(("finished runs", str(finished), note, ""))
+    if table.unfinished:
+        found.append(("unfinished runs", str(len(table.unfinished)), "see Runs", "warn"))
+    return found
+
+
+def _varied(table: Table) -> list[Block]:
+    """The varied settings, what they stand for, and the constant ones folded away."""
+    rows = []
+    for factor in table.factors:
+        note = f"with it: {', '.join(factor.follows)}" if factor.follows else ""
+        rows.append((factor.key, factor.values, "factor", note))
+    if CATEGORY in table.varied:
+        rows.append((CATEGORY, table.varied[CATEGORY], "category", "averaged over"))
+    for key, others in table.seed_keys.items():
+        note = f"repeats; with it: {', '.join(others)}" if others else "repeats"
+        rows.append((key, table.varied[key], "seed", note))
+    body = [
+        [
+            row_head(key, "text", "code"),
+            text_cell(", ".join(map(show, values)), "wrap"),
+            text_cell(kind),
+            text_cell(note, "wrap"),
+        ]
+        for key, values, kind, note in rows
+    ]
+    heads = [text_head(name) for name in ("setting", "values", "kind", "")]
+    varied: Block = Note("Nothing: all runs have the same settings.", plain=True, forms=(PAGE,))
+    if rows:
+        varied = Grid(heads, body)
+    constant = [
+        [row_head(key, "text", "code"), text_cell(show(value), "wrap")]
+        for key, value in table.constant.items()
+    ]
+    heads = [text_head(name) for name in ("setting", "value")]
+    summary = f"{len(constant)} settings are the same in all runs"
+    return [varied, Fold(summary, [Grid(heads, constant)], forms=(PAGE,))]
+
+
+def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
+    """Every point; a click on a column sorts."""
+    several = any(len(point.runs) > 1 for point in table.points)
+    first = [key for key in table.metrics if key == table.metric]
+    others = [key for key in table.metrics if key != table.metric]
+    heads = [Head("#", "ascending", place=0), *(metric_head(key, True) for key in first)]
+    heads += factor_heads(table)
+    heads += [Head("runs", "descending", place=None)] if several else []
+    heads += [Head("gallery", kind="tool", place=None)] if shrunk else []
+    heads += [metric_head(key) for key in others]
+    costs = {key: [table.cost(point, key) for point in table.points] for key in table.metrics}
+    body = []
+    for i, point in enumerate(table.points):
+        placed = point.value(table.metric).defined
+        row = [row_head(str(i + 1) if placed else "–", sort=str(i + 1) if placed else "")]
+        cells = {
+            key: summary_cell(
+                point.value(key),
+                key,
+                "best" if costs[key][i] == min(costs[key]) < max(costs[key]) else "",
+            )
+            for key in table.metrics
+        }
+        row += [cells[key] for key in first]
+        row += setting_cells(table, point)
+        if several:
+            finished = len(point.finished)
+            row.append(value_cell(finished, f"{finished} of {len(point.runs)}"))
+        if shrunk:
+            run = next((run for run in point.runs if run in shrunk), None)
+            opens = anchor(table, run) if run else ""
+            row.append(Cell(f"gallery of {point.label}" if run else "", "", "tool", gallery=opens))
+        row += [cells[key] for key in others]
+        body.append(row)
+    note = "A click on a column sorts by it. Best of each column in colour."
+    averages = "Metrics are class averages: the mean over the categories."
+    spreads = "± is half the 95 % interval over seeds (Student's t)."
+    told = [averages] * bool(table.category_sets) + [spreads] * table.repeated
+    blocks: list[Block] = [Note(" ".join([note, *told]), forms=(PAGE,))]
+    blocks.append(Grid(heads, body, "sortable", "Leaderboard"))
+    for name, lines in (("Left out", left_out(table)), ("Undefined", undefined_reasons(table))):
+        blocks += [Lines(name, lines)] if lines else []
+    return blocks
+
+
+def _paper(table: Table) -> list[Block]:
+    """Ours beside what the paper states."""
+    body = []
+    for point in table.points:
+        for metric in table.paper_metrics:
+            ours, theirs = point.value(metric), point.paper(metric)
+            if not math.isnan(theirs):
+                difference = value_cell(math.nan, "undefined")
+                if ours.defined:
+                    difference = value_cell(ours.mean - theirs, f"{ours.mean - theirs:+.4f}")
+                body.append(
+                    [
+                        *setting_cells(table, point),
+                        text_cell(title(metric)),
+                        summary_cell(ours, metric),
+                        value_cell(theirs, number(metric, theirs)),
+                        difference,
+                    ]
+                )
+    heads = [*factor_heads(table), Head("metric", "ascending", kind="text", place=2)]
+    heads += [Head(name, "descending", place=2) for name in ("ours", "paper", "difference")]
+    return [Grid(heads, body, "sortable", "Beside the paper")] if body else []
+
+
+def _categories(table: Table) -> list[Block]:
+    """For each metric: points × categories, and the class average."""
+    blocks: list[Block] = []
+    for names in table.category_sets:
+        points = [point for point in table.points if point.categories == names]
+        for metric in table.main_metrics:
+            best = {
+                name: max(
+                    (point.cell(name, metric).mean for point in points),
+                    key=lambda mean: -math.inf if math.isnan(mean) else mean,
+                )
+                for name in names
+            }
+            body = []
+            for point in points:
+                stated = {name: point.paper(metric, name) for name in names}
+                known = {value for value in stated.values() if not math.isnan(value)}
+                each = len(known) > 1  # else it is the average's
+                row = setting_cells(table, point)
+                for name in names:
+                    cell = point.cell(name, metric)
+                    shown = each and stated[name] in known
+                    note = f"paper {number(metric, stated[name])}" if shown else ""
+                    kind = "best" if len(points) > 1 and cell.mean == best[name] else ""
+                    row.append(summary_cell(cell, metric, kind, note))
+                body.append([*row, summary_cell(point.value(metric), metric, "mean")])
+            heads = [Head(name, best_first(metric), place=2) for name in (*names, "average")]
+            heads = [*factor_heads(table), *heads]
+            blocks.append(Heading([title(metric)]))
+            blocks.append(Grid(heads, body, "sortable", f"{title(metric)} of each category"))
+    note = (
+        "The average is the mean over the categories, as the papers report it; undefined where a "
+        "category has no finished run or no value."
+    )
+    return blocks and [Note(note), *blocks]
+
+
+def _repeats(table: Table) -> list[Block]:
+    """Mean, standard deviation and interval of each point."""
+    if not table.repeated:
+        return []
+    body = []
+    for point in table.points:
+        for metric in table.main_metrics:
+            value = point.value(metric)
+            mean, deviation, interval = spread(metric, value)
+            body.append(
+                [
+                    *setting_cells(table, point),
+                    text_cell(title(metric)),
+                    value_cell(value.count or math.nan, str(value.count or "–")),
+                    value_cell(value.mean, mean, kind="" if value.defined else "undefined"),
+                    value_cell(value.deviation, deviation),
+                    value_cell(2 * value.half, interval),
+                ]
+            )
+    heads = [*factor_heads(table), Head("metric", "ascending", kind="text", place=2)]
+    heads += [Head(name, "descending", place=2) for name in ("seeds", "mean")]
+    heads += [Head(name, "ascending", place=2) for name in ("standard deviation", "95 % interval")]
+    note = Note("Intervals are Student’s; they sort by width.", forms=(PAGE,))
+    return [note, Grid(heads, body, "sortable", "Repeats over seeds")]
+
+
+def _runs(table: Table) -> list[Block]:
+    """Every run's folder and what became of it; those that did not finish in the open."""
+    heads = [Head(name, "ascending", kind="text") for name in ("folder", "status")]
+    keys = [factor.key for factor in table.factors]
+    keys += [key for key in (CATEGORY, *table.seed_keys) if key in table.varied]
+    heads += [*(key_head(key) for key in keys), *(metric_head(key) for key in table.metrics)]
+
+    def rows(runs: Sequence[RunFolder]) -> list[list[Cell]]:
+        return [
+            [
+                row_head(table.name(run), "text", "path", table.name(run)),
+                text_cell(table.status(run), "wrap"),
+                *(setting_cell(table.setting(run, key)) for key in keys),
+                *(
+                    value_cell(run.metrics[key], number(key, run.metrics[key]))
+                    if key in run.metrics
+                    else value_cell(math.nan, "undefined", run.why(key), "undefined")
+                    for key in table.metrics
+                ),
+            ]
+            for run in runs
+        ]
+
+    blocks: list[Block] = []
+    if table.unfinished:
+        body = [row[: 2 + len(keys)] for row in rows(table.unfinished)]
+        head = heads[: 2 + len(keys)]
+        left = [(table.name(run), table.status(run)) for run in table.unfinished]
+        blocks = [
+            Heading(["Not finished"]),
+            Grid(head, body, "sortable", "Runs that did not finish", forms=(PAGE,)),
+            Lines("", left, forms=(MARKDOWN,)),
+        ]
+    every = Grid(heads, rows(table.runs), "sortable", "Every run")
+    return [*blocks, Fold(f"All {len(table.runs)} runs", [every], forms=(PAGE,))]
+
+
+def _points(table: Table) -> Grid:
+    """One row a point: factors, mean of each metric, spread of repeats, the paper's values.
+
+    Points of unlike data have a rank of their own each.
+    """
+    parts = table.parts
+    factors = list(dict.fromkeys(factor.key for part in parts for factor in part.factors))
+    metrics = [key for key in table.metrics if any(key in part.metrics for part in parts)]
+    head = ["data"] if len(parts) > 1 else []
+    head += ["rank", *factors, "finished", "unfinished"]
+    for key in metrics:
+        head += [key, f"{key}_sd", f"{key}_ci95"] if table.repeated else [key]
+    head += [f"paper_{key}" for key in table.paper_metrics]
+    rows = []
+    for part in parts:
+        for i, point in enumerate(part.points):
+            finished = len(point.finished)
+            row: list[Any] = [part.data] if len(parts) > 1 else []
+            row.append(i + 1 if point.value(table.metric).defined else None)
+            row += [point.settings.get(key, table.setting(point.runs[0], key)) for key in factors]
+            row += [finished, len(point.runs) - finished]
+            for key in metrics:
+                value = point.value(key)
+                row.append(value.mean)
+                row += [value.deviation, value.half] if table.repeated else []
+            rows.append(row + [point.paper(key) for key in table.paper_metrics])
+    return _plain(head, rows)
+
+
+def _every_run(table: Table) -> Grid:
+    """One row a run: folder, status, what varied, and every metric as it was written."""
+    metrics = list(dict.fromkeys(key for run in table.runs for key in run.metrics))
+    keys = list(dict.fromkeys([*table.choices, *table.varied]))
+    part_of = {run.folder: part.data for part in table.parts for run in part.runs}
+    rows = [
+        [
+            table.name(run),
+            table.status(run),
+            *([part_of.get(run.folder)] if len(table.parts) > 1 else []),
+            *(table.setting(run, key) for key in keys),
+            *(run.metrics.get(key) for key in metrics),
+        ]
+        for run in table.runs
+    ]
+    data = ["data"] if len(table.parts) > 1 else []
+    return _plain(["folder", "status", *data, *keys, *metrics], rows)
+
+
+def _plain(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Grid:
+    """Table of values in full precision."""
+    return Grid([Head(name) for name in head], [[Cell("", value=v) for v in row] for row in rows])

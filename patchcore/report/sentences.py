@@ -1,0 +1,84 @@
+"""Sentences and spreads of a report."""
+
+from collections.abc import Sequence
+
+from patchcore.report.points import Summary
+from patchcore.report.reading import CATEGORY
+from patchcore.report.table import Table
+from patchcore.report.words import is_left_out, number, title
+
+
+def sentence(table: Table) -> str:
+    """The sweep in a line."""
+    finished = len(table.runs) - len(table.unfinished)
+    points = sum(len(part.points) for part in table.parts)
+    parts = [_count(points, "point"), f"from {_count(finished, 'finished run')}"]
+    if table.unfinished:
+        parts.append(f"and {_count(len(table.unfinished), 'unfinished one')}")
+    varied = [factor.key for factor in table.factors]
+    if CATEGORY in table.varied:
+        varied.append("the category")
+    if table.seed_keys:
+        varied.append("the seed")
+    told = f"; {_listing(varied)} varied" if varied else ""
+    unlike = f" {len(table.parts)} sets of data, each ranked alone." if table.parts[1:] else ""
+    return f"{' '.join(parts)}{told}.{unlike}"
+
+
+def undefined_reasons(table: Table) -> list[str]:
+    """Why cells are undefined, each reason once."""
+    lines = []
+    for key, reasons in table.never_defined.items():
+        runs = reasons.total()
+        every = "every finished run" if table.unfinished else "every run"
+        for why, count in reasons.items():
+            where = every if count == runs else f"{count} of {runs} finished runs"
+            lines.append(f"{title(key)} in {where}: {why}")
+    alike: dict[tuple[str, str], list[str]] = {}
+    for point in table.points:
+        reasons_of: dict[str, list[str]] = {}
+        for metric in table.metrics:
+            value = point.value(metric)
+            if not value.defined:
+                reasons_of.setdefault(value.reason, []).append(title(metric))
+        for reason, names in reasons_of.items():
+            what = "every metric" if len(names) == len(table.metrics) else ", ".join(names)
+            alike.setdefault((what, reason), []).append(point.label)
+    for (what, reason), labels in alike.items():
+        some = "; ".join(labels[:3]) + (f" and {len(labels) - 3} more" if labels[3:] else "")
+        lines.append(f"{what} of {some}: {reason}")
+    return lines
+
+
+def left_out(table: Table) -> list[str]:
+    """What metrics do not cover: counts of images and regions that were left out of them."""
+    lines = []
+    for key in table.metrics:
+        if not is_left_out(key):
+            continue
+        told = {
+            point.label: value.mean
+            for point in table.points
+            if (value := point.value(key)).defined and value.mean > 0
+        }
+        if told and len(set(told.values())) == 1 and len(told) == len(table.points):
+            lines.append(f"{title(key)} in every point: {number(key, next(iter(told.values())))}")
+        else:
+            lines += [f"{title(key)} of {name}: {number(key, n)}" for name, n in told.items()]
+    return lines
+
+
+def spread(metric: str, value: Summary) -> tuple[str, str, str]:
+    """Mean, standard deviation and 95 % interval; – where one repeat gives none."""
+    if not value.defined or value.count < 2:
+        return number(metric, value.mean), "–", "–"
+    ends = [number(metric, value.mean + sign * value.half) for sign in (-1, 1)]
+    return number(metric, value.mean), number(metric, value.deviation), f"{ends[0]} – {ends[1]}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def _listing(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

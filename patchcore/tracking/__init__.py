@@ -1,0 +1,159 @@
+"""Trackers: what a run leaves in them, and which there are.
+
+Everything but the gallery's single pictures is read from the run's folder, so that a run that was
+finished before is tracked like any other. Another tracker is a file with a subclass of `Tracker`
+and an entry of `TRACKERS`; its preset in the group `logger` and the permission to name its class in
+settings files follow from that.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+
+from patchcore.errors import InputError
+from patchcore.report.run import GalleryItem, read_results
+from patchcore.report.words import flatten
+from patchcore.tracking.csv import Csv
+from patchcore.tracking.tensorboard import TensorBoard
+from patchcore.tracking.tracker import Tracker
+from patchcore.tracking.wandb import Wandb
+
+TRACKERS: dict[str, Tracker] = {"csv": Csv(), "tensorboard": TensorBoard(), "wandb": Wandb()}
+"""Trackers by the choice of the group `logger`."""
+
+Make = Callable[..., Any]
+"""Makes an object of Lightning's from its key, its settings and more keyword arguments."""
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Return the choices of the group `logger`: {choice: {name: settings of a logger}}."""
+    found = {name: {name: tracker.settings()} for name, tracker in TRACKERS.items()}
+    return {"none": {}, **found}
+
+
+def tracker_named(target: Any) -> Tracker:
+    """Return the tracker of a logger's `_target_`; of an unknown one, the base of all."""
+    return next((each for each in TRACKERS.values() if each.is_named(target)), Tracker())
+
+
+def tracker_of(logger: Logger) -> Tracker:
+    """Return the tracker of a logger by its class, or else by the class that it is made from."""
+    by_class = {tracker.logger_class(): tracker for tracker in TRACKERS.values()}
+    return next((by_class[each] for each in type(logger).__mro__ if each in by_class), Tracker())
+
+
+@dataclass
+class Tracking:
+    """The trackers of one run."""
+
+    loggers: dict[str, Logger]  # by their names in the settings
+    started: list[Logger] = field(default_factory=list)
+
+    def start(self, settings: dict[str, Any]) -> None:
+        """Open every tracker and give it the settings.
+
+        Raises:
+            InputError: One cannot start, such as W&B where it is online and does not let us in.
+        """
+        for name, logger in self.loggers.items():
+            self.started.append(logger)
+            try:
+                logger.log_hyperparams(settings)
+            except Exception as error:  # trackers have no common base of their errors
+                advice = tracker_of(logger).advice(name)
+                told = " ".join(str(error).split()) or type(error).__name__
+                raise InputError(f"logger.{name}: cannot start: {told}; or {advice}") from error
+
+    def track(self, folder: Path, gallery: Sequence[GalleryItem] = (), tested: bool = True) -> None:
+        """Log what the finished run in `folder` holds.
+
+        Args:
+            folder: Of the run, with metrics.json, scores.csv and figures.
+            gallery: Images with their maps, for the trackers that show tables of them.
+            tested: Whether Lightning has tested the run with these trackers, and so logged the
+                metrics; they are logged here otherwise.
+        """
+        run = read_results(folder)
+        run.gallery = list(gallery)
+        record = run.record()
+        for logger in self.started:
+            if not tested:
+                numbers = flatten({k: v for k, v in record.items() if k not in ("undefined",)})
+                logger.log_metrics({k: v for k, v in numbers.items() if _is_logged(v)})
+            tracker = tracker_of(logger)
+            tracker.log_curve(logger, record.get("ratio_curve") or [])
+            tracker.log_results(logger, run)
+            logger.save()
+
+
+@contextmanager
+def tracking(chosen: Mapping[str, Any], folder: Path, make: Make) -> Iterator[Tracking]:
+    """Trackers for a run in `folder`; closed in the end, as failed if an exception ends the run.
+
+    Args:
+        chosen: {name: settings of a Lightning logger}.
+        folder: Of the run.
+        make: Makes a logger from its key and settings.
+
+    Raises:
+        InputError: A tracker cannot be made from its settings.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(environment(folder))
+        found = Tracking({name: build_logger(name, own, make) for name, own in chosen.items()})
+        try:
+            yield found
+        except BaseException:
+            for logger in found.started:
+                try:
+                    finish(logger, False)
+                except Exception as error:  # what ended the run matters more
+                    warnings.warn(f"a tracker could not be closed: {error}", stacklevel=2)
+            raise
+        for logger in found.started:
+            finish(logger, True)
+
+
+def build_logger(name: str, settings: Any, make: Make) -> Logger:
+    """Return the logger that the settings ask for.
+
+    Raises:
+        InputError: They ask for something else, or it cannot be made from them.
+    """
+    more = {}
+    if isinstance(settings, Mapping):
+        more = tracker_named(settings.get("_target_")).more_settings(settings)
+    logger = make(f"logger.{name}", settings, **more)
+    if not isinstance(logger, Logger):
+        raise InputError(f"logger.{name} is no logger of Lightning: give it a _target_ that is one")
+    return logger
+
+
+@contextmanager
+def environment(folder: Path) -> Iterator[None]:
+    """Keep what W&B writes inside the run's folder, and what loggers change of W&B's variables."""
+    before = {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
+    for key, name in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
+        os.environ.setdefault(key, str(folder / "wandb" / name))
+    try:
+        yield
+    finally:
+        for key in [key for key in os.environ if key.startswith("WANDB_") and key not in before]:
+            if key != "WANDB_SILENT":
+                del os.environ[key]
+        os.environ.update(before)
+
+
+def finish(logger: Logger, success: bool) -> None:
+    """Close the logger, so that the next job of a multirun gets a run of its own."""
+    tracker_of(logger).close(logger, success)
+
+
+def _is_logged(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,67 @@
+"""Base of the trackers: a logger of Lightning that shows numbers and nothing else."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, ClassVar
+
+from pytorch_lightning.loggers import Logger
+
+from patchcore.report.run import Run
+
+FOLDER = "${hydra:runtime.output_dir}"
+"""Folder of the run, in presets."""
+
+
+class Tracker:
+    """Kind of tracker: how its logger is made, filled and closed.
+
+    A tracker overrides what its logger can do beyond numbers.
+
+    Attributes:
+        target: Class of the logger, as `_target_` names it.
+        preset: Its further settings in the group `logger`.
+        beside: Whether it keeps the record of runs that failed, and so writes into the run's folder
+            itself, instead of to where the results are made.
+    """
+
+    target: ClassVar[str] = ""
+    preset: ClassVar[Mapping[str, Any]] = {}
+    beside: ClassVar[bool] = False
+
+    def settings(self) -> dict[str, Any]:
+        """Return the preset of the group `logger`."""
+        return {"_target_": self.target, **self.preset}
+
+    def is_named(self, target: Any) -> bool:
+        """Return whether `_target_` names this tracker's class, by any of its modules."""
+        return str(target).endswith(f".{self.target.rpartition('.')[2]}")
+
+    def logger_class(self) -> type[Logger]:
+        """Return the class of the logger."""
+        module, _, name = self.target.rpartition(".")
+        return getattr(import_module(module), name)
+
+    def more_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return arguments of the logger that follow from its settings."""
+        return {}
+
+    def advice(self, name: str) -> str:
+        """Return what a user can do if the logger that is called `name` cannot start."""
+        return "leave it out of logger=[…]"
+
+    def log_curve(self, logger: Any, rows: Sequence[Mapping[str, float]]) -> None:
+        """Log metrics at several shares of the memory; the step is its number of patches."""
+        for row in rows:
+            logger.log_metrics(curve_values(row), step=int(row["memory_patches"]))
+
+    def log_results(self, logger: Any, run: Run) -> None:
+        """Log what is more than numbers of a finished run; its gallery may be empty."""
+
+    def close(self, logger: Any, success: bool) -> None:
+        """Close the logger, so that the next job of a multirun gets a run of its own."""
+        logger.finalize("success" if success else "failed")
+
+
+def curve_values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defined values of a row of the curve over ratios, by their names in trackers."""
+    return {f"ratio_curve/{key}": value for key, value in row.items() if value is not None}

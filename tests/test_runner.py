@@ -1,0 +1,106 @@
+"""A run as Python users start it: the folder that the command leaves, with the same numbers."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+
+import patchcore
+from patchcore import GreedyConfig, InputError, LayersConfig, PatchConfig, TorchIndexConfig
+from patchcore.cache import CacheConfig
+from patchcore.config import Config
+from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.transforms import ImageConfig
+from patchcore.methods import PatchCoreConfig
+from patchcore.patches import Mapping
+from tests.images import write_mvtec
+from tests.runs import patchcore as command
+
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+QUIET |= {"enable_checkpointing": False, "num_sanity_val_steps": 0}
+
+
+class Watcher(pl.Callback):
+    """Counts the batches of every test."""
+
+    seen: list[int] = []  # noqa: RUF012
+
+    def __init__(self, by: int) -> None:
+        self.by = by
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        self.seen.append(self.by)
+
+
+def config(root: Path, **groups: Any) -> Config:
+    groups = {
+        "data": MVTecConfig(root=str(root), category="nut", batch_size=2),
+        "image": ImageConfig(resize=32, crop=32),
+        "layers": LayersConfig(["2", "3"]),
+        "model": PatchCoreConfig(),
+        "patch": PatchConfig(mapping=Mapping.average),
+        "coreset": GreedyConfig(ratio=0.5),
+        "index": TorchIndexConfig(),
+        "trainer": QUIET,
+        "logger": {},
+        "cache": CacheConfig(root=str(root / "cache")),
+        "figures": False,
+        **groups,
+    }
+    return Config(**groups)
+
+
+def scores(folder: Path) -> list[str]:
+    with (folder / "scores.csv").open() as file:
+        return [row["score"] for row in csv.DictReader(file)]
+
+
+def test_a_run_from_python_is_that_of_the_command(tmp_path: Path) -> None:
+    write_mvtec(tmp_path, (40, 36))
+    callback = {"_target_": f"{__name__}.Watcher", "by": 3}
+    Watcher.seen.clear()
+    settings = config(tmp_path, trainer={**QUIET, "callbacks": [callback]})
+    done = patchcore.run(settings, tmp_path / "python")
+    assert Watcher.seen == [3] * 3  # batches of 2 of 5 images
+    assert done.folder == tmp_path / "python" and done.warm == []
+    assert done.record == json.loads((done.folder / "metrics.json").read_text())
+    assert f"image_auroc              {done.record['image_auroc']:.4f}" in done.text
+    typed = command(
+        *("train", "data=mvtec", f"data.root={tmp_path}", "data.category=nut", "data.batch_size=2"),
+        *("image.resize=32", "image.crop=32", "layers.names=[2,3]", "patch=average"),
+        *("coreset.ratio=0.5", "trainer=cpu", "logger=none", "figures=false"),
+        *(f"cache.root={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'typed'}"),
+    )
+    assert typed.code == 0, typed.err
+    ours, theirs = (scores(tmp_path / name) for name in ("python", "typed"))
+    assert ours == theirs and len(ours) == 5
+    saved = OmegaConf.load(tmp_path / "python" / "config.yaml")
+    assert saved.patch.mapping == "average" and saved.trainer.callbacks == [callback]
+
+
+def test_a_run_is_taken_over_where_it_has_finished(tmp_path: Path) -> None:
+    write_mvtec(tmp_path, (40, 36))
+    first = patchcore.run(config(tmp_path), tmp_path / "first")
+    again = patchcore.run(config(tmp_path, resume=True), tmp_path / "again")
+    assert again.record == first.record
+    assert again.text == f"finished before, in {tmp_path / 'first'}"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"callbacks": [{"_target_": "no.such.Class"}]}, r"^trainer\.callbacks\[0\]: No module"),
+        ({"callbacks": [{"_target_": f"{__name__}.Watcher"}]}, r"^trainer\.callbacks\[0\]: .*'by'"),
+        ({"foo": 1}, r"^trainer: .*'foo'"),
+    ],
+)
+def test_what_cannot_be_made_is_named(
+    trainer: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    write_mvtec(tmp_path, (40, 36))
+    with pytest.raises(InputError, match=message):
+        patchcore.run(config(tmp_path, trainer={**QUIET, **trainer}), tmp_path / "run")
