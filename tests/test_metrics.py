@@ -17,8 +17,11 @@ from torch import Tensor
 from patchcore.errors import InputError
 from patchcore.metrics import (
     IMAGE_KEYS,
+    MASK_KEYS,
+    METRICS,
     PIXEL_KEYS,
     ImageMetrics,
+    Objective,
     PixelMetrics,
     area_under,
     image_metrics,
@@ -28,6 +31,7 @@ from patchcore.metrics import (
     region_areas,
     roc_curve,
     sweep,
+    told,
 )
 from tests import reference
 
@@ -465,3 +469,30 @@ def test_pure_functions_serve_without_the_classes() -> None:
     precision, recall = precision_recall_curve(counts)
     assert recall[-1] == 1.0
     assert float(precision[-1]) == pytest.approx(10 / (10 + float(counts.fp[-1])))
+
+
+def test_a_metric_is_declared_once_with_all_that_is_told_of_it() -> None:
+    assert {each.name for each in Objective} == {
+        *("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro"),
+        *("memory_bytes", "memory_patches", "seconds", "score_seconds"),
+    }
+    assert {key for key, measure in METRICS.items() if measure.better == ""} == {
+        *("image_threshold", "train_images", "test_images"),
+    }
+    falling = {key for key, measure in METRICS.items() if measure.better == "low"}
+    assert falling == {
+        *("image_false_positives", "image_false_negatives", "errors_at_full_recall"),
+        *("seconds", "score_seconds", "milliseconds_per_image", "memory_patches", "memory_bytes"),
+        *MASK_KEYS,
+    }
+    assert {key for key in METRICS if METRICS[key].whole} == {
+        *(falling - {"seconds", "score_seconds", "milliseconds_per_image"}),
+        *("train_images", "test_images"),
+    }
+    assert all(METRICS[key].compute for key in (*IMAGE_KEYS, *PIXEL_KEYS))
+
+
+def test_a_metric_of_another_version_is_its_words_alone() -> None:
+    assert told("seconds.score") is METRICS["seconds"]
+    unknown = told("some_new_metric")
+    assert (unknown.title, unknown.better, unknown.of) == ("some new metric", "high", "run")

@@ -45,7 +45,7 @@ def number(cell: str | None) -> float | None:
 def stated(
     tables: str, method: str, column: str = "", data: str = "mvtec", category: str = ""
 ) -> dict[str, float]:
-    """What the paper states for one run: {metric: value}, in our units; empty where nothing.
+    """Return the paper's values for one run: {metric: value}, in our units; empty where none.
 
     A mean over the categories is no value of one of them: its name begins with `AVERAGE`.
 

@@ -44,7 +44,7 @@ class Axis:
     show: Callable[[float], str] = "{:g}".format
 
     def share(self, value: float) -> float:
-        """Where `value` lies between the ends, 0 to 1."""
+        """Return the place of `value` between the ends, 0 to 1."""
         ends = (self.low, self.high, value)
         low, high, at = map(math.log, ends) if self.logarithmic else ends
         return (at - low) / (high - low)

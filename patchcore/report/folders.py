@@ -1,4 +1,4 @@
-"""Where runs lie, and which files are theirs."""
+"""Folders of runs, and the files that are theirs."""
 
 import os
 from pathlib import Path

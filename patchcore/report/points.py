@@ -147,7 +147,7 @@ class Point:
         return fmean(values)
 
     def _why(self, run: RunFolder, metric: str, seed: str) -> str:
-        """Why `run` has no `metric`."""
+        """Return why `run` has no `metric`."""
         category = run.category if len(self.categories) > 1 else ""
         place = ", ".join(filter(None, [category, seed]))
         reason = run.why(metric)

@@ -82,7 +82,7 @@ class RunFolder:
         return "" if value is None else str(value)
 
     def why(self, metric: str) -> str:
-        """Why the run has no `metric`."""
+        """Return why the run has no `metric`."""
         return self.problem or self.undefined.get(metric, "not in metrics.json")
 
 
@@ -149,7 +149,7 @@ def _read_settings(run: RunFolder) -> None:
 
 
 def _circumstances(provenance: dict[str, Any]) -> Settings:
-    """What a result follows from beside its settings: {dotted name: value}."""
+    """Return what a result follows from beside its settings: {dotted name: value}."""
     classes = provenance.get("classes")
     found = {f"{k}.class": v for k, v in classes.items()} if isinstance(classes, dict) else {}
     kept = {k: v for k, v in provenance.items() if k in ("device", "precision", "versions")}
@@ -308,7 +308,7 @@ def _fill(run: RunFolder, record: dict[str, Any]) -> None:
 
 
 def _problems(record: dict[str, Any]) -> Iterator[str]:
-    """Everything that is wrong with the content of metrics.json."""
+    """Yield all that is wrong with the content of metrics.json."""
     if not any(key in METRICS for key in record):
         yield "it holds no metric"
     for key, value in record.items():
@@ -360,12 +360,12 @@ def _rows(value: Any) -> list[dict[str, Any]]:
 
 
 def _is_metric(key: str, value: Any) -> bool:
-    """Whether it is shown: other things that a newer version tells of a run are passed over."""
+    """Return whether it is shown: other things that a newer version tells are passed over."""
     return key in METRICS or value is None or is_number(value)
 
 
 def _wrong(key: str, value: Any) -> str:
-    """Why `value` cannot be the metric `key`; empty if it can."""
+    """Return why `value` cannot be the metric `key`; empty if it can."""
     if value is None or not (_is_metric(key, value)):
         return ""
     if not _is_finite(value):

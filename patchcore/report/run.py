@@ -87,7 +87,7 @@ class Run:
         return np.array([sample.label for sample in self.samples])
 
     def record(self) -> dict[str, Any]:
-        """What metrics.json holds: undefined metrics are null, with the reason beside them.
+        """Return the content of metrics.json: undefined metrics are null, with reasons beside them.
 
         A member has `metrics`, `undefined`, and whatever else is to be told of it.
         """
@@ -152,7 +152,7 @@ def pick_gallery(
 def pick_misclassified(
     run: Run, dataset: ImageDataset, anomaly_map: AnomalyMap, most: int = 40
 ) -> list[GalleryItem]:
-    """What the F1-optimal threshold gets wrong, as the paper's Figures S1 and S2 show it.
+    """Return the images that the F1-optimal threshold gets wrong, as the paper's Figures S1 and S2.
 
     False alarms from the highest score down, missed images from the lowest up; `most` of each.
     """

@@ -26,7 +26,7 @@ def sentence(table: Table) -> str:
 
 
 def undefined_reasons(table: Table) -> list[str]:
-    """Why cells are undefined, each reason once."""
+    """Return why cells are undefined, each reason once."""
     lines = []
     for key, reasons in table.never_defined.items():
         runs = reasons.total()
@@ -51,7 +51,7 @@ def undefined_reasons(table: Table) -> list[str]:
 
 
 def left_out(table: Table) -> list[str]:
-    """What metrics do not cover: counts of images and regions that were left out of them."""
+    """Return counts of the images and regions that metrics do not cover."""
     lines = []
     for key in table.metrics:
         if not is_left_out(key):

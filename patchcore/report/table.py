@@ -102,7 +102,7 @@ class Table:
 
     @cached_property
     def seed_keys(self) -> dict[str, list[str]]:
-        """What makes repeats rather than points: {varied seed: others that go with it}."""
+        """Settings that make repeats rather than points: {varied seed: others that go with it}."""
         seeds = [key for key in self.varied if key.endswith("seed")]  # and data.shots_seed
         return self._grouped(
             {key: self._column(key) for key in sorted(seeds, key=lambda key: key.count("."))}
@@ -193,7 +193,7 @@ class Table:
 
     @cached_property
     def main_metrics(self) -> list[str]:
-        """What the pictures show: the ranking metric, then the usual ones."""
+        """Metrics that the pictures show: the ranking one, then the usual ones."""
         usual = dict.fromkeys([self.metric, *(k for k, measure in METRICS.items() if measure.main)])
         return [key for key in usual if key in self.metrics]
 
@@ -209,7 +209,7 @@ class Table:
 
     @cached_property
     def repeated(self) -> bool:
-        """Whether a point has more than one seed."""
+        """True if a point has more than one seed."""
         return any(len(point.seeds) > 1 for point in self.points)
 
     @cached_property
@@ -223,7 +223,7 @@ class Table:
         return run.choices.get(key) if key in self.choices else run.settings.get(key)
 
     def seed(self, run: RunFolder) -> str:
-        """What tells this repeat from others."""
+        """Return the seeds that tell this repeat from others."""
         return ", ".join(f"{key}={show(run.settings.get(key))}" for key in self.seed_keys)
 
     def cost(self, point: Point, metric: str) -> float:
@@ -242,7 +242,7 @@ class Table:
 
     @cached_property
     def _counted(self) -> dict[tuple[str, str, str], RunFolder]:
-        """Of equal runs the newest finished one: {(point, seed, category): run}, sorted."""
+        """Newest finished one of equal runs: {(point, seed, category): run}, sorted."""
         newest = sorted(self.known, key=lambda run: (run.finished, run.written))
         found = {self._identity(run): run for run in newest}
         return {key: found[key] for key in sorted(found, key=lambda key: [*map(natural, key)])}
@@ -313,7 +313,7 @@ def read_runs(folders: Sequence[Path], metric: str = "image_auroc") -> Table:
 
 
 def pareto(costs: Sequence[tuple[float, float]]) -> list[int]:
-    """Which pairs no other pair beats: nowhere dearer and somewhere cheaper."""
+    """Return the places of pairs that none beats by being nowhere dearer and somewhere cheaper."""
 
     def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
         return a != b and a[0] <= b[0] and a[1] <= b[1]
@@ -326,7 +326,7 @@ def _equivalent(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _determines(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether the second column is a function of the first."""
+    """Return whether the second column is a function of the first."""
     return len(set(one)) == len(set(zip(one, other, strict=True)))
 
 

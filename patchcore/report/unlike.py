@@ -1,4 +1,4 @@
-"""Which runs saw the same data, so that their metrics may be ranked together."""
+"""Runs by the data that they saw: only metrics of the same data may be ranked together."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ def _versions(runs: Sequence[RunFolder]) -> dict[RunFolder, int]:
 
 
 def _cell(run: RunFolder) -> str:
-    """Everything of the settings that decides which images there are, and the category."""
+    """Return a text that is equal where the settings name the same images, of one category."""
     return token(
         [
             {k: v for k, v in run.settings.items() if k.startswith("data.")},

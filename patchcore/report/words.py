@@ -11,7 +11,7 @@ from patchcore.metrics import told
 
 
 def falls(metric: str) -> bool:
-    """Whether less of `metric` is better."""
+    """Return whether less of `metric` is better."""
     return told(metric).better == "low"
 
 
@@ -20,12 +20,12 @@ def is_number(value: Any) -> bool:
 
 
 def is_left_out(metric: str) -> bool:
-    """Whether `metric` counts what other metrics do not cover."""
+    """Return whether `metric` counts what other metrics do not cover."""
     return told(metric).of == "masks"
 
 
 def is_title(key: str) -> bool:
-    """Whether `key` can be the name of a metric."""
+    """Return whether `key` can be the name of a metric."""
     return re.fullmatch(r"[A-Za-z]\w{0,79}", key, re.ASCII) is not None
 
 
