@@ -18,6 +18,7 @@ from patchcore.data.transforms import (
 )
 from patchcore.data.view import View
 from patchcore.errors import InputError
+from patchcore.settings import effective
 
 RAW = ImageConfig(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
 
@@ -280,3 +281,10 @@ def test_what_is_not_given_follows_from_size_and_view() -> None:
     assert ImageConfig(size=64, crop=32).resize == 73
     with pytest.raises(InputError, match=r"^image\.size must be at least 1 pixel or null, got 0"):
         ImageConfig(size=0)
+
+
+def test_stretching_to_no_size_keeps_the_size_on_disk() -> None:
+    # As image.resize=null leaves a preset that stretches.
+    config = ImageConfig(resize=None, crop=None, stretch=True)
+    assert config.resized(30, 50) == (30, 50)
+    assert effective(config) == effective(replace(config, stretch=False))

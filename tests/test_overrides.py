@@ -53,7 +53,7 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("layers=2", "layers=2: there is no such choice; did you mean layers=only2? there are"),
         ("patch=3", "patch=3: there is no such choice; did you mean patch=p3? there are"),
         ("coreset=0.1", "coreset=0.1: there is no such choice; there are all, approximate"),
-        ("index=true", "index=true: there is no such choice; there are faiss_flat"),
+        ("index=true", "index=true: there is no such choice; there are faiss_factory"),
         ("model=null", "model=null: there is no such choice; leave it out; there are padim"),
         ("=3", "=3: not understood: type KEY=VALUE"),
         ("a..b=3", "a..b=3: not understood: type KEY=VALUE"),

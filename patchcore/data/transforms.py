@@ -43,7 +43,8 @@ class ImageConfig:
     # part of an image that is seen: crop, whole or square; null: the data set's
     view: View | None = field(default=None, kw_only=True)
     resize: int | None = MISSING  # shorter side, pixels; null keeps the size on disk
-    stretch: bool = MISSING  # both sides become `resize`, whatever the aspect ratio was
+    # both sides become `resize`, whatever the aspect ratio was
+    stretch: bool = setting(MISSING, effect=lambda image: image["resize"] is not None)
     crop: int | None = MISSING  # side of the centre square, pixels; null keeps everything
     bits: int | None = None  # depth of pixels above 8 bits, as 12; null goes by the file, else 16
     # megapixels; larger files are refused, not decoded
@@ -78,8 +79,6 @@ class ImageConfig:
                 raise InputError(f"image.{key} must hold 3 values (R, G, B), got {len(values)}")
             if not all(abs(value) <= 1e6 for value in values):  # nor NaN
                 raise InputError(f"image.{key} must be finite shares of 0–1, got {list(values)}")
-        if self.stretch and self.resize is None:
-            raise InputError("image.stretch needs image.resize: the side to stretch to")
         if min(self.std) < 1e-6:
             raise InputError(f"image.std must be at least 1e-6, got {list(self.std)}")
         self.size, self.view = self._named()
