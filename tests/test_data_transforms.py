@@ -225,13 +225,6 @@ def test_one_view_at_any_size(one: ImageConfig, other: ImageConfig, same: bool) 
     assert one.same_view(other) is other.same_view(one) is same
 
 
-def test_stretching_to_no_size_keeps_the_size_on_disk() -> None:
-    # As image.resize=null leaves a preset that stretches.
-    config = ImageConfig(resize=None, crop=None, stretch=True)
-    assert config.resized(30, 50) == (30, 50)
-    assert effective(config) == effective(replace(config, stretch=False))
-
-
 # --- what part of an image is seen, and at what size --------------------------------------------
 
 PRESETS = {224: 256, 280: 320, 288: 329, 320: 366, 360: 411, 448: 512}  # {crop: resize}
@@ -288,3 +281,10 @@ def test_what_is_not_given_follows_from_size_and_view() -> None:
     assert ImageConfig(size=64, crop=32).resize == 73
     with pytest.raises(InputError, match=r"^image\.size must be at least 1 pixel or null, got 0"):
         ImageConfig(size=0)
+
+
+def test_stretching_to_no_size_keeps_the_size_on_disk() -> None:
+    # As image.resize=null leaves a preset that stretches.
+    config = ImageConfig(resize=None, crop=None, stretch=True)
+    assert config.resized(30, 50) == (30, 50)
+    assert effective(config) == effective(replace(config, stretch=False))

@@ -145,7 +145,16 @@ def test_an_image_that_made_the_whole_memory_is_passed_over() -> None:
         measured(nominal([1]), [1])
 
 
+def test_an_image_of_one_patch_counts() -> None:
+    features = nominal([1, 4])
+    images = [x.numpy() for x in features.split([1, 4])]
+    rows = [(0, 0), *((1, j) for j in range(4))]
+    expected = reference.nominal_scale(images, [0, 1], rows)
+    assert astuple(measured(features, [1, 4])) == pytest.approx(expected, rel=1e-5)
+
+
 def test_bad_settings_are_named() -> None:
+    assert ScaleConfig() == ScaleConfig(images=50, seed=0)
     with pytest.raises(InputError, match=r"ensemble\.scale\.images"):
         ScaleConfig(images=0)
 
