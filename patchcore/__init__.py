@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchcore.backbones import BackboneConfig, LayersConfig
-    from patchcore.config import Config as Config
     from patchcore.coreset import (
         AllConfig,
         ApproximateConfig,
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from patchcore.methods.patchcore import PatchCore
     from patchcore.methods.scale import Scale, ScaleConfig
     from patchcore.patches import PatchConfig
-    from patchcore.runner import run as run
     from patchcore.scoring import ScoringConfig
 
 __all__ = [

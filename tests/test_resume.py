@@ -57,6 +57,14 @@ def test_a_finished_run_is_found_by_its_fingerprint_alone(tmp_path: Path) -> Non
         assert finished.find("a1") is None and finished_fingerprint(folder) is None
 
 
+def test_a_run_is_its_own_first_choice(tmp_path: Path) -> None:
+    finished = Finished(tmp_path / "runs")
+    folders = [finished_run(tmp_path / str(i), finished).resolve() for i in range(4)]
+    assert finished.find("a1") in folders
+    assert [finished.find("a1", folder=folder) for folder in folders] == folders
+    assert finished.find("a1", folder=tmp_path / "new") in folders
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
