@@ -133,7 +133,7 @@ def test_config_yaml_holds_every_setting(run: tuple[Path, Outcome], root: Path) 
         "data": MVTecConfig(),
         "coreset": GreedyConfig(),
         "index": TorchIndexConfig(),
-        "model": PatchCoreConfig(),
+        "method": PatchCoreConfig(),
     }
     schema = OmegaConf.structured(Config(trainer={}, logger={}, **parts))  # type: ignore[arg-type]
     read = OmegaConf.merge(schema, settings)

@@ -171,7 +171,7 @@ single = pytest.mark.parametrize("name", [*METHODS, "toy"])
 
 def test_names_are_those_of_the_registry_and_of_the_settings() -> None:
     assert {name: kind.name for name, kind in METHODS.items()} == {name: name for name in METHODS}
-    assert SCHEMAS["model"] == METHODS
+    assert SCHEMAS["method"] == METHODS
 
 
 @every
@@ -439,14 +439,14 @@ from patchcore.patches import PatchConfig
 from pathlib import Path
 
 assert patchcore.__file__ == str(Path.cwd() / "patchcore/__init__.py"), patchcore.__file__
-method = SCHEMAS["model"]["mean"](power=1.0)
-groups = {"model": method, "coreset": AllConfig(), "patch": PatchConfig()}
+method = SCHEMAS["method"]["mean"](power=1.0)
+groups = {"method": method, "coreset": AllConfig(), "patch": PatchConfig()}
 done = patchcore.run(config(Path("images"), **groups), "run")
 assert done.record["memory_patches"] == 1 and done.record["test_images"] == 5
 try:
     config(Path("images"), **{**groups, "patch": PatchConfig(size=5)})
 except patchcore.InputError as error:
-    assert str(error) == "patch.size has no effect on model=mean: leave it out", error
+    assert str(error) == "patch.size has no effect on method=mean: leave it out", error
 else:
     raise AssertionError("patch.size was taken")
 """

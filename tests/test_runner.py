@@ -41,7 +41,7 @@ def config(root: Path, **groups: Any) -> Config:
         "data": MVTecConfig(root=str(root), category="nut", batch_size=2),
         "image": ImageConfig(resize=32, crop=32),
         "layers": LayersConfig(["2", "3"]),
-        "model": PatchCoreConfig(),
+        "method": PatchCoreConfig(),
         "patch": PatchConfig(mapping=Mapping.average),
         "coreset": GreedyConfig(ratio=0.5),
         "index": TorchIndexConfig(),
