@@ -15,7 +15,7 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-# Configuration and multiruns under the next generation of Hydra, OmegaConf and Optuna, which lies
+# By hand: configuration and multiruns under the next generation of Hydra, OmegaConf and Optuna, which lies
 # beside the environment and goes before it.
 NEXT := hydra-core>=1.4.0rc3,<1.5 omegaconf>=2.4.0,<2.5 hydra-joblib-launcher>=1.4.0rc3,<1.5 \
     hydra-submitit-launcher>=1.4.0rc3,<1.5 hydra-optuna-sweeper>=1.4.0rc3,<1.5 optuna>=4.9,<6
