@@ -184,8 +184,8 @@ def test_a_state_may_be_kept_as_safetensors(fitted: Callable[[str], Any], tmp_pa
         ("patchcore", lambda: PatchCore(patch=PatchConfig(size=5)), "patch.size"),
         ("patchcore", BUILDERS["cosine"], "scoring.distance"),
         ("patchcore", lambda: PatchCore(layers=LayersConfig(["3", "2"])), "layers.names"),
-        ("padim", lambda: Padim(PadimConfig(channels=12, seed=1)), "model.seed"),
-        ("spade", lambda: Spade(SpadeConfig(neighbours=3)), "model.storage"),
+        ("padim", lambda: Padim(PadimConfig(channels=12, seed=1)), "method.seed"),
+        ("spade", lambda: Spade(SpadeConfig(neighbours=3)), "method.storage"),
         ("ensemble", lambda: Ensemble([BUILDERS["cosine"](), PatchCore()]), "scoring.distance"),  # type: ignore[list-item]
     ],
 )
