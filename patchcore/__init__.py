@@ -8,7 +8,9 @@ Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+# Known to type checkers by its name; importing typing would take longer than all the rest.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from patchcore.backbones import BackboneConfig, LayersConfig
@@ -73,7 +75,7 @@ _HOMES = {
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a name when it is first asked for: torch takes seconds, the command's help none."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,5 @@
 """Ends that come from outside, SIGINT (Ctrl-C) and SIGTERM: one line, a shell's exit code."""
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -111,6 +110,8 @@ def job() -> Iterator[None]:
     command was killed; otherwise it would wait for work for minutes with all that it has loaded.
     On SIGTERM it unwinds like the command and then ends, so that the launcher sees it.
     """
+    import multiprocessing  # here: until the handlers are in place, Ctrl-C is not told in a line
+
     worker = multiprocessing.current_process().name.startswith("Loky")
     if not worker or _command == os.getpid():
         yield
