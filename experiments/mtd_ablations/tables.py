@@ -50,7 +50,7 @@ STUDIES = (
     ),
     Study("Ensemble", ("repeats",), ("network",), ("densenet201",)),
     Study("Neighbourhood", ("size",), ("patch.size",), ("3",)),
-    Study("Layers", ("layers",), ("layers.names",), ("[2, 3]",)),
+    Study("Layers", ("layers",), ("layers.names",), ("[2,3]",)),
     Study("Stride", ("stride",), ("patch.stride",), ("1",)),
     Study("Shots", ("shots",), ("data.shots",), ("50",)),
 )
