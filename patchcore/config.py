@@ -108,6 +108,7 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        self._check_complete()
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be in [0, 2^32), got {self.seed}")
         if not self.objectives:
@@ -125,6 +126,21 @@ class Config:
         )
         if self.ensemble.members:
             self._check_ensemble()
+
+    def _check_complete(self) -> None:
+        """Refuse what a Python user has left out; the command has a choice for each."""
+        usual = {
+            "data": "FolderConfig(…)",
+            "image": "ImageConfig()",
+            "method": "PatchCoreConfig()",
+            "coreset": "GreedyConfig()",
+            "index": "TorchIndexConfig()",
+            "trainer": "{}",
+            "logger": "{}",
+        }
+        absent = [f"{key}={made}" for key, made in usual.items() if getattr(self, key) == MISSING]
+        if absent:
+            raise InputError(f"Config lacks settings without a default: give {', '.join(absent)}")
 
     def members(self) -> list["Config"]:
         """The settings of every PatchCore that the run fits: its ensemble's, or just its own."""

@@ -41,7 +41,14 @@ from patchcore.module import (
     network_digest,
 )
 from patchcore.progress import ProgressBar
-from patchcore.report.run import Run, pick_gallery, pick_misclassified, picture_names, write_run
+from patchcore.report.run import (
+    SOMETIMES,
+    Run,
+    pick_gallery,
+    pick_misclassified,
+    picture_names,
+    write_run,
+)
 from patchcore.resume import (
     FINGERPRINT_FILE,
     Finished,
@@ -142,7 +149,8 @@ def _run_in(
             (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
         finished.started(name, folder)
         done = train(config, split, settings, provenance, folder, place.new, make)
-        text = f"{done.summary()}\n\nfigures and tables: {folder}"
+        what = "figures and tables" if config.figures else "tables"
+        text = f"{done.summary()}\n\n{what}: {folder}"
     else:
         warm = read_provenance(source)["warm"]
         write_provenance(place.new, {**provenance, "warm": warm})
@@ -225,8 +233,9 @@ def take_over(
     copy_scores(source, samples, new)
     if wanted := _pictures(config):
         (new / "figures").mkdir()
-        for picture in wanted:
-            (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
+        for picture in [*wanted, SOMETIMES]:
+            if (source / "figures" / picture).is_file():
+                (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
     origin = source
     if source == folder.resolve():  # only trackers or other settings without effect are new
         origin = Path(text) if (text := _origin(source)) else source

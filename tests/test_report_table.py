@@ -432,3 +432,11 @@ def test_equal_values_are_one_and_sorted_for_people() -> None:
 )
 def test_numbers_for_people(metric: str, value: float, text: str) -> None:
     assert number(metric, value) == text
+
+
+def test_settings_that_a_run_died_without_are_no_difference(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, {"image.stretch": True}, {"image_auroc": 0.9})
+    write_run(tmp_path / "died", {"image.stretch": "???"})
+    table = read_runs([tmp_path])
+    assert "image.stretch" not in table.varied and len(table.points) == 1

@@ -104,3 +104,8 @@ def test_what_cannot_be_made_is_named(
     write_mvtec(tmp_path, (40, 36))
     with pytest.raises(InputError, match=message):
         patchcore.run(config(tmp_path, trainer={**QUIET, **trainer}), tmp_path / "run")
+
+
+def test_a_configuration_that_lacks_groups_names_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^Config lacks .*: give image=.*, method=PatchCoreConf"):
+        Config(data=MVTecConfig(root=str(tmp_path)))

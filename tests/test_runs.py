@@ -172,6 +172,11 @@ def test_a_point_taken_over_has_the_pictures_and_trackers_of_its_own_settings(
         assert "csv" in written["logger"]
         assert written["logger"]["csv"]["save_dir"] == str(tmp_path / name / "0")
     assert not (tmp_path / "plain/0/resumed_from.txt").exists()
+    for name in ("pictures", "again"):  # as where no image is misclassified
+        (tmp_path / name / "0/figures/misclassified.png").unlink()
+    done = sweep(root, tmp_path, "seed=0", "figures=true", name="right")
+    assert done.code == 0 and "finished before" in done.out, done.err
+    assert len(list((tmp_path / "right/0/figures").iterdir())) == 3
 
 
 # --- ends from outside ------------------------------------------------------------------------

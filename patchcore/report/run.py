@@ -219,9 +219,13 @@ def _verdict(score: float, label: int, threshold: float) -> str:
     return "correct" if alarm == bool(label) else "false alarm" if alarm else "missed"
 
 
+SOMETIMES = "misclassified.png"
+"""Picture that a run draws only where the F1-optimal threshold gets an image wrong."""
+
+
 def picture_names(ratio_curve: bool = False) -> list[str]:
-    """Names of the pictures in the `figures` of a run, with or without a curve over ratios."""
-    names = ["curves.png", "scores.png", "gallery.png", "misclassified.png"]
+    """Names of the pictures that a run always draws, with or without a curve over ratios."""
+    names = ["curves.png", "scores.png", "gallery.png"]
     return [*names, "ratio_curve.png"] if ratio_curve else names
 
 

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from omegaconf import MISSING
 from tqdm import tqdm
 
 from patchcore.errors import InputError, printable
@@ -296,6 +297,7 @@ def read_runs(folders: Sequence[Path], metric: str = "image_auroc") -> Table:
             )
         found.update({run.folder: run for run in below})
     runs = sorted(found.values(), key=lambda run: natural(str(run.folder)))
+    _fill_missing(runs)
     _compare_effects(runs)
     if not all(run.choices for run in runs if run.settings):
         for run in runs:
@@ -328,6 +330,16 @@ def _equivalent(one: Sequence[str], other: Sequence[str]) -> bool:
 def _determines(one: Sequence[str], other: Sequence[str]) -> bool:
     """Return whether the second column is a function of the first."""
     return len(set(one)) == len(set(zip(one, other, strict=True)))
+
+
+def _fill_missing(runs: Sequence[RunFolder]) -> None:
+    """Give runs that died early the settings they were still to be given, where others agree."""
+    for key in {key for run in runs for key, value in run.settings.items() if value == MISSING}:
+        found = {token(run.settings.get(key)): run.settings.get(key) for run in runs}
+        found.pop(token(MISSING))
+        for run in runs:
+            if run.settings.get(key) == MISSING:
+                run.settings[key] = next(iter(found.values())) if len(found) == 1 else None
 
 
 def _compare_effects(runs: Sequence[RunFolder]) -> None:
