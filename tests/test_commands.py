@@ -134,6 +134,7 @@ def test_config_yaml_holds_every_setting(run: tuple[Path, Outcome], root: Path) 
         "coreset": GreedyConfig(),
         "index": TorchIndexConfig(),
         "method": PatchCoreConfig(),
+        "image": ImageConfig(),
     }
     schema = OmegaConf.structured(Config(trainer={}, logger={}, **parts))  # type: ignore[arg-type]
     read = OmegaConf.merge(schema, settings)
