@@ -15,8 +15,9 @@ from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.cache import CacheConfig
 from patchcore.commands.mistakes import check_numbers, reject_added
 from patchcore.coreset import CoresetConfig, SizedConfig
+from patchcore.data.augment import AugmentConfig
 from patchcore.data.sample import DataConfig
-from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.data.transforms import ImageConfig
 from patchcore.errors import InputError
 from patchcore.index import IndexConfig
 from patchcore.inputs import fill_inputs

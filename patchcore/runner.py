@@ -27,7 +27,7 @@ from patchcore.cache import MapCache
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Sample, Split
-from patchcore.data.snapshot import ChangedError
+from patchcore.digests import ChangedError
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
 from patchcore.methods import Detector, Parts, build_detector

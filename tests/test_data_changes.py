@@ -17,7 +17,7 @@ from patchcore.data.dataset import ImageDataset
 from patchcore.data.files import Files
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample, Split
-from patchcore.data.snapshot import Snapshot
+from patchcore.digests import Snapshot
 from patchcore.errors import InputError
 from patchcore.identity import samples_digest
 from patchcore.resume import read_provenance

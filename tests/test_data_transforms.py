@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torchvision import transforms as tv
 
+from patchcore.data.augment import AugmentConfig
 from patchcore.data.transforms import (
-    AugmentConfig,
     ImageConfig,
     build_preparation,
     build_transform,
@@ -189,7 +189,8 @@ def test_importing_asks_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "def refuse(*_): raise RuntimeError('a connection')\n"
         "socket.socket.connect = refuse\n"
         "socket.getaddrinfo = refuse\n"
-        "from patchcore.data.transforms import AugmentConfig, ImageConfig, build_transform\n"
+        "from patchcore.data.augment import AugmentConfig\n"
+        "from patchcore.data.transforms import ImageConfig, build_transform\n"
         "build_transform(ImageConfig(), AugmentConfig())\n"
         "assert 'albumentations' not in sys.modules\n"
         "build_transform(ImageConfig(), AugmentConfig(rotate=5))\n"

@@ -26,12 +26,13 @@ from patchcore.coreset import (
     RandomConfig,
     Start,
 )
+from patchcore.data.augment import AugmentConfig
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.folder import FolderConfig
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Masks, Sample, Split
-from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.data.transforms import ImageConfig
 from patchcore.errors import InputError
 from patchcore.identity import device_class, identify, image_recipe, order_key, samples_digest
 from patchcore.index import FaissFlatConfig, TorchIndexConfig
@@ -303,7 +304,6 @@ EVERY = {"images", "maps", "orders", "run"}
         ("coreset.kernel", {"orders", "run"}),
         ("scoring", {"run"}),
         ("index.exact", {"run"}),
-        ("index.coarse", {"run"}),
         ("metrics", {"run"}),
         ("methods.ensemble", {"run"}),
         ("methods.spade", {"run"}),

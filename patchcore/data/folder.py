@@ -7,7 +7,7 @@ import numpy as np
 
 from patchcore.data.files import Files, Identity, expanded, find_folder, identity
 from patchcore.data.formats import FORMATS
-from patchcore.data.mask_files import NOMINAL, bare, marks, masks_beside, reject_masks
+from patchcore.data.layout import NOMINAL, bare, marks, masks_beside, reject_masks
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError, printable
 from patchcore.settings import setting

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from patchcore.data.files import Files
-from patchcore.data.layout import find_root, images_in
-from patchcore.data.mask_files import marks
+from patchcore.data.layout import find_root, images_in, marks
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.errors import InputError

@@ -14,8 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from patchcore.data.files import Files
-from patchcore.data.layout import find_root
-from patchcore.data.mask_files import marks
+from patchcore.data.layout import find_root, marks
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError

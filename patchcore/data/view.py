@@ -2,7 +2,6 @@
 
 import re
 from enum import Enum
-from typing import Any
 
 SIZE = 224  # px, of the network's input: the paper's
 
@@ -13,17 +12,6 @@ class View(Enum):
     crop = "crop"  # the paper's: shorter side at S · 8/7, of which the central square S × S is kept
     whole = "whole"  # everything at its own aspect ratio, shorter side at S
     square = "square"  # everything, stretched to S × S
-
-
-def geometry(size: int, view: View) -> dict[str, Any]:
-    """Return `resize`, `stretch` and `crop` of a view at a size in pixels.
-
-    >>> geometry(224, View.crop)
-    {'resize': 256, 'stretch': False, 'crop': 224}
-    """
-    if view is View.crop:
-        return {"resize": round(size * 8 / 7), "stretch": False, "crop": size}
-    return {"resize": size, "stretch": view is View.square, "crop": None}
 
 
 def successor(preset: str) -> str:

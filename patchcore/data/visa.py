@@ -17,8 +17,7 @@ from typing import ClassVar
 
 from patchcore.data import mvtec
 from patchcore.data.files import Files
-from patchcore.data.layout import find_category, find_root, no_category, read_category
-from patchcore.data.mask_files import marks
+from patchcore.data.layout import find_category, find_root, marks, no_category, read_category
 from patchcore.data.sample import DataConfig, Masks, Sample, Split
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
