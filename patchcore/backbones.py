@@ -2,7 +2,7 @@
 
 import difflib
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,17 @@ from patchcore.settings import setting
 class BackboneConfig:
     """Which network, and where its weights come from."""
 
-    name: str = EMBEDDED  # a timm architecture, or "embedded": the one that ships with us
-    # A timm tag, a .safetensors / .pth file, or "none": random. Null: the shipped ones of
-    # "embedded", of others tv_in1k, as in the paper, or else timm's default.
-    weights: str | None = None
-    # of the random weights
-    seed: int = setting(0, effect=lambda network: network["weights"] == "none")
+    name: str = setting(
+        EMBEDDED, "architecture of timm's, or embedded: the network that ships in the package"
+    )
+    weights: str | None = setting(
+        None,
+        "tag of timm's, a .safetensors or .pth file, or none: random; null: the shipped ones of "
+        "embedded, of others tv_in1k, or else timm's default",
+    )
+    seed: int = setting(
+        0, "seed of random weights", effect=lambda network: network["weights"] == "none"
+    )
 
     def resolved(self) -> str:
         """Weights, by name even where null stands. Raises InputError if there are no such."""
@@ -62,7 +67,10 @@ class LayersConfig:
     transformer's depth.
     """
 
-    names: list[str] = field(default_factory=lambda: ["2", "3"])
+    names: list[str] = setting(
+        factory=lambda: ["2", "3"],
+        help="layers whose outputs are used, finest first: hierarchy levels, or module names",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.names, str):

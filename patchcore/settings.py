@@ -6,10 +6,10 @@ exists elsewhere.
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from patchcore.errors import InputError
 
@@ -29,6 +29,7 @@ def setting(
     below: float | None = None,
     effect: Effect = True,
     without: Collection[str] = (),
+    kw_only: bool = False,
 ) -> Any:
     """Return a dataclass field; one that is declared without this function has an effect.
 
@@ -43,13 +44,14 @@ def setting(
         effect: Whether it changes results. A function is given the settings beside it,
             {name: value}, with this one among them.
         without: For a mapping: the keys that change no result.
+        kw_only: Whether it must be given by name in Python.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
     notes = {"help": help, "unit": unit, "effect": effect, "without": frozenset(without)}
     metadata = {**notes, **bounds}
     if factory is not None:
-        return field(default_factory=factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=factory, metadata=metadata, kw_only=kw_only)
+    return field(default=default, metadata=metadata, kw_only=kw_only)
 
 
 def effective(settings: Any) -> dict[str, Any]:
@@ -59,10 +61,7 @@ def effective(settings: Any) -> dict[str, Any]:
     """
     values = {option.name: getattr(settings, option.name) for option in fields(settings)}
     kept = {}
-    for option in fields(settings):
-        effect = option.metadata.get("effect", True)
-        if not (effect(values) if callable(effect) else effect):
-            continue
+    for option in [each for each in fields(settings) if _has_effect(each, values)]:
         value = values[option.name]
         if isinstance(value, Mapping):
             without = option.metadata.get("without", ())
@@ -71,6 +70,11 @@ def effective(settings: Any) -> dict[str, Any]:
         if plain or not (is_dataclass(value) or isinstance(value, Mapping)):
             kept[option.name] = plain
     return kept
+
+
+def _has_effect(option: Field[Any], values: Mapping[str, Any]) -> bool:
+    effect = option.metadata.get("effect", True)
+    return bool(effect(values) if callable(effect) else effect)
 
 
 def _plain(value: Any) -> Any:
@@ -83,6 +87,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.name
     return str(value) if isinstance(value, Path) else value
+
+
+@dataclass
+class Settings:
+    """Base of a group of settings: its numbers are held to their ranges when it is made.
+
+    Attributes:
+        GROUP: The group's key, with which messages begin.
+    """
+
+    GROUP: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Raise InputError for the first number that is out of its range: see `check_ranges`."""
+        check_ranges(self, self.GROUP)
 
 
 def allowed_range(option: Field[Any]) -> str:

@@ -280,7 +280,7 @@ def test_what_is_not_given_follows_from_size_and_view() -> None:
     square = ImageConfig(size=64, view=View.square, resize=32)
     assert (square.resize, square.stretch, square.crop) == (32, True, None)
     assert ImageConfig(size=64, crop=32).resize == 73
-    with pytest.raises(InputError, match=r"^image\.size must be at least 1 pixel or null, got 0"):
+    with pytest.raises(InputError, match=r"^image\.size must be at least 1, got 0"):
         ImageConfig(size=0)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from patchcore.commands.ending import Stopped, stoppable
+from patchcore.commands import Stopped, stoppable
 from patchcore.commands.mistakes import check_numbers, explain
 from patchcore.commands.train import objectives
 from patchcore.config import Objective

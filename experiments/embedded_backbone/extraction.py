@@ -34,7 +34,7 @@ from patchcore.data import datamodule
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset
 from patchcore.methods import PatchCore
-from patchcore.methods.detector import FeatureBuffer
+from patchcore.methods.common import FeatureBuffer
 from patchcore.module import DetectorModule
 from patchcore.patches import PatchFeatures
 from patchcore.progress import ProgressBar

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patchcore.coreset.order import Order
 from patchcore.errors import InputError
-from patchcore.settings import check_ranges, setting
+from patchcore.settings import Settings, setting
 
 
 @dataclass
@@ -23,16 +23,15 @@ class Coreset:
 
 
 @dataclass
-class CoresetConfig:
+class CoresetConfig(Settings):
     """Settings of a sampler; each has its own file, and its line in `coreset.SAMPLERS`."""
+
+    GROUP: ClassVar[str] = "coreset"
 
     nested: ClassVar[bool] = False
     """Whether the memory of every ratio begins with those of the smaller ratios."""
     ordered: ClassVar[bool] = False
     """Whether a `Coreset.order` is made, which is worth storing and can be continued."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "coreset")
 
     def sample(
         self,

@@ -1,47 +1,56 @@
 """Random changes of training images, made by Albumentations."""
 
 import os
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
-from patchcore.errors import InputError
-from patchcore.settings import setting
+from patchcore.settings import Settings, setting
 
 
 @dataclass
-class AugmentConfig:
+class AugmentConfig(Settings):
     """Random changes of training images; all off by default.
 
     Only what also happens to nominal parts in production belongs here: what a change can produce is
     nominal from then on.
     """
 
-    horizontal_flip: bool = False  # for half of the images
-    vertical_flip: bool = False  # for half of the images
-    rotate: float = 0.0  # at most, degrees either way; borders are mirrored
-    translate: float = 0.0  # at most, share of the side; borders are mirrored
-    scale: float = 0.0  # at most, share of the size either way
-    brightness: float = 0.0  # at most, share of the full range either way
-    contrast: float = 0.0  # at most, share of the contrast either way
-    saturation: float = 0.0  # at most, share of the saturation either way
-    noise: float = 0.0  # standard deviation at most, share of the full range
-    # with epoch and image number, fixes every draw
-    seed: int = setting(
-        0, effect=lambda augment: any(augment[key] for key in augment if key != "seed")
-    )
+    GROUP: ClassVar[str] = "augment"
 
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"augment.seed must be 0 or more, got {self.seed}")
-        if not 0 <= self.rotate <= 180:
-            raise InputError(f"augment.rotate must be in [0, 180] degrees, got {self.rotate}")
-        for key in ("translate", "scale", "brightness", "contrast", "saturation", "noise"):
-            if not 0 <= (value := getattr(self, key)) < 1:
-                raise InputError(f"augment.{key} must be in [0, 1), got {value}")
+    horizontal_flip: bool = setting(False, "mirror half of the images left to right")
+    vertical_flip: bool = setting(False, "mirror half of the images top to bottom")
+    rotate: float = setting(
+        0.0, "rotation at most, either way; borders are mirrored", unit="degrees", low=0, high=180
+    )
+    translate: float = setting(
+        0.0, "shift at most, as a share of the side; borders are mirrored", low=0, below=1
+    )
+    scale: float = setting(
+        0.0, "change of size at most, as a share of it, either way", low=0, below=1
+    )
+    brightness: float = setting(
+        0.0, "change of brightness at most, as a share of the full range", low=0, below=1
+    )
+    contrast: float = setting(
+        0.0, "change of contrast at most, as a share of it, either way", low=0, below=1
+    )
+    saturation: float = setting(
+        0.0, "change of saturation at most, as a share of it, either way", low=0, below=1
+    )
+    noise: float = setting(
+        0.0, "standard deviation of noise at most, as a share of the full range", low=0, below=1
+    )
+    # With epoch and image number, it fixes every draw.
+    seed: int = setting(
+        0,
+        "seed of all random changes",
+        low=0,
+        effect=lambda augment: any(augment[key] for key in augment if key != "seed"),
+    )
 
     def changes(self) -> bool:
         """Whether anything is on."""
-        return replace(self, seed=0) != AugmentConfig()
+        return any(getattr(self, each.name) for each in fields(self) if each.name != "seed")
 
 
 def build_augmentation(config: AugmentConfig) -> Any:

@@ -55,9 +55,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.samples = list(samples)
         self.image = image
         self.seed = 0 if augment is None else augment.seed
-        self.prepare = build_preparation(image, augment)
-        self.normalise = build_normalisation(image)
         self.augmented = augment is not None and augment.changes()
+        self.prepare = build_preparation(image, augment if self.augmented else None)
+        self.normalise = build_normalisation(image)
         self.cache = None if self.augmented else cache
         self.snapshot = snapshot or Snapshot({}, {})
         self._files = [sample.files() for sample in self.samples]

@@ -34,7 +34,7 @@ class KSDD2Config(DataConfig):
         archive=Archive("https://data.vicos.si/datasets/KSDD/KolektorSDD2.zip", ("train", "test")),
     )
 
-    root: str = setting("data/ksdd2", effect=False)  # folder that holds train and test
+    root: str = setting("data/ksdd2", "folder that holds train and test", effect=False)
 
     def _read(self, files: Files) -> Split:
         """Nominal images of `train` to train on, all of `test` to test on.

@@ -13,7 +13,7 @@ from patchcore.data.source import Source
 from patchcore.data.view import SIZE, View
 from patchcore.digests import Snapshot, digest, file_digest
 from patchcore.errors import InputError, printable
-from patchcore.settings import setting
+from patchcore.settings import Settings, setting
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,10 @@ class Split:
         """
         return replace(self, snapshot=Snapshot.of([*self.files(), *others]))
 
-    def contents_of(self, path: Path) -> str:
-        """Digest of a file's contents: as recorded, or now."""
-        return file_digest(path) if self.snapshot is None else self.snapshot.digest(path)
+    @property
+    def contents_of(self) -> Callable[[Path], str]:
+        """Function that gives the digest of a file's contents: as recorded, or now."""
+        return file_digest if self.snapshot is None else self.snapshot.digest
 
     def check(self) -> None:
         """Raise ChangedError if a recorded file has changed since."""
@@ -104,7 +105,7 @@ class Split:
 
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(Settings):
     """Settings that all data sets share; a subclass adds where its images are and lists them.
 
     Attributes:
@@ -119,21 +120,27 @@ class DataConfig:
     VIEW: ClassVar[View] = View.square  # a crop loses defects at the border of long images
     SOURCE: ClassVar[Source | None] = None
 
-    batch_size: int = 16  # images
-    # loader processes; 0 loads in the main process
-    workers: int = setting(0, effect=False)
-    shots: int | None = None  # nominal training images to keep, drawn at random; null keeps all
-    shots_seed: int = setting(0, effect=lambda data: data["shots"] is not None)  # of the draw
+    GROUP: ClassVar[str] = "data"
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"data.batch_size must be at least 1, got {self.batch_size}")
-        if self.workers < 0:
-            raise InputError(f"data.workers must be 0 or more, got {self.workers}")
-        if self.shots is not None and self.shots < 1:
-            raise InputError(f"data.shots must be at least 1, got {self.shots}")
-        if self.shots is not None and self.shots_seed < 0:
-            raise InputError(f"data.shots_seed must be 0 or more, got {self.shots_seed}")
+    batch_size: int = setting(
+        16, "images that are loaded and scored together", unit="images", low=1
+    )
+    workers: int = setting(
+        0,
+        "loader processes; 0 loads in the main process",
+        unit="processes",
+        low=0,
+        effect=False,
+    )
+    shots: int | None = setting(
+        None,
+        "nominal training images to keep, drawn at random; null: all",
+        unit="images",
+        low=1,
+    )
+    shots_seed: int = setting(
+        0, "seed of the draw of shots", low=0, effect=lambda data: data["shots"] is not None
+    )
 
     def read(self) -> Split:
         """List the images on disk, check that they belong together, and draw the shots.

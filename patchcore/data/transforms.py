@@ -5,10 +5,10 @@ No region of a mask is lost on the way without being counted.
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.ndimage
@@ -22,7 +22,7 @@ from patchcore.data.augment import AugmentConfig, build_augmentation
 from patchcore.data.images import LIMIT
 from patchcore.data.view import SIZE, View
 from patchcore.errors import InputError
-from patchcore.settings import setting
+from patchcore.settings import Settings, setting
 
 LARGEST = 1 << 26  # pixels of a network's input: 8192×8192
 Pixels = NDArray[np.uint8]
@@ -140,7 +140,7 @@ def _nearest(
 
 
 @dataclass
-class ImageConfig:
+class ImageConfig(Settings):
     """Size and normalisation of the network's input.
 
     `size` and `view` say what `resize`, `stretch` and `crop` are where these are not given; where
@@ -148,42 +148,68 @@ class ImageConfig:
     stands for the other three.
     """
 
-    # px; null: the data set's, which is 224 for most of them
-    size: int | None = field(default=None, kw_only=True)
-    # part of an image that is seen: crop, whole or square; null: the data set's
-    view: View | None = field(default=None, kw_only=True)
-    resize: int | None = MISSING  # shorter side, pixels; null keeps the size on disk
-    # both sides become `resize`, whatever the aspect ratio was
-    stretch: bool = setting(MISSING, effect=lambda image: image["resize"] is not None)
-    crop: int | None = MISSING  # side of the centre square, pixels; null keeps everything
-    bits: int | None = None  # depth of pixels above 8 bits, as 12; null goes by the file, else 16
-    # megapixels; larger files are refused, not decoded
-    limit: float = setting(LIMIT, effect=False)
-    # RGB, of 0–1. Null in the settings of a run: those of the backbone's weights. Here, where no
-    # network is known, ImageNet's; others are `BackboneConfig(…).input().mean` and `.std`.
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    GROUP: ClassVar[str] = "image"
+
+    size: int | None = setting(
+        None,
+        "size of the network's input; null: the data set's, which is 224 for most of them",
+        unit="px",
+        low=1,
+        kw_only=True,
+    )
+    view: View | None = setting(
+        None,
+        "part that is seen: crop, the paper's centre; whole; or square, stretched; null: the data "
+        "set's",
+        kw_only=True,
+    )
+    resize: int | None = setting(
+        MISSING, "length of the shorter side; null keeps the size on disk", unit="px", low=1
+    )
+    stretch: bool = setting(
+        MISSING,
+        "make both sides as long as resize says",
+        effect=lambda image: image["resize"] is not None,
+    )
+    crop: int | None = setting(
+        MISSING, "side of the centre square that is kept; null: everything", unit="px", low=1
+    )
+    bits: int | None = setting(
+        None,
+        "depth of pixels above 8 bits, such as 12; null: what the file says, else 16",
+        unit="bits",
+        low=1,
+        high=32,
+    )
+    limit: float = setting(
+        LIMIT,
+        "size of a file from which on it is refused, not decoded",
+        unit="megapixels",
+        above=0,
+        effect=False,
+    )
+    # Null in the settings of a run: those of the backbone's weights. Here, where no network is
+    # known, ImageNet's; others are `BackboneConfig(…).input().mean` and `.std`.
+    mean: list[float] | None = setting(
+        None, "mean of R, G and B as shares of 0–1; null: that of the backbone's weights"
+    )
+    std: list[float] | None = setting(
+        None,
+        "standard deviation of R, G and B as shares of 0–1; null: that of the backbone's weights",
+    )
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise InputError(f"image.size must be at least 1 pixel or null, got {self.size}")
+        super().__post_init__()
         size = SIZE if self.size is None else self.size
         for key, value in geometry(size, self.view or View.crop).items():
             if getattr(self, key) == MISSING:
                 setattr(self, key, value)
         self.mean = list(InputRecord.mean) if self.mean is None else self.mean
         self.std = list(InputRecord.std) if self.std is None else self.std
-        for key, side in (("resize", self.resize), ("crop", self.crop)):
-            if side is not None and side < 1:
-                raise InputError(f"image.{key} must be at least 1 pixel or null, got {side}")
         if self.resize is not None and self.crop is not None and self.crop > self.resize:
             raise InputError(
                 f"image.crop must be at most image.resize ({self.resize}), got {self.crop}"
             )
-        if self.bits is not None and not 1 <= self.bits <= 32:
-            raise InputError(f"image.bits must be in [1, 32] or null, got {self.bits}")
-        if not self.limit > 0:
-            raise InputError(f"image.limit must be more than 0 megapixels, got {self.limit}")
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:
                 raise InputError(f"image.{key} must hold 3 values (R, G, B), got {len(values)}")

@@ -56,8 +56,8 @@ class VisAConfig(DataConfig):
         ),
     )
 
-    root: str = setting("data/visa", effect=False)  # folder that holds the categories and split_csv
-    category: str = "candle"  # folder below root
+    root: str = setting("data/visa", "folder that holds the categories and split_csv", effect=False)
+    category: str = setting("candle", "category: its folder below root")
 
     def _read(self, files: Files) -> Split:
         """Training and test images as the table lists them, sorted by path.

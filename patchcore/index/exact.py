@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from patchcore.errors import InputError
-from patchcore.settings import check_ranges, setting
+from patchcore.settings import Settings, setting
 
 NOT_FINITE = (
     "patch features are NaN or infinite, or too large for float32: check the images, "
@@ -27,14 +27,13 @@ _TRACED_SPARE = 3  # measured beyond those asked for, where rounding cannot be b
 
 
 @dataclass
-class IndexConfig:
+class IndexConfig(Settings):
     """Base of the search back ends' settings."""
+
+    GROUP: ClassVar[str] = "index"
 
     exact: ClassVar[bool] = True
     """Whether the nearest patches and their distances are found, up to rounding."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "index")
 
     def build(self, memory: Float[Tensor, "memory channels"]) -> "Index":
         """Return the back end over a memory."""

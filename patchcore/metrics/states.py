@@ -14,7 +14,7 @@ from patchcore.metrics.measures import (
     pixel_metrics,
     pixel_undefined,
 )
-from patchcore.metrics.sweep import precision_recall_curve, region_areas, roc_curve, sweep
+from patchcore.metrics.sweep import Sweep, precision_recall_curve, region_areas, roc_curve, sweep
 
 
 class ImageMetrics(Metric):
@@ -27,12 +27,13 @@ class ImageMetrics(Metric):
     # float32 for float32 models: torchmetrics fills in for a process without data in that dtype.
     nominal: list[Tensor] | Tensor
     anomalous: list[Tensor] | Tensor
+    _counts: Sweep  # of the last `compute`
+    _undefined: dict[str, str]
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("nominal", [], dist_reduce_fx="cat")
         self.add_state("anomalous", [], dist_reduce_fx="cat")
-        self._counts = sweep(torch.empty(0), torch.empty(0))
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Add a batch.
@@ -55,12 +56,13 @@ class ImageMetrics(Metric):
     def compute(self) -> dict[str, float]:
         """Metrics of all images so far; NaN where `undefined()` tells why."""
         self._counts = sweep(_join(self.nominal), _join(self.anomalous))
+        self._undefined = image_undefined(self._counts)
         return image_metrics(self._counts)
 
     def undefined(self) -> dict[str, str]:
         """Reasons why metrics are NaN, {key: reason}."""
         self.compute()  # cached, and the same on every process
-        return image_undefined(self._counts)
+        return self._undefined
 
     def curves(self) -> dict[str, Tensor]:
         """`fpr` and `tpr` of `roc_curve`, `precision` and `recall` of `precision_recall_curve`."""
