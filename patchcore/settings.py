@@ -61,29 +61,26 @@ def effective(settings: Any) -> dict[str, Any]:
     """
     values = {option.name: getattr(settings, option.name) for option in fields(settings)}
     kept = {}
-    for option in [each for each in fields(settings) if _has_effect(each, values)]:
+    effects = [(each, each.metadata.get("effect", True)) for each in fields(settings)]
+    counted = [each for each, effect in effects if (effect(values) if callable(effect) else effect)]
+    for option in counted:
         value = values[option.name]
         if isinstance(value, Mapping):
             without = option.metadata.get("without", ())
             value = {key: value[key] for key in value if key not in without}
-        plain = _plain(value)
+        plain = _effective(value)
         if plain or not (is_dataclass(value) or isinstance(value, Mapping)):
             kept[option.name] = plain
     return kept
 
 
-def _has_effect(option: Field[Any], values: Mapping[str, Any]) -> bool:
-    effect = option.metadata.get("effect", True)
-    return bool(effect(values) if callable(effect) else effect)
-
-
-def _plain(value: Any) -> Any:
+def _effective(value: Any) -> Any:
     if is_dataclass(value):
         return effective(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _effective(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_effective(item) for item in value]
     if isinstance(value, Enum):
         return value.name
     return str(value) if isinstance(value, Path) else value
@@ -102,6 +99,17 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise InputError for the first number that is out of its range: see `check_ranges`."""
         check_ranges(self, self.GROUP)
+
+
+def plain(value: Any) -> Any:
+    """Return settings as plain values, as config.yaml holds them."""
+    if is_dataclass(value):
+        return {option.name: plain(getattr(value, option.name)) for option in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value.name if isinstance(value, Enum) else value
 
 
 def allowed_range(option: Field[Any]) -> str:

@@ -26,7 +26,8 @@ from patchcore import (
     ScoringConfig,
     TorchIndexConfig,
 )
-from patchcore.config import Config, to_config
+from patchcore.commands.composed import to_config
+from patchcore.config import Config
 from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.images import read_image
 from patchcore.data.mvtec import MVTecConfig

@@ -4,7 +4,6 @@ Options and choices of earlier versions are among them: they are told with their
 """
 
 import errno
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -105,45 +103,6 @@ def renamed_in_file(content: Mapping[Any, Any], in_root: bool) -> Iterator[str]:
             yield told
 
 
-LARGEST = {
-    "image.size": 2**16,
-    "image.resize": 2**16,
-    "image.crop": 2**16,
-    "data.size": 2**14,
-    "data.workers": 1024,
-    "patch.size": 2**10,
-    "scoring.sigma": 1000,
-}
-"""Sizes beyond which memory or processes run out before any image is read: {key: largest}."""
-
-
-def check_numbers(value: Any, key: str = "") -> None:
-    """Refuse numbers that no setting can have; narrower ranges stand beside each setting.
-
-    Raises:
-        InputError: A number is not finite, or too large to be meant; the key is named.
-    """
-    match value:
-        case dict():
-            # A seed of a group follows from the run's: that is the one to name.
-            for name, each in sorted(value.items(), key=lambda item: isinstance(item[1], dict)):
-                check_numbers(each, f"{key}.{name}" if key else str(name))
-        case list():
-            for i, each in enumerate(value):
-                check_numbers(each, f"{key}[{i}]")
-        case float() if not math.isfinite(value):
-            raise InputError(f"{key} must be a finite number, got {value}")
-        case bool():
-            pass
-        case int() if re.search(r"(^|[._])seed$", key):
-            if not 0 <= value < 2**32:
-                raise InputError(f"{key} must be in [0, 2^32), got {value}")
-        case int() | float():
-            most = next((n for end, n in LARGEST.items() if f".{key}".endswith(f".{end}")), 2**31)
-            if abs(value) > most:
-                raise InputError(f"{key} must be at most {most:,} in size, got {value}")
-
-
 def explain(error: Exception) -> str | None:
     """A user's mistake in one line that begins with the key; None if the error is a bug.
 
@@ -220,16 +179,3 @@ def no_such_option(key: str, parent: Any) -> str:
     close = get_close_matches(key.rpartition(".")[2], names, 1)
     rest = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
     return f"{key}: there is no such option; {rest}"
-
-
-def reject_added(node: DictConfig) -> None:
-    """Refuse what +key=value and YAML files can smuggle past the schema."""
-    schema = OmegaConf.get_type(node)
-    if not is_dataclass(schema):
-        return
-    names = {option.name for option in fields(schema)}
-    for key in node:
-        if key not in names:
-            raise InputError(no_such_option(node._get_full_key(key), schema))
-        if not OmegaConf.is_missing(node, key) and isinstance(child := node[key], DictConfig):
-            reject_added(child)

@@ -12,13 +12,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from patchcore.commands import Stopped, job, plain_errors, raise_if_stopped
+from patchcore.commands.composed import to_config
 from patchcore.commands.generations import entry
 from patchcore.commands.groups import register
 from patchcore.commands.overrides import as_typed, check_overrides
 from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
 from patchcore.commands.targets import build, guard
-from patchcore.config import Objective, to_config
+from patchcore.config import Objective
 from patchcore.runfolder import METRICS
 from patchcore.runner import run as run_one
 
