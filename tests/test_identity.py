@@ -296,12 +296,11 @@ EVERY = {"images", "maps", "orders", "run"}
         ("errors", EVERY),
         ("", EVERY),  # the package's first file runs before any other
         ("backbones", EVERY - {"images"}),
-        ("embedded", EVERY - {"images"}),  # imported inside a function
         ("module", EVERY - {"images"}),
         ("methods.patchcore", EVERY - {"images"}),
         ("patches", {"orders", "run"}),
         ("coreset.order", {"orders", "run"}),
-        ("coreset.kernel", {"orders", "run"}),
+        ("coreset.kernel", {"orders", "run"}),  # imported inside a function
         ("scoring", {"run"}),
         ("index.exact", {"run"}),
         ("metrics", {"run"}),

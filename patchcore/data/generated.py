@@ -136,12 +136,11 @@ class GeneratedConfig(DataConfig):
             # Each kind goes from subtle to plain, in even steps with a random offset.
             strength = self.strength * (SUBTLE + (1 - SUBTLE) * (share + rng.uniform() / turns))
             image, mask = draw(rng, self.size, kind, strength)
-            _save(image, folder / place / f"{number:04d}.png")
+            pictures = {f"{place}/{number:04d}.png": image}
             if kind is not None:
                 truth = mask.astype(np.uint8) * 255
-                _save(truth, folder / "ground_truth" / kind / f"{number:04d}_mask.png")
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, compress_level=1)
+                pictures[f"ground_truth/{kind}/{number:04d}_mask.png"] = truth
+            for name, pixels in pictures.items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path, compress_level=1)
