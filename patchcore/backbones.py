@@ -1,13 +1,20 @@
-"""Frozen feature extractors: any timm network, cut after the deepest layer used."""
+"""Frozen feature extractors: any timm network, cut after the deepest layer used, or our own.
+
+Ours is a small trunk distilled from an ImageNet ResNet-18. `weights/MODEL_CARD.md` says what it was
+made from and what it is worth; `experiments/embedded_backbone/` holds the program that trained it.
+"""
 
 import difflib
+import hashlib
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from patchcore._record import InputRecord
@@ -27,17 +34,25 @@ from patchcore._weights import (
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
+SHIPPED_FILE = "embedded.safetensors"
+SHIPPED_SHA256 = "d2bf56cebeef7b04b55e527c0df103017bf306afae180e294a0fdca47180f53c"
+
 
 @dataclass
 class BackboneConfig:
     """Which network, and where its weights come from."""
 
-    name: str = EMBEDDED  # a timm architecture, or "embedded": the one that ships with us
-    # A timm tag, a .safetensors / .pth file, or "none": random. Null: the shipped ones of
-    # "embedded", of others tv_in1k, as in the paper, or else timm's default.
-    weights: str | None = None
-    # of the random weights
-    seed: int = setting(0, effect=lambda network: network["weights"] == "none")
+    name: str = setting(
+        EMBEDDED, "architecture of timm's, or embedded: the network that ships in the package"
+    )
+    weights: str | None = setting(
+        None,
+        "tag of timm's, a .safetensors or .pth file, or none: random; null: the shipped ones of "
+        "embedded, of others tv_in1k, or else timm's default",
+    )
+    seed: int = setting(
+        0, "seed of random weights", effect=lambda network: network["weights"] == "none"
+    )
 
     def resolved(self) -> str:
         """Weights, by name even where null stands. Raises InputError if there are no such."""
@@ -62,7 +77,10 @@ class LayersConfig:
     transformer's depth.
     """
 
-    names: list[str] = field(default_factory=lambda: ["2", "3"])
+    names: list[str] = setting(
+        factory=lambda: ["2", "3"],
+        help="layers whose outputs are used, finest first: hierarchy levels, or module names",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.names, str):
@@ -95,7 +113,8 @@ class Backbone(nn.Module):
         self.name, weights = config.name, config.resolved()
         check_file(weights)
         self.input = input_record(self.name, weights)
-        self.network = _build(self.name, weights, config.seed)
+        from_file = is_file(weights)
+        self.network = _build(self.name, weights, config.seed, from_file)
         self.layers = [_resolve(self.network, name) for name in layers.names]
         for i, layer in enumerate(self.layers):
             if layer in self.layers[:i]:
@@ -106,7 +125,7 @@ class Backbone(nn.Module):
         self._maps: dict[str, Any] = {}
         images = torch.zeros(1, 3, self.input.side, self.input.side)
         self._deepest = _cut(self.network, self.layers, images)
-        if is_file(weights):
+        if from_file:
             load_file(self.network, Path(weights))
         # Handles are kept so that those of a pickled model stay apart from others.
         self._handles = [
@@ -214,9 +233,9 @@ class _DeepestLayerReached(Exception):  # noqa: N818 (not an error)
     """Ends a forward pass once everything that is wanted has been computed."""
 
 
-def _build(name: str, weights: str, seed: int) -> nn.Module:
+def _build(name: str, weights: str, seed: int, from_file: bool) -> nn.Module:
     """The whole network, with weights unless they come from a file."""
-    pretrained = weights != NONE and not is_file(weights)
+    pretrained = weights != NONE and not from_file
     if weights == NONE:
         warnings.warn(
             f"backbone {name} has random weights: its scores are no better than chance",
@@ -225,8 +244,6 @@ def _build(name: str, weights: str, seed: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if name == EMBEDDED:
-            from patchcore.embedded import EmbeddedTrunk, load_embedded
-
             return EmbeddedTrunk() if weights == NONE else load_embedded()
         import timm  # a second of import time that `import patchcore` need not pay
 
@@ -342,3 +359,57 @@ def _cut(network: nn.Module, layers: list[str], images: Tensor) -> str:
     for name in sorted(ran - needed, reverse=True):  # children before their parents
         network.set_submodule(name, nn.Identity())
     return deepest
+
+
+class EmbeddedTrunk(nn.Module):
+    """3×3 convolutions and ReLU; `layer2` and `layer3` imitate a ResNet-18's layers of that name.
+
+    The two are 1×1 convolutions that read the teacher's maps off the narrower stages, which pass
+    their own features on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(_conv(3, 32, 7, 4), _conv(32, 32))
+        self.stage2 = nn.Sequential(_conv(32, 96, 3, 2), _conv(96, 96), _conv(96, 96))
+        self.layer2 = _conv(96, 128, 1)
+        self.stage3 = nn.Sequential(
+            _conv(96, 192, 3, 2), _conv(192, 192), _conv(192, 192), _conv(192, 192)
+        )
+        self.layer3 = _conv(192, 256, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W), normalised as for ImageNet, float.
+
+        Returns:
+            The maps of layer2 (B, 128, H/8, W/8) and layer3 (B, 256, H/16, W/16), rounded up.
+        """
+        x = self.stage2(self.layer1(x))
+        layer2 = self.layer2(x)
+        return layer2, self.layer3(self.stage3(x))
+
+
+def load_embedded() -> EmbeddedTrunk:
+    """The trunk with its weights, float32, in evaluation mode.
+
+    Raises:
+        InputError: The file in the package is missing or not the one that was released.
+    """
+    file = files("patchcore") / "weights" / SHIPPED_FILE
+    if not file.is_file():
+        raise InputError(f"{file} is missing; install the package again")
+    data = file.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != SHIPPED_SHA256:
+        raise InputError(
+            f"{file} has SHA-256 {found}, expected {SHIPPED_SHA256}; install the package again"
+        )
+    # Stored in float16: half the size, and no measurable difference in the maps.
+    weights = {name: tensor.to(torch.float32) for name, tensor in load(data).items()}
+    trunk = EmbeddedTrunk()
+    trunk.load_state_dict(weights)
+    return trunk.eval()
+
+
+def _conv(inp: int, out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inp, out, kernel, stride, kernel // 2), nn.ReLU(inplace=True))

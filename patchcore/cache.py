@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +30,7 @@ from torch import Tensor
 from patchcore.digests import tensors_digest
 from patchcore.errors import InputError
 from patchcore.identity import maps_key
-from patchcore.settings import setting
+from patchcore.settings import Settings, setting
 
 FOLDER = "patchcore-cache-v2"
 KINDS = ("images", "maps", "orders")
@@ -50,23 +51,27 @@ class Precision(Enum):
 
 
 @dataclass
-class CacheConfig:
+class CacheConfig(Settings):
     """Whether and where intermediate results are kept; `patchcore cache` shows and clears them."""
 
-    enabled: bool = setting(False, effect=False)
-    # folder; null: $PATCHCORE_CACHE, or patchcore/features in ~/.cache
-    root: str | None = setting(None, effect=False)
-    # size in GiB; what was used longest ago goes first
-    limit_gib: float = setting(20.0, effect=False)
-    # of layer maps; float32 gives the results of a run without the cache
+    GROUP: ClassVar[str] = "cache"
+
+    enabled: bool = setting(False, "keep intermediate results for later runs", effect=False)
+    root: str | None = setting(
+        None, "folder; null: $PATCHCORE_CACHE, or patchcore/features in ~/.cache", effect=False
+    )
+    limit_gib: float = setting(
+        20.0,
+        "size at most; what was used longest ago goes first",
+        unit="GiB",
+        above=0,
+        effect=False,
+    )
     precision: Precision = setting(
         Precision.float32,
+        "of layer maps; float32 gives the results of a run without the cache",
         effect=lambda cache: cache["enabled"] and cache["precision"] is not Precision.float32,
     )
-
-    def __post_init__(self) -> None:
-        if not self.limit_gib > 0:
-            raise InputError(f"cache.limit_gib must be above 0, got {self.limit_gib}")
 
     def folder(self) -> Path:
         """Where the cache has its own folder, and what runs remember of each other."""

@@ -9,17 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.cache import CacheConfig
-from patchcore.commands.mistakes import check_numbers, reject_added
 from patchcore.coreset import CoresetConfig, SizedConfig
+from patchcore.data.augment import AugmentConfig
 from patchcore.data.sample import DataConfig
-from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.data.transforms import ImageConfig
 from patchcore.errors import InputError
 from patchcore.index import IndexConfig
-from patchcore.inputs import fill_inputs
 from patchcore.methods import MethodConfig, check_unused
 from patchcore.methods.scale import ScaleConfig
 from patchcore.metrics import Objective
@@ -189,21 +188,3 @@ class Config:
                     f"curve must lie in (0, {coreset.ratio}], the largest being coreset.ratio, "
                     f"got {ratio}"
                 )
-
-
-def to_config(cfg: DictConfig) -> Config:
-    """Real settings objects, each checked by its `__post_init__`.
-
-    Null in `cfg` that stands for what the weights record is replaced there too: see `fill_inputs`.
-
-    Raises:
-        InputError: A value is out of its range, or there is no such option.
-        omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
-    """
-    reject_added(cfg)
-    check_numbers(OmegaConf.to_container(cfg, resolve=True))
-    fill_inputs(cfg)
-    config = OmegaConf.to_object(cfg)
-    if not isinstance(config, Config):
-        raise TypeError("the configuration does not start from the schema")
-    return config

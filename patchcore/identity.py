@@ -60,6 +60,7 @@ STEERING = (
 )
 """Modules that call stages: their text counts for these, but not that of all they import."""
 RUNNING = (
+    f"{PACKAGE}.commands.composed",
     f"{PACKAGE}.config",
     f"{PACKAGE}.commands.train",
     f"{PACKAGE}.report.run",

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from patchcore import identity
 from patchcore.cache import MapCache, Store
-from patchcore.mask_counts import MaskCounts
 from patchcore.methods.detector import Detector, Fitting
 from patchcore.methods.ensemble import combined_maps, combined_scores
 from patchcore.methods.scale import Scale, ScaleConfig
-from patchcore.metrics import ImageMetrics, PixelMetrics
+from patchcore.metrics import ImageMetrics, MaskCounts, PixelMetrics
 from patchcore.scoring import anomaly_maps
 
 Batch = dict[str, Any]

@@ -17,6 +17,7 @@ in tests/reference.py.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from patchcore.errors import InputError
-from patchcore.settings import check_ranges, setting
+from patchcore.settings import Settings, setting
 
 
 class Mapping(Enum):
@@ -37,13 +38,15 @@ class Mapping(Enum):
 
 
 @dataclass
-class PatchConfig:
+class PatchConfig(Settings):
     """Settings of how layer maps become patch features.
 
     The reference's mapping was made for wide networks. A network with fewer channels than it maps
     to (ResNet-18: 128 + 256) would have its neighbourhoods taken apart by it, not pooled, which
     costs accuracy; hence `auto`.
     """
+
+    GROUP: ClassVar[str] = "patch"
 
     size: int = setting(
         3, "p of Eq. 1, the side of a neighbourhood; odd", unit="positions of a layer's map", low=1
@@ -67,7 +70,7 @@ class PatchConfig:
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, "patch")
+        super().__post_init__()
         if self.size % 2 == 0:
             raise InputError(f"patch.size must be odd and positive, got {self.size}")
 

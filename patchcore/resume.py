@@ -16,6 +16,8 @@ from patchcore.report.cells import harmless
 
 FINGERPRINT_FILE = "fingerprint.txt"
 PROVENANCE_FILE = "provenance.json"
+SOURCE_FILE = "resumed_from.txt"
+"""In the folder of a run that was taken over: the folder where it was computed."""
 
 
 class Finished:
@@ -103,6 +105,14 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def read_source(folder: Path) -> str:
+    """Read where the run in `folder` was computed; empty if that was there."""
+    try:
+        return (folder / SOURCE_FILE).read_text().strip()
+    except OSError:
+        return ""
 
 
 def copy_scores(source: Path, samples: Sequence[Sample], folder: Path) -> None:

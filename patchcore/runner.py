@@ -10,8 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from enum import Enum
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from patchcore.cache import MapCache
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Sample, Split
-from patchcore.data.snapshot import ChangedError
+from patchcore.digests import ChangedError
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
 from patchcore.methods import Detector, Parts, build_detector
@@ -51,17 +50,17 @@ from patchcore.report.run import (
 )
 from patchcore.resume import (
     FINGERPRINT_FILE,
+    SOURCE_FILE,
     Finished,
     copy_scores,
     read_provenance,
+    read_source,
     write_provenance,
 )
 from patchcore.runfolder import METRICS, RunFolder
+from patchcore.settings import plain
 from patchcore.switches import asked_precision
 from patchcore.tracking import tracker_named, tracking
-
-SOURCE_FILE = "resumed_from.txt"
-"""In the folder of a point that was taken over: the folder where it was computed."""
 
 Make = Callable[..., Any]
 """Makes an object of Lightning's from its key, its settings and more keyword arguments."""
@@ -238,7 +237,7 @@ def take_over(
                 (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
     origin = source
     if source == folder.resolve():  # only trackers or other settings without effect are new
-        origin = Path(text) if (text := _origin(source)) else source
+        origin = Path(text) if (text := read_source(source)) else source
     if origin != folder.resolve():
         (new / SOURCE_FILE).write_text(f"{origin}\n")
     (new / METRICS).write_bytes((source / METRICS).read_bytes())
@@ -374,17 +373,6 @@ def construct(key: str, settings: Mapping[str, Any], **more: Any) -> Any:
         raise InputError(f"{key}: {' '.join(str(error).split())}") from error
 
 
-def plain(value: Any) -> Any:
-    """Return settings as plain values, as config.yaml holds them."""
-    if is_dataclass(value):
-        return {option.name: plain(getattr(value, option.name)) for option in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return value.name if isinstance(value, Enum) else value
-
-
 def _moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[str, Any]:
     """Settings of loggers, led to `new` where their files belong to the results alone."""
     return {
@@ -423,13 +411,6 @@ def _settings_in(folder: Path) -> Any:
         return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except (OSError, UnicodeError, YAMLError, OmegaConfBaseException):
         return None
-
-
-def _origin(folder: Path) -> str:
-    try:
-        return (folder / SOURCE_FILE).read_text().strip()
-    except OSError:
-        return ""
 
 
 def _record(folder: Path) -> dict[str, Any]:

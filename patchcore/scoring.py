@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from patchcore._traced import traced
 from patchcore.errors import InputError
-from patchcore.settings import check_ranges, setting
+from patchcore.settings import Settings, setting
 
 Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(Q, D) queries and k → squared distances (Q, k) and memory rows (Q, k)."""
@@ -33,8 +34,10 @@ class Distance(Enum):
 
 
 @dataclass
-class ScoringConfig:
+class ScoringConfig(Settings):
     """Settings of how patch distances become scores."""
+
+    GROUP: ClassVar[str] = "scoring"
 
     neighbours: int = setting(
         1, "nearest memory patches whose distances are averaged", unit="patches", low=1
@@ -56,7 +59,7 @@ class ScoringConfig:
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, "scoring")
+        super().__post_init__()
         if self.reweight == 1:
             raise InputError(
                 f"scoring.reweight must be 0 (off) or at least 2, got {self.reweight}; with one "

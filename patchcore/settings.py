@@ -6,10 +6,10 @@ exists elsewhere.
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from patchcore.errors import InputError
 
@@ -29,6 +29,7 @@ def setting(
     below: float | None = None,
     effect: Effect = True,
     without: Collection[str] = (),
+    kw_only: bool = False,
 ) -> Any:
     """Return a dataclass field; one that is declared without this function has an effect.
 
@@ -43,13 +44,14 @@ def setting(
         effect: Whether it changes results. A function is given the settings beside it,
             {name: value}, with this one among them.
         without: For a mapping: the keys that change no result.
+        kw_only: Whether it must be given by name in Python.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
     notes = {"help": help, "unit": unit, "effect": effect, "without": frozenset(without)}
     metadata = {**notes, **bounds}
     if factory is not None:
-        return field(default_factory=factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return field(default_factory=factory, metadata=metadata, kw_only=kw_only)
+    return field(default=default, metadata=metadata, kw_only=kw_only)
 
 
 def effective(settings: Any) -> dict[str, Any]:
@@ -59,30 +61,55 @@ def effective(settings: Any) -> dict[str, Any]:
     """
     values = {option.name: getattr(settings, option.name) for option in fields(settings)}
     kept = {}
-    for option in fields(settings):
-        effect = option.metadata.get("effect", True)
-        if not (effect(values) if callable(effect) else effect):
-            continue
+    effects = [(each, each.metadata.get("effect", True)) for each in fields(settings)]
+    counted = [each for each, effect in effects if (effect(values) if callable(effect) else effect)]
+    for option in counted:
         value = values[option.name]
         if isinstance(value, Mapping):
             without = option.metadata.get("without", ())
             value = {key: value[key] for key in value if key not in without}
-        plain = _plain(value)
+        plain = _effective(value)
         if plain or not (is_dataclass(value) or isinstance(value, Mapping)):
             kept[option.name] = plain
     return kept
 
 
-def _plain(value: Any) -> Any:
+def _effective(value: Any) -> Any:
     if is_dataclass(value):
         return effective(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _effective(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_effective(item) for item in value]
     if isinstance(value, Enum):
         return value.name
     return str(value) if isinstance(value, Path) else value
+
+
+@dataclass
+class Settings:
+    """Base of a group of settings: its numbers are held to their ranges when it is made.
+
+    Attributes:
+        GROUP: The group's key, with which messages begin.
+    """
+
+    GROUP: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Raise InputError for the first number that is out of its range: see `check_ranges`."""
+        check_ranges(self, self.GROUP)
+
+
+def plain(value: Any) -> Any:
+    """Return settings as plain values, as config.yaml holds them."""
+    if is_dataclass(value):
+        return {option.name: plain(getattr(value, option.name)) for option in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value.name if isinstance(value, Enum) else value
 
 
 def allowed_range(option: Field[Any]) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from patchcore.coreset.order import Order
 from patchcore.coreset.sampler import Coreset, CoresetConfig
-from patchcore.coreset.tensors import take
+from patchcore.coreset.order import take
 from patchcore.settings import setting
 
 
@@ -45,7 +45,7 @@ from dataclasses import dataclass
 
 import torch
 
-from patchcore.index.base import Index, IndexConfig
+from patchcore.index.exact import Index, IndexConfig
 
 
 class PlainIndex(Index):
@@ -113,7 +113,7 @@ def add(package: Path) -> None:
     )
     (package / "index/plain.py").write_text(INDEX)
     indexes = package / "index/__init__.py"
-    line = "from patchcore.index.base import"
+    line = "from patchcore.index.exact import"
     edit(indexes, line, f"from patchcore.index.plain import PlainConfig\n{line}")
     edit(indexes, '    "torch": Torch', '    "plain": PlainConfig,\n    "torch": Torch')
     scoring = package / "scoring.py"

@@ -66,7 +66,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from patchcore.commands.targets import build, check_targets
 from patchcore.commands.groups import register
-from patchcore.config import to_config
+from patchcore.commands.composed import to_config
 from patchcore.metrics import IMAGE_KEYS, ImageMetrics
 from patchcore.report.page import page
 from patchcore.report.run import Run, write_run

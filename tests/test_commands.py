@@ -26,15 +26,15 @@ from patchcore import (
     ScoringConfig,
     TorchIndexConfig,
 )
-from patchcore.config import Config, to_config
+from patchcore.commands.composed import to_config
+from patchcore.config import Config
 from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.images import read_image
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
-from patchcore.mask_counts import MASK_KEYS
 from patchcore.methods import PatchCoreConfig
-from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
+from patchcore.metrics import IMAGE_KEYS, MASK_KEYS, PIXEL_KEYS
 from patchcore.patches import Mapping
 from tests import reference
 from tests.images import write_image, write_mask, write_mvtec

@@ -17,12 +17,13 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from patchcore.commands.composed import to_config
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.groups import SCHEMAS, register
 from patchcore.commands.mistakes import explain
 from patchcore.commands.names import wandb_offline
 from patchcore.commands.targets import build
-from patchcore.config import Config, to_config
+from patchcore.config import Config
 from patchcore.coreset import AllConfig, GreedyConfig, Projection
 from patchcore.data.btad import BTADConfig
 from patchcore.data.generated import GeneratedConfig

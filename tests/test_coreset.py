@@ -33,7 +33,7 @@ from patchcore.coreset import (
     subsample,
 )
 from patchcore.coreset import order as order_module
-from patchcore.coreset.tensors import chunk_size
+from patchcore.coreset.order import chunk_size
 from patchcore.errors import InputError
 from patchcore.report.radius import plot_radius
 from tests import reference
@@ -332,7 +332,7 @@ def test_pools_grow_with_the_points_within_limits() -> None:
 def test_chunks_are_an_eighth_of_the_free_memory(
     free: int, width: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchcore.coreset.tensors.free_memory", lambda device: free)
+    monkeypatch.setattr("patchcore.coreset.order.free_memory", lambda device: free)
     assert chunk_size(torch.device("cpu"), width) == rows
 
 

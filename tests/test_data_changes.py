@@ -13,11 +13,11 @@ import pytest
 from patchcore.cache import Store
 from patchcore.commands.train import objectives
 from patchcore.config import Objective
-from patchcore.data.dataset import ImageDataset
 from patchcore.data.files import Files
+from patchcore.data.images import read_pair
 from patchcore.data.mvtec import MVTecConfig
-from patchcore.data.sample import Sample, Split
-from patchcore.data.snapshot import Snapshot
+from patchcore.data.sample import Split
+from patchcore.digests import Snapshot
 from patchcore.errors import InputError
 from patchcore.identity import samples_digest
 from patchcore.resume import read_provenance
@@ -72,25 +72,23 @@ def test_numbers_of_changed_files_are_never_kept(root: Path) -> None:
     options = ["figures=false", "resume=true"]
     assert train(root, "right", *options).code == 0
     first = root / "data/nut/train/good/000.png"
-    real = ImageDataset._decoded
 
-    def put_back_at_once(dataset: ImageDataset, sample: Sample) -> Any:
-        if sample.mask is None:
-            return real(dataset, sample)
-        mask = sample.files()[1]
+    def put_back_at_once(path: Path, mask: Path | None, *options: Any) -> Any:
+        if mask is None:
+            return read_pair(path, mask, *options)
         content = mask.read_bytes()
         write_mask(mask, (40, 36), marked=False)
-        found = real(dataset, sample)
+        found = read_pair(path, mask, *options)
         mask.write_bytes(content)  # before anybody looks
         return found
 
-    def changed_when_it_has_been_used(dataset: ImageDataset, sample: Sample) -> Any:
-        if sample.label == 1:
+    def changed_when_it_has_been_used(path: Path, mask: Path | None, *options: Any) -> Any:
+        if mask is not None:
             write_image(first, (40, 36), 99)
-        return real(dataset, sample)
+        return read_pair(path, mask, *options)
 
     def run(name: str, reader: Callable[..., Any]) -> Outcome:
-        decoded = mock.patch.object(ImageDataset, "_decoded", autospec=True, side_effect=reader)
+        decoded = mock.patch("patchcore.data.dataset.read_pair", reader)
         with decoded, pytest.warns(UserWarning, match=f"{CHANGED}; started again with the files"):
             return train(root, name, *options, "patch.size=1")
 

@@ -6,11 +6,12 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
+from patchcore.data.augment import AugmentConfig
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import EpochSampler, ImageDataset, collate
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
-from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.data.transforms import ImageConfig
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask, write_mvtec
 

@@ -8,8 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchcore.data.images import read_image, read_mask
-from patchcore.data.masks import marked_pixels
+from patchcore.data.images import marked_pixels, read_image, read_mask
 from patchcore.errors import InputError
 
 FIRST, SECOND = np.zeros((40, 50), dtype=bool), np.zeros((40, 50), dtype=bool)

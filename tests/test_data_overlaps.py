@@ -10,8 +10,8 @@ import pytest
 from patchcore.data.btad import BTADConfig
 from patchcore.data.folder import FolderConfig
 from patchcore.data.ksdd2 import KSDD2Config
+from patchcore.data.layout import bare
 from patchcore.data.loco import LOCOConfig
-from patchcore.data.mask_files import bare
 from patchcore.data.mtd import MTDConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample

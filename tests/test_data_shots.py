@@ -43,7 +43,7 @@ def test_more_shots_than_images() -> None:
 
 
 def test_a_seed_below_zero_is_named_if_it_draws() -> None:
-    with pytest.raises(InputError, match=r"^data\.shots_seed must be 0 or more, got -1"):
+    with pytest.raises(InputError, match=r"^data\.shots_seed must be at least 0, got -1"):
         MVTecConfig(shots=1, shots_seed=-1)
 
 

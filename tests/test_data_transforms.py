@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torchvision import transforms as tv
 
+from patchcore.data.augment import AugmentConfig
 from patchcore.data.transforms import (
-    AugmentConfig,
     ImageConfig,
     build_preparation,
     build_transform,
@@ -189,7 +189,8 @@ def test_importing_asks_no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         "def refuse(*_): raise RuntimeError('a connection')\n"
         "socket.socket.connect = refuse\n"
         "socket.getaddrinfo = refuse\n"
-        "from patchcore.data.transforms import AugmentConfig, ImageConfig, build_transform\n"
+        "from patchcore.data.augment import AugmentConfig\n"
+        "from patchcore.data.transforms import ImageConfig, build_transform\n"
         "build_transform(ImageConfig(), AugmentConfig())\n"
         "assert 'albumentations' not in sys.modules\n"
         "build_transform(ImageConfig(), AugmentConfig(rotate=5))\n"
@@ -279,7 +280,7 @@ def test_what_is_not_given_follows_from_size_and_view() -> None:
     square = ImageConfig(size=64, view=View.square, resize=32)
     assert (square.resize, square.stretch, square.crop) == (32, True, None)
     assert ImageConfig(size=64, crop=32).resize == 73
-    with pytest.raises(InputError, match=r"^image\.size must be at least 1 pixel or null, got 0"):
+    with pytest.raises(InputError, match=r"^image\.size must be at least 1, got 0"):
         ImageConfig(size=0)
 
 

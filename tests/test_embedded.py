@@ -13,13 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from patchcore import embedded
-from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
-from patchcore.embedded import load_embedded
+from patchcore import backbones
+from patchcore.backbones import Backbone, BackboneConfig, LayersConfig, load_embedded
 from patchcore.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = files("patchcore") / "weights" / embedded.WEIGHTS
+SHIPPED = files("patchcore") / "weights" / backbones.SHIPPED_FILE
 SHARED = Path(os.environ.get("PATCHCORE_SHARED", ROOT.parent / "shared"))
 
 
@@ -53,15 +52,15 @@ def test_weights_are_small_and_those_of_the_card() -> None:
     data = SHIPPED.read_bytes()
     assert len(data) <= 8_000_000
     digest = hashlib.sha256(data).hexdigest()
-    assert digest == embedded.SHA256
+    assert digest == backbones.SHIPPED_SHA256
     assert digest in (files("patchcore") / "weights" / "MODEL_CARD.md").read_text()
 
 
 def package(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installed package's folder of weights, of our own."""
     (root / "weights").mkdir()
-    monkeypatch.setattr(embedded, "files", lambda name: root)
-    return root / "weights" / embedded.WEIGHTS
+    monkeypatch.setattr(backbones, "files", lambda name: root)
+    return root / "weights" / backbones.SHIPPED_FILE
 
 
 def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +68,7 @@ def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     data = bytearray(SHIPPED.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(InputError, match=rf"{embedded.WEIGHTS} has SHA-256 .* install"):
+    with pytest.raises(InputError, match=rf"{backbones.SHIPPED_FILE} has SHA-256 .* install"):
         load_embedded()
 
 

@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from patchcore import BackboneConfig, InputError, PatchCore
+from patchcore.commands.composed import to_config
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.groups import register
 from patchcore.commands.mistakes import explain
-from patchcore.config import Config, to_config
+from patchcore.config import Config
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
 from tests.images import write_mvtec

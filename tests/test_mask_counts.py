@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchcore.mask_counts import MASK_KEYS, MaskCounts
+from patchcore.metrics import MASK_KEYS, MaskCounts
 from tests.images import write_image, write_mask
 from tests.runs import TINY, patchcore
 

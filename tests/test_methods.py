@@ -26,11 +26,13 @@ from torch import Tensor, nn
 from patchcore import Ensemble, InputError, PatchConfig
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 from patchcore.commands.groups import SCHEMAS
+from patchcore.data.augment import AugmentConfig
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.mvtec import MVTecConfig
-from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.data.transforms import ImageConfig
 from patchcore.methods import METHODS, Detector, MethodConfig, Parts, build_detector
-from patchcore.methods.detector import FeatureBuffer, Fitting, Method, Prediction
+from patchcore.methods.common import FeatureBuffer
+from patchcore.methods.detector import Fitting, Method, Prediction
 from patchcore.module import DetectorModule
 from patchcore.scoring import anomaly_maps
 from tests.images import write_mvtec
@@ -384,7 +386,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from patchcore.methods.detector import Detector, FeatureBuffer, MethodConfig, Parts, Prediction
+from patchcore.methods.common import FeatureBuffer
+from patchcore.methods.detector import Detector, MethodConfig, Parts, Prediction
 from patchcore.scoring import anomaly_maps
 
 

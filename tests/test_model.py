@@ -15,7 +15,7 @@ from patchcore import (
     RandomConfig,
     ScoringConfig,
 )
-from patchcore.methods.detector import FeatureBuffer
+from patchcore.methods.common import FeatureBuffer
 from patchcore.scoring import Distance
 from tests import reference
 

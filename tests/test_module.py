@@ -17,12 +17,12 @@ from patchcore import (
     RandomConfig,
     ScaleConfig,
 )
+from patchcore.data.augment import AugmentConfig
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.mvtec import MVTecConfig
-from patchcore.data.transforms import AugmentConfig, ImageConfig
-from patchcore.mask_counts import MASK_KEYS
-from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
+from patchcore.data.transforms import ImageConfig
+from patchcore.metrics import IMAGE_KEYS, MASK_KEYS, PIXEL_KEYS
 from patchcore.module import DetectorModule
 from patchcore.progress import ProgressBar
 from tests import reference

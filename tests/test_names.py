@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.groups import register
-from patchcore.commands.typed import as_typed
+from patchcore.commands.overrides import as_typed
 from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.errors import InputError

@@ -5,10 +5,9 @@ import shlex
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from patchcore.commands.overrides import check_overrides, choices, quoted
-from patchcore.commands.renamed import CHOICES, GROUPS, PRESETS, renamed_in_file
+from patchcore.commands.mistakes import CHOICES, GROUPS, PRESETS, renamed_in_file
+from patchcore.commands.overrides import as_typed, check_overrides, choices, quoted
 from patchcore.commands.settings_help import options, settings_help
-from patchcore.commands.typed import as_typed
 from patchcore.errors import InputError
 
 PATHS = [

@@ -12,8 +12,9 @@ import pytest
 import torch
 import yaml
 
-from patchcore.commands.ending import Stopped, stoppable
-from patchcore.commands.mistakes import check_numbers, explain
+from patchcore.commands import Stopped, stoppable
+from patchcore.commands.composed import check_numbers
+from patchcore.commands.mistakes import explain
 from patchcore.commands.train import objectives
 from patchcore.config import Objective
 from patchcore.errors import InputError

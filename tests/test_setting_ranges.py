@@ -5,6 +5,7 @@ from dataclasses import Field, dataclass, fields
 
 import pytest
 
+from patchcore.commands.settings_help import options
 from patchcore.coreset import SAMPLERS
 from patchcore.errors import InputError
 from patchcore.index import INDEXES
@@ -84,6 +85,12 @@ def test_what_lies_outside_is_refused(name: str, value: float, rule: str) -> Non
     setattr(config, name, value)
     with pytest.raises(InputError, match=rf"^group\.{name} must be {rule}, got {value}$"):
         check_ranges(config, "group")
+
+
+def test_the_help_of_a_run_tells_what_every_setting_is_for() -> None:
+    found = list(options())
+    assert {"data.shots", "image.size", "augment.noise", "cache.root"} <= {x for x, *_ in found}
+    assert [key for key, option, _ in found if not option.metadata.get("help")] == []
 
 
 @pytest.mark.parametrize(("group", "config", "option"), SETTINGS)

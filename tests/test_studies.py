@@ -13,10 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from patchcore.commands.composed import to_config
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.groups import register
 from patchcore.commands.train import build, resolved
-from patchcore.config import to_config
 from patchcore.report.reading import read_run
 from patchcore.runner import run
 from tests.images import write_mvtec

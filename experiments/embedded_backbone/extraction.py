@@ -26,15 +26,16 @@ from hydra import compose, initialize_config_module
 from omegaconf import open_dict
 
 from patchcore.backbones import Backbone
+from patchcore.commands.composed import to_config
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.groups import register
 from patchcore.commands.train import build
-from patchcore.config import Config, to_config
+from patchcore.config import Config
 from patchcore.data import datamodule
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset
 from patchcore.methods import PatchCore
-from patchcore.methods.detector import FeatureBuffer
+from patchcore.methods.common import FeatureBuffer
 from patchcore.module import DetectorModule
 from patchcore.patches import PatchFeatures
 from patchcore.progress import ProgressBar

@@ -30,7 +30,7 @@ from experiments.embedded_backbone.images import (
 )
 
 WARM_UP = 300  # steps
-SHIPPED = "rep-32-96"  # the design that `patchcore.embedded` runs
+SHIPPED = "rep-32-96"  # the design that `patchcore.backbones` runs
 
 
 def statistics(maps: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,19 @@
-"""The `patchcore` command: one subcommand a module."""
+"""The `patchcore` command: one subcommand a module, and how each ends.
+
+SIGINT (Ctrl-C) and SIGTERM end it with one line and a shell's exit code. Nothing slow is imported
+here, for a signal is told so only once the handlers are in place.
+"""
 
 import importlib
 import os
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from patchcore.commands.ending import Stopped, end, stoppable
+from types import FrameType
 
 COMMANDS = {
     "train": "fit PatchCore on a category and test it",
@@ -15,6 +21,11 @@ COMMANDS = {
     "fetch": "download a data set from its owners",
     "cache": "show or clear what sweeps keep",
 }
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_command: int | None = None  # process id of the command, where its handlers are in place
+_seen: int | None = None  # the signal that came
+_watched = False  # whether this launcher's process ends with the command
 
 
 def main() -> None:
@@ -50,3 +61,133 @@ def plain_errors() -> Iterator[None]:
         if message is None:
             raise
         sys.exit(f"error: {message}")
+
+
+class Stopped(BaseException):
+    """The process was asked to end.
+
+    Neither an Exception, which would count as a failure, nor a KeyboardInterrupt, which Lightning
+    takes for its own and ends with exit code 1.
+
+    Args:
+        number: The signal.
+        kept: What is kept and how to go on, for the user.
+    """
+
+    def __init__(self, number: int, kept: str = "start the same command again") -> None:
+        super().__init__(number, kept)
+        self.number = number
+        self.kept = kept
+        self.apart = False  # whether bars of other processes may stand in the line
+
+    @property
+    def code(self) -> int:
+        """Exit code of the process: 130 for SIGINT, 143 for SIGTERM."""
+        return 128 + self.number
+
+    def __str__(self) -> str:
+        return f"interrupted ({signal.Signals(self.number).name}): {self.kept}"
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn the first signal into `Stopped`, so that trackers are closed; a second ends at once.
+
+    Has no effect outside the main thread. What was ignored before, as by `nohup`, stays ignored.
+    """
+    global _command, _seen
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, owner = {}, os.getpid()
+    _seen = None
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        global _seen
+        if os.getpid() != owner:  # a loader process: whoever started it decides
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if _seen is not None:
+            os.write(2, b"\ninterrupted again: ended at once\n")
+            os._exit(128 + number)
+        _seen = number
+        raise Stopped(number)
+
+    for each in SIGNALS:
+        if (old := signal.getsignal(each)) is not signal.SIG_IGN:
+            before[each] = old
+            signal.signal(each, handle)
+    outer, _command = _command, owner
+    try:
+        yield
+    except Exception as error:
+        if _seen is not None:  # a library took the signal for an error of its own
+            raise Stopped(_seen) from error
+        raise
+    except SystemExit as error:
+        if _seen is not None:
+            raise Stopped(_seen) from error
+        raise
+    finally:
+        _command, _seen = outer, None
+        for each, old in before.items():
+            signal.signal(each, old)
+
+
+def raise_if_stopped() -> None:
+    """Raise `Stopped` again where a library has swallowed it."""
+    if _seen is not None:
+        raise Stopped(_seen)
+
+
+def end(stop: Stopped) -> None:
+    """Tell the user and leave the interpreter; a signal that comes meanwhile changes nothing."""
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    print("\n" * stop.apart + str(stop), file=sys.stderr)
+    sys.exit(stop.code)
+
+
+@contextmanager
+def job() -> Iterator[None]:
+    """A point of a multirun, in whatever process its launcher runs it.
+
+    A process of joblib's leaves Ctrl-C to the command, which ends it, and also ends when the
+    command was killed; otherwise it would wait for work for minutes with all that it has loaded.
+    On SIGTERM it unwinds like the command and then ends, so that the launcher sees it.
+    """
+    import multiprocessing  # here: until the handlers are in place, Ctrl-C is not told in a line
+
+    worker = multiprocessing.current_process().name.startswith("Loky")
+    if not worker or _command == os.getpid():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Stopped(number)
+
+    old = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    except Stopped as stop:
+        os._exit(stop.code)
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def _end_with_parent(every: float = 1.0) -> None:
+    global _watched
+    if _watched:
+        return
+    _watched, parent = True, os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,15 +1,17 @@
-"""Mistakes of a user, each told in one line that begins with the key."""
+"""Mistakes of a user, each told in one line that begins with the key.
+
+Options and choices of earlier versions are among them: they are told with their successors.
+"""
 
 import errno
-import math
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
 import torch
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -18,47 +20,87 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from patchcore.commands.renamed import successor
-from patchcore.data.view import successor as image_successor
 from patchcore.errors import InputError
 
-LARGEST = {
-    "image.size": 2**16,
-    "image.resize": 2**16,
-    "image.crop": 2**16,
-    "data.size": 2**14,
-    "data.workers": 1024,
-    "patch.size": 2**10,
-    "scoring.sigma": 1000,
+GROUPS = {"model": "method", "search": "hparams_search"}
+"""Groups, and keys that begin with them."""
+
+PRESETS = (
+    *("ensemble_320", "patchcore_1", "patchcore_10", "patchcore_100", "patchcore_100_ivfpq"),
+    *("patchcore_25", "wide_resnet101_280", "wide_resnet101_280_123"),
+)
+CHOICES = {
+    **{f"method={name}": f"preset={name}" for name in PRESETS},
+    **{f"patch=p{size}": f"patch.size={size}" for size in (1, 3, 5, 7)},
+    **{f"layers=only{level}": f"layers={level}" for level in (1, 2, 3)},
+    "scoring=cosine": "scoring.distance=cosine",
+    "scoring=maximum": "scoring.reweight=0",
+    "scoring=squared": "scoring.distance=squared",
+    **{f"experiment=paper/table_{n}": "experiment=paper/table_1" for n in (2, 3, "s1", "s2", "s3")},
+    "experiment=paper/figure_s3": "experiment=paper/table_1",
+    "experiment=paper/figure_s2": "experiment=paper/figure_s1",
+    "experiment=paper/figure_6": "experiment=paper/table_s5",
 }
-"""Sizes beyond which memory or processes run out before any image is read: {key: largest}."""
+"""Choices of groups."""
 
 
-def check_numbers(value: Any, key: str = "") -> None:
-    """Refuse numbers that no setting can have; narrower ranges stand beside each setting.
+def successor(key: str, value: str = "") -> str | None:
+    """Return the option that took the place of `key` or its choice `value`; None if none did."""
+    if value and (now := CHOICES.get(f"{key}={value}")):
+        return now
+    group, dot, rest = key.partition(".")
+    if group in GROUPS:
+        return f"{GROUPS[group]}{dot}{rest}{f'={value}' if value else ''}"
+    return None
 
-    Raises:
-        InputError: A number is not finite, or too large to be meant; the key is named.
+
+def image_successor(preset: str) -> str:
+    """Return the overrides that stand for a preset named by its size; empty for other names.
+
+    >>> image_successor("px280"), image_successor("px256_whole")
+    ('image.size=280 image.view=crop', 'image.size=256 image.view=whole')
     """
-    match value:
-        case dict():
-            # A seed of a group follows from the run's: that is the one to name.
-            for name, each in sorted(value.items(), key=lambda item: isinstance(item[1], dict)):
-                check_numbers(each, f"{key}.{name}" if key else str(name))
-        case list():
-            for i, each in enumerate(value):
-                check_numbers(each, f"{key}[{i}]")
-        case float() if not math.isfinite(value):
-            raise InputError(f"{key} must be a finite number, got {value}")
-        case bool():
-            pass
-        case int() if re.search(r"(^|[._])seed$", key):
-            if not 0 <= value < 2**32:
-                raise InputError(f"{key} must be in [0, 2^32), got {value}")
-        case int() | float():
-            most = next((n for end, n in LARGEST.items() if f".{key}".endswith(f".{end}")), 2**31)
-            if abs(value) > most:
-                raise InputError(f"{key} must be at most {most:,} in size, got {value}")
+    match = re.fullmatch(r"(px)?([1-9]\d*)(?:_(square|whole))?", preset)
+    if match is None:
+        return ""
+    view = match[3] or ("crop" if match[1] else "")
+    return f"image.size={match[2]}" + (f" image.view={view}" if view else "")
+
+
+def renamed(key: str, values: str) -> str | None:
+    """Return what to say of an override that has a successor; None if it has none.
+
+    Args:
+        key: Key or group.
+        values: One value, or several with commas between them, as typed.
+    """
+    for value in values.split(",") if re.fullmatch(r"[\w/+.,-]*", values) else [""]:
+        if (now := successor(key, value)) is not None:
+            typed = f"{key}={value}" if value else key
+            return f"{typed}: is now called {now}"
+    return None
+
+
+def renamed_in_file(content: Mapping[Any, Any], in_root: bool) -> Iterator[str]:
+    """Yield what to say of what a settings file holds and earlier versions knew.
+
+    Args:
+        content: Of the file.
+        in_root: Whether its keys lie at the root of all settings.
+    """
+    given = []
+    for default in content.get("defaults") or []:
+        for name, choice in default.items() if isinstance(default, Mapping) else ():
+            given.append((str(name).removeprefix("override").strip().lstrip("/"), choice))
+    if in_root:
+        given += [(str(key), "") for key in content]
+        node: Any = content
+        for key in ("hydra", "sweeper", "params"):
+            node = node.get(key) if isinstance(node, Mapping) else None
+        given += node.items() if isinstance(node, Mapping) else ()
+    for key, value in given:
+        if (told := renamed(str(key), str(value))) is not None:
+            yield told
 
 
 def explain(error: Exception) -> str | None:
@@ -137,16 +179,3 @@ def no_such_option(key: str, parent: Any) -> str:
     close = get_close_matches(key.rpartition(".")[2], names, 1)
     rest = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
     return f"{key}: there is no such option; {rest}"
-
-
-def reject_added(node: DictConfig) -> None:
-    """Refuse what +key=value and YAML files can smuggle past the schema."""
-    schema = OmegaConf.get_type(node)
-    if not is_dataclass(schema):
-        return
-    names = {option.name for option in fields(schema)}
-    for key in node:
-        if key not in names:
-            raise InputError(no_such_option(node._get_full_key(key), schema))
-        if not OmegaConf.is_missing(node, key) and isinstance(child := node[key], DictConfig):
-            reject_added(child)

@@ -1,8 +1,13 @@
-"""What was typed, looked at before Hydra does: its parser's own words help nobody."""
+"""What was typed, looked at before Hydra does.
 
+Its parser's own words help nobody, and it would make numbers and truth values of some names.
+"""
+
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -13,10 +18,96 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from patchcore.commands.groups import SCHEMAS
-from patchcore.commands.renamed import renamed
-from patchcore.data.view import successor
-from patchcore.errors import InputError
+from patchcore.commands.mistakes import image_successor, renamed
+from patchcore.errors import InputError, printable
 from patchcore.tracking import presets
+
+
+def as_typed(arguments: Sequence[str]) -> list[str]:
+    """Arguments of the command line, with quotes around what is a name and looks like a number.
+
+    These are the names of data sets' folders and categories: `data.category=01,1e3,null` becomes
+    `data.category='01','1e3','null'`. Values with quotes, brackets or interpolations stay as they
+    are. null stays null where a data set knows it.
+
+    Raises:
+        InputError: an argument, or the path of the current folder, is not UTF-8, so that no
+            settings file could hold it.
+    """
+    for text, what in [*((argument, "argument") for argument in arguments), (_here(), "folder")]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{printable(text)}: the name of this {what} is not UTF-8; rename it, or reach it "
+                "by a link whose name is"
+            ) from None
+    return [_typed(_in_full(argument)) for argument in arguments]
+
+
+_NUMBERS = r"\d[\d.e-]*(,\d[\d.e-]*)*"
+_MEANT = {
+    "coreset": ("coreset.ratio", _NUMBERS),
+    "image": ("image.size", _NUMBERS),
+    "layers": ("layers.names", r"\[.*\]|\d(\+\d)*(,\d(\+\d)*)*"),
+    "patch": ("patch.size", _NUMBERS),
+}
+"""Settings that a value given to their group is meant for, and the values: {group: (key, …)}."""
+
+
+def _in_full(argument: str) -> str:
+    """Return `patch.size=3` for `patch=3`, and `layers.names=[2,3]` for `layers=2+3`."""
+    group, _, value = argument.partition("=")
+    key, values = _MEANT.get(group, ("", ""))
+    if not key or not re.fullmatch(values, value):
+        return argument
+    if group == "layers" and not value.startswith("["):
+        value = ",".join(f"[{each.replace('+', ',')}]" for each in value.split(","))
+    return f"{key}={value}"
+
+
+@cache
+def _names() -> dict[str, bool]:
+    """Keys whose values are text, and whether null is a value too."""
+    found: dict[str, bool] = {}
+    for schema in SCHEMAS["data"].values():
+        for option in fields(schema):
+            if option.type in (str, str | None):
+                key = f"data.{option.name}"
+                found[key] = found.get(key, False) or option.type is not str
+    return found
+
+
+def _typed(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    name = key.lstrip("+")
+    if name not in _names():
+        return argument
+    choice = re.fullmatch(r"(choice\()(.*)(\))", value)
+    before, words, after = choice.groups() if choice else ("", value, "")
+    if not words or re.search(r"['\"()\[\]{}$\\]", words):
+        return argument
+    quoted = (_quoted(word, _names()[name]) for word in words.split(","))
+    return f"{key}={before}{','.join(quoted)}{after}"
+
+
+def _quoted(word: str, nullable: bool) -> str:
+    text = word.strip()
+    if nullable and text.lower() == "null":
+        return word
+    try:
+        value = OverridesParser.create().parse_override(f"name={text}").value()
+    except HydraException:  # Hydra tells so itself
+        return word
+    return f"'{text}'" if value is None or isinstance(value, bool | int | float) else word
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise InputError(f"the current folder cannot be used ({error.strerror})") from None
+
 
 _WITH_VALUE = {"-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path"}
 _WITH_VALUE |= {"-cn", "--config-name", "-cd", "--config-dir"}
@@ -33,6 +124,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
         InputError: One line with the key, and what to type instead.
     """
     several = not _SEVERAL.isdisjoint(arguments)
+    given = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if argument.startswith("-") or before in _WITH_VALUE:
             continue
@@ -43,8 +135,11 @@ def check_overrides(arguments: Sequence[str]) -> None:
         override = _parsed(argument)
         if override is None:
             raise InputError(_quote(argument))
+        given.append((argument, override))
+    for argument, override in given:
         if told := renamed(override.key_or_group, argument.partition("=")[2]):
             raise InputError(told)
+    for argument, override in given:
         if override.is_sweep_override():
             if not several and override.is_choice_sweep():
                 raise InputError(_one_or_several(argument))
@@ -128,7 +223,7 @@ def _check_choice(override: Override, argument: str) -> None:
     close = [name for name in names if re.fullmatch(f"[a-z]+{re.escape(typed)}", name)]
     close = close or get_close_matches(typed, names, 1)
     hint = f"did you mean {group}={close[0]}? " if close else ""
-    if group == "image" and (overrides := successor(typed)):
+    if group == "image" and (overrides := image_successor(typed)):
         hint = f"did you mean {overrides}? "
     if value is None:
         hint = "leave it out; "

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from patchcore.commands.ending import Stopped
+from patchcore.commands import Stopped
 from patchcore.commands.mistakes import explain
 from patchcore.errors import InputError
 from patchcore.runfolder import METRICS, InUseError, unfinished

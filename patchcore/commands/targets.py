@@ -20,7 +20,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from patchcore.commands.generations import call
-from patchcore.commands.renamed import renamed_in_file
+from patchcore.commands.mistakes import renamed_in_file
 from patchcore.errors import InputError
 from patchcore.tracking import TRACKERS
 

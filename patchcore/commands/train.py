@@ -11,16 +11,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from patchcore.commands import plain_errors
-from patchcore.commands.ending import Stopped, job, raise_if_stopped
+from patchcore.commands import Stopped, job, plain_errors, raise_if_stopped
+from patchcore.commands.composed import to_config
 from patchcore.commands.generations import entry
 from patchcore.commands.groups import register
-from patchcore.commands.overrides import check_overrides
+from patchcore.commands.overrides import as_typed, check_overrides
 from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
 from patchcore.commands.targets import build, guard
-from patchcore.commands.typed import as_typed
-from patchcore.config import Objective, to_config
+from patchcore.config import Objective
 from patchcore.runfolder import METRICS
 from patchcore.runner import run as run_one
 

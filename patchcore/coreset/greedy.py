@@ -10,9 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchcore.coreset.order import Order, Start, greedy_order
+from patchcore.coreset.order import (
+    Order,
+    Start,
+    chunk_size,
+    free_memory,
+    full_precision,
+    greedy_order,
+    slices,
+    take,
+)
 from patchcore.coreset.sampler import Coreset, SizedConfig
-from patchcore.coreset.tensors import chunk_size, free_memory, full_precision, slices, take
 from patchcore.errors import InputError
 from patchcore.settings import setting
 

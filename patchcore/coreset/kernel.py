@@ -25,7 +25,7 @@ _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}  # set, for defaults chang
 
 
 class Space(Protocol):
-    """Part of `space.Space` that the kernels need."""
+    """Part of `order.Space` that the kernels need."""
 
     centre: Tensor
     shifted: bool

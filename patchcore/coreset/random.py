@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from patchcore.coreset.order import Order
+from patchcore.coreset.order import Order, draw, take
 from patchcore.coreset.sampler import Coreset, SizedConfig
-from patchcore.coreset.tensors import draw, take
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Base of the samplers: the settings that they share, and the memory that each returns."""
+"""Base of the samplers: their common settings, the memory that each returns, and the call."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patchcore.coreset.order import Order
 from patchcore.errors import InputError
-from patchcore.settings import check_ranges, setting
+from patchcore.settings import Settings, setting
 
 
 @dataclass
@@ -23,16 +23,15 @@ class Coreset:
 
 
 @dataclass
-class CoresetConfig:
+class CoresetConfig(Settings):
     """Settings of a sampler; each has its own file, and its line in `coreset.SAMPLERS`."""
+
+    GROUP: ClassVar[str] = "coreset"
 
     nested: ClassVar[bool] = False
     """Whether the memory of every ratio begins with those of the smaller ratios."""
     ordered: ClassVar[bool] = False
     """Whether a `Coreset.order` is made, which is worth storing and can be continued."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "coreset")
 
     def sample(
         self,
@@ -70,3 +69,30 @@ class SizedConfig(CoresetConfig):
                 f"coreset.count must be at most the {patches} patches, got {self.count}"
             )
         return self.count
+
+
+def subsample(
+    features: Float[Tensor, "patches channels"],
+    config: CoresetConfig,
+    *,
+    device: torch.device | str | None = None,
+    order: Order | None = None,
+    progress: bool = False,
+) -> Coreset:
+    """Reduce patch features to the memory that `config` asks for.
+
+    Args:
+        features: float32, float16 or bfloat16, on any device or memory-mapped.
+        config: Settings of one of the `SAMPLERS`.
+        device: Where the work is done, in chunks if they do not fit there; by default where the
+            features are.
+        order: Stored order of the same features and settings, used as it is or continued.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        InputError: Features are empty or not finite, or settings do not fit them.
+    """
+    if features.ndim != 2 or len(features) == 0:
+        raise InputError(f"features must be (N, D) with N > 0, got {tuple(features.shape)}")
+    device = torch.device(device) if device is not None else features.device
+    return config.sample(features, device, order, progress)

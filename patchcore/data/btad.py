@@ -35,8 +35,8 @@ class BTADConfig(DataConfig):
         ),
     )
 
-    root: str = setting("data/btad", effect=False)  # folder that holds the categories
-    category: str = "01"  # folder below root
+    root: str = setting("data/btad", "folder that holds the categories", effect=False)
+    category: str = setting("01", "category: its folder below root")
 
     def _read(self, files: Files) -> Split:
         """Nominal `train/ok` to train on, `test/ok` and `test/ko` to test on.

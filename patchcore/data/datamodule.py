@@ -1,6 +1,5 @@
 """The data set as Lightning sees it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,10 +7,10 @@ import torch
 from torch.utils.data import DataLoader, SequentialSampler
 
 from patchcore.cache import MapCache
-from patchcore.data.dataset import EpochSampler, ImageDataset, collate
+from patchcore.data.augment import AugmentConfig
+from patchcore.data.dataset import EpochSampler, ImageDataset, Loader, collate
 from patchcore.data.sample import DataConfig, Split
-from patchcore.data.transforms import AugmentConfig, ImageConfig
-from patchcore.errors import InputError
+from patchcore.data.transforms import ImageConfig
 
 
 class AnomalyDataModule(pl.LightningDataModule):
@@ -69,7 +68,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         )
 
     def _loader(self, dataset: ImageDataset, train: bool) -> DataLoader[dict[str, Any]]:
-        return _Loader(
+        return Loader(
             dataset,
             batch_size=self.data.batch_size,
             sampler=EpochSampler(len(dataset)) if train else SequentialSampler(dataset),
@@ -77,15 +76,3 @@ class AnomalyDataModule(pl.LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-class _Loader(DataLoader[dict[str, Any]]):
-    """Hands on a worker's InputError as its one line, without the worker's traceback."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        try:
-            yield from super().__iter__()
-        except InputError as error:
-            last_line = str(error).strip().splitlines()[-1]
-            kind = type(error)
-            raise kind(last_line.split(f"{kind.__name__}: ", 1)[-1]) from None

@@ -6,22 +6,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from patchcore.cache import MapCache
-from patchcore.data.images import read_image, read_truth
-from patchcore.data.regions import Regions
+from patchcore.data.augment import AugmentConfig
+from patchcore.data.images import read_pair
 from patchcore.data.sample import Sample
-from patchcore.data.snapshot import Snapshot
 from patchcore.data.transforms import (
-    LARGEST,
-    AugmentConfig,
     ImageConfig,
     Mask,
     Pixels,
+    Regions,
     build_normalisation,
     build_preparation,
 )
+from patchcore.digests import Snapshot
 from patchcore.errors import InputError
 from patchcore.identity import image_key, image_recipe, input_digest
 
@@ -32,7 +31,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Item i is a dict: `image` (3, H, W) float32, normalised; `label` 0 or 1; `mask` (H, W) bool,
     True where anomalous; `has_mask`, False where that is not known (an anomalous image without a
     mask, or whose mask marks nothing, or nothing inside the crop); `regions` (6,) int64, what
-    became of the mask's regions (`patchcore.data.regions.Regions`); `index` into `samples`.
+    became of the mask's regions (`patchcore.data.transforms.Regions`); `index` into `samples`.
 
     There are len(samples) items, and a negative number counts from their end. In batches, item
     i + n · len(samples) is the same sample, augmented as in epoch n; without augmentation it is the
@@ -56,11 +55,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.samples = list(samples)
         self.image = image
         self.seed = 0 if augment is None else augment.seed
-        self.prepare = build_preparation(image, augment)
-        self.normalise = build_normalisation(image)
         self.augmented = augment is not None and augment.changes()
+        self.prepare = build_preparation(image, augment if self.augmented else None)
+        self.normalise = build_normalisation(image)
         self.cache = None if self.augmented else cache
         self.snapshot = snapshot or Snapshot({}, {})
+        self._files = [sample.files() for sample in self.samples]
         self._recipe = [] if self.cache is None else image_recipe(image)
 
     def __len__(self) -> int:
@@ -124,8 +124,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
             if found := self.cache.store.get(key, _is_prepared):
                 regions = Regions(*found["regions"].tolist())
                 return found["pixels"].numpy(), found["mask"].numpy(), regions, True
-        pixels, mask = self.snapshot.read(sample.files(), lambda: self._decoded(sample))
-        regions = self.image.follow(mask)
+        image = self.image
+        pixels, mask = self.snapshot.read(
+            self._files[index],
+            lambda: read_pair(sample.path, sample.mask, image.bits, image.limit),
+        )
+        if sample.label == 0 and mask.any():
+            raise InputError(
+                f"{sample.mask}: marks a defect, and its image {sample.path} counts as nominal; "
+                "move the image to the anomalous ones, or remove the mask"
+            )
+        image.check_size(mask.shape, sample.path, self.augmented)
+        regions = image.follow(mask)
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         pixels, mask = self.prepare(pixels, mask, seed)
         if self.cache is not None and key is not None:
@@ -136,40 +146,6 @@ class ImageDataset(Dataset[dict[str, Any]]):
             }
             self.cache.store.put(key, tensors)
         return pixels, mask, regions, False
-
-    def _decoded(self, sample: Sample) -> tuple[Pixels, Mask]:
-        image = self.image
-        pixels = read_image(sample.path, image.bits, image.limit)  # (H, W, 3)
-        height, width = pixels.shape[:2]
-        if sample.mask is None:
-            mask = np.zeros((height, width), dtype=bool)
-        else:
-            mask = read_truth(sample.mask, image.limit)  # (H, W)
-        if mask.shape != (height, width):
-            raise InputError(
-                f"{sample.mask}: the mask is {mask.shape[1]}×{mask.shape[0]} pixels, its image "
-                f"{sample.path} is {width}×{height}; they must be of one size"
-            )
-        if sample.label == 0 and mask.any():
-            raise InputError(
-                f"{sample.mask}: marks a defect, and its image {sample.path} counts as nominal; "
-                "move the image to the anomalous ones, or remove the mask"
-            )
-        crop = image.crop
-        if image.resize is None and crop is not None and min(height, width) < crop:
-            raise InputError(
-                f"image.crop: {crop} is more than the {width}×{height} pixels of {sample.path}; "
-                "lower it or set image.resize"
-            )
-        rows, columns = image.resized(height, width)
-        seen = rows * columns if crop is None else crop * crop
-        if seen > LARGEST or (self.augmented and rows * columns > LARGEST):
-            raise InputError(
-                f"image.resize: {image.resize} makes {columns}×{rows} pixels of the "
-                f"{width}×{height} of {sample.path}, more than the {LARGEST:,} that a network is "
-                "given; set image.view=square"
-            )
-        return pixels, mask
 
     def _input_digest(self, sample: Sample) -> str:
         return input_digest(self._recipe, self.image, self.snapshot.digest(sample.path))
@@ -241,3 +217,15 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     # Channels last in memory, as pixels come and networks run fastest: nothing is reordered.
     images = torch.stack([item["image"].permute(1, 2, 0) for item in items])  # (B, H, W, 3)
     return {"image": images.permute(0, 3, 1, 2), **batch}
+
+
+class Loader(DataLoader[dict[str, Any]]):
+    """Batches of a data set; a worker's InputError is handed on as its one line alone."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except InputError as error:
+            last_line = str(error).strip().splitlines()[-1]
+            kind = type(error)
+            raise kind(last_line.split(f"{kind.__name__}: ", 1)[-1]) from None

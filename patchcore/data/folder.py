@@ -7,7 +7,7 @@ import numpy as np
 
 from patchcore.data.files import Files, Identity, expanded, find_folder, identity
 from patchcore.data.formats import FORMATS
-from patchcore.data.mask_files import NOMINAL, bare, marks, masks_beside, reject_masks
+from patchcore.data.layout import NOMINAL, bare, marks, masks_beside, reject_masks
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError, printable
 from patchcore.settings import setting
@@ -23,28 +23,34 @@ class FolderConfig(DataConfig):
     `7_mask.png` beside `7.jpg`, or lie in it. A mask of a nominal image may mark nothing.
     """
 
-    # folder to which the others are relative; results follow from the images, not from their place
-    root: str = setting(".", effect=False)
-    nominal: str = setting("nominal", effect=False)  # folder of nominal images, to train on
-    # folder of nominal images to test on; null holds some out
-    nominal_test: str | None = setting(None, effect=False)
-    # folder of anomalous images to test on, if there are any
-    anomalous: str | None = setting(None, effect=False)
-    # folder of masks of anomalous images, if there are any
-    masks: str | None = setting(None, effect=False)
-    # share of nominal images held out when nominal_test is null
-    test_share: float = setting(0.2, effect=lambda data: data["nominal_test"] is None)
-    # of the choice of held-out images
+    # Results follow from the images, not from their place.
+    root: str = setting(".", "folder to which the others are relative", effect=False)
+    nominal: str = setting("nominal", "folder of nominal images to train on", effect=False)
+    nominal_test: str | None = setting(
+        None, "folder of nominal images to test on; null holds some out", effect=False
+    )
+    anomalous: str | None = setting(
+        None, "folder of anomalous images to test on; null: none", effect=False
+    )
+    masks: str | None = setting(
+        None, "folder of masks of anomalous images; null: none", effect=False
+    )
+    test_share: float = setting(
+        0.2,
+        "share of nominal images held out where nominal_test is null",
+        low=0,
+        below=1,
+        effect=lambda data: data["nominal_test"] is None,
+    )
     seed: int = setting(
-        0, effect=lambda data: data["nominal_test"] is None and data["test_share"] > 0
+        0,
+        "seed of the choice of held-out images",
+        low=0,
+        effect=lambda data: data["nominal_test"] is None and data["test_share"] > 0,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed < 0:
-            raise InputError(f"data.seed must be 0 or more, got {self.seed}")
-        if not 0 <= self.test_share < 1:
-            raise InputError(f"data.test_share must be in [0, 1), got {self.test_share}")
         if self.masks is not None and self.anomalous is None:
             raise InputError("data.masks needs data.anomalous, the folder of the masked images")
 

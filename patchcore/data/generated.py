@@ -48,27 +48,27 @@ class GeneratedConfig(DataConfig):
 
     VIEW: ClassVar = View.crop
 
-    # folder to write to; null is patchcore/generated in the user's cache
-    root: str | None = setting(None, effect=False)
-    category: GeneratedCategory = GeneratedCategory.texture
-    seed: int = 0
-    size: int = 256  # side, pixels
-    train_images: int = 60  # nominal
-    nominal_images: int = 24  # to test on
-    anomalous_images: int = 36  # to test on, of every kind of defect in turn
-    strength: float = 1.0  # of the plainest defects, 0 (nearly invisible) to 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for key in ("train_images", "nominal_images", "anomalous_images"):
-            if getattr(self, key) < 1:
-                raise InputError(f"data.{key} must be at least 1, got {getattr(self, key)}")
-        if self.size < 64:
-            raise InputError(f"data.size must be at least 64 pixels, got {self.size}")
-        if self.seed < 0:
-            raise InputError(f"data.seed must be 0 or more, got {self.seed}")
-        if not 0 <= self.strength <= 1:
-            raise InputError(f"data.strength must be in [0, 1], got {self.strength}")
+    root: str | None = setting(
+        None,
+        "folder to write the images to; null: patchcore/generated in the user's cache",
+        effect=False,
+    )
+    category: GeneratedCategory = setting(
+        GeneratedCategory.texture, "woven fabric, or a steel wheel with screws"
+    )
+    seed: int = setting(0, "seed of the drawings", low=0)
+    size: int = setting(256, "side of the images", unit="px", low=64)
+    train_images: int = setting(60, "nominal images to train on", unit="images", low=1)
+    nominal_images: int = setting(24, "nominal images to test on", unit="images", low=1)
+    anomalous_images: int = setting(
+        36,
+        "anomalous images to test on, of every kind of defect in turn",
+        unit="images",
+        low=1,
+    )
+    strength: float = setting(
+        1.0, "visibility of the plainest defects; 0: nearly invisible", low=0, high=1
+    )
 
     def folder(self) -> Path:
         """Where the images of these settings are, or will be."""
@@ -136,12 +136,11 @@ class GeneratedConfig(DataConfig):
             # Each kind goes from subtle to plain, in even steps with a random offset.
             strength = self.strength * (SUBTLE + (1 - SUBTLE) * (share + rng.uniform() / turns))
             image, mask = draw(rng, self.size, kind, strength)
-            _save(image, folder / place / f"{number:04d}.png")
+            pictures = {f"{place}/{number:04d}.png": image}
             if kind is not None:
                 truth = mask.astype(np.uint8) * 255
-                _save(truth, folder / "ground_truth" / kind / f"{number:04d}_mask.png")
-
-
-def _save(pixels: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, compress_level=1)
+                pictures[f"ground_truth/{kind}/{number:04d}_mask.png"] = truth
+            for name, pixels in pictures.items():
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path, compress_level=1)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from patchcore.data.formats import FORMATS
-from patchcore.data.masks import marked_pixels
 from patchcore.data.sample import Masks
 from patchcore.errors import InputError
 
@@ -81,7 +81,7 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
 
 
 def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
-    """Read a ground-truth mask, (H, W) bool, by the rule of `patchcore.data.masks.marked_pixels`.
+    """Read a ground-truth mask, (H, W) bool, by the rule of `marked_pixels`.
 
     What is transparent is background; of a mask that is black where it is not transparent, all
     that is opaque is marked. An Exif orientation is applied.
@@ -116,6 +116,27 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
             "which are the background; save it without alpha"
         )
     return marked_pixels(colours, str(path))
+
+
+def read_pair(
+    path: Path, mask: Path | Masks | None, bits: int | None = None, limit: float = LIMIT
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read an image (H, W, 3) uint8 and its ground truth (H, W) bool; without one all is False.
+
+    Raises:
+        InputError: as `read_image` and `read_truth`, or the two differ in size.
+    """
+    pixels = read_image(path, bits, limit)
+    height, width = pixels.shape[:2]
+    if mask is None:
+        return pixels, np.zeros((height, width), dtype=bool)
+    marked = read_truth(mask, limit)
+    if marked.shape != (height, width):
+        raise InputError(
+            f"{mask}: the mask is {marked.shape[1]}×{marked.shape[0]} pixels, its image {path} is "
+            f"{width}×{height}; they must be of one size"
+        )
+    return pixels, marked
 
 
 def read_truth(mask: Path | Masks, limit: float = LIMIT) -> NDArray[np.bool_]:
@@ -303,3 +324,101 @@ def _reject_hidden_labels(image: Image.Image, path: Path) -> None:
             f"{path}: the palette of this mask shows several of its numbers as black, so it is not "
             "clear which are marked; save it with 0 for nominal and 255 for anomalous pixels"
         )
+
+
+REMEDY = "save masks with 0 for nominal and 255 for anomalous pixels"
+FLAT = 0.8  # share of equal neighbours from which on grey pixels are areas of one level
+LEVELS = 32  # most levels (or colours) of a mask that numbers kinds of defects
+MARGIN = 16 / 255  # values this near to black or white may be noise of either
+AREA = 5  # side of a square, pixels; grey that fills one is no edge
+
+
+def marked_pixels(values: NDArray[Any], name: str) -> NDArray[np.bool_]:
+    """Pixels that a mask marks, (H, W) bool.
+
+    Black (0) is the background. A pixel's brightness is the largest of its channels, and white is
+    the largest value of the smallest range that holds the mask: 1 (of fractions), 255 or 65535,
+    or else its own largest value.
+
+    - Nothing between black and half of white: every pixel above half is marked.
+    - Areas of few clean levels or colours, such as 0, 1, 2, 3 or 0, 100, 255: every pixel that is
+      not black is marked. Levels are clean if equal ones lie side by side.
+    - Else the greys are taken for soft edges, as compression and scaling leave them, and pixels
+      above half of white are marked.
+
+    Args:
+        values: (H, W) or (H, W, channels), bool, integer or floating.
+        name: The file's, for messages.
+
+    Raises:
+        InputError: values are negative or not finite; no pixel is black, though not all are white;
+            or greys neither are clean levels nor edges of anything white.
+    """
+    if values.dtype == np.bool_:
+        return np.asarray(values if values.ndim == 2 else values.any(axis=-1))
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError(f"{name}: this mask holds NaN or infinite values; {REMEDY}")
+    if values.min() < 0:
+        raise InputError(f"{name}: this mask holds negative values; {REMEDY}")
+    bright = values if values.ndim == 2 else values.max(axis=-1)  # (H, W)
+    coloured = bright > 0
+    if not coloured.any():
+        return coloured
+    white = _white(bright)
+    marked = bright > white / 2
+    if not np.array_equal(marked, coloured):
+        box = _box(coloured)
+        if _clean(values[box], marked[box]):
+            marked = coloured
+        elif not marked.any() or _grey_area(bright[box], white):
+            raise InputError(
+                f"{name}: this mask has areas of blurred grey, which may be marked or not; {REMEDY}"
+            )
+    if marked.all() and values.min() < (1 - MARGIN) * white:
+        raise InputError(
+            f"{name}: no pixel of this mask is black, so its background is unknown; {REMEDY}"
+        )
+    return marked
+
+
+def _white(bright: NDArray[Any]) -> float:
+    top = float(bright.max())
+    ranges = (1.0, 255.0, 65535.0) if bright.dtype.kind == "f" else (255.0, 65535.0)
+    return next((white for white in ranges if top <= white), top)
+
+
+def _box(coloured: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Rows and columns between the first and the last that hold anything."""
+    spans = []
+    for axis in (1, 0):
+        found = np.flatnonzero(coloured.any(axis=axis))
+        spans.append(slice(int(found[0]), int(found[-1]) + 1))
+    return spans[0], spans[1]
+
+
+def _clean(values: NDArray[Any], marked: NDArray[np.bool_]) -> bool:
+    """Whether grey pixels are areas of few levels: their neighbours are black or like them."""
+    if values.ndim == 2:
+        codes = np.unique(values, return_inverse=True)[1].reshape(values.shape)  # (H, W)
+    else:
+        flat = values.reshape(-1, values.shape[-1])
+        codes = np.unique(flat, axis=0, return_inverse=True)[1].reshape(values.shape[:2])
+    coloured = (values if values.ndim == 2 else values.max(axis=-1)) > 0
+    grey = coloured & ~marked
+    if len(np.unique(codes[grey])) > LEVELS:
+        return False
+    pairs = equal = 0
+    for one, other in (
+        ((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
+        ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
+    ):
+        both = coloured[one] & coloured[other] & (grey[one] | grey[other])
+        pairs += int(both.sum())
+        equal += int((both & (codes[one] == codes[other])).sum())
+    return equal >= FLAT * pairs
+
+
+def _grey_area(bright: NDArray[Any], white: float) -> bool:
+    """Whether grey, neither nearly black nor nearly white, fills a square of `AREA` pixels."""
+    grey = (bright >= MARGIN * white) & (bright <= (1 - MARGIN) * white)
+    return bool(scipy.ndimage.binary_erosion(grey, np.ones((AREA, AREA), dtype=bool)).any())

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from patchcore.data.files import Files
-from patchcore.data.layout import find_root, images_in
-from patchcore.data.mask_files import marks
+from patchcore.data.layout import find_root, images_in, marks
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.errors import InputError
@@ -35,7 +34,7 @@ class KSDD2Config(DataConfig):
         archive=Archive("https://data.vicos.si/datasets/KSDD/KolektorSDD2.zip", ("train", "test")),
     )
 
-    root: str = setting("data/ksdd2", effect=False)  # folder that holds train and test
+    root: str = setting("data/ksdd2", "folder that holds train and test", effect=False)
 
     def _read(self, files: Files) -> Split:
         """Nominal images of `train` to train on, all of `test` to test on.

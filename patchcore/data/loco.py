@@ -47,9 +47,9 @@ class LOCOConfig(DataConfig):
         ),
     )
 
-    root: str = setting("data/loco", effect=False)  # folder that holds the categories
-    category: str = "breakfast_box"  # folder below root
-    validation: bool = False  # train on the nominal validation images too
+    root: str = setting("data/loco", "folder that holds the categories", effect=False)
+    category: str = setting("breakfast_box", "category: its folder below root")
+    validation: bool = setting(False, "train on the nominal validation images too")
 
     def _read(self, files: Files) -> Split:
         """Nominal `train/good` (and `validation/good`) to train on, all below `test` to test on.

@@ -50,14 +50,9 @@ class MSTCConfig(DataConfig):
         archive=Archive(None, ("training", "testing")),
     )
 
-    root: str = setting("data/mstc", effect=False)  # folder that holds training and testing
-    category: str = "01"  # the scene, 01 to 12
-    every: int = 5  # of this many frames of a video one is kept
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.every < 1:
-            raise InputError(f"data.every must be at least 1, got {self.every}")
+    root: str = setting("data/mstc", "folder that holds training and testing", effect=False)
+    category: str = setting("01", "scene, 01 to 12")
+    every: int = setting(5, "one of so many frames of a video is kept", unit="frames", low=1)
 
     def _read(self, files: Files) -> Split:
         """Frames of the scene's training videos to train on, of its test videos to test on.

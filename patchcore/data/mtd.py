@@ -14,8 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from patchcore.data.files import Files
-from patchcore.data.layout import find_root
-from patchcore.data.mask_files import marks
+from patchcore.data.layout import find_root, marks
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
@@ -72,17 +71,12 @@ class MTDConfig(DataConfig):
         ),
     )
 
-    root: str = setting("data/mtd", effect=False)  # folder that holds MT_Free, MT_Blowhole, ...
-    split: MTDSplit = MTDSplit.random  # random (the paper's) or grouped (no tile in both)
-    test_share: float = 0.2  # share of the defect-free images to test on
-    seed: int = 0  # of the division
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seed < 0:
-            raise InputError(f"data.seed must be 0 or more, got {self.seed}")
-        if not 0 < self.test_share < 1:
-            raise InputError(f"data.test_share must be in (0, 1), got {self.test_share}")
+    root: str = setting("data/mtd", "folder that holds MT_Free, MT_Blowhole, …", effect=False)
+    split: MTDSplit = setting(
+        MTDSplit.random, "random as in the paper, or grouped: no tile in both training and test"
+    )
+    test_share: float = setting(0.2, "share of the defect-free images to test on", above=0, below=1)
+    seed: int = setting(0, "seed of the division", low=0)
 
     def _read(self, files: Files) -> Split:
         """Divide the defect-free images; every defective image is a test image.

@@ -60,8 +60,8 @@ class MVTecConfig(DataConfig):
         },
     )
 
-    root: str = setting("data/mvtec", effect=False)  # folder that holds the categories
-    category: str = "bottle"  # folder below root
+    root: str = setting("data/mvtec", "folder that holds the categories", effect=False)
+    category: str = setting("bottle", "category: its folder below root")
 
     def _read(self, files: Files) -> Split:
         """Nominal `train/good` to train on, everything below `test` to test on.

@@ -1,5 +1,6 @@
 """What every data set has in common: its samples, its split and the settings of its loader."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -7,14 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from patchcore.data.files import Files
-from patchcore.data.overlaps import check_overlaps
-from patchcore.data.snapshot import Snapshot
+from patchcore.data.files import Files, Identity, identity
 from patchcore.data.source import Source
 from patchcore.data.view import SIZE, View
-from patchcore.digests import digest, file_digest
+from patchcore.digests import Snapshot, digest, file_digest
 from patchcore.errors import InputError, printable
-from patchcore.settings import setting
+from patchcore.settings import Settings, setting
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,10 @@ class Split:
         """
         return replace(self, snapshot=Snapshot.of([*self.files(), *others]))
 
-    def contents_of(self, path: Path) -> str:
-        """Digest of a file's contents: as recorded, or now."""
-        return file_digest(path) if self.snapshot is None else self.snapshot.digest(path)
+    @property
+    def contents_of(self) -> Callable[[Path], str]:
+        """Function that gives the digest of a file's contents: as recorded, or now."""
+        return file_digest if self.snapshot is None else self.snapshot.digest
 
     def check(self) -> None:
         """Raise ChangedError if a recorded file has changed since."""
@@ -105,7 +105,7 @@ class Split:
 
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(Settings):
     """Settings that all data sets share; a subclass adds where its images are and lists them.
 
     Attributes:
@@ -120,21 +120,27 @@ class DataConfig:
     VIEW: ClassVar[View] = View.square  # a crop loses defects at the border of long images
     SOURCE: ClassVar[Source | None] = None
 
-    batch_size: int = 16  # images
-    # loader processes; 0 loads in the main process
-    workers: int = setting(0, effect=False)
-    shots: int | None = None  # nominal training images to keep, drawn at random; null keeps all
-    shots_seed: int = setting(0, effect=lambda data: data["shots"] is not None)  # of the draw
+    GROUP: ClassVar[str] = "data"
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"data.batch_size must be at least 1, got {self.batch_size}")
-        if self.workers < 0:
-            raise InputError(f"data.workers must be 0 or more, got {self.workers}")
-        if self.shots is not None and self.shots < 1:
-            raise InputError(f"data.shots must be at least 1, got {self.shots}")
-        if self.shots is not None and self.shots_seed < 0:
-            raise InputError(f"data.shots_seed must be 0 or more, got {self.shots_seed}")
+    batch_size: int = setting(
+        16, "images that are loaded and scored together", unit="images", low=1
+    )
+    workers: int = setting(
+        0,
+        "loader processes; 0 loads in the main process",
+        unit="processes",
+        low=0,
+        effect=False,
+    )
+    shots: int | None = setting(
+        None,
+        "nominal training images to keep, drawn at random; null: all",
+        unit="images",
+        low=1,
+    )
+    shots_seed: int = setting(
+        0, "seed of the draw of shots", low=0, effect=lambda data: data["shots"] is not None
+    )
 
     def read(self) -> Split:
         """List the images on disk, check that they belong together, and draw the shots.
@@ -169,3 +175,95 @@ def draw_shots(train: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
         )
     order = np.random.default_rng(seed).permutation(len(train))
     return [train[i] for i in sorted(order[:shots])]
+
+
+Group = list[tuple[str, Path]]
+"""Roles and paths of files that are compared with each other."""
+
+
+def check_overlaps(train: Sequence[Sample], test: Sequence[Sample]) -> None:
+    """Refuse a file that has two roles; warn of pictures whose contents have.
+
+    Contents are compared among files of one size only.
+
+    Raises:
+        InputError: a file, by whatever path or link, is both a training and a test image, or both a
+            nominal and an anomalous one; an image is its own mask; or a file is unreadable.
+    """
+    roles: Group = [("training", sample.path) for sample in train]
+    roles += [("anomalous test" if s.label else "nominal test", s.path) for s in test]
+    first: dict[Identity, tuple[str, Path]] = {}
+    for role, path in roles:
+        other, there = first.setdefault(identity(path), (role, path))
+        if other != role:
+            same = "" if there == path else f", as {there}"
+            raise InputError(
+                f"{path}: is both one of the {role} images and one of the {other} images{same}; "
+                "leave it in one of the two"
+            )
+    for sample in test:
+        if isinstance(sample.mask, Path) and _equal([("", sample.path), ("", sample.mask)]):
+            raise InputError(
+                f"{sample.mask}: this mask is the picture {sample.path} itself; restore the mask"
+            )
+    for text in _complaints(_equal(roles), len(test)):
+        warnings.warn(printable(f"data: {text}"), stacklevel=3)
+
+
+def _equal(roles: Group) -> list[Group]:
+    """Groups of equal files, by their first path."""
+    sizes: dict[int, Group] = {}
+    for role, path in roles:
+        sizes.setdefault(_size(path), []).append((role, path))
+    contents: dict[tuple[int, str], Group] = {}
+    for size, group in sizes.items():
+        if len(group) > 1:
+            for role, path in group:
+                contents.setdefault((size, file_digest(path)), []).append((role, path))
+    return [group for group in contents.values() if len(group) > 1]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _complaints(groups: Iterable[Group], tested: int) -> list[str]:
+    """A line for each kind of overlap, with the number of pictures and one of them."""
+    known, both, again = [], [], []
+    for group in groups:
+        by_role: dict[str, list[Path]] = {}
+        for role, path in group:
+            by_role.setdefault(role, []).append(path)
+        test = by_role.get("nominal test", []) + by_role.get("anomalous test", [])
+        nominal = by_role.get("training", []) + by_role.get("nominal test", [])
+        if "training" in by_role:
+            known += [(path, by_role["training"][0]) for path in test]
+        if "anomalous test" in by_role:
+            both += [(path, nominal[0]) for path in by_role["anomalous test"] if nominal]
+        for paths in by_role.values():
+            again += [(path, paths[0]) for path in paths[1:]]
+    complaints = []
+    if known:
+        complaints.append(
+            f"test images that are training images too: {len(known)} of {tested} "
+            f"({_example(known)}); their scores say nothing of unknown parts: remove them "
+            "from one side"
+        )
+    if both:
+        complaints.append(
+            f"anomalous images that are nominal images too: {len(both)} ({_example(both)}); "
+            "one of the labels is wrong: remove the wrong ones"
+        )
+    if again:
+        complaints.append(
+            f"copies of other images in the same set: {len(again)} ({_example(again)}); each counts"
+        )
+    return complaints
+
+
+def _example(pairs: list[tuple[Path, Path]]) -> str:
+    path, other = min(pairs)
+    return f"such as {path} = {other}"

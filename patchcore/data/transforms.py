@@ -1,24 +1,28 @@
-"""From a decoded image and its mask to network input, both moved in step."""
+"""From a decoded image and its mask to network input, both moved in step.
+
+No region of a mask is lost on the way without being counted.
+"""
 
 import math
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+import scipy.ndimage
 import torch
 from numpy.typing import NDArray
 from omegaconf import MISSING
 from PIL import Image
 
 from patchcore._record import InputRecord
+from patchcore.data.augment import AugmentConfig, build_augmentation
 from patchcore.data.images import LIMIT
-from patchcore.data.regions import Regions, follow_regions, resize_regions
-from patchcore.data.view import SIZE, View, geometry
+from patchcore.data.view import SIZE, View
 from patchcore.errors import InputError
-from patchcore.settings import setting
+from patchcore.settings import Settings, setting
 
 LARGEST = 1 << 26  # pixels of a network's input: 8192×8192
 Pixels = NDArray[np.uint8]
@@ -27,10 +31,116 @@ Channels = NDArray[np.float32]
 Transform = Callable[[Pixels, Mask, int], tuple[torch.Tensor, torch.Tensor]]
 Preparation = Callable[[Pixels, Mask, int], tuple[Pixels, Mask]]
 Normalisation = Callable[[Pixels], torch.Tensor]
+TOUCHING = np.ones((3, 3), dtype=bool)  # pixels that meet at a corner are one region
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Numbers of a mask's 8-connected regions by what became of them."""
+
+    marked: int = 0  # in the file
+    outside: int = 0  # wholly outside the crop
+    cut: int = 0  # partly outside the crop
+    lost: int = 0  # in resizing
+    merged: int = 0  # one with another region since resizing
+    most: int = 0  # 1 if they cover more than half of the image, as those of inverted masks do
+
+    @property
+    def unseen(self) -> bool:
+        """Whether regions lie outside the crop, and none inside."""
+        return self.outside > 0 and self.outside + self.lost == self.marked
+
+    def counts(self) -> NDArray[np.int64]:
+        """The numbers, (6,) int64, as `patchcore.metrics.MaskCounts` takes them."""
+        return np.array(astuple(self), dtype=np.int64)
+
+
+def resize_regions(
+    mask: NDArray[np.bool_], size: tuple[int, int]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Number a mask's regions and resize them.
+
+    A pixel takes the region of the nearest pixel in the mask, as Pillow's NEAREST does. A region of
+    two or more pixels that no pixel would take then gets those that it covers at least half as much
+    as the one it covers most. A region of one pixel may be lost: it is a speck of the drawing.
+
+    Args:
+        mask: (H, W), True where marked.
+        size: H' and W'.
+
+    Returns:
+        (H', W') the number of the region at each pixel, from 1 on, 0 where there is none; and (R,)
+        the areas of the R regions in the mask, pixels.
+    """
+    resized = np.zeros(size, dtype=np.int32)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        return resized, np.zeros(0, dtype=np.int64)
+    top, left = rows[0], columns[0]
+    labels, count = scipy.ndimage.label(
+        mask[top : rows[-1] + 1, left : columns[-1] + 1], TOUCHING
+    )  # of the box around all
+    ys, to_y = _nearest(mask.shape[0], size[0], top, labels.shape[0])
+    xs, to_x = _nearest(mask.shape[1], size[1], left, labels.shape[1])
+    resized[np.ix_(to_y, to_x)] = labels[np.ix_(ys, xs)]
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    kept = np.bincount(resized.ravel(), minlength=count + 1) > 0
+    boxes = scipy.ndimage.find_objects(labels)
+    for number in np.flatnonzero(~kept & (areas > 1)):
+        box = boxes[number - 1]
+        y, x = np.nonzero(labels[box] == number)
+        y = (2 * (y + box[0].start + top) + 1) * size[0] // (2 * mask.shape[0])  # of its centre
+        x = (2 * (x + box[1].start + left) + 1) * size[1] // (2 * mask.shape[1])
+        places, covered = np.unique(y * size[1] + x, return_counts=True)
+        places = places[2 * covered >= covered.max()]
+        free = places[resized.ravel()[places] == 0]
+        resized.ravel()[free] = number
+    return resized, areas[1:]
+
+
+def follow_regions(
+    mask: NDArray[np.bool_], size: tuple[int, int], crop: tuple[slice, slice]
+) -> Regions:
+    """What becomes of a mask's regions when it is resized to `size` (H', W') and cropped."""
+    resized, areas = resize_regions(mask, size)
+    count = len(areas)
+    if not count:
+        return Regions()
+    seen = resized[crop]
+    everywhere, inside = (np.bincount(x.ravel(), minlength=count + 1)[1:] for x in (resized, seen))
+    together, _ = scipy.ndimage.label(seen > 0, TOUCHING)
+    found = np.unique(together[seen > 0] * (count + 1) + seen[seen > 0])  # region by component
+    per_component = np.bincount(found // (count + 1)) if len(found) else np.zeros(1, dtype=int)
+    gone = everywhere == 0  # of more than one pixel: all its places are another region's
+    return Regions(
+        marked=count,
+        outside=int(((everywhere > 0) & (inside == 0)).sum()),
+        cut=int(((inside > 0) & (inside < everywhere)).sum()),
+        lost=int((gone & (areas == 1)).sum()),
+        merged=int((per_component[per_component > 0] - 1).sum() + (gone & (areas > 1)).sum()),
+        most=int(2 * int(mask.sum()) > mask.size),
+    )
+
+
+def _nearest(
+    length: int, resized: int, start: int, extent: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pixels of a side that NEAREST takes from `start` on, and where it puts them.
+
+    Args:
+        length: Of the side, pixels.
+        resized: Its new length.
+        start: First pixel that is asked for.
+        extent: How many are.
+    """
+    ramp = Image.fromarray(np.arange(length, dtype=np.int32)[None])
+    taken = np.array(ramp.resize((resized, 1), Image.Resampling.NEAREST))[0].astype(np.int64)
+    places = np.flatnonzero((taken >= start) & (taken < start + extent))
+    return taken[places] - start, places
 
 
 @dataclass
-class ImageConfig:
+class ImageConfig(Settings):
     """Size and normalisation of the network's input.
 
     `size` and `view` say what `resize`, `stretch` and `crop` are where these are not given; where
@@ -38,42 +148,68 @@ class ImageConfig:
     stands for the other three.
     """
 
-    # px; null: the data set's, which is 224 for most of them
-    size: int | None = field(default=None, kw_only=True)
-    # part of an image that is seen: crop, whole or square; null: the data set's
-    view: View | None = field(default=None, kw_only=True)
-    resize: int | None = MISSING  # shorter side, pixels; null keeps the size on disk
-    # both sides become `resize`, whatever the aspect ratio was
-    stretch: bool = setting(MISSING, effect=lambda image: image["resize"] is not None)
-    crop: int | None = MISSING  # side of the centre square, pixels; null keeps everything
-    bits: int | None = None  # depth of pixels above 8 bits, as 12; null goes by the file, else 16
-    # megapixels; larger files are refused, not decoded
-    limit: float = setting(LIMIT, effect=False)
-    # RGB, of 0–1. Null in the settings of a run: those of the backbone's weights. Here, where no
-    # network is known, ImageNet's; others are `BackboneConfig(…).input().mean` and `.std`.
-    mean: list[float] | None = None
-    std: list[float] | None = None
+    GROUP: ClassVar[str] = "image"
+
+    size: int | None = setting(
+        None,
+        "size of the network's input; null: the data set's, which is 224 for most of them",
+        unit="px",
+        low=1,
+        kw_only=True,
+    )
+    view: View | None = setting(
+        None,
+        "part that is seen: crop, the paper's centre; whole; or square, stretched; null: the data "
+        "set's",
+        kw_only=True,
+    )
+    resize: int | None = setting(
+        MISSING, "length of the shorter side; null keeps the size on disk", unit="px", low=1
+    )
+    stretch: bool = setting(
+        MISSING,
+        "make both sides as long as resize says",
+        effect=lambda image: image["resize"] is not None,
+    )
+    crop: int | None = setting(
+        MISSING, "side of the centre square that is kept; null: everything", unit="px", low=1
+    )
+    bits: int | None = setting(
+        None,
+        "depth of pixels above 8 bits, such as 12; null: what the file says, else 16",
+        unit="bits",
+        low=1,
+        high=32,
+    )
+    limit: float = setting(
+        LIMIT,
+        "size of a file from which on it is refused, not decoded",
+        unit="megapixels",
+        above=0,
+        effect=False,
+    )
+    # Null in the settings of a run: those of the backbone's weights. Here, where no network is
+    # known, ImageNet's; others are `BackboneConfig(…).input().mean` and `.std`.
+    mean: list[float] | None = setting(
+        None, "mean of R, G and B as shares of 0–1; null: that of the backbone's weights"
+    )
+    std: list[float] | None = setting(
+        None,
+        "standard deviation of R, G and B as shares of 0–1; null: that of the backbone's weights",
+    )
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise InputError(f"image.size must be at least 1 pixel or null, got {self.size}")
+        super().__post_init__()
         size = SIZE if self.size is None else self.size
         for key, value in geometry(size, self.view or View.crop).items():
             if getattr(self, key) == MISSING:
                 setattr(self, key, value)
         self.mean = list(InputRecord.mean) if self.mean is None else self.mean
         self.std = list(InputRecord.std) if self.std is None else self.std
-        for key, side in (("resize", self.resize), ("crop", self.crop)):
-            if side is not None and side < 1:
-                raise InputError(f"image.{key} must be at least 1 pixel or null, got {side}")
         if self.resize is not None and self.crop is not None and self.crop > self.resize:
             raise InputError(
                 f"image.crop must be at most image.resize ({self.resize}), got {self.crop}"
             )
-        if self.bits is not None and not 1 <= self.bits <= 32:
-            raise InputError(f"image.bits must be in [1, 32] or null, got {self.bits}")
-        if not self.limit > 0:
-            raise InputError(f"image.limit must be more than 0 megapixels, got {self.limit}")
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:
                 raise InputError(f"image.{key} must hold 3 values (R, G, B), got {len(values)}")
@@ -91,6 +227,30 @@ class ImageConfig:
             if size is not None and geometry(size, view) == exact:
                 return size, view
         return None, None
+
+    def check_size(self, shape: tuple[int, ...], path: Path, augmented: bool) -> None:
+        """Raise InputError if an image of `shape` (H, W) is too small for the crop, or too large.
+
+        Args:
+            shape: Of the image on disk.
+            path: Its file, for the message.
+            augmented: Whether it is changed at random, which needs all of it resized.
+        """
+        height, width = shape
+        crop = self.crop
+        if self.resize is None and crop is not None and min(height, width) < crop:
+            raise InputError(
+                f"image.crop: {crop} is more than the {width}×{height} pixels of {path}; lower it "
+                "or set image.resize"
+            )
+        rows, columns = self.resized(height, width)
+        seen = rows * columns if crop is None else crop * crop
+        if seen > LARGEST or (augmented and rows * columns > LARGEST):
+            raise InputError(
+                f"image.resize: {self.resize} makes {columns}×{rows} pixels of the "
+                f"{width}×{height} of {path}, more than the {LARGEST:,} that a network is given; "
+                "set image.view=square"
+            )
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after resizing, pixels."""
@@ -136,40 +296,15 @@ class ImageConfig:
         return self.stretch == other.stretch and abs(shares[0] - shares[1]) <= 0.01
 
 
-@dataclass
-class AugmentConfig:
-    """Random changes of training images; all off by default.
+def geometry(size: int, view: View) -> dict[str, Any]:
+    """Return `resize`, `stretch` and `crop` of a view at a size in pixels.
 
-    Only what also happens to nominal parts in production belongs here: what a change can produce is
-    nominal from then on.
+    >>> geometry(224, View.crop)
+    {'resize': 256, 'stretch': False, 'crop': 224}
     """
-
-    horizontal_flip: bool = False  # for half of the images
-    vertical_flip: bool = False  # for half of the images
-    rotate: float = 0.0  # at most, degrees either way; borders are mirrored
-    translate: float = 0.0  # at most, share of the side; borders are mirrored
-    scale: float = 0.0  # at most, share of the size either way
-    brightness: float = 0.0  # at most, share of the full range either way
-    contrast: float = 0.0  # at most, share of the contrast either way
-    saturation: float = 0.0  # at most, share of the saturation either way
-    noise: float = 0.0  # standard deviation at most, share of the full range
-    # with epoch and image number, fixes every draw
-    seed: int = setting(
-        0, effect=lambda augment: any(augment[key] for key in augment if key != "seed")
-    )
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"augment.seed must be 0 or more, got {self.seed}")
-        if not 0 <= self.rotate <= 180:
-            raise InputError(f"augment.rotate must be in [0, 180] degrees, got {self.rotate}")
-        for key in ("translate", "scale", "brightness", "contrast", "saturation", "noise"):
-            if not 0 <= (value := getattr(self, key)) < 1:
-                raise InputError(f"augment.{key} must be in [0, 1), got {value}")
-
-    def changes(self) -> bool:
-        """Whether anything is on."""
-        return replace(self, seed=0) != AugmentConfig()
+    if view is View.crop:
+        return {"resize": round(size * 8 / 7), "stretch": False, "crop": size}
+    return {"resize": size, "stretch": view is View.square, "crop": None}
 
 
 def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) -> Preparation:
@@ -185,8 +320,7 @@ def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) 
         is smaller than the crop or would have more than `LARGEST` pixels. Threads may share it if
         nothing is augmented.
     """
-    steps = _augmentations(augment) if augment is not None and augment.changes() else []
-    return partial(_prepare, image, _albumentations().Compose(steps) if steps else None)
+    return partial(_prepare, image, None if augment is None else build_augmentation(augment))
 
 
 def build_normalisation(image: ImageConfig) -> Normalisation:
@@ -241,13 +375,6 @@ def _normalise(mean: Channels, scale: Channels, pixels: Pixels) -> torch.Tensor:
     return torch.from_numpy(values.reshape(height, width, 3)).permute(2, 0, 1)  # (3, H, W)
 
 
-def _albumentations() -> Any:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks a server at import
-    import albumentations  # here: half a second that only augmentation need wait
-
-    return albumentations
-
-
 def _prepare_part(
     config: ImageConfig, augment: Any, image: Pixels, mask: Mask, size: tuple[int, int]
 ) -> tuple[Pixels, Mask]:
@@ -270,41 +397,3 @@ def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
         plane = Image.fromarray(pixels[..., 0]).resize(shape, Image.Resampling.BILINEAR)
         return np.array(plane.convert("RGB"))
     return np.array(Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR))
-
-
-def _augmentations(config: AugmentConfig) -> list[Any]:
-    A = _albumentations()  # noqa: N806
-    from cv2 import BORDER_REFLECT_101
-
-    steps: list[Any] = []
-    if config.rotate or config.translate or config.scale:
-        steps.append(
-            A.Affine(
-                rotate=(-config.rotate, config.rotate),
-                translate_percent=(-config.translate, config.translate),
-                scale=(1 - config.scale, 1 + config.scale),
-                border_mode=BORDER_REFLECT_101,
-                keep_ratio=True,
-                p=1,
-            )
-        )
-    if config.horizontal_flip:
-        steps.append(A.HorizontalFlip(p=0.5))
-    if config.vertical_flip:
-        steps.append(A.VerticalFlip(p=0.5))
-    if config.brightness or config.contrast:
-        steps.append(
-            A.RandomBrightnessContrast(
-                brightness_limit=(-config.brightness, config.brightness),
-                contrast_limit=(-config.contrast, config.contrast),
-                p=1,
-            )
-        )
-    if config.saturation:
-        span = (1 - config.saturation, 1 + config.saturation)
-        steps.append(
-            A.ColorJitter(brightness=(1, 1), contrast=(1, 1), saturation=span, hue=(0, 0), p=1)
-        )
-    if config.noise:
-        steps.append(A.GaussNoise(std_range=(0, config.noise), p=1))
-    return steps

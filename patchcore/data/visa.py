@@ -17,8 +17,7 @@ from typing import ClassVar
 
 from patchcore.data import mvtec
 from patchcore.data.files import Files
-from patchcore.data.layout import find_category, find_root, no_category, read_category
-from patchcore.data.mask_files import marks
+from patchcore.data.layout import find_category, find_root, marks, no_category, read_category
 from patchcore.data.sample import DataConfig, Masks, Sample, Split
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
@@ -57,8 +56,8 @@ class VisAConfig(DataConfig):
         ),
     )
 
-    root: str = setting("data/visa", effect=False)  # folder that holds the categories and split_csv
-    category: str = "candle"  # folder below root
+    root: str = setting("data/visa", "folder that holds the categories and split_csv", effect=False)
+    category: str = setting("candle", "category: its folder below root")
 
     def _read(self, files: Files) -> Split:
         """Training and test images as the table lists them, sorted by path.

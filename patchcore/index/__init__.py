@@ -10,8 +10,14 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from patchcore.index.base import Index, IndexConfig
-from patchcore.index.exact import TorchIndex, TorchIndexConfig, search_traced
+from patchcore.index.exact import (
+    Index,
+    IndexConfig,
+    TorchIndex,
+    TorchIndexConfig,
+    build_index,
+    search_traced,
+)
 from patchcore.index.faiss import FaissFactoryConfig, FaissFlatConfig, FaissIVFPQConfig
 
 __all__ = [
@@ -35,11 +41,6 @@ INDEXES: dict[str, type[IndexConfig]] = {
     "torch": TorchIndexConfig,
 }
 """Settings of every search back end by its name, which is that of `index=…`."""
-
-
-def build_index(memory: Float[Tensor, "memory channels"], config: IndexConfig) -> Index:
-    """Return the search back end that `config` describes, over a memory."""
-    return config.build(memory)
 
 
 class PrefixIndex:

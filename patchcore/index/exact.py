@@ -1,21 +1,107 @@
-"""Exact search by matrix products in torch: the default."""
+"""Base of the search back ends, and exact search in torch.
+
+Products in bfloat16, where the processor is several times faster at them, never decide anything:
+what they cannot tell apart is measured in float32.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from patchcore.errors import InputError
-from patchcore.index.base import NOT_FINITE, Index, IndexConfig, check_neighbours
-from patchcore.index.coarse import coarse_dtype, product_error, sum_error
-from patchcore.settings import setting
+from patchcore.settings import Settings, setting
 
+NOT_FINITE = (
+    "patch features are NaN or infinite, or too large for float32: check the images, "
+    "backbone.weights and trainer.precision"
+)
+_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-9}
 _CPU_CHUNK = 2**22  # distances at a time that stay in the processor's cache
 _CANDIDATES = 64  # measured at most for one query
 _TRACED_SPARE = 3  # measured beyond those asked for, where rounding cannot be bounded
+
+
+@dataclass
+class IndexConfig(Settings):
+    """Base of the search back ends' settings."""
+
+    GROUP: ClassVar[str] = "index"
+
+    exact: ClassVar[bool] = True
+    """Whether the nearest patches and their distances are found, up to rounding."""
+
+    def build(self, memory: Float[Tensor, "memory channels"]) -> "Index":
+        """Return the back end over a memory."""
+        raise TypeError(f"no search back end for {type(self).__name__}")
+
+
+@runtime_checkable
+class Index(Protocol):
+    """Search in a fixed memory bank.
+
+    Attributes:
+        memory: Patch features searched, (memory, channels).
+    """
+
+    memory: Tensor
+
+    def search(
+        self, queries: Float[Tensor, "queries channels"], neighbours: int
+    ) -> tuple[Float32[Tensor, "queries neighbours"], Int64[Tensor, "queries neighbours"]]:
+        """Return the nearest memory entries of each query.
+
+        Args:
+            queries: Patch features.
+            neighbours: How many are wanted, at most the size of the memory.
+
+        Returns:
+            distances: Squared Euclidean distances, nearest first.
+            indices: Rows of the memory.
+
+        Raises:
+            InputError: The memory holds fewer patches than neighbours are wanted.
+        """
+        ...
+
+
+def build_index(memory: Float[Tensor, "memory channels"], config: IndexConfig) -> Index:
+    """Return the search back end that `config` describes, over a memory."""
+    return config.build(memory)
+
+
+def check_neighbours(neighbours: int, size: int) -> None:
+    if neighbours > size:
+        raise InputError(
+            f"{neighbours} neighbours were asked for, but the memory holds {size} patches: lower "
+            "scoring.neighbours or scoring.reweight, or keep more (coreset.ratio)"
+        )
+
+
+def coarse_dtype(like: Tensor) -> torch.dtype:
+    """bfloat16 for float32 on a processor with instructions for its products, else `like`'s."""
+    if like.device.type != "cpu" or like.dtype != torch.float32:
+        return like.dtype
+    supported = [f"_is_{name}_supported" for name in ("avx512_bf16", "amx_tile")]
+    fast = any(getattr(torch.cpu, name, bool)() for name in supported)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def product_error(dtype: torch.dtype, dimension: int) -> float:
+    """Most that x·y of float32 vectors errs in products of `dtype`, as a share of |x| |y|.
+
+    Both factors and the result are rounded; sums over the dimension are float32.
+    """
+    return 3 * _ROUNDOFF[dtype] + sum_error(dimension)
+
+
+def sum_error(dimension: int) -> float:
+    """Most that a float32 sum of so many terms errs, as a share of the terms' sizes."""
+    return dimension * 2.0**-24
 
 
 @dataclass

@@ -8,8 +8,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from patchcore.errors import InputError
-from patchcore.index.base import NOT_FINITE, Index, IndexConfig, check_neighbours
-from patchcore.index.exact import TorchIndex
+from patchcore.index.exact import NOT_FINITE, Index, IndexConfig, TorchIndex, check_neighbours
 from patchcore.settings import setting
 
 

@@ -1,10 +1,63 @@
-"""Parts that SPADE and PaDiM share: images of one size, layers on one grid."""
+"""Parts that methods share: buffers of features, images of one size, layers on one grid."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from patchcore.errors import InputError
-from patchcore.methods.detector import FeatureBuffer
+
+
+class FeatureBuffer:
+    """Patch features (N, D) gathered batch by batch in one allocation.
+
+    Args:
+        images: How many images will come; the buffer grows if there are more, or larger ones.
+        device: Where to keep the features; by default where the first batch is, if it has room.
+
+    Attributes:
+        counts: How many patches each image has that was gathered since `take`.
+    """
+
+    def __init__(self, images: int = 0, device: torch.device | None = None) -> None:
+        self._images = images
+        self._device = device
+        self._features: Tensor | None = None
+        self._filled = 0
+        self.counts: list[int] = []
+
+    def append(self, features: Tensor) -> None:
+        """Add the patch features (B, h, w, D) of a batch."""
+        if not len(features):
+            return
+        rows = features.flatten(0, 2)  # (B·h·w, D)
+        if self._features is None:
+            expected = max(self._images, len(features)) * (len(rows) // len(features))
+            self._features = self._allocate(expected, rows)
+        if self._filled + len(rows) > len(self._features):
+            kept = self._features[: self._filled]
+            self._features = self._allocate(2 * (self._filled + len(rows)), rows)
+            self._features[: self._filled] = kept
+        self._features[self._filled : self._filled + len(rows)] = rows
+        self._filled += len(rows)
+        self.counts += [len(rows) // len(features)] * len(features)
+
+    def take(self) -> Tensor:
+        """The features (N, D); the buffer forgets them, so that they can be freed."""
+        if self._features is None:
+            raise InputError("there are no nominal images to fit")
+        features = self._features[: self._filled]
+        self._features, self._filled, self.counts = None, 0, []
+        return features
+
+    def _allocate(self, rows: int, like: Tensor) -> Tensor:
+        device = self._device or like.device
+        if device.type == "cuda":
+            needed = rows * like.shape[1] * like.element_size()
+            free, _ = torch.cuda.mem_get_info(device)
+            # The coreset needs a projection and some work space beside the features.
+            device = device if 2 * needed < free else torch.device("cpu")
+        with torch.inference_mode(False):  # an ordinary tensor, whoever calls
+            return torch.empty(rows, like.shape[1], dtype=like.dtype, device=device)
 
 
 class ImageBuffer:

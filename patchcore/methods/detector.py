@@ -31,6 +31,7 @@ from patchcore.index import INDEXES, IndexConfig, TorchIndexConfig
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
+from patchcore.settings import Settings
 
 
 class Prediction(NamedTuple):
@@ -50,7 +51,7 @@ _register_namedtuple(Prediction, serialized_type_name="patchcore.Prediction")
 
 
 @dataclass
-class MethodConfig:
+class MethodConfig(Settings):
     """Base of the methods' settings: which method, and what it alone has to choose.
 
     Attributes:
@@ -62,6 +63,7 @@ class MethodConfig:
         nested: Whether its memory begins with that of every smaller `coreset.ratio`.
     """
 
+    GROUP: ClassVar[str] = "method"
     name: ClassVar[str]
     levels: ClassVar[tuple[str, ...]] = ()
     reads: ClassVar[Mapping[str, tuple[str, ...] | type]] = {}
@@ -84,6 +86,10 @@ class Parts:
     coreset: CoresetConfig = field(default_factory=AllConfig)
     index: IndexConfig = field(default_factory=TorchIndexConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
+
+
+STANDARD = Parts(MethodConfig())
+"""Settings of a detector for which none are named."""
 
 
 class Kept(Protocol):
@@ -367,9 +373,8 @@ def check_unused(method: MethodConfig, **groups: Any) -> None:
         method: Settings of the method, which say what it reads.
         groups: Settings of the groups to check, as in `Parts`.
     """
-    standard = Parts(method)
     for group, settings in groups.items():
-        default, read = getattr(standard, group), method.reads.get(group, ())
+        default, read = getattr(STANDARD, group), method.reads.get(group, ())
         if not isinstance(settings, read if isinstance(read, type) else type(default)):
             raise InputError(
                 f"{group}={_choice(settings)} has no effect on method={method.name}: leave it out, "
@@ -395,56 +400,3 @@ def _unpacked(state: Tensor) -> dict[str, Any]:
     """Content of `Stateful.get_extra_state`."""
     values: dict[str, Any] = json.loads(bytes(state.tolist()))
     return values
-
-
-class FeatureBuffer:
-    """Patch features (N, D) gathered batch by batch in one allocation.
-
-    Args:
-        images: How many images will come; the buffer grows if there are more, or larger ones.
-        device: Where to keep the features; by default where the first batch is, if it has room.
-
-    Attributes:
-        counts: How many patches each image has that was gathered since `take`.
-    """
-
-    def __init__(self, images: int = 0, device: torch.device | None = None) -> None:
-        self._images = images
-        self._device = device
-        self._features: Tensor | None = None
-        self._filled = 0
-        self.counts: list[int] = []
-
-    def append(self, features: Tensor) -> None:
-        """Add the patch features (B, h, w, D) of a batch."""
-        if not len(features):
-            return
-        rows = features.flatten(0, 2)  # (B·h·w, D)
-        if self._features is None:
-            expected = max(self._images, len(features)) * (len(rows) // len(features))
-            self._features = self._allocate(expected, rows)
-        if self._filled + len(rows) > len(self._features):
-            kept = self._features[: self._filled]
-            self._features = self._allocate(2 * (self._filled + len(rows)), rows)
-            self._features[: self._filled] = kept
-        self._features[self._filled : self._filled + len(rows)] = rows
-        self._filled += len(rows)
-        self.counts += [len(rows) // len(features)] * len(features)
-
-    def take(self) -> Tensor:
-        """The features (N, D); the buffer forgets them, so that they can be freed."""
-        if self._features is None:
-            raise InputError("there are no nominal images to fit")
-        features = self._features[: self._filled]
-        self._features, self._filled, self.counts = None, 0, []
-        return features
-
-    def _allocate(self, rows: int, like: Tensor) -> Tensor:
-        device = self._device or like.device
-        if device.type == "cuda":
-            needed = rows * like.shape[1] * like.element_size()
-            free, _ = torch.cuda.mem_get_info(device)
-            # The coreset needs a projection and some work space beside the features.
-            device = device if 2 * needed < free else torch.device("cpu")
-        with torch.inference_mode(False):  # an ordinary tensor, whoever calls
-            return torch.empty(rows, like.shape[1], dtype=like.dtype, device=device)

@@ -38,12 +38,15 @@ class PadimConfig(MethodConfig):
     levels: ClassVar = ("1", "2", "3")
     reads: ClassVar[dict[str, Any]] = {"scoring": ("sigma",)}
 
-    channels: int | None = 100  # D, drawn from all layers' (paper: 100, or 550 of a wide ResNet-50)
-    seed: int = setting(0, effect=lambda padim: padim["channels"] is not None)  # of the draw
-
-    def __post_init__(self) -> None:
-        if self.channels is not None and self.channels < 1:
-            raise InputError(f"method.channels must be at least 1, got {self.channels}")
+    channels: int | None = setting(
+        100,
+        "channels drawn from all layers' (paper: 100, or 550 of a wide ResNet-50); null: all",
+        unit="channels",
+        low=1,
+    )
+    seed: int = setting(
+        0, "seed of the draw of channels", effect=lambda padim: padim["channels"] is not None
+    )
 
     def build(self, parts: Parts) -> "Padim":
         """See `MethodConfig.build`."""

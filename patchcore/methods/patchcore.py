@@ -26,9 +26,9 @@ from patchcore.index import (
     build_index,
     search_traced,
 )
+from patchcore.methods.common import FeatureBuffer
 from patchcore.methods.detector import (
     Detector,
-    FeatureBuffer,
     Fitting,
     MethodConfig,
     Parts,

@@ -8,6 +8,7 @@ part in it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,18 +16,19 @@ from torch import Tensor
 from patchcore.errors import InputError
 from patchcore.index import TorchIndex
 from patchcore.scoring import ScoringConfig, comparable, score_images
+from patchcore.settings import Settings, setting
 
 
 @dataclass
-class ScaleConfig:
+class ScaleConfig(Settings):
     """How the scale of an ensemble's member is measured."""
 
-    images: int = 50  # nominal training images that are scored for it, at most
-    seed: int = 0  # of the draw, where there are more
+    GROUP: ClassVar[str] = "ensemble.scale"
 
-    def __post_init__(self) -> None:
-        if self.images < 1:
-            raise InputError(f"ensemble.scale.images must be at least 1, got {self.images}")
+    images: int = setting(
+        50, "nominal training images that are scored for it, at most", unit="images", low=1
+    )
+    seed: int = setting(0, "seed of the draw, where there are more")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from patchcore.index import TorchIndex, TorchIndexConfig, search_traced
 from patchcore.methods.common import ImageBuffer, check_grid, interpolated
 from patchcore.methods.detector import Detector, Fitting, MethodConfig, Parts, Prediction
 from patchcore.scoring import ScoringConfig, anomaly_maps
+from patchcore.settings import setting
 
 _CPU_IMAGES = 8  # neighbours at a time, where the processor's cache is the bound
 
@@ -43,16 +44,16 @@ class SpadeConfig(MethodConfig):
     levels: ClassVar = ("1", "2", "3")
     reads: ClassVar[dict[str, Any]] = {"index": TorchIndexConfig, "scoring": ("sigma",)}
 
-    neighbours: int = 50  # K nearest nominal images; all, if there are fewer
-    pixel_neighbours: int = 1  # κ nearest of their pixels
-    pyramid: int | None = 3  # finest layers that make the pyramid; null: all
-    storage: Storage = Storage.float32
-
-    def __post_init__(self) -> None:
-        for key in ("neighbours", "pixel_neighbours", "pyramid"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise InputError(f"method.{key} must be at least 1, got {value}")
+    neighbours: int = setting(
+        50, "K nearest nominal images; all, if there are fewer", unit="images", low=1
+    )
+    pixel_neighbours: int = setting(1, "κ nearest of their pixels", unit="pixels", low=1)
+    pyramid: int | None = setting(
+        3, "finest layers that make the pyramid; null: all", unit="layers", low=1
+    )
+    storage: Storage = setting(
+        Storage.float32, "how the nominal images' maps are kept; float16 takes half the memory"
+    )
 
     def build(self, parts: Parts) -> "Spade":
         """See `MethodConfig.build`."""

@@ -16,7 +16,7 @@ from patchcore.metrics.measures import (
     pixel_undefined,
     told,
 )
-from patchcore.metrics.states import ImageMetrics, PixelMetrics
+from patchcore.metrics.states import ImageMetrics, MaskCounts, PixelMetrics
 from patchcore.metrics.sweep import (
     Sweep,
     area_under,
@@ -34,6 +34,7 @@ __all__ = [
     "METRICS",
     "PIXEL_KEYS",
     "ImageMetrics",
+    "MaskCounts",
     "Measure",
     "Objective",
     "PixelMetrics",

@@ -9,8 +9,9 @@ from typing import Any
 from scipy.special import stdtrit
 
 from patchcore.paper import AVERAGE, CATEGORIES
+from patchcore.report.checks import is_number
 from patchcore.report.reading import RunFolder, Settings
-from patchcore.report.words import is_number, show
+from patchcore.report.words import show
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
 from patchcore.errors import printable
-from patchcore.metrics import METRICS, told
 from patchcore.report.cells import restored
+from patchcore.report.checks import STRUCTURES, is_finite, is_metric, problems
 from patchcore.report.folders import own_file
-from patchcore.report.words import flatten, is_number, is_title
+from patchcore.report.words import flatten
 
 Settings = dict[str, Any]
 """{dotted key: value}; a list is a value."""
@@ -34,10 +33,6 @@ LARGEST_JSON = 1 << 26
 LARGEST_SCORES = 1 << 28
 SCORES = ("path", "label", "defect_type", "score")
 """Columns of scores.csv."""
-ROUNDING = 1e-6
-"""Room for rates that were summed in floating point."""
-STRUCTURES = {"seconds", "undefined", "ratio_curve", "members", "warm"}
-"""Keys of metrics.json that hold more than one number."""
 WITHOUT_EFFECT = ("cache", "figures", "hydra", "logger", "objectives", "paper", "resume")
 """Groups of settings that change no result, in folders that do not tell it themselves."""
 SETTINGS_WITHOUT_EFFECT = {
@@ -118,7 +113,7 @@ def _read_settings(run: RunFolder) -> None:
     content = read_yaml(folder, name)
     paper = content.get("paper")
     if isinstance(paper, dict):
-        run.paper = {str(k): float(v) for k, v in paper.items() if _is_finite(v)}
+        run.paper = {str(k): float(v) for k, v in paper.items() if is_finite(v)}
     kept = {key: value for key, value in content.items() if key not in WITHOUT_EFFECT}
     whole = _referenced(flatten(kept), flatten(content))
     run.settings = {k: v for k, v in whole.items() if k not in SETTINGS_WITHOUT_EFFECT}
@@ -223,7 +218,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         ValueError: It is not as `patchcore train` writes it.
     """
     record = read_json(folder, "metrics.json")
-    for problem in _problems(record):
+    for problem in problems(record):
         raise ValueError(f"metrics.json: {problem}")
     return record
 
@@ -277,7 +272,7 @@ def read_scores(folder: Path) -> list[Score]:
 
 def _fill(run: RunFolder, record: dict[str, Any]) -> None:
     """Take over what a sound metrics.json tells, and what follows from it."""
-    numbers = {k: v for k, v in record.items() if k not in STRUCTURES and _is_metric(k, v)}
+    numbers = {k: v for k, v in record.items() if k not in STRUCTURES and is_metric(k, v)}
     numbers |= flatten({"seconds": record.get("seconds") or {}})
     run.metrics = {key: value for key, value in numbers.items() if value is not None}
     reasons = {
@@ -305,87 +300,6 @@ def _fill(run: RunFolder, record: dict[str, Any]) -> None:
             if run.metrics.pop(key, None) is not None:
                 stages = " and ".join(run.warm)
                 run.undefined[key] = f"warm: {stages} took results from a cache, so it is no cost"
-
-
-def _problems(record: dict[str, Any]) -> Iterator[str]:
-    """Yield all that is wrong with the content of metrics.json."""
-    if not any(key in METRICS for key in record):
-        yield "it holds no metric"
-    for key, value in record.items():
-        if key in STRUCTURES:
-            continue
-        if not is_title(key):
-            yield "a key is no name of a metric"
-        elif problem := _wrong(key, value):
-            yield f"{key} {problem}"
-    seconds = record.get("seconds", {})
-    if not isinstance(seconds, dict):
-        yield "seconds must be a mapping"
-    else:
-        for key, value in seconds.items():
-            if not is_title(key):
-                yield "a key of seconds is no name of a stage"
-            elif not _is_finite(value) or value < 0:
-                yield f"seconds.{key} must be a number of at least 0"
-    undefined = record.get("undefined", {})
-    if not isinstance(undefined, dict) or not all(isinstance(x, str) for x in undefined.values()):
-        yield "undefined must be a mapping of reasons"
-    warm = record.get("warm", [])
-    if not isinstance(warm, list) or not all(isinstance(x, str) for x in warm):
-        yield "warm must be a list of stages"
-    for name in ("ratio_curve", "members"):
-        rows = record.get(name, [])
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            yield f"{name} must be a list of mappings"
-    for number, row in enumerate(_rows(record.get("ratio_curve")), 1):
-        if not _is_finite(row.get("ratio")) or not 0 < row["ratio"] <= 1:
-            yield f"ratio_curve: entry {number} has no ratio in (0, 1]"
-        for key, value in row.items():
-            if not is_title(key):
-                yield f"ratio_curve: a key of entry {number} is no name of a metric"
-            elif problem := _wrong(key, value):
-                yield f"ratio_curve: {key} of entry {number} {problem}"
-    for number, row in enumerate(_rows(record.get("members")), 1):
-        metrics = row.get("metrics", {})
-        if not isinstance(metrics, dict):
-            yield f"members: metrics of member {number} must be a mapping"
-            continue
-        for key, value in metrics.items():
-            if problem := _wrong(key, value):
-                yield f"members: a metric of member {number} {problem}"
-
-
-def _rows(value: Any) -> list[dict[str, Any]]:
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
-
-
-def _is_metric(key: str, value: Any) -> bool:
-    """Return whether it is shown: other things that a newer version tells are passed over."""
-    return key in METRICS or value is None or is_number(value)
-
-
-def _wrong(key: str, value: Any) -> str:
-    """Return why `value` cannot be the metric `key`; empty if it can."""
-    if value is None or not (_is_metric(key, value)):
-        return ""
-    if not _is_finite(value):
-        return "must be a finite number or null"
-    measure = told(key)
-    if measure.whole and (value < measure.low or value != round(value)):
-        return f"must be a whole number of at least {measure.low:g}"
-    if math.isfinite(measure.high):
-        if not measure.low - ROUNDING <= value <= measure.high + ROUNDING:
-            return f"must lie in [{measure.low:g}, {measure.high:g}]"
-    elif value < measure.low:
-        return f"must be at least {measure.low:g}"
-    return ""
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return is_number(value) and math.isfinite(value)
-    except OverflowError:  # an integer of more digits than a float has
-        return False
 
 
 def _is_score(text: str) -> bool:

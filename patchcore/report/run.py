@@ -24,9 +24,9 @@ from patchcore.data.transforms import ImageConfig
 from patchcore.metrics import ImageMetrics, told
 from patchcore.report import figures
 from patchcore.report.cells import harmless
+from patchcore.report.checks import STRUCTURES, is_number
 from patchcore.report.folders import own_file
-from patchcore.report.reading import STRUCTURES, read_record, read_scores, read_yaml
-from patchcore.report.words import is_number
+from patchcore.report.reading import read_record, read_scores, read_yaml
 
 AnomalyMap = Callable[[int, tuple[int, int]], Tensor]
 """Number of a test image, and its height and width, to its anomaly map (H, W)."""

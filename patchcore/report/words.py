@@ -2,12 +2,12 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from patchcore.errors import printable
 from patchcore.metrics import told
+from patchcore.report.checks import is_number
 
 
 def falls(metric: str) -> bool:
@@ -15,18 +15,9 @@ def falls(metric: str) -> bool:
     return told(metric).better == "low"
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def is_left_out(metric: str) -> bool:
     """Return whether `metric` counts what other metrics do not cover."""
     return told(metric).of == "masks"
-
-
-def is_title(key: str) -> bool:
-    """Return whether `key` can be the name of a metric."""
-    return re.fullmatch(r"[A-Za-z]\w{0,79}", key, re.ASCII) is not None
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

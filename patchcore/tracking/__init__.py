@@ -79,6 +79,8 @@ class Tracking:
             tested: Whether Lightning has tested the run with these trackers, and so logged the
                 metrics; they are logged here otherwise.
         """
+        if not self.started:
+            return
         run = read_results(folder)
         run.gallery = list(gallery)
         record = run.record()

@@ -1,0 +1,123 @@
+"""Settings as Hydra has composed them: checked, completed, and made objects."""
+
+import math
+import re
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from patchcore.backbones import BackboneConfig
+from patchcore.commands.mistakes import no_such_option
+from patchcore.config import Config
+from patchcore.data.transforms import ImageConfig
+from patchcore.data.view import View
+from patchcore.errors import InputError
+
+LARGEST = {
+    "image.size": 2**16,
+    "image.resize": 2**16,
+    "image.crop": 2**16,
+    "data.size": 2**14,
+    "data.workers": 1024,
+    "patch.size": 2**10,
+    "scoring.sigma": 1000,
+}
+"""Sizes beyond which memory or processes run out before any image is read: {key: largest}."""
+
+
+def to_config(cfg: DictConfig) -> Config:
+    """Real settings objects, each checked by its `__post_init__`.
+
+    Null in `cfg` that stands for what the weights record is replaced there too: see `fill_inputs`.
+
+    Raises:
+        InputError: A value is out of its range, or there is no such option.
+        omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
+    """
+    OmegaConf.resolve(cfg)  # once, for all that look at it
+    reject_added(cfg)
+    check_numbers(OmegaConf.to_container(cfg))
+    fill_inputs(cfg)
+    config = OmegaConf.to_object(cfg)
+    if not isinstance(config, Config):
+        raise TypeError("the configuration does not start from the schema")
+    return config
+
+
+def reject_added(node: DictConfig) -> None:
+    """Refuse what +key=value and YAML files can smuggle past the schema."""
+    schema = OmegaConf.get_type(node)
+    if not is_dataclass(schema):
+        return
+    names = {option.name for option in fields(schema)}
+    for key in node:
+        if key not in names:
+            raise InputError(no_such_option(node._get_full_key(key), schema))
+        if not OmegaConf.is_missing(node, key) and isinstance(child := node[key], DictConfig):
+            reject_added(child)
+
+
+def check_numbers(value: Any, key: str = "") -> None:
+    """Refuse numbers that no setting can have; narrower ranges stand beside each setting.
+
+    Raises:
+        InputError: A number is not finite, or too large to be meant; the key is named.
+    """
+    match value:
+        case dict():
+            # A seed of a group follows from the run's: that is the one to name.
+            for name, each in sorted(value.items(), key=lambda item: isinstance(item[1], dict)):
+                check_numbers(each, f"{key}.{name}" if key else str(name))
+        case list():
+            for i, each in enumerate(value):
+                check_numbers(each, f"{key}[{i}]")
+        case float() if not math.isfinite(value):
+            raise InputError(f"{key} must be a finite number, got {value}")
+        case bool():
+            pass
+        case int() if re.search(r"(^|[._])seed$", key):
+            if not 0 <= value < 2**32:
+                raise InputError(f"{key} must be in [0, 2^32), got {value}")
+        case int() | float():
+            most = next((n for end, n in LARGEST.items() if f".{key}".endswith(f".{end}")), 2**31)
+            if abs(value) > most:
+                raise InputError(f"{key} must be at most {most:,} in size, got {value}")
+
+
+def fill_inputs(cfg: DictConfig) -> None:
+    """Replace null and missing settings of backbones and images by the values that are used.
+
+    `image.size` and `image.view` are the data set's unless given, and `image.resize`, `stretch` and
+    `crop` follow from them; `backbone.weights`, `image.mean` and `image.std` are what the weights
+    record. So fingerprint and `config.yaml` hold what is used. Each member of an ensemble gets its
+    own network's; what is set for the run holds for the members that leave `image` out, and its
+    size and view for those that leave these out. Nothing is built or downloaded.
+
+    Raises:
+        InputError: A network or tag does not exist, or a setting of an image is out of its range.
+    """
+    image = OmegaConf.merge(OmegaConf.structured(ImageConfig), cfg.image)
+    kind: Any = OmegaConf.get_type(cfg.data)
+    size = kind.SIZE if image.size is None else image.size
+    view = kind.VIEW if image.view is None else image.view
+    _fill(cfg.backbone, cfg.image, size, view)
+    for member in cfg.ensemble.members:
+        if member.image is None:
+            member.image = image.copy()
+        backbone = cfg.backbone if member.backbone is None else member.backbone
+        _fill(backbone, member.image, size, view)
+
+
+def _fill(backbone: DictConfig, image: DictConfig, size: int, view: View) -> None:
+    config = BackboneConfig(backbone.name, backbone.weights)
+    record = config.input()
+    backbone.weights = config.resolved()
+    known = {"mean": list(record.mean), "std": list(record.std), "size": size, "view": view}
+    for key, value in known.items():
+        if image[key] is None:
+            image[key] = value
+    given = {str(key): image[key] for key in image if not OmegaConf.is_missing(image, str(key))}
+    filled = ImageConfig(**given)
+    for key in ("size", "view", "resize", "stretch", "crop"):
+        image[key] = getattr(filled, key)

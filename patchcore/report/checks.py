@@ -1,0 +1,102 @@
+"""Content of metrics.json: what may be in it, and what is wrong with it."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from patchcore.metrics import METRICS, Measure, told
+
+ROUNDING = 1e-6
+"""Room for rates that were summed in floating point."""
+STRUCTURES = {"seconds", "undefined", "ratio_curve", "members", "warm"}
+"""Keys of metrics.json that hold more than one number."""
+
+
+def problems(record: dict[str, Any]) -> Iterator[str]:
+    """Yield all that is wrong with the content of metrics.json."""
+    if not any(key in METRICS for key in record):
+        yield "it holds no metric"
+    numbers = {key: value for key, value in record.items() if key not in STRUCTURES}
+    measures = [told(key) for key in numbers]
+    for (key, value), measure in zip(numbers.items(), measures, strict=True):
+        if not is_title(key):
+            yield "a key is no name of a metric"
+        elif problem := _wrong(key, value, measure):
+            yield f"{key} {problem}"
+    seconds = record.get("seconds", {})
+    if not isinstance(seconds, dict):
+        yield "seconds must be a mapping"
+    else:
+        for key, value in seconds.items():
+            if not is_title(key):
+                yield "a key of seconds is no name of a stage"
+            elif not is_finite(value) or value < 0:
+                yield f"seconds.{key} must be a number of at least 0"
+    undefined = record.get("undefined", {})
+    if not isinstance(undefined, dict) or not all(isinstance(x, str) for x in undefined.values()):
+        yield "undefined must be a mapping of reasons"
+    warm = record.get("warm", [])
+    if not isinstance(warm, list) or not all(isinstance(x, str) for x in warm):
+        yield "warm must be a list of stages"
+    for name in ("ratio_curve", "members"):
+        rows = record.get(name, [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            yield f"{name} must be a list of mappings"
+    for number, row in enumerate(_rows(record.get("ratio_curve")), 1):
+        if not is_finite(row.get("ratio")) or not 0 < row["ratio"] <= 1:
+            yield f"ratio_curve: entry {number} has no ratio in (0, 1]"
+        for key, value in row.items():
+            if not is_title(key):
+                yield f"ratio_curve: a key of entry {number} is no name of a metric"
+            elif problem := _wrong(key, value, told(key)):
+                yield f"ratio_curve: {key} of entry {number} {problem}"
+    for number, row in enumerate(_rows(record.get("members")), 1):
+        metrics = row.get("metrics", {})
+        if not isinstance(metrics, dict):
+            yield f"members: metrics of member {number} must be a mapping"
+            continue
+        for key, value in metrics.items():
+            if problem := _wrong(key, value, told(key)):
+                yield f"members: a metric of member {number} {problem}"
+
+
+def _rows(value: Any) -> list[dict[str, Any]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def is_metric(key: str, value: Any) -> bool:
+    """Return whether it is shown: other things that a newer version tells are passed over."""
+    return key in METRICS or value is None or is_number(value)
+
+
+def _wrong(key: str, value: Any, measure: Measure) -> str:
+    """Return why `value` cannot be the metric `key`; empty if it can."""
+    if value is None or not is_metric(key, value):
+        return ""
+    if not is_finite(value):
+        return "must be a finite number or null"
+    if measure.whole and (value < measure.low or value != round(value)):
+        return f"must be a whole number of at least {measure.low:g}"
+    if math.isfinite(measure.high):
+        if not measure.low - ROUNDING <= value <= measure.high + ROUNDING:
+            return f"must lie in [{measure.low:g}, {measure.high:g}]"
+    elif value < measure.low:
+        return f"must be at least {measure.low:g}"
+    return ""
+
+
+def is_finite(value: Any) -> bool:
+    try:
+        return is_number(value) and math.isfinite(value)
+    except OverflowError:  # an integer of more digits than a float has
+        return False
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_title(key: str) -> bool:
+    """Return whether `key` can be the name of a metric."""
+    return re.fullmatch(r"[A-Za-z]\w{0,79}", key, re.ASCII) is not None
