@@ -28,7 +28,7 @@ TINY = [
 
 @dataclass
 class Outcome:
-    """What a command leaves on the screen."""
+    """Exit code of a command and its two outputs."""
 
     code: int
     out: str

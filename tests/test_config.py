@@ -83,7 +83,7 @@ def shipped(choice: str) -> Config:
 
 
 def complaint(*overrides: str) -> str:
-    """What the user is told."""
+    """Message that the user gets."""
     with pytest.raises((InputError, HydraException, OmegaConfBaseException)) as caught:
         composed(*overrides)
     message = explain(caught.value)

@@ -136,7 +136,7 @@ def test_exact_arithmetic_gives_exactly_the_plain_order(
     start: Start,
     levels: int,
 ) -> None:
-    """On small integers nothing rounds, so that ties too must go to the lowest index."""
+    """Small integers round nowhere, so that ties too must go to the lowest index."""
     generator = torch.Generator().manual_seed(seed)
     points = torch.randint(levels, (n, dimension), generator=generator).float()
     count = max(1, int(n * ratio))

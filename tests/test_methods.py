@@ -1,4 +1,4 @@
-"""What must hold of every method: the same tests over all of `METHODS`, and over an ensemble.
+"""Tests that every method must pass: all of `METHODS`, and an ensemble.
 
 `Toy` below is a method with everything that the interface has room for: it trains, some positions
 do not count, and it keeps two memories.

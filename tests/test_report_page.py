@@ -90,7 +90,7 @@ addEventListener("message", (event) => {
 
 
 def browse(path: Path, profile: Path) -> tuple[dict[str, Any], list[str]]:
-    """What the probe of a page saw, and the lines of the console."""
+    """Results of the probe of a page, and the lines of the console."""
     if CHROMIUM is None:
         pytest.skip("needs the program chromium (Debian: apt-get install chromium)")
     done = subprocess.run(

@@ -55,7 +55,7 @@ def sweep(root: Path, place: Path, *overrides: str, name: str = "sweep") -> Outc
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What a run left, without Hydra's own files."""
+    """Files of a run and their contents, without Hydra's own."""
     names = ("config.yaml", "fingerprint.txt", "metrics.json", "scores.csv")
     files = [*(folder / name for name in names), *folder.glob("figures/*")]
     return {path.name: path.read_bytes() for path in files}

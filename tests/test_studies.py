@@ -115,7 +115,7 @@ STATED = {
     "paper/table_6_mstc": {"average_pixel_auroc": 0.918},
     "paper/table_s5": {"average_image_auroc": 0.841},
 }
-"""Of the paper's values, what the first point must have."""
+"""Values of the paper that the first point must have."""
 
 
 def source(study: str) -> str:

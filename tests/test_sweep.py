@@ -76,7 +76,7 @@ def metrics(folder: Path) -> dict[str, Any]:
 
 
 def table(folder: Path) -> list[tuple[list[str], dict[str, Any], str]]:
-    """What each point of a multirun was, and all that it found, in order."""
+    """Overrides, metrics and scores of each point of a multirun, in order."""
     points = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
     return [
         (

@@ -1,4 +1,4 @@
-"""What settings files from elsewhere may make `patchcore train` call."""
+"""Settings files from elsewhere: the calls that they may have `patchcore train` make."""
 
 import os
 from collections.abc import Iterator
@@ -128,7 +128,7 @@ BAD = {
 
 
 def told(folder: Path, content: str, header: str = "_global_", group: str = "experiment") -> str:
-    """What is said of an experiment file of somebody else."""
+    """Message about an experiment file of somebody else."""
     path = folder / group / "theirs.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(f"# @package {header}\n{content}")

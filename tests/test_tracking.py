@@ -1,4 +1,4 @@
-"""What the trackers hold after a multirun, read back from their files."""
+"""Contents of the trackers after a multirun, read back from their files."""
 
 import csv
 import io
