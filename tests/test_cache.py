@@ -5,7 +5,6 @@ import threading
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from patchcore.cache import (
 from patchcore.commands.cache import main as cache_command
 from patchcore.digests import digest, file_digest, tensors_digest
 from patchcore.errors import InputError
+from tests.runs import forkserver
 
 
 def some(seed: int, size: int = 1000) -> dict[str, Tensor]:
@@ -137,9 +137,7 @@ def _hammer(root: Path, worker: int) -> int:
 
 
 def test_four_processes_at_once_neither_tear_nor_overfill(tmp_path: Path) -> None:
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports torch once, not four times
-    with ProcessPoolExecutor(4, mp_context=context) as pool:
+    with ProcessPoolExecutor(4, mp_context=forkserver()) as pool:
         found = list(pool.map(_hammer, [tmp_path] * 4, range(4)))
     assert sum(found) > 0
     assert Store(tmp_path).size() <= 120_000 + 4 * (120_000 // 64 + 5000)

@@ -38,10 +38,12 @@ from patchcore.metrics import IMAGE_KEYS, PIXEL_KEYS
 from patchcore.patches import Mapping
 from tests import reference
 from tests.images import write_image, write_mask, write_mvtec
-from tests.runs import REPOSITORY, TINY, Outcome, installed, patchcore
+from tests.runs import REPOSITORY, Outcome, installed, patchcore
+from tests.runs import TINY as SIZES
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
 
+TINY = ["backbone=resnet18", "backbone.weights=none", *SIZES]
 KEYS = [
     *IMAGE_KEYS,
     *PIXEL_KEYS,
