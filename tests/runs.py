@@ -18,11 +18,14 @@ from unittest import mock
 from patchcore import GreedyConfig, LayersConfig, PatchConfig, TorchIndexConfig
 from patchcore.cache import CacheConfig
 from patchcore.commands import main
+from patchcore.commands.groups import register
 from patchcore.config import Config
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
 from patchcore.methods import PatchCoreConfig
 from patchcore.patches import Mapping
+
+register()  # once for all tests that compose settings: it takes as long as composing
 
 REPOSITORY = Path(__file__).parents[1]
 TINY = ["image.resize=32", "image.crop=32", "patch=average", "coreset.ratio=0.5", "trainer=cpu"]

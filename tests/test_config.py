@@ -18,7 +18,7 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.groups import SCHEMAS, register
+from patchcore.commands.groups import SCHEMAS
 from patchcore.commands.mistakes import explain
 from patchcore.commands.names import wandb_offline
 from patchcore.commands.targets import build
@@ -54,14 +54,12 @@ REQUIRED = {"backbone=timm": ["backbone.name=resnet18", "backbone.weights=tv_in1
 
 @pytest.fixture(autouse=True)
 def hydra_config() -> Iterator[None]:
-    register()
     yield
     HydraConfig.instance().cfg = None
 
 
 def composed(*overrides: str, folder: Path = Path("run")) -> Config:
     """Settings as the command gets them."""
-    register()
     with initialize_config_module("patchcore.conf", **VERSION_BASE):
         cfg = compose("config", list(overrides), return_hydra_config=True)
     with open_dict(cfg):

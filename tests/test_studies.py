@@ -14,7 +14,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.groups import register
 from patchcore.commands.train import build, resolved
 from patchcore.config import to_config
 from patchcore.report.reading import read_run
@@ -46,7 +45,6 @@ FEWER = {"data.shots": "1,2"}
 
 def composed(study: str, *overrides: str) -> DictConfig:
     """All settings of a study, Hydra's included."""
-    register()
     with initialize_config_module("patchcore.conf", **VERSION_BASE):
         return compose("config", [f"experiment={study}", *overrides], return_hydra_config=True)
 
