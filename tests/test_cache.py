@@ -234,6 +234,8 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert CacheConfig().open() is None
     store = CacheConfig(enabled=True, limit_gib=0.5).open()
     assert store is not None and store.limit == 2**29
+    usual = CacheConfig(enabled=True).open()
+    assert usual is not None and usual.limit == Store(tmp_path).limit == 20 * 2**30
     with pytest.raises(InputError, match=r"cache\.limit_gib must be above 0, got 0"):
         CacheConfig(limit_gib=0)
 
@@ -285,6 +287,15 @@ def test_maps_of_a_wrong_shape_are_dropped(tmp_path: Path, maps: dict[str, Tenso
         assert cache.get(["a", "b"]) is None
     cache.put(["a", "b"], layer_maps(2))
     assert cache.get(["a", "b"]) is not None
+
+
+def test_maps_of_no_positions_are_dropped(tmp_path: Path) -> None:
+    cache = MapCache(Store(tmp_path), "network", channels=(3, 7))
+    for image in ("a", "b"):
+        empty = {"0": torch.zeros(0, 4, 3), "1": torch.zeros(2, 2, 7)}
+        cache.store.put(cache.key(image, 2), empty)
+    with pytest.warns(UserWarning, match="it is dropped and will be rebuilt"):
+        assert cache.get(["a", "b"]) is None
 
 
 def test_nothing_of_anybody_elses_is_touched(tmp_path: Path) -> None:
