@@ -9,8 +9,6 @@ import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -52,13 +50,6 @@ def config(root: Path, **groups: Any) -> Config:
         "figures": False,
     }
     return Config(**{**usual, **groups})
-
-
-def forkserver() -> ForkServerContext:
-    """Processes for tests: forks of one that imports the slow libraries once for all tests."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["patchcore.commands.train", "tests.runs"])
-    return context
 
 
 @dataclass

@@ -23,7 +23,7 @@ from patchcore.cache import (
 from patchcore.commands.cache import main as cache_command
 from patchcore.digests import digest, file_digest, tensors_digest
 from patchcore.errors import InputError
-from tests.runs import forkserver
+from tests.processes import forkserver
 
 
 def some(seed: int, size: int = 1000) -> dict[str, Tensor]:

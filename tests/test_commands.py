@@ -442,8 +442,11 @@ def test_a_truncated_test_image_is_all_that_the_installed_command_says(tmp_path:
     assert done.out == ""
 
 
-def test_a_misspelt_option_of_the_installed_command_is_all_that_is_said(tmp_path: Path) -> None:
-    done = installed("train", "coreset.ratoi=0.1", cwd=tmp_path)
+def test_a_misspelt_option_is_all_that_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = patchcore("train", "coreset.ratoi=0.1")
     assert done.code == 1 and done.out == ""
     assert done.err == "error: coreset.ratoi: there is no such option; did you mean ratio?\n"
     assert not list(tmp_path.iterdir())

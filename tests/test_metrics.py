@@ -34,6 +34,7 @@ from patchcore.metrics import (
     told,
 )
 from tests import reference
+from tests.processes import forkserver
 
 quick = settings(deadline=None, max_examples=60, database=None)
 dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -451,7 +452,9 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_processes_agree_with_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    forkserver()
+    start = torch.multiprocessing.start_processes
+    start(worker, (str(tmp_path),), nprocs=2, start_method="forkserver")
     maps, masks, known = shards()
     expected = naive_image(maps.amax((1, 2)), masks.any(2).any(1)) | {"left_out": 1}
     expected |= naive_pixel(list(zip(maps[known], masks[known], strict=True)))

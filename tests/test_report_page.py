@@ -212,7 +212,7 @@ def test_tables_are_told_to_screen_readers(report: Path) -> None:
 
 
 def test_page_of_24_points_is_small(tmp_path: Path) -> None:
-    write_sweep(tmp_path / "sweep", gallery=(1260, 1470))  # noise: nothing is harder to shrink
+    write_sweep(tmp_path / "sweep", gallery=(640, 740))  # noise: nothing is harder to shrink
     path = page.write_report(read_runs([tmp_path / "sweep"]), tmp_path)
     text = path.read_text()
     assert path.stat().st_size < 8_000_000

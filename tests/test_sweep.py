@@ -27,7 +27,8 @@ from patchcore.patches import Mapping
 from patchcore.resume import read_provenance
 from patchcore.tracking import presets
 from tests.images import write_image, write_mvtec
-from tests.runs import QUIET, REPOSITORY, TINY, Outcome, config, forkserver, patchcore
+from tests.processes import forkserver
+from tests.runs import QUIET, REPOSITORY, TINY, Outcome, config, patchcore
 
 FOUR = ["patch.size=1,3", "coreset.ratio=0.25,0.5"]
 TWO = ["patch.size=1,3"]  # the second and the last of the four
