@@ -39,6 +39,7 @@ SMALLER = {
     "coreset=learned": ["coreset.steps=3"],
     "preset=ensemble_320": [f"ensemble.members=[{MEMBER},{MEMBER}]"],
 }
+FEW = ["data.train_images=4", "data.nominal_images=2", "data.anomalous_images=2"]
 FEWER = {"data.shots": "1,2"}
 """Values that a study sweeps over, where its own would not suit the small data."""
 
@@ -90,6 +91,8 @@ def test_every_study_runs(study: str, data: Path, tmp_path: Path) -> None:
     for i, point in enumerate(chosen):
         small = [setting for key in point for setting in SMALLER.get(key, [])]
         root = data / hydra.runtime.choices.data
+        if root.name == "generated":
+            small += FEW
         cfg = composed(
             study, *point, *SMALL, *small, f"data.root={root}", f"cache.root={data / 'cache'}"
         )
