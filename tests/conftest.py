@@ -2,10 +2,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.shapes import check_shapes
 
 check_shapes()  # before anything imports the package
+
+settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
+settings.load_profile("fixed")  # before any test inherits from it
 
 SHARED = Path(os.environ.get("PATCHCORE_SHARED", Path(__file__).parents[2] / "shared"))
 

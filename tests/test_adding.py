@@ -1,13 +1,11 @@
 """The steps of CONTRIBUTING.md for a sampler, an index and a scoring rule, done in a copy."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.images import write_mvtec
+from tests.processes import execute
 from tests.runs import REPOSITORY, TINY
 
 SAMPLER = '''"""Sampler that keeps every n-th patch."""
@@ -76,7 +74,8 @@ RULES = {
     Distance.logarithmic: Rule(logarithmic),
 '''
 RUN = """
-import sys
+import sys, warnings
+warnings.simplefilter("ignore")
 sys.path.insert(0, sys.argv.pop(1))
 from patchcore.commands import main
 from patchcore.commands.settings_help import settings_help
@@ -133,16 +132,7 @@ def test_what_is_added_is_known_everywhere(tmp_path: Path) -> None:
     arguments = [each for each in arguments if not each.startswith("coreset")]
     arguments += ["coreset=every", "index=plain", "scoring.distance=logarithmic", "logger=none"]
     arguments += ["figures=false", f"hydra.run.dir={tmp_path}/run", "seed=3"]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN, str(project), "train", *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    told = done.stdout
+    told = execute(RUN, str(project), "train", *arguments, folder=tmp_path)
     assert "coreset.every (every): integer = 2" in told and "one is kept [patches; at least" in told
     assert "plain, torch" in told and "euclidean|squared|cosine|logarithmic" in told
     assert "coreset.every must be at least 1, got 0" in told

@@ -1,9 +1,9 @@
 """Steps of CONTRIBUTING.md, performed in a copy of the package: another metric, another tracker."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.processes import execute
 
 PROJECT = Path(__file__).parents[1]
 
@@ -58,7 +58,9 @@ class Notes(Tracker):
         (Path(logger.save_dir) / "notes.txt").write_text(" ".join(high))
 '''
 CHECK = """
-import json, pathlib, sys, torch
+import json, pathlib, sys, warnings
+warnings.filterwarnings("error", category=UserWarning, module="patchcore")
+import torch
 import patchcore
 here = pathlib.Path.cwd()
 assert pathlib.Path(patchcore.__file__).is_relative_to(here), patchcore.__file__
@@ -130,11 +132,4 @@ def test_another_metric_and_tracker_are_a_few_lines_each(tmp_path: Path) -> None
     insert(package / TRACKER[0][0], TRACKER[0][1], f"{TRACKER[0][2]} import Notes\n")
     insert(package / TRACKER[1][0], TRACKER[1][1], TRACKER[1][2])
     assert len(METRIC) <= 4 and len(TRACKER) + 1 <= 4
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:patchcore", "-c", CHECK],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    execute(CHECK, folder=tmp_path)

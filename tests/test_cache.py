@@ -5,7 +5,6 @@ import threading
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from patchcore.cache import (
 from patchcore.commands.cache import main as cache_command
 from patchcore.digests import digest, file_digest, tensors_digest
 from patchcore.errors import InputError
+from tests.processes import forkserver
 
 
 def some(seed: int, size: int = 1000) -> dict[str, Tensor]:
@@ -137,9 +137,7 @@ def _hammer(root: Path, worker: int) -> int:
 
 
 def test_four_processes_at_once_neither_tear_nor_overfill(tmp_path: Path) -> None:
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports torch once, not four times
-    with ProcessPoolExecutor(4, mp_context=context) as pool:
+    with ProcessPoolExecutor(4, mp_context=forkserver()) as pool:
         found = list(pool.map(_hammer, [tmp_path] * 4, range(4)))
     assert sum(found) > 0
     assert Store(tmp_path).size() <= 120_000 + 4 * (120_000 // 64 + 5000)
@@ -236,6 +234,8 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert CacheConfig().open() is None
     store = CacheConfig(enabled=True, limit_gib=0.5).open()
     assert store is not None and store.limit == 2**29
+    usual = CacheConfig(enabled=True).open()
+    assert usual is not None and usual.limit == Store(tmp_path).limit == 20 * 2**30
     with pytest.raises(InputError, match=r"cache\.limit_gib must be above 0, got 0"):
         CacheConfig(limit_gib=0)
 
@@ -287,6 +287,15 @@ def test_maps_of_a_wrong_shape_are_dropped(tmp_path: Path, maps: dict[str, Tenso
         assert cache.get(["a", "b"]) is None
     cache.put(["a", "b"], layer_maps(2))
     assert cache.get(["a", "b"]) is not None
+
+
+def test_maps_of_no_positions_are_dropped(tmp_path: Path) -> None:
+    cache = MapCache(Store(tmp_path), "network", channels=(3, 7))
+    for image in ("a", "b"):
+        empty = {"0": torch.zeros(0, 4, 3), "1": torch.zeros(2, 2, 7)}
+        cache.store.put(cache.key(image, 2), empty)
+    with pytest.warns(UserWarning, match="it is dropped and will be rebuilt"):
+        assert cache.get(["a", "b"]) is None
 
 
 def test_nothing_of_anybody_elses_is_touched(tmp_path: Path) -> None:

@@ -38,10 +38,12 @@ from patchcore.metrics import IMAGE_KEYS, MASK_KEYS, PIXEL_KEYS
 from patchcore.patches import Mapping
 from tests import reference
 from tests.images import write_image, write_mask, write_mvtec
-from tests.runs import REPOSITORY, TINY, Outcome, installed, patchcore
+from tests.runs import REPOSITORY, Outcome, installed, patchcore
+from tests.runs import TINY as SIZES
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
 
+TINY = ["backbone=resnet18", "backbone.weights=none", *SIZES]
 KEYS = [
     *IMAGE_KEYS,
     *PIXEL_KEYS,
@@ -440,8 +442,11 @@ def test_a_truncated_test_image_is_all_that_the_installed_command_says(tmp_path:
     assert done.out == ""
 
 
-def test_a_misspelt_option_of_the_installed_command_is_all_that_is_said(tmp_path: Path) -> None:
-    done = installed("train", "coreset.ratoi=0.1", cwd=tmp_path)
+def test_a_misspelt_option_is_all_that_is_said_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = patchcore("train", "coreset.ratoi=0.1")
     assert done.code == 1 and done.out == ""
     assert done.err == "error: coreset.ratoi: there is no such option; did you mean ratio?\n"
     assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.composed import to_config
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.groups import SCHEMAS, register
+from patchcore.commands.groups import SCHEMAS
 from patchcore.commands.mistakes import explain
 from patchcore.commands.names import wandb_offline
 from patchcore.commands.targets import build
@@ -55,14 +55,12 @@ REQUIRED = {"backbone=timm": ["backbone.name=resnet18", "backbone.weights=tv_in1
 
 @pytest.fixture(autouse=True)
 def hydra_config() -> Iterator[None]:
-    register()
     yield
     HydraConfig.instance().cfg = None
 
 
 def composed(*overrides: str, folder: Path = Path("run")) -> Config:
     """Settings as the command gets them."""
-    register()
     with initialize_config_module("patchcore.conf", **VERSION_BASE):
         cfg = compose("config", list(overrides), return_hydra_config=True)
     with open_dict(cfg):
@@ -84,7 +82,7 @@ def shipped(choice: str) -> Config:
 
 
 def complaint(*overrides: str) -> str:
-    """What the user is told."""
+    """Message that the user gets."""
     with pytest.raises((InputError, HydraException, OmegaConfBaseException)) as caught:
         composed(*overrides)
     message = explain(caught.value)
@@ -244,6 +242,13 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["scoring.sigma=-1"], "scoring.sigma must be at least 0, got -1"),
         (["data.batch_size=0"], "data.batch_size must be at least 1, got 0"),
         (["seed=-1", "data=mvtec"], "seed must be in [0, 2^32), got -1"),
+        (["coreset.ratio=0.5", "curve=[0.1,0.6]"], "curve must lie in (0, 0.5], the largest bei"),
+        (["coreset.ratio=0.5", "curve=[0]"], "curve must lie in (0, 0.5]"),
+        (["curve=[0.1]", "coreset=learned"], "curve needs coreset=greedy, approximate or random"),
+        (["curve=[0.1]", "coreset.count=5"], "curve needs coreset.ratio"),
+        (["objectives=[]"], "objectives is empty"),
+        (["objectives=[auroc]"], "objectives"),
+        (["cache.limit_gib=0"], "cache.limit_gib must be above 0"),
         (["trainer.max_epoch=2"], "trainer.max_epoch: there is no such option; if whoever gets it"),
         (["coreset.ratio"], "Error parsing override 'coreset.ratio' missing EQUAL"),
         (["backbone.name=???"], "backbone.name is missing: give backbone.name="),

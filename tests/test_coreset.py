@@ -136,7 +136,7 @@ def test_exact_arithmetic_gives_exactly_the_plain_order(
     start: Start,
     levels: int,
 ) -> None:
-    """On small integers nothing rounds, so that ties too must go to the lowest index."""
+    """Small integers round nowhere, so that ties too must go to the lowest index."""
     generator = torch.Generator().manual_seed(seed)
     points = torch.randint(levels, (n, dimension), generator=generator).float()
     count = max(1, int(n * ratio))
@@ -146,7 +146,7 @@ def test_exact_arithmetic_gives_exactly_the_plain_order(
     np.testing.assert_allclose(order.radii.numpy(), radii, rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(**sizes, spread=st.sampled_from([1.0, 1e-2, 1e-3]))
 def test_real_numbers_give_the_plain_order_up_to_rounding(
     n: int,
@@ -538,10 +538,11 @@ def interpret_kernels() -> None:
             check(points.float(), order, 40)
 
     for start in (Start.random, Start.anchors):
-        for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            compare((normal(200, 40) + 3).to(dtype), 32, start)
+        compare((normal(200, 40) + 3), 32, start)
         compare(normal(150, 6), 1024, start)
-        compare(normal(9000, 8), 128, start)  # several blocks of the selection
+    for dtype in (torch.float16, torch.bfloat16):
+        compare((normal(200, 40) + 3).to(dtype), 32)
+    compare(normal(9000, 8), 128)  # several blocks of the selection
     for levels in (2, 4, 30):  # ties
         generator = torch.Generator().manual_seed(1)
         compare(torch.randint(levels, (150, 3), generator=generator).float(), 8)

@@ -1,15 +1,13 @@
 """The steps of CONTRIBUTING.md for a new data set, done in a copy of the project."""
 
 import filecmp
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from tests.images import write_mvtec
+from tests.processes import execute
 from tests.runs import REPOSITORY, TINY
 
 SCREWS = '''"""Screws (nobody, 2030): three sizes, in the layout of MVTec AD."""
@@ -57,7 +55,8 @@ hydra:
       data.category: m3,m04
 """
 RUN = """
-import sys
+import sys, warnings
+warnings.simplefilter("ignore")
 sys.path.insert(0, sys.argv.pop(1))
 from patchcore.commands import main
 from patchcore.data.fetch import find_source
@@ -108,16 +107,7 @@ def test_a_new_data_set_is_known_everywhere(tmp_path: Path) -> None:
     arguments = ["train", "--multirun", "data=screws", f"data.root={tmp_path}/data", *TINY]
     arguments += ["logger=none", "figures=false", f"hydra.sweep.dir={tmp_path}/runs"]
     arguments = [each for each in arguments if not each.startswith("image.")]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", RUN, str(project), *arguments],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("CC0\n")
+    assert execute(RUN, str(project), *arguments, folder=tmp_path).startswith("CC0\n")
     runs = [OmegaConf.load(tmp_path / f"runs/{job}/config.yaml") for job in (0, 1)]
     assert [run.data.category for run in runs] == ["m3", "m04"]
     assert [(run.image.size, run.image.view, run.image.crop) for run in runs] == [

@@ -1,4 +1,4 @@
-"""Which pixels a mask marks, whatever its depth, colours and file format."""
+"""Masks of any depth, colours and file format: the pixels that they mark."""
 
 from pathlib import Path
 from typing import Any

@@ -470,7 +470,7 @@ def result(run: Config) -> tuple[bytes, ...]:
 
 @pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
 def test_equal_fingerprints_if_and_only_if_equal_results(root: Path, tmp_path: Path) -> None:
-    """Over random settings and neighbours of theirs, every pair of them.
+    """Compare random settings and neighbours of theirs, every pair of them.
 
     "Only if" cannot hold for settings whose effect depends on more than settings, so these are
     drawn above from where they have one: `data.batch_size` (rounding on other hardware),

@@ -1,4 +1,4 @@
-"""Which way imports point, and what `import patchcore` costs."""
+"""Directions of the imports, and the cost of `import patchcore`."""
 
 import ast
 import json

@@ -20,6 +20,8 @@ from patchcore.index import (
     TorchIndexConfig,
     build_index,
 )
+from patchcore.index.exact import search_traced
+from patchcore.index.faiss import _import_faiss
 from tests import reference
 
 IVFPQ = FaissIVFPQConfig(lists=16, probes=8, sub_quantizers=16, bits=6)
@@ -153,6 +155,17 @@ def test_exact_search_equals_the_naive_one(config: IndexConfig, k: int) -> None:
     expected, expected_rows = reference.nearest(queries.numpy(), memory.numpy(), k)
     assert np.array_equal(rows.numpy(), expected_rows)
     assert np.allclose(distances.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_search_that_compilers_can_follow_equals_the_naive_one(k: int) -> None:
+    generator = torch.Generator().manual_seed(k)
+    memory = torch.randint(3, (200, 4), generator=generator).float()  # many equal distances
+    queries = torch.randint(3, (50, 4), generator=generator).float()
+    distances, rows = search_traced(memory, queries, k, TorchIndexConfig())
+    expected, _ = reference.nearest(queries.numpy(), memory.numpy(), k)
+    assert np.array_equal(distances.numpy(), expected)
+    assert ((queries[:, None] - memory[rows]).square().sum(2) == distances).all()
 
 
 def test_small_distances_far_from_the_origin_survive_float32() -> None:
@@ -337,6 +350,16 @@ def test_without_faiss_one_is_told_what_lacks(
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(InputError, match=message):
         build_index(torch.randn(3, 4), FaissFlatConfig())
+
+
+def test_a_faiss_without_gpus_is_told_from_one_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    faiss = pytest.importorskip("faiss", reason="needs the extra faiss")
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    assert _import_faiss(True) is _import_faiss(False) is faiss
+    monkeypatch.delattr(faiss, "StandardGpuResources")
+    assert _import_faiss(False) is faiss
+    with pytest.raises(InputError, match=r"^index\.gpu=true needs faiss built for GPUs"):
+        _import_faiss(True)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from patchcore import BackboneConfig, InputError, PatchCore
 from patchcore.commands.composed import to_config
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.groups import register
 from patchcore.commands.mistakes import explain
 from patchcore.config import Config
 from patchcore.data.transforms import ImageConfig
@@ -28,7 +27,6 @@ LITE = ["backbone=timm", "backbone.name=tf_efficientnet_lite2"]
 
 
 def composed(*overrides: str) -> Config:
-    register()
     with initialize_config_module(config_module="patchcore.conf", **VERSION_BASE):
         cfg = compose("config", ["logger=none", *overrides])
     return to_config(cfg)

@@ -1,4 +1,4 @@
-"""What the metrics tell of masks: who is left out, and which regions count nowhere."""
+"""Masks as the metrics tell of them: images left out, and regions that count nowhere."""
 
 import json
 from pathlib import Path

@@ -1,15 +1,12 @@
-"""What must hold of every method: the same tests over all of `METHODS`, and over an ensemble.
+"""Tests that every method must pass: all of `METHODS`, and an ensemble.
 
 `Toy` below is a method with everything that the interface has room for: it trains, some positions
 do not count, and it keeps two memories.
 """
 
 import copy
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,6 +33,7 @@ from patchcore.methods.detector import Fitting, Method, Prediction
 from patchcore.module import DetectorModule
 from patchcore.scoring import anomaly_maps
 from tests.images import write_mvtec
+from tests.processes import execute
 
 SIZE = (32, 24)
 
@@ -434,7 +432,7 @@ ENTRIES = [
 ]
 PROGRAM = """
 import json, sys
-from tests.test_runner import config
+from tests.runs import config
 import patchcore
 from patchcore.coreset import AllConfig
 from patchcore.commands.groups import SCHEMAS
@@ -459,7 +457,6 @@ def test_one_more_method_is_one_file_and_one_entry(tmp_path: Path) -> None:
     """The steps that CONTRIBUTING.md tells, taken in a copy of the package."""
     here = Path(__file__).parents[1]
     shutil.copytree(here / "patchcore", tmp_path / "patchcore")
-    shutil.copytree(here / "tests", tmp_path / "tests")
     methods = tmp_path / "patchcore/methods"
     (methods / "mean.py").write_text(MEAN)
     text = (methods / "__init__.py").read_text()
@@ -468,15 +465,7 @@ def test_one_more_method_is_one_file_and_one_entry(tmp_path: Path) -> None:
         text = text.replace(before, line + before)
     (methods / "__init__.py").write_text(text)
     write_mvtec(tmp_path / "images", (40, 36))
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    execute(PROGRAM, folder=tmp_path)
 
 
 def test_a_method_that_trains_learns() -> None:

@@ -85,7 +85,7 @@ def layer_maps(model: Detector, count: int, seed: int) -> list[Tensor]:
 
 
 def predicted(model: Detector, nominal: list[Tensor], test: list[Tensor]) -> Prediction:
-    """From layer maps; the nominal ones come in batches of two."""
+    """Predictions from layer maps; the nominal ones come in batches of two."""
     buffer = model.buffer(2)
     for batch in zip(*(x.split(2) for x in nominal), strict=True):
         buffer.append(model.features(batch))

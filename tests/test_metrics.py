@@ -34,6 +34,7 @@ from patchcore.metrics import (
     told,
 )
 from tests import reference
+from tests.processes import forkserver
 
 quick = settings(deadline=None, max_examples=60, database=None)
 dtypes = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -400,6 +401,7 @@ def mismatches() -> list[tuple[Callable[[], None], str]]:
     maps, masks = torch.rand(2, 3, 3), torch.zeros(2, 3, 3)
     return [
         (lambda: images(torch.rand(2, 1), torch.zeros(2)), r"scores must be \(B,\), got \(2, 1\)"),
+        (lambda: images(torch.tensor(0.5), torch.tensor(1)), r"scores must be \(B,\), got \(\)"),
         (lambda: images(torch.rand(2), torch.zeros(3)), r"labels must be \(2,\), got \(3,\)"),
         (lambda: images(torch.rand(2), torch.tensor([0, 2])), "labels must be bool or 0/1"),
         (lambda: pixels(maps[:, None], masks), r"maps must be \(B, H, W\), got \(2, 1, 3, 3\)"),
@@ -414,6 +416,13 @@ def test_shapes_and_values_that_do_not_fit(case: int) -> None:
     call, message = mismatches()[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
+def test_without_any_image_every_metric_is_undefined() -> None:
+    for metric in (ImageMetrics(), PixelMetrics()):
+        assert all(map(math.isnan, metric.compute().values()))
+        assert "no anomalous" in metric.undefined().popitem()[1]
 
 
 @pytest.mark.parametrize("limit", [0.0, -0.3, 1.1, math.nan])
@@ -451,7 +460,9 @@ def worker(rank: int, folder: str) -> None:
 
 
 def test_processes_agree_with_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    forkserver()
+    start = torch.multiprocessing.start_processes
+    start(worker, (str(tmp_path),), nprocs=2, start_method="forkserver")
     maps, masks, known = shards()
     expected = naive_image(maps.amax((1, 2)), masks.any(2).any(1)) | {"left_out": 1}
     expected |= naive_pixel(list(zip(maps[known], masks[known], strict=True)))
@@ -490,6 +501,7 @@ def test_a_metric_is_declared_once_with_all_that_is_told_of_it() -> None:
         *("train_images", "test_images"),
     }
     assert all(METRICS[key].compute for key in (*IMAGE_KEYS, *PIXEL_KEYS))
+    assert {(m.unit, m.scale) for m in METRICS.values() if m.scale != 1} == {("MB", 1e-6)}
 
 
 def test_a_metric_of_another_version_is_its_words_alone() -> None:

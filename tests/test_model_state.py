@@ -3,8 +3,6 @@
 import copy
 import io
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +34,7 @@ from patchcore import (
 )
 from patchcore.methods.spade import Storage
 from patchcore.scoring import Distance
+from tests.processes import execute
 from tests.shapes import leave_unchecked
 
 Model = PatchCore | Spade | Padim | Ensemble
@@ -147,7 +146,7 @@ def test_a_pickled_model_scores_in_another_process(
         "hook = model.backbone.network.layer2.register_forward_hook(lambda *_: None)\n"
         "torch.save(tuple(model(torch.load('images.pt'))), 'out.pt')\n"
     )
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=120)
+    execute(program, folder=tmp_path)
     assert_equal(
         Prediction(*torch.load(tmp_path / "out.pt")), fitted("reweighted")(images(2, seed=1))
     )

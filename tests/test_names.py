@@ -11,7 +11,6 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.groups import register
 from patchcore.commands.overrides import as_typed
 from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mvtec import MVTecConfig
@@ -70,7 +69,6 @@ def test_what_no_settings_file_could_hold_is_refused(
 
 
 def test_categories_of_a_multirun_stay_as_typed() -> None:
-    register()
     typed = as_typed(["data=mvtec", "data.category=01,1e3,null,nut"])
     (points,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
     with initialize_config_module("patchcore.conf", **VERSION_BASE):

@@ -1,4 +1,4 @@
-"""What is typed wrongly gets one line with the form to type."""
+"""Mistyped overrides get one line with the form to type."""
 
 import shlex
 

@@ -76,7 +76,7 @@ TEXTS = {
 
 
 def damaged(folder: Path) -> str:
-    """Why a run's folder is damaged; asserts that none of its numbers is told."""
+    """Reason why a run's folder is damaged; asserts that none of its numbers is told."""
     run = read_run(folder)
     assert run.problem.startswith("damaged: ") and "\n" not in run.problem
     assert (run.metrics, run.undefined, run.ratio_curve) == ({}, {}, [])

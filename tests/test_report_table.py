@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 import math
 import os
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_class_average_is_over_categories_then_over_seeds(tmp_path: Path) -> Non
     assert point.cell("cable", "image_auroc").mean == pytest.approx(0.81)
     assert table.category_sets == [["bottle", "cable"]]
     assert table.seed_keys == {"seed": ["coreset.seed"]}
-    assert table.factors == []
+    assert table.factors == [] and table.repeated
 
 
 def test_draws_of_shots_are_repeats_too(tmp_path: Path) -> None:
@@ -159,6 +160,42 @@ def test_settings_that_change_together_are_one_factor(tmp_path: Path) -> None:
     assert table.constant["coreset.ratio"] == 0.01
     assert "patch.size" not in table.constant
     assert list(table.varied) == ["backbone.name", "backbone.weights", "patch.size"]
+
+
+def test_a_setting_that_another_only_determines_is_a_factor_of_its_own(tmp_path: Path) -> None:
+    for i, (size, stride) in enumerate(((1, 1), (3, 2), (5, 2))):
+        settings = {"patch.size": size, "patch.stride": stride}
+        write_run(tmp_path / str(i), settings, {"image_auroc": 0.9})
+    table = read_runs([tmp_path])
+    assert [(factor.key, factor.follows) for factor in table.factors] == [
+        ("patch.size", []),
+        ("patch.stride", []),
+    ]
+
+
+def test_a_single_run_has_no_repeats_no_categories_and_the_columns_that_tell(
+    tmp_path: Path,
+) -> None:
+    counts = {"images_without_mask": 0, "images_outside_crop": 3}  # 0 tells nothing of these
+    write_run(tmp_path / "0", {}, {"image_auroc": 0.0, "memory_patches": 0, **counts})
+    table = read_runs([tmp_path])
+    assert not table.repeated and table.category_sets == []
+    assert table.metrics == ["image_auroc", "memory_patches", "images_outside_crop"]
+
+
+@pytest.mark.parametrize("traced", [1, 2])
+def test_folders_that_do_not_tell_what_had_an_effect_are_as_those_that_do(
+    tmp_path: Path, traced: int
+) -> None:
+    for seed in range(traced):
+        folder = write_run(tmp_path / str(seed), {"seed": seed}, {"image_auroc": 0.9})
+        settings = {**SETTINGS, "seed": seed, "patch": {"size": 3}}  # the stride had none
+        provenance = {"settings": settings, "device": "cpu", "versions": {"torch": "2.7"}}
+        (folder / "provenance.json").write_text(json.dumps(provenance))
+    write_run(tmp_path / "old", {"seed": 7, "patch.stride": 2}, {"image_auroc": 0.8})
+    table = read_runs([tmp_path])
+    assert set(table.varied) == {"seed"} and table.factors == []
+    assert (table.constant["device"], table.constant["versions.torch"]) == ("cpu", "2.7")
 
 
 def test_path_leads_a_factor_only_alone(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_what_fails_leaves_the_old_results(tmp_path: Path, error: type[BaseExcep
 
 
 class Killed(BaseException):
-    """As if the process had ended there."""
+    """Stands for the end of the process."""
 
 
 STEPS = ("unlink", "rename", "replace", "rmdir")

@@ -10,18 +10,12 @@ import pytorch_lightning as pl
 from omegaconf import OmegaConf
 
 import patchcore
-from patchcore import GreedyConfig, InputError, LayersConfig, PatchConfig, TorchIndexConfig
-from patchcore.cache import CacheConfig
+from patchcore import InputError
 from patchcore.config import Config
 from patchcore.data.mvtec import MVTecConfig
-from patchcore.data.transforms import ImageConfig
-from patchcore.methods import PatchCoreConfig
-from patchcore.patches import Mapping
 from tests.images import write_mvtec
+from tests.runs import QUIET, config
 from tests.runs import patchcore as command
-
-QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-QUIET |= {"enable_checkpointing": False, "num_sanity_val_steps": 0}
 
 
 class Watcher(pl.Callback):
@@ -34,24 +28,6 @@ class Watcher(pl.Callback):
 
     def on_test_batch_end(self, *args: Any) -> None:
         self.seen.append(self.by)
-
-
-def config(root: Path, **groups: Any) -> Config:
-    groups = {
-        "data": MVTecConfig(root=str(root), category="nut", batch_size=2),
-        "image": ImageConfig(resize=32, crop=32),
-        "layers": LayersConfig(["2", "3"]),
-        "method": PatchCoreConfig(),
-        "patch": PatchConfig(mapping=Mapping.average),
-        "coreset": GreedyConfig(ratio=0.5),
-        "index": TorchIndexConfig(),
-        "trainer": QUIET,
-        "logger": {},
-        "cache": CacheConfig(root=str(root / "cache")),
-        "figures": False,
-        **groups,
-    }
-    return Config(**groups)
 
 
 def scores(folder: Path) -> list[str]:

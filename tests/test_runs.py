@@ -23,8 +23,6 @@ from patchcore.switches import check_switches
 from tests.images import write_mvtec
 from tests.runs import TINY, Outcome, patchcore
 
-pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -56,7 +54,7 @@ def sweep(root: Path, place: Path, *overrides: str, name: str = "sweep") -> Outc
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What a run left, without Hydra's own files."""
+    """Files of a run and their contents, without Hydra's own."""
     names = ("config.yaml", "fingerprint.txt", "metrics.json", "scores.csv")
     files = [*(folder / name for name in names), *folder.glob("figures/*")]
     return {path.name: path.read_bytes() for path in files}
@@ -127,10 +125,10 @@ def test_default_folders_are_never_shared(
     assert "03-04-05-" in done.out and not list(tmp_path.iterdir())
     for _ in range(2):
         assert patchcore("train", *settings(root, tmp_path)).code == 0
-        assert patchcore("train", "-m", *settings(root, tmp_path, "seed=0,1")).code == 0
+        assert patchcore("train", "-m", *settings(root, tmp_path, "seed=0")).code == 0
     assert len(list(tmp_path.glob("outputs/2026-01-02/03-04-05-*/metrics.json"))) == 2
     assert len(list(tmp_path.glob("multirun/2026-01-02/03-04-05-*"))) == 2
-    assert len(list(tmp_path.glob("multirun/*/*/[01]/metrics.json"))) == 4
+    assert len(list(tmp_path.glob("multirun/*/*/0/metrics.json"))) == 2
 
 
 @pytest.mark.parametrize("case", ["a file", "below a file", "too long"])

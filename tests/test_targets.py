@@ -1,4 +1,4 @@
-"""What settings files from elsewhere may make `patchcore train` call."""
+"""Settings files from elsewhere: the calls that they may have `patchcore train` make."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ from hydra.core.plugins import Plugins
 
 from patchcore.commands import targets
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.groups import register
 from patchcore.commands.mistakes import explain
 from patchcore.commands.targets import build, check_targets, guard
 from patchcore.errors import InputError
@@ -24,7 +23,6 @@ CSV = "pytorch_lightning.loggers.CSVLogger"
 @pytest.fixture(autouse=True)
 def command_line() -> Iterator[None]:
     """Nothing is typed unless the test says so; Hydra's sources are put back."""
-    register()
     Plugins.instance()  # registers the sources
     types = SourcesRegistry.instance().types
     before = dict(types)
@@ -128,7 +126,7 @@ BAD = {
 
 
 def told(folder: Path, content: str, header: str = "_global_", group: str = "experiment") -> str:
-    """What is said of an experiment file of somebody else."""
+    """Message about an experiment file of somebody else."""
     path = folder / group / "theirs.yaml"
     path.parent.mkdir(parents=True)
     path.write_text(f"# @package {header}\n{content}")

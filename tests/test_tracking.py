@@ -1,4 +1,4 @@
-"""What the trackers hold after a multirun, read back from their files."""
+"""Contents of the trackers after a multirun, read back from their files."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import json
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from patchcore.cache import Store
 from patchcore.commands.names import name_of
 from patchcore.commands.targets import build
 from patchcore.errors import InputError
 from patchcore.tracking import tracking
 from tests.images import write_mvtec
 from tests.run_folders import write_run
-from tests.runs import TINY, Outcome, installed, patchcore
+from tests.runs import TINY, patchcore
 
 XDG = {f"XDG_{name}_HOME": "" for name in ("CACHE", "CONFIG", "DATA")}
 
@@ -107,32 +108,58 @@ def finished_run(folder: Path) -> Tracked:
     return tracked
 
 
-def sweep(folder: Path, *overrides: str) -> tuple[Outcome, list[Path]]:
-    """A multirun of the installed command and its jobs' folders."""
-    root = folder / "data"
-    if not root.exists():
-        write_mvtec(root, (40, 36))
-    data = ["data=mvtec", f"data.root={root}", "data.category=nut"]
-    where = folder / "sweeps" / "today" / "now"
-    done = installed(
-        *("train", "--multirun", *TINY, *data, *overrides, f"hydra.sweep.dir={where}"),
-        cwd=folder,
-        env={"WANDB_MODE": "offline", "HOME": str(folder), **XDG},
-    )
-    return done, sorted(where.glob("[0-9]"))
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A multirun of two jobs by the launcher of a name, in a home of its own; its folder."""
+    known: dict[str, Path] = {}
+
+    def get(launcher: str) -> Path:
+        if launcher in known:
+            return known[launcher]
+        folder = tmp_path_factory.mktemp(launcher)
+        write_mvtec(folder / "data", (40, 36))
+        data = ["data=mvtec", f"data.root={folder / 'data'}", "data.category=nut"]
+        chosen = [f"hydra/launcher={launcher}"]
+        chosen += ["hydra.launcher.n_jobs=2"] if launcher == "processes" else []
+        where = folder / "sweeps/today/now"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            for name, value in {"WANDB_MODE": "offline", "HOME": str(folder), **XDG}.items():
+                patch.setenv(name, value)
+            done = patchcore(
+                *("train", "--multirun", *TINY, *data, *chosen, "logger=wandb"),
+                *("coreset.ratio=0.25,0.5", f"hydra.sweep.dir={where}"),
+            )
+        assert done.code == 0, done.err
+        assert sorted(path.name for path in where.glob("[0-9]*")) == ["0", "1"]
+        known[launcher] = where
+        return where
+
+    return get
 
 
-@pytest.fixture(scope="module", params=["basic", "joblib"])
-def jobs(request: Any, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, Tracked]]:
+@pytest.fixture(scope="module", params=["basic", "processes"])
+def jobs(request: Any, sweeps: Callable[[str], Path]) -> list[tuple[Path, Tracked]]:
     """Folder and W&B run of each of two jobs."""
-    folder = tmp_path_factory.mktemp(request.param)
-    launcher = [f"hydra/launcher={request.param}"]
-    if request.param == "joblib":
-        launcher.append("hydra.launcher.n_jobs=2")
-    done, folders = sweep(folder, *launcher, "logger=wandb", "coreset.ratio=0.25,0.5")
-    assert done.code == 0, done.err
-    assert [path.name for path in folders] == ["0", "1"]
-    return [(path, finished_run(path)) for path in folders]
+    folder = sweeps(request.param)
+    return [(path, finished_run(path)) for path in (folder / "0", folder / "1")]
+
+
+def test_jobs_in_processes_of_their_own_find_the_same(sweeps: Callable[[str], Path]) -> None:
+    """Both begin with one cache, which is empty."""
+
+    def found(folder: Path) -> dict[str, Any]:
+        record = json.loads((folder / "metrics.json").read_text())
+        return {key: value for key, value in record.items() if key != "seconds"}
+
+    one, other = sweeps("basic"), sweeps("processes")
+    for name in ("0", "1"):
+        assert found(one / name) == found(other / name)
+    caches = [
+        {entry.key for entry in Store(path.parents[2] / ".cache/patchcore/features").entries()}
+        for path in (one, other)
+    ]
+    assert caches[0] == caches[1] != set()
 
 
 def test_a_multirun_makes_separate_closed_runs_in_one_group(
@@ -213,7 +240,6 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return [*TINY, *data, "logger=[wandb,csv]", f"hydra.run.dir={tmp_path / 'run'}"]
 
 
-@pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
 def test_a_failed_run_is_closed_as_failed(offline: list[str], tmp_path: Path) -> None:
     culprit = tmp_path / "nut/train/good/000.png"
     culprit.write_bytes(b"no image")
@@ -224,7 +250,6 @@ def test_a_failed_run_is_closed_as_failed(offline: list[str], tmp_path: Path) ->
     assert os.environ["WANDB_MODE"] == "offline" and "WANDB_DATA_DIR" not in os.environ
 
 
-@pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
 def test_nothing_is_opened_for_a_run_that_never_starts(offline: list[str], tmp_path: Path) -> None:
     done = patchcore("train", *offline, "trainer.accelerator=abacus")
     assert done.code == 1 and "error: trainer: " in done.err
@@ -235,7 +260,7 @@ def test_an_ensemble_is_one_run_with_its_members_in_the_summary(
     offline: list[str], tmp_path: Path
 ) -> None:
     members = "ensemble.members=[{},{layers:{names:['1']}}]"
-    done = installed("train", *offline, members, cwd=tmp_path)  # its end closes the file
+    done = patchcore("train", *offline, members)
     assert done.code == 0, done.err
     tracked = finished_run(tmp_path / "run")
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())

@@ -87,7 +87,7 @@ def compare(features: Tensor, config: GreedyConfig, repeats: int) -> list[dict[s
 
 
 def scaling(features: Tensor, config: GreedyConfig, repeats: int) -> list[dict[str, Any]]:
-    """Ours over N and M, and the exponents of N and M fitted to the times."""
+    """Times of this project over N and M, with the exponents of N and M fitted to them."""
     points = project(features, config)
     results: list[dict[str, Any]] = []
     for n in (len(points) // 4, len(points) // 2, len(points)):
@@ -120,7 +120,7 @@ def plain(points: Tensor, count: int, first: int) -> Tensor:
 
 
 def product(points: Tensor, chosen: Tensor) -> None:
-    """As many multiplications as the update of all points by all picks needs, and nothing else."""
+    """Multiply as often as the update of all points by all picks needs, and do nothing else."""
     rows = 2048 if points.device.type == "cpu" else 16384
     out = points.new_empty(rows, len(chosen))
     for some in points.split(rows):

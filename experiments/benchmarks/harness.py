@@ -1,4 +1,4 @@
-"""What every benchmark shares: timing, one table, one JSON file."""
+"""Parts that all benchmarks share: timing, one table, one JSON file."""
 
 import argparse
 import json

@@ -40,7 +40,7 @@ def ours(maps: Tensor, masks: Tensor, batch: int = 8) -> Values:
 def curve_values(
     fpr: np.ndarray, tpr: np.ndarray, pro: np.ndarray, precision: np.ndarray
 ) -> Values:
-    """From points that start at (0, 0), one for each threshold."""
+    """Metrics from the points of the curves, which start at (0, 0), one for each threshold."""
     inside = int((fpr <= LIMIT).sum())
     x = np.append(fpr[:inside], LIMIT)
     y = np.append(pro[:inside], np.interp(LIMIT, fpr, pro))

@@ -105,7 +105,7 @@ def run(options: argparse.Namespace, base: Path, folder: Path, *overrides: str) 
 
 
 def difference(base: Path, options: argparse.Namespace) -> float:
-    """Of any metric of any point, between the ratio curves and the separate jobs."""
+    """Largest difference of any metric between the ratio curves and the separate jobs."""
     jobs = iter(sorted(base.glob("multirun/*/metrics.json"), key=lambda p: int(p.parent.name)))
     worst = 0.0
     for number in range(len(options.sizes)):

@@ -131,7 +131,7 @@ def trunk(
 
 
 def patch_description() -> Student:
-    """After EfficientAD's: pooling instead of strides, few layers, a small receptive field."""
+    """Network like EfficientAD's: pooling for strides, few layers, a small receptive field."""
     layer1 = nn.Sequential(Plain(3, 32, 4, 2), nn.AvgPool2d(2), Plain(32, 64))
     stage2 = nn.Sequential(nn.AvgPool2d(2), Plain(64, 128))
     stage3 = nn.Sequential(nn.AvgPool2d(2), Plain(128, 256))

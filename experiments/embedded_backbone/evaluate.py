@@ -1,4 +1,4 @@
-"""What designs are chosen on: unexplained variance, and PatchCore on generated defects.
+"""Figures that designs are chosen by: unexplained variance, and PatchCore on generated defects.
 
     python -m experiments.embedded_backbone.evaluate FILE FILE
 
@@ -108,7 +108,7 @@ def auroc(scores: Tensor, labels: Tensor) -> float:
 def unexplained(
     student: Network, teacher: Network, photos: Pool | None, device: torch.device, count: int
 ) -> Unexplained:
-    """On `count` held-out images: crops of `photos`, or procedural scenes where it is None."""
+    """Unexplained variance on `count` held-out crops of `photos`; on procedural scenes if None."""
     generator = torch.Generator(device).manual_seed(1_000_003)
     error = [0.0, 0.0]
     sums: list[list[Tensor]] = [[], []]

@@ -74,7 +74,7 @@ def network(run: RunFolder) -> str:
 
 
 def row_of(run: RunFolder, keys: tuple[str, ...]) -> Row:
-    """What tells the run's row from others."""
+    """Values of `keys` in a run, which tell its row from others."""
     values = {**run.settings, **run.choices, "network": network(run)}
     return tuple(show(values.get(key)) for key in keys)
 
@@ -132,7 +132,7 @@ def _text(metric: str, value: Summary) -> str:
 
 
 def _difference(these: dict[int, RunFolder], those: dict[int, RunFolder]) -> str:
-    """Of the seeds that both have, in points."""
+    """Mean difference over the seeds that both have, in points."""
     both = sorted(these.keys() & those.keys())
     if not both:
         return ""
