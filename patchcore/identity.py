@@ -63,6 +63,7 @@ RUNNING = (
     f"{PACKAGE}.commands.composed",
     f"{PACKAGE}.config",
     f"{PACKAGE}.commands.train",
+    f"{PACKAGE}.keeping",
     f"{PACKAGE}.report.run",
     f"{PACKAGE}.runner",
 )

@@ -102,7 +102,7 @@ class Settings:
 
 
 def plain(value: Any) -> Any:
-    """Return settings as plain values, as config.yaml holds them."""
+    """Return settings as plain values: dataclasses as mappings, tuples as lists, enums as names."""
     if is_dataclass(value):
         return {option.name: plain(getattr(value, option.name)) for option in fields(value)}
     if isinstance(value, Mapping):
