@@ -13,6 +13,7 @@ from importlib import import_module
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from patchcore.artifact import load as load
     from patchcore.backbones import BackboneConfig, LayersConfig
     from patchcore.coreset import (
         AllConfig,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     )
     from patchcore.errors import InputError
     from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, TorchIndexConfig
+    from patchcore.inspector import Inspector as Inspector
     from patchcore.methods import Padim, PadimConfig, Spade, SpadeConfig
     from patchcore.methods.detector import Prediction
     from patchcore.methods.ensemble import Ensemble
@@ -57,6 +59,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "patchcore.artifact": "load",
     "patchcore.backbones": "BackboneConfig LayersConfig",
     "patchcore.config": "Config",
     "patchcore.runner": "run",
@@ -64,6 +67,7 @@ _HOMES = {
     "patchcore.coreset": "AllConfig ApproximateConfig GreedyConfig LearnedConfig RandomConfig",
     "patchcore.methods.ensemble": "Ensemble",
     "patchcore.errors": "InputError",
+    "patchcore.inspector": "Inspector",
     "patchcore.index": "FaissFlatConfig FaissIVFPQConfig TorchIndexConfig",
     "patchcore.methods.detector": "Prediction",
     "patchcore.methods.patchcore": "PatchCore",
@@ -71,7 +75,7 @@ _HOMES = {
     "patchcore.patches": "PatchConfig",
     "patchcore.scoring": "ScoringConfig",
 }
-"""Where each name is from: {module: names}. What `__all__` leaves out imports Lightning."""
+"""Where each name is from: {module: names}. What `__all__` leaves out imports more than torch."""
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 

@@ -10,8 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from enum import Enum
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -57,6 +56,7 @@ from patchcore.resume import (
     write_provenance,
 )
 from patchcore.runfolder import METRICS, RunFolder
+from patchcore.settings import plain
 from patchcore.switches import asked_precision
 from patchcore.tracking import tracker_named, tracking
 
@@ -372,17 +372,6 @@ def construct(key: str, settings: Mapping[str, Any], **more: Any) -> Any:
         return getattr(import_module(module), name)(**arguments)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{key}: {' '.join(str(error).split())}") from error
-
-
-def plain(value: Any) -> Any:
-    """Return settings as plain values, as config.yaml holds them."""
-    if is_dataclass(value):
-        return {option.name: plain(getattr(value, option.name)) for option in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return value.name if isinstance(value, Enum) else value
 
 
 def _moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[str, Any]:

@@ -85,6 +85,17 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def plain(value: Any) -> Any:
+    """Return settings as plain values: dataclasses as mappings, tuples as lists, enums as names."""
+    if is_dataclass(value):
+        return {option.name: plain(getattr(value, option.name)) for option in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value.name if isinstance(value, Enum) else value
+
+
 def allowed_range(option: Field[Any]) -> str:
     """Return the range of a setting in words that follow "must be"; empty if it has none.
 

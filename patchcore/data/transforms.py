@@ -191,9 +191,13 @@ def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) 
 
 def build_normalisation(image: ImageConfig) -> Normalisation:
     """From pixels (H, W, 3) uint8 to the network's input (3, H, W) float32."""
-    mean = np.float32(255) * np.array(image.mean, np.float32)
-    scale = np.reciprocal(np.float32(255) * np.array(image.std, np.float32))
-    return partial(_normalise, mean, scale)
+    return partial(_normalise, *offset_and_scale(image))
+
+
+def offset_and_scale(image: ImageConfig) -> tuple[Channels, Channels]:
+    """Offset and scale, (3,) each: the network's input is (pixels − offset) · scale, float32."""
+    offset = np.float32(255) * np.array(image.mean, np.float32)
+    return offset, np.reciprocal(np.float32(255) * np.array(image.std, np.float32))
 
 
 def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) -> Transform:
@@ -233,10 +237,10 @@ def _prepare(
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)  # (H', W', 3), (H', W')
 
 
-def _normalise(mean: Channels, scale: Channels, pixels: Pixels) -> torch.Tensor:
+def _normalise(offset: Channels, scale: Channels, pixels: Pixels) -> torch.Tensor:
     height, width = pixels.shape[:2]
     rows = pixels.reshape(height, width * 3)  # NumPy is slow along an axis of 3
-    values = rows - np.tile(mean, width)
+    values = rows - np.tile(offset, width)
     values *= np.tile(scale, width)
     return torch.from_numpy(values.reshape(height, width, 3)).permute(2, 0, 1)  # (3, H, W)
 

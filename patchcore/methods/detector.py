@@ -12,16 +12,17 @@ a mask of the positions that count. So is that of `memories`. A method that trai
 `optimizer`, and a `loss` of the features of each batch.
 """
 
-import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
@@ -29,6 +30,7 @@ from patchcore.coreset import SAMPLERS, AllConfig, CoresetConfig
 from patchcore.errors import InputError
 from patchcore.index import INDEXES, IndexConfig, TorchIndexConfig
 from patchcore.methods.scale import Scale, ScaleConfig
+from patchcore.methods.stateful import Stateful
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 
@@ -132,77 +134,6 @@ class Fitting:
         self.seconds[name] = time.perf_counter() - start
 
 
-class Stateful(nn.Module):
-    """A module with a memory, whose state dict, copies and casts keep what it has learnt.
-
-    A state dict loads into a module of the same settings, whatever the size of its memory: it
-    holds what `remembered` gives too, and is refused where settings differ that the memory
-    depends on. Buffers keep their dtype when the module is cast, so that a network in half
-    precision searches a memory in float32.
-
-    Attributes:
-        made_again: Names of attributes that are made from the memory where they are None; they are
-            neither copied nor pickled.
-    """
-
-    made_again: tuple[str, ...] = ()
-
-    def settings(self) -> dict[str, Any]:
-        """Settings that the memory depends on, as plain values."""
-        return {}
-
-    def remembered(self) -> dict[str, Any]:
-        """Further values that the state holds, as plain values: see `remember`."""
-        return {}
-
-    def remember(self, values: dict[str, Any]) -> None:
-        """Take over the values of `remembered`, once a state has been loaded."""
-
-    def get_extra_state(self) -> Tensor:
-        """Settings and further values as JSON in bytes (n,): a tensor, as all of a state dict."""
-        values = json.dumps({"settings": self.settings(), "values": self.remembered()})
-        return torch.frombuffer(bytearray(values.encode()), dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Called by `load_state_dict`."""
-        self.remember(_unpacked(state)["values"])
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        state = state_dict.get(f"{prefix}_extra_state")
-        if state is not None:
-            theirs, ours = _unpacked(state)["settings"], self.settings()
-            for key in ours | theirs:
-                if theirs.get(key) != ours.get(key):
-                    raise InputError(
-                        f"the state is of a model with {key}={theirs.get(key)}, but this one has "
-                        f"{key}={ours.get(key)}: build it with the same settings"
-                    )
-        for name, buffer in self._buffers.items():
-            loaded = state_dict.get(prefix + name)
-            if buffer is None or not isinstance(loaded, Tensor) or loaded.ndim != buffer.ndim:
-                continue
-            if loaded.shape != buffer.shape and loaded.shape[-1] == buffer.shape[-1]:
-                self._buffers[name] = buffer.new_empty(loaded.shape)
-        for name in self.made_again:
-            setattr(self, name, None)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            after = self._buffers[name]
-            if buffer is not None and after is not None and after.dtype != buffer.dtype:
-                self._buffers[name] = buffer.to(after.device)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For `copy` and `pickle`."""
-        return {**self.__dict__, **dict.fromkeys(self.made_again)}
-
-
 class Method(Stateful, ABC):
     """Any method, whatever its images pass through.
 
@@ -237,6 +168,33 @@ class Method(Stateful, ABC):
     def memory_bytes(self) -> int:
         """Size of all that is kept of the nominal images."""
         return sum(memory.nbytes for memory in self.memories.values())
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        image: Any = None,
+        decision: Any = None,
+        details: Mapping[str, Any] | None = None,
+        weights: bool = False,
+    ) -> None:
+        """Keep the fitted model as an artifact, which `patchcore.load` reads.
+
+        Args:
+            folder: Made; an artifact that is there already is replaced.
+            image: The `ImageConfig` of its images, or one for each member of an ensemble; by
+                default the paper's size and crop with the network's mean and standard deviation.
+            decision: The `Decision` that goes with it.
+            details: More to keep, as plain values: data, metrics, lineage, ….
+            weights: Whether the networks' weights are kept inside.
+
+        Raises:
+            InputError: The model is not fitted, or the folder cannot be written.
+        """
+        # By its name, so that fingerprints of runs do not follow it: keeping changes no result.
+        artifact = import_module("patchcore.artifact")
+        inspector = artifact.Inspector(self, image, decision, dict(details or {}))
+        artifact.save(inspector, folder, weights=weights)
 
 
 class Detector(Method):
@@ -389,12 +347,6 @@ def _choice(settings: Any) -> str:
     """Name of a coreset's or an index's settings in their registry."""
     kinds: dict[str, type] = {**SAMPLERS, **INDEXES}
     return next((name for name, kind in kinds.items() if type(settings) is kind), "this")
-
-
-def _unpacked(state: Tensor) -> dict[str, Any]:
-    """Content of `Stateful.get_extra_state`."""
-    values: dict[str, Any] = json.loads(bytes(state.tolist()))
-    return values
 
 
 class FeatureBuffer:

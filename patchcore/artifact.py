@@ -1,0 +1,481 @@
+"""A fitted model on disk: a folder of safetensors and one YAML file, which `load` reads anywhere.
+
+What an artifact holds
+----------------------
+
+`artifact.yaml`, whose first line is the SHA-256 of all that follows it:
+
+- `format`: number of this layout; a program refuses those that are newer than its own.
+- `members`: for a single model one, for an ensemble one each. `settings` are those of `Parts`, with
+  the registered names of method, coreset and index in `kind`; `image` are those of the network's
+  input; `network` names the weights' digest, dtype, layers and, where they are inside, their file.
+- `scale`: how an ensemble's scales were measured; null for other models.
+- `precision`: of the Trainer that fitted the model.
+- `decision`: threshold and calibration, null without; its nominal scores are in a file.
+- `files`: size and SHA-256 of every other file.
+- `data`, `metrics`, `versions`, `lineage` and whatever else was given as details. `lineage` lists
+  what made the model, first `fit`, then each `extend`.
+
+`model.safetensors` holds the state of the model without its networks: memories in their own dtype,
+and what a method has learnt. `weights.safetensors` holds the network as far as it is used, if that
+was asked for (`weights_1.safetensors`, … for the members of an ensemble); otherwise `load` finds
+the weights as a run does (`backbone.weights`), and compares their digest. `decision.safetensors`
+holds the decision's nominal scores.
+
+Every byte is covered by a digest, so that no damaged artifact gives an answer. Nothing is pickled.
+The digests are against accidents: whoever can write to the folder can change them, too.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
+from patchcore.coreset import SAMPLERS
+from patchcore.data.transforms import ImageConfig
+from patchcore.digests import tensors_digest
+from patchcore.errors import InputError
+from patchcore.identity import LIBRARIES, versions
+from patchcore.index import INDEXES
+from patchcore.inspector import Inspector
+from patchcore.methods import METHODS, Detector, Parts, build_detector
+from patchcore.methods.detector import Method
+from patchcore.methods.ensemble import Ensemble
+from patchcore.methods.scale import ScaleConfig
+from patchcore.patches import PatchConfig
+from patchcore.scoring import ScoringConfig
+from patchcore.settings import plain
+
+FORMAT = 1
+DESCRIPTION, MODEL, DECISION = "artifact.yaml", "model.safetensors", "decision.safetensors"
+LARGEST_DESCRIPTION = 1 << 26  # bytes; a larger file is none of ours
+_OWN_FILE = re.compile(r"(artifact\.yaml|(model|decision|weights(_\d+)?)\.safetensors)")
+_REGISTRIES: dict[str, Mapping[str, type]] = {
+    "method": METHODS,
+    "coreset": SAMPLERS,
+    "index": INDEXES,
+}
+_SETTINGS: dict[str, type] = {
+    "backbone": BackboneConfig,
+    "layers": LayersConfig,
+    "patch": PatchConfig,
+    "scoring": ScoringConfig,
+}
+_MADE = ("format", "members", "scale", "precision", "decision", "files")
+"""Keys of artifact.yaml that follow from the model; the others are an inspector's `details`."""
+
+
+def save(inspector: Inspector, folder: str | Path, *, weights: bool = False) -> None:
+    """Write an artifact, all at once; one that is there already is replaced when this is complete.
+
+    Args:
+        inspector: Its model is fitted. What `details` lack of `versions` and `lineage` is added.
+        folder: Made with its parents; nothing else may be in it.
+        weights: Whether the networks' weights are kept inside.
+
+    Raises:
+        InputError: The model is not fitted or of no registered kind, the details are no plain
+            values, the folder holds something else or cannot be written.
+    """
+    folder = Path(folder).absolute()
+    description, tensors = _described(inspector, weights)
+    new = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.part")
+    try:
+        _check_replaceable(folder)
+        new.mkdir(parents=True)
+        try:
+            for name, content in tensors.items():
+                save_file(content, new / name)
+                description["files"][name] = _measured(new / name)
+                _flush(new / name)
+            _write(new / DESCRIPTION, _signed(description, folder))
+            _flush(new)
+            _put(new, folder)
+        except BaseException:  # Ctrl-C too
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{folder}: the artifact cannot be written ({reason})") from error
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
+    """Read an artifact, ready to score on `device`.
+
+    No training data is needed, and no network where the weights are inside or local.
+
+    Raises:
+        InputError: Begins with the file. It is missing, damaged, of a newer format or no artifact,
+            the weights are not to be had or not those of the artifact, or there is no such device.
+    """
+    folder = Path(folder)
+    place = _device(device)
+    path = folder / DESCRIPTION
+    description = read_description(folder)
+    _check_files(folder, description)
+    try:
+        members = [_built(folder, member) for member in description["members"]]
+        images = [_settings(ImageConfig, member["image"]) for member in description["members"]]
+        model: Method
+        if description["scale"] is None:
+            (model,) = members
+        else:
+            model = Ensemble(members, _settings(ScaleConfig, description["scale"]))
+        _restore(model, _read_tensors(folder, MODEL, description))
+        decision = _read_decision(folder, description)
+        details = {key: description[key] for key in description if key not in _MADE}
+        precision = str(description["precision"])
+    except InputError:
+        raise
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{path}: holds settings that this version lacks ({reason})") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: is not understood ({type(error).__name__}: {reason})") from error
+    return Inspector(model.to(place), images, decision, details, precision)
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the contents of artifact.yaml, once they are known to be undamaged.
+
+    Raises:
+        InputError: Begins with the file: it is missing, damaged, of a newer format, or none.
+    """
+    path = Path(folder) / DESCRIPTION
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= LARGEST_DESCRIPTION else b""
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{folder}: is no artifact, for {_advice(Path(folder))}") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    first, _, body = data.partition(b"\n")
+    if not first.startswith(_MARK):
+        raise InputError(f"{path}: is damaged, or no artifact's: its first line is another")
+    if data != _with_digest(body):
+        raise InputError(f"{path}: is damaged or was edited: its digest is another")
+    try:
+        found = yaml.safe_load(body)
+        number = found["format"]
+    except (yaml.YAMLError, UnicodeError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: is not understood ({type(error).__name__})") from error
+    if not isinstance(number, int) or number > FORMAT:
+        raise InputError(
+            f"{path}: is of format {number}, and this version reads up to {FORMAT}: install a "
+            "newer patchcore"
+        )
+    return dict(found)
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Return the contents of artifact.yaml, once all files are known to be undamaged.
+
+    Raises:
+        InputError: See `load`.
+    """
+    description = read_description(folder)
+    _check_files(Path(folder), description)
+    return description
+
+
+# --- what is written --------------------------------------------------------------------------
+
+
+def _described(
+    inspector: Inspector, weights: bool
+) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """Content of artifact.yaml, without the files' digests, and the tensors of every file."""
+    model, members = inspector.model, inspector.members
+    scaled = not isinstance(model, Ensemble) or model.scales
+    if not scaled or not all(member.memory_patches for member in members):
+        raise InputError("the model is not fitted: call fit with nominal images before save")
+    own = _network_keys(model)
+    state = {key: x for key, x in model.state_dict().items() if not key.startswith(own)}
+    tensors = {MODEL: {key: _packed(x) for key, x in state.items()}}
+    described = []
+    for number, (member, image) in enumerate(zip(members, inspector.images, strict=True), 1):
+        network, file = member.backbone.network, None
+        if weights:
+            file = "weights.safetensors" if len(members) == 1 else f"weights_{number}.safetensors"
+            tensors[file] = {key: _packed(x) for key, x in network.state_dict().items()}
+        described.append(
+            {
+                "settings": _plain_parts(member.parts),
+                "image": plain(image),
+                "network": {
+                    "layers": list(member.backbone.layers),
+                    "dtype": str(next(network.parameters()).dtype).removeprefix("torch."),
+                    "digest": _network_digest(network),
+                    "file": file,
+                },
+            }
+        )
+    decision = inspector.decision
+    if decision is not None:
+        tensors[DECISION] = {"scores": _packed(decision.scores)}
+    made: dict[str, Any] = {
+        "format": FORMAT,
+        "members": described,
+        "scale": plain(model.config) if isinstance(model, Ensemble) else None,
+        "precision": inspector.precision,
+        "decision": None if decision is None else plain(decision.values()),
+        "files": {},
+    }
+    libraries = ("patchcore", "safetensors", *LIBRARIES)
+    given = {key: value for key, value in inspector.details.items() if key not in _MADE}
+    usual = {"data": {}, "metrics": {}, "versions": versions(libraries), "lineage": [step("fit")]}
+    return {**made, **plain({**usual, **given})}, tensors
+
+
+def step(name: str, **more: Any) -> dict[str, Any]:
+    """Return an entry of a lineage: what was done, when, and more that it followed from."""
+    return {"step": name, "time": datetime.now(UTC).isoformat(timespec="seconds"), **more}
+
+
+def _plain_parts(parts: Parts) -> dict[str, Any]:
+    """Settings of a detector as plain values; a file of weights by its full path."""
+    found = {}
+    for option in fields(parts):
+        settings = getattr(parts, option.name)
+        found[option.name] = plain(settings)
+        if (registry := _REGISTRIES.get(option.name)) is not None:
+            kinds = [name for name, kind in registry.items() if type(settings) is kind]
+            if not kinds:
+                raise InputError(
+                    f"{option.name}: {type(settings).__name__} is not registered, so that nobody "
+                    "could load it: see CONTRIBUTING.md"
+                )
+            found[option.name] = {"kind": kinds[0], **found[option.name]}
+    weights = parts.backbone.resolved()
+    if Path(weights).is_file():
+        weights = str(Path(weights).resolve())
+    found["backbone"]["weights"] = weights
+    return found
+
+
+def _network_keys(model: Method) -> tuple[str, ...]:
+    """Beginnings of the keys that a model's networks have in its state dict."""
+    named = model.named_modules()
+    return tuple(f"{name}." for name, module in named if isinstance(module, Backbone))
+
+
+def _network_digest(network: nn.Module) -> str:
+    """Digest of a network's weights; counters, which only training reads, are left out."""
+    state = network.state_dict().items()
+    return tensors_digest((key, x) for key, x in state if not key.endswith("num_batches_tracked"))
+
+
+def _packed(x: Tensor) -> Tensor:
+    """A tensor as safetensors can hold it: on the CPU, in order, sharing nothing."""
+    return x.detach().cpu().contiguous().clone()
+
+
+def _signed(description: dict[str, Any], folder: Path) -> bytes:
+    try:
+        text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True, width=100)
+        return _with_digest(text.encode())
+    except (yaml.YAMLError, UnicodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder}: details must be plain values ({reason})") from error
+
+
+_MARK = b"# patchcore artifact; SHA-256 of what follows this line: "
+
+
+def _with_digest(body: bytes) -> bytes:
+    return _MARK + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Put back what a killed `save` had moved aside; refuse a folder with other things in it."""
+    if not folder.exists() and _aside(folder).exists():
+        _aside(folder).rename(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file: give a folder for the artifact")
+    others = sorted(name for name in os.listdir(folder) if not _OWN_FILE.fullmatch(name))
+    if others:
+        raise InputError(
+            f"{folder}: holds {others[0]!r}, which is no artifact's: give another folder"
+        )
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; what is there is moved aside first, and removed afterwards."""
+    aside = _aside(folder)
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if not folder.exists() and aside.exists():
+            aside.rename(folder)
+        raise
+    _flush(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(path: Path) -> None:
+    """Make sure that a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": found}
+
+
+# --- what is read -----------------------------------------------------------------------------
+
+
+def _advice(folder: Path) -> str:
+    """Why a folder is no artifact, and where one may be."""
+    if _aside(folder.absolute()).is_dir():
+        return f"a save was killed; the earlier artifact is {_aside(folder.absolute())}: rename it"
+    if (folder / "artifact" / DESCRIPTION).is_file():
+        return f"it is a run's folder: give {folder / 'artifact'}"
+    if not folder.is_dir():
+        return "there is no such folder"
+    return f"it has no {DESCRIPTION}: give a folder that save or artifact=true has made"
+
+
+def _check_files(folder: Path, description: dict[str, Any]) -> None:
+    """Refuse an artifact unless all of its files are there, whole and unchanged."""
+    for name, expected in description["files"].items():
+        path = folder / str(name)
+        try:
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                raise InputError(f"{path}: is damaged: it has {size} bytes of {expected['bytes']}")
+            found = _measured(path)
+        except FileNotFoundError:
+            raise InputError(f"{path}: is missing from the artifact") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        if found != expected:
+            raise InputError(f"{path}: is damaged: its SHA-256 is another")
+
+
+def _read_tensors(folder: Path, name: str, description: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file, of the very bytes that its digest is of."""
+    path = folder / name
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != description["files"][name]["sha256"]:
+            raise InputError(f"{path}: is damaged: its SHA-256 is another")
+        return load_tensors(data)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except SafetensorError as error:
+        raise InputError(f"{path}: holds no tensors ({error})") from error
+
+
+def _built(folder: Path, member: dict[str, Any]) -> Detector:
+    """A detector with its network, without its memory."""
+    parts, network = _parts(member["settings"]), member["network"]
+    inside = network["file"]
+    backbone = parts.backbone
+    if inside is not None:
+        backbone = replace(backbone, weights=str(folder / inside))
+    try:
+        detector = build_detector(replace(parts, backbone=backbone))
+    except InputError as error:
+        way = "" if inside else "; its weights are not inside: save it with artifact.weights=true"
+        raise InputError(f"{folder / DESCRIPTION}: {error}{way}") from error
+    detector.parts = parts
+    detector.to(getattr(torch, network["dtype"]))
+    found = _network_digest(detector.backbone.network)
+    if found != network["digest"] or detector.backbone.layers != network["layers"]:
+        raise InputError(
+            f"{folder / (inside or DESCRIPTION)}: the weights {backbone.weights} of "
+            f"{backbone.name} are not those that the model was fitted with: bring those back, or "
+            "fit again"
+        )
+    return detector
+
+
+def _parts(settings: Mapping[str, Any]) -> Parts:
+    """Inverse of `_plain_parts`."""
+    found = {}
+    for key, values in settings.items():
+        kind = _SETTINGS.get(key)
+        if key in _REGISTRIES:
+            values = dict(values)
+            name = values.pop("kind")
+            if name not in _REGISTRIES[key]:
+                raise InputError(
+                    f"{DESCRIPTION}: {key}={name} is not known to this version: install or import "
+                    "what registers it"
+                )
+            kind = _REGISTRIES[key][name]
+        if kind is None:
+            raise ValueError(f"settings of {key}")
+        found[key] = _settings(kind, values)
+    return Parts(**found)
+
+
+def _settings(kind: type, values: Any) -> Any:
+    """Settings of a class from plain values."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+
+
+def _restore(model: Method, state: dict[str, Tensor]) -> None:
+    """Give a model the state that was kept of it, in its own dtypes."""
+    left, unknown = model.load_state_dict(state, strict=False, assign=True)
+    left = [key for key in left if not key.startswith(_network_keys(model))]
+    if left or unknown:
+        raise ValueError(f"{MODEL}: the state lacks {left} and has {unknown}")
+
+
+def _read_decision(folder: Path, description: dict[str, Any]) -> Any:
+    values = description["decision"]
+    if values is None:
+        return None
+    scores = _read_tensors(folder, DECISION, description)["scores"]
+    return import_module("patchcore.decision").Decision.of_values(values, scores)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"device: {device} is not to be had here ({reason})") from error
+    return place

@@ -1,0 +1,205 @@
+"""A fitted model with all that it takes to inspect an image, from pixels to a map in its own size.
+
+pixels of a file → prepare → score → place
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchcore.data.transforms import ImageConfig, Pixels, build_preparation, offset_and_scale
+from patchcore.errors import InputError
+from patchcore.methods.detector import Detector, Method, Prediction
+from patchcore.methods.ensemble import Ensemble
+
+AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+"""Dtypes of the Trainer's precisions under which a network's dtype is not that of its weights."""
+
+
+def normalised(batch: Tensor, image: ImageConfig) -> Tensor:
+    """The network's input (B, 3, h, w) float32 of pixels (B, h, w, 3) uint8.
+
+    Equal to `patchcore.data.transforms.build_normalisation` bit for bit.
+    """
+    offset, scale = (torch.from_numpy(x).to(batch.device) for x in offset_and_scale(image))
+    return ((batch.float() - offset) * scale).permute(0, 3, 1, 2)
+
+
+def placed(
+    values: NDArray[np.float32], size: tuple[int, int], image: ImageConfig
+) -> NDArray[np.float32]:
+    """A map of the network's input in the pixels of the image that this was made from.
+
+    Pixels take the map at their centre, bilinearly; at its edge the nearest value.
+
+    Args:
+        values: (h, w) map.
+        size: (H, W) of the image.
+        image: How the input was made from it.
+
+    Returns:
+        (H, W), NaN where the crop has left the image out.
+
+    Raises:
+        InputError: The map is not of the size that such an image gets.
+    """
+    resized = image.resized(*size)
+    try:
+        kept = image.kept(*resized)
+    except ValueError as error:
+        raise InputError(f"image.crop: {error}") from None
+    expected = tuple(side.stop - side.start for side in kept)
+    if values.shape != expected:
+        raise InputError(
+            f"the map has {values.shape} values, but an image of {size} gets {expected}: give the "
+            "size (height, width) of the image that it was made from"
+        )
+    rows, top, bottom, down = _along(size[0], resized[0], kept[0])
+    columns, left, right, across = _along(size[1], resized[1], kept[1])
+    tall = values[top] * (1 - down[:, None]) + values[bottom] * down[:, None]  # (H seen, w)
+    found = np.full(size, np.nan, np.float32)
+    found[rows, columns] = tall[:, left] * (1 - across) + tall[:, right] * across
+    return found
+
+
+class Inspector:
+    """A fitted model, and how images come to it.
+
+    Args:
+        model: Fitted; set to evaluation mode.
+        images: How the input is made of an image's pixels: one for all, or one for each member of
+            an ensemble, all of one view; kept as a list with one for each. By default the paper's
+            size and crop, with the mean and standard deviation of the network's weights.
+        decision: A `patchcore.decision.Decision`, or None where none was made.
+        details: What else is known of the model, as plain values. `data`, `metrics`, `lineage` and
+            `versions` are those of artifact.yaml; see `patchcore.artifact`.
+        precision: Of the Trainer that the model was fitted by; scores follow from it.
+
+    Raises:
+        InputError: The images' settings are too few or too many, or of several views.
+    """
+
+    def __init__(
+        self,
+        model: Method,
+        images: ImageConfig | Sequence[ImageConfig] | None = None,
+        decision: Any = None,
+        details: Mapping[str, Any] | None = None,
+        precision: str = "32-true",
+    ) -> None:
+        self.model = model.eval()
+        members = self.members
+        if images is None:
+            images = [_usual_image(member) for member in members]
+        each = [images] * len(members) if isinstance(images, ImageConfig) else list(images)
+        if len(each) != len(members):
+            raise InputError(
+                f"image: the model has {len(members)} members, but {len(each)} settings of "
+                "images were given: give one for all, or one for each"
+            )
+        self.images = each
+        self.decision = decision
+        self.details = dict(details or {})
+        self.precision = precision
+        first, *others = self.images
+        if not all(other.same_view(first) for other in others):
+            raise InputError("image: the members must see one part of an image: give one view")
+        self._prepare = [build_preparation(image) for image in self.images]
+        self._alike = all(
+            (other.resize, other.stretch, other.crop) == (first.resize, first.stretch, first.crop)
+            for other in others
+        )
+
+    @property
+    def members(self) -> list[Detector]:
+        """The detectors of an ensemble; a single model alone."""
+        if isinstance(self.model, Ensemble):
+            return list(self.model.members)
+        assert isinstance(self.model, Detector)
+        return [self.model]
+
+    @property
+    def image(self) -> ImageConfig:
+        """How the input is made; an ensemble's maps have the first member's size."""
+        return self.images[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.members[0].device
+
+    def prepare(self, pixels: Pixels) -> Pixels | tuple[Pixels, ...]:
+        """Resize and crop an image's pixels (H, W, 3) uint8 as in training: (h, w, 3) uint8.
+
+        The members of an ensemble that work at several sizes get one each.
+
+        Raises:
+            InputError: It is no such array, or it is smaller than the crop.
+        """
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise InputError(f"pixels must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
+        unmarked = np.broadcast_to(np.False_, pixels.shape[:2])
+        steps = self._prepare[:1] if self._alike else self._prepare
+        try:
+            made = tuple(prepare(pixels, unmarked, 0)[0] for prepare in steps)
+        except ValueError as error:
+            raise InputError(f"image.crop: {error}") from None
+        return made[0] if self._alike else made
+
+    @torch.inference_mode()
+    def score(self, batch: Tensor | Sequence[Tensor]) -> Prediction:
+        """Score prepared images (B, h, w, 3) uint8, or one such batch for each member.
+
+        Raises:
+            InputError: They are no such tensors.
+        """
+        batches = [batch] * len(self.members) if isinstance(batch, Tensor) else list(batch)
+        for each in batches:
+            if each.ndim != 4 or each.shape[3] != 3 or each.dtype != torch.uint8:
+                found = f"{str(each.dtype).removeprefix('torch.')} {tuple(each.shape)}"
+                raise InputError(f"images must be uint8 (B, h, w, 3), got {found}")
+        if len(batches) != len(self.members):
+            raise InputError(
+                f"the model has {len(self.members)} members, but {len(batches)} batches were given"
+            )
+        inputs = [
+            normalised(each.to(self.device), image)
+            for each, image in zip(batches, self.images, strict=True)
+        ]
+        dtype = AUTOCAST.get(self.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            found = self.model(inputs if isinstance(self.model, Ensemble) else inputs[0])
+        assert isinstance(found, Prediction)
+        return found
+
+    def place(self, values: Tensor | NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
+        """See `placed`; `values` is the anomaly map (h, w) of an image of `size` (H, W)."""
+        if isinstance(values, Tensor):
+            values = values.float().cpu().numpy()
+        return placed(np.asarray(values, np.float32), size, self.image)
+
+
+def _usual_image(member: Detector) -> ImageConfig:
+    record = member.backbone.input
+    return ImageConfig(mean=list(record.mean), std=list(record.std))
+
+
+def _along(
+    length: int, resized: int, kept: slice
+) -> tuple[slice, NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Where the pixels of one side lie in a map of what is kept of it.
+
+    Returns:
+        Pixels that the map covers; their two neighbours in it, and the second one's share.
+    """
+    centres = (np.arange(length) + 0.5) * (resized / length)  # in pixels of the resized image
+    seen = np.flatnonzero((centres >= kept.start) & (centres < kept.stop))
+    last = kept.stop - kept.start - 1
+    places = np.clip(centres[seen] - kept.start - 0.5, 0, last)
+    lower = np.floor(places).astype(np.intp)
+    covered = slice(seen[0], seen[-1] + 1) if len(seen) else slice(0, 0)
+    return covered, lower, np.minimum(lower + 1, last), (places - lower).astype(np.float32)

@@ -1,0 +1,434 @@
+"""Artifacts: a fitted model is kept and read again, and no damaged one gives an answer."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from patchcore import (
+    AllConfig,
+    BackboneConfig,
+    Ensemble,
+    GreedyConfig,
+    InputError,
+    Inspector,
+    LayersConfig,
+    PatchCore,
+    ScoringConfig,
+    Spade,
+    SpadeConfig,
+    artifact,
+    load,
+)
+from patchcore.artifact import check, read_description, save, step
+from patchcore.data.transforms import ImageConfig
+from patchcore.data.view import View
+from patchcore.methods import METHODS
+from patchcore.methods.spade import Storage
+from patchcore.scoring import Distance
+from tests.test_methods import ToyConfig, build
+
+SIZE = (32, 24)
+IMAGE = ImageConfig(resize=32, crop=24)
+
+
+def pixels(count: int, seed: int = 0, size: tuple[int, int] = SIZE) -> Tensor:
+    """Images (B, h, w, 3) uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, *size, 3), generator=generator, dtype=torch.uint8)
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Callable[[str], Any]:
+    """A fitted method by its name, which nobody may change."""
+    known: dict[str, Any] = {}
+
+    def get(name: str) -> Any:
+        if name not in known:
+            known[name] = build(name).fit(images(5))
+        return known[name]
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method that somebody has added."""
+    monkeypatch.setitem(METHODS, "toy", ToyConfig)
+
+
+@pytest.fixture(scope="module")
+def kept(fitted: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with weights inside, which nobody may change."""
+    folder = tmp_path_factory.mktemp("kept") / "model"
+    fitted("patchcore").save(folder, image=IMAGE, details={"data": {"set": "noise"}}, weights=True)
+    return folder
+
+
+def assert_same(ours: Inspector, theirs: Inspector) -> None:
+    """Equal predictions, bit for bit, and memories of the same dtypes."""
+    batch = pixels(3, 1)
+    for x, y in zip(ours.score(batch), theirs.score(batch), strict=True):
+        assert torch.equal(x, y)
+    for name, memory in theirs.model.memories.items():
+        assert torch.equal(ours.model.memories[name], memory), name
+        assert ours.model.memories[name].dtype == memory.dtype, name
+
+
+# --- saved and loaded -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*METHODS, "toy", "ensemble"])
+@pytest.mark.parametrize("weights", [False, True], ids=["outside", "inside"])
+def test_every_method_is_the_same_again(
+    fitted: Callable[[str], Any], name: str, weights: bool, tmp_path: Path
+) -> None:
+    model = fitted(name)
+    model.save(tmp_path / "model", image=IMAGE, weights=weights)
+    found = load(tmp_path / "model")
+    assert_same(found, Inspector(model, IMAGE))
+    assert type(found.model) is type(model)
+    files = {"artifact.yaml", "model.safetensors"}
+    if weights:
+        files |= {"weights_1.safetensors", "weights_2.safetensors"}
+        if name != "ensemble":
+            files = {"artifact.yaml", "model.safetensors", "weights.safetensors"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == files
+    # Kept again, it is the same artifact but for its own time.
+    save(found, tmp_path / "again", weights=weights)
+    first, second = (read_description(tmp_path / each) for each in ("model", "again"))
+    assert first == second
+
+
+@pytest.mark.filterwarnings("ignore:backbone test_resnet has random weights")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PatchCore(BackboneConfig("test_resnet", "none", 3), LayersConfig(["1", "2"])),
+        lambda: PatchCore(scoring=ScoringConfig(neighbours=3, reweight=4, top_share=0.1, sigma=2)),
+        lambda: PatchCore(coreset=AllConfig(), scoring=ScoringConfig(distance=Distance.cosine)),
+        lambda: PatchCore(coreset=GreedyConfig(count=7, seed=5)),
+        lambda: Spade(SpadeConfig(neighbours=2, storage=Storage.float16)),
+        lambda: Ensemble([PatchCore(), PatchCore(layers=LayersConfig(["2"]))]),
+    ],
+    ids=["timm", "reweighted", "cosine", "count", "float16", "ensemble"],
+)
+def test_settings_come_back(make: Callable[[], Any], tmp_path: Path) -> None:
+    model = make().fit(images(5))
+    model.save(tmp_path / "model", image=IMAGE)
+    found = load(tmp_path / "model")
+    assert_same(found, Inspector(model, IMAGE))
+    theirs = Inspector(model).members
+    for ours, other in zip(found.members, theirs, strict=True):
+        named = {**vars(other.parts.backbone), "weights": other.parts.backbone.resolved()}
+        assert vars(ours.parts.backbone) == named
+        assert ours.parts.method == other.parts.method
+        assert ours.parts.coreset == other.parts.coreset
+        assert ours.parts.scoring == other.parts.scoring
+
+
+def test_half_precision_networks_stay_so(tmp_path: Path) -> None:
+    model = PatchCore().fit(images(4)).to(torch.bfloat16)
+    for weights in (False, True):
+        model.save(tmp_path / "model", image=IMAGE, weights=weights)
+        found = load(tmp_path / "model")
+        assert next(found.model.parameters()).dtype == torch.bfloat16
+        assert found.model.memories["memory"].dtype == torch.float32
+        assert_same(found, Inspector(model, IMAGE))
+
+
+def test_it_says_what_made_it(kept: Path, fitted: Callable[[str], Any]) -> None:
+    found = load(kept)
+    assert found.image == IMAGE
+    assert found.decision is None
+    assert found.details["data"] == {"set": "noise"}
+    assert found.details["versions"]["torch"] == torch.__version__.partition("+")[0]
+    (first,) = found.details["lineage"]
+    assert first["step"] == "fit" and first["time"].endswith("+00:00")
+    description = read_description(kept)
+    assert description["format"] == artifact.FORMAT
+    settings = description["members"][0]["settings"]
+    assert settings["method"]["kind"] == "patchcore"
+    assert settings["coreset"]["kind"] == "all"
+    assert settings["backbone"]["weights"] == "shipped"
+    assert description == check(kept)
+
+
+def test_details_are_kept_as_given(fitted: Callable[[str], Any], tmp_path: Path) -> None:
+    lineage = [step("fit", images=4), step("extend", images=2)]
+    details = {"metrics": {"image_auroc": 1 / 3}, "lineage": lineage, "note": "1e3", "format": 99}
+    fitted("padim").save(tmp_path / "model", image=IMAGE, details=details)
+    found = load(tmp_path / "model").details
+    assert found["metrics"] == {"image_auroc": 1 / 3}
+    assert found["lineage"] == lineage
+    assert found["note"] == "1e3"
+    assert "format" not in found
+
+
+def test_members_keep_their_own_images(fitted: Callable[[str], Any], tmp_path: Path) -> None:
+    each = [ImageConfig(size=size, view=View.square) for size in (24, 32)]
+    model = fitted("ensemble")
+    model.save(tmp_path / "model", image=each)
+    found = load(tmp_path / "model")
+    assert found.images == each
+    batches = [pixels(2, 0, (24, 24)), pixels(2, 0, (32, 32))]
+    for x, y in zip(found.score(batches), Inspector(model, each).score(batches), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_weights_of_a_file_are_found_again_and_compared(tmp_path: Path) -> None:
+    network = PatchCore().backbone.network.state_dict()
+    file = tmp_path / "weights.pth"
+    torch.save(network, file)
+    model = PatchCore(BackboneConfig("embedded", str(file))).fit(images(4))
+    model.save(tmp_path / "outside", image=IMAGE)
+    model.save(tmp_path / "inside", image=IMAGE, weights=True)
+    assert_same(load(tmp_path / "outside"), Inspector(model, IMAGE))
+    torch.save({key: x * 2 for key, x in network.items()}, file)
+    with pytest.raises(InputError, match=r"outside/artifact.yaml: the weights .*weights.pth of"):
+        load(tmp_path / "outside")
+    file.unlink()
+    with pytest.raises(InputError, match=r"artifact.yaml: .*no such file.*artifact.weights=true"):
+        load(tmp_path / "outside")
+    assert_same(load(tmp_path / "inside"), Inspector(model, IMAGE))
+
+
+LOADED = """
+import json, sys
+def refuse(event, args):
+    if event.startswith("socket."):
+        raise RuntimeError(event)
+sys.addaudithook(refuse)
+import torch
+import patchcore
+inspector = patchcore.load(sys.argv[1])
+pixels = torch.tensor(json.load(open(sys.argv[2])), dtype=torch.uint8)
+print(json.dumps(inspector.score(pixels).score.tolist()))
+"""
+
+
+def test_a_new_process_without_network_gives_the_same_scores(kept: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(kept, tmp_path / "elsewhere")
+    batch = pixels(3, 2)
+    (tmp_path / "pixels.json").write_text(json.dumps(batch.tolist()))
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, moved, tmp_path / "pixels.json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    expected = load(kept).score(batch).score
+    assert torch.allclose(torch.tensor(json.loads(done.stdout)), expected, rtol=1e-6, atol=0)
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+
+def test_one_changed_byte_is_never_an_answer(kept: Path, tmp_path: Path) -> None:
+    """A hundred places in each file, its ends among them; the file that is damaged is named."""
+    draw = random.Random(0)
+    for path in sorted(kept.iterdir()):
+        data = path.read_bytes()
+        places = {0, len(data) - 1, *(draw.randrange(len(data)) for _ in range(98))}
+        folder = shutil.copytree(kept, tmp_path / path.stem)
+        for place in places:
+            changed = data[place] ^ draw.randrange(1, 256)
+            with (folder / path.name).open("r+b") as file:
+                file.seek(place)
+                file.write(bytes([changed]))
+            with pytest.raises(InputError) as error:
+                check(folder)
+            assert str(error.value).startswith(f"{folder / path.name}: "), place
+            with (folder / path.name).open("r+b") as file:
+                file.seek(place)
+                file.write(data[place : place + 1])
+        check(folder)
+
+
+def test_loading_checks(kept: Path, tmp_path: Path) -> None:
+    for path in sorted(kept.iterdir()):
+        folder = shutil.copytree(kept, tmp_path / path.stem)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / path.name).write_bytes(data)
+        with pytest.raises(InputError, match=rf"{path.name}: is damaged"):
+            load(folder)
+
+
+def test_truncated_longer_and_missing_files_are_refused(kept: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(kept, tmp_path / "model")
+    for path in sorted(folder.iterdir()):
+        data = path.read_bytes()
+        for length in (0, 1, 60, len(data) // 2, len(data) - 1, len(data) + 1):
+            path.write_bytes((data + b"\n")[:length])
+            with pytest.raises(InputError, match=rf"{path.name}: is damaged"):
+                load(folder)
+        path.unlink()
+        with pytest.raises(InputError, match=rf"{path.name}"):
+            load(folder)
+        path.mkdir()
+        with pytest.raises(InputError, match=rf"{path.name}"):
+            load(folder)
+        path.rmdir()
+        path.write_bytes(data)
+    assert_same(load(folder), load(kept))
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change an artifact's description and sign it anew, as another version could have."""
+    path = folder / "artifact.yaml"
+    description = read_description(folder)
+    change(description)
+    path.write_bytes(artifact._with_digest(yaml.safe_dump(description).encode()))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: x.update(format=2), "format 2, and this version reads up to 1"),
+        (lambda x: x.update(format="1"), "is of format 1"),
+        (lambda x: x.pop("format"), "is not understood"),
+        (lambda x: x.pop("members"), "is not understood"),
+        (lambda x: x.update(members=[]), "is not understood"),
+        (lambda x: x.update(files={}), "is not understood"),
+        (lambda x: x["members"][0]["settings"].update(oven={}), "is not understood"),
+        (lambda x: x["members"][0]["settings"]["patch"].update(hue=1), "this version lacks"),
+        (lambda x: x["members"][0]["settings"]["method"].update(kind="x"), "method=x is not known"),
+        (lambda x: x["members"][0]["settings"]["patch"].update(channels=8), "is not understood"),
+        (lambda x: x["members"][0]["settings"]["patch"].update(size=1), "patch.size=3"),
+        (lambda x: x["members"][0]["network"].update(digest="0"), "not those that the model"),
+    ],
+)
+def test_what_does_not_fit_is_told(
+    kept: Path, change: Callable[[dict[str, Any]], Any], told: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(kept, tmp_path / "model")
+    rewritten(folder, change)
+    with pytest.raises(InputError, match=told):
+        load(folder)
+
+
+def test_other_folders_are_no_artifacts(kept: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no such folder"):
+        load(tmp_path / "none")
+    with pytest.raises(InputError, match=r"has no artifact\.yaml"):
+        load(tmp_path)
+    with pytest.raises(InputError, match="is no artifact"):
+        load(kept / "artifact.yaml")
+    shutil.copytree(kept, tmp_path / "artifact")
+    with pytest.raises(InputError, match=f"run's folder: give {tmp_path}/artifact"):
+        load(tmp_path)
+    (tmp_path / "artifact/artifact.yaml").write_text("mean: [1, 2, 3]\n")
+    with pytest.raises(InputError, match="no artifact's"):
+        load(tmp_path / "artifact")
+    with pytest.raises(InputError, match="device: abacus"):
+        load(kept, "abacus")
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_kept_is_refused(fitted: Callable[[str], Any], tmp_path: Path) -> None:
+    for name in (*METHODS, "toy", "ensemble"):
+        with pytest.raises(InputError, match="not fitted"):
+            build(name).save(tmp_path / "model")
+    with pytest.raises(InputError, match="plain values"):
+        fitted("padim").save(tmp_path / "model", details={"data": object()})
+    METHODS.pop("toy")
+    with pytest.raises(InputError, match="ToyConfig is not registered"):
+        fitted("toy").save(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artifact_is_replaced_and_nothing_else_is(
+    fitted: Callable[[str], Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "deep" / "model"
+    fitted("patchcore").save(folder, image=IMAGE, weights=True)
+    fitted("padim").save(folder, image=IMAGE)
+    assert_same(load(folder), Inspector(fitted("padim"), IMAGE))
+    assert sorted(path.name for path in folder.iterdir()) == ["artifact.yaml", "model.safetensors"]
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds 'notes.txt'"):
+        fitted("patchcore").save(folder, image=IMAGE)
+    assert (folder / "notes.txt").read_text() == "mine"
+    with pytest.raises(InputError, match="is a file"):
+        fitted("patchcore").save(folder / "notes.txt", image=IMAGE)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+STEPS = {
+    "tensors": (artifact, "save_file"),
+    "digest": (artifact, "_measured"),
+    "description": (artifact, "_write"),
+    "flush": (artifact, "_flush"),
+    "rename": (Path, "rename"),
+}
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError(28, "No space left")], ids=repr)
+@pytest.mark.parametrize("step", STEPS)
+def test_an_end_half_way_leaves_what_was_there(
+    fitted: Callable[[str], Any], step: str, end: BaseException, tmp_path: Path
+) -> None:
+    expected = InputError if isinstance(end, OSError) else KeyboardInterrupt
+    with mock.patch.object(*STEPS[step], side_effect=end), pytest.raises(expected):
+        fitted("patchcore").save(tmp_path / "model", image=IMAGE)
+    assert list(tmp_path.iterdir()) == []
+    fitted("padim").save(tmp_path / "model", image=IMAGE)
+    with mock.patch.object(*STEPS[step], side_effect=end), pytest.raises(expected):
+        fitted("patchcore").save(tmp_path / "model", image=IMAGE)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert_same(load(tmp_path / "model"), Inspector(fitted("padim"), IMAGE))
+
+
+def test_an_end_between_two_renames_puts_the_earlier_one_back(
+    fitted: Callable[[str], Any], tmp_path: Path
+) -> None:
+    fitted("padim").save(tmp_path / "model", image=IMAGE)
+    real, made = Path.rename, []
+
+    def rename(path: Path, target: Path) -> Path:
+        made.append(path)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    with mock.patch.object(Path, "rename", rename), pytest.raises(KeyboardInterrupt):
+        fitted("patchcore").save(tmp_path / "model", image=IMAGE)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert_same(load(tmp_path / "model"), Inspector(fitted("padim"), IMAGE))
+
+
+def test_a_kill_between_two_renames_loses_nothing(
+    fitted: Callable[[str], Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    fitted("padim").save(folder, image=IMAGE)
+    folder.rename(tmp_path / ".model.previous")
+    with pytest.raises(InputError, match=r"earlier artifact is .*/\.model\.previous: rename it"):
+        load(folder)
+    with mock.patch.object(artifact, "_put", side_effect=OSError), pytest.raises(InputError):
+        fitted("patchcore").save(folder, image=IMAGE)
+    assert_same(load(folder), Inspector(fitted("padim"), IMAGE))
+    fitted("patchcore").save(folder, image=IMAGE)
+    assert_same(load(folder), Inspector(fitted("patchcore"), IMAGE))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
