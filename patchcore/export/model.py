@@ -23,7 +23,7 @@ from patchcore.data.transforms import ImageConfig, Pixels
 from patchcore.errors import InputError
 from patchcore.export.formats import FORMATS, Format, Run
 from patchcore.export.graph import kind, traced_graph
-from patchcore.export.parity import Pair, Parity, compared
+from patchcore.export.parity import SCORE_LIMIT, Pair, Parity, compared
 from patchcore.identity import versions
 from patchcore.inspector import Inspector, Preparing
 from patchcore.methods.ensemble import Ensemble
@@ -158,7 +158,9 @@ def compare(
 ) -> Parity:
     """Return the differences between an inspector and an exported graph of it.
 
-    The threshold of the verdicts is the decision's, or else the F1-optimal one of its test.
+    The threshold of the verdicts is the decision's, or else the F1-optimal one of its test. That
+    is the score of one of its images, which rounding would flip; it is lowered by half of what
+    scores may differ.
 
     Args:
         size: (h, w) of the images that the graph takes.
@@ -233,7 +235,9 @@ def _threshold(inspector: Inspector) -> float | None:
     if inspector.decision is not None:
         return float(inspector.decision.threshold)
     optimal = inspector.details.get("metrics", {}).get("image_threshold")
-    return None if optimal is None else float(optimal)
+    if optimal is None:
+        return None
+    return float(optimal) - SCORE_LIMIT / 2 * abs(float(optimal))
 
 
 def _format(name: str) -> Format:
