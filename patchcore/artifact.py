@@ -8,7 +8,8 @@ What an artifact holds
 - `format`: number of this layout; a program refuses those that are newer than its own.
 - `members`: for a single model one, for an ensemble one each. `settings` are those of `Parts`, with
   the registered names of method, coreset and index in `kind`; `image` are those of the network's
-  input; `network` names the weights' digest, dtype, layers and, where they are inside, their file.
+  input; `network` names the weights' digest, dtype, layers and, where they are inside, their file;
+  `drawn` is a digest of what the method draws by its seed, and `load` draws again.
 - `scale`: how an ensemble's scales were measured; null for other models.
 - `precision`: of the Trainer that fitted the model.
 - `decision`: threshold and calibration, null without; its nominal scores are in a file.
@@ -210,16 +211,17 @@ def _described(
         raise InputError("the model is not fitted: call fit with nominal images before save")
     own = _network_keys(model)
     state = {key: x for key, x in model.state_dict().items() if not key.startswith(own)}
-    tensors = {MODEL: {key: _packed(x) for key, x in state.items()}}
+    tensors = {MODEL: _packed(state)}
     described = []
     for number, (member, image) in enumerate(zip(members, inspector.images, strict=True)):
         network, file = member.backbone.network, None
         if weights:
             file = weights_files(len(members))[number]
-            tensors[file] = {key: _packed(x) for key, x in network.state_dict().items()}
+            tensors[file] = _packed(network.state_dict())
         described.append(
             {
                 "settings": _plain_parts(member.parts),
+                "drawn": _drawn_digest(member),
                 "image": plain(image),
                 "network": {
                     "layers": list(member.backbone.layers),
@@ -231,7 +233,7 @@ def _described(
         )
     decision = inspector.decision
     if decision is not None:
-        tensors[DECISION] = {"scores": _packed(decision.scores)}
+        tensors[DECISION] = _packed({"scores": decision.scores})
     made: dict[str, Any] = {
         "format": FORMAT,
         "members": described,
@@ -284,9 +286,28 @@ def _network_digest(network: nn.Module) -> str:
     return tensors_digest((key, x) for key, x in state if not key.endswith("num_batches_tracked"))
 
 
-def _packed(x: Tensor) -> Tensor:
-    """A tensor as safetensors can hold it: on the CPU, in order, sharing nothing."""
-    return x.detach().cpu().contiguous().clone()
+def _drawn_digest(member: Detector) -> str:
+    """Digest of the numbers that a method draws by its seed, or else makes again from its settings.
+
+    Another version of a library could draw others. What is rounded is left out: it may differ.
+    """
+    own, kept = _network_keys(member), member.state_dict()
+    drawn = [(key, x) for key, x in member.named_buffers() if key not in kept]
+    return tensors_digest(
+        (key, x) for key, x in drawn if not (x.is_floating_point() or key.startswith(own))
+    )
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors can hold them: on the CPU, in order, none sharing another's place."""
+    found: dict[str, Tensor] = {}
+    places = set()
+    for key, x in tensors.items():
+        x = x.detach().cpu().contiguous()
+        place = x.untyped_storage().data_ptr()
+        found[key] = x.clone() if place in places else x
+        places.add(place)
+    return found
 
 
 def _signed(description: dict[str, Any], folder: Path) -> bytes:
@@ -428,6 +449,11 @@ def _built(folder: Path, member: dict[str, Any]) -> Detector:
             f"{backbone.name} are not those that the model was fitted with: bring those back, or "
             "fit again"
         )
+    if member["drawn"] != _drawn_digest(detector):
+        raise InputError(
+            f"{folder / DESCRIPTION}: {parts.method.name} draws other numbers here than where it "
+            "was fitted: install the versions of its `versions`, or fit again"
+        )
     return detector
 
 
@@ -469,7 +495,10 @@ def _read_decision(folder: Path, description: dict[str, Any]) -> Any:
     if values is None:
         return None
     scores = _read_tensors(folder, DECISION, description)["scores"]
-    return import_module("patchcore.decision").Decision.of_values(values, scores)
+    try:
+        return import_module("patchcore.decision").Decision.of_values(values, scores)
+    except InputError as error:
+        raise InputError(f"{folder / DESCRIPTION}: {error}") from error
 
 
 def _device(device: str | torch.device) -> torch.device:

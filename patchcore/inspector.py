@@ -66,7 +66,67 @@ def placed(
     return found
 
 
-class Inspector:
+class Preparing:
+    """Base of what inspects images: their way to the model, and that of maps back to them.
+
+    Attributes:
+        images: How the input of the model, or of each member of an ensemble, is made.
+        decision: A `patchcore.decision.Decision`, or None where none was made.
+        details: What else is known of the model, as plain values.
+
+    Raises:
+        InputError: The members see several parts of an image.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[ImageConfig],
+        decision: Any = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.images = list(images)
+        self.decision = decision
+        self.details = dict(details or {})
+        first, *others = self.images
+        if not all(other.same_view(first) for other in others):
+            raise InputError("image: the members must see one part of an image: give one view")
+        self._prepare = [build_preparation(image) for image in self.images]
+        self._alike = all(
+            (other.resize, other.stretch, other.crop) == (first.resize, first.stretch, first.crop)
+            for other in others
+        )
+
+    @property
+    def image(self) -> ImageConfig:
+        """How the input is made; an ensemble's maps have the first member's size."""
+        return self.images[0]
+
+    def prepare(self, pixels: Pixels) -> Pixels | tuple[Pixels, ...]:
+        """Resize and crop an image's pixels (H, W, 3) uint8 as in training: (h, w, 3) uint8.
+
+        The members of an ensemble that work at several sizes get one each.
+
+        Raises:
+            InputError: It is no such array, or it is smaller than the crop.
+        """
+        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+            raise InputError(f"pixels must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
+        unmarked = np.broadcast_to(np.False_, pixels.shape[:2])
+        steps = self._prepare[:1] if self._alike else self._prepare
+        try:
+            made = tuple(prepare(pixels, unmarked, 0)[0] for prepare in steps)
+        except ValueError as error:
+            raise InputError(f"image.crop: {error}") from None
+        return made[0] if self._alike else made
+
+    def place(self, values: Tensor | NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
+        """See `placed`; `values` is the anomaly map (h, w) of an image of `size` (H, W)."""
+        if isinstance(values, Tensor):
+            values = values.float().cpu().numpy()
+        return placed(np.asarray(values, np.float32), size, self.image)
+
+
+class Inspector(Preparing):
     """A fitted model, and how images come to it.
 
     Args:
@@ -101,18 +161,8 @@ class Inspector:
                 f"image: the model has {len(members)} members, but {len(each)} settings of "
                 "images were given: give one for all, or one for each"
             )
-        self.images = each
-        self.decision = decision
-        self.details = dict(details or {})
+        super().__init__(each, decision, details)
         self.precision = precision
-        first, *others = self.images
-        if not all(other.same_view(first) for other in others):
-            raise InputError("image: the members must see one part of an image: give one view")
-        self._prepare = [build_preparation(image) for image in self.images]
-        self._alike = all(
-            (other.resize, other.stretch, other.crop) == (first.resize, first.stretch, first.crop)
-            for other in others
-        )
 
     @property
     def members(self) -> list[Detector]:
@@ -123,32 +173,9 @@ class Inspector:
         return [self.model]
 
     @property
-    def image(self) -> ImageConfig:
-        """How the input is made; an ensemble's maps have the first member's size."""
-        return self.images[0]
-
-    @property
     def device(self) -> torch.device:
         """Device of the model."""
         return self.members[0].device
-
-    def prepare(self, pixels: Pixels) -> Pixels | tuple[Pixels, ...]:
-        """Resize and crop an image's pixels (H, W, 3) uint8 as in training: (h, w, 3) uint8.
-
-        The members of an ensemble that work at several sizes get one each.
-
-        Raises:
-            InputError: It is no such array, or it is smaller than the crop.
-        """
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-            raise InputError(f"pixels must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
-        unmarked = np.broadcast_to(np.False_, pixels.shape[:2])
-        steps = self._prepare[:1] if self._alike else self._prepare
-        try:
-            made = tuple(prepare(pixels, unmarked, 0)[0] for prepare in steps)
-        except ValueError as error:
-            raise InputError(f"image.crop: {error}") from None
-        return made[0] if self._alike else made
 
     @torch.inference_mode()
     def score(self, batch: Tensor | Sequence[Tensor]) -> Prediction:
@@ -175,12 +202,6 @@ class Inspector:
             found = self.model(inputs if isinstance(self.model, Ensemble) else inputs[0])
         assert isinstance(found, Prediction)
         return found
-
-    def place(self, values: Tensor | NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
-        """See `placed`; `values` is the anomaly map (h, w) of an image of `size` (H, W)."""
-        if isinstance(values, Tensor):
-            values = values.float().cpu().numpy()
-        return placed(np.asarray(values, np.float32), size, self.image)
 
 
 def _usual_image(member: Detector) -> ImageConfig:

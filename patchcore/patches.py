@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
+from patchcore._traced import traced
 from patchcore.errors import InputError
 from patchcore.settings import Settings, setting
 
@@ -127,16 +128,34 @@ class PatchFeatures(nn.Module):
         """
         pooled = [self._pool(i, x) for i, x in enumerate(maps)]
         grid = pooled[0].shape[-2:]
+        if traced():
+            return self._joined(pooled)
         features = pooled[0].new_empty(pooled[0].shape[0], *grid, self.dimension)  # (B, h, w, D)
         filled = 0
         for (lo, hi), x in zip(self.rows, pooled, strict=True):
-            if x.shape[-2:] != grid:
-                x = F.interpolate(x, size=grid, mode="bilinear", align_corners=False)
-            x = x.permute(0, 2, 3, 1)  # (B, rows, h, w) → (B, h, w, rows)
+            x = _on_grid(x, grid).permute(0, 2, 3, 1)  # (B, rows, h, w) → (B, h, w, rows)
             features[..., lo:filled] += x[..., : filled - lo]  # a channel where two layers meet
             features[..., filled:hi] = x[..., filled - lo :]
             filled = hi
         return features
+
+    def _joined(
+        self, pooled: Sequence[Float[Tensor, "images _ _ _"]]
+    ) -> Float[Tensor, "images h w channels"]:
+        """The layers' shares as `forward` joins them, without writing in place.
+
+        In an exported graph every write in place would copy all channels.
+        """
+        grid, filled = pooled[0].shape[-2:], 0
+        parts: list[Tensor] = []
+        for (lo, hi), share in zip(self.rows, pooled, strict=True):
+            x = _on_grid(share, grid)
+            if lo < filled:  # a channel where two layers meet
+                shared = parts[-1][:, lo - filled :] + x[:, : filled - lo]
+                parts[-1:] = [parts[-1][:, : lo - filled], shared]
+            parts.append(x[:, filled - lo :])  # (B, rows, h, w)
+            filled = hi
+        return torch.cat(parts, 1).permute(0, 2, 3, 1)  # (B, D, h, w) → (B, h, w, D)
 
     def _pool(
         self, i: int, x: Float[Tensor, "images channels height width"]
@@ -152,6 +171,13 @@ class PatchFeatures(nn.Module):
                 run, weight, None, self.stride, self.size // 2, groups=len(weight)
             )
         return torch.as_tensor(total)
+
+
+def _on_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
+    """A map (B, C, h', w') interpolated to (B, C, h, w), where that is another grid."""
+    if tuple(x.shape[-2:]) == tuple(grid):
+        return x
+    return F.interpolate(x, size=tuple(grid), mode="bilinear", align_corners=False)
 
 
 def neighbourhood_mean(

@@ -17,6 +17,8 @@ from types import FrameType
 
 COMMANDS = {
     "train": "fit PatchCore on a category and test it",
+    "test": "measure a kept or exported model on a data set",
+    "export": "write a kept model for another runtime",
     "report": "compare runs: a page and tables",
     "fetch": "download a data set from its owners",
     "cache": "show or clear what sweeps keep",

@@ -24,6 +24,7 @@ _ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2
 _CPU_CHUNK = 2**22  # distances at a time that stay in the processor's cache
 _CANDIDATES = 64  # measured at most for one query
 _TRACED_SPARE = 3  # measured beyond those asked for, where rounding cannot be bounded
+_TRACED_ROWS = 2**13  # of the memory at a time: the distances of all would not fit anywhere
 
 
 @dataclass
@@ -143,9 +144,19 @@ def search_traced(
     queries = queries.to(memory.dtype)
     centre = memory.mean(0)  # takes length, and with it rounding, from the vectors
     points, centred = memory - centre, queries - centre
-    partial = torch.add(points.square().sum(1), centred @ points.T, alpha=-2)  # (Q, M), less ‖q‖²
-    few = min(neighbours + _TRACED_SPARE, len(memory))
-    rows = partial.topk(few, largest=False).indices.sort(1).values  # (Q, C), lowest row first
+    few = neighbours + _TRACED_SPARE
+    partial, candidates = [], []
+    for start in range(0, len(memory), _TRACED_ROWS):
+        block = points[start : start + _TRACED_ROWS]  # (m, D)
+        squared = torch.addmm(block.square().sum(1), centred, block.T, alpha=-2)  # less ‖q‖²
+        nearest = squared.topk(min(few, len(block)), largest=False)  # of (Q, m)
+        partial.append(nearest.values)
+        candidates.append(nearest.indices + start)
+    rows = torch.cat(candidates, 1)  # (Q, few of each block)
+    if len(candidates) > 1:
+        best = torch.cat(partial, 1).topk(min(few, rows.shape[1]), largest=False).indices
+        rows = rows.gather(1, best)
+    rows = rows.sort(1).values  # (Q, C), lowest row first
     distances = (queries[:, None] - memory[rows]).square().sum(2)  # (Q, C)
     distances, order = distances.sort(dim=1, stable=True)
     return distances[:, :neighbours], rows.gather(1, order[:, :neighbours])

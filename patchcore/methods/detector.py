@@ -63,6 +63,7 @@ class MethodConfig(Settings):
             of settings}, or the class that a group's settings must be of if it reads them all.
         scalable: Whether it measures `Fitting.scale`, which an ensemble needs of its members.
         nested: Whether its memory begins with that of every smaller `coreset.ratio`.
+        untraceable: Why no graph for batches of any length can be made of it; empty if one can.
     """
 
     GROUP: ClassVar[str] = "method"
@@ -71,6 +72,7 @@ class MethodConfig(Settings):
     reads: ClassVar[Mapping[str, tuple[str, ...] | type]] = {}
     scalable: ClassVar[bool] = False
     nested: ClassVar[bool] = False
+    untraceable: ClassVar[str] = ""
 
     def build(self, parts: "Parts") -> "Detector":
         """Return the method, not fitted yet."""

@@ -43,6 +43,10 @@ class SpadeConfig(MethodConfig):
     name: ClassVar[str] = "spade"
     levels: ClassVar = ("1", "2", "3")
     reads: ClassVar[dict[str, Any]] = {"index": TorchIndexConfig, "scoring": ("sigma",)}
+    untraceable: ClassVar[str] = (
+        "it searches other nominal images for every image, one after another, so that a graph "
+        "would hold for batches of one length only"
+    )
 
     neighbours: int = setting(
         50, "K nearest nominal images; all, if there are fewer", unit="images", low=1

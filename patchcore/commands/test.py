@@ -1,0 +1,99 @@
+"""`patchcore test`: the metrics of a run's test, of an artifact or an export."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from patchcore.commands.mistakes import check_numbers
+from patchcore.data.sample import DataConfig
+from patchcore.data.sets import DATA_SETS
+from patchcore.errors import InputError, printable
+from patchcore.measuring import kept_data, load_model, measure
+from patchcore.report.run import write_run
+from patchcore.settings import plain
+
+FILES = ("scores.csv", "metrics.json")
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(
+        prog="patchcore test",
+        description="Measure a model that patchcore train artifact=true has left, or an export of "
+        "it, on a data set: by default that of its own run.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact or export")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="data=NAME and data.KEY=VALUE, as patchcore train takes them",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="folder to write metrics.json and scores.csv to"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of an export's runtime")
+    options = parser.parse_args()
+    if options.output is not None:
+        _check_output(options.output)
+    inspector = load_model(options.model, options.threads)
+    data = asked_data(kept_data(inspector.details), options.overrides)
+    done = measure(inspector, data)
+    print(done.summary())
+    if options.output is not None:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_run(done, options.output, pictures=False)
+        print(printable(f"\nmetrics and scores: {options.output}"))
+
+
+def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
+    """Return the data to test on: what was kept, changed as `overrides` ask.
+
+    Args:
+        kept: Settings of the data that the model was fitted to, if they are known.
+        overrides: `data=NAME` and `data.KEY=VALUE`.
+
+    Raises:
+        InputError: There is no such data set or setting, or none was kept and none is named.
+        omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
+    """
+    chosen, settings = None, []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not (key == "data" or key.startswith("data.")):
+            raise InputError(
+                f"{override}: not understood: type data=NAME or data.KEY=VALUE; other settings "
+                "are the model's own"
+            )
+        if key == "data":
+            chosen = value
+        else:
+            settings.append(override)
+    if chosen is not None and chosen not in DATA_SETS:
+        names = ", ".join(DATA_SETS)
+        raise InputError(f"data={chosen}: there is no such choice; there are {names}")
+    own = kept is not None and (chosen is None or DATA_SETS[chosen] is type(kept))
+    if not own and chosen is None:
+        raise InputError("data: the model does not say what it was fitted to: give data=NAME")
+    known: Any = OmegaConf.structured(type(kept) if own else DATA_SETS[str(chosen)])
+    tree = OmegaConf.create({"data": OmegaConf.merge(known, plain(kept)) if own else known})
+    for setting in settings:
+        try:
+            tree.merge_with_dotlist([setting])
+        except OmegaConfBaseException as error:
+            error.full_key = setting.partition("=")[0]
+            raise
+    check_numbers(OmegaConf.to_container(tree))
+    data: Any = OmegaConf.to_object(tree)["data"]  # type: ignore[index,call-overload]
+    return data
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse a folder with results, which are never overwritten."""
+    for name in FILES:
+        if (folder / name).exists():
+            raise InputError(f"{folder / name}: is there already: give another folder")

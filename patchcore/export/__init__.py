@@ -1,0 +1,7 @@
+"""Fitted models as graphs for other runtimes: ONNX, OpenVINO, and PyTorch's own programs."""
+
+from patchcore.export.formats import FORMATS
+from patchcore.export.model import ExportedModel, Scored, compare, export, load_export
+from patchcore.export.parity import Parity
+
+__all__ = ["FORMATS", "ExportedModel", "Parity", "Scored", "compare", "export", "load_export"]

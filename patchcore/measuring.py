@@ -1,0 +1,135 @@
+"""Test of a kept or exported model: the metrics of a run's test, of what is deployed."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from patchcore.artifact import DESCRIPTION as ARTIFACT
+from patchcore.artifact import load
+from patchcore.data.datamodule import AnomalyDataModule
+from patchcore.data.sample import DataConfig
+from patchcore.data.sets import DATA_SETS
+from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.errors import InputError
+from patchcore.export import ExportedModel, load_export
+from patchcore.export.model import DESCRIPTION as EXPORT
+from patchcore.inspector import Inspector
+from patchcore.module import Batch, Pair, ScoringModule
+from patchcore.report.run import Run
+from patchcore.settings import plain
+
+AS_KEPT = ("memory_patches", "memory_bytes", "train_images")
+"""Metrics that a test does not change: those of the run that the model is from."""
+
+
+def load_model(folder: str | Path, threads: int | None = None) -> Inspector | ExportedModel:
+    """Read an artifact or an export, on the CPU.
+
+    Args:
+        threads: How many a runtime may use; PyTorch's are those of the process.
+
+    Raises:
+        InputError: Begins with the folder or file, which is neither or damaged.
+    """
+    folder = Path(folder)
+    if (folder / EXPORT).is_file() and not (folder / ARTIFACT).is_file():
+        return load_export(folder, threads)
+    return load(folder)
+
+
+class InspectorModule(ScoringModule):
+    """A kept or exported model in a Trainer.
+
+    Its batches hold pixels: see `pixels_alone`.
+
+    Args:
+        inspector: To be tested.
+    """
+
+    def __init__(self, inspector: Inspector | ExportedModel) -> None:
+        super().__init__()
+        self.inspector = inspector
+
+    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor]]:
+        """See `ScoringModule.predictions`."""
+        pixels = batch["image"].round().byte().permute(0, 2, 3, 1)  # (B, 3, h, w) → (B, h, w, 3)
+        found = self.inspector.score(pixels)
+        pair = (self.image_metrics, self.pixel_metrics)
+        return [(pair, found.score.cpu(), found.map.cpu())]
+
+    def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
+        """Raise NotImplementedError: no picture is drawn of such a test, so no map is kept."""
+        raise NotImplementedError
+
+    def sizes(self) -> dict[str, float]:
+        """See `ScoringModule.sizes`; as the run has told them."""
+        told = self.inspector.details.get("metrics", {})
+        return {key: told[key] for key in AS_KEPT if key in told}
+
+
+def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
+    """Return what a test on a data set says; without curves of ratios, members and pictures.
+
+    Raises:
+        InputError: The data cannot be read, or an ensemble's members take images of several sizes.
+    """
+    first = inspector.image
+    if any((x.resize, x.crop) != (first.resize, first.crop) for x in inspector.images):
+        raise InputError(
+            "ensemble.members: their images are of several sizes, of which a test makes one only: "
+            "test them as patchcore train does"
+        )
+    split = data.read()
+    loaded = AnomalyDataModule(data, pixels_alone(first), AugmentConfig(), split=split)
+    module = InspectorModule(inspector)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        with torch.inference_mode():
+            trainer.test(module, loaded, verbose=False)
+    record = module.record
+    name = next((name for name, kind in DATA_SETS.items() if type(data) is kind), "")
+    return Run(
+        settings={"data": {"set": name, **plain(data)}},
+        metrics=record.metrics,
+        undefined=record.undefined,
+        seconds=record.seconds,
+        samples=split.test,
+        scores=[record.scores[i] for i in range(len(split.test))],
+        curves=record.curves,
+    )
+
+
+def pixels_alone(image: ImageConfig) -> ImageConfig:
+    """The same size and view with a normalisation that leaves pixels 0 to 255 as they are."""
+    return replace(image, mean=[0.0] * 3, std=[1 / 255] * 3)
+
+
+def kept_data(details: Mapping[str, Any]) -> DataConfig | None:
+    """Return the settings of the data that a model was fitted to; None where they are not known.
+
+    Raises:
+        InputError: This version does not know them.
+    """
+    kept = details.get("data", {})
+    if not kept.get("set"):
+        return None
+    if kept["set"] not in DATA_SETS:
+        raise InputError(f"data={kept['set']}: this version has no such data set")
+    known = OmegaConf.structured(DATA_SETS[kept["set"]])
+    data: Any = OmegaConf.to_object(OmegaConf.merge(known, kept["settings"]))
+    return data

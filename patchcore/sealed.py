@@ -1,0 +1,177 @@
+"""A folder of files that is written at once, and read only if not one byte of it has changed.
+
+One YAML file describes it. Its first line is the SHA-256 of all that follows, and under `files` it
+holds size and SHA-256 of every other file. The digests are against accidents: whoever can write to
+the folder can change them, too.
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from patchcore.errors import InputError
+
+LARGEST = 1 << 26  # bytes of a description; a larger file is none of ours
+_MARK = b"# patchcore: SHA-256 of what follows this line: "
+
+
+def write_sealed(
+    folder: str | Path, description: str, write: Callable[[Path], dict[str, Any]]
+) -> None:
+    """Write a folder; one that is there already is replaced when this is complete.
+
+    Args:
+        folder: Made with its parents; nothing else may be in it.
+        description: Name of the YAML file.
+        write: Writes the other files into the folder that it is given, and returns what the
+            description says, as plain values, `files` left out.
+
+    Raises:
+        InputError: The folder holds something else or cannot be written; nothing has changed then.
+    """
+    folder = Path(folder).absolute()
+    new = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.part")
+    try:
+        _check_replaceable(folder, description)
+        new.mkdir(parents=True)
+        try:
+            found = write(new)
+            files = sorted(new.iterdir())
+            found["files"] = {path.name: _measured(path) for path in files}
+            (new / description).write_bytes(_signed(found, folder))
+            for path in (*files, new / description, new):
+                _flush(path)
+            _put(new, folder)
+        except BaseException:  # Ctrl-C too
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def read_sealed(folder: str | Path, description: str, newest: int) -> dict[str, Any]:
+    """Return the contents of the description, once all files are known to be undamaged.
+
+    Args:
+        newest: The last `format` that can be read.
+
+    Raises:
+        InputError: Begins with the file: it is missing, damaged, of a newer format, or none.
+    """
+    folder = Path(folder)
+    found = read_description(folder / description, newest)
+    for name, expected in found["files"].items():
+        path = folder / str(name)
+        try:
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                raise InputError(f"{path}: is damaged: it has {size} bytes of {expected['bytes']}")
+            same = _measured(path) == expected
+        except FileNotFoundError:
+            raise InputError(f"{path}: is missing") from None
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        if not same:
+            raise InputError(f"{path}: is damaged: its SHA-256 is another")
+    return found
+
+
+def read_description(path: Path, newest: int) -> dict[str, Any]:
+    """Return the contents of a description alone; raises InputError as `read_sealed` does."""
+    try:
+        data = path.read_bytes() if path.stat().st_size <= LARGEST else b""
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    first, _, body = data.partition(b"\n")
+    if not first.startswith(_MARK):
+        raise InputError(f"{path}: is damaged, or none of patchcore's: its first line is another")
+    if data != _with_digest(body):
+        raise InputError(f"{path}: is damaged or was edited: its digest is another")
+    try:
+        found = dict(yaml.safe_load(body))
+        number = found["format"]
+    except (yaml.YAMLError, UnicodeError, TypeError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: is not understood ({type(error).__name__})") from error
+    if not isinstance(number, int) or number > newest:
+        raise InputError(
+            f"{path}: is of format {number}, and this version reads up to {newest}: install a "
+            "newer patchcore"
+        )
+    return found
+
+
+def _signed(found: dict[str, Any], folder: Path) -> bytes:
+    try:
+        text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=100)
+        return _with_digest(text.encode())
+    except (yaml.YAMLError, UnicodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{folder}: details must be plain values ({reason})") from error
+
+
+def _with_digest(body: bytes) -> bytes:
+    return _MARK + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": found}
+
+
+def _check_replaceable(folder: Path, description: str) -> None:
+    """Put back what a killed `write_sealed` had moved aside; refuse a folder with other things."""
+    aside = _aside(folder)
+    if not folder.exists() and aside.exists():
+        aside.rename(folder)
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file: give a folder")
+    try:
+        body = (folder / description).read_bytes().partition(b"\n")[2]
+        ours = {description, *yaml.safe_load(body)["files"]}
+    except (OSError, yaml.YAMLError, UnicodeError, TypeError, KeyError):
+        ours = set()
+    others = sorted(name for name in os.listdir(folder) if name not in ours)
+    if others:
+        raise InputError(
+            f"{folder}: holds {others[0]!r}, which is none of ours: give another folder"
+        )
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; what is there is moved aside first, and removed afterwards."""
+    aside = _aside(folder)
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if not folder.exists() and aside.exists():
+            aside.rename(folder)
+        raise
+    _flush(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _flush(path: Path) -> None:
+    """Make sure that a file, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,358 @@
+"""Exported models: the same scores, maps and verdicts through other runtimes."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from patchcore import (
+    Ensemble,
+    GreedyConfig,
+    InputError,
+    LayersConfig,
+    Padim,
+    PadimConfig,
+    PatchCore,
+    ScoringConfig,
+    Spade,
+)
+from patchcore.commands.test import asked_data
+from patchcore.data.folder import FolderConfig
+from patchcore.data.generated import GeneratedConfig
+from patchcore.data.images import read_image
+from patchcore.data.transforms import ImageConfig
+from patchcore.data.view import View
+from patchcore.export import FORMATS, Parity, export, load_export
+from patchcore.export.formats import OnnxFormat
+from patchcore.export.parity import compared
+from patchcore.inspector import Inspector
+from patchcore.measuring import kept_data, load_model
+from tests.images import write_image
+from tests.runs import patchcore
+from tests.shapes import leave_unchecked
+
+pytestmark = [
+    # PyTorch, of convolutions' weights that lie channels last.
+    pytest.mark.filterwarnings("ignore:No complete tensor found in the group"),
+]
+SIDE = 48
+IMAGE = ImageConfig(size=SIDE, view=View.square)
+REWEIGHTED = ScoringConfig(neighbours=2, reweight=3, top_share=0.1, sigma=2)
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions without their checks of shapes, which PyTorch's compilers cannot follow."""
+    leave_unchecked(monkeypatch)
+
+
+def pixels(count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (count, SIDE, SIDE, 3), generator=generator, dtype=torch.uint8)
+
+
+def nominal(count: int = 4) -> Tensor:
+    return (pixels(count).permute(0, 3, 1, 2).float() / 255 - 0.45) / 0.22
+
+
+def inspector(model: Any, **more: Any) -> Inspector:
+    return Inspector(model.fit(nominal()), IMAGE, **more)
+
+
+def needs(format: str) -> None:
+    """Skip unless the format's libraries are installed: pip install 'patchcore[export]'."""
+    for library in (FORMATS[format].runtime, *FORMATS[format].writers):
+        pytest.importorskip(library)
+
+
+@dataclass
+class Exported:
+    """An export, the model that it is of, and what their comparison said."""
+
+    folder: Path
+    python: Inspector
+    parity: Parity
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino", "torch"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The embedded network with the whole of Eq. 7, in each format."""
+    needs(request.param)
+    patch = pytest.MonkeyPatch()
+    leave_unchecked(patch)
+    python = inspector(
+        PatchCore(coreset=GreedyConfig(ratio=0.5), scoring=REWEIGHTED),
+        details={"metrics": {"image_threshold": 0.5}, "lineage": [{"step": "fit"}]},
+    )
+    folder = tmp_path_factory.mktemp("export") / request.param
+    parity = export(python, folder, request.param, threads=1)
+    patch.undo()
+    return Exported(folder, python, parity)
+
+
+def test_an_export_scores_batches_of_any_length_as_the_model_does(exported: Exported) -> None:
+    loaded = load_export(exported.folder, threads=1)
+    for count in (1, 3):
+        batch = pixels(count, seed=count)
+        ours, theirs = loaded.score(batch), exported.python.score(batch)
+        assert ours.score.dtype == ours.map.dtype == torch.float32
+        assert ours.score.shape == (count,) and ours.map.shape == (count, SIDE, SIDE)
+        assert torch.allclose(ours.score, theirs.score, rtol=1e-5, atol=0)
+        assert (ours.map - theirs.map).abs().max() <= 1e-5 * theirs.map.abs().max()
+
+
+def test_an_export_says_how_it_was_compared(exported: Exported) -> None:
+    parity = exported.parity
+    assert (
+        parity.images > 4
+        and parity.threshold == pytest.approx(0.5, rel=1e-4)
+        and parity.flipped == 0
+    )
+    assert parity.score < 1e-5 and parity.map_share < 1e-5 and not parity.failures
+    assert f"images            {parity.images}\n" in str(parity)
+
+
+def test_an_export_brings_all_that_inspecting_needs(exported: Exported, tmp_path: Path) -> None:
+    loaded = load_export(exported.folder)
+    assert loaded.format == exported.folder.name and loaded.size == (SIDE, SIDE)
+    assert [step["step"] for step in loaded.details["lineage"]] == ["fit", "export"]
+    assert loaded.details["metrics"] == {"image_threshold": 0.5}
+    assert loaded.image == IMAGE and loaded.decision is None
+    image = read_image(write_image(tmp_path / "image.png", (90, 70)))
+    prepared = loaded.prepare(image)
+    assert np.array_equal(prepared, exported.python.prepare(image))
+    found = loaded.score(torch.from_numpy(prepared)[None])
+    assert loaded.place(found.map[0], (70, 90)).shape == (70, 90)
+
+
+def test_images_of_another_size_are_refused(exported: Exported) -> None:
+    loaded = load_export(exported.folder)
+    with pytest.raises(InputError, match=r"^images must be uint8 \(B, 48, 48, 3\), got uint8"):
+        loaded.score(torch.zeros(1, 32, 32, 3, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"got float32 \(1, 48, 48, 3\)"):
+        loaded.score(torch.zeros(1, SIDE, SIDE, 3))
+
+
+def test_a_damaged_export_is_refused(exported: Exported) -> None:
+    for path in sorted(exported.folder.iterdir()):
+        whole = path.read_bytes()
+        try:
+            for data in (whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
+                path.write_bytes(data)
+                with pytest.raises(InputError, match=f"{path.name}: is damaged"):
+                    load_export(exported.folder)
+        finally:
+            path.write_bytes(whole)
+    assert load_export(exported.folder).size == (SIDE, SIDE)
+
+
+def test_onnx_has_standard_operators_alone(exported: Exported) -> None:
+    if exported.folder.name != "onnx":
+        pytest.skip("of ONNX files")
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported.folder / OnnxFormat.file)
+    assert [(x.domain, x.version) for x in model.opset_import] == [("", 18)]
+    assert {node.domain for node in model.graph.node} == {""} and not model.functions
+    assert [x.name for x in model.graph.input] == ["images"]
+    assert [x.name for x in model.graph.output] == ["score", "map"]
+
+
+def test_what_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = inspector(PatchCore(coreset=GreedyConfig(ratio=0.1)))
+    monkeypatch.setattr(FORMATS["torch"], "write", lambda program, folder: None)
+    for shift, words in ((1.001, "scores differ by 1.0e-03"), (np.nan, "scores differ by inf")):
+
+        def run(images: Any, shift: float = shift) -> tuple[Any, Any]:
+            found = python.score(torch.from_numpy(images))
+            return found.score.numpy() * np.float32(shift), found.map.numpy()
+
+        monkeypatch.setattr(FORMATS["torch"], "open", lambda folder, threads, run=run: run)
+        monkeypatch.setattr("patchcore.export.model.traced_graph", lambda *_: None)
+        with pytest.raises(InputError, match=f"nothing was written, .* is not the model: {words}"):
+            export(python, tmp_path / "export", "torch")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(program: Any, folder: Path) -> None:
+        raise InputError("no counterpart of aten::such")
+
+    small = PatchCore(coreset=GreedyConfig(ratio=0.1))
+    whole = ImageConfig(size=SIDE, view=View.whole)
+    python = inspector(small)
+    cases = [
+        (inspector(Spade()), "method=spade: cannot be exported: it searches other nominal images"),
+        (Inspector(small, IMAGE, precision="16-mixed"), "trainer.precision: the model was fitted"),
+        (Inspector(small, whole), "image.view=whole gives every image a size of its own"),
+        (
+            Inspector(
+                Ensemble([PatchCore(), PatchCore()]).fit(nominal()),
+                [IMAGE, ImageConfig(size=64, view=View.square)],
+            ),
+            "ensemble.members: their images are of several sizes",
+        ),
+    ]
+    for each, words in cases:
+        with pytest.raises(InputError, match=f"^{words}"):
+            export(each, tmp_path / "export", "torch")
+    monkeypatch.setattr(FORMATS["torch"], "write", refuse)
+    monkeypatch.setattr("patchcore.export.model.traced_graph", lambda *_: None)
+    with pytest.raises(InputError, match=r"^method=patchcore: cannot be exported to torch, which "):
+        export(python, tmp_path / "export", "torch")
+    with pytest.raises(InputError, match=r"^format: there is no 'onxx'; there are onnx, openvino"):
+        export(python, tmp_path / "export", "onxx")
+    monkeypatch.setattr(FORMATS["onnx"], "writers", ("no_such_library",))
+    monkeypatch.setattr(FORMATS["onnx"], "runtime", "no_such_library")
+    with pytest.raises(InputError, match=r"^no_such_library is not installed, .*pip install"):
+        export(python, tmp_path / "export", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_their_own_aspect_ratio_fix_the_size(tmp_path: Path) -> None:
+    python = Inspector(
+        PatchCore(coreset=GreedyConfig(ratio=0.1)).fit(nominal()),
+        ImageConfig(size=SIDE, view=View.whole),
+    )
+    images = [write_image(tmp_path / f"{i}.png", size) for i, size in enumerate([(64, 48), (9, 9)])]
+    parity = export(python, tmp_path / "export", "torch", images)
+    assert load_export(tmp_path / "export").size == (48, 64)
+    assert parity.images == 1  # the other has another size
+
+
+def test_ensembles_and_padim_are_exported(tmp_path: Path) -> None:
+    members = [PatchCore(coreset=GreedyConfig(ratio=0.2)), PatchCore(layers=LayersConfig(["2"]))]
+    for model in (Ensemble(members), Padim(PadimConfig(channels=6))):
+        python = inspector(model)
+        export(python, tmp_path / "export", "torch")  # the second in place of the first
+        found = load_export(tmp_path / "export").score(pixels(2, seed=1))
+        assert torch.allclose(found.score, python.score(pixels(2, seed=1)).score, rtol=1e-4)
+
+
+def test_differences_are_the_largest_of_all_images() -> None:
+    rng = np.random.default_rng(0)
+    ours = [(rng.random(3, np.float32), rng.random((3, 4, 5), np.float32)) for _ in range(3)]
+    theirs = [(s * np.float32(1 + 1e-3), m + np.float32(1e-2)) for s, m in ours]
+    threshold = float(ours[1][0][2]) * 1.0005
+    found = compared(zip(ours, theirs, strict=True), threshold)
+    pairs = list(zip(ours, theirs, strict=True))
+    score = max(abs(a - b) / a for (x, _), (y, _) in pairs for a, b in zip(x, y, strict=True))
+    share = max(
+        np.abs(a - b).max() / a.max() for (_, x), (_, y) in pairs for a, b in zip(x, y, strict=True)
+    )
+    assert found.images == 9 and found.flipped == 1
+    assert found.score == pytest.approx(score, rel=1e-4)
+    assert found.map == pytest.approx(1e-2, rel=1e-4)
+    assert found.map_share == pytest.approx(share, rel=1e-4)
+    assert [text.split(" ")[0] for text in found.failures] == ["scores", "maps", "1"]
+
+
+def test_scores_on_both_sides_of_zero_have_a_unit() -> None:
+    ours, theirs = (np.float32([1e-9]), np.zeros((1, 2, 2))), (np.zeros(1), np.zeros((1, 2, 2)))
+    assert compared([(ours, theirs)]).score == pytest.approx(1)
+    assert compared([(ours, theirs)], unit=1).score == pytest.approx(1e-9)
+
+
+def test_a_score_that_is_no_number_is_a_difference() -> None:
+    fine = (np.ones(1, np.float32), np.ones((1, 2, 2), np.float32))
+    for bad in (np.nan, np.inf):
+        found = compared([(fine, (np.float32([bad]), fine[1]))])
+        assert found.score == np.inf and found.failures
+        found = compared([(fine, (fine[0], np.full((1, 2, 2), bad, np.float32)))])
+        assert found.map_share == np.inf and found.failures
+
+
+def write_data(root: Path) -> dict[str, Any]:
+    """Images on disk, and what an artifact tells of them."""
+    for i in range(4):
+        write_image(root / f"nominal/{i}.png", (SIDE, SIDE), i)
+    for i in range(2):
+        write_image(root / f"more/{i}.png", (SIDE, SIDE), 10 + i)
+        path = root / f"anomalous/{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((SIDE, SIDE, 3), 250 * i, np.uint8)).save(path)
+    settings = {"root": str(root), "nominal_test": "more", "anomalous": "anomalous"}
+    return {"set": "folder", "settings": settings}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with images, an artifact of them, and its export."""
+    root = tmp_path_factory.mktemp("kept")
+    patch = pytest.MonkeyPatch()
+    leave_unchecked(patch)
+    details = {"data": write_data(root / "data"), "metrics": {"memory_patches": 36}}
+    model = PatchCore(coreset=GreedyConfig(ratio=0.25)).fit(nominal())
+    model.save(root / "model", image=IMAGE, details=details)
+    done = patchcore("export", str(root / "model"), "--format", "torch")
+    patch.undo()
+    assert done.code == 0, done.err
+    assert "compared with the model on training images, through torch:" in done.out
+    assert f"torch: {root / 'model-torch'} (" in done.out
+    return root
+
+
+def test_the_command_tells_why_it_cannot_export(kept: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    out = ["--output", str(tmp_path / "out")]
+    for more, words in (
+        (["--images", str(tmp_path / "none")], "--images: there is no folder"),
+        (["--images", str(tmp_path / "empty")], "--images: there are no images in"),
+    ):
+        done = patchcore("export", str(kept / "model"), "--format", "torch", *out, *more)
+        assert done.code == 1 and done.err.startswith(f"error: {words}")
+    done = patchcore("export", str(tmp_path), *out)
+    assert done.code == 1 and "is no artifact" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("folder", ["model", "model-torch"])
+def test_what_is_deployed_is_what_is_measured(kept: Path, tmp_path: Path, folder: str) -> None:
+    done = patchcore("test", str(kept / folder), "--output", str(tmp_path / "found"))
+    assert done.code == 0, done.err
+    record = json.loads((tmp_path / "found/metrics.json").read_text())
+    assert record["image_auroc"] == 1 and record["test_images"] == 4
+    assert record["memory_patches"] == 36  # as the run told
+    assert "image_auroc              1.0000" in done.out
+    rows = (tmp_path / "found/scores.csv").read_text().splitlines()[1:]
+    python = load_model(kept / "model")
+    for row in rows:
+        path, *_, score = row.split(",")
+        batch = torch.from_numpy(np.array(read_image(Path(path))))[None]
+        assert float(score) == pytest.approx(float(python.score(batch).score), rel=1e-5)
+    again = patchcore("test", str(kept / folder), "--output", str(tmp_path / "found"))
+    assert again.code == 1 and "is there already: give another folder" in again.err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.nominl_test=x"], "data.nominl_test: there is no such option; did you mean"),
+        (["data=mvtc"], "data=mvtc: there is no such choice; there are generated"),
+        (["coreset.ratio=1"], "coreset.ratio=1: not understood: type data=NAME"),
+        (["data.batch_size=many"], "data.batch_size: Value 'many'"),
+        (["data.anomalous=none"], "data.anomalous: there is no folder"),
+        (["data=mvtec"], "data.root is missing|data.category is missing"),
+    ],
+)
+def test_settings_of_a_test_are_checked(kept: Path, overrides: list[str], words: str) -> None:
+    done = patchcore("test", str(kept / "model"), *overrides)
+    assert done.code == 1
+    assert re.match(f"error: ({words})", done.err), done.err
+
+
+def test_other_data_may_be_tested_on(kept: Path) -> None:
+    kept_settings = kept_data(load_model(kept / "model").details)
+    assert isinstance(kept_settings, FolderConfig)
+    asked = asked_data(kept_settings, ["data.batch_size=3", "data=folder"])
+    assert asked == replace(kept_settings, batch_size=3)
+    other = asked_data(kept_settings, ["data=generated", "data.train_images=2"])
+    assert other == GeneratedConfig(train_images=2)
+    with pytest.raises(InputError, match=r"^data: the model does not say what it was fitted to"):
+        asked_data(None, [])
