@@ -150,6 +150,12 @@ class Inspector:
             raise InputError(f"image.crop: {error}") from None
         return made[0] if self._alike else made
 
+    def embed(self, batch: Tensor | Sequence[Tensor]) -> list[Any]:
+        """Features of prepared images, as `score` takes them, for each member."""
+        with self._autocast():
+            pairs = zip(self.members, self._inputs(batch), strict=True)
+            return [member.embed(images) for member, images in pairs]
+
     @torch.inference_mode()
     def score(self, batch: Tensor | Sequence[Tensor]) -> Prediction:
         """Score prepared images (B, h, w, 3) uint8, or one such batch for each member.
@@ -157,6 +163,18 @@ class Inspector:
         Raises:
             InputError: They are no such tensors.
         """
+        inputs = self._inputs(batch)
+        with self._autocast():
+            found = self.model(inputs if isinstance(self.model, Ensemble) else inputs[0])
+        assert isinstance(found, Prediction)
+        return found
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def _inputs(self, batch: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """Input of each member's network."""
         batches = [batch] * len(self.members) if isinstance(batch, Tensor) else list(batch)
         for each in batches:
             if each.ndim != 4 or each.shape[3] != 3 or each.dtype != torch.uint8:
@@ -166,15 +184,10 @@ class Inspector:
             raise InputError(
                 f"the model has {len(self.members)} members, but {len(batches)} batches were given"
             )
-        inputs = [
+        return [
             normalised(each.to(self.device), image)
             for each, image in zip(batches, self.images, strict=True)
         ]
-        dtype = AUTOCAST.get(self.precision)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            found = self.model(inputs if isinstance(self.model, Ensemble) else inputs[0])
-        assert isinstance(found, Prediction)
-        return found
 
     def place(self, values: Tensor | NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
         """See `placed`; `values` is the anomaly map (h, w) of an image of `size` (H, W)."""

@@ -11,6 +11,7 @@ from patchcore.commands.ending import Stopped, end, stoppable
 
 COMMANDS = {
     "train": "fit PatchCore on a category and test it",
+    "extend": "add nominal images to a model, or take some out",
     "report": "compare runs: a page and tables",
     "fetch": "download a data set from its owners",
     "cache": "show or clear what sweeps keep",

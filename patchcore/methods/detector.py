@@ -14,7 +14,7 @@ a mask of the positions that count. So is that of `memories`. A method that trai
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib import import_module
@@ -29,6 +29,7 @@ from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 from patchcore.coreset import SAMPLERS, AllConfig, CoresetConfig
 from patchcore.errors import InputError
 from patchcore.index import INDEXES, IndexConfig, TorchIndexConfig
+from patchcore.methods.origin import UNKNOWN
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.methods.stateful import Stateful
 from patchcore.patches import PatchConfig
@@ -240,6 +241,49 @@ class Detector(Method):
     def score(self, features: Any, size: tuple[int, int]) -> Prediction:
         """Score the features of images of `size` (H, W). Raises InputError if not fitted."""
 
+    def origins(self, rows: Tensor) -> Tensor:
+        """Return where rows (…) of `Prediction.nearest` come from: (…, 3) int32.
+
+        Image number, as in `Fitting.images`, grid row and grid column; -1 where it is not known.
+        """
+        return torch.full((*rows.shape, 3), UNKNOWN, dtype=torch.int32, device=rows.device)
+
+    @property
+    def images_had(self) -> int:
+        """Least number that no image remembered has, nor any with a higher one."""
+        return 0
+
+    def extend(
+        self,
+        batches: Sequence[Any],
+        sizes: Sequence[tuple[int, int]],
+        images: Sequence[int],
+        count: int | None = None,
+    ) -> list[Prediction]:
+        """Remember further nominal images; return how each batch was scored before.
+
+        Args:
+            batches: What `features` gave.
+            sizes: (H, W) of the images of each batch.
+            images: Numbers of the images, none of which is known already.
+            count: Patches to add; by default as many as leave the memory's share of all patches.
+
+        Raises:
+            InputError: The method or its settings have no way to do it, or it is not fitted.
+        """
+        raise self._refusal("extended: fit again with all images")
+
+    def forget(self, images: Collection[int]) -> None:
+        """Take out again what is remembered of images, by their numbers.
+
+        Raises:
+            InputError: The method keeps no images apart, or too little would be left.
+        """
+        raise self._refusal("rid of an image: fit again without it")
+
+    def _refusal(self, what: str) -> InputError:
+        return InputError(f"method={self.parts.method.name} cannot be {what}")
+
     def optimizer(self) -> torch.optim.Optimizer | None:
         """Return what trains the method's own parameters; None for a method that does not train."""
         return None
@@ -357,7 +401,7 @@ class FeatureBuffer:
         device: Where to keep the features; by default where the first batch is, if it has room.
 
     Attributes:
-        counts: How many patches each image has that was gathered since `take`.
+        grids: (h, w) of each image that was gathered since `take`.
     """
 
     def __init__(self, images: int = 0, device: torch.device | None = None) -> None:
@@ -365,7 +409,7 @@ class FeatureBuffer:
         self._device = device
         self._features: Tensor | None = None
         self._filled = 0
-        self.counts: list[int] = []
+        self.grids: list[tuple[int, int]] = []
 
     def append(self, features: Tensor) -> None:
         """Add the patch features (B, h, w, D) of a batch."""
@@ -381,14 +425,19 @@ class FeatureBuffer:
             self._features[: self._filled] = kept
         self._features[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)
-        self.counts += [len(rows) // len(features)] * len(features)
+        self.grids += [(features.shape[1], features.shape[2])] * len(features)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many patches each image has that was gathered since `take`."""
+        return [height * width for height, width in self.grids]
 
     def take(self) -> Tensor:
         """The features (N, D); the buffer forgets them, so that they can be freed."""
         if self._features is None:
             raise InputError("there are no nominal images to fit")
         features = self._features[: self._filled]
-        self._features, self._filled, self.counts = None, 0, []
+        self._features, self._filled, self.grids = None, 0, []
         return features
 
     def _allocate(self, rows: int, like: Tensor) -> Tensor:
