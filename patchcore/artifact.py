@@ -56,6 +56,7 @@ from patchcore.errors import InputError
 from patchcore.identity import LIBRARIES, versions
 from patchcore.index import INDEXES
 from patchcore.inspector import Inspector
+from patchcore.keeping import DESCRIPTION, weights_files
 from patchcore.methods import METHODS, Detector, Parts, build_detector
 from patchcore.methods.detector import Method
 from patchcore.methods.ensemble import Ensemble
@@ -65,7 +66,7 @@ from patchcore.scoring import ScoringConfig
 from patchcore.settings import plain
 
 FORMAT = 1
-DESCRIPTION, MODEL, DECISION = "artifact.yaml", "model.safetensors", "decision.safetensors"
+MODEL, DECISION = "model.safetensors", "decision.safetensors"
 LARGEST_DESCRIPTION = 1 << 26  # bytes; a larger file is none of ours
 _OWN_FILE = re.compile(r"(artifact\.yaml|(model|decision|weights(_\d+)?)\.safetensors)")
 _REGISTRIES: dict[str, Mapping[str, type]] = {
@@ -212,10 +213,10 @@ def _described(
     state = {key: x for key, x in model.state_dict().items() if not key.startswith(own)}
     tensors = {MODEL: {key: _packed(x) for key, x in state.items()}}
     described = []
-    for number, (member, image) in enumerate(zip(members, inspector.images, strict=True), 1):
+    for number, (member, image) in enumerate(zip(members, inspector.images, strict=True)):
         network, file = member.backbone.network, None
         if weights:
-            file = "weights.safetensors" if len(members) == 1 else f"weights_{number}.safetensors"
+            file = weights_files(len(members))[number]
             tensors[file] = {key: _packed(x) for key, x in network.state_dict().items()}
         described.append(
             {

@@ -20,6 +20,7 @@ from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.errors import InputError
 from patchcore.index import IndexConfig
 from patchcore.inputs import fill_inputs
+from patchcore.keeping import ArtifactConfig
 from patchcore.methods import MethodConfig, check_unused
 from patchcore.methods.scale import ScaleConfig
 from patchcore.metrics import Objective
@@ -92,6 +93,7 @@ class Config:
         factory=list, help="ratios to test at besides coreset.ratio, which is the largest"
     )
     cache: CacheConfig = field(default_factory=CacheConfig)
+    artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
     figures: bool = setting(True, "draw a run's pictures, which takes seconds", effect=False)
     resume: bool = setting(
         False,

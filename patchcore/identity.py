@@ -62,6 +62,7 @@ STEERING = (
 RUNNING = (
     f"{PACKAGE}.config",
     f"{PACKAGE}.commands.train",
+    f"{PACKAGE}.keeping",
     f"{PACKAGE}.report.run",
     f"{PACKAGE}.runner",
 )

@@ -321,11 +321,15 @@ class KeptOrders:
 
 @dataclass
 class Member:
-    """What remains of an ensemble's member once it is fitted and tested: no memory, no network."""
+    """Ensemble's member once it is fitted and tested.
+
+    Without `model` neither memory nor network remain.
+    """
 
     backbone: str  # name of its network
     scale: Scale
     record: Record
+    model: Detector | None = None  # where it is to be kept
 
 
 class EnsembleModule(ScoringModule):

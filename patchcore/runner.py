@@ -29,6 +29,7 @@ from patchcore.data.sample import Sample, Split
 from patchcore.data.snapshot import ChangedError
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
+from patchcore.keeping import Keep, Keeper
 from patchcore.methods import Detector, Parts, build_detector
 from patchcore.methods.scale import ScaleConfig
 from patchcore.module import (
@@ -52,13 +53,15 @@ from patchcore.resume import (
     FINGERPRINT_FILE,
     Finished,
     copy_scores,
+    finished_fingerprint,
     read_provenance,
     write_provenance,
 )
+from patchcore.run_artifact import copy_artifact, is_whole, write_artifact
 from patchcore.runfolder import METRICS, RunFolder
 from patchcore.settings import plain
 from patchcore.switches import asked_precision
-from patchcore.tracking import tracker_named, tracking
+from patchcore.tracking import moved_loggers, tracking
 
 SOURCE_FILE = "resumed_from.txt"
 """In the folder of a point that was taken over: the folder where it was computed."""
@@ -91,6 +94,7 @@ def run(
     settings: dict[str, Any] | None = None,
     make: Make | None = None,
     origin: Mapping[str, Any] | None = None,
+    multirun: Path | None = None,
 ) -> Finish:
     """Take over the run from a folder where it has finished, or compute it, into `folder`.
 
@@ -104,6 +108,7 @@ def run(
         settings: The same as plain values, for config.yaml; made from `config` by default.
         make: Makes Lightning's objects; by default any `_target_` is imported and called.
         origin: More to keep in provenance.json, such as the overrides.
+        multirun: Folder of the multirun that the run is a point of, for `artifact.keep`=best.
 
     Raises:
         InputError: Bad settings or data, or another process runs in `folder`.
@@ -114,14 +119,16 @@ def run(
     _quiet()
     folder, make = Path(folder), make or construct
     settings = plain(config) if settings is None else settings
+    keeper = Keeper(config.artifact, config.objectives[0], folder, multirun)
     with RunFolder(folder) as place:
         try:
-            text = _run_in(place, config, settings, make, origin or {})
+            text = _run_in(place, config, settings, make, origin or {}, keeper)
         except ChangedError as error:
             told = str(error).partition(",")[0]
             warnings.warn(f"{told}; started again with the files as they are now", stacklevel=2)
             place.clear()
-            text = _run_in(place, config, settings, make, origin or {})
+            text = _run_in(place, config, settings, make, origin or {}, keeper)
+        keeper.settle()
     return Finish(folder, _record(folder), list(read_provenance(folder).get("warm", [])), text)
 
 
@@ -131,6 +138,7 @@ def _run_in(
     settings: dict[str, Any],
     make: Make,
     origin: Mapping[str, Any],
+    keeper: Keeper,
 ) -> str:
     """`run` in a folder that is locked; returns the summary for the screen."""
     folder = place.path
@@ -140,6 +148,10 @@ def _run_in(
     finished = Finished(config.cache.folder() / "runs")
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
     source = finished.find(name, wanted, folder) if config.resume else None
+    if source is not None and keeper.wants(_record(source), read_provenance(source)["warm"]):
+        wanted += config.artifact.files(len(config.members()))
+        source = finished.find(name, wanted, folder)
+        source = source if source is not None and is_whole(source) else None
     if source == folder.resolve() and _settings_in(folder) == settings:
         return f"finished before, in {source}"
     OmegaConf.save(OmegaConf.create(settings), place.new / "config.yaml")
@@ -148,15 +160,17 @@ def _run_in(
         if not (folder / METRICS).exists():  # else it names what lies there
             (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
         finished.started(name, folder)
-        done = train(config, split, settings, provenance, folder, place.new, make)
+        done = train(config, split, settings, provenance, folder, place.new, make, keeper)
         what = "figures and tables" if config.figures else "tables"
         text = f"{done.summary()}\n\n{what}: {folder}"
     else:
         warm = read_provenance(source)["warm"]
         write_provenance(place.new, {**provenance, "warm": warm})
-        take_over(config, split.test, settings, source, folder, place.new, make)
+        take_over(config, split.test, settings, source, folder, place.new, make, keeper)
         finished.started(name, folder)
         text = f"finished before, in {source}"
+    if finished_fingerprint(folder) == name:  # the model of this very run is not lost
+        copy_artifact(folder, place.new)
     place.commit()
     return text
 
@@ -169,6 +183,7 @@ def train(
     folder: Path,
     new: Path,
     make: Make,
+    keeper: Keeper,
 ) -> Run:
     """Fit and test one model or ensemble, and write its results to `new`.
 
@@ -179,7 +194,7 @@ def train(
         ChangedError: A file of the data has changed meanwhile.
     """
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    with tracking(_moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
+    with tracking(moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         loggers = list(trackers.loggers.values())
         trainer = build_trainer(config, new, loggers, make)  # first: it may refuse its settings
         models = [build_detector(parts(own)) for own in config.members()]
@@ -188,12 +203,14 @@ def train(
         members: list[Member] = []
         if config.ensemble.members:
             members = fit_members(config, models, new, make, split)
+            fitted = [member.model for member in members if member.model is not None]
             module = EnsembleModule(members, config.scoring.sigma)
             image = config.members()[0].image
             data = AnomalyDataModule(config.data, image, config.augment, split=split)
         else:
             module, data = prepare(config, models.pop(), trainer, split)
             fit(trainer, module, data)
+            fitted = [module.model]
         record = test(trainer, module, data)
         done = Run(
             settings=settings,
@@ -213,6 +230,10 @@ def train(
         split.check()
         write_provenance(new, {**provenance, "warm": sorted(record.warm)})
         write_run(done, new, config.figures)
+        told = done.record()
+        if keeper.wants(told, sorted(record.warm)):
+            scales = [member.scale for member in members]
+            write_artifact(new, fitted, scales, config, split, provenance, told, trainer.precision)
         trackers.track(new, done.gallery)
     return done
 
@@ -225,6 +246,7 @@ def take_over(
     folder: Path,
     new: Path,
     make: Make,
+    keeper: Keeper,
 ) -> None:
     """Bring the results of a finished run from `source` to `new`, which stands for `folder`.
 
@@ -236,13 +258,15 @@ def take_over(
         for picture in [*wanted, SOMETIMES]:
             if (source / "figures" / picture).is_file():
                 (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
+    if keeper.wants(_record(source), read_provenance(source)["warm"]):
+        copy_artifact(source, new)
     origin = source
     if source == folder.resolve():  # only trackers or other settings without effect are new
         origin = Path(text) if (text := _origin(source)) else source
     if origin != folder.resolve():
         (new / SOURCE_FILE).write_text(f"{origin}\n")
     (new / METRICS).write_bytes((source / METRICS).read_bytes())
-    with tracking(_moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
+    with tracking(moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         trackers.start(settings)
         trackers.track(new, tested=False)
 
@@ -288,7 +312,8 @@ def fit_members(
         fit(trainer, module, data)
         record = test(trainer, module, data)
         assert module.scale is not None
-        members.append(Member(own.backbone.name, module.scale, record))
+        kept = None if config.artifact.keep is Keep.none else module.model
+        members.append(Member(own.backbone.name, module.scale, record, kept))
         del trainer, module, data
         gc.collect()  # they refer to each other; one memory at a time
     return members
@@ -372,26 +397,6 @@ def construct(key: str, settings: Mapping[str, Any], **more: Any) -> Any:
         return getattr(import_module(module), name)(**arguments)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"{key}: {' '.join(str(error).split())}") from error
-
-
-def _moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[str, Any]:
-    """Settings of loggers, led to `new` where their files belong to the results alone."""
-    return {
-        name: own if tracker_named(own.get("_target_")).beside else _moved(own, folder, new)
-        for name, own in loggers.items()
-    }
-
-
-def _moved(value: Any, folder: Path, new: Path) -> Any:
-    """Settings with paths in `folder` led to `new`."""
-    match value:
-        case dict():
-            return {key: _moved(each, folder, new) for key, each in value.items()}
-        case list():
-            return [_moved(each, folder, new) for each in value]
-        case str() if value == str(folder) or value.startswith(f"{folder}{os.sep}"):
-            return f"{new}{value[len(str(folder)) :]}"
-    return value
 
 
 def _check_count(kind: str, used: int, asked: int) -> None:

@@ -37,6 +37,7 @@ class Tracked:
     summary: dict[str, Any] = field(default_factory=dict)
     history: dict[str, Any] = field(default_factory=dict)  # the last value of each key
     artifacts: dict[str, dict[str, Path]] = field(default_factory=dict)  # {name: {path: file}}
+    types: dict[str, str] = field(default_factory=dict)  # of the artifacts
     exit_code: int | None = None  # None: never closed
 
     def table(self, key: str) -> dict[str, Any]:
@@ -92,6 +93,7 @@ def read_wandb(path: Path) -> Tracked:
             case "artifact":
                 name = record.artifact.name.removeprefix(f"run-{tracked.id}-")
                 entries = record.artifact.manifest.contents
+                tracked.types[name] = record.artifact.type
                 tracked.artifacts[name] = {e.path: Path(e.local_path) for e in entries}
             case "exit":
                 tracked.exit_code = record.exit.exit_code
@@ -129,7 +131,8 @@ def jobs(request: Any, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[P
     launcher = [f"hydra/launcher={request.param}"]
     if request.param == "joblib":
         launcher.append("hydra.launcher.n_jobs=2")
-    done, folders = sweep(folder, *launcher, "logger=wandb", "coreset.ratio=0.25,0.5")
+    asked = ["logger=wandb", "artifact=true", "coreset.ratio=0.25,0.5"]
+    done, folders = sweep(folder, *launcher, *asked)
     assert done.code == 0, done.err
     assert [path.name for path in folders] == ["0", "1"]
     return [(path, finished_run(path)) for path in folders]
@@ -162,6 +165,15 @@ def test_wandb_holds_settings_and_metrics(jobs: list[tuple[Path, Tracked]]) -> N
         seconds = {f"seconds.{key}": value for key, value in metrics.pop("seconds").items()}
         for key, value in {**metrics, **seconds}.items():
             assert tracked.history[key] == pytest.approx(value, rel=1e-6), key
+
+
+def test_wandb_holds_the_model_with_its_run(jobs: list[tuple[Path, Tracked]]) -> None:
+    for folder, tracked in jobs:
+        assert tracked.types[f"model-{tracked.id}"] == "model"
+        logged = tracked.artifacts[f"model-{tracked.id}"]
+        assert set(logged) == {"artifact.yaml", "model.safetensors"}
+        for name, copy in logged.items():
+            assert copy.read_bytes() == (folder / "artifact" / name).read_bytes()
 
 
 def test_wandb_holds_curves_pictures_and_the_table_of_errors(

@@ -19,7 +19,17 @@ from patchcore.errors import printable
 
 LONGEST = 128  # signs of a name or group that W&B takes
 VALUE = 40  # signs of a value in a name
-UNTOLD = ("cache", "data.root", "figures", "hydra", "logger", "objectives", "resume", "trainer")
+UNTOLD = (
+    "artifact",
+    "cache",
+    "data.root",
+    "figures",
+    "hydra",
+    "logger",
+    "objectives",
+    "resume",
+    "trainer",
+)
 """Beginnings of what a single run's name does not tell: it says nothing of the result."""
 
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from patchcore.commands.ending import Stopped
 from patchcore.commands.mistakes import explain
 from patchcore.errors import InputError
+from patchcore.keeping import FOLDER, holders, numerically
 from patchcore.runfolder import METRICS, InUseError, unfinished
 
 ERROR_FILE = "error.txt"
@@ -117,6 +118,7 @@ def _conclude() -> bool:
         missing += failures(multirun.folder, multirun.start, multirun.name)
         if multirun.search:
             _tell_undefined(multirun)
+        _tell_best(multirun)
     if missing:
         print(f"\nerror: {len(missing)} of the points failed:", file=sys.stderr)
         for point, reason in missing:
@@ -158,6 +160,13 @@ def _tell_undefined(multirun: Multirun) -> None:
         print(f"failed trials, {reason}: points {', '.join(names)}", file=sys.stderr)
 
 
+def _tell_best(multirun: Multirun) -> None:
+    """Print where the best point's model is, if it alone was to be kept."""
+    for point in holders(multirun.folder):
+        if OmegaConf.load(point / "config.yaml").artifact.keep == "best":
+            print(f"artifact of the best point: {point / FOLDER}")
+
+
 def _kept(multirun: Multirun) -> str:
     lost = len(failures(multirun.folder, multirun.start, multirun.name))
     done = len(_points(multirun.folder, multirun.start)) - lost
@@ -171,7 +180,7 @@ def _points(folder: Path, since: float) -> list[Path]:
     """Folders of the points that were started after `since`, in their order."""
     if not os.path.isdir(folder):  # unlike Path's, it takes a name that is too long
         return []
-    started = sorted(folder.rglob(".hydra/overrides.yaml"), key=_numerically)
+    started = sorted(folder.rglob(".hydra/overrides.yaml"), key=numerically)
     return [path.parents[1] for path in started if path.stat().st_mtime >= since]
 
 
@@ -186,8 +195,3 @@ def _lines(file: Path) -> list[str]:
 def _overrides(point: Path) -> str:
     lines = (point / ".hydra" / "overrides.yaml").read_text().splitlines()
     return " ".join(line.removeprefix("- ") for line in lines)
-
-
-def _numerically(path: Path) -> list[tuple[int, str]]:
-    """Sorts 2 before 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.parts]

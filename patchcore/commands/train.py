@@ -1,8 +1,6 @@
 """`patchcore train`: fit a model on a category, test it, and leave a run folder."""
 
-import math
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,8 @@ from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
 from patchcore.commands.targets import build, guard
 from patchcore.commands.typed import as_typed
-from patchcore.config import Objective, to_config
+from patchcore.config import to_config
+from patchcore.keeping import objectives
 from patchcore.runfolder import METRICS
 from patchcore.runner import run as run_one
 
@@ -53,7 +52,14 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
         try:
             (folder / ERROR_FILE).unlink(missing_ok=True)
             config = to_config(cfg)  # fills in cfg what follows from the weights
-            done = run_one(config, folder, settings=resolved(cfg), make=build, origin=origin(run))
+            done = run_one(
+                config,
+                folder,
+                settings=resolved(cfg),
+                make=build,
+                origin=origin(run),
+                multirun=Path(run.sweep.dir) if multirun else None,
+            )
         except Exception as error:
             raise_if_stopped()
             if multirun:  # the other points go on; `concluded` tells in the end
@@ -74,32 +80,6 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
 def origin(run: HydraConf) -> dict[str, Any]:
     """Return how Hydra was asked for a run: `choices` of its groups and `overrides`."""
     return {"choices": dict(run.runtime.choices), "overrides": list(run.overrides.task)}
-
-
-def objectives(
-    record: Mapping[str, Any], wanted: list[Objective], warm: Sequence[str] = ()
-) -> float | tuple[float, ...] | None:
-    """Return the objectives of a finished run; None where any of them is undefined.
-
-    A sweeper takes NaN for a mistake of the program, and ends. Seconds spent reading the cache are
-    undefined too, for they are not the cost of computing.
-
-    Args:
-        record: Contents of metrics.json.
-        wanted: Objectives in the sweeper's order.
-        warm: Names of the stages that read the cache.
-    """
-    costs = {key: value for key, value in record["seconds"].items() if value is not None}
-    found = {
-        **record,
-        "seconds": None if warm else sum(costs.values()),
-        "score_seconds": None if "score" in warm else costs.get("score"),
-    }
-    values = [found.get(objective.value) for objective in wanted]
-    numbers = [math.nan if value is None else float(value) for value in values]
-    if not all(map(math.isfinite, numbers)):
-        return None
-    return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -37,20 +37,27 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
 
 _NUMBERS = r"\d[\d.e-]*(,\d[\d.e-]*)*"
 _MEANT = {
+    "artifact": ("artifact.keep", r"\w+(,\w+)*"),
     "coreset": ("coreset.ratio", _NUMBERS),
     "image": ("image.size", _NUMBERS),
     "layers": ("layers.names", r"\[.*\]|\d(\+\d)*(,\d(\+\d)*)*"),
     "patch": ("patch.size", _NUMBERS),
 }
 """Settings that a value given to their group is meant for, and the values: {group: (key, …)}."""
+_SWITCHED = {"true": "all", "false": "none"}
 
 
 def _in_full(argument: str) -> str:
-    """Return `patch.size=3` for `patch=3`, and `layers.names=[2,3]` for `layers=2+3`."""
+    """Return `patch.size=3` for `patch=3`, and `layers.names=[2,3]` for `layers=2+3`.
+
+    Whoever wants an artifact types `artifact=true`, which is `artifact.keep=all`.
+    """
     group, _, value = argument.partition("=")
     key, values = _MEANT.get(group, ("", ""))
     if not key or not re.fullmatch(values, value):
         return argument
+    if group == "artifact":
+        value = ",".join(_SWITCHED.get(each.lower(), each) for each in value.split(","))
     if group == "layers" and not value.startswith("["):
         value = ",".join(f"[{each.replace('+', ',')}]" for each in value.split(","))
     return f"{key}={value}"

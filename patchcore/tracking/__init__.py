@@ -17,6 +17,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from patchcore.errors import InputError
+from patchcore.keeping import FOLDER as ARTIFACT
 from patchcore.report.run import GalleryItem, read_results
 from patchcore.report.words import flatten
 from patchcore.tracking.csv import Csv
@@ -74,7 +75,7 @@ class Tracking:
         """Log what the finished run in `folder` holds.
 
         Args:
-            folder: Of the run, with metrics.json, scores.csv and figures.
+            folder: Of the run, with metrics.json, scores.csv, figures, perhaps an artifact.
             gallery: Images with their maps, for the trackers that show tables of them.
             tested: Whether Lightning has tested the run with these trackers, and so logged the
                 metrics; they are logged here otherwise.
@@ -89,6 +90,8 @@ class Tracking:
             tracker = tracker_of(logger)
             tracker.log_curve(logger, record.get("ratio_curve") or [])
             tracker.log_results(logger, run)
+            if (folder / ARTIFACT).is_dir():
+                tracker.log_artifact(logger, folder / ARTIFACT)
             logger.save()
 
 
@@ -118,6 +121,26 @@ def tracking(chosen: Mapping[str, Any], folder: Path, make: Make) -> Iterator[Tr
             raise
         for logger in found.started:
             finish(logger, True)
+
+
+def moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[str, Any]:
+    """Return settings of loggers, led to `new` where their files belong to the results alone."""
+    return {
+        name: own if tracker_named(own.get("_target_")).beside else _moved(own, folder, new)
+        for name, own in loggers.items()
+    }
+
+
+def _moved(value: Any, folder: Path, new: Path) -> Any:
+    """Settings with paths in `folder` led to `new`."""
+    match value:
+        case dict():
+            return {key: _moved(each, folder, new) for key, each in value.items()}
+        case list():
+            return [_moved(each, folder, new) for each in value]
+        case str() if value == str(folder) or value.startswith(f"{folder}{os.sep}"):
+            return f"{new}{value[len(str(folder)) :]}"
+    return value
 
 
 def build_logger(name: str, settings: Any, make: Make) -> Logger:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pytorch_lightning.loggers import Logger
@@ -56,6 +57,9 @@ class Tracker:
 
     def log_results(self, logger: Any, run: Run) -> None:
         """Log what is more than numbers of a finished run; its gallery may be empty."""
+
+    def log_artifact(self, logger: Any, folder: Path) -> None:
+        """Log the model that the run has left in a folder."""
 
     def close(self, logger: Any, success: bool) -> None:
         """Close the logger, so that the next job of a multirun gets a run of its own."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from patchcore.report.run import Run
@@ -72,6 +73,14 @@ class Wandb(Tracker):
             experiment.log({"gallery": wandb.Table(columns=columns, data=rows)})
         figures = {path.stem: wandb.Image(str(path)) for path in run.pictures}
         experiment.log({f"figures/{name}": image for name, image in figures.items()})
+
+    def log_artifact(self, logger: Any, folder: Path) -> None:
+        """Log the model as W&B's artifact `model-RUN`, which the run is the origin of."""
+        import wandb
+
+        kept = wandb.Artifact(f"model-{logger.experiment.id}", type="model")
+        kept.add_dir(str(folder))  # copied, for the folder moves when the run has finished
+        logger.experiment.log_artifact(kept)
 
     def close(self, logger: Any, success: bool) -> None:
         """Close the logger and W&B's run."""

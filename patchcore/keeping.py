@@ -1,0 +1,203 @@
+"""Which runs keep their model as an artifact: all that are asked to, or the best of a multirun.
+
+With `artifact=best` this is decided as each point finishes: it keeps its model if no other point in
+the multirun's folder that has kept its own is better, and then takes the artifact away from all but
+the best, under a lock. So one model is kept at any time, or for a moment as many as there are
+processes, in whatever order points finish; a multirun that is interrupted has that of the best so
+far. A resumed point that had finished without its model is computed again only if it beats the
+point that holds one now.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from patchcore.errors import InputError
+from patchcore.metrics import METRICS, Objective
+from patchcore.resume import read_provenance
+from patchcore.runfolder import METRICS as RECORD
+from patchcore.runfolder import TRANSIENT
+from patchcore.settings import setting
+
+FOLDER = "artifact"
+"""Name of the artifact in a run's folder."""
+DESCRIPTION = "artifact.yaml"
+"""File of an artifact that makes it one."""
+_LOCK = ".best.lock"
+
+
+class Keep(Enum):
+    """Runs that leave their model as an artifact."""
+
+    none = "none"
+    all = "all"
+    best = "best"  # of a multirun, by the first of `objectives`; ties go to the earlier point
+
+
+@dataclass
+class ArtifactConfig:
+    """Whether a run leaves its model as an artifact, which `patchcore.load` reads."""
+
+    keep: Keep = setting(
+        Keep.none, "none, all, or best: the best point of a multirun alone", effect=False
+    )
+    weights: bool = setting(
+        False,
+        "keep the networks' weights inside, so that it can be read without a network",
+        effect=False,
+    )
+
+    def __post_init__(self) -> None:
+        if self.weights and self.keep is Keep.none:
+            raise InputError("artifact.weights has no effect alone: add artifact=true or best")
+
+    def files(self, members: int) -> list[str]:
+        """Return files that a run's folder holds with such an artifact of so many networks."""
+        names = [DESCRIPTION]
+        if self.weights:
+            names += weights_files(members)
+        return [f"{FOLDER}/{name}" for name in names]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A multirun whose best point keeps its model.
+
+    Attributes:
+        folder: Of the multirun.
+        objective: Which points are better.
+    """
+
+    folder: Path
+    objective: Objective
+
+    def won(self, point: Path, record: Mapping[str, Any], warm: Sequence[str]) -> bool:
+        """Return whether no other point that holds an artifact is as good as `point`, or earlier.
+
+        Args:
+            point: Its folder.
+            record: Contents of its metrics.json.
+            warm: Its stages that read the cache.
+        """
+        own = self._rank(point, record, warm)
+        others = [each for each in self.holders() if each.resolve() != point.resolve()]
+        return own is not None and all(own < self._rank_of(each) for each in others)
+
+    def settle(self) -> None:
+        """Take the artifact away from all points but the best."""
+        with FileLock(self.folder / _LOCK):
+            holders = sorted(self.holders(), key=self._rank_of)
+            for point in holders[1:]:
+                (point / FOLDER / DESCRIPTION).unlink(missing_ok=True)  # first: it is none without
+                shutil.rmtree(point / FOLDER, ignore_errors=True)
+
+    def holders(self) -> list[Path]:
+        """Return the folders of finished points that hold an artifact."""
+        return holders(self.folder)
+
+    def _rank_of(self, point: Path) -> tuple[float, list[tuple[int, str]]]:
+        """Rank of a finished point; what cannot be read comes last."""
+        try:
+            record = json.loads((point / RECORD).read_text())
+            rank = self._rank(point, record, read_provenance(point).get("warm", []))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            rank = None
+        return rank or (math.inf, numerically(point))
+
+    def _rank(
+        self, point: Path, record: Mapping[str, Any], warm: Sequence[str]
+    ) -> tuple[float, list[tuple[int, str]]] | None:
+        """What sorts the better point first, then the earlier; None where it is undefined."""
+        value = objectives(record, [self.objective], warm)
+        if not isinstance(value, float):
+            return None
+        high = METRICS[self.objective.value].better == "high"
+        return -value if high else value, numerically(point.resolve())
+
+
+class Keeper:
+    """Decides whether a run keeps its model.
+
+    Args:
+        config: What was asked for.
+        objective: First of the run's objectives.
+        point: Folder of the run.
+        multirun: Folder of its multirun, if it belongs to one.
+
+    Attributes:
+        contest: With the other points, where only the best keeps its model.
+    """
+
+    def __init__(
+        self, config: ArtifactConfig, objective: Objective, point: Path, multirun: Path | None
+    ) -> None:
+        self.keep, self.point = config.keep, point
+        contested = multirun if config.keep is Keep.best else None
+        self.contest = None if contested is None else Contest(contested, objective)
+
+    def wants(self, record: Mapping[str, Any], warm: Sequence[str]) -> bool:
+        """Return whether the run keeps its model, by its metrics.json; see `Contest.won`."""
+        if self.contest is not None:
+            return self.contest.won(self.point, record, warm)
+        return self.keep is not Keep.none  # a run alone is the best
+
+    def settle(self) -> None:
+        """See `Contest.settle`; the run's results are in their place."""
+        if self.contest is not None:
+            self.contest.settle()
+
+
+def weights_files(members: int) -> list[str]:
+    """Return names of an artifact's files of weights: one for each network of the model.
+
+    >>> weights_files(1), weights_files(2)
+    (['weights.safetensors'], ['weights_1.safetensors', 'weights_2.safetensors'])
+    """
+    if members == 1:
+        return ["weights.safetensors"]
+    return [f"weights_{number}.safetensors" for number in range(1, members + 1)]
+
+
+def holders(multirun: Path) -> list[Path]:
+    """Return the folders of a multirun's finished points that hold an artifact, in their order."""
+    found = (mark.parents[1] for mark in multirun.rglob(f"{FOLDER}/{DESCRIPTION}"))
+    ended = (x for x in found if x.name not in TRANSIENT and (x / RECORD).is_file())
+    return sorted(ended, key=numerically)
+
+
+def objectives(
+    record: Mapping[str, Any], wanted: list[Objective], warm: Sequence[str] = ()
+) -> float | tuple[float, ...] | None:
+    """Return the objectives of a finished run; None where any of them is undefined.
+
+    A sweeper takes NaN for a mistake of the program, and ends. Seconds spent reading the cache are
+    undefined too, for they are not the cost of computing.
+
+    Args:
+        record: Contents of metrics.json.
+        wanted: Objectives in the sweeper's order.
+        warm: Names of the stages that read the cache.
+    """
+    costs = {key: value for key, value in record["seconds"].items() if value is not None}
+    found = {
+        **record,
+        "seconds": None if warm else sum(costs.values()),
+        "score_seconds": None if "score" in warm else costs.get("score"),
+    }
+    values = [found.get(objective.value) for objective in wanted]
+    numbers = [math.nan if value is None else float(value) for value in values]
+    if not all(map(math.isfinite, numbers)):
+        return None
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+def numerically(path: Path) -> list[tuple[int, str]]:
+    """Return what sorts a point 2 before a point 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.parts]

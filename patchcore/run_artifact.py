@@ -1,0 +1,86 @@
+"""The artifact that a run leaves in its folder: what it says of the run, and taking it over."""
+
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from patchcore import artifact
+from patchcore.data.sample import Split
+from patchcore.data.sets import DATA_SETS
+from patchcore.errors import InputError
+from patchcore.inspector import Inspector
+from patchcore.keeping import FOLDER
+from patchcore.methods import Detector
+from patchcore.methods.ensemble import Ensemble
+from patchcore.methods.scale import Scale
+
+
+def write_artifact(
+    folder: Path,
+    models: Sequence[Detector],
+    scales: Sequence[Scale],
+    config: Any,
+    split: Split,
+    provenance: Mapping[str, Any],
+    record: Mapping[str, Any],
+    precision: str,
+) -> None:
+    """Write the artifact of a run to its folder.
+
+    Args:
+        folder: Of the run.
+        models: Fitted; the members of an ensemble, or one.
+        scales: Of the members of an ensemble; none otherwise.
+        config: Settings of the run.
+        split: Its images.
+        provenance: What its results follow from.
+        record: Contents of its metrics.json.
+        precision: Of its Trainer.
+    """
+    model: Any = models[0]
+    if scales:
+        model = Ensemble(models, config.ensemble.scale)
+        model.scales = list(scales)
+    name = next((name for name, kind in DATA_SETS.items() if type(config.data) is kind), "")
+    details = {
+        "data": {
+            "set": name,
+            "settings": config.data,
+            "train_images": len(split.train),
+            "test_images": len(split.test),
+            "digests": provenance["data"],
+        },
+        "metrics": record,
+        "lineage": [
+            artifact.step("fit", images=len(split.train), fingerprint=provenance["fingerprint"])
+        ],
+    }
+    images = [own.image for own in config.members()]
+    inspector = Inspector(model, images, None, details, precision)
+    artifact.save(inspector, folder / FOLDER, weights=config.artifact.weights)
+
+
+def is_whole(run: Path) -> bool:
+    """Return whether the artifact in a run's folder is undamaged; warn if it is not."""
+    try:
+        artifact.check(run / FOLDER)
+    except InputError as error:
+        warnings.warn(f"{error}; the run is made again", stacklevel=2)
+        return False
+    return True
+
+
+def copy_artifact(source: Path, folder: Path) -> None:
+    """Bring the artifact of the run in `source` to a folder that has none, if it is whole.
+
+    A better point of a multirun may take it away meanwhile.
+    """
+    if (folder / FOLDER).exists() or not (source / FOLDER).is_dir():
+        return
+    try:
+        shutil.copytree(source / FOLDER, folder / FOLDER)
+        artifact.check(folder / FOLDER)
+    except (OSError, InputError):
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)

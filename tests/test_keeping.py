@@ -1,0 +1,348 @@
+"""Artifacts that runs leave: on request, one a multirun, and with the scores of the test."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from patchcore import InputError, load
+from patchcore.commands.typed import as_typed
+from patchcore.config import Objective
+from patchcore.data.images import read_image
+from patchcore.keeping import ArtifactConfig, Contest, Keep, Keeper, holders
+from patchcore.methods import Detector
+from tests.images import write_mvtec
+from tests.runs import TINY, Outcome, patchcore
+
+pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("mvtec")
+    write_mvtec(root, (40, 36))
+    return root
+
+
+def run(root: Path, place: Path, *overrides: str, name: str = "run") -> Outcome:
+    """A tiny run in `place`/`name`, or a multirun if the overrides say so; without `~KEY`."""
+    given = {override.partition("=")[0].lstrip("~") for override in overrides}
+    common = [
+        *TINY,
+        *("logger=none", "figures=false", "trainer.enable_progress_bar=false"),
+        *("data=mvtec", f"data.root={root}", "data.category=nut", "data.batch_size=2"),
+        *(f"cache.root={place / 'cache'}", "cache.enabled=true"),
+        f"hydra.{'sweep' if '--multirun' in overrides else 'run'}.dir={place / name}",
+    ]
+    kept = [each for each in common if each.partition("=")[0] not in given]
+    asked = [each for each in overrides if each[0] != "~"]
+    return patchcore("train", *sorted([*kept, *asked], key=lambda each: each != "--multirun"))
+
+
+def rows(folder: Path) -> list[tuple[Path, float]]:
+    with (folder / "scores.csv").open(newline="") as file:
+        return [(Path(row["path"]), float(row["score"])) for row in csv.DictReader(file)]
+
+
+def scored(artifact: Path, paths: Sequence[Path]) -> list[float]:
+    """Scores of images by an artifact, in batches like those of the run."""
+    inspector = load(artifact)
+    scores: list[float] = []
+    for i in range(0, len(paths), 2):
+        prepared = [inspector.prepare(read_image(path)) for path in paths[i : i + 2]]
+        if isinstance(prepared[0], tuple):
+            batch: Any = [torch.from_numpy(np.stack(each)) for each in zip(*prepared, strict=True)]
+        else:
+            batch = torch.from_numpy(np.stack(prepared))
+        scores += inspector.score(batch).score.tolist()
+    return scores
+
+
+# --- one run ----------------------------------------------------------------------------------
+
+ENSEMBLE = (
+    "ensemble.members=[{image:{size:32,view:square,resize:32,stretch:true,crop:null}},"
+    "{layers:{names:[layer2]},image:{size:24,view:square,resize:24,stretch:true,crop:null}}]"
+)
+METHODS = {
+    "patchcore": ["scoring.reweight=3"],
+    "spade": ["method=spade", "method.storage=float16", "~coreset.ratio", "~patch"],
+    "padim": ["method=padim", "~coreset.ratio", "~patch"],
+    "ensemble": [ENSEMBLE],
+    "bf16": ["trainer.precision=bf16-mixed"],
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_model_of_a_run_scores_as_its_test_did(root: Path, tmp_path: Path, name: str) -> None:
+    done = run(root, tmp_path, "artifact=true", *METHODS[name])
+    assert done.code == 0, done.err
+    paths, expected = zip(*rows(tmp_path / "run"), strict=True)
+    assert scored(tmp_path / "run/artifact", paths) == pytest.approx(expected, rel=1e-6)
+
+
+NEW_PROCESS = """
+import json, sys
+def refuse(event, args):
+    if event.startswith("socket."):
+        raise RuntimeError(event)
+sys.addaudithook(refuse)
+import numpy, torch
+import patchcore
+inspector = patchcore.load(sys.argv[1])
+images = numpy.load(sys.argv[2])
+prepared = numpy.stack([inspector.prepare(image) for image in images])
+print(json.dumps(inspector.score(torch.from_numpy(prepared)).score.tolist()))
+"""
+
+
+def test_a_model_inspects_elsewhere_without_data_or_network(tmp_path: Path) -> None:
+    write_mvtec(tmp_path / "data", (40, 36))
+    done = run(tmp_path / "data", tmp_path, "artifact=true", "artifact.weights=true")
+    assert done.code == 0, done.err
+    paths, expected = zip(*rows(tmp_path / "run"), strict=True)
+    np.save(tmp_path / "images.npy", np.stack([read_image(path) for path in paths]))
+    shutil.move(tmp_path / "run/artifact", tmp_path / "elsewhere")
+    for folder in ("data", "run", "cache"):
+        shutil.rmtree(tmp_path / folder)
+    told = subprocess.run(
+        [sys.executable, "-c", NEW_PROCESS, tmp_path / "elsewhere", tmp_path / "images.npy"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert json.loads(told.stdout) == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_artifact_tells_of_its_run(root: Path, tmp_path: Path) -> None:
+    assert run(root, tmp_path, "artifact=true").code == 0
+    folder = tmp_path / "run"
+    details = load(folder / "artifact").details
+    assert details["metrics"] == json.loads((folder / "metrics.json").read_text())
+    data = details["data"]
+    assert (data["set"], data["settings"]["category"]) == ("mvtec", "nut")
+    assert (data["train_images"], data["test_images"]) == (4, 5)
+    (fit,) = details["lineage"]
+    assert fit["fingerprint"] == (folder / "fingerprint.txt").read_text().strip()
+    contents = (folder / ".contents").read_text().splitlines()
+    assert {"artifact/artifact.yaml", "artifact/model.safetensors"} < set(contents)
+
+
+def test_a_finished_run_is_made_again_only_for_an_artifact_that_it_lacks(
+    root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+
+    def again(*overrides: str) -> list[str]:
+        """What is in the artifact, once the run was asked for again."""
+        done = run(root, tmp_path, "resume=true", *overrides)
+        assert done.code == 0, done.err
+        assert rows(folder) == scores
+        assert (folder / "fingerprint.txt").read_text() == fingerprint
+        return sorted(path.name for path in folder.glob("artifact/*"))
+
+    assert run(root, tmp_path).code == 0
+    scores, fingerprint = rows(folder), (folder / "fingerprint.txt").read_text()
+    without = ["artifact.yaml", "model.safetensors"]
+    assert again("artifact=true") == without
+    assert json.loads((folder / "provenance.json").read_text())["warm"]  # from the cache
+    with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
+        assert again("artifact=true") == without
+        assert again() == without  # nothing is lost
+    assert again("figures=true") == without  # this is computed again, for pictures
+    inside = [*without, "weights.safetensors"]
+    assert again("artifact=true", "artifact.weights=true") == inside
+    with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
+        assert again("artifact=true") == inside
+        other = run(root, tmp_path, "resume=true", "artifact=true", name="other")
+        assert other.code == 0, other.err
+    expected = [score for _, score in scores]
+    paths = [path for path, _ in scores]
+    assert scored(tmp_path / "other/artifact", paths) == pytest.approx(expected, rel=1e-6)
+    (folder / "artifact/model.safetensors").write_bytes(b"")
+    shutil.rmtree(tmp_path / "other")
+    with pytest.warns(UserWarning, match=r"model\.safetensors: is damaged.*made again"):
+        assert again("artifact=true", "artifact.weights=true") == inside
+    assert scored(folder / "artifact", paths) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_run_that_fails_keeps_the_earlier_artifact(root: Path, tmp_path: Path) -> None:
+    assert run(root, tmp_path, "artifact=true").code == 0
+    before = (tmp_path / "run/artifact/artifact.yaml").read_bytes()
+    with (
+        mock.patch("patchcore.artifact.save_file", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        run(root, tmp_path, "artifact=true", "seed=1")
+    assert (tmp_path / "run/artifact/artifact.yaml").read_bytes() == before
+    load(tmp_path / "run/artifact")
+
+
+# --- as it is typed ---------------------------------------------------------------------------
+
+
+def test_artifact_is_typed_as_people_guess() -> None:
+    typed = {
+        "artifact=true": "artifact.keep=all",
+        "artifact=True": "artifact.keep=all",
+        "artifact=false": "artifact.keep=none",
+        "artifact=best": "artifact.keep=best",
+        "artifact=all": "artifact.keep=all",
+        "artifact.weights=true": "artifact.weights=true",
+    }
+    assert as_typed(list(typed)) == list(typed.values())
+
+
+def test_mistakes_are_told(root: Path, tmp_path: Path) -> None:
+    for typed, told in (
+        (["artifact=yes"], "artifact.keep"),
+        (["artifact.weights=true"], "artifact.weights has no effect alone: add artifact=true"),
+    ):
+        done = run(root, tmp_path, *typed)
+        assert done.code == 1
+        assert done.err.count("error: ") == 1 and told in done.err
+
+
+# --- multiruns --------------------------------------------------------------------------------
+
+
+def values(folder: Path, key: str) -> dict[str, Any]:
+    return {
+        path.parent.name: json.loads(path.read_text())[key]
+        for path in sorted(folder.glob("*/metrics.json"))
+    }
+
+
+def test_the_best_point_alone_keeps_its_model(root: Path, tmp_path: Path) -> None:
+    """In several processes, of which any may end first."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    sweep = ["--multirun", "coreset.ratio=0.2,0.1,0.3", "objectives=[memory_patches]"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = run(root, tmp_path, *sweep, *launcher, "artifact=best", name="sweep")
+    assert done.code == 0, done.err
+    patches = values(tmp_path / "sweep", "memory_patches")
+    assert min(patches, key=lambda point: patches[point]) == "1"
+    kept = tmp_path / "sweep/1/artifact"
+    assert [*(tmp_path / "sweep").rglob("artifact.yaml")] == [kept / "artifact.yaml"]
+    assert f"artifact of the best point: {kept}" in done.out
+    paths, expected = zip(*rows(tmp_path / "sweep/1"), strict=True)
+    assert scored(kept, paths) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_multirun_goes_on_with_the_best(root: Path, tmp_path: Path) -> None:
+    sweep = ["--multirun", "coreset.ratio=0.2,0.1,0.3", "objectives=[memory_patches]"]
+    assert run(root, tmp_path, *sweep, name="sweep").code == 0
+    folder = tmp_path / "sweep"
+    assert holders(folder) == []
+    assert run(root, tmp_path, *sweep, "artifact=best", name="sweep").code == 0
+    assert holders(folder) == [folder / "1"]
+    before = (folder / "1/artifact/artifact.yaml").read_bytes()
+    with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
+        assert run(root, tmp_path, *sweep, "artifact=best", name="sweep").code == 0
+    assert (folder / "1/artifact/artifact.yaml").read_bytes() == before
+    # A later point that is better takes its place; a new folder gets what was kept.
+    more = ["--multirun", "coreset.ratio=0.2,0.1,0.3,0.05", "objectives=[memory_patches]"]
+    done = run(root, tmp_path, *more, "artifact=best", name="sweep")
+    assert holders(folder) == [folder / "3"]
+    assert done.out.count("artifact of the best point:") == 1
+    with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
+        one = ["--multirun", "coreset.ratio=0.05", "objectives=[memory_patches]"]
+        assert run(root, tmp_path, *one, "artifact=best", name="new").code == 0
+    assert holders(tmp_path / "new") == [tmp_path / "new/0"]
+
+
+def test_one_run_alone_is_the_best(root: Path, tmp_path: Path) -> None:
+    assert run(root, tmp_path, "artifact=best").code == 0
+    load(tmp_path / "run/artifact")
+
+
+def finished(folder: Path, name: str, artifact: bool, **record: Any) -> Path:
+    """A point's folder with these metrics."""
+    point = folder / name
+    (point / "artifact").mkdir(parents=True)
+    (point / "metrics.json").write_text(json.dumps({"seconds": {"fit": 1.0}, **record}))
+    (point / "provenance.json").write_text(json.dumps({"warm": record.get("warm", [])}))
+    if artifact:
+        (point / "artifact/artifact.yaml").write_text("")
+    return point
+
+
+def test_the_better_value_wins_and_the_earlier_point(tmp_path: Path) -> None:
+    high = Contest(tmp_path, Objective["image_auroc"])
+    low = Contest(tmp_path, Objective["memory_patches"])
+    for name, auroc, patches in (("2", 0.9, 30), ("10", 0.9, 20), ("3", 0.8, 20)):
+        finished(tmp_path, name, True, image_auroc=auroc, memory_patches=patches)
+    finished(tmp_path, "1", False, image_auroc=1.0, memory_patches=1)  # it had to keep nothing
+    finished(tmp_path, "5/.unfinished", True, image_auroc=1.0, memory_patches=1)
+    assert [point.name for point in high.holders()] == ["2", "3", "10"]
+
+    def won(contest: Contest, name: str, **record: Any) -> bool:
+        return contest.won(tmp_path / name, {"seconds": {}, **record}, [])
+
+    assert won(high, "4", image_auroc=0.95)
+    assert not won(high, "4", image_auroc=0.9)
+    assert won(high, "0", image_auroc=0.9)
+    assert not won(high, "0", image_auroc=None)
+    assert won(high, "2", image_auroc=0.9)  # already has it
+    assert won(low, "4", memory_patches=19)
+    assert not won(low, "4", memory_patches=20)
+    assert won(low, "2", memory_patches=20)
+    low.settle()
+    assert [point.name for point in high.holders()] == ["3"]
+    assert not (tmp_path / "10/artifact").exists() and (tmp_path / "10/metrics.json").exists()
+    assert (tmp_path / "5/.unfinished/artifact/artifact.yaml").exists()
+
+
+def test_what_is_undefined_or_cannot_be_read_loses(tmp_path: Path) -> None:
+    contest = Contest(tmp_path, Objective["image_auroc"])
+    finished(tmp_path, "0", True, image_auroc=None)
+    damaged = finished(tmp_path, "1", True, image_auroc=1.0)
+    (damaged / "metrics.json").write_text("{")
+    assert contest.won(tmp_path / "2", {"seconds": {}, "image_auroc": 0.1}, [])
+    finished(tmp_path, "2", True, image_auroc=0.1)
+    contest.settle()
+    assert holders(tmp_path) == [tmp_path / "2"]
+    # Seconds that came from the cache are no costs.
+    seconds = Contest(tmp_path / "none", Objective["seconds"])
+    record = {"seconds": {"fit": 1.0}}
+    assert seconds.won(tmp_path / "3", record, [])
+    assert not seconds.won(tmp_path / "3", record, ["fit"])
+
+
+def test_who_keeps_what() -> None:
+    record = {"seconds": {}, "image_auroc": None}
+    for keep, multirun, expected in (
+        (Keep.none, None, False),
+        (Keep.all, None, True),
+        (Keep.all, Path("sweep"), True),
+        (Keep.best, None, True),
+        (Keep.best, Path("sweep"), False),
+    ):
+        keeper = Keeper(ArtifactConfig(keep), Objective["image_auroc"], Path("run"), multirun)
+        assert keeper.wants(record, []) == expected
+    assert ArtifactConfig(Keep.all).files(2) == ["artifact/artifact.yaml"]
+    one, two = (ArtifactConfig(Keep.all, weights=True).files(number)[1:] for number in (1, 2))
+    assert one == ["artifact/weights.safetensors"]
+    assert two == ["artifact/weights_1.safetensors", "artifact/weights_2.safetensors"]
+    with pytest.raises(InputError, match=r"artifact\.weights has no effect alone"):
+        ArtifactConfig(weights=True)
+
+
+def test_config_yaml_says_what_was_asked(root: Path, tmp_path: Path) -> None:
+    assert run(root, tmp_path, "artifact=best").code == 0
+    settings = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert settings["artifact"] == {"keep": "best", "weights": False}
