@@ -26,12 +26,9 @@ from patchcore import artifact
 from patchcore.data.images import read_image
 from patchcore.digests import file_digest
 from patchcore.errors import InputError, printable
-from patchcore.inspector import Inspector
+from patchcore.inspector import SOURCES, Inspector
 from patchcore.methods.detector import Prediction
 from patchcore.methods.ensemble import Ensemble, combined
-
-SOURCES = "sources"
-"""Key of an inspector's details: path of each image by its number, null once it is removed."""
 
 
 @dataclass(frozen=True)

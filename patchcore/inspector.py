@@ -16,6 +16,8 @@ from patchcore.errors import InputError
 from patchcore.methods.detector import Detector, Method, Prediction
 from patchcore.methods.ensemble import Ensemble
 
+SOURCES = "sources"
+"""Key of the details: path of each training image by its number, null where it was removed."""
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Dtypes of the Trainer's precisions under which a network's dtype is not that of its weights."""
 

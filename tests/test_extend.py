@@ -27,7 +27,8 @@ from patchcore.artifact import read_description
 from patchcore.coreset import CoresetConfig, greedy_order
 from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig, build_transform
-from patchcore.extend import SOURCES, Change, change_artifact, extend, remove, widened
+from patchcore.extend import Change, change_artifact, extend, remove, widened
+from patchcore.inspector import SOURCES
 from patchcore.methods import METHODS, Parts, build_detector
 from patchcore.methods.detector import Fitting, Prediction
 from patchcore.scoring import Distance
