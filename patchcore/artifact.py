@@ -15,7 +15,8 @@ What an artifact holds
 - `decision`: threshold and calibration, null without; its nominal scores are in a file.
 - `files`: size and SHA-256 of every other file.
 - `data`, `metrics`, `versions`, `lineage` and whatever else was given as details. `lineage` lists
-  what made the model, first `fit`, then each `extend`.
+  what made the model, first `fit`, then each `extend` and `remove`; `data` is that of the fit.
+  `sources` are the training images' paths by their numbers, which each row of a memory has.
 
 `model.safetensors` holds the state of the model without its networks: memories in their own dtype,
 and what a method has learnt. `weights.safetensors` holds the network as far as it is used, if that

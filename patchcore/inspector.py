@@ -16,6 +16,8 @@ from patchcore.errors import InputError
 from patchcore.methods.detector import Detector, Method, Prediction
 from patchcore.methods.ensemble import Ensemble
 
+SOURCES = "sources"
+"""Key of the details: path of each training image by its number, null where it was removed."""
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Dtypes of the Trainer's precisions under which a network's dtype is not that of its weights."""
 
@@ -177,6 +179,12 @@ class Inspector(Preparing):
         """Device of the model."""
         return self.members[0].device
 
+    def embed(self, batch: Tensor | Sequence[Tensor]) -> list[Any]:
+        """Features of prepared images, as `score` takes them, for each member."""
+        with self._autocast():
+            pairs = zip(self.members, self._inputs(batch), strict=True)
+            return [member.embed(images) for member, images in pairs]
+
     @torch.inference_mode()
     def score(self, batch: Tensor | Sequence[Tensor]) -> Prediction:
         """Score prepared images (B, h, w, 3) uint8, or one such batch for each member.
@@ -184,6 +192,18 @@ class Inspector(Preparing):
         Raises:
             InputError: They are no such tensors.
         """
+        inputs = self._inputs(batch)
+        with self._autocast():
+            found = self.model(inputs if isinstance(self.model, Ensemble) else inputs[0])
+        assert isinstance(found, Prediction)
+        return found
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def _inputs(self, batch: Tensor | Sequence[Tensor]) -> list[Tensor]:
+        """Input of each member's network."""
         batches = [batch] * len(self.members) if isinstance(batch, Tensor) else list(batch)
         for each in batches:
             if each.ndim != 4 or each.shape[3] != 3 or each.dtype != torch.uint8:
@@ -193,15 +213,10 @@ class Inspector(Preparing):
             raise InputError(
                 f"the model has {len(self.members)} members, but {len(batches)} batches were given"
             )
-        inputs = [
+        return [
             normalised(each.to(self.device), image)
             for each, image in zip(batches, self.images, strict=True)
         ]
-        dtype = AUTOCAST.get(self.precision)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            found = self.model(inputs if isinstance(self.model, Ensemble) else inputs[0])
-        assert isinstance(found, Prediction)
-        return found
 
 
 def _usual_image(member: Detector) -> ImageConfig:

@@ -10,7 +10,7 @@ from patchcore import artifact
 from patchcore.data.sample import Split
 from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError
-from patchcore.inspector import Inspector
+from patchcore.inspector import SOURCES, Inspector
 from patchcore.keeping import FOLDER
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
@@ -52,6 +52,7 @@ def write_artifact(
             "test_images": len(split.test),
             "digests": provenance["data"],
         },
+        SOURCES: [str(sample.path.absolute()) for sample in split.train],
         "metrics": record,
         "lineage": [
             artifact.step("fit", images=len(split.train), fingerprint=provenance["fingerprint"])

@@ -86,6 +86,6 @@ def test_what_a_killed_process_moved_aside_is_put_back(tmp_path: Path) -> None:
     seal(tmp_path / "a", words="first")
     (tmp_path / "a").rename(tmp_path / ".a.previous")
     (tmp_path / ".a.previous/mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="mine.txt"):
+    with pytest.raises(InputError, match=r"mine\.txt"):
         seal(tmp_path / "a")
     assert read_sealed(tmp_path / "a", NAME, newest=1)["words"] == "first"

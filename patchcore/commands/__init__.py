@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "fit PatchCore on a category and test it",
     "test": "measure a kept or exported model on a data set",
     "export": "write a kept model for another runtime",
+    "extend": "add nominal images to a model, or take some out",
     "report": "compare runs: a page and tables",
     "fetch": "download a data set from its owners",
     "cache": "show or clear what sweeps keep",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from patchcore.coreset.greedy import GreedyConfig, Projection
@@ -32,7 +32,19 @@ class ApproximateConfig(SizedConfig):
         order: Order | None = None,
         progress: bool = False,
     ) -> Coreset:
-        greedy = GreedyConfig(
+        return self._greedy().sample(features, device, order, progress)
+
+    def extend(
+        self,
+        features: Float[Tensor, "patches channels"],
+        covered: Float[Tensor, " patches"],
+        count: int,
+        device: torch.device,
+    ) -> Int64[Tensor, " kept"]:
+        return self._greedy().extend(features, covered, count, device)
+
+    def _greedy(self) -> GreedyConfig:
+        return GreedyConfig(
             ratio=self.ratio,
             count=self.count,
             seed=self.seed,
@@ -41,4 +53,3 @@ class ApproximateConfig(SizedConfig):
             start=Start.anchors,
             anchors=self.anchors,
         )
-        return greedy.sample(features, device, order, progress)

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from patchcore.coreset.order import (
@@ -128,6 +128,19 @@ class GreedyConfig(SizedConfig):
             size = min(size, order.size(self.radius) or size)
         indices = order.indices[:size]
         return Coreset(take(features, indices), indices, order)
+
+    def extend(
+        self,
+        features: Float[Tensor, "patches channels"],
+        covered: Float[Tensor, " patches"],
+        count: int,
+        device: torch.device,
+    ) -> Int64[Tensor, " kept"]:
+        # Not projected: the memory is at hand as it is searched, and picks are few beside it.
+        order = greedy_order(
+            features, count, covered=covered, pool=self.pool, chunk=self.chunk, device=device
+        )
+        return order.indices[:count]
 
 
 def project(

@@ -261,6 +261,7 @@ def greedy_order(
     chunk: int | None = None,
     device: torch.device | str | None = None,
     order: Order | None = None,
+    covered: Float[Tensor, " points"] | None = None,
     progress: bool = False,
 ) -> Order:
     """Exact greedy k-centre order of points, at least `count` long or covering within `radius`.
@@ -268,6 +269,8 @@ def greedy_order(
     The module's docstring explains the scheme. `pool` and `chunk` change speed and memory, not the
     picks. A given `order` of the same points and settings is continued: on the same device the
     result is, bit for bit, that of a fresh run, for rounds depend on nothing but points and picks.
+    With `covered`, squared distances of the points to a set that was chosen before, the order adds
+    to that set; `start` has no effect then.
 
     What is exact: distances are those of the points as stored (float16 and bfloat16 are widened,
     never rounded again), centred, summed in float32 whatever the caller's precision settings (on
@@ -295,15 +298,15 @@ def greedy_order(
             bar.update(min(picked, count - bar.n))
 
         space = Space(points, device, chunk, pool)
-        anchored = draw(n, anchors, seed) if start is Start.anchors else None
+        anchored = draw(n, anchors, seed) if start is Start.anchors and covered is None else None
         if order is not None:
             picks = order.indices.to(device)
             heights = [_INFINITE, order.radii.numpy()[:-1]]
             best = order.remaining.to(device, copy=True)
             best[picks] = -1
-        elif anchored is not None:
+        elif anchored is not None or covered is not None:
             picks, heights = torch.empty(0, dtype=torch.int64, device=device), []
-            best = space.distances(picks, torch.float32, anchored)
+            best = _distances(space, picks, torch.float32, anchored, covered)
         else:
             generator = torch.Generator().manual_seed(seed)
             any_point = torch.randint(n, (1,), generator=generator)
@@ -316,7 +319,7 @@ def greedy_order(
             covering = np.array([top**0.5], np.float32)
             blur = _BLUR[best.dtype] * space.scale
             if top <= blur and best.dtype == torch.float32 and len(picks) < n:
-                best = space.distances(picks, torch.float64, anchored)
+                best = _distances(space, picks, torch.float64, anchored, covered)
                 continue
             if len(picks) >= count or covering[0] <= end:
                 break
@@ -330,6 +333,18 @@ def greedy_order(
             heights.append(np.sqrt(fall).astype(np.float32))
     radii = np.concatenate([*heights, covering])[1:]  # (M,)
     return Order(picks.cpu(), torch.from_numpy(radii), best.clamp_(min=0).cpu())
+
+
+def _distances(
+    space: Space,
+    picks: Int64[Tensor, " picks"],
+    dtype: torch.dtype,
+    anchored: Int64[Tensor, " anchors"] | None,
+    covered: Float[Tensor, " points"] | None,
+) -> Float[Tensor, " points"]:
+    """See `Space.distances`; no more than those that are `covered` already."""
+    best = space.distances(picks, dtype, anchored)
+    return best if covered is None else torch.minimum(best, covered.to(best))
 
 
 def _rounds(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from patchcore.coreset.order import Order, draw, take
@@ -26,3 +26,12 @@ class RandomConfig(SizedConfig):
     ) -> Coreset:
         indices = draw(len(features), self.size(len(features)), self.seed)
         return Coreset(take(features, indices), indices)
+
+    def extend(
+        self,
+        features: Float[Tensor, "patches channels"],
+        covered: Float[Tensor, " patches"],
+        count: int,
+        device: torch.device,
+    ) -> Int64[Tensor, " kept"]:
+        return draw(len(features), count, self.seed)

@@ -43,6 +43,29 @@ class CoresetConfig(Settings):
         """Return the memory of these features; `coreset.subsample` describes the arguments."""
         raise TypeError(f"no sampler for {type(self).__name__}")
 
+    def extend(
+        self,
+        features: Float[Tensor, "patches channels"],
+        covered: Float[Tensor, " patches"],
+        count: int,
+        device: torch.device,
+    ) -> Int64[Tensor, " kept"]:
+        """Return which of further features a memory takes up, `count` of them, on the CPU.
+
+        Args:
+            features: Of further nominal images, as the memory is searched.
+            covered: Their squared distances to the memory.
+            count: How many to take up.
+            device: Where the work is done.
+
+        Raises:
+            InputError: The sampler makes its memory as a whole.
+        """
+        raise InputError(
+            "coreset: this sampler makes its memory as a whole, which cannot be extended: fit "
+            "again with all images"
+        )
+
 
 @dataclass
 class SizedConfig(CoresetConfig):

@@ -15,7 +15,7 @@ class FeatureBuffer:
         device: Where to keep the features; by default where the first batch is, if it has room.
 
     Attributes:
-        counts: How many patches each image has that was gathered since `take`.
+        grids: (h, w) of each image that was gathered since `take`.
     """
 
     def __init__(self, images: int = 0, device: torch.device | None = None) -> None:
@@ -23,7 +23,7 @@ class FeatureBuffer:
         self._device = device
         self._features: Tensor | None = None
         self._filled = 0
-        self.counts: list[int] = []
+        self.grids: list[tuple[int, int]] = []
 
     def append(self, features: Tensor) -> None:
         """Add the patch features (B, h, w, D) of a batch."""
@@ -39,14 +39,19 @@ class FeatureBuffer:
             self._features[: self._filled] = kept
         self._features[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)
-        self.counts += [len(rows) // len(features)] * len(features)
+        self.grids += [(features.shape[1], features.shape[2])] * len(features)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many patches each image has that was gathered since `take`."""
+        return [height * width for height, width in self.grids]
 
     def take(self) -> Tensor:
         """The features (N, D); the buffer forgets them, so that they can be freed."""
         if self._features is None:
             raise InputError("there are no nominal images to fit")
         features = self._features[: self._filled]
-        self._features, self._filled, self.counts = None, 0, []
+        self._features, self._filled, self.grids = None, 0, []
         return features
 
     def _allocate(self, rows: int, like: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ a mask of the positions that count. So is that of `memories`. A method that trai
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib import import_module
@@ -29,6 +29,7 @@ from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 from patchcore.coreset import SAMPLERS, AllConfig, CoresetConfig
 from patchcore.errors import InputError
 from patchcore.index import INDEXES, IndexConfig, TorchIndexConfig
+from patchcore.methods.origin import UNKNOWN
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.methods.stateful import Stateful
 from patchcore.patches import PatchConfig
@@ -247,6 +248,49 @@ class Detector(Method):
     @abstractmethod
     def score(self, features: Any, size: tuple[int, int]) -> Prediction:
         """Score the features of images of `size` (H, W). Raises InputError if not fitted."""
+
+    def origins(self, rows: Tensor) -> Tensor:
+        """Return where rows (…) of `Prediction.nearest` come from: (…, 3) int32.
+
+        Image number, as in `Fitting.images`, grid row and grid column; -1 where it is not known.
+        """
+        return torch.full((*rows.shape, 3), UNKNOWN, dtype=torch.int32, device=rows.device)
+
+    @property
+    def images_had(self) -> int:
+        """Least number that no image remembered has, nor any with a higher one."""
+        return 0
+
+    def extend(
+        self,
+        batches: Sequence[Any],
+        sizes: Sequence[tuple[int, int]],
+        images: Sequence[int],
+        count: int | None = None,
+    ) -> list[Prediction]:
+        """Remember further nominal images; return how each batch was scored before.
+
+        Args:
+            batches: What `features` gave.
+            sizes: (H, W) of the images of each batch.
+            images: Numbers of the images, none of which is known already.
+            count: Patches to add; by default as many as leave the memory's share of all patches.
+
+        Raises:
+            InputError: The method or its settings have no way to do it, or it is not fitted.
+        """
+        raise self._refusal("extended: fit again with all images")
+
+    def forget(self, images: Collection[int]) -> None:
+        """Take out again what is remembered of images, by their numbers.
+
+        Raises:
+            InputError: The method keeps no images apart, or too little would be left.
+        """
+        raise self._refusal("rid of an image: fit again without it")
+
+    def _refusal(self, what: str) -> InputError:
+        return InputError(f"method={self.parts.method.name} cannot be {what}")
 
     def optimizer(self) -> torch.optim.Optimizer | None:
         """Return what trains the method's own parameters; None for a method that does not train."""

@@ -22,6 +22,7 @@ from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.errors import InputError
 from patchcore.methods.common import ImageBuffer, check_grid, interpolated
 from patchcore.methods.detector import Detector, Fitting, MethodConfig, Parts, Prediction
+from patchcore.methods.origin import UNKNOWN, position_origins
 from patchcore.scoring import ScoringConfig, anomaly_maps
 from patchcore.settings import setting
 
@@ -60,6 +61,7 @@ class Padim(Detector):
     Layers are by default those of the paper, 1 to 3.
 
     Attributes:
+        images: N, how many they were fitted to.
         mean: (h·w, D) of the nominal images; empty before `fit`.
         factor: (h·w, D, D) lower Cholesky factors L of the covariances.
         channels: (D,) which of the joined layers' channels are used, ascending.
@@ -101,7 +103,7 @@ class Padim(Detector):
         self._drawn = torch.searchsorted(channels, bounds).diff().tolist()  # of each layer
         self.register_buffer("mean", torch.empty(0, count))
         self.register_buffer("factor", torch.empty(0, count, count))
-        self.grid = (0, 0)
+        self.grid, self.images = (0, 0), 0
 
     def settings(self) -> dict[str, Any]:
         """See `Stateful.settings`."""
@@ -110,12 +112,12 @@ class Padim(Detector):
 
     def remembered(self) -> dict[str, Any]:
         """See `Stateful.remembered`."""
-        return {"grid": self.grid}
+        return {"grid": self.grid, "images": self.images}
 
     def remember(self, values: dict[str, Any]) -> None:
         """See `Stateful.remember`."""
         height, width = values["grid"]
-        self.grid = (height, width)
+        self.grid, self.images = (height, width), values["images"]
 
     @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> Tensor:
@@ -156,6 +158,62 @@ class Padim(Detector):
                 bar.update(len(mean))
         with torch.inference_mode(False):
             self.mean, self.factor = torch.cat(means), torch.cat(factors)
+        self.images = images
+
+    @torch.inference_mode()
+    def extend(
+        self,
+        batches: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        images: Sequence[int],
+        count: int | None = None,
+    ) -> list[Prediction]:
+        """See `Detector.extend`: the Gaussians become those of all images, up to rounding.
+
+        Sums of squares about the mean S = (N − 1)(Σ − ε I) of two groups of n and m images join to
+        S₁ + S₂ + (μ₂ − μ₁)(μ₂ − μ₁)ᵀ n m / (n + m) (Chan, Golub, LeVeque 1979), in float64.
+        """
+        if count is not None:
+            raise InputError("count: method=padim has no patches to count: leave it out")
+        predictions = [self.score(*pair) for pair in zip(batches, sizes, strict=True)]
+        features = torch.cat([x.flatten(1, 2) for x in batches])  # (m, h·w, D)
+        known, more = self.images, len(features)
+        at_once = max(1, _CHUNK // (features.shape[2] * (4 * more + 8 * features.shape[2])))
+        means, factors = [], []
+        with torch.autocast(self.device.type, enabled=False):
+            for old_mean, old_factor, chunk in zip(
+                self.mean.split(at_once),
+                self.factor.split(at_once),
+                features.split(at_once, dim=1),
+                strict=True,
+            ):
+                factor = old_factor.double()
+                scatter = factor @ factor.mT  # (p, D, D)
+                scatter.diagonal(dim1=1, dim2=2).sub_(EPSILON)
+                scatter *= max(1, known - 1)
+                x = chunk.to(self.device).transpose(0, 1).double()  # (m, p, D) → (p, m, D)
+                mean = x.mean(1)  # (p, D)
+                x = x - mean[:, None]
+                step = mean - old_mean
+                between = step[:, :, None] * step[:, None, :] * (known * more / (known + more))
+                covariance = (scatter + x.mT @ x + between) / (known + more - 1)
+                covariance.diagonal(dim1=1, dim2=2).add_(EPSILON)
+                means.append((old_mean + step * (more / (known + more))).float())
+                factors.append(cholesky(covariance.float()))
+        with torch.inference_mode(False):
+            self.mean, self.factor = torch.cat(means), torch.cat(factors)
+        self.images += more
+        return predictions
+
+    @property
+    def images_had(self) -> int:
+        """See `Detector.images_had`."""
+        return self.images
+
+    def origins(self, rows: Tensor) -> Tensor:
+        """See `Detector.origins`: Gaussians are of no one image, but have a position."""
+        images = torch.tensor([UNKNOWN], dtype=torch.int32)
+        return position_origins(rows, images, self.grid)
 
     @torch.inference_mode()
     def score(self, features: Tensor, size: tuple[int, int]) -> Prediction:

@@ -1,6 +1,6 @@
 """PatchCore: a memory of nominal patch features, and distances to it (Roth et al., CVPR 2022)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from patchcore.index import (
     Index,
     IndexConfig,
     PrefixIndex,
+    TorchIndex,
     TorchIndexConfig,
     build_index,
     search_traced,
@@ -34,6 +35,7 @@ from patchcore.methods.detector import (
     Parts,
     Prediction,
 )
+from patchcore.methods.origin import UNKNOWN, patch_origins
 from patchcore.methods.scale import nominal_scale
 from patchcore.patches import Mapping, PatchConfig, PatchFeatures
 from patchcore.scoring import ScoringConfig, Search, anomaly_maps, comparable, score_images
@@ -68,10 +70,12 @@ class PatchCore(Detector):
     Attributes:
         memory: (M, D) patch features that `fit` kept, as they are searched (for the cosine
             distance at unit length); empty before.
+        origin: (M, 3) int32 image number, grid row and grid column of each; -1 where unknown.
         coreset: How they were chosen; None for a memory that was loaded.
     """
 
     memory: Tensor
+    origin: Tensor
     made_again = ("_index", "_prefixes")
     counts_used = True
 
@@ -101,6 +105,7 @@ class PatchCore(Detector):
         self.patches = PatchFeatures(self.backbone.channels, self.patch_config)
         self.coreset: Coreset | None = None
         self.register_buffer("memory", torch.empty(0, self.patches.dimension))
+        self.register_buffer("origin", torch.empty(0, 3, dtype=torch.int32))
         self._gathered = 0
         self._index: Index | None = None
         self._prefixes: PrefixIndex | None = None
@@ -118,9 +123,13 @@ class PatchCore(Detector):
             "scoring.distance": self.scoring.distance.value,
         }
 
+    def remembered(self) -> dict[str, Any]:
+        """See `Stateful.remembered`."""
+        return {"gathered": self._gathered}
+
     def remember(self, values: dict[str, Any]) -> None:
         """See `Stateful.remember`."""
-        self.coreset, self._gathered = None, 0
+        self.coreset, self._gathered = None, values["gathered"]
 
     @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> Tensor:
@@ -135,7 +144,8 @@ class PatchCore(Detector):
         """See `Detector.build_from`; a coreset order is kept, and the scale measured, if asked."""
         fitting = fitting or Fitting()
         with fitting.stage("coreset"):
-            counts, features = buffer.counts, buffer.take()
+            grids, counts, features = buffer.grids, buffer.counts, buffer.take()
+            images = range(len(counts)) if fitting.images is None else fitting.images
             settings, order = (self.patch_config, self.coreset_config), None
             kept = fitting.kept if self.coreset_config.ordered else None
             if kept is not None:
@@ -146,12 +156,15 @@ class PatchCore(Detector):
             coreset = self.build(features, fitting.progress, order)
             if kept is not None and coreset.order is not order:
                 kept.put(*settings, vars(coreset.order))
+            if coreset.indices is not None:
+                origin = patch_origins(coreset.indices, grids, images)
+                self.origin = origin.to(self.memory.device)
         if fitting.scale is not None:
             with fitting.stage("scale"):
                 fitting.measured = nominal_scale(
                     features,
                     counts,
-                    range(len(counts)) if fitting.images is None else fitting.images,
+                    images,
                     self.memory,
                     coreset.indices,
                     self.scoring,
@@ -180,7 +193,66 @@ class PatchCore(Detector):
                 "backbone.weights and trainer.precision"
             )
         self.coreset, self.memory, self._gathered = coreset, memory, len(features)
+        self.origin = torch.full((len(memory), 3), UNKNOWN, dtype=torch.int32, device=device)
         return coreset
+
+    @torch.inference_mode()
+    def extend(
+        self,
+        batches: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        images: Sequence[int],
+        count: int | None = None,
+    ) -> list[Prediction]:
+        """See `Detector.extend`; the sampler goes on from the memory, as it is searched."""
+        predictions, rows, covered = [], [], []
+        with torch.autocast(self.device.type, enabled=False):
+            exact = self.search if self.index_config.exact else TorchIndex(self.memory).search
+            for features, size in zip(batches, sizes, strict=True):
+                features = comparable(features.to(self.device), self.scoring)
+                rows.append(features.flatten(0, 2))  # (B·h·w, D)
+                found = exact(rows[-1], self.scoring.neighbours)  # one search serves both
+                predictions.append(self._predict(features, size, found, self.memory, exact))
+                covered.append(found[0][:, 0])
+            features, kept = torch.cat(rows), len(self.memory)
+            whole = self._gathered + len(features)
+            if count is None:
+                count = max(1, round(kept * whole / self._gathered) - kept)
+            if count > len(features):
+                raise InputError(
+                    f"count must be at most the {len(features)} patches of the images, got {count}"
+                )
+            chosen = self.coreset_config.extend(features, torch.cat(covered), count, self.device)
+            grids = [(x.shape[1], x.shape[2]) for x in batches for _ in x]
+            origin = patch_origins(chosen, grids, images).to(self.device)
+            kept = features[chosen.to(self.device)].to(self.memory.dtype)
+        with torch.inference_mode(False):
+            self.memory = torch.cat((self.memory, kept))
+            self.origin = torch.cat((self.origin, origin))
+        self.coreset, self._gathered = None, whole
+        return predictions
+
+    def forget(self, images: Collection[int]) -> None:
+        """See `Detector.forget`; the share of all patches that the memory keeps stays."""
+        out = torch.isin(self.origin[:, 0].cpu(), torch.tensor(sorted(images), dtype=torch.int32))
+        left, needed = int((~out).sum()), max(self.scoring.neighbours, self.scoring.reweight)
+        if left < needed:
+            raise InputError(
+                f"without these images {left} patches would be left, and {needed} neighbours are "
+                "looked for: keep some, or fit again"
+            )
+        rows = (~out).to(self.memory.device)
+        self._gathered = round(self._gathered * left / len(self.memory))
+        self.coreset, self.memory, self.origin = None, self.memory[rows], self.origin[rows]
+
+    @property
+    def images_had(self) -> int:
+        """See `Detector.images_had`."""
+        return int(self.origin[:, 0].max()) + 1 if len(self.origin) else 0
+
+    def origins(self, rows: Tensor) -> Tensor:
+        """See `Detector.origins`."""
+        return self.origin[rows]
 
     @torch.inference_mode()
     def score(self, features: Tensor, size: tuple[int, int]) -> Prediction:

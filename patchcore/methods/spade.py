@@ -9,7 +9,7 @@ The memory holds each layer's maps at their own size, several times smaller than
 are made for a few neighbours at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from patchcore.errors import InputError
 from patchcore.index import TorchIndex, TorchIndexConfig, search_traced
 from patchcore.methods.common import ImageBuffer, check_grid, interpolated
 from patchcore.methods.detector import Detector, Fitting, MethodConfig, Parts, Prediction
+from patchcore.methods.origin import position_origins
 from patchcore.scoring import ScoringConfig, anomaly_maps
 from patchcore.settings import setting
 
@@ -74,6 +75,7 @@ class Spade(Detector):
     DenseNet-201, half that in float16.
 
     Attributes:
+        images: Number of each nominal image.
         pooled: (N, C) the deepest layer's maps, averaged over positions; empty before `fit`.
     """
 
@@ -105,12 +107,21 @@ class Spade(Detector):
         for i in range(self._layers):
             self.register_buffer(f"layer_{i}", torch.empty(0, 0, 0, channels[i]))
         self.register_buffer("pooled", torch.empty(0, channels[-1]))
+        self.images: list[int] = []
         self._index: TorchIndex | None = None
 
     def settings(self) -> dict[str, Any]:
         """See `Stateful.settings`."""
         kept = {"method.pyramid": self._layers, "method.storage": self.config.storage.value}
         return {**super().settings(), **kept}
+
+    def remembered(self) -> dict[str, Any]:
+        """See `Stateful.remembered`."""
+        return {"images": self.images}
+
+    def remember(self, values: dict[str, Any]) -> None:
+        """See `Stateful.remember`."""
+        self.images = list(values["images"])
 
     @property
     def layers(self) -> list[Tensor]:
@@ -134,6 +145,52 @@ class Spade(Detector):
     def build_from(self, buffer: "PyramidBuffer", fitting: Fitting | None = None) -> None:
         """See `Detector.build_from`; it only has to move them."""
         *pyramid, pooled = buffer.take()
+        self._keep(pyramid, pooled)
+        images = fitting.images if fitting is not None else None
+        self.images = list(range(len(pooled)) if images is None else images)
+
+    @torch.inference_mode()
+    def extend(
+        self,
+        batches: Sequence[list[Tensor]],
+        sizes: Sequence[tuple[int, int]],
+        images: Sequence[int],
+        count: int | None = None,
+    ) -> list[Prediction]:
+        """See `Detector.extend`; the images are added whole."""
+        if count is not None:
+            raise InputError("count: method=spade keeps images whole: leave it out")
+        predictions = [self.score(*pair) for pair in zip(batches, sizes, strict=True)]
+        old = [*self.layers, self.pooled[:, None, None]]
+        with torch.inference_mode(False):
+            *pyramid, pooled = [
+                torch.cat((kept, *(x.to(kept) for x in parts)))
+                for kept, *parts in zip(old, *batches, strict=True)
+            ]
+            self._keep(pyramid, pooled)
+        self.images = [*self.images, *images]
+        return predictions
+
+    def forget(self, images: Collection[int]) -> None:
+        """See `Detector.forget`."""
+        rows = [row for row, number in enumerate(self.images) if number not in images]
+        if not rows:
+            raise InputError("without these images none would be left: keep some, or fit again")
+        self._keep([x[rows] for x in self.layers], self.pooled[rows, None, None])
+        self.images = [self.images[row] for row in rows]
+
+    @property
+    def images_had(self) -> int:
+        """See `Detector.images_had`."""
+        return max(self.images, default=-1) + 1
+
+    def origins(self, rows: Tensor) -> Tensor:
+        """See `Detector.origins`."""
+        height, width = self.layers[0].shape[1:3]
+        return position_origins(rows, torch.tensor(self.images), (height, width))
+
+    def _keep(self, pyramid: Sequence[Tensor], pooled: Tensor) -> None:
+        """Make maps [(N, h, w, C), …] and pooled ones (N, 1, 1, C) the memory."""
         for x in (*pyramid, pooled):
             if not bool(torch.stack(x.aminmax()).isfinite().all()):
                 raise InputError(

@@ -1,0 +1,77 @@
+"""`patchcore extend`: add nominal images to a model, or take some out, without fitting again."""
+
+import argparse
+from pathlib import Path
+
+from patchcore.data.files import Files
+from patchcore.errors import InputError, printable
+from patchcore.extend import change_artifact
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: `patchcore extend MODEL IMAGES…`."""
+    parser = argparse.ArgumentParser(
+        prog="patchcore extend",
+        description="Add nominal images to a model without fitting again, or take some out.",
+        epilog="Removing an image drops the model's threshold, whose promise would not hold.",
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGES", help="nominal images, or folders of them"
+    )
+    parser.add_argument(
+        "--remove",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="images to take out, by their paths as the model knows them, or the ends of these",
+    )
+    parser.add_argument(
+        "--count",
+        type=int,
+        metavar="N",
+        help="patches to add (default: as many as leave the share of all patches that is kept)",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to write (default: MODEL is replaced)"
+    )
+    parser.add_argument("--device", default="cpu", help="where to work (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.count is not None and options.count < 1:
+        raise InputError(f"--count must be at least 1, got {options.count}")
+    if options.count is not None and not options.images:
+        raise InputError("--count has no effect without images to add")
+    inspector, changes = change_artifact(
+        options.model,
+        image_files(options.images),
+        options.remove,
+        count=options.count,
+        output=options.output,
+        device=options.device,
+    )
+    for change in changes:
+        what = "added" if change.images and change.patches >= 0 else "removed"
+        print(f"{change.images} images {what}: {change.patches:+,} in the memory")
+    print(f"memory: {inspector.model.memory_patches:,}")
+    if inspector.decision is None:
+        print("threshold: none")
+    else:
+        decision = inspector.decision
+        print(f"threshold: {decision.threshold:.6g}, from {decision.images} nominal images")
+    print(printable(f"model: {options.output or options.model}"))
+
+
+def image_files(names: list[str]) -> list[Path]:
+    """Image files of some names: files as they are, folders with all their subfolders."""
+    files, found = Files(), []
+    for name in names:
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise InputError(f"{printable(name)}: there is no such file or folder")
+        images = files.images(path, recursive=True, once=True) if path.is_dir() else [path]
+        if not images:
+            raise InputError(f"{printable(name)}: holds no images")
+        found += images
+    if names:
+        files.tell(f"{len(found)} images to add")
+    return found

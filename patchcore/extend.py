@@ -1,0 +1,270 @@
+"""Nominal images added to a fitted model, and taken out again, without fitting it anew.
+
+PatchCore's greedy selection goes on from the memory, among the new images' patches, for as many
+picks as leave the share of all patches that is kept; SPADE adds images whole; PaDiM's Gaussians
+become those of all images. `--remove` takes out the rows that came from an image.
+
+The threshold follows where its promise can be kept. Added images are scored by the model as it was,
+which has not seen them, and their scores join the nominal ones; with more memory distances can only
+fall, so that the joint threshold errs on the side of fewer false alarms (Eq. 7 and PaDiM are no
+distances to a nearest neighbour alone; there it holds about). A removed image leaves a hole: what
+its patches stood for is far from the memory now, scores rise, and nobody knows by how much. So the
+decision is dropped with it, and a model without one gives no verdicts. Metrics are those of the
+model as it was tested, so both move them to the lineage.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchcore import artifact
+from patchcore.data.images import read_image
+from patchcore.digests import file_digest
+from patchcore.errors import InputError, printable
+from patchcore.inspector import SOURCES, Inspector
+from patchcore.methods.detector import Prediction
+from patchcore.methods.ensemble import Ensemble, combined
+
+
+@dataclass(frozen=True)
+class Change:
+    """Outcome of `extend` or `remove`.
+
+    Attributes:
+        images: How many were added or removed.
+        patches: How many vectors or distributions the memory has gained.
+    """
+
+    images: int
+    patches: int
+
+
+def extend(
+    inspector: Inspector, images: Sequence[Path], count: int | None = None, batch: int = 16
+) -> Change:
+    """Add nominal images to a model; it stays as it is if that fails.
+
+    Args:
+        inspector: Its model, decision and details change.
+        images: Files.
+        count: Patches to add to each memory; by default as many as leave its share of all patches.
+        batch: Images at a time, of those of one size.
+
+    Raises:
+        InputError: A file is unreadable or in the model already, or the model cannot be extended.
+    """
+    names = [str(path.absolute()) for path in images]
+    sources = _sources(inspector)
+    twice = sorted(name for name in set(names) if name in sources or names.count(name) > 1)
+    if twice:
+        raise InputError(f"{printable(twice[0])}: is in the model already, or was given twice")
+    if not names:
+        raise InputError("images: there are none to add")
+    each: list[list[Any]] = [[] for _ in inspector.members]
+    sizes = []
+    for prepared in _batches(inspector, images, batch):
+        sizes.append((prepared[0].shape[1], prepared[0].shape[2]))
+        for batches, features in zip(each, inspector.embed(prepared), strict=True):
+            batches.append(features)
+    numbers = range(len(sources), len(sources) + len(names))
+    model, before = inspector.model, inspector.model.memory_patches
+    state = model.state_dict()
+    try:
+        found = [
+            member.extend(batches, sizes, numbers, count)
+            for member, batches in zip(inspector.members, each, strict=True)
+        ]
+    except InputError:
+        model.load_state_dict(state)
+        raise
+    predictions = [
+        combined(parts, model.scales) if isinstance(model, Ensemble) else parts[0]
+        for parts in zip(*found, strict=True)
+    ]
+    if inspector.decision is not None:
+        inspector.decision = widened(inspector.decision, predictions)
+    change = Change(len(names), model.memory_patches - before)
+    _note(inspector, "extend", change, [*sources, *names])
+    return change
+
+
+def remove(inspector: Inspector, images: Sequence[str | Path]) -> Change:
+    """Take nominal images out of a model again, and its decision with them.
+
+    Args:
+        inspector: Its model, decision and details change.
+        images: Paths as the model knows them, or their ends, as far as these are of one image.
+
+    Raises:
+        InputError: The model does not know an image, or cannot be rid of it.
+    """
+    sources = _sources(inspector)
+    numbers = sorted({_number(sources, path) for path in images})
+    if not numbers:
+        raise InputError("images: there are none to remove")
+    model, before = inspector.model, inspector.model.memory_patches
+    state = model.state_dict()
+    try:
+        for member in inspector.members:
+            member.forget(numbers)
+    except InputError:
+        model.load_state_dict(state)
+        raise
+    inspector.decision = None
+    change = Change(len(numbers), model.memory_patches - before)
+    _note(
+        inspector,
+        "remove",
+        change,
+        [None if number in numbers else name for number, name in enumerate(sources)],
+    )
+    return change
+
+
+def change_artifact(
+    folder: Path,
+    images: Sequence[Path] = (),
+    removed: Sequence[str | Path] = (),
+    *,
+    count: int | None = None,
+    output: Path | None = None,
+    device: str = "cpu",
+) -> tuple[Inspector, list[Change]]:
+    """Remove images from an artifact, then add others, and write it at once, or not at all.
+
+    Args:
+        folder: Of the artifact.
+        images: Files to add.
+        removed: See `remove`.
+        count: See `extend`.
+        output: Folder to write to; by default the artifact is replaced.
+        device: Where the work is done.
+
+    Returns:
+        The model as it was written, and its changes in their order.
+
+    Raises:
+        InputError: See `patchcore.artifact.load`, `extend` and `remove`.
+    """
+    weights = any(
+        member["network"]["file"] for member in artifact.read_description(folder)["members"]
+    )
+    inspector = artifact.load(folder, device)
+    start = len(inspector.details["lineage"])
+    changes = []
+    if removed:
+        changes.append(remove(inspector, removed))
+    if images:
+        changes.append(extend(inspector, images, count))
+    if not changes:
+        raise InputError("images: there are none to add, and none to remove")
+    inspector.details["lineage"][start]["of"] = file_digest(folder / artifact.DESCRIPTION)
+    artifact.save(inspector, output or folder, weights=weights)
+    return inspector, changes
+
+
+def widened(decision: Any, predictions: Sequence[Prediction]) -> Any:
+    """A `patchcore.decision.Decision` that further nominal images have a part in.
+
+    Image scores join. Of the earlier images' pixels only the sum of their shares at the threshold
+    is known, so this is kept where the new ones' shares leave the promise, and raised for those
+    alone where not: at a higher threshold the earlier shares are no larger.
+
+    Args:
+        decision: The earlier one.
+        predictions: Of the images, by a model that has not seen them.
+    """
+    scores = torch.cat([decision.scores, *(p.score.cpu().double() for p in predictions)])
+    before, after = decision.images + 1, len(scores) + 1
+    spent = decision.pixel_rate * before - 1  # sum of the earlier images' shares
+    allowed = decision.false_alarms * after - 1 - spent
+    values, shares = _near(predictions, decision.pixel_threshold)
+    place = int((shares.cumsum(0) > allowed + 1e-9).int().argmax()) if len(values) else 0
+    threshold = decision.pixel_threshold
+    if float(shares.sum()) > allowed + 1e-9:
+        above = torch.nextafter(values[place], torch.tensor(math.inf))
+        threshold = max(threshold, float(above))
+    added = float(shares[values >= threshold].sum())
+    return replace(
+        decision,
+        scores=scores.sort().values,
+        pixel_threshold=threshold,
+        pixel_rate=(spent + added + 1) / after,
+    )
+
+
+def _near(predictions: Sequence[Prediction], threshold: float) -> tuple[Tensor, Tensor]:
+    """Pixels (P,) at or above the threshold, falling, and the share of its image that each is."""
+    values, shares = [torch.empty(0)], [torch.empty(0, dtype=torch.float64)]
+    for prediction in predictions:
+        pixels = prediction.map.flatten().float()
+        near = pixels[pixels >= threshold].cpu()
+        values.append(near)
+        shares.append(torch.full(near.shape, 1 / prediction.map[0].numel(), dtype=torch.float64))
+    falling, order = torch.cat(values).sort(descending=True)
+    return falling, torch.cat(shares)[order]
+
+
+def _batches(inspector: Inspector, images: Sequence[Path], most: int) -> Iterator[list[Tensor]]:
+    """Prepared images, [(B, h, w, 3) uint8 for each member], as long as they are of one size."""
+    waiting: list[list[Tensor]] = []
+    for path in images:
+        pixels = read_image(path, inspector.image.bits, inspector.image.limit)
+        try:
+            found = inspector.prepare(pixels)
+        except InputError as error:
+            raise InputError(f"{printable(str(path))}: {error}") from error
+        parts = found if isinstance(found, tuple) else (found,) * len(inspector.members)
+        tensors = [torch.from_numpy(part) for part in parts]
+        if waiting and (len(waiting) == most or waiting[0][0].shape != tensors[0].shape):
+            yield [torch.stack(each) for each in zip(*waiting, strict=True)]
+            waiting = []
+        waiting.append(tensors)
+    yield [torch.stack(each) for each in zip(*waiting, strict=True)]
+
+
+def _sources(inspector: Inspector) -> list[str | None]:
+    """Path of each image that the model has had, by number; None where it is not known."""
+    known = list(inspector.details.get(SOURCES, ()))
+    had = max(member.images_had for member in inspector.members)
+    return known + [None] * (had - len(known))
+
+
+def _number(sources: Sequence[str | None], path: str | Path) -> int:
+    """Number of the image that a path, or the end of one, stands for."""
+    asked = PurePath(path).parts
+    whole = str(Path(path).absolute())
+    if whole in sources:
+        return sources.index(whole)
+    fitting = [
+        number
+        for number, name in enumerate(sources)
+        if name is not None and PurePath(name).parts[-len(asked) :] == asked
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    shown = printable(str(path))
+    if fitting:
+        raise InputError(f"{shown}: {len(fitting)} images of the model end so; write more of it")
+    if not any(sources):
+        raise InputError(f"{shown}: the model does not know its images' paths: fit again without")
+    raise InputError(f"{shown}: is no image of the model's memory")
+
+
+def _note(inspector: Inspector, step: str, change: Change, sources: Sequence[str | None]) -> None:
+    """Tell of a change in the details; metrics of the model as it was belong to its past."""
+    details = inspector.details
+    entry = artifact.step(
+        step,
+        images=change.images,
+        patches=change.patches,
+        decision=inspector.decision is not None,
+        metrics_before=details.get("metrics", {}),
+    )
+    lineage = [*details.get("lineage", [artifact.step("fit")]), entry]
+    details.update({SOURCES: list(sources), "metrics": {}, "lineage": lineage})

@@ -1,0 +1,438 @@
+"""Models that grow and shrink: against plain versions, and against fits of the same images."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from patchcore import (
+    AllConfig,
+    ApproximateConfig,
+    Ensemble,
+    GreedyConfig,
+    InputError,
+    Inspector,
+    LearnedConfig,
+    RandomConfig,
+    ScoringConfig,
+    load,
+)
+from patchcore.artifact import read_description
+from patchcore.coreset import CoresetConfig, greedy_order
+from patchcore.data.images import read_image
+from patchcore.data.transforms import ImageConfig, build_transform
+from patchcore.extend import Change, change_artifact, extend, remove, widened
+from patchcore.inspector import SOURCES
+from patchcore.methods import METHODS, Parts, build_detector
+from patchcore.methods.detector import Fitting, Prediction
+from patchcore.scoring import Distance
+from tests import reference
+from tests.images import write_image
+from tests.runs import patchcore
+from tests.test_methods import build, parts
+
+SIZE = (32, 24)
+IMAGE = ImageConfig(resize=24, crop=24)
+
+
+def images(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def detector(coreset: CoresetConfig, scoring: ScoringConfig | None = None) -> Any:
+    own = parts("patchcore")
+    return build_detector(
+        Parts(
+            own.method,
+            own.backbone,
+            own.layers,
+            own.patch,
+            coreset,
+            own.index,
+            scoring or own.scoring,
+        )
+    )
+
+
+def naive_greedy(points: np.ndarray, chosen: np.ndarray, count: int) -> list[int]:
+    """Farthest points from `chosen` and from each other, one at a time."""
+    squared = ((points[:, None] - chosen[None]) ** 2).sum(2).min(1)
+    picks: list[int] = reference.greedy_coreset(points, count, distances=squared**0.5)[0].tolist()
+    return picks
+
+
+# --- the selection goes on --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4], ids=["apart", "close"])
+def test_the_greedy_order_goes_on_from_what_is_covered(scale: float) -> None:
+    """Points that lie close together far from their mean need float64, from the same start."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(8, 6))
+    points = (centres[rng.integers(0, 8, 300)] + scale * rng.normal(size=(300, 6))).astype(
+        np.float32
+    )
+    chosen = (centres + scale * rng.normal(size=(8, 6))).astype(np.float32)
+    wide, before = points.astype(np.float64), chosen.astype(np.float64)
+    covered = ((wide[:, None] - before[None]) ** 2).sum(2).min(1)
+    order = greedy_order(torch.from_numpy(points), 40, covered=torch.from_numpy(covered), pool=32)
+    expected = naive_greedy(wide, before, len(order))
+    assert order.indices.tolist() == expected
+    left = np.minimum(covered, ((wide[:, None] - wide[expected][None]) ** 2).sum(2).min(1))
+    assert float(order.radii[-1]) == pytest.approx(left.max() ** 0.5, rel=1e-4)
+    assert (order.radii.diff() <= 0).all()
+
+
+def test_the_selection_ends_where_all_points_are_picked() -> None:
+    points = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    order = greedy_order(points, 5, covered=torch.full((5,), 0.01))
+    assert sorted(order.indices.tolist()) == [0, 1, 2, 3, 4]
+    assert len(order.radii) == 5
+
+
+@pytest.mark.parametrize("distance", [Distance.euclidean, Distance.cosine])
+def test_patchcore_adds_what_the_plain_greedy_adds(distance: Distance) -> None:
+    model = detector(GreedyConfig(ratio=0.2), ScoringConfig(distance=distance)).fit(images(5))
+    old, before = model.memory.clone(), model(images(3, 1))
+    features = model.embed(images(3, 1))
+    (prediction,) = model.extend([features], [SIZE], [7, 8, 9])
+    assert all(torch.equal(x, y) for x, y in zip(prediction, before, strict=True))
+    rows = features.flatten(0, 2)
+    if distance is Distance.cosine:
+        rows = torch.nn.functional.normalize(rows, dim=1)
+    patches = rows.shape[0] // 3
+    assert len(old) == int(0.2 * 5 * patches)
+    assert len(model.memory) == round(len(old) * 8 / 5)
+    picks = naive_greedy(rows.double().numpy(), old.double().numpy(), len(model.memory) - len(old))
+    assert torch.equal(model.memory[: len(old)], old)
+    torch.testing.assert_close(model.memory[len(old) :], rows[picks])
+    width = features.shape[2]
+    expected = [[7 + p // patches, p % patches // width, p % patches % width] for p in picks]
+    assert model.origin[len(old) :].tolist() == expected
+    assert not model.memory.is_inference()
+
+
+def test_rows_know_the_patch_that_they_are() -> None:
+    model = detector(GreedyConfig(ratio=0.2))
+    batch = images(4)
+    model.fit(batch, fitting=Fitting(images=[3, 5, 5, 9]))
+    found = {3: [0], 5: [1, 2], 9: [3]}
+    features = model.embed(batch)
+    for row, (image, top, left) in zip(model.memory, model.origin.tolist(), strict=True):
+        assert any(torch.equal(features[place, top, left], row) for place in found[image])
+    nearest = model(batch).nearest
+    assert torch.equal(model.origins(nearest), model.origin[nearest])
+    assert model.images_had == 10
+
+
+@pytest.mark.parametrize(
+    "coreset", [RandomConfig(ratio=0.1), ApproximateConfig(ratio=0.1), AllConfig()]
+)
+def test_every_sampler_keeps_its_share(coreset: CoresetConfig) -> None:
+    model = detector(coreset).fit(images(4))
+    share, patches = len(model.memory) / model._gathered, model._gathered // 4
+    for seed in (1, 2):  # again and again
+        known = len(model.memory)
+        model.extend([model.embed(images(2, seed))], [SIZE], [2 * seed + 4, 2 * seed + 5])
+        assert len({*map(tuple, model.memory[known:].tolist())}) == len(model.memory) - known
+    assert model._gathered == 8 * patches
+    assert len(model.memory) == pytest.approx(share * 8 * patches, abs=1)
+
+
+def test_the_number_of_patches_may_be_asked_for() -> None:
+    model = detector(GreedyConfig(ratio=0.1)).fit(images(4))
+    known, features = len(model.memory), model.embed(images(1, 1))
+    patches = features[0, ..., 0].numel()
+    model.extend([features], [SIZE], [4], count=patches)
+    assert len(model.memory) == known + patches
+    with pytest.raises(InputError, match=f"count must be at most the {patches} patches"):
+        model.extend([features], [SIZE], [5], count=patches + 1)
+    whole = detector(AllConfig()).fit(images(2))
+    with pytest.raises(InputError, match="coreset=all keeps all"):
+        whole.extend([features], [SIZE], [4], count=3)
+
+
+def test_learned_proxies_cannot_grow() -> None:
+    model = detector(LearnedConfig(ratio=0.1, steps=2)).fit(images(2))
+    assert (model.origin == -1).all()
+    with pytest.raises(InputError, match=r"^coreset: this sampler makes its memory as a whole"):
+        model.extend([model.embed(images(1, 1))], [SIZE], [2])
+
+
+def test_patchcore_forgets_an_image() -> None:
+    model = detector(GreedyConfig(ratio=0.2)).fit(images(5))
+    kept = model.memory[model.origin[:, 0] != 2]
+    share = len(model.memory) / model._gathered
+    assert 0 < len(kept) < len(model.memory)
+    model(images(1))  # the index is of the earlier memory
+    model.forget([2])
+    assert torch.equal(model.memory, kept)
+    assert 2 not in model.origin[:, 0]
+    assert len(kept) / model._gathered == pytest.approx(share, rel=0.01)
+    other = detector(GreedyConfig(ratio=0.2))
+    other.memory = kept.clone()
+    assert torch.equal(model(images(2, 1)).score, other(images(2, 1)).score)
+    with pytest.raises(InputError, match="without these images 0 patches would be left"):
+        model.forget(range(5))
+
+
+# --- the other methods ------------------------------------------------------------------------
+
+
+def test_spade_extended_is_spade_fitted_to_all() -> None:
+    every = images(5)
+    whole, grown = build("spade").fit(every), build("spade").fit(every[:3])
+    before = grown(every[3:])
+    (prediction,) = grown.extend([grown.embed(every[3:])], [SIZE], [3, 4])
+    assert torch.equal(prediction.score, before.score)
+    assert all(torch.equal(grown.memories[key], x) for key, x in whole.memories.items())
+    assert grown.images == whole.images == [0, 1, 2, 3, 4]
+    found = grown(every)
+    places = grown.origins(found.nearest)
+    positions = torch.arange(found.nearest[0].numel()).view(found.nearest.shape[1:])
+    assert torch.equal(
+        places[..., 0], torch.arange(5)[:, None, None].expand_as(places[..., 0]).int()
+    )
+    width = positions.shape[1]
+    assert torch.equal(places[0, ..., 1] * width + places[0, ..., 2], positions.int())
+    grown.forget([0, 3])
+    fewer = build("spade").fit(every[[1, 2, 4]])
+    assert all(torch.equal(grown.memories[key], x) for key, x in fewer.memories.items())
+    assert grown.images == [1, 2, 4]
+    with pytest.raises(InputError, match="none would be left"):
+        grown.forget([1, 2, 4])
+    with pytest.raises(InputError, match=r"^count: method=spade"):
+        grown.extend([grown.embed(every)], [SIZE], range(5, 10), count=3)
+
+
+@pytest.mark.parametrize("known", [1, 4])
+def test_padim_extended_is_padim_fitted_to_all(known: int) -> None:
+    every = images(9)
+    whole, grown = build("padim").fit(every), build("padim").fit(every[:known])
+    before = grown(every[known:])
+    batches = [grown.embed(part) for part in every[known:].split(3)]
+    found = grown.extend(batches, [SIZE] * len(batches), range(known, 9))
+    torch.testing.assert_close(torch.cat([p.score for p in found]), before.score)
+    assert grown.images == whole.images == 9
+    torch.testing.assert_close(grown.mean, whole.mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grown.factor, whole.factor, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        grown(images(2, 1)).score, whole(images(2, 1)).score, rtol=1e-4, atol=0
+    )
+    assert grown.origins(torch.tensor([0, 5])).tolist() == [
+        [-1, 0, 0],
+        [-1, 5 // grown.grid[1], 5 % grown.grid[1]],
+    ]
+    with pytest.raises(InputError, match="method=padim cannot be rid of an image: fit again"):
+        grown.forget([0])
+    with pytest.raises(InputError, match=r"^count: method=padim"):
+        grown.extend(batches, [SIZE] * len(batches), range(9, 17), count=3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_state_dicts_keep_what_growing_needs(name: str) -> None:
+    one, other = build(name).fit(images(3)), build(name)
+    other.load_state_dict(one.state_dict())
+    for model in (one, other):
+        model.extend([model.embed(images(2, 1))], [SIZE], [3, 4])
+    assert one.images_had == other.images_had == 5 or name == "patchcore"
+    assert torch.equal(one(images(2, 2)).score, other(images(2, 2)).score)
+
+
+# --- images on disk, artifacts and the command ------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Seven pictures, one of another shape."""
+    folder = tmp_path_factory.mktemp("images")
+    made = [write_image(folder / f"{i}.png", (24, 24), i) for i in range(6)]
+    return [*made, write_image(folder / "6.png", (30, 24), 6)]
+
+
+@pytest.fixture(scope="module")
+def kept(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Artifact of a method fitted to the first four pictures; nobody may change it."""
+    folder, known = tmp_path_factory.mktemp("kept"), set()
+
+    def get(name: str) -> Path:
+        if name not in known:
+            model = build(name)
+            batch = torch.cat([inputs(path) for path in files[:4]])
+            model.fit(batch)
+            details = {SOURCES: [str(path) for path in files[:4]], "metrics": {"image_auroc": 0.9}}
+            model.save(folder / name, image=IMAGE, details=details, weights=True)
+            known.add(name)
+        return folder / name
+
+    return get
+
+
+def inputs(path: Path) -> Tensor:
+    """A picture as the network takes it."""
+    pixels = read_image(path, None, 100)
+    mask = np.zeros(pixels.shape[:2], dtype=bool)
+    return build_transform(IMAGE)(pixels, mask, 0)[0][None]
+
+
+@pytest.mark.parametrize("name", [*METHODS, "ensemble"])
+def test_an_artifact_grows(
+    kept: Callable[[str], Path], files: list[Path], name: str, tmp_path: Path
+) -> None:
+    folder = kept(name)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    inspector, changes = change_artifact(folder, files[4:], output=tmp_path / "grown")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    old = load(folder).model.memory_patches
+    assert changes == [Change(3, inspector.model.memory_patches - old)]
+    assert (changes[0].patches == 0) == (name == "padim")  # as many Gaussians as there were
+    again = load(tmp_path / "grown")
+    for key, memory in inspector.model.memories.items():
+        assert torch.equal(again.model.memories[key], memory)
+    assert again.details[SOURCES] == [str(path) for path in files]
+    assert again.details["metrics"] == {}  # of the model as it was
+    fit, grown = again.details["lineage"]
+    assert (fit["step"], grown["step"]) == ("fit", "extend")
+    assert grown["images"] == 3 and grown["metrics_before"] == {"image_auroc": 0.9}
+    assert len(grown["of"]) > 20
+    files_inside = [m["network"]["file"] for m in read_description(tmp_path / "grown")["members"]]
+    assert all(files_inside)
+    # The same as the methods do with the pictures' features.
+    own = load(folder)
+    for member, theirs in zip(own.members, again.members, strict=True):
+        batches = [member.embed(torch.cat([inputs(path) for path in files[4:]]))]
+        member.extend(batches, [(24, 24)], [4, 5, 6])
+        for key, memory in theirs.memories.items():
+            torch.testing.assert_close(member.memories[key], memory, rtol=1e-5, atol=1e-6)
+    if isinstance(again.model, Ensemble) and isinstance(own.model, Ensemble):
+        assert again.model.scales == own.model.scales
+
+
+def test_an_image_is_taken_out_and_put_back(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(kept("spade"), folder)
+    whole = load(folder)
+    _, changes = change_artifact(folder, removed=["1.png"])
+    assert changes[0].images == 1 and changes[0].patches < 0
+    fewer = load(folder)
+    assert fewer.details[SOURCES] == [str(files[0]), None, str(files[2]), str(files[3])]
+    assert [step["step"] for step in fewer.details["lineage"]] == ["fit", "remove"]
+    change_artifact(folder, [files[1]])
+    back = load(folder)
+    assert back.members[0].images == [0, 2, 3, 4]  # type: ignore[attr-defined]
+    order = [0, 3, 1, 2]
+    for key, memory in whole.model.memories.items():
+        torch.testing.assert_close(back.model.memories[key][order], memory)
+
+
+def test_what_cannot_be_done_leaves_the_artifact(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(kept("patchcore"), folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    other = tmp_path / "elsewhere" / "1.png"
+
+    def refused(message: str, *arguments: Any, **more: Any) -> None:
+        with pytest.raises(InputError, match=message):
+            change_artifact(folder, *arguments, **more)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    refused("broken.png", [files[4], broken])
+    refused("0.png: is in the model already", [files[0]])
+    refused("was given twice", [files[4], files[4]])
+    refused("5.png: is no image of the model's memory", [], ["5.png"])
+    refused("elsewhere/1.png: is no image", [], [other])
+    refused("0 patches would be left", [], ["0.png", "1.png", "2.png", "3.png"])
+    refused("count must be at most", [files[4]], count=10**6)
+    refused("none to add, and none to remove")
+
+
+def test_a_name_that_several_images_have_must_be_longer(tmp_path: Path) -> None:
+    sources = [str(tmp_path / name / "1.png") for name in ("a", "b")]
+    model = build("spade").fit(images(2))
+    inspector = Inspector(model, IMAGE, details={SOURCES: sources})
+    with pytest.raises(InputError, match="2 images of the model end so"):
+        remove(inspector, ["1.png"])
+    assert remove(inspector, ["b/1.png"]).images == 1
+    assert inspector.details[SOURCES] == [sources[0], None]
+    nameless = Inspector(build("spade").fit(images(2)), IMAGE)
+    with pytest.raises(InputError, match="does not know its images' paths"):
+        remove(nameless, ["1.png"])
+
+
+def test_an_ensemble_whose_second_member_fails_is_as_before(files: list[Path]) -> None:
+    first, second = detector(GreedyConfig(ratio=0.2)), detector(LearnedConfig(ratio=0.2, steps=2))
+    batch = torch.cat([inputs(path) for path in files[:4]])
+    model = Ensemble([first, second])
+    model.fit(batch)
+    memory = first.memory.clone()
+    with pytest.raises(InputError, match="coreset: this sampler"):
+        extend(Inspector(model, IMAGE), files[4:])
+    assert torch.equal(first.memory, memory)
+
+
+def test_the_command_extends_and_removes(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path
+) -> None:
+    more = tmp_path / "more"
+    for path in files[4:]:
+        write_image(more / path.name, (24, 24), 40 + int(path.stem))
+    output = os.fspath(tmp_path / "grown")
+    done = patchcore("extend", os.fspath(kept("patchcore")), os.fspath(more), "--output", output)
+    assert (done.code, done.err) == (0, ""), done.err
+    grown = load(output).model.memory_patches
+    assert f"3 images added: +{grown - load(kept('patchcore')).model.memory_patches}" in done.out
+    assert f"model: {output}" in done.out
+    done = patchcore("extend", output, "--remove", "more/4.png", "0.png")
+    assert done.code == 0
+    assert "2 images removed: -" in done.out
+    assert "threshold: none" in done.out
+    assert load(output).model.memory_patches < grown
+    for arguments, message in (
+        ([output, "nowhere"], "error: nowhere: there is no such file or folder"),
+        ([output, "--count", "3"], "error: --count has no effect"),
+        ([output, os.fspath(more), "--count", "0"], "error: --count must be at least 1"),
+        ([os.fspath(more)], "is no artifact"),
+    ):
+        done = patchcore("extend", *arguments)
+        assert done.code == 1
+        assert message in done.err
+
+
+# --- the threshold ----------------------------------------------------------------------------
+
+
+def predictions(count: int, seed: int, shift: float = 0.0) -> Prediction:
+    """Scores and maps of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.rand(count, 8, 8, generator=generator) + shift
+    return Prediction(maps.amax((1, 2)), maps, maps, torch.zeros(count, 8, 8, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3], ids=["alike", "higher"])
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_a_threshold_with_more_images_keeps_its_promise(rate: float, shift: float) -> None:
+    decision = pytest.importorskip("patchcore.decision", reason="needs the nominal threshold")
+    old, new = predictions(30, 0), predictions(12, 1, shift)
+    before = decision.decide(old.score, [old.map], rate, folds=5)
+    after = widened(before, [new])
+    assert after.images == 42
+    assert after.scores.tolist() == sorted([*before.scores.tolist(), *new.score.double().tolist()])
+    assert after.pixel_threshold >= before.pixel_threshold
+    # Expected loss of an image to come, from all images' own shares at the threshold.
+    shares = [(m >= after.pixel_threshold).double().mean() for m in (*old.map, *new.map)]
+    assert (sum(shares) + 1) / 43 <= after.pixel_rate + 1e-9
+    assert after.pixel_rate <= max(rate, before.pixel_rate) + 1e-9
+    if shift:
+        assert after.pixel_threshold > before.pixel_threshold
