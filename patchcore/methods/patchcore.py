@@ -225,9 +225,9 @@ class PatchCore(Detector):
             chosen = self.coreset_config.extend(features, torch.cat(covered), count, self.device)
             grids = [(x.shape[1], x.shape[2]) for x in batches for _ in x]
             origin = patch_origins(chosen, grids, images).to(self.device)
-            kept = features[chosen.to(self.device)].to(self.memory.dtype)
+            added = features[chosen.to(self.device)].to(self.memory.dtype)
         with torch.inference_mode(False):
-            self.memory = torch.cat((self.memory, kept))
+            self.memory = torch.cat((self.memory, added))
             self.origin = torch.cat((self.origin, origin))
         self.coreset, self._gathered = None, whole
         return predictions
