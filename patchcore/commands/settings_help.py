@@ -82,11 +82,26 @@ def _choices_options(
     for own in found.values():
         said |= {key: value for key, value in own.items() if key not in said}
     for key, (option, kind) in said.items():
-        if len({str(own[key][0].default) for own in found.values() if key in own}) > 1:
-            option = field(metadata=option.metadata)  # each choice has its own default
         having = [name for name, own in found.items() if key in own]
+        texts: dict[str, list[str]] = {}
+        for name in having:
+            texts.setdefault(_said(found[name][key][0]), []).append(name)
+        several = len({str(found[name][key][0].default) for name in having}) > 1
+        if several or len(texts) > 1:  # each choice has its own default, or its own text
+            notes = dict(option.metadata)
+            if len(texts) > 1:
+                each = (f"{text} ({', '.join(names)})" for text, names in texts.items())
+                notes = {"help": "; ".join(each)}
+            option = field(metadata=notes) if several else _noted(option, notes)
         of = "" if len(having) == len(found) else f" ({', '.join(having)})"
         yield f"{key}{of}", option, kind
+
+
+def _noted(option: Field[Any], notes: Mapping[str, Any]) -> Field[Any]:
+    """Return a declaration of the same default with other notes."""
+    if option.default_factory is not MISSING:
+        return field(default_factory=option.default_factory, metadata=notes)
+    return field(default=option.default, metadata=notes)
 
 
 def _entry(head: str, text: str, width: int) -> list[str]:

@@ -36,7 +36,7 @@ class BTADConfig(DataConfig):
     )
 
     root: str = setting("data/btad", "folder that holds the categories", effect=False)
-    category: str = setting("01", "category: its folder below root")
+    category: str = setting("01", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:
         """Nominal `train/ok` to train on, `test/ok` and `test/ko` to test on.

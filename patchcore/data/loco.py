@@ -48,7 +48,7 @@ class LOCOConfig(DataConfig):
     )
 
     root: str = setting("data/loco", "folder that holds the categories", effect=False)
-    category: str = setting("breakfast_box", "category: its folder below root")
+    category: str = setting("breakfast_box", "folder of the category, below root")
     validation: bool = setting(False, "train on the nominal validation images too")
 
     def _read(self, files: Files) -> Split:

@@ -61,7 +61,7 @@ class MVTecConfig(DataConfig):
     )
 
     root: str = setting("data/mvtec", "folder that holds the categories", effect=False)
-    category: str = setting("bottle", "category: its folder below root")
+    category: str = setting("bottle", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:
         """Nominal `train/good` to train on, everything below `test` to test on.

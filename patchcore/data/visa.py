@@ -57,7 +57,7 @@ class VisAConfig(DataConfig):
     )
 
     root: str = setting("data/visa", "folder that holds the categories and split_csv", effect=False)
-    category: str = setting("candle", "category: its folder below root")
+    category: str = setting("candle", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:
         """Training and test images as the table lists them, sorted by path.
