@@ -71,7 +71,7 @@ _HOMES = {
     "patchcore.patches": "PatchConfig",
     "patchcore.scoring": "ScoringConfig",
 }
-"""Where each name is from: {module: names}. What `__all__` leaves out imports Lightning."""
+"""Modules of the names: {module: names}. Names that `__all__` leaves out import Lightning."""
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 

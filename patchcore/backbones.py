@@ -30,7 +30,7 @@ from patchcore.settings import setting
 
 @dataclass
 class BackboneConfig:
-    """Which network, and where its weights come from."""
+    """Network, and the source of its weights."""
 
     name: str = EMBEDDED  # a timm architecture, or "embedded": the one that ships with us
     # A timm tag, a .safetensors / .pth file, or "none": random. Null: the shipped ones of
@@ -55,7 +55,7 @@ class BackboneConfig:
 
 @dataclass
 class LayersConfig:
-    """Whose outputs are used, finest first: hierarchy levels j of the paper, or module names.
+    """Layers that give outputs, finest first: hierarchy levels j of the paper, or module names.
 
     Level j is the last output at 1/2^(j+1) of the image's size (`layer2` of a ResNet for "2",
     `features.denseblock3` of a DenseNet for "3"), or the block at j quarters of a vision

@@ -275,7 +275,7 @@ class DetectorModule(ScoringModule):
         return maps
 
     def _stepping(self) -> Callable[[Tensor], None]:
-        """What makes a step of the optimiser by a loss."""
+        """Return the function that makes a step of the optimiser by a loss."""
         optimizer: Any = self.optimizers()
 
         def step(loss: Tensor) -> None:
@@ -321,7 +321,7 @@ class KeptOrders:
 
 @dataclass
 class Member:
-    """What remains of an ensemble's member once it is fitted and tested: no memory, no network."""
+    """Remainder of an ensemble's member once it is fitted and tested: no memory, no network."""
 
     backbone: str  # name of its network
     scale: Scale

@@ -61,7 +61,7 @@ from patchcore.switches import asked_precision
 from patchcore.tracking import tracker_named, tracking
 
 SOURCE_FILE = "resumed_from.txt"
-"""In the folder of a point that was taken over: the folder where it was computed."""
+"""File in the folder of a point that was taken over: it names where it was computed."""
 
 Make = Callable[..., Any]
 """Makes an object of Lightning's from its key, its settings and more keyword arguments."""
@@ -319,7 +319,7 @@ def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) ->
 
 
 def described(member: Member) -> dict[str, Any]:
-    """What a run's folder tells of a member, beside the ensemble's own numbers."""
+    """Record of a member in a run's folder, beside the ensemble's own numbers."""
     kept = {key: getattr(member.record, key) for key in ("metrics", "undefined", "seconds")}
     return {"backbone": member.backbone, **kept, "scale": asdict(member.scale)}
 

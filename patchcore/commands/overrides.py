@@ -1,4 +1,4 @@
-"""What was typed, looked at before Hydra does: its parser's own words help nobody."""
+"""Check of typed overrides ahead of Hydra, whose parser's own words help nobody."""
 
 import re
 import shlex

@@ -51,7 +51,7 @@ _INFINITE = np.full(1, np.inf, np.float32)
 
 
 class Start(Enum):
-    """Where the greedy order begins."""
+    """Start of the greedy order."""
 
     random = "random"  # a seeded random patch
     mean = "mean"  # the patch farthest from the mean

@@ -27,9 +27,9 @@ class CoresetConfig:
     """Settings of a sampler; each has its own file, and its line in `coreset.SAMPLERS`."""
 
     nested: ClassVar[bool] = False
-    """Whether the memory of every ratio begins with those of the smaller ratios."""
+    """True if the memory of every ratio begins with those of the smaller ratios."""
     ordered: ClassVar[bool] = False
-    """Whether a `Coreset.order` is made, which is worth storing and can be continued."""
+    """True if a `Coreset.order` is made, which is worth storing and can be continued."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "coreset")

@@ -29,7 +29,7 @@ def find_category(root: Path, category: str, layout: str) -> Path:
 
 
 def no_category(root: Path, category: str, there: Iterable[str], layout: str) -> InputError:
-    """What to tell about a category that is not among those that are there."""
+    """Error about a category that is not among those that are there."""
     there = list(there)
     names = ", ".join(there)
     message = f"data.category: {root} has no category {category!r}; " + (

@@ -13,7 +13,7 @@ from patchcore.errors import InputError
 ENDINGS = ("_mask", "-mask", "_masks", "_gt", "-gt", "_groundtruth", "_ground_truth")
 FOLDERS = frozenset({"gt", "groundtruth", "ground_truth", "mask", "masks"})
 NOMINAL = frozenset({"good", "ok", "normal", "nominal", "non_defective"})
-"""What folders of nominal images are called by one data set or another, in lower case."""
+"""Names of folders of nominal images in one data set or another, in lower case."""
 PROBED = 3  # files that are opened to see what a folder holds
 
 

@@ -1,4 +1,4 @@
-"""Which pixels of a ground-truth mask are marked, by one rule for every depth and colour."""
+"""Marked pixels of a ground-truth mask, by one rule for every depth and colour."""
 
 from typing import Any
 

@@ -77,7 +77,7 @@ def resize_regions(
 def follow_regions(
     mask: NDArray[np.bool_], size: tuple[int, int], crop: tuple[slice, slice]
 ) -> Regions:
-    """What becomes of a mask's regions when it is resized to `size` (H', W') and cropped."""
+    """Follow a mask's regions through a resize to `size` (H', W') and a crop."""
     resized, areas = resize_regions(mask, size)
     count = len(areas)
     if not count:

@@ -1,4 +1,4 @@
-"""From a decoded image and its mask to network input, both moved in step."""
+"""Transforms of a decoded image and its mask to network input, both moved in step."""
 
 import math
 import os
@@ -115,7 +115,7 @@ class ImageConfig:
         return slice(top, top + self.crop), slice(left, left + self.crop)
 
     def follow(self, mask: Mask) -> Regions:
-        """What becomes of the regions of a mask (H, W), without augmentation."""
+        """Follow the regions of a mask (H, W), without augmentation."""
         height, width = self.resized(*mask.shape)
         rows, columns = self.kept(height, width)
         if height * width <= LARGEST:
@@ -190,7 +190,7 @@ def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) 
 
 
 def build_normalisation(image: ImageConfig) -> Normalisation:
-    """From pixels (H, W, 3) uint8 to the network's input (3, H, W) float32."""
+    """Return the map from pixels (H, W, 3) uint8 to the network's input (3, H, W) float32."""
     mean = np.float32(255) * np.array(image.mean, np.float32)
     scale = np.reciprocal(np.float32(255) * np.array(image.std, np.float32))
     return partial(_normalise, mean, scale)

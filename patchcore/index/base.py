@@ -20,7 +20,7 @@ class IndexConfig:
     """Base of the search back ends' settings."""
 
     exact: ClassVar[bool] = True
-    """Whether the nearest patches and their distances are found, up to rounding."""
+    """True if the nearest patches and their distances are found, up to rounding."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "index")

@@ -199,7 +199,7 @@ class Stateful(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """For `copy` and `pickle`."""
+        """Return the state for `copy` and `pickle`."""
         return {**self.__dict__, **dict.fromkeys(self.made_again)}
 
 
@@ -300,7 +300,7 @@ class Detector(Method):
     def score_prefixes(
         self, features: Any, size: tuple[int, int], patches: Sequence[int]
     ) -> list[Prediction]:
-        """As `score` with the first n patches of the memory alone, for each n of `patches`."""
+        """Return `score` with the first n patches of the memory alone, for each n of `patches`."""
         raise NotImplementedError(f"{type(self).__name__} has no nested memory")
 
     def settings(self) -> dict[str, Any]:

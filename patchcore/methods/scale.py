@@ -19,7 +19,7 @@ from patchcore.scoring import ScoringConfig, comparable, score_images
 
 @dataclass
 class ScaleConfig:
-    """How the scale of an ensemble's member is measured."""
+    """Settings of the measurement of a member's scale."""
 
     images: int = 50  # nominal training images that are scored for it, at most
     seed: int = 0  # of the draw, where there are more
