@@ -44,7 +44,7 @@ STALE = 3600  # seconds after which an unfinished file belongs to a process that
 
 
 class Precision(Enum):
-    """How layer maps are kept."""
+    """Number format in which layer maps are kept."""
 
     float32 = "float32"  # as they are: results are those of a run without the cache, bit for bit
     bfloat16 = "bfloat16"  # rounded, at half the size
@@ -52,7 +52,7 @@ class Precision(Enum):
 
 @dataclass
 class CacheConfig(Settings):
-    """Whether and where intermediate results are kept; `patchcore cache` shows and clears them."""
+    """Cache of intermediate results, and its place; `patchcore cache` shows and clears it."""
 
     GROUP: ClassVar[str] = "cache"
 
@@ -74,7 +74,7 @@ class CacheConfig(Settings):
     )
 
     def folder(self) -> Path:
-        """Where the cache has its own folder, and what runs remember of each other."""
+        """Folder of the cache, and of what runs remember of each other."""
         if root := self.root or os.environ.get("PATCHCORE_CACHE"):
             return _home_expanded(root)
         cache = _home_expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
@@ -276,7 +276,7 @@ class MapCache:
         return maps_key(self.network, self.precision, image, batch)
 
     def get(self, images: Sequence[str]) -> list[list[Tensor]] | None:
-        """For each image of a batch its maps [(h, w, C), …]; None unless all are there."""
+        """Return the maps [(h, w, C), …] of each image of a batch; None unless all are there."""
         found: list[list[Tensor]] = []
         for image in images:
             entry = self.store.get(

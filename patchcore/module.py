@@ -274,7 +274,7 @@ class DetectorModule(ScoringModule):
         return maps
 
     def _stepping(self) -> Callable[[Tensor], None]:
-        """What makes a step of the optimiser by a loss."""
+        """Return the function that makes a step of the optimiser by a loss."""
         optimizer: Any = self.optimizers()
 
         def step(loss: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Which runs are finished, found again by what they computed and not by where they lie."""
+"""Finished runs, found again by what they computed and not by where they lie."""
 
 import contextlib
 import csv
@@ -74,7 +74,7 @@ def finished_fingerprint(folder: Path) -> str | None:
 
 
 def damage(folder: Path) -> str | None:
-    """Why the results of a finished run cannot be relied upon: a file and its fault; or None."""
+    """Reason not to rely on the results of a finished run: a file and its fault; or None."""
     for file, check in (
         ("metrics.json", _check_metrics),
         ("scores.csv", _check_scores),

@@ -343,7 +343,7 @@ def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) ->
 
 
 def described(member: Member) -> dict[str, Any]:
-    """What a run's folder tells of a member, beside the ensemble's own numbers."""
+    """Record of a member in a run's folder, beside the ensemble's own numbers."""
     kept = {key: getattr(member.record, key) for key in ("metrics", "undefined", "seconds")}
     return {"backbone": member.backbone, **kept, "scale": asdict(member.scale)}
 

@@ -190,7 +190,7 @@ class Files:
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """What a folder holds besides junk, sorted by name, and what links there lead to."""
+    """Content of a folder besides junk, sorted by name, and what links there lead to."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:

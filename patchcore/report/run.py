@@ -125,7 +125,7 @@ class Run:
 
     @staticmethod
     def thinned(x: Tensor, y: Tensor, most: int = 500) -> list[list[float]]:
-        """At most `most` points of a curve, ends included."""
+        """Thin a curve to `most` points at most, ends included."""
         keep = torch.linspace(0, len(x) - 1, min(most, len(x))).round().long()
         return torch.stack([x[keep], y[keep]], 1).tolist()
 
