@@ -41,6 +41,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from patchcore.artifact_files import check, read_tensors, write_folder
+from patchcore.artifact_files import read_description as read_description
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 from patchcore.coreset import SAMPLERS
 from patchcore.data.transforms import ImageConfig
