@@ -26,6 +26,7 @@ from patchcore import (
     SpadeConfig,
     artifact_files,
     load,
+    sealed,
 )
 from patchcore.artifact import save, step
 from patchcore.artifact_files import check, read_description
@@ -267,7 +268,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path = folder / "artifact.yaml"
     description = read_description(folder)
     change(description)
-    path.write_bytes(artifact_files._with_digest(yaml.safe_dump(description).encode()))
+    path.write_bytes(sealed._with_digest(yaml.safe_dump(description).encode()))
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ def test_other_folders_are_no_artifacts(kept: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"run's folder: give {tmp_path}/artifact"):
         load(tmp_path)
     (tmp_path / "artifact/artifact.yaml").write_text("mean: [1, 2, 3]\n")
-    with pytest.raises(InputError, match="no artifact's"):
+    with pytest.raises(InputError, match="none of patchcore's"):
         load(tmp_path / "artifact")
     with pytest.raises(InputError, match="device: abacus"):
         load(kept, "abacus")
@@ -348,9 +349,9 @@ def test_an_artifact_is_replaced_and_nothing_else_is(
 
 STEPS = {
     "tensors": (artifact_files, "save_file"),
-    "digest": (artifact_files, "_measured"),
-    "description": (artifact_files, "_write"),
-    "flush": (artifact_files, "_flush"),
+    "digest": (sealed, "_measured"),
+    "description": (sealed, "_signed"),
+    "flush": (sealed, "_flush"),
     "rename": (Path, "rename"),
 }
 
@@ -397,7 +398,7 @@ def test_a_kill_between_two_renames_loses_nothing(
     folder.rename(tmp_path / ".model.previous")
     with pytest.raises(InputError, match=r"earlier artifact is .*/\.model\.previous: rename it"):
         load(folder)
-    with mock.patch.object(artifact_files, "_put", side_effect=OSError), pytest.raises(InputError):
+    with mock.patch.object(sealed, "_put", side_effect=OSError), pytest.raises(InputError):
         fitted("patchcore").save(folder, image=IMAGE)
     assert_same(load(folder), Inspector(fitted("padim"), IMAGE))
     fitted("patchcore").save(folder, image=IMAGE)
