@@ -112,8 +112,7 @@ class ScoringModule(pl.LightningModule):
             image.update(scores, batch["label"])
             pixel.update(maps, batch["mask"], batch["has_mask"])
         if self._verdicts:
-            masks = (batch["mask"], batch["has_mask"])
-            self._verdicts.update(scores, maps, batch["label"], *masks)
+            self._verdicts.update(scores, maps, *(batch[x] for x in ("label", "mask", "has_mask")))
         self.mask_counts.update(batch["label"], batch["regions"])
         self.record.scores.update(zip(batch["index"].tolist(), scores.tolist(), strict=True))
 

@@ -232,7 +232,8 @@ def train(
         told = done.record()
         if keeper.wants(told, sorted(record.warm)):
             scales = [member.scale for member in members]
-            write_artifact(new, fitted, scales, config, split, provenance, told, trainer.precision)
+            more = (told, trainer.precision, module.decision)
+            write_artifact(new, fitted, scales, config, split, provenance, *more)
         trackers.track(new, done.gallery)
     return done
 

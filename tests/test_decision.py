@@ -14,7 +14,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from patchcore import GreedyConfig, InputError
+from patchcore import GreedyConfig, InputError, load
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 from patchcore.config import Config
 from patchcore.data.augment import AugmentConfig
@@ -368,6 +368,16 @@ def test_a_run_tells_of_its_decision_and_changes_nothing_else(
     assert found["decision_false_alarms"] == sum(good) / 2
     total = [verdict for name, verdict in called if name != "good"]
     assert found["decision_recall"] == sum(total) / 3
+
+
+@random_weights
+def test_an_artifact_holds_the_decision(root: Path, tmp_path: Path) -> None:
+    asked = ["decision.false_alarms=0.25", "decision.folds=2", "artifact=true"]
+    done = train(root, tmp_path, *asked)
+    assert done.code == 0, done.err
+    decision = load(tmp_path / "artifact").decision
+    assert decision is not None and decision.images == 4
+    assert decision.threshold == metrics(tmp_path)["decision_threshold"]
 
 
 @random_weights
