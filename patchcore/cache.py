@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from patchcore.digests import tensors_digest
 from patchcore.errors import InputError
-from patchcore.identity import maps_key
+from patchcore.identity import maps_key, order_key
 from patchcore.settings import Settings, setting
 
 FOLDER = "patchcore-cache-v2"
@@ -356,3 +356,26 @@ def _home_expanded(path: str) -> Path:
     except RuntimeError:
         own = Path(tempfile.gettempdir()) / f"patchcore-{os.getuid()}"
         return own / Path(path).relative_to("~") if path.startswith("~/") else own
+
+
+@dataclass
+class KeptOrders:
+    """Coreset orders of some training images, as `patchcore.methods.detector.Kept`.
+
+    Attributes:
+        store: Where they are.
+        maps: Keys of the images' layer maps.
+    """
+
+    store: Store
+    maps: list[str]
+
+    def get(
+        self, patch: Any, sampler: Any, valid: Callable[[dict[str, Tensor]], bool]
+    ) -> dict[str, Tensor] | None:
+        """See `Kept.get`."""
+        return self.store.get(order_key(self.maps, patch, sampler), valid)
+
+    def put(self, patch: Any, sampler: Any, entry: dict[str, Tensor]) -> None:
+        """See `Kept.put`."""
+        self.store.put(order_key(self.maps, patch, sampler), entry)

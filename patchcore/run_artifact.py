@@ -10,6 +10,7 @@ from patchcore.artifact import save, step
 from patchcore.artifact_files import check
 from patchcore.data.sample import Split
 from patchcore.data.sets import DATA_SETS
+from patchcore.decision import Decision
 from patchcore.errors import InputError
 from patchcore.inspector import SOURCES, Inspector
 from patchcore.keeping import FOLDER
@@ -27,6 +28,7 @@ def write_artifact(
     provenance: Mapping[str, Any],
     record: Mapping[str, Any],
     precision: str,
+    decision: Decision | None = None,
 ) -> None:
     """Write the artifact of a run to its folder.
 
@@ -39,6 +41,7 @@ def write_artifact(
         provenance: What its results follow from.
         record: Contents of its metrics.json.
         precision: Of its Trainer.
+        decision: Threshold from nominal images, if one was asked for.
     """
     model: Any = models[0]
     if scales:
@@ -58,7 +61,7 @@ def write_artifact(
         "lineage": [step("fit", images=len(split.train), fingerprint=provenance["fingerprint"])],
     }
     images = [own.image for own in config.members()]
-    inspector = Inspector(model, images, None, details, precision)
+    inspector = Inspector(model, images, decision, details, precision)
     save(inspector, folder / FOLDER, weights=config.artifact.weights)
 
 
