@@ -336,7 +336,7 @@ def test_an_edited_file_makes_another_run_where_it_takes_part(
 
 def test_sources_are_those_of_the_files(tmp_path: Path) -> None:
     package = tmp_path / "patchcore"
-    shutil.copytree(Path(identity.__file__).parent, package)
+    shutil.copytree(Path(identity.__file__).parent, package, symlinks=True)  # conf is a link
     assert identity.read_sources(package) == identity.SOURCES
     (package / "report/templates/page.css").write_text("body {}")
     assert identity.read_sources(package) == identity.SOURCES
