@@ -105,7 +105,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     counts: dict[float, list[int]] = {rate: [] for rate in RATES}
     shares: dict[float, list[float]] = {rate: [] for rate in RATES}
     start, rows = time.perf_counter(), list[dict[str, Any]]()
-    for split in range(options.splits):
+    for done in range(1, options.splits + 1):
+        split = options.first + done - 1
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(split))
         fit, held = order[:n].to(features.device), order[n : n + m].to(features.device)
         coreset.seed = split
@@ -123,9 +124,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             if maps is not None:
                 threshold, _ = pixel_threshold(maps[0].split(64), n, rate)
                 shares[rate].append(float((maps[1] >= threshold).float().mean()))
-        if (split + 1) % 20 == 0 or split + 1 == options.splits:
-            each = (time.perf_counter() - start) / (split + 1)
-            print(f"{split + 1} splits, {each:.2f} s each", flush=True)
+        if done % 20 == 0 or done == options.splits:
+            each = (time.perf_counter() - start) / done
+            print(f"{done} splits, {each:.2f} s each", flush=True)
             rows = [
                 {
                     "data": options.data,
@@ -170,6 +171,7 @@ def main() -> None:
     parser.add_argument("--fitted", type=int, default=852, help="images of every split to fit on")
     parser.add_argument("--held", type=int, default=100, help="held-out images of every split")
     parser.add_argument("--splits", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0, help="number of the first split")
     parser.add_argument("--pixels", type=int, default=20, help="splits to measure pixels in, too")
     parser.add_argument(
         "--folds", type=int, default=10, help="0: leave rows out of one memory instead"
