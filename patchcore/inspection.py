@@ -8,7 +8,7 @@ grow with the number of images.
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from patchcore.data.images import read_image
 from patchcore.errors import InputError, printable
-from patchcore.overlays import Map, Pictures, Pixels, overlay
+from patchcore.explanation import Nearest, cell_at, check_explains, nearest_nominal, own_crop
+from patchcore.overlays import Map, Pictures, Pixels, beside, overlay
 
 TOUCHING = np.ones((3, 3), bool)  # pixels of a region touch at sides or corners
 BATCH = 16  # images
@@ -42,12 +43,14 @@ class Region:
         area: Pixels.
         peak: Highest value of the map.
         at: x and y of it, in px of the image.
+        nearest: Nominal patch that is most like the one there, if it was asked for and is known.
     """
 
     box: tuple[int, int, int, int]
     area: int
     peak: float
     at: tuple[int, int]
+    nearest: Nearest | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ def predict(
     *,
     thresholds: Thresholds | None = None,
     pictures: Pictures | None = None,
+    explain: bool = False,
     batch: int = BATCH,
     workers: int | None = None,
     stop: bool = False,
@@ -135,12 +139,14 @@ def predict(
         paths: Image files, which may come one by one without end.
         thresholds: In place of those of the model's decision, where they are not None.
         pictures: Pictures to write of every image.
+        explain: Whether regions come with the nominal patch nearest to their peak.
         batch: Images that are scored together; those of a batch have one size.
         workers: Threads that decode and write; by default one for each processor, at most 16.
         stop: Whether an image that cannot be inspected is an error; else it is yielded as `Broken`.
 
     Raises:
-        InputError: The first image that cannot be inspected, if `stop`; a number that is too small.
+        InputError: The first image that cannot be inspected, if `stop`; a number that is too small;
+            the model does not know its memory's images, which `explain` needs.
         OSError: A picture cannot be written.
     """
     if batch < 1:
@@ -149,19 +155,20 @@ def predict(
         workers = min(MOST_WORKERS, os.cpu_count() or 1)
     if workers < 1:
         raise InputError(f"workers must be at least 1 thread, got {workers}")
+    if explain:
+        check_explains(inspector)
     found, given = Thresholds.of(inspector.decision), thresholds or Thresholds()
     used = Thresholds(
         found.image if given.image is None else given.image,
         found.pixel if given.pixel is None else given.pixel,
     )
-    return _predict(inspector, paths, used, pictures, batch, workers, stop)
+    return _predict(inspector, paths, _Wanted(used, pictures, explain), batch, workers, stop)
 
 
 def _predict(
     inspector: Any,
     paths: Iterable[str | Path],
-    thresholds: Thresholds,
-    pictures: Pictures | None,
+    wanted: "_Wanted",
     batch: int,
     workers: int,
     stop: bool,
@@ -171,7 +178,7 @@ def _predict(
     try:
         decoded = ahead(pool, partial(_decode, inspector), map(Path, paths), batch + workers)
         scored = _scored(inspector, decoded, batch)
-        conclude = partial(_conclude, inspector, thresholds, pictures)
+        conclude = partial(_conclude, inspector, wanted)
         for result in ahead(pool, conclude, scored, 2 * workers):
             if stop and isinstance(result, Broken):
                 raise InputError(result.reason)
@@ -193,6 +200,12 @@ def ahead(
         yield waiting.popleft().result()
 
 
+class _Wanted(NamedTuple):
+    thresholds: Thresholds
+    pictures: Pictures | None
+    explain: bool
+
+
 class _Decoded(NamedTuple):
     path: Path
     size: tuple[int, int]
@@ -204,6 +217,8 @@ class _Scored(NamedTuple):
     size: tuple[int, int]
     score: Tensor  # ()
     map: Map  # (h, w)
+    patch_score: Tensor | None  # (rows, columns); None of an exported model
+    nearest: Tensor | None  # (rows, columns)
 
 
 def _decode(inspector: Any, path: Path) -> _Decoded | Broken:
@@ -274,22 +289,22 @@ def _batch(inspector: Any, items: list[_Decoded]) -> list[_Scored | Broken]:
             return [_broken(items[0].path, error)]
         return [result for item in items for result in _batch(inspector, [item])]
     scores, maps = found.score.float().cpu(), found.map.float().cpu().numpy()
+    grids, rows = (getattr(found, name, [None] * len(items)) for name in ("patch_score", "nearest"))
     results: list[_Scored | Broken] = []
-    for item, score, values in zip(items, scores, maps, strict=True):
+    for item, score, values, grid, row in zip(items, scores, maps, grids, rows, strict=True):
         if bool(score.isfinite()) and np.isfinite(values).all():
-            results.append(_Scored(item.path, item.size, score, values.copy()))
+            results.append(_Scored(item.path, item.size, score, values.copy(), grid, row))
         else:
             name = printable(str(item.path))
             results.append(Broken(item.path, f"{name}: its score or map is NaN or infinite"))
     return results
 
 
-def _conclude(
-    inspector: Any, thresholds: Thresholds, pictures: Pictures | None, item: _Scored | Broken
-) -> Inspection | Broken:
+def _conclude(inspector: Any, wanted: _Wanted, item: _Scored | Broken) -> Inspection | Broken:
     """Verdict, regions and pictures of a scored image."""
     if isinstance(item, Broken):
         return item
+    thresholds, pictures, explain = wanted
     score, decision = float(item.score), inspector.decision
     result = Inspection(
         item.path,
@@ -301,24 +316,63 @@ def _conclude(
     )
     # Placing is linear interpolation, which goes beyond no value of the map.
     above = thresholds.pixel is not None and float(item.map.max()) >= thresholds.pixel
-    regions: list[Region] | None = None if thresholds.pixel is None else []
+    if thresholds.pixel is not None:
+        result = replace(result, regions=[])
     if not above and pictures is None:
-        return replace(result, regions=regions)
+        return result
     placed: NDArray[np.float32] = inspector.place(item.map, item.size)
     if above:
         assert thresholds.pixel is not None
         regions = find_regions(placed, thresholds.pixel)
-    result = replace(result, regions=regions)
+        if explain:
+            regions = [_explained(inspector, item, region) for region in regions]
+        result = replace(result, regions=regions)
     if pictures is None:
         return result
-    files = {}
-    if (path := pictures.write_map(item.path, placed)) is not None:
+    try:
+        files = _draw(inspector, wanted, result, placed)
+    except InputError as error:
+        return _broken(item.path, error)
+    return replace(result, files=files)
+
+
+def _explained(inspector: Any, item: _Scored, region: Region) -> Region:
+    """The region with the nominal patch nearest to that at its peak."""
+    assert item.patch_score is not None and item.nearest is not None
+    rows, columns = item.nearest.shape
+    cell = cell_at(region.at, item.size, inspector.image, (rows, columns))
+    found = nearest_nominal(inspector, cell, item.patch_score, item.nearest)
+    return replace(region, nearest=found)
+
+
+def _draw(
+    inspector: Any, wanted: _Wanted, result: Inspection, placed: NDArray[np.float32]
+) -> dict[str, Path]:
+    """Write the pictures of an image; return their paths by kind."""
+    pictures, files = wanted.pictures, {}
+    assert pictures is not None
+    if (path := pictures.write_map(result.path, placed)) is not None:
         files["map"] = path
     if pictures.overlays:
-        try:
-            pixels = read_pixels(inspector, item.path)  # again: to keep it would take much memory
-        except InputError as error:
-            return _broken(item.path, error)
-        picture = overlay(pixels, placed, thresholds.pixel)
-        files["overlay"] = pictures.write_overlay(item.path, picture)
-    return replace(result, files=files)
+        pixels = read_pixels(inspector, result.path)  # again: to keep it would take much memory
+        picture = overlay(pixels, placed, wanted.thresholds.pixel)
+        if wanted.explain and result.regions:
+            picture = beside(picture, compared(inspector, pixels, result.regions))
+        files["overlay"] = pictures.write_overlay(result.path, picture)
+    return files
+
+
+def compared(
+    inspector: Any, pixels: Pixels, regions: Sequence[Region], most: int = 4
+) -> list[tuple[Pixels, Pixels | None, str]]:
+    """Rows for `overlays.beside`: an image's first regions beside their nearest nominal patches."""
+    rows = []
+    for region in regions[:most]:
+        own = own_crop(pixels, region.at, inspector.image)
+        near = region.nearest
+        text = f"{region.peak:.4g} at {region.at[0]}, {region.at[1]}"
+        if near is not None:
+            name = printable(Path(near.image).name)[-24:]
+            text = f"{text:36}{name} {near.cell[0]}, {near.cell[1]}"
+        rows.append((own, None if near is None else near.crop, text))
+    return rows

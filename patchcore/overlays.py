@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -152,12 +153,12 @@ def overlay(pixels: Pixels, values: Map, threshold: float | None) -> Pixels:
     return picture
 
 
-def beside(picture: Pixels, rows: list[tuple[Pixels | None, Pixels | None, str]]) -> Pixels:
+def beside(picture: Pixels, rows: Sequence[tuple[Pixels, Pixels | None, str]]) -> Pixels:
     """A picture (H, W, 3) with rows of two details and a line of words on its right.
 
     Args:
-        rows: A detail of the picture, what it is compared with, and words on both; a detail that is
-            not to be had is None.
+        rows: A detail of the picture, what it is compared with, if that is to be had, and words on
+            both: 36 characters on a first line, 36 on a second.
     """
     side, gap, words = 96, 6, 30  # px
     panel = 2 * side + 3 * gap

@@ -10,6 +10,7 @@ from patchcore import artifact
 from patchcore.data.sample import Split
 from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError
+from patchcore.explanation import cut_crops
 from patchcore.inspector import SOURCES, Inspector
 from patchcore.keeping import FOLDER
 from patchcore.methods import Detector
@@ -60,6 +61,8 @@ def write_artifact(
     }
     images = [own.image for own in config.members()]
     inspector = Inspector(model, images, None, details, precision)
+    if config.artifact.crops:
+        inspector.crops = cut_crops(inspector)
     artifact.save(inspector, folder / FOLDER, weights=config.artifact.weights)
 
 

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import patchcore as package
-from patchcore import GreedyConfig, InputError, Inspector, PatchCore, inspection
+from patchcore import AllConfig, GreedyConfig, InputError, Inspector, Padim, PatchCore, inspection
+from patchcore.artifact import save
 from patchcore.data.images import read_image
 from patchcore.data.named import named_images
 from patchcore.data.synthesis import draw_texture
 from patchcore.data.transforms import ImageConfig, build_preparation
 from patchcore.data.view import View
+from patchcore.explanation import Crops, cell_at, cut, cut_crops
 from patchcore.inspection import Broken, Inspection, Region, Thresholds, find_regions, predict
 from patchcore.inspector import normalised
 from patchcore.overlays import (
@@ -236,6 +238,108 @@ def test_regions_of_a_map() -> None:
         Region((6, 4, 8, 6), 4, 3.0, (6, 4)),
     ]
     assert find_regions(values, 9.5) == []
+
+
+# --- explanations -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def explained(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Inspector, list[Path]]:
+    """A model that knows its images, and keeps crops."""
+    folder = tmp_path_factory.mktemp("nominal")
+    paths = [folder / f"nominal_{i}.png" for i in range(6)]
+    for i, path in enumerate(paths):
+        Image.fromarray(texture(i)).save(path)
+    prepare = build_preparation(IMAGE)
+    unmarked = np.zeros((SIZE, SIZE), bool)
+    batch = np.stack([prepare(read_image(path), unmarked, 0)[0] for path in paths])
+    whole = PatchCore(coreset=AllConfig()).fit(normalised(torch.from_numpy(batch), IMAGE))
+    inspector = Inspector(whole, IMAGE, details={"sources": [str(path) for path in paths]})
+    inspector.crops = cut_crops(inspector)
+    return inspector, paths
+
+
+def test_a_nominal_image_is_explained_by_itself(
+    explained: tuple[Inspector, list[Path]],
+) -> None:
+    """All patches are remembered, so each is nearest to itself: image, place and crop are known."""
+    inspector, paths = explained
+    everything = Thresholds(pixel=-1.0)
+    found = list(predict(inspector, paths, thresholds=everything, explain=True))
+    grid = inspector.score(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).nearest.shape[1:]
+    for result in found:
+        assert isinstance(result, Inspection) and result.regions
+        (region,) = result.regions  # the whole image
+        x, y = region.at
+        near = region.nearest
+        assert near is not None
+        assert near.image == str(result.path)
+        assert near.cell == (y * grid[0] // SIZE, x * grid[1] // SIZE)
+        assert near.score == pytest.approx(0, abs=1e-3)
+        prepared = np.asarray(inspector.prepare(read_image(result.path)))
+        centre = [(c + 0.5) * 64 / n for c, n in zip(near.cell, grid, strict=True)]
+        expected = cut(prepared, (centre[0], centre[1]), 48)
+        assert near.crop is not None and near.crop.shape == (48, 48, 3)
+        assert np.abs(near.crop.astype(int) - expected).mean() < 6  # JPEG
+
+
+def test_crops_are_kept_in_the_artifact(
+    explained: tuple[Inspector, list[Path]], tmp_path: Path
+) -> None:
+    inspector, paths = explained
+    assert inspector.crops is not None
+    assert len(inspector.crops) == inspector.model.memory_patches
+    save(inspector, tmp_path / "model", weights=True)
+    out = tmp_path / "out.jsonl"
+    done = patchcore(
+        *("predict", str(tmp_path / "model"), str(paths[2]), "--explain", "--pixel-threshold=-1"),
+        *("--format=jsonl", f"--output={out}", "--overlays", f"--folder={tmp_path / 'drawn'}"),
+    )
+    assert done.code == 0, done.err
+    record = json.loads(out.read_text())
+    (region,) = record["regions"]
+    assert region["nearest"]["image"] == str(paths[2])
+    with Image.open(record["overlay"]) as picture:
+        assert picture.width > SIZE  # both details on the right
+        panel = np.array(picture)[6 : 6 + 96, SIZE + 6 :]
+    own, other = (panel[:, start : start + 96].astype(float) for start in (0, 102))
+    # The same part of the same image, once from the file and once as it was kept.
+    assert np.corrcoef(own.ravel(), other.ravel())[0, 1] > 0.7
+    gone = inspector.crops.without([2])
+    assert all(gone.get((2, y, 0)) is None for y in range(3))
+    np.testing.assert_array_equal(gone.get((3, 1, 1)), inspector.crops.get((3, 1, 1)))
+    assert len(gone) == len(inspector.crops) * 5 // 6
+
+
+def test_models_that_cannot_explain_say_so(model: PatchCore, parts: Path) -> None:
+    with pytest.raises(InputError, match="does not know which images its memory comes from"):
+        predict(Inspector(model, IMAGE), [parts / "0.png"], explain=True)
+    prepared = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    gaussians = Padim().fit(normalised(prepared, IMAGE))
+    known = Inspector(gaussians, IMAGE, details={"sources": ["a.png", "b.png"]})
+    with pytest.raises(InputError, match="padim holds no patch of any one image"):
+        predict(known, [parts / "0.png"], explain=True)
+    exported = SimpleNamespace(decision=None, image=IMAGE)
+    with pytest.raises(InputError, match="an exported model has no memory"):
+        predict(exported, [parts / "0.png"], explain=True)
+
+
+def test_cells_are_where_pixels_are() -> None:
+    image = ImageConfig(resize=40, crop=20)  # the middle half of each side
+    for at, cell in {(50, 50): (0, 0), (149, 50): (0, 3), (100, 120): (2, 2)}.items():
+        assert cell_at(at, (200, 200), image, (4, 4)) == cell
+
+
+def test_crops_that_do_not_belong_together_are_refused() -> None:
+    places, data = torch.zeros(1, 3, dtype=torch.int32), torch.zeros(5, dtype=torch.uint8)
+    with pytest.raises(InputError, match="pictures are missing"):
+        Crops.of_tensors(places, data, torch.tensor([4]))
+    with pytest.raises(InputError, match="do not belong together"):
+        Crops.of_tensors(places, data, torch.tensor([2, 5]))
+    empty = Crops({}).tensors()
+    assert len(Crops.of_tensors(**empty)) == 0
 
 
 # --- pictures ---------------------------------------------------------------------------------

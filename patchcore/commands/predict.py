@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +18,7 @@ from patchcore.artifact import load
 from patchcore.commands.options import Parser
 from patchcore.data.named import endless, named_images
 from patchcore.errors import InputError, printable
-from patchcore.inspection import BATCH, Broken, Inspection, Thresholds, predict
+from patchcore.inspection import BATCH, Broken, Inspection, Region, Thresholds, predict
 from patchcore.overlays import MapFormat, Pictures
 from patchcore.report.cells import harmless
 from patchcore.writing import complete
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not images:
         raise InputError("IMAGES: name a file, a folder, a glob, @FILE or - for stdin")
     pictures = _pictures(options)
-    inspector = load(options.model, _device(options.device))
+    inspector = _model(options.model, options.device)
     thresholds = Thresholds(options.threshold, options.pixel_threshold)
     paths: Iterable[Path] = named_images(images)
     if not endless(images):
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         paths,
         thresholds=thresholds,
         pictures=pictures,
+        explain=options.explain,
         batch=options.batch,
         workers=options.workers,
         stop=options.on_error == "stop",
@@ -102,7 +104,7 @@ def _parser() -> Parser:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("model", metavar="MODEL", type=Path, help="folder of an artifact")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="folder of an artifact or export")
     parser.add_argument("images", metavar="IMAGES", nargs="*", help="what to inspect: see above")
     parser.add_argument(
         "--list", action="append", default=[], metavar="FILE", help="inspect the paths in a file"
@@ -124,6 +126,13 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--overlays", action="store_true", help="write each image with its regions drawn on it"
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="add to each region the nearest nominal patch: its image, row and column in its grid "
+        "of patches, and the distance to it; overlays show both, if the artifact keeps crops "
+        "(artifact.crops=true)",
     )
     parser.add_argument(
         "--folder",
@@ -176,10 +185,15 @@ def _pictures(options: argparse.Namespace) -> Pictures | None:
     return Pictures(folder, maps, options.overlays)
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _model(folder: Path, device: str) -> Any:
+    """An artifact's inspector, or an exported model with the same methods."""
+    if (folder / "export.yaml").is_file():
+        if device not in ("auto", "cpu"):
+            raise InputError(f"--device: an exported model runs on the CPU, not on {device}")
+        return import_module("patchcore.export").load_export(folder)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load(folder, device)
 
 
 @contextmanager
@@ -254,10 +268,7 @@ def record(result: Inspection) -> dict[str, Any]:
         verdict = "anomalous" if result.anomalous else "nominal"
     regions = None
     if result.regions is not None:
-        regions = [
-            {"box": list(x.box), "area": x.area, "peak": x.peak, "at": list(x.at)}
-            for x in result.regions
-        ]
+        regions = [_region(region) for region in result.regions]
     height, width = result.size
     return {
         "path": str(result.path),
@@ -269,3 +280,17 @@ def record(result: Inspection) -> dict[str, Any]:
         "regions": regions,
         **{kind: str(path) for kind, path in result.files.items()},
     }
+
+
+def _region(region: Region) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "box": list(region.box),
+        "area": region.area,
+        "peak": region.peak,
+        "at": list(region.at),
+    }
+    near = region.nearest
+    if near is not None:
+        place = {"row": near.cell[0], "column": near.cell[1], "score": near.score}
+        found["nearest"] = {"image": near.image, **place}
+    return found
