@@ -41,6 +41,11 @@ class Nearest:
     score: float
     crop: Pixels | None = field(default=None, repr=False, compare=False)
 
+    def values(self) -> dict[str, Any]:
+        """Plain values of all but the crop."""
+        row, column = self.cell
+        return {"image": self.image, "row": row, "column": column, "score": self.score}
+
 
 Place = tuple[int, int, int]
 """Image number, grid row and grid column of a nominal patch."""
@@ -73,9 +78,8 @@ class Crops:
             raise InputError("crops: pictures are missing")
         every = data.numpy().tobytes()
         parts = (every[start:stop] for start, stop in pairwise(stops))
-        return cls(
-            {(i, y, x): part for (i, y, x), part in zip(places.tolist(), parts, strict=True)}
-        )
+        keys = [(image, row, column) for image, row, column in places.tolist()]
+        return cls(dict(zip(keys, parts, strict=True)))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all of it, to be kept.

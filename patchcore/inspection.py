@@ -52,6 +52,16 @@ class Region:
     at: tuple[int, int]
     nearest: Nearest | None = None
 
+    def values(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
+        found = {
+            "box": list(self.box),
+            "area": self.area,
+            "peak": self.peak,
+            "at": list(self.at),
+        }
+        return found if self.nearest is None else {**found, "nearest": self.nearest.values()}
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -78,6 +88,23 @@ class Inspection:
     regions: list[Region] | None = None
     files: dict[str, Path] = field(default_factory=dict)
 
+    def values(self) -> dict[str, Any]:
+        """Plain values of all but the map, as JSON holds them; null is what is not known."""
+        verdict = None
+        if self.anomalous is not None:
+            verdict = "anomalous" if self.anomalous else "nominal"
+        regions = self.regions
+        return {
+            "path": str(self.path),
+            "width": self.size[1],
+            "height": self.size[0],
+            "score": self.score,
+            "p_value": self.p_value,
+            "verdict": verdict,
+            "regions": None if regions is None else [region.values() for region in regions],
+            **{kind: str(path) for kind, path in self.files.items()},
+        }
+
 
 @dataclass(frozen=True)
 class Broken:
@@ -100,6 +127,13 @@ class Thresholds:
         if decision is None:
             return cls()
         return cls(float(decision.threshold), float(decision.pixel_threshold))
+
+    def over(self, other: "Thresholds") -> "Thresholds":
+        """These, where they are not None; elsewhere those of `other`."""
+        return Thresholds(
+            other.image if self.image is None else self.image,
+            other.pixel if self.pixel is None else self.pixel,
+        )
 
 
 def find_regions(values: Map, threshold: float) -> list[Region]:
@@ -157,12 +191,27 @@ def predict(
         raise InputError(f"workers must be at least 1 thread, got {workers}")
     if explain:
         check_explains(inspector)
-    found, given = Thresholds.of(inspector.decision), thresholds or Thresholds()
-    used = Thresholds(
-        found.image if given.image is None else given.image,
-        found.pixel if given.pixel is None else given.pixel,
-    )
+    used = (thresholds or Thresholds()).over(Thresholds.of(inspector.decision))
     return _predict(inspector, paths, _Wanted(used, pictures, explain), batch, workers, stop)
+
+
+def inspect_image(
+    inspector: Any,
+    path: Path,
+    thresholds: Thresholds,
+    explain: bool = False,
+    limit: float | None = None,
+) -> Inspection | Broken:
+    """Inspect one image: what `predict` yields for it, by these thresholds alone.
+
+    Args:
+        limit: Most megapixels that are decoded; by default those of the model's images.
+    """
+    item = _decode(inspector, path, limit)
+    if isinstance(item, Broken):
+        return item
+    (scored,) = _batch(inspector, [item])
+    return _conclude(inspector, _Wanted(thresholds, None, explain), scored)
 
 
 def _predict(
@@ -221,9 +270,9 @@ class _Scored(NamedTuple):
     nearest: Tensor | None  # (rows, columns)
 
 
-def _decode(inspector: Any, path: Path) -> _Decoded | Broken:
+def _decode(inspector: Any, path: Path, limit: float | None = None) -> _Decoded | Broken:
     try:
-        pixels = read_pixels(inspector, path)
+        pixels = read_pixels(inspector, path, limit)
         prepared = inspector.prepare(pixels)
     except InputError as error:
         return _broken(path, error)
@@ -231,11 +280,12 @@ def _decode(inspector: Any, path: Path) -> _Decoded | Broken:
     return _Decoded(path, pixels.shape[:2], inputs)
 
 
-def read_pixels(inspector: Any, path: Path) -> Pixels:
+def read_pixels(inspector: Any, path: Path, limit: float | None = None) -> Pixels:
     """Decode an image as the training images were, (H, W, 3). Raises InputError."""
+    image = inspector.image
     if path.exists() and not path.is_file():  # a pipe would never end
         raise InputError(f"{path}: is no image file")
-    return read_image(path, inspector.image.bits, inspector.image.limit)
+    return read_image(path, image.bits, image.limit if limit is None else limit)
 
 
 def _broken(path: Path, error: InputError) -> Broken:

@@ -130,27 +130,47 @@ def overlay(pixels: Pixels, values: Map, threshold: float | None) -> Pixels:
     """An image (H, W, 3) with its anomalous regions in colour, as in the paper's Figure 1.
 
     From blue at the threshold to orange at the map's highest score, within an orange contour;
-    nominal pixels stay as they are. Without a threshold the colours go over the whole map.
+    nominal pixels stay as they are. Without a threshold this is `heat`.
 
     Args:
         values: Map (H, W); NaN where the view did not look.
         threshold: A pixel is anomalous at or above it.
     """
-    low = float(np.nanmin(values)) if threshold is None else threshold
-    with np.errstate(invalid="ignore"):
-        marked = values >= low
+    if threshold is None:
+        return heat(pixels, values)
+    marked = np.nan_to_num(values, nan=-np.inf) >= threshold
     picture = np.array(pixels)
-    if not marked.any():
-        return picture
-    top = float(values[marked].max())
-    share = (values[marked] - low) / max(top - low, 1e-12)  # (N,)
-    colours = np.outer(1 - share, COOL) + np.outer(share, WARM)  # (N, 3)
-    opacity = OPACITY * (1 if threshold is not None else share[:, None])
-    picture[marked] = (picture[marked] * (1 - opacity) + colours * opacity).astype(np.uint8)
-    if threshold is not None:
+    if marked.any():
+        top = float(values[marked].max())
+        share = (values[marked] - threshold) / max(top - threshold, 1e-12)  # (N,)
+        picture[marked] = _mixed(picture[marked], share, np.full_like(share, OPACITY))
         width = max(1, round(max(marked.shape) / THINNEST))
         picture[contour(marked, width)] = CONTOUR
     return picture
+
+
+def heat(pixels: Pixels, values: Map, top: float | None = None) -> Pixels:
+    """An image (H, W, 3) under its map (H, W), the higher the more opaque, from blue to orange.
+
+    Args:
+        values: NaN where the view did not look.
+        top: Score of full orange, if the map has none that is higher.
+    """
+    picture, seen = np.array(pixels), np.isfinite(values)
+    if seen.any():
+        found = values[seen]
+        high = float(found.max()) if top is None else max(float(found.max()), top)
+        low = float(found.min())
+        share = (found - low) / max(high - low, 1e-12)
+        picture[seen] = _mixed(picture[seen], share, OPACITY * share)
+    return picture
+
+
+def _mixed(pixels: Pixels, share: Map, opacity: Map) -> Pixels:
+    """Pixels (N, 3) under colours from cool (share 0) to warm (1)."""
+    colours = np.outer(1 - share, COOL) + np.outer(share, WARM)
+    kept = pixels * (1 - opacity[:, None])
+    return np.asarray(kept + colours * opacity[:, None]).astype(np.uint8)
 
 
 def beside(picture: Pixels, rows: Sequence[tuple[Pixels, Pixels | None, str]]) -> Pixels:

@@ -1,10 +1,18 @@
-"""Options of the commands that are no Hydra applications: mistakes are told as elsewhere."""
+"""Options of the commands that inspect images: mistakes are told as elsewhere."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
+
+import torch
+
+from patchcore.artifact import load
+from patchcore.errors import InputError
+from patchcore.inspection import Thresholds
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,3 +40,47 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Tell a mistake and exit."""
         sys.exit(f"error: {message}")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says which model inspects, where, and by which thresholds."""
+    parser.add_argument("model", metavar="MODEL", type=Path, help="folder of an artifact or export")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, …; auto is a GPU if there is one"
+    )
+    parser.add_argument(
+        "--threshold", type=float, metavar="SCORE", help="of images, instead of the model's own"
+    )
+    parser.add_argument(
+        "--pixel-threshold", type=float, metavar="SCORE", help="of maps, instead of the model's"
+    )
+
+
+def load_model(folder: Path, device: str) -> Any:
+    """Return an artifact's inspector, or an exported model with the same methods.
+
+    Raises:
+        InputError: The folder is neither, or there is no such device.
+    """
+    if (folder / "export.yaml").is_file():
+        if device not in ("auto", "cpu"):
+            raise InputError(f"--device: an exported model runs on the CPU, not on {device}")
+        return import_module("patchcore.export").load_export(folder)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load(folder, device)
+
+
+def asked_thresholds(options: argparse.Namespace) -> Thresholds:
+    """Return the thresholds that were given."""
+    return Thresholds(options.threshold, options.pixel_threshold)
+
+
+def warn_of_no_verdicts(inspector: Any, thresholds: Thresholds) -> None:
+    """Say on stderr that there will be no verdicts, where no threshold is known."""
+    if inspector.decision is None and thresholds.image is None:
+        print(
+            "warning: the model holds no threshold, so there are no verdicts: fit it with "
+            "decision.false_alarms=…, or give --threshold",
+            file=sys.stderr,
+        )

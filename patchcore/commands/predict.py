@@ -7,18 +7,21 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 from tqdm import tqdm
 
-from patchcore.artifact import load
-from patchcore.commands.options import Parser
+from patchcore.commands.options import (
+    Parser,
+    add_model_options,
+    asked_thresholds,
+    load_model,
+    warn_of_no_verdicts,
+)
 from patchcore.data.named import endless, named_images
 from patchcore.errors import InputError, printable
-from patchcore.inspection import BATCH, Broken, Inspection, Region, Thresholds, predict
+from patchcore.inspection import BATCH, Broken, Inspection, predict
 from patchcore.overlays import MapFormat, Pictures
 from patchcore.report.cells import harmless
 from patchcore.writing import complete
@@ -52,19 +55,14 @@ def main(arguments: list[str] | None = None) -> None:
     if not images:
         raise InputError("IMAGES: name a file, a folder, a glob, @FILE or - for stdin")
     pictures = _pictures(options)
-    inspector = _model(options.model, options.device)
-    thresholds = Thresholds(options.threshold, options.pixel_threshold)
+    inspector = load_model(options.model, options.device)
+    thresholds = asked_thresholds(options)
     paths: Iterable[Path] = named_images(images)
     if not endless(images):
         paths = list(paths)  # a mistake in the last argument is told before any work
         if not paths:
             raise InputError("IMAGES: there are none in the list")
-    if inspector.decision is None and thresholds.image is None:
-        print(
-            "warning: the model holds no threshold, so there are no verdicts: fit it with "
-            "decision.false_alarms=…, or give --threshold",
-            file=sys.stderr,
-        )
+    warn_of_no_verdicts(inspector, thresholds)
     results = predict(
         inspector,
         paths,
@@ -104,7 +102,7 @@ def _parser() -> Parser:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("model", metavar="MODEL", type=Path, help="folder of an artifact or export")
+    add_model_options(parser)
     parser.add_argument("images", metavar="IMAGES", nargs="*", help="what to inspect: see above")
     parser.add_argument(
         "--list", action="append", default=[], metavar="FILE", help="inspect the paths in a file"
@@ -142,19 +140,10 @@ def _parser() -> Parser:
         help="where maps and overlays go (default: predictions)",
     )
     parser.add_argument(
-        "--threshold", type=float, metavar="SCORE", help="of images, instead of the model's own"
-    )
-    parser.add_argument(
-        "--pixel-threshold", type=float, metavar="SCORE", help="of maps, instead of the model's"
-    )
-    parser.add_argument(
         "--on-error",
         choices=("skip", "stop"),
         default="skip",
         help="name an image that cannot be inspected and go on, or stop (default: skip)",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, …; auto is a GPU if there is one"
     )
     parser.add_argument(
         "--batch",
@@ -183,17 +172,6 @@ def _pictures(options: argparse.Namespace) -> Pictures | None:
             )
     maps = None if options.maps is None else MapFormat(options.maps)
     return Pictures(folder, maps, options.overlays)
-
-
-def _model(folder: Path, device: str) -> Any:
-    """An artifact's inspector, or an exported model with the same methods."""
-    if (folder / "export.yaml").is_file():
-        if device not in ("auto", "cpu"):
-            raise InputError(f"--device: an exported model runs on the CPU, not on {device}")
-        return import_module("patchcore.export").load_export(folder)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(folder, device)
 
 
 @contextmanager
@@ -241,7 +219,7 @@ def _csv(file: IO[str]) -> Callable[[Inspection], None]:
     writer.writerow(COLUMNS)
 
     def write(result: Inspection) -> None:
-        values = record(result)
+        values = result.values()
         regions = "" if result.regions is None else json.dumps(values["regions"])
         known = ["" if values[key] is None else values[key] for key in COLUMNS[1:-1]]
         writer.writerow([harmless(printable(values["path"])), *known, regions])
@@ -252,45 +230,10 @@ def _csv(file: IO[str]) -> Callable[[Inspection], None]:
 
 def _jsonl(file: IO[str]) -> Callable[[Inspection], None]:
     def write(result: Inspection) -> None:
-        file.write(json.dumps(record(result)) + "\n")
+        file.write(json.dumps(result.values()) + "\n")
         file.flush()
 
     return write
 
 
 WRITERS = {"csv": _csv, "jsonl": _jsonl}
-
-
-def record(result: Inspection) -> dict[str, Any]:
-    """Return a result as plain values, as JSON lines hold it."""
-    verdict = None
-    if result.anomalous is not None:
-        verdict = "anomalous" if result.anomalous else "nominal"
-    regions = None
-    if result.regions is not None:
-        regions = [_region(region) for region in result.regions]
-    height, width = result.size
-    return {
-        "path": str(result.path),
-        "width": width,
-        "height": height,
-        "score": result.score,
-        "p_value": result.p_value,
-        "verdict": verdict,
-        "regions": regions,
-        **{kind: str(path) for kind, path in result.files.items()},
-    }
-
-
-def _region(region: Region) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "box": list(region.box),
-        "area": region.area,
-        "peak": region.peak,
-        "at": list(region.at),
-    }
-    near = region.nearest
-    if near is not None:
-        place = {"row": near.cell[0], "column": near.cell[1], "score": near.score}
-        found["nearest"] = {"image": near.image, **place}
-    return found
