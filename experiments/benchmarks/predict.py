@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--size", type=int, default=256, help="side of an image, px")
+    parser.add_argument("--input", type=int, default=224, help="side of the network's input, px")
     parser.add_argument("--backbone", default="embedded")
     parser.add_argument("--weights", help="of the backbone, if they are a file")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -47,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         paths = draw(Path(folder), options.images, options.size)
-        inspector = fitted(paths[:DRAWN], options.backbone, options.weights)
+        inspector = fitted(paths[:DRAWN], options.backbone, options.weights, options.input)
         result = measure(inspector, paths, options.workers)
     print(machine())
     print(json.dumps(result, indent=2))
@@ -70,11 +71,11 @@ def draw(folder: Path, images: int, size: int) -> list[Path]:
     return paths
 
 
-def fitted(paths: list[Path], backbone: str, weights: str | None) -> Inspector:
+def fitted(paths: list[Path], backbone: str, weights: str | None, size: int) -> Inspector:
     """A model of the nominal ones, 1 % of whose patches are kept."""
     config = BackboneConfig(backbone, **({"weights": weights} if weights else {}))
     record = config.input()
-    image = ImageConfig(mean=list(record.mean), std=list(record.std))
+    image = ImageConfig(size=size, mean=list(record.mean), std=list(record.std))
     model = PatchCore(config, coreset=GreedyConfig(ratio=0.01))
     inspector = Inspector(model, image)
     nominal = [path for number, path in enumerate(paths) if number % 10 != 9]
@@ -90,7 +91,7 @@ def measure(inspector: Inspector, paths: list[Path], workers: int) -> dict[str, 
     results = predict(inspector, iter(paths), thresholds=thresholds, workers=workers)
     bare = decoded_maps(inspector, iter(paths), workers)
     spent = {"predict": 0.0, "bare": 0.0}
-    resident, after, anomalous = [], 0.0, 0
+    resident, anomalous = [], 0
     for done in range(0, len(paths), PART):
         start = time.perf_counter()
         for x in islice(results, PART):
@@ -103,7 +104,6 @@ def measure(inspector: Inspector, paths: list[Path], workers: int) -> dict[str, 
         for _ in islice(bare, PART):
             pass
         spent["bare"] += time.perf_counter() - start
-    after = max(resident) - resident[0] if resident else float("nan")
     return {
         "images": len(paths),
         "anomalous": anomalous,
@@ -111,7 +111,7 @@ def measure(inspector: Inspector, paths: list[Path], workers: int) -> dict[str, 
         "decoding and backbone alone, images a second": len(paths) / spent["bare"],
         "ratio": spent["bare"] / spent["predict"],
         "memory at the 1,000th, MB": resident[0] if resident else float("nan"),
-        "growth from the 1,000th on, MB": after,
+        "growth from the 1,000th on, MB": max(resident) - resident[0] if resident else float("nan"),
     }
 
 
