@@ -420,9 +420,9 @@ def compared(
     for region in regions[:most]:
         own = own_crop(pixels, region.at, inspector.image)
         near = region.nearest
-        text = f"{region.peak:.4g} at {region.at[0]}, {region.at[1]}"
+        text = f"peak {region.peak:.4g} at {region.at[0]}, {region.at[1]}"
         if near is not None:
             name = printable(Path(near.image).name)[-24:]
-            text = f"{text:36}{name} {near.cell[0]}, {near.cell[1]}"
+            text = f"{text:36}{name}: {near.cell[0]}, {near.cell[1]}"
         rows.append((own, None if near is None else near.crop, text))
     return rows

@@ -23,7 +23,7 @@ SCALE = "patchcore.scale"
 """Key of the text in a map's PNG that says which scores its values stand for."""
 CONTOUR = (255, 127, 14)  # orange, as the boundaries in the paper's Figure 1
 COOL, WARM = (33, 102, 220), (255, 160, 40)  # ends of its gradient
-OPACITY = 0.55  # of the gradient
+OPACITY = 0.55  # of the highest score
 THINNEST = 300  # px of an image's longer side for each px of the contour's width
 
 
@@ -143,7 +143,7 @@ def overlay(pixels: Pixels, values: Map, threshold: float | None) -> Pixels:
     if marked.any():
         top = float(values[marked].max())
         share = (values[marked] - threshold) / max(top - threshold, 1e-12)  # (N,)
-        picture[marked] = _mixed(picture[marked], share, np.full_like(share, OPACITY))
+        picture[marked] = _mixed(picture[marked], share, OPACITY * (1 + share) / 2)
         width = max(1, round(max(marked.shape) / THINNEST))
         picture[contour(marked, width)] = CONTOUR
     return picture
