@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
@@ -166,7 +167,7 @@ def heat(pixels: Pixels, values: Map, top: float | None = None) -> Pixels:
     return picture
 
 
-def _mixed(pixels: Pixels, share: Map, opacity: Map) -> Pixels:
+def _mixed(pixels: Pixels, share: Map, opacity: NDArray[Any]) -> Pixels:
     """Pixels (N, 3) under colours from cool (share 0) to warm (1)."""
     colours = np.outer(1 - share, COOL) + np.outer(share, WARM)
     kept = pixels * (1 - opacity[:, None])

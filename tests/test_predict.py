@@ -26,6 +26,7 @@ from patchcore.data.synthesis import draw_texture
 from patchcore.data.transforms import ImageConfig, build_preparation
 from patchcore.data.view import View
 from patchcore.explanation import Crops, cell_at, cut, cut_crops
+from patchcore.export import export, load_model
 from patchcore.inspection import Broken, Inspection, Region, Thresholds, find_regions, predict
 from patchcore.inspector import normalised
 from patchcore.overlays import (
@@ -502,6 +503,21 @@ def test_json_lines_with_maps_and_overlays(
         marked = values >= (thresholds.pixel or 0)
         assert bool((drawn != read_image(Path(record["path"]))).any()) == bool(marked.any())
         assert record["regions"] == [] if not marked.any() else record["regions"]
+
+
+def test_an_exported_model_inspects_too(
+    artifact: Path, parts: Path, thresholds: Thresholds, tmp_path: Path
+) -> None:
+    model, paths = tmp_path / "exported", [str(parts / "3.png"), str(parts / "sub" / "stained.png")]
+    export(load_model(artifact), model, "torch", images=[Path(path) for path in paths])
+    for folder in (artifact, model):
+        done = patchcore("predict", str(folder), *paths, *flags(thresholds), "--device=cpu")
+        assert done.code == 3, done.err
+        rows = list(csv.DictReader(io.StringIO(done.out)))
+        assert [row["verdict"] for row in rows] == ["nominal", "anomalous"]
+        assert json.loads(rows[1]["regions"])
+    done = patchcore("predict", str(model), *paths, "--device=cuda")
+    assert done.err == "error: device: an exported model runs on the CPU, not on cuda\n"
 
 
 def test_nothing_found_is_0_and_no_threshold_is_told(artifact: Path, parts: Path) -> None:

@@ -4,14 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
-from patchcore.artifact import load
-from patchcore.errors import InputError
 from patchcore.inspection import Thresholds
 
 
@@ -54,21 +49,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pixel-threshold", type=float, metavar="SCORE", help="of maps, instead of the model's"
     )
-
-
-def load_model(folder: Path, device: str) -> Any:
-    """Return an artifact's inspector, or an exported model with the same methods.
-
-    Raises:
-        InputError: The folder is neither, or there is no such device.
-    """
-    if (folder / "export.yaml").is_file():
-        if device not in ("auto", "cpu"):
-            raise InputError(f"--device: an exported model runs on the CPU, not on {device}")
-        return import_module("patchcore.export").load_export(folder)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load(folder, device)
 
 
 def asked_thresholds(options: argparse.Namespace) -> Thresholds:

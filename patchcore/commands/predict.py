@@ -16,11 +16,11 @@ from patchcore.commands.options import (
     Parser,
     add_model_options,
     asked_thresholds,
-    load_model,
     warn_of_no_verdicts,
 )
 from patchcore.data.named import endless, named_images
 from patchcore.errors import InputError, printable
+from patchcore.export import load_model
 from patchcore.inspection import BATCH, Broken, Inspection, predict
 from patchcore.overlays import MapFormat, Pictures
 from patchcore.report.cells import harmless
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not images:
         raise InputError("IMAGES: name a file, a folder, a glob, @FILE or - for stdin")
     pictures = _pictures(options)
-    inspector = load_model(options.model, options.device)
+    inspector = load_model(options.model, device=options.device)
     thresholds = asked_thresholds(options)
     paths: Iterable[Path] = named_images(images)
     if not endless(images):

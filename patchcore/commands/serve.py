@@ -8,10 +8,10 @@ from patchcore.commands.options import (
     Parser,
     add_model_options,
     asked_thresholds,
-    load_model,
     warn_of_no_verdicts,
 )
 from patchcore.errors import InputError
+from patchcore.export import load_model
 
 DESCRIPTION = """Serve a fitted model: a page to drop an image on, and for programs
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"serve needs the package {error.name}: pip install 'patchcore[serve]'"
         ) from None
     limits = app.Limits(round(options.megabytes * 1e6), options.megapixels, options.queue)
-    inspector = load_model(options.model, options.device)
+    inspector = load_model(options.model, device=options.device)
     thresholds = asked_thresholds(options)
     warn_of_no_verdicts(inspector, thresholds)
     hosts = ("localhost", "127.0.0.1", "[::1]") if _is_loopback(options.host) else ("*",)
