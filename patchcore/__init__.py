@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from patchcore.errors import InputError
     from patchcore.index import FaissFlatConfig, FaissIVFPQConfig, TorchIndexConfig
+    from patchcore.inspection import predict as predict
     from patchcore.inspector import Inspector as Inspector
     from patchcore.methods import Padim, PadimConfig, Spade, SpadeConfig
     from patchcore.methods.detector import Prediction
@@ -67,6 +68,7 @@ _HOMES = {
     "patchcore.coreset": "AllConfig ApproximateConfig GreedyConfig LearnedConfig RandomConfig",
     "patchcore.methods.ensemble": "Ensemble",
     "patchcore.errors": "InputError",
+    "patchcore.inspection": "predict",
     "patchcore.inspector": "Inspector",
     "patchcore.index": "FaissFlatConfig FaissIVFPQConfig TorchIndexConfig",
     "patchcore.methods.detector": "Prediction",

@@ -22,7 +22,8 @@ What an artifact holds
 and what a method has learnt. `weights.safetensors` holds the network as far as it is used, if that
 was asked for (`weights_1.safetensors`, … for the members of an ensemble); otherwise `load` finds
 the weights as a run does (`backbone.weights`), and compares their digest. `decision.safetensors`
-holds the decision's nominal scores.
+holds the decision's nominal scores, `crops.safetensors` small pictures of the memory's patches, if
+they were asked for.
 
 Every byte is covered by a digest, so that no damaged artifact gives an answer. Nothing is pickled.
 The digests are against accidents: whoever can write to the folder can change them, too.
@@ -47,10 +48,11 @@ from patchcore.coreset import SAMPLERS
 from patchcore.data.transforms import ImageConfig
 from patchcore.digests import tensors_digest
 from patchcore.errors import InputError
+from patchcore.explanation import Crops
 from patchcore.identity import LIBRARIES, versions
 from patchcore.index import INDEXES
 from patchcore.inspector import Inspector
-from patchcore.keeping import DESCRIPTION, weights_files
+from patchcore.keeping import CROPS, DESCRIPTION, weights_files
 from patchcore.methods import METHODS, Detector, Parts, build_detector
 from patchcore.methods.detector import Method
 from patchcore.methods.ensemble import Ensemble
@@ -114,6 +116,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
             model = Ensemble(members, _settings(ScaleConfig, description["scale"]))
         _restore(model, read_tensors(folder, MODEL, description))
         decision = _read_decision(folder, description)
+        crops = None
+        if CROPS in description["files"]:
+            crops = Crops.of_tensors(**read_tensors(folder, CROPS, description))
         details = {key: description[key] for key in description if key not in _MADE}
         precision = str(description["precision"])
     except InputError:
@@ -124,7 +129,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: is not understood ({type(error).__name__}: {reason})") from error
-    return Inspector(model.to(place), images, decision, details, precision)
+    inspector = Inspector(model.to(place), images, decision, details, precision)
+    inspector.crops = crops
+    return inspector
 
 
 # --- what is written --------------------------------------------------------------------------
@@ -160,6 +167,8 @@ def _described(
                 },
             }
         )
+    if inspector.crops is not None:
+        tensors[CROPS] = inspector.crops.tensors()
     decision = inspector.decision
     if decision is not None:
         tensors[DECISION] = _packed({"scores": decision.scores})

@@ -116,6 +116,8 @@ def remove(inspector: Inspector, images: Sequence[str | Path]) -> Change:
         model.load_state_dict(state)
         raise
     inspector.decision = None
+    if inspector.crops is not None:
+        inspector.crops = inspector.crops.without(numbers)
     change = Change(len(numbers), model.memory_patches - before)
     _note(
         inspector,

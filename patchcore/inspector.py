@@ -3,8 +3,10 @@
 pixels of a file → prepare → score → place
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from patchcore.data.transforms import ImageConfig, Pixels, build_preparation, of
 from patchcore.errors import InputError
 from patchcore.methods.detector import Detector, Method, Prediction
 from patchcore.methods.ensemble import Ensemble
+
+if TYPE_CHECKING:
+    from patchcore.explanation import Crops
 
 SOURCES = "sources"
 """Key of the details: path of each training image by its number, null where it was removed."""
@@ -141,6 +146,9 @@ class Inspector(Preparing):
             `versions` are those of artifact.yaml; see `patchcore.artifact`.
         precision: Of the Trainer that the model was fitted by; scores follow from it.
 
+    Attributes:
+        crops: Pictures of the memory's patches, if they were kept: `explanation.cut_crops`.
+
     Raises:
         InputError: The images' settings are too few or too many, or of several views.
     """
@@ -165,6 +173,7 @@ class Inspector(Preparing):
             )
         super().__init__(each, decision, details)
         self.precision = precision
+        self.crops: Crops | None = None
 
     @property
     def members(self) -> list[Detector]:

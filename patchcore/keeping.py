@@ -30,6 +30,8 @@ FOLDER = "artifact"
 """Name of the artifact in a run's folder."""
 DESCRIPTION = "artifact.yaml"
 """File of an artifact that makes it one."""
+CROPS = "crops.safetensors"
+"""File of an artifact with pictures of the memory's patches, if it was asked to keep them."""
 _LOCK = ".best.lock"
 
 
@@ -54,15 +56,24 @@ class ArtifactConfig:
         effect=False,
     )
 
+    crops: bool = setting(
+        False,
+        "keep a small picture of every patch in the memory, for predict --explain and serve",
+        effect=False,
+    )
+
     def __post_init__(self) -> None:
-        if self.weights and self.keep is Keep.none:
-            raise InputError("artifact.weights has no effect alone: add artifact=true or best")
+        for key in ("weights", "crops"):
+            if getattr(self, key) and self.keep is Keep.none:
+                raise InputError(f"artifact.{key} has no effect alone: add artifact=true or best")
 
     def files(self, members: int) -> list[str]:
         """Return files that a run's folder holds with such an artifact of so many networks."""
         names = [DESCRIPTION]
         if self.weights:
             names += weights_files(members)
+        if self.crops:
+            names.append(CROPS)
         return [f"{FOLDER}/{name}" for name in names]
 
 

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,15 +10,12 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from patchcore.artifact import DESCRIPTION as ARTIFACT
-from patchcore.artifact import load
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.errors import InputError
-from patchcore.export import ExportedModel, load_export
-from patchcore.export.model import DESCRIPTION as EXPORT
+from patchcore.export import ExportedModel
 from patchcore.inspector import Inspector
 from patchcore.module import Batch, Pair, ScoringModule
 from patchcore.report.run import Run
@@ -27,21 +23,6 @@ from patchcore.settings import plain
 
 AS_KEPT = ("memory_patches", "memory_bytes", "train_images")
 """Metrics that a test does not change: those of the run that the model is from."""
-
-
-def load_model(folder: str | Path, threads: int | None = None) -> Inspector | ExportedModel:
-    """Read an artifact or an export, on the CPU.
-
-    Args:
-        threads: How many a runtime may use; PyTorch's are those of the process.
-
-    Raises:
-        InputError: Begins with the folder or file, which is neither or damaged.
-    """
-    folder = Path(folder)
-    if (folder / EXPORT).is_file() and not (folder / ARTIFACT).is_file():
-        return load_export(folder, threads)
-    return load(folder)
 
 
 class InspectorModule(ScoringModule):

@@ -12,6 +12,7 @@ from patchcore.data.sample import Split
 from patchcore.data.sets import DATA_SETS
 from patchcore.decision import Decision
 from patchcore.errors import InputError
+from patchcore.explanation import cut_crops
 from patchcore.inspector import SOURCES, Inspector
 from patchcore.keeping import FOLDER
 from patchcore.methods import Detector
@@ -62,6 +63,8 @@ def write_artifact(
     }
     images = [own.image for own in config.members()]
     inspector = Inspector(model, images, decision, details, precision)
+    if config.artifact.crops:
+        inspector.crops = cut_crops(inspector)
     save(inspector, folder / FOLDER, weights=config.artifact.weights)
 
 

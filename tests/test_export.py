@@ -30,11 +30,11 @@ from patchcore.data.generated import GeneratedConfig
 from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
-from patchcore.export import FORMATS, Parity, export, load_export
+from patchcore.export import FORMATS, Parity, export, load_export, load_model
 from patchcore.export.formats import OnnxFormat
 from patchcore.export.parity import compared
 from patchcore.inspector import Inspector
-from patchcore.measuring import kept_data, load_model
+from patchcore.measuring import kept_data
 from tests.images import write_image
 from tests.runs import patchcore
 from tests.shapes import leave_unchecked

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from patchcore import InputError, load
 from patchcore.commands.overrides import as_typed
@@ -126,6 +127,31 @@ def test_a_model_inspects_elsewhere_without_data_or_network(tmp_path: Path) -> N
         timeout=120,
     )
     assert json.loads(told.stdout) == pytest.approx(expected, rel=1e-6)
+
+
+def test_predict_explains_by_the_artifact_alone(tmp_path: Path) -> None:
+    """With crops inside, findings stand beside nominal patches of images that are gone."""
+    write_mvtec(tmp_path / "data", (40, 36))
+    options = ("artifact=true", "artifact.weights=true", "artifact.crops=true")
+    done = run(tmp_path / "data", tmp_path, *options)
+    assert done.code == 0, done.err
+    paths, expected = zip(*rows(tmp_path / "run"), strict=True)
+    shutil.move(paths[0], tmp_path / "part.png")
+    shutil.rmtree(tmp_path / "data")
+    artifact, folder = tmp_path / "run/artifact", tmp_path / "drawn"
+    found = patchcore(
+        *("predict", str(artifact), str(tmp_path / "part.png"), "--format=jsonl", "--explain"),
+        *("--overlays", f"--folder={folder}", "--pixel-threshold=0"),
+    )
+    assert found.code == 0, found.err
+    record = json.loads(found.out)
+    assert record["score"] == pytest.approx(expected[0], rel=1e-5)
+    nominal = sorted(tmp_path / f"data/nut/train/good/00{i}.png" for i in range(4))
+    assert Path(record["regions"][0]["nearest"]["image"]) in nominal
+    inspector = load(artifact)
+    assert inspector.crops is not None and len(inspector.crops) == inspector.model.memory_patches
+    with Image.open(record["overlay"]) as picture:
+        assert picture.size > (40, 36)
 
 
 def test_an_artifact_tells_of_its_run(root: Path, tmp_path: Path) -> None:
@@ -337,6 +363,9 @@ def test_who_keeps_what() -> None:
     assert ArtifactConfig(Keep.all).files(2) == ["artifact/artifact.yaml"]
     one, two = (ArtifactConfig(Keep.all, weights=True).files(number)[1:] for number in (1, 2))
     assert one == ["artifact/weights.safetensors"]
+    assert ArtifactConfig(Keep.all, crops=True).files(1)[1:] == ["artifact/crops.safetensors"]
+    with pytest.raises(InputError, match=r"artifact\.crops has no effect alone"):
+        ArtifactConfig(crops=True)
     assert two == ["artifact/weights_1.safetensors", "artifact/weights_2.safetensors"]
     with pytest.raises(InputError, match=r"artifact\.weights has no effect alone"):
         ArtifactConfig(weights=True)

@@ -22,6 +22,8 @@ COMMANDS = {
     "extend": "add nominal images to a model, or take some out",
     "report": "compare runs: a page and tables",
     "fetch": "download a data set from its owners",
+    "predict": "inspect images with a fitted model",
+    "serve": "a page and an endpoint that inspect images",
     "cache": "show or clear what sweeps keep",
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

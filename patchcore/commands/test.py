@@ -12,7 +12,8 @@ from patchcore.commands.composed import check_numbers
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError, printable
-from patchcore.measuring import kept_data, load_model, measure
+from patchcore.export import load_model
+from patchcore.measuring import kept_data, measure
 from patchcore.report.run import write_run
 from patchcore.settings import plain
 

@@ -82,9 +82,15 @@ def identity(path: Path) -> Identity:
 
 
 class Files:
-    """Image files of one data set's folders; remembers what was passed over, to tell it once."""
+    """Image files of one data set's folders; remembers what was passed over, to tell it once.
 
-    def __init__(self) -> None:
+    Args:
+        unreadable: Whether image files that cannot be read are listed like others, for whoever
+            tells of each as it is opened; otherwise the first one is an error.
+    """
+
+    def __init__(self, unreadable: bool = False) -> None:
+        self._unreadable = unreadable
         self._passed_over: dict[Path, str] = {}  # extension by path
         self._again: dict[Path, Path] = {}  # where the same file or folder was read before
         self._notes: list[str] = []
@@ -113,9 +119,11 @@ class Files:
                     self._again[here] = visited[me]
                 continue
             visited[me] = here
-            for path, status in _entries(here):
+            for path, status in _entries(here, self._unreadable):
                 link = by_link or path.is_symlink()
-                if stat.S_ISDIR(status.st_mode):
+                if status is None:
+                    found.append((link, path.as_posix(), path))
+                elif stat.S_ISDIR(status.st_mode):
                     (linked if link else real).append((path, (*above, me), link))
                 elif self._is_image(path, status):
                     if here != folder and not recursive:
@@ -132,6 +140,7 @@ class Files:
         """Subfolders, sorted. Raises InputError if images lie beside them, unless `images`."""
         found = []
         for path, status in _entries(folder):
+            assert status is not None
             if stat.S_ISDIR(status.st_mode):
                 found.append(path)
             elif not images and self._is_image(path, status):
@@ -174,7 +183,7 @@ class Files:
         if kind not in FORMATS or not stat.S_ISREG(status.st_mode):
             self._passed_over[path] = printable(kind) or "without extension"
             return False
-        if not os.access(path, os.R_OK):
+        if not self._unreadable and not os.access(path, os.R_OK):
             raise InputError(f"{path}: this file may not be read; change its permissions")
         return True
 
@@ -189,8 +198,13 @@ class Files:
         return list(first.values())
 
 
-def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Content of a folder besides junk, sorted by name, and what links there lead to."""
+def _entries(
+    folder: Path, unreadable: bool = False
+) -> Iterator[tuple[Path, os.stat_result | None]]:
+    """Content of a folder besides junk, sorted by name, and what links there lead to.
+
+    With `unreadable`, an image that cannot be looked at comes with None; else it is an error.
+    """
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
@@ -205,6 +219,9 @@ def _entries(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
         try:
             yield path, path.stat()
         except OSError as error:
+            if unreadable and path.suffix.lower() in FORMATS:
+                yield path, None
+                continue
             if path.is_symlink():
                 raise InputError(
                     f"{path}: this link leads to {os.readlink(path)}, which cannot be read "

@@ -16,7 +16,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from patchcore.artifact import step
+from patchcore.artifact import DESCRIPTION as ARTIFACT
+from patchcore.artifact import load, step
 from patchcore.data.images import read_image
 from patchcore.data.synthesis import TEXTURE_DEFECTS, draw_texture
 from patchcore.data.transforms import ImageConfig, Pixels
@@ -151,6 +152,29 @@ def load_export(folder: str | Path, threads: int | None = None) -> ExportedModel
         raise InputError(f"{folder / DESCRIPTION}: is not understood ({error})") from error
     run = writer.open(folder, threads)
     return ExportedModel(run, image, (height, width), writer.name, decision, details)
+
+
+def load_model(
+    folder: str | Path, threads: int | None = None, device: str = "cpu"
+) -> Inspector | ExportedModel:
+    """Read an artifact or an export.
+
+    Args:
+        threads: How many a runtime may use; PyTorch's are those of the process.
+        device: Of an artifact's model; auto is a GPU if there is one. An export runs on the CPU.
+
+    Raises:
+        InputError: Begins with the folder or file, which is neither or damaged; or there is no such
+            device.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).is_file() or (folder / ARTIFACT).is_file():
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return load(folder, device)
+    if device not in ("auto", "cpu"):
+        raise InputError(f"device: an exported model runs on the CPU, not on {device}")
+    return load_export(folder, threads)
 
 
 def compare(

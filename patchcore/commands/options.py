@@ -1,0 +1,66 @@
+"""Options of the commands that inspect images: mistakes are told as elsewhere."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+from patchcore.inspection import Thresholds
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that tells a mistake in one line, with what was probably meant, and exits with 1.
+
+    Options cannot be shortened, so that scripts go on working when there are more of them.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, **arguments)
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse; an option that there is not ends the program with the nearest one's name."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            known = [name for action in self._actions for name in action.option_strings]
+            close = get_close_matches(name, known, 1)
+            advice = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
+            self.error(f"{name}: there is no such option; {advice}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Tell a mistake and exit."""
+        sys.exit(f"error: {message}")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says which model inspects, where, and by which thresholds."""
+    parser.add_argument("model", metavar="MODEL", type=Path, help="folder of an artifact or export")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, …; auto is a GPU if there is one"
+    )
+    parser.add_argument(
+        "--threshold", type=float, metavar="SCORE", help="of images, instead of the model's own"
+    )
+    parser.add_argument(
+        "--pixel-threshold", type=float, metavar="SCORE", help="of maps, instead of the model's"
+    )
+
+
+def asked_thresholds(options: argparse.Namespace) -> Thresholds:
+    """Return the thresholds that were given."""
+    return Thresholds(options.threshold, options.pixel_threshold)
+
+
+def warn_of_no_verdicts(inspector: Any, thresholds: Thresholds) -> None:
+    """Say on stderr that there will be no verdicts, where no threshold is known."""
+    if inspector.decision is None and thresholds.image is None:
+        print(
+            "warning: the model holds no threshold, so there are no verdicts: fit it with "
+            "decision.false_alarms=…, or give --threshold",
+            file=sys.stderr,
+        )

@@ -1,0 +1,239 @@
+"""`patchcore predict`: inspect images with a fitted model."""
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from patchcore.commands.options import (
+    Parser,
+    add_model_options,
+    asked_thresholds,
+    warn_of_no_verdicts,
+)
+from patchcore.data.named import endless, named_images
+from patchcore.errors import InputError, printable
+from patchcore.export import load_model
+from patchcore.inspection import BATCH, Broken, Inspection, predict
+from patchcore.overlays import MapFormat, Pictures
+from patchcore.report.cells import harmless
+from patchcore.writing import complete
+
+COLUMNS = ("path", "score", "p_value", "verdict", "regions")
+ANOMALIES = 3  # exit code
+DESCRIPTION = """Inspect images with a fitted model.
+
+IMAGES are files, folders with all their subfolders, globs, @FILE for a list of paths, one a line,
+or - for such a list on stdin. Results come in the order of the images, one a row:
+
+  path      as it was found
+  score     raw anomaly score; higher is more anomalous
+  p_value   share of nominal images with such a score, by the model's decision
+  verdict   anomalous (at or above the threshold) or nominal
+  regions   parts of the image whose map is at or above the pixel threshold, as JSON: box (left,
+            top, right, bottom), area and at (x, y of the peak) in px of the image, and peak
+
+What is not known is empty (null in JSON lines): a model without a decision gives no verdict.
+Images that cannot be inspected are named on stderr and have no row."""
+EPILOG = """exit codes:
+  0   all images were inspected, and none is anomalous (or the model gives no verdicts)
+  3   at least one image is anomalous, whether or not all could be inspected
+  1   an error; also if no image is anomalous, but some could not be inspected"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: `patchcore predict MODEL IMAGES…`."""
+    options = _parser().parse_args(arguments)
+    images = [*options.images, *(f"@{file}" for file in options.list)]
+    if not images:
+        raise InputError("IMAGES: name a file, a folder, a glob, @FILE or - for stdin")
+    pictures = _pictures(options)
+    inspector = load_model(options.model, device=options.device)
+    thresholds = asked_thresholds(options)
+    paths: Iterable[Path] = named_images(images)
+    if not endless(images):
+        paths = list(paths)  # a mistake in the last argument is told before any work
+        if not paths:
+            raise InputError("IMAGES: there are none in the list")
+    warn_of_no_verdicts(inspector, thresholds)
+    results = predict(
+        inspector,
+        paths,
+        thresholds=thresholds,
+        pictures=pictures,
+        explain=options.explain,
+        batch=options.batch,
+        workers=options.workers,
+        stop=options.on_error == "stop",
+    )
+    with _output(options.output) as file:
+        counts = _write(results, WRITERS[options.format](file), _bar(paths, options.output))
+    print(counts.sentence(), file=sys.stderr)
+    sys.exit(counts.code())
+
+
+class Counts:
+    """Numbers of images by what became of them."""
+
+    def __init__(self) -> None:
+        self.inspected = self.anomalous = self.broken = 0
+
+    def sentence(self) -> str:
+        """All of them in one line."""
+        text = f"{self.inspected:,} inspected, {self.anomalous:,} anomalous"
+        return text + (f"; {self.broken:,} could not be inspected" if self.broken else "")
+
+    def code(self) -> int:
+        """Exit code: see `EPILOG`."""
+        return ANOMALIES if self.anomalous else int(bool(self.broken))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="patchcore predict",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    add_model_options(parser)
+    parser.add_argument("images", metavar="IMAGES", nargs="*", help="what to inspect: see above")
+    parser.add_argument(
+        "--list", action="append", default=[], metavar="FILE", help="inspect the paths in a file"
+    )
+    parser.add_argument(
+        "--format", choices=WRITERS, default="csv", help="CSV, or JSON lines (default: csv)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write there instead of to stdout; a file that is there is replaced at the end",
+    )
+    parser.add_argument(
+        "--maps",
+        choices=[each.value for each in MapFormat],
+        help="write each map at its image's own size: a PNG of 16 bits, which says how to read it, "
+        "or the scores themselves",
+    )
+    parser.add_argument(
+        "--overlays", action="store_true", help="write each image with its regions drawn on it"
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="add to each region the nearest nominal patch: its image, row and column in its grid "
+        "of patches, and the distance to it; overlays show both, if the artifact keeps crops "
+        "(artifact.crops=true)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="where maps and overlays go (default: predictions)",
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("skip", "stop"),
+        default="skip",
+        help="name an image that cannot be inspected and go on, or stop (default: skip)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=BATCH,
+        metavar="N",
+        help="images scored together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="threads that decode (default: the processors)"
+    )
+    return parser
+
+
+def _pictures(options: argparse.Namespace) -> Pictures | None:
+    """Pictures that are asked for; they must not become images of the next run."""
+    if options.maps is None and not options.overlays:
+        return None
+    folder = options.folder.expanduser()
+    inside = folder.resolve()
+    for image in options.images:
+        if os.path.isdir(image) and inside.is_relative_to(Path(image).resolve()):
+            raise InputError(
+                f"--folder: {folder} lies in {image}, so that the next run would inspect its "
+                "pictures: name another folder"
+            )
+    maps = None if options.maps is None else MapFormat(options.maps)
+    return Pictures(folder, maps, options.overlays)
+
+
+@contextmanager
+def _output(path: Path | None) -> Iterator[IO[str]]:
+    """File of the results; names that are not UTF-8 keep their bytes in JSON alone."""
+    if path is None:
+        yield sys.stdout
+        return
+    with complete(path.expanduser(), "w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+def _bar(paths: Iterable[Path], output: Path | None) -> Any:
+    """Progress on stderr, if that is a terminal and the results do not go there too."""
+    return tqdm(
+        desc="Inspecting",
+        total=len(paths) if isinstance(paths, list) else None,
+        unit=" images",
+        disable=None if output is not None or not sys.stdout.isatty() else True,
+        dynamic_ncols=True,
+        file=sys.stderr,
+    )
+
+
+def _write(
+    results: Iterator[Inspection | Broken], write: Callable[[Inspection], None], bar: Any
+) -> Counts:
+    counts = Counts()
+    with bar:
+        for result in results:
+            if isinstance(result, Broken):
+                counts.broken += 1
+                with tqdm.external_write_mode(sys.stderr):
+                    print(f"not inspected: {result.reason}", file=sys.stderr)
+            else:
+                counts.inspected += 1
+                counts.anomalous += bool(result.anomalous)
+                write(result)
+            bar.update()
+    return counts
+
+
+def _csv(file: IO[str]) -> Callable[[Inspection], None]:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+
+    def write(result: Inspection) -> None:
+        values = result.values()
+        regions = "" if result.regions is None else json.dumps(values["regions"])
+        known = ["" if values[key] is None else values[key] for key in COLUMNS[1:-1]]
+        writer.writerow([harmless(printable(values["path"])), *known, regions])
+        file.flush()
+
+    return write
+
+
+def _jsonl(file: IO[str]) -> Callable[[Inspection], None]:
+    def write(result: Inspection) -> None:
+        file.write(json.dumps(result.values()) + "\n")
+        file.flush()
+
+    return write
+
+
+WRITERS = {"csv": _csv, "jsonl": _jsonl}

@@ -1,0 +1,89 @@
+"""`patchcore serve`: a page and a JSON endpoint that inspect images with a fitted model."""
+
+import argparse
+import ipaddress
+from importlib import import_module
+
+from patchcore.commands.options import (
+    Parser,
+    add_model_options,
+    asked_thresholds,
+    warn_of_no_verdicts,
+)
+from patchcore.errors import InputError
+from patchcore.export import load_model
+
+DESCRIPTION = """Serve a fitted model: a page to drop an image on, and for programs
+
+  POST /inspect   an image's file as the body; JSON with score, p_value, verdict and regions
+                  (?pictures=true adds map and overlay as data URIs)
+  GET /health     answers while the server runs
+  GET /metrics    counts and times for Prometheus
+
+It answers this machine alone unless --host says otherwise: there is no password."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: `patchcore serve MODEL`."""
+    options = _parser().parse_args(arguments)
+    try:
+        uvicorn, app = import_module("uvicorn"), import_module("patchcore.serving.app")
+    except ImportError as error:
+        raise InputError(
+            f"serve needs the package {error.name}: pip install 'patchcore[serve]'"
+        ) from None
+    limits = app.Limits(round(options.megabytes * 1e6), options.megapixels, options.queue)
+    inspector = load_model(options.model, device=options.device)
+    thresholds = asked_thresholds(options)
+    warn_of_no_verdicts(inspector, thresholds)
+    hosts = ("localhost", "127.0.0.1", "[::1]") if _is_loopback(options.host) else ("*",)
+    application = app.create_app(inspector, thresholds, limits, hosts)
+    print(f"http://{options.host}:{options.port}/ (Ctrl-C ends it)", flush=True)
+    uvicorn.run(application, host=options.host, port=options.port, log_level="warning")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="patchcore serve",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=DESCRIPTION,
+    )
+    add_model_options(parser)
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default: %(default)s, this machine alone)",
+    )
+    parser.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--megabytes",
+        type=float,
+        default=20.0,
+        metavar="N",
+        help="most of a file that is taken (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--megapixels",
+        type=float,
+        default=50.0,
+        metavar="N",
+        help="most of an image that is taken (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--queue",
+        type=int,
+        default=16,
+        metavar="N",
+        help="most requests that wait; others are told to come again (default: %(default)s)",
+    )
+    return parser
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

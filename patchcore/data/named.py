@@ -1,0 +1,91 @@
+"""Images that a command names: files, folders, globs, lists in files or on stdin."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import BinaryIO
+
+from patchcore.data.files import Files, expanded
+from patchcore.errors import InputError, printable
+
+STDIN = "-"
+KEY = "IMAGES"
+
+
+def named_images(arguments: Sequence[str], files: Files | None = None) -> Iterator[Path]:
+    """Yield the images that arguments name, in their order.
+
+    An argument is a folder (with all its subfolders, sorted by path), a file of any extension, a
+    glob (`**` for any depth), `@FILE` for the paths in a file, or `-` for those on stdin; both have
+    one path a line, relative to the current directory. Files that are named, whether alone or in a
+    list, are yielded even if there are none: whoever opens them tells.
+
+    Args:
+        files: Remembers what folders hold besides images; unreadable images are listed too.
+
+    Raises:
+        InputError: There is no such folder, list or match, or a folder cannot be read.
+    """
+    files = files or Files(unreadable=True)
+    for argument in arguments:
+        if argument == STDIN:
+            yield from _lines(sys.stdin.buffer)
+        elif argument.startswith("@") and not os.path.lexists(argument):
+            yield from listed(argument[1:])
+        else:
+            yield from _found(argument, files)
+
+
+def listed(file: str) -> Iterator[Path]:
+    """Yield the paths in a file, one a line. Raises InputError if it cannot be read."""
+    path = expanded(file, KEY)
+    try:
+        with path.open("rb") as lines:
+            yield from _lines(lines)
+    except OSError as error:
+        raise InputError(f"{KEY}: the list {path} cannot be read ({error.strerror})") from None
+
+
+def endless(arguments: Sequence[str]) -> bool:
+    """Whether the number of images cannot be known before the last: they come from stdin."""
+    return STDIN in arguments
+
+
+def _lines(file: BinaryIO | Iterable[bytes]) -> Iterator[Path]:
+    for line in file:
+        name = line.rstrip(b"\r\n")
+        if name.strip():
+            yield Path(os.fsdecode(name))
+
+
+def _found(argument: str, files: Files) -> Iterator[Path]:
+    path = expanded(argument, KEY)
+    if path.is_dir():
+        found = files.images(path, recursive=True)
+        if not found:
+            others = f"; {text}" if (text := files.passed_over()) else ""
+            raise InputError(f"{KEY}: {path} holds no images{others}")
+        yield from found
+    elif os.path.lexists(path):
+        yield path
+    elif glob.has_magic(argument):
+        matches = sorted(glob.glob(str(path), recursive=True))
+        images = [each for each in matches if not os.path.isdir(each)]
+        if not images:
+            raise InputError(f"{KEY}: no file matches {argument}")
+        yield from map(Path, images)
+    else:
+        raise InputError(f"{KEY}: there is no file or folder {path}{_like(path)}")
+
+
+def _like(path: Path) -> str:
+    """Advice: what is there under a similar name."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    close = get_close_matches(path.name, names, 1)
+    return f"; did you mean {printable(str(path.parent / close[0]))}?" if close else ""

@@ -1,0 +1,240 @@
+"""The web application: one image in, score, verdict, map and nearest nominal patches out.
+
+Images are decoded and scored one after another on one thread. What waits is bounded: so many
+requests, each of so many bytes and pixels. Nothing is kept of an image, and no path is taken or
+sent.
+"""
+
+import asyncio
+import base64
+import io
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from jinja2 import Environment, StrictUndefined, select_autoescape
+from PIL import Image
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from patchcore.errors import InputError
+from patchcore.explanation import check_explains, own_crop
+from patchcore.inspection import Broken, Inspection, Thresholds, inspect_image, read_pixels
+from patchcore.overlays import Pixels, heat, overlay
+
+PICTURE = 1024  # px, longer side of a picture that is sent
+UPLOAD_SECONDS = 60.0  # for the body of a request to arrive
+MOST_REGIONS = 4  # whose patches are sent as pictures
+POLICY = (
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Most that is taken.
+
+    Attributes:
+        upload: Bytes of an image's file.
+        megapixels: Of an image.
+        queue: Requests that are under way or wait.
+    """
+
+    upload: int = 20_000_000
+    megapixels: float = 50.0
+    queue: int = 16
+
+    def __post_init__(self) -> None:
+        for key in ("upload", "megapixels", "queue"):
+            if not getattr(self, key) > 0:
+                raise InputError(f"{key} must be more than 0, got {getattr(self, key)}")
+
+
+class Service:
+    """A model that answers requests one after another, and counts them."""
+
+    def __init__(self, inspector: Any, thresholds: Thresholds, limits: Limits) -> None:
+        self.inspector = inspector
+        self.limits = limits
+        self.thresholds = thresholds.over(Thresholds.of(inspector.decision))
+        # An image's own setting says what training could read; here whoever uploads is unknown.
+        image = inspector.image
+        self.megapixels = min(limits.megapixels, image.limit)
+        self.explains = True
+        try:
+            check_explains(inspector)
+        except InputError:
+            self.explains = False
+        self.pool = ThreadPoolExecutor(1, "inspection")
+        self.registry = CollectorRegistry()
+        self.answers = Counter(
+            "patchcore_images", "Images by their outcome", ["outcome"], registry=self.registry
+        )
+        for outcome in ("nominal", "anomalous", "no_verdict", "refused"):
+            self.answers.labels(outcome)
+        self.waiting = Gauge(
+            "patchcore_requests_waiting", "Requests under way or waiting", registry=self.registry
+        )
+        self.seconds = Histogram(
+            "patchcore_inspection_seconds", "Decoding and scoring", registry=self.registry
+        )
+        self._under_way = 0
+
+    async def answer(self, request: Request, pictures: bool) -> dict[str, Any]:
+        """Return the answer to a request whose body is an image's file.
+
+        Raises:
+            HTTPException: It is refused; `detail` says why.
+        """
+        if self._under_way >= self.limits.queue:
+            raise self._refused(503, f"{self.limits.queue} requests wait already: try again later")
+        self._under_way += 1
+        self.waiting.set(self._under_way)
+        try:
+            body = await self._body(request)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.pool, partial(self._inspect, body, pictures))
+        except InputError as error:
+            raise self._refused(422, str(error)) from None
+        finally:
+            self._under_way -= 1
+            self.waiting.set(self._under_way)
+
+    async def _body(self, request: Request) -> bytes:
+        """The body; of one that is too large the rest is read and dropped, so as to be heard."""
+        body, size = bytearray(), 0
+        try:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size <= self.limits.upload:
+                        body += chunk
+        except TimeoutError:
+            raise self._refused(408, "the image did not arrive in time") from None
+        if size > self.limits.upload:
+            sizes = f"{size / 1e6:.1f} MB, and at most {self.limits.upload / 1e6:g} MB are taken"
+            raise self._refused(413, f"the file has {sizes}")
+        return bytes(body)
+
+    def _refused(self, status: int, detail: str) -> HTTPException:
+        self.answers.labels("refused").inc()
+        return HTTPException(status, detail)
+
+    def _inspect(self, body: bytes, pictures: bool) -> dict[str, Any]:
+        """Values of an `Inspection` without paths, and pictures as data URIs if asked for."""
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="patchcore-") as folder:
+            path = Path(folder) / "image"
+            path.write_bytes(body)
+            result = inspect_image(
+                self.inspector, path, self.thresholds, self.explains, self.megapixels
+            )
+            if isinstance(result, Broken):
+                raise InputError(_told(result.reason, path))
+            values = result.values()
+            if pictures:
+                pixels = read_pixels(self.inspector, path, self.megapixels)
+                values.update(self._pictures(result, pixels))
+        del values["path"]
+        for region in values["regions"] or ():
+            region.get("nearest", {}).pop("image", None)
+        self.answers.labels(values["verdict"] or "no_verdict").inc()
+        self.seconds.observe(time.perf_counter() - started)
+        return values
+
+    def _pictures(self, result: Inspection, pixels: Pixels) -> dict[str, Any]:
+        placed = self.inspector.place(result.map, result.size)
+        found: dict[str, Any] = {
+            "map_picture": _uri(heat(pixels, placed, self.thresholds.pixel)),
+            "overlay_picture": _uri(overlay(pixels, placed, self.thresholds.pixel)),
+        }
+        found["patches"] = [
+            {
+                "own": _uri(own_crop(pixels, region.at, self.inspector.image)),
+                "nominal": None if region.nearest is None else _uri(region.nearest.crop),
+            }
+            for region in (result.regions or [])[:MOST_REGIONS]
+        ]
+        return found
+
+
+def create_app(
+    inspector: Any,
+    thresholds: Thresholds | None = None,
+    limits: Limits | None = None,
+    hosts: Sequence[str] = ("localhost", "127.0.0.1", "[::1]"),
+) -> FastAPI:
+    """Return the application that serves a model.
+
+    Args:
+        inspector: An `Inspector`, or an exported model.
+        thresholds: In place of those of the model's decision, where they are not None.
+        limits: Of what is taken.
+        hosts: Names under which it may be reached: no other page's script can ask it by its own.
+    """
+    service = Service(inspector, thresholds or Thresholds(), limits or Limits())
+    app = FastAPI(title="patchcore", docs_url=None, redoc_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    page = _page(service)
+
+    @app.get("/", response_class=HTMLResponse)
+    async def show() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
+
+    @app.post("/inspect")
+    async def inspect(request: Request, pictures: bool = False) -> dict[str, Any]:
+        return await service.answer(request, pictures)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "verdicts": service.thresholds.image is not None}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(generate_latest(service.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _page(service: Service) -> str:
+    text = resources.files("patchcore.serving").joinpath("templates/page.html").read_text("utf-8")
+    environment = Environment(autoescape=select_autoescape(default=True), undefined=StrictUndefined)
+    return environment.from_string(text).render(
+        upload=service.limits.upload,
+        megapixels=service.megapixels,
+        threshold=service.thresholds.image,
+    )
+
+
+def _told(reason: str, path: Path) -> str:
+    """Why an image is refused, without its path here and what only its owner could set."""
+    words = reason.removeprefix(f"{path}: ").replace(str(path), "the image")
+    return words.partition(". Raise image.limit")[0]
+
+
+def _uri(pixels: Pixels | None) -> str | None:
+    """A picture (H, W, 3) as a data URI, shrunk to at most `PICTURE` px."""
+    if pixels is None:
+        return None
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.thumbnail((PICTURE, PICTURE))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,35 @@
+"""Files that appear when they are complete: a failure leaves what was there before."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
+    """Open a file to write, which takes the place of `path` once all has been written.
+
+    A pipe or a device, such as /dev/stdout, is written to directly.
+
+    Args:
+        mode: "wb" or "w"; `options` are those of `open`.
+
+    Raises:
+        OSError: As `open` does.
+    """
+    if path.exists() and not path.is_file():
+        with path.open(mode, **options) as file:
+            yield file
+        return
+    path = path.resolve()  # of a link, what it leads to is replaced
+    part = path.with_name(f".{path.name[:200]}-{uuid.uuid4().hex}.part")
+    try:
+        with part.open(mode.replace("w", "x"), **options) as file:
+            yield file
+        os.replace(part, path)
+    except BaseException:  # Ctrl-C too
+        part.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,429 @@
+"""The page and the endpoint: what they show, what they refuse, and that nothing grows."""
+
+import asyncio
+import html
+import io
+import json
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from patchcore import GreedyConfig, InputError, Inspector, PatchCore
+from patchcore.data.synthesis import draw_texture
+from patchcore.data.transforms import ImageConfig, build_preparation
+from patchcore.data.view import View
+from patchcore.explanation import cut_crops
+from patchcore.inspection import Inspection, Thresholds, predict
+from patchcore.inspector import normalised
+from tests.runs import patchcore
+
+pytest.importorskip("fastapi", reason="needs the extra serve")
+uvicorn = pytest.importorskip("uvicorn", reason="needs the extra serve")
+pytest.importorskip("prometheus_client", reason="needs the extra serve")
+from fastapi.testclient import TestClient  # noqa: E402
+
+from patchcore.serving.app import Limits, create_app  # noqa: E402
+
+SIZE = 96
+IMAGE = ImageConfig(size=64, view=View.whole)
+LIMITS = Limits(upload=2_000_000, megapixels=50.0, queue=16)
+CHROMIUM = shutil.which("chromium")
+
+
+def texture(seed: int, defect: str | None = None) -> NDArray[np.uint8]:
+    return draw_texture(np.random.default_rng(seed), SIZE, defect)[0]
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+GOOD, STAINED = png(texture(100)), png(texture(7, "blot"))
+
+
+def huge() -> bytes:
+    """200 megapixels in a few kilobytes."""
+    file = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def inspector(tmp_path_factory: pytest.TempPathFactory) -> Inspector:
+    folder = tmp_path_factory.mktemp("nominal")
+    prepare, unmarked = build_preparation(IMAGE), np.zeros((SIZE, SIZE), bool)
+    paths = [folder / f"{i}.png" for i in range(12)]
+    for i, path in enumerate(paths):
+        path.write_bytes(png(texture(i)))
+    batch = np.stack([prepare(texture(i), unmarked, 0)[0] for i in range(12)])
+    model = PatchCore(coreset=GreedyConfig(ratio=0.2))
+    model.fit(normalised(torch.from_numpy(batch), IMAGE))
+    found = Inspector(model, IMAGE, details={"sources": [str(path) for path in paths]})
+    found.crops = cut_crops(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> list[Inspection]:
+    """What `predict` says of the good and the stained image."""
+    folder = tmp_path_factory.mktemp("parts")
+    paths = [folder / "good.png", folder / "stained.png"]
+    for path, data in zip(paths, (GOOD, STAINED), strict=True):
+        path.write_bytes(data)
+    found = [x for x in predict(inspector, paths) if isinstance(x, Inspection)]
+    assert found[0].score < found[1].score
+    return found
+
+
+@pytest.fixture(scope="module")
+def thresholds(expected: list[Inspection]) -> Thresholds:
+    good, stained = expected
+    return Thresholds((good.score + stained.score) / 2, 0.9 * float(stained.map.max()))
+
+
+@pytest.fixture
+def client(inspector: Inspector, thresholds: Thresholds) -> Iterator[TestClient]:
+    app = create_app(inspector, thresholds, LIMITS)
+    with TestClient(app, base_url="http://127.0.0.1") as found:
+        yield found
+
+
+def test_answers_are_those_of_predict(
+    client: TestClient, expected: list[Inspection], thresholds: Thresholds
+) -> None:
+    good, stained = (client.post("/inspect", content=x).json() for x in (GOOD, STAINED))
+    assert [good["verdict"], stained["verdict"]] == ["nominal", "anomalous"]
+    for answer, inspection in zip((good, stained), expected, strict=True):
+        assert answer["score"] == pytest.approx(inspection.score, rel=1e-5)
+        assert (answer["width"], answer["height"]) == (SIZE, SIZE)
+        assert "path" not in answer
+    assert good["regions"] == []
+    region = stained["regions"][0]
+    assert region["peak"] >= (thresholds.pixel or 0)
+    assert set(region["nearest"]) == {"row", "column", "score"}  # no path of a nominal image
+
+
+def test_pictures_come_if_asked_for(client: TestClient) -> None:
+    answer = client.post("/inspect?pictures=true", content=STAINED).json()
+    uris = [answer["map_picture"], answer["overlay_picture"]]
+    (patch, *_) = answer["patches"]
+    for uri in (*uris, patch["own"], patch["nominal"]):
+        assert uri.startswith("data:image/jpeg;base64,")
+    assert "map_picture" not in client.post("/inspect", content=STAINED).json()
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        (b"just some words", 422, "cannot be read as an image"),
+        (b"", 422, "cannot be read as an image"),
+        (STAINED[: len(STAINED) // 2], 422, "cannot be read as an image"),
+        (huge(), 422, "has 20000×10000 pixels, 200 megapixels; at most 50 are decoded"),
+        (bytes(50_000_000), 413, "the file has 50.0 MB, and at most 2 MB are taken"),
+    ],
+    ids=["text", "empty", "cut off", "200 megapixels", "50 MB"],
+)
+def test_what_is_no_image_is_refused(
+    client: TestClient, content: bytes, status: int, words: str
+) -> None:
+    answer = client.post("/inspect", content=content)
+    assert answer.status_code == status
+    assert words in answer.json()["detail"]
+    assert "/" not in answer.json()["detail"]  # no path
+    assert client.post("/inspect", content=GOOD).status_code == 200
+
+
+def test_health_and_metrics(client: TestClient) -> None:
+    assert client.get("/health").json() == {"status": "ok", "verdicts": True}
+    for content in (GOOD, STAINED, STAINED, b"words"):
+        client.post("/inspect", content=content)
+    lines = client.get("/metrics").text.splitlines()
+    for line in (
+        'patchcore_images_total{outcome="nominal"} 1.0',
+        'patchcore_images_total{outcome="anomalous"} 2.0',
+        'patchcore_images_total{outcome="refused"} 1.0',
+        "patchcore_requests_waiting 0.0",
+        "patchcore_inspection_seconds_count 3.0",
+    ):
+        assert line in lines
+
+
+def test_requests_beyond_the_queue_are_told_to_come_again(
+    inspector: Inspector, thresholds: Thresholds
+) -> None:
+    app = create_app(inspector, thresholds, Limits(queue=2))
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    score = inspector.score
+
+    def slow(batch: Any) -> Any:
+        begun.release()
+        assert go_on.wait(60)
+        return score(batch)
+
+    with (
+        mock.patch.object(inspector, "score", slow),
+        TestClient(app, base_url="http://localhost") as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        under_way = [pool.submit(client.post, "/inspect", content=GOOD) for _ in range(2)]
+        assert begun.acquire(timeout=60)
+        while "patchcore_requests_waiting 2.0" not in client.get("/metrics").text:
+            pass
+        third = client.post("/inspect", content=GOOD)
+        go_on.set()
+        assert third.status_code == 503
+        assert third.json()["detail"] == "2 requests wait already: try again later"
+        assert [each.result().status_code for each in under_way] == [200, 200]
+
+
+def test_a_body_that_does_not_arrive_is_given_up(
+    inspector: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchcore.serving.app.UPLOAD_SECONDS", 0.0)
+    app, sent = create_app(inspector), []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/inspect",
+        "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+    }
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 408
+
+
+def test_other_names_do_not_reach_it(inspector: Inspector) -> None:
+    app = create_app(inspector)
+    with TestClient(app, base_url="http://elsewhere.example") as client:
+        assert client.get("/health").status_code == 400
+
+
+def test_without_thresholds_there_is_no_verdict(inspector: Inspector) -> None:
+    with TestClient(create_app(inspector), base_url="http://localhost") as client:
+        answer = client.post("/inspect?pictures=true", content=STAINED).json()
+        assert (answer["verdict"], answer["p_value"], answer["regions"]) == (None, None, None)
+        assert answer["patches"] == []
+        assert "there are no verdicts" in client.get("/").text
+
+
+@pytest.mark.parametrize("key", ["upload", "megapixels", "queue"])
+def test_limits_are_positive(key: str) -> None:
+    with pytest.raises(InputError, match=f"^{key} must be more than 0, got 0"):
+        Limits(**{key: 0})
+
+
+# --- a real server ----------------------------------------------------------------------------
+
+
+class Server:
+    """The application on a port of this machine."""
+
+    def __init__(self, app: Any) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
+        self.thread = threading.Thread(target=self.server.run, args=([self.socket],))
+
+    def __enter__(self) -> str:
+        self.thread.start()
+        return self.url
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+        self.socket.close()
+
+
+PROBE = """
+<script>
+addEventListener("load", async () => {
+  const seen = {};
+  const choose = async (name, blob) => {
+    const files = new DataTransfer();
+    files.items.add(new File([blob], name));
+    at("file").files = files.files;
+    at("file").dispatchEvent(new Event("change"));
+    while (at("result").hidden && (!at("message").textContent ||
+           at("message").textContent.startsWith("Inspecting"))) {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    const pictures = at("result").hidden ? [] : [...at("result").querySelectorAll("img")];
+    await Promise.all(pictures.map((image) => image.decode()));
+    seen[name] = {
+      message: at("message").textContent,
+      verdict: at("result").hidden ? null : at("verdict").textContent,
+      pictures: pictures.map((image) => [image.alt, image.naturalWidth]),
+    };
+  };
+  for (const name of ["stained", "good", "huge"]) {
+    await choose(name, await (await fetch(`sample/${name}`)).blob());
+  }
+  await choose("text", new Blob(["just some words"]));
+  await choose("large", new Blob([new Uint8Array(50_000_000)]));
+  const out = document.createElement("pre");
+  out.id = "probe";
+  out.textContent = JSON.stringify(seen);
+  document.body.append(out);
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs the program chromium")
+def test_the_page_in_a_browser(
+    inspector: Inspector, thresholds: Thresholds, tmp_path: Path
+) -> None:
+    from fastapi import Response
+
+    app = create_app(inspector, thresholds, LIMITS)
+    samples = {"stained": STAINED, "good": GOOD, "huge": huge()}
+
+    @app.get("/sample/{name}")
+    async def sample(name: str) -> Response:
+        return Response(samples[name])
+
+    page = TestClient(app, base_url="http://127.0.0.1").get("/")
+
+    @app.get("/probed")
+    async def probed() -> Response:
+        text = page.text.replace("</body>", f"{PROBE}</body>")
+        policy = page.headers["content-security-policy"]
+        headers = {"content-security-policy": policy}
+        return Response(text, media_type="text/html", headers=headers)
+
+    with Server(app) as url:
+        done = subprocess.run(
+            [
+                *(CHROMIUM or "", "--headless", "--no-sandbox", "--disable-gpu"),
+                *("--no-first-run", "--disable-background-networking", "--disable-sync"),
+                *("--disable-component-update", "--enable-logging=stderr", "--dump-dom"),
+                *("--virtual-time-budget=60000", f"--user-data-dir={tmp_path}", f"{url}/probed"),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+    found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["stained"]["verdict"] == "anomalous"
+    regions, whole, own, nominal, *_ = seen["stained"]["pictures"]
+    assert regions == ["Anomalous regions", SIZE] and whole == ["Anomaly map", SIZE]
+    assert own[0] == "here" and nominal == ["nearest nominal", 48]
+    assert seen["good"]["verdict"] == "nominal"
+    for name, words in {
+        "huge": "Refused: has 20000×10000 pixels, 200 megapixels; at most 50 are decoded",
+        "text": "Refused: cannot be read as an image",
+        "large": "The file has 50.0 MB, and at most 2 MB are taken.",
+    }.items():
+        assert seen[name]["verdict"] is None
+        assert seen[name]["message"].startswith(words)
+    messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert all("status of 422" in line for line in messages)  # the two that were refused
+
+
+def test_eight_clients_at_once(inspector: Inspector, thresholds: Thresholds) -> None:
+    """Every answer is right, whatever the others ask, and nothing is left behind.
+
+    `python -m tests.test_serve` does so for 60 s and tells how memory went.
+    """
+    app = create_app(inspector, thresholds, LIMITS)
+    with Server(app) as url:
+        outcomes, threads = load(url, 8, 24)
+    assert outcomes == {"nominal": 8, "anomalous": 8, "refused": 8}
+    assert threads <= 8 + 4
+
+
+def load(url: str, clients: int, requests: int) -> tuple[dict[str, int], int]:
+    """Outcomes of so many requests, a third of each kind, and the most threads meanwhile."""
+    import httpx
+
+    cases = [(GOOD, "nominal"), (STAINED, "anomalous"), (b"words", "refused")]
+    outcomes: dict[str, int] = {}
+    most = before = threading.active_count()
+
+    def ask(number: int) -> str:
+        nonlocal most
+        content, right = cases[number % 3]
+        answer = httpx.post(f"{url}/inspect", content=content, timeout=60, trust_env=False)
+        most = max(most, threading.active_count())
+        found = answer.json().get("verdict", "refused")
+        assert found == right, answer.text
+        return str(found)
+
+    with ThreadPoolExecutor(clients) as pool:
+        for outcome in pool.map(ask, range(requests)):
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
+    return outcomes, most - before
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def test_the_command_serves_this_machine_alone(inspector: Inspector, tmp_path: Path) -> None:
+    from patchcore.artifact import save
+
+    save(inspector, tmp_path / "model", weights=True)
+    with mock.patch.object(uvicorn, "run") as run:
+        done = patchcore("serve", str(tmp_path / "model"), "--threshold=1", "--port=8123")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "http://127.0.0.1:8123/ (Ctrl-C ends it)\n"
+    assert run.call_args.kwargs["host"] == "127.0.0.1"
+    with TestClient(run.call_args.args[0], base_url="http://127.0.0.1") as client:
+        answer = client.post("/inspect?pictures=true", content=STAINED).json()
+    assert answer["verdict"] == "anomalous"
+
+
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
+    with mock.patch.dict("sys.modules", {"uvicorn": None}):
+        done = patchcore("serve", str(tmp_path))
+    assert done.code == 1
+    assert done.err == "error: serve needs the package uvicorn: pip install 'patchcore[serve]'\n"
+
+
+if __name__ == "__main__":
+    import resource
+    import tempfile
+
+    class Folders:
+        """Stands in for pytest's factory of temporary folders."""
+
+        def mktemp(self, name: str) -> Path:
+            return Path(tempfile.mkdtemp(prefix=name))
+
+    served = inspector.__wrapped__(Folders())  # type: ignore[attr-defined]
+    wanted = thresholds.__wrapped__(expected.__wrapped__(served, Folders()))  # type: ignore[attr-defined]
+    with Server(create_app(served, wanted, LIMITS)) as address:
+        start, done_requests = time.monotonic(), 0
+        while time.monotonic() - start < 60:
+            load(address, 8, 96)
+            done_requests += 96
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(
+                f"{time.monotonic() - start:5.1f} s {done_requests:6} requests, peak {peak:.0f} MB"
+            )
