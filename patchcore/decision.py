@@ -171,7 +171,7 @@ class Decision:
         return rate_interval(self.images, alarms(self.images, self.false_alarms))
 
     def verdict(self, score: Tensor) -> Tensor:
-        """Whether images are anomalous, bool (…), by their scores (…)."""
+        """Verdicts on images by their scores (…): bool (…), True for anomalous."""
         return checked(score) >= self.threshold
 
     def p_value(self, score: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def decide(scores: Tensor, maps: Iterable[Tensor], false_alarms: float, folds: i
 
 
 class DecisionCounts:
-    """What a decision says of test images, batch by batch: recall and false alarms.
+    """Recall and false alarms of a decision on test images, counted batch by batch.
 
     Args:
         decision: It is made before any test image is seen.

@@ -105,7 +105,7 @@ class Preparing:
 
     @property
     def image(self) -> ImageConfig:
-        """How the input is made; an ensemble's maps have the first member's size."""
+        """Settings of the input; an ensemble's maps have the first member's size."""
         return self.images[0]
 
     def prepare(self, pixels: Pixels) -> Pixels | tuple[Pixels, ...]:
@@ -236,7 +236,7 @@ def _usual_image(member: Detector) -> ImageConfig:
 def _along(
     length: int, resized: int, kept: slice
 ) -> tuple[slice, NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
-    """Where the pixels of one side lie in a map of what is kept of it.
+    """Positions of the pixels of one side in a map of the part of it that is kept.
 
     Returns:
         Pixels that the map covers; their two neighbours in it, and the second one's share.

@@ -1,4 +1,4 @@
-"""Which runs keep their model as an artifact: all that are asked to, or the best of a multirun.
+"""Choice of the runs that keep their model as an artifact: all, or the best of a multirun.
 
 With `artifact=best` this is decided as each point finishes: it keeps its model if no other point in
 the multirun's folder that has kept its own is better, and then takes the artifact away from all but
@@ -45,7 +45,7 @@ class Keep(Enum):
 
 @dataclass
 class ArtifactConfig:
-    """Whether a run leaves its model as an artifact, which `patchcore.load` reads."""
+    """Settings of the artifact that a run leaves, which `patchcore.load` reads."""
 
     keep: Keep = setting(
         Keep.none, "none, all, or best: the best point of a multirun alone", effect=False
@@ -125,7 +125,7 @@ class Contest:
     def _rank(
         self, point: Path, record: Mapping[str, Any], warm: Sequence[str]
     ) -> tuple[float, list[tuple[int, str]]] | None:
-        """What sorts the better point first, then the earlier; None where it is undefined."""
+        """Key that sorts the better point first, then the earlier; None where it is undefined."""
         value = objectives(record, [self.objective], warm)
         if not isinstance(value, float):
             return None

@@ -17,7 +17,7 @@ from patchcore.report.cells import harmless
 FINGERPRINT_FILE = "fingerprint.txt"
 PROVENANCE_FILE = "provenance.json"
 SOURCE_FILE = "resumed_from.txt"
-"""In the folder of a run that was taken over: the folder where it was computed."""
+"""File in the folder of a run that was taken over: it names the folder where it was computed."""
 
 
 class Finished:

@@ -1,4 +1,4 @@
-"""From an image's pixels to its score, and the map back into the image's own pixels."""
+"""Inspector: an image's pixels to its score, and the map back to the image's own pixels."""
 
 import numpy as np
 import pytest

@@ -130,7 +130,7 @@ def test_a_model_inspects_elsewhere_without_data_or_network(tmp_path: Path) -> N
 
 
 def test_predict_explains_by_the_artifact_alone(tmp_path: Path) -> None:
-    """With crops inside, findings stand beside nominal patches of images that are gone."""
+    """Crops inside let findings stand beside nominal patches of images that are gone."""
     write_mvtec(tmp_path / "data", (40, 36))
     options = ("artifact=true", "artifact.weights=true", "artifact.crops=true")
     done = run(tmp_path / "data", tmp_path, *options)
@@ -174,7 +174,7 @@ def test_a_finished_run_is_made_again_only_for_an_artifact_that_it_lacks(
     folder = tmp_path / "run"
 
     def again(*overrides: str) -> list[str]:
-        """What is in the artifact, once the run was asked for again."""
+        """Content of the artifact, once the run was asked for again."""
         done = run(root, tmp_path, "resume=true", *overrides)
         assert done.code == 0, done.err
         assert rows(folder) == scores
@@ -254,7 +254,7 @@ def values(folder: Path, key: str) -> dict[str, Any]:
 
 
 def test_the_best_point_alone_keeps_its_model(root: Path, tmp_path: Path) -> None:
-    """In several processes, of which any may end first."""
+    """Points in several processes, of which any may end first."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep = ["--multirun", "coreset.ratio=0.2,0.1,0.3", "objectives=[memory_patches]"]
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]

@@ -43,7 +43,7 @@ def batches(inspector: Inspector, samples: Sequence[Sample]) -> Iterator[torch.T
 
 
 def spread(samples: Sequence[Sample], most: int | None) -> list[Sample]:
-    """At most so many samples, evenly spread; all for None."""
+    """Take at most so many samples, evenly spread; all for None."""
     if most is None or most >= len(samples):
         return list(samples)
     return [samples[i * len(samples) // most] for i in range(most)]

@@ -1,4 +1,4 @@
-"""What was typed, looked at before Hydra does.
+"""Overrides as they were typed, looked at before Hydra does.
 
 Its parser's own words help nobody, and it would make numbers and truth values of some names.
 """

@@ -38,7 +38,7 @@ class Parity:
 
     @property
     def failures(self) -> list[str]:
-        """What is beyond the limits, in words; empty for an export that may be used."""
+        """Differences beyond the limits, in words; empty for an export that may be used."""
         found = []
         if not self.score <= SCORE_LIMIT:
             found.append(f"scores differ by {self.score:.1e}, more than {SCORE_LIMIT:g}")

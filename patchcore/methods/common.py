@@ -43,7 +43,7 @@ class FeatureBuffer:
 
     @property
     def counts(self) -> list[int]:
-        """How many patches each image has that was gathered since `take`."""
+        """Number of patches of each image that was gathered since `take`."""
         return [height * width for height, width in self.grids]
 
     def take(self) -> Tensor:
