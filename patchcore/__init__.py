@@ -77,7 +77,7 @@ _HOMES = {
     "patchcore.patches": "PatchConfig",
     "patchcore.scoring": "ScoringConfig",
 }
-"""Modules that the names are from: {module: names}. What `__all__` leaves out imports more than torch."""
+"""Modules of the names, {module: names}. What `__all__` leaves out imports more than torch."""
 _MODULES = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
