@@ -4,20 +4,24 @@ Ours is a small trunk distilled from an ImageNet ResNet-18. `weights/MODEL_CARD.
 made from and what it is worth; `experiments/embedded_backbone/` holds the program that trained it.
 """
 
+import copy
 import difflib
 import hashlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from patchcore._fusion import fuse
 from patchcore._record import InputRecord
+from patchcore._traced import traced
 from patchcore._weights import (
     EMBEDDED,
     NONE,
@@ -96,7 +100,8 @@ class LayersConfig:
 class Backbone(nn.Module):
     """Feature maps of chosen layers, from a network that never trains.
 
-    Modules that run after the deepest layer are dropped, so they cost neither time nor memory.
+    Modules that run after the deepest layer are dropped, so they cost neither time nor memory. On
+    CUDA a copy computes, whose convolutions do what follows them in the same step.
 
     Attributes:
         layers: Module names of the layers, in the order of the output.
@@ -123,19 +128,20 @@ class Backbone(nn.Module):
                     f"layers.names repeats a layer: {one!r} and {other!r} are both {layer}"
                 )
         self._maps: dict[str, Any] = {}
+        self._fused: dict[torch.dtype, nn.Module] = {}  # by the convolutions' precision
         images = torch.zeros(1, 3, self.input.side, self.input.side)
         self._deepest = _cut(self.network, self.layers, images)
         if from_file:
             load_file(self.network, Path(weights))
-        # Handles are kept so that those of a pickled model stay apart from others.
-        self._handles = [
+        self._handles = [  # kept, so that those of a pickled model stay apart from others
             self.network.get_submodule(name).register_forward_hook(partial(self._keep, name))
             for name in self.layers
         ]
+        self.network.register_load_state_dict_post_hook(self._forget)
         self.requires_grad_(False).eval()
         self.to(memory_format=torch.channels_last)  # a third faster on CPU, more on GPU
         with torch.inference_mode():
-            outputs = self._outputs(images)
+            outputs = self._outputs(self.network, images)
         self._layouts = [
             _layout(self.network, name, x, images.shape[-1])
             for name, x in zip(self.layers, outputs, strict=True)
@@ -157,16 +163,45 @@ class Backbone(nn.Module):
         images = images.to(next(self.network.parameters()).dtype)
         images = images.contiguous(memory_format=torch.channels_last)
         self._check_size(images)
-        return self._as_maps(self._outputs(images), images)
+        network = self._on_cuda() if images.is_cuda and not traced() else self.network
+        return self._as_maps(self._outputs(network, images), images)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in evaluation mode: batch statistics of the training images must not leak in."""
         return super().train(False)
 
-    def _outputs(self, images: Tensor) -> list[Any]:
+    def _on_cuda(self) -> nn.Module:
+        """Copy of the network that computes on CUDA, in the precision of autocast."""
+        own = next(self.network.parameters()).dtype
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else own
+        if dtype not in self._fused:
+            self._fused[dtype] = self._fuse(dtype)
+        return self._fused[dtype]
+
+    def _fuse(self, precision: torch.dtype) -> nn.Module:
+        """Copy of the network with fused convolutions in this precision."""
+        network = copy.deepcopy(self.network, {id(self): self})
+        fuse(network, self.layers, precision)
+        for name in self.layers:
+            network.get_submodule(name).register_forward_hook(partial(self._keep, name))
+        return network
+
+    def _forget(self, *_: Any) -> None:
+        """Hook of new weights: drop the copies."""
+        self._fused.clear()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._fused.clear()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy` and `pickle`."""
+        return {**self.__dict__, "_fused": {}}
+
+    def _outputs(self, network: nn.Module, images: Tensor) -> list[Any]:
         """Outputs of the layers, as the network gives them."""
         try:
-            self.network(images)
+            network(images)
         except _DeepestLayerReached:
             pass
         except (AssertionError, RuntimeError, ValueError) as error:

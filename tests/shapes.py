@@ -17,7 +17,8 @@ from jaxtyping import install_import_hook
 
 PACKAGE = Path(__file__).parents[1] / "patchcore"
 ALGORITHMS = ["patches", "coreset", "index", "scoring", "metrics"]
-COMPILED = {"patchcore.coreset.kernel"}  # Triton compiles its functions from their source
+# Triton compiles their functions from the source.
+COMPILED = {"patchcore.coreset.kernel", "patchcore.index.fused"}
 
 typechecker = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, too
 

@@ -299,6 +299,7 @@ EVERY = {"images", "maps", "orders", "run"}
         ("errors", EVERY),
         ("", EVERY),  # the package's first file runs before any other
         ("backbones", EVERY - {"images"}),
+        ("_fusion", EVERY - {"images"}),
         ("module", EVERY - {"images"}),
         ("methods.patchcore", EVERY - {"images"}),
         ("patches", {"orders", "run"}),
@@ -306,6 +307,7 @@ EVERY = {"images", "maps", "orders", "run"}
         ("coreset.kernel", {"orders", "run"}),  # imported inside a function
         ("scoring", {"run"}),
         ("index.exact", {"run"}),
+        ("index.fused", {"run"}),  # imported inside a function
         ("metrics", {"run"}),
         ("methods.ensemble", {"run"}),
         ("methods.folds", {"run"}),

@@ -7,7 +7,8 @@ what they cannot tell apart is measured in float32.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -16,11 +17,15 @@ from torch import Tensor
 from patchcore.errors import InputError
 from patchcore.settings import Settings, setting
 
+if TYPE_CHECKING:
+    from patchcore.index.fused import Screen
+
 NOT_FINITE = (
     "patch features are NaN or infinite, or too large for float32: check the images, "
     "backbone.weights and trainer.precision"
 )
 _ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-9}
+_TF32 = 2.0**-10  # of float32 on CUDA, where a switch anywhere may cut factors off to 10 bits
 _CPU_CHUNK = 2**22  # distances at a time that stay in the processor's cache
 _CANDIDATES = 64  # measured at most for one query
 _TRACED_SPARE = 3  # measured beyond those asked for, where rounding cannot be bounded
@@ -84,7 +89,12 @@ def check_neighbours(neighbours: int, size: int) -> None:
 
 
 def coarse_dtype(like: Tensor) -> torch.dtype:
-    """bfloat16 for float32 on a processor with instructions for its products, else `like`'s."""
+    """bfloat16 for float32 on a processor with instructions for its products, else `like`'s.
+
+    On CUDA at least float32: products of half precision may be summed in half precision there.
+    """
+    if like.is_cuda:
+        return torch.promote_types(like.dtype, torch.float32)
     if like.device.type != "cpu" or like.dtype != torch.float32:
         return like.dtype
     supported = [f"_is_{name}_supported" for name in ("avx512_bf16", "amx_tile")]
@@ -92,12 +102,15 @@ def coarse_dtype(like: Tensor) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def product_error(dtype: torch.dtype, dimension: int) -> float:
-    """Most that x·y of float32 vectors errs in products of `dtype`, as a share of |x| |y|.
+def product_error(points: Tensor) -> float:
+    """Most that x·y of vectors (n, D) like `points` errs, as a share of |x| |y|.
 
     Both factors and the result are rounded; sums over the dimension are float32.
     """
-    return 3 * _ROUNDOFF[dtype] + sum_error(dimension)
+    roundoff = _ROUNDOFF[points.dtype]
+    if points.is_cuda and points.dtype == torch.float32:
+        roundoff = _TF32
+    return 3 * roundoff + sum_error(points.shape[1])
 
 
 def sum_error(dimension: int) -> float:
@@ -167,7 +180,8 @@ class TorchIndex:
 
     ‖q‖² − 2q·m + ‖m‖² is one matrix product, but rounding blurs it. The blur is bounded, so every
     memory entry that could be nearest within it is measured anew by differences: few, even where
-    the processor multiplies bfloat16 several times faster than float32 and is given that.
+    the processor multiplies bfloat16 several times faster than float32 and is given that. On CUDA
+    `fused` names the candidates.
     """
 
     def __init__(
@@ -177,20 +191,15 @@ class TorchIndex:
         self._chunk = (config or TorchIndexConfig()).chunk_mib * 2**20 // 4
         if memory.device.type == "cpu":
             self._chunk = min(self._chunk, _CPU_CHUNK)
-        screen = coarse_dtype(memory)
-        self._centre: Tensor | None = None
-        points = memory
-        if screen != memory.dtype:  # a centre takes length, and with it blur, from the vectors
-            self._centre = memory.mean(0)
-            points = memory - self._centre
-        self._norms = points.float().square().sum(1)  # (M,)
-        self._points = points.to(screen)
-        dimension = memory.shape[1]
-        longest = float(self._norms.max().sqrt()) if len(memory) else 0.0
-        if not math.isfinite(longest):
+        self._screen = _fused_screen(memory)
+        if self._screen is None:
+            self._products  # noqa: B018 (made now, so that what is not finite is told now)
+        elif not self._screen.finite:
             raise InputError(NOT_FINITE)
-        self._blur = 2 * product_error(screen, dimension) * longest  # of 2q·m, per ‖q‖
-        self._blur_norm = sum_error(dimension) * longest**2  # of ‖m‖²
+
+    @cached_property
+    def _products(self) -> "_Products":
+        return _Products(self.memory)
 
     def search(
         self, queries: Float[Tensor, "queries channels"], neighbours: int
@@ -211,13 +220,24 @@ class TorchIndex:
         """
         check_neighbours(neighbours, sizes[0])
         queries = queries.to(self.memory.dtype)
-        width = max(sizes[-1], neighbours * queries.shape[1])
-        chunks = queries.split(max(1, self._chunk // width))
-        parts = [self._search(chunk, neighbours, sizes) for chunk in chunks]
+        if self._screen is not None and neighbours <= self._screen.tiles(sizes[0]):
+            width = self._screen.width(sizes[-1])
+            chunks = queries.contiguous().split(max(1, self._chunk // width))
+            parts = [self._search_fused(self._screen, x, neighbours, sizes) for x in chunks]
+        else:
+            parts = self._search_plain(queries, neighbours, sizes)
         return [
             (torch.cat([part[i][0] for part in parts]), torch.cat([part[i][1] for part in parts]))
             for i in range(len(sizes))
         ]
+
+    def _search_plain(
+        self, queries: Float[Tensor, "queries channels"], neighbours: int, sizes: Sequence[int]
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        """Results of `search_prefixes`, in parts for some queries each."""
+        width = max(sizes[-1], neighbours * queries.shape[1])
+        chunks = queries.split(max(1, self._chunk // width))
+        return [self._search(chunk, neighbours, sizes) for chunk in chunks]
 
     def _search(
         self,
@@ -225,19 +245,14 @@ class TorchIndex:
         neighbours: int,
         sizes: Sequence[int],
     ) -> list[tuple[Tensor, Tensor]]:
-        centred = queries if self._centre is None else queries - self._centre
-        lengths = torch.linalg.vector_norm(centred, dim=1, dtype=torch.float32)  # (Q,)
-        # A query that is not a number has no candidates, and would be given another's.
-        if not bool(lengths.square().isfinite().all()):
-            raise InputError(NOT_FINITE)
-        blur = 2 * (self._blur * lengths + self._blur_norm)  # of a difference of two products
-        centred = centred.to(self._points.dtype)
+        centred, blur = self._products.centred(queries)
         bound = queries.new_full((len(queries),), torch.inf, dtype=torch.float32)  # (Q,)
         found: tuple[Tensor, Tensor] | None = None
         results = []
         for start, stop in zip([0, *sizes[:-1]], sizes, strict=True):
-            products = centred @ self._points[start:stop].T  # (Q, m)
-            partial = torch.add(self._norms[start:stop], products, alpha=-2)  # (Q, m), less ‖q‖²
+            products = centred @ self._products.points[start:stop].T  # (Q, m)
+            norms = self._products.norms[start:stop]
+            partial = torch.add(norms, products, alpha=-2)  # (Q, m), less ‖q‖²
             if neighbours == 1 and stop > start:
                 bound = torch.minimum(bound, partial.amin(1))  # several times faster than topk
             elif neighbours <= stop - start:
@@ -248,6 +263,34 @@ class TorchIndex:
             query, row = self._thin(query, row, queries, self.memory[start:stop], most)
             found = self._decide(queries, query, row + start, neighbours, found)
             results.append(found)
+        return results
+
+    def _search_fused(
+        self,
+        screen: "Screen",
+        queries: Float[Tensor, "queries channels"],
+        neighbours: int,
+        sizes: Sequence[int],
+    ) -> list[tuple[Tensor, Tensor]]:
+        """As `_search`, which searches the queries that the screen does not settle."""
+        rounded = screen.round(queries)
+        most = max(_CANDIDATES, 2 * neighbours)
+        found: tuple[Tensor, Tensor] | None = None
+        results, unsettled = [], []
+        for start, stop in zip([0, *sizes[:-1]], sizes, strict=True):
+            reach = None if found is None else found[0][:, -1]
+            query, row, rest = screen.candidates(
+                queries, rounded, start, stop, neighbours, most, reach
+            )
+            found = self._decide(queries, query, row, neighbours, found)
+            results.append(found)
+            unsettled.append(rest)
+        if any(map(len, unsettled)):
+            again = torch.cat(unsettled).unique()
+            parts = self._search_plain(queries[again], neighbours, sizes)
+            for i, (distances, rows) in enumerate(results):
+                distances[again] = torch.cat([part[i][0] for part in parts])
+                rows[again] = torch.cat([part[i][1] for part in parts])
         return results
 
     def _thin(
@@ -268,8 +311,11 @@ class TorchIndex:
             return query, row
         few = count[query] <= most
         rows = [row[few]]
-        for q in queries[many].split(max(1, self._chunk // len(memory))):
-            partial = torch.add(memory.float().square().sum(1), q @ memory.T, alpha=-2)  # (R, m)
+        # On CUDA float32 products may be of TF32, which would put nearer ones last.
+        points = memory.double() if memory.is_cuda else memory
+        for q in queries[many].to(points.dtype).split(max(1, self._chunk // len(memory))):
+            norms = (points if memory.is_cuda else memory.float()).square().sum(1)
+            partial = torch.add(norms, q @ points.T, alpha=-2)  # (R, m)
             first = partial.topk(most, largest=False).indices  # (R, most)
             rows.append(first.sort(1).values.flatten())
         return torch.cat((query[few], many.repeat_interleave(most))), torch.cat(rows)
@@ -286,21 +332,98 @@ class TorchIndex:
 
         Candidates of one query must come in the order of their rows.
         """
-        at_once = max(1, self._chunk // queries.shape[1])
-        distance = torch.cat(
-            [
-                (queries[q].float() - self.memory[r].float()).square().sum(1)
-                for q, r in zip(query.split(at_once), row.split(at_once), strict=True)
-            ]
-        )  # (C,)
+        distance = self._measure(queries, query, row)  # (C,)
         if found is not None:
             distance = torch.cat((found[0].flatten(), distance))
             row = torch.cat((found[1].flatten(), row))
             before = torch.arange(len(queries), device=query.device).repeat_interleave(neighbours)
             query = torch.cat((before, query))
+        if neighbours == 1 and distance.is_cuda:
+            return nearest_of_each(len(queries), query, row, distance)
         order = distance.argsort(stable=True)
         order = order[query[order].argsort(stable=True)]  # by query, then distance, then row
         count = query.bincount(minlength=len(queries))  # (Q,)
         start = count.cumsum(0) - count  # (Q,)
         best = order[start[:, None] + torch.arange(neighbours, device=start.device)]  # (Q, k)
         return distance[best], row[best]
+
+    def _measure(
+        self,
+        queries: Float[Tensor, "queries channels"],
+        query: Int64[Tensor, " pairs"],
+        row: Int64[Tensor, " pairs"],
+    ) -> Float32[Tensor, " pairs"]:
+        """Squared distances by differences, in float32, of pairs of a query and a memory row."""
+        if self._screen is not None:
+            return self._screen.measure(queries, query, row)
+        at_once = max(1, self._chunk // queries.shape[1])
+        return torch.cat(
+            [
+                (queries[q].float() - self.memory[r].float()).square().sum(1)
+                for q, r in zip(query.split(at_once), row.split(at_once), strict=True)
+            ]
+        )
+
+
+class _Products:
+    """A memory as it is multiplied, and how much that may err.
+
+    Attributes:
+        points: (M, D) the memory, in the dtype of the product.
+        norms: (M,) squared lengths of the points.
+    """
+
+    def __init__(self, memory: Float[Tensor, "memory channels"]) -> None:
+        screen = coarse_dtype(memory)
+        self._centre: Tensor | None = None
+        points = memory
+        if screen != memory.dtype or memory.is_cuda:  # a centre takes length, so blur, from all
+            self._centre = memory.mean(0)
+            points = memory - self._centre
+        self.norms = points.float().square().sum(1)  # (M,)
+        self.points = points.to(screen)
+        longest = float(self.norms.max().sqrt()) if len(memory) else 0.0
+        if not math.isfinite(longest):
+            raise InputError(NOT_FINITE)
+        self._blur = 2 * product_error(self.points) * longest  # of 2q·m, per ‖q‖
+        self._blur_norm = sum_error(memory.shape[1]) * longest**2  # of ‖m‖²
+
+    def centred(
+        self, queries: Float[Tensor, "queries channels"]
+    ) -> tuple[Float[Tensor, "queries channels"], Float32[Tensor, " queries"]]:
+        """Queries as they are multiplied, and most that a difference of two products errs by."""
+        centred = queries if self._centre is None else queries - self._centre
+        lengths = torch.linalg.vector_norm(centred, dim=1, dtype=torch.float32)  # (Q,)
+        # A query that is not a number has no candidates, and would be given another's.
+        if not bool(lengths.square().isfinite().all()):
+            raise InputError(NOT_FINITE)
+        blur = 2 * (self._blur * lengths + self._blur_norm)
+        return centred.to(self.points.dtype), blur
+
+
+def nearest_of_each(
+    count: int,
+    query: Int64[Tensor, " pairs"],
+    row: Int64[Tensor, " pairs"],
+    distance: Float32[Tensor, " pairs"],
+) -> tuple[Float32[Tensor, "queries 1"], Int64[Tensor, "queries 1"]]:
+    """Least distance of each of `count` queries and its row, of equal ones the lowest.
+
+    On CUDA several times faster than to sort the pairs; every query must be in one.
+    """
+    least = distance.new_full((count,), torch.inf).scatter_reduce_(0, query, distance, "amin")
+    last = torch.iinfo(torch.int64).max
+    rows = row.where(distance == least[query], last)
+    lowest = torch.full_like(least, last, dtype=torch.int64).scatter_reduce_(0, query, rows, "amin")
+    return least[:, None], lowest[:, None]
+
+
+def _fused_screen(memory: Float[Tensor, "memory channels"]) -> "Screen | None":
+    """Half-precision screening of the memory; None where it cannot be had."""
+    if not memory.is_cuda or not len(memory):
+        return None
+    try:
+        from patchcore.index import fused  # needs Triton, which not every build of PyTorch has
+    except ImportError:
+        return None
+    return fused.Screen(memory) if fused.usable(memory) else None

@@ -1,6 +1,7 @@
 """Metrics of a test, each declared once in `METRICS`; see `patchcore.metrics.measures`.
 
-`patchcore.metrics.sweep` is their arithmetic, `patchcore.metrics.states` collects scores.
+`patchcore.metrics.sweep` and `patchcore.metrics.regions` are their arithmetic,
+`patchcore.metrics.states` collects scores.
 """
 
 from patchcore.metrics.measures import (
@@ -16,6 +17,7 @@ from patchcore.metrics.measures import (
     pixel_undefined,
     told,
 )
+from patchcore.metrics.regions import region_areas
 from patchcore.metrics.states import ImageMetrics, MaskCounts, PixelMetrics
 from patchcore.metrics.sweep import (
     Sweep,
@@ -23,7 +25,6 @@ from patchcore.metrics.sweep import (
     average_precision,
     precision_recall_curve,
     pro_curve,
-    region_areas,
     roc_curve,
     sweep,
 )

@@ -13,13 +13,13 @@ the false-positive rate is taken over all nominal pixels, those of anomalous ima
 Each metric has its naive version, threshold by threshold, in tests/reference.py.
 """
 
+import contextlib
 import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.ndimage
 import torch
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 
@@ -52,9 +52,13 @@ def sweep(
         weights: Weight of each anomalous score in `overlap`; equal by default.
 
     Returns:
-        A `Sweep` on the CPU, with thresholds in the scores' dtype (at least float32).
+        A `Sweep` with thresholds in the scores' dtype (at least float32): on CUDA if the scores are
+        there and sorting them finds room, else on the CPU.
     """
     dtype = torch.promote_types(torch.promote_types(nominal.dtype, anomalous.dtype), torch.float32)
+    if nominal.is_cuda and anomalous.is_cuda:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return sweep_sorted(nominal.to(dtype), anomalous.to(dtype), weights)
     # NumPy sorts values many times faster than torch, which always returns indices too.
     rising = np.sort(nominal.to(dtype).numpy(force=True))
     scores = anomalous.to(dtype).numpy(force=True)
@@ -71,6 +75,34 @@ def sweep(
         fp=torch.from_numpy(len(rising) - np.searchsorted(rising, thresholds) * 1.0),
         fp_above=torch.from_numpy(len(rising) - np.searchsorted(rising, thresholds, "right") * 1.0),
         overlap=torch.from_numpy(mass[last] / mass[-1:]),
+        nominal=len(rising),
+        anomalous=len(falling),
+    )
+
+
+def sweep_sorted(
+    nominal: Float[Tensor, " nominal"],
+    anomalous: Float[Tensor, " anomalous"],
+    weights: Float[Tensor, " anomalous"] | None = None,
+) -> Sweep:
+    """`sweep` by sorts in torch, on the scores' device; equal up to rounding of `overlap`."""
+    rising = nominal.sort().values
+    falling, order = anomalous.sort(descending=True)
+    weight = torch.ones_like(anomalous) if weights is None else weights.to(anomalous.device)
+    # Summed on the CPU: parallel sums of floats differ from run to run.
+    mass = torch.from_numpy(weight[order].numpy(force=True).cumsum(dtype=np.float64)).to(
+        rising.device
+    )
+    last = torch.ones_like(falling, dtype=torch.bool)
+    last[:-1] = falling[1:] != falling[:-1]
+    thresholds = falling[last]
+    below, not_above = (torch.searchsorted(rising, thresholds, right=x) for x in (False, True))
+    return Sweep(
+        thresholds=thresholds,
+        tp=(last.nonzero()[:, 0] + 1).double(),
+        fp=(len(rising) - below).double(),
+        fp_above=(len(rising) - not_above).double(),
+        overlap=mass[last] / mass[-1:],
         nominal=len(rising),
         anomalous=len(falling),
     )
@@ -105,7 +137,7 @@ def _curve(
     """Corners of the curve of a share over the false-positive rate; empty where it is undefined."""
     if not counts.nominal or not counts.anomalous:
         return torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.float64)
-    ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device=share.device)
     above = torch.cat([ends[0], share[:-1]])
     # Just above each threshold, then at it: ties rise along one straight line.
     x = torch.stack([counts.fp_above, counts.fp], 1).flatten() / counts.nominal  # (T, 2) → (2T,)
@@ -202,24 +234,3 @@ def false_negatives(counts: Sweep) -> float:
 def errors_at_full_recall(counts: Sweep) -> float:
     """Number of nominal scores at least as high as the lowest anomalous one."""
     return float(counts.fp[-1])
-
-
-def region_areas(
-    masks: Bool[Tensor, "images height width"],
-) -> Float32[Tensor, " anomalous"]:
-    """Area of the 8-connected region that each anomalous pixel belongs to.
-
-    Args:
-        masks: True where anomalous.
-
-    Returns:
-        Areas in pixels, in the order of `scores[masks]`, on the CPU.
-    """
-    flags = masks.numpy(force=True)
-    if not flags.any():
-        return torch.empty(0, dtype=torch.float32)
-    neighbours = np.zeros((3, 3, 3), dtype=bool)
-    neighbours[1] = True  # never from one image to the next
-    labels, _ = scipy.ndimage.label(flags, neighbours)
-    region = labels[flags]  # (B, H, W) → (A,)
-    return torch.from_numpy(np.bincount(region)[region].astype(np.float32))
