@@ -374,4 +374,4 @@ def test_who_keeps_what() -> None:
 def test_config_yaml_says_what_was_asked(root: Path, tmp_path: Path) -> None:
     assert run(root, tmp_path, "artifact=best").code == 0
     settings = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert settings["artifact"] == {"keep": "best", "weights": False}
+    assert settings["artifact"] == {"keep": "best", "weights": False, "crops": False}

@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import os
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -555,7 +557,9 @@ def spoil(folder: Path, way: int, number: int) -> Path:
         case 7:
             Image.fromarray(np.full((9, 9), np.nan, np.float32)).save(path, "TIFF")
         case 8:
-            Image.new("1", (30_000, 20_000)).save(path, "PNG")  # 600 megapixels
+            header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 20_000, 8, 0, 0, 0, 0)
+            size = struct.pack(">I", len(header) - 4)  # 600 megapixels, it says
+            path.write_bytes(data[:8] + size + header + struct.pack(">I", zlib.crc32(header)))
         case 9:
             path.write_bytes(data[:8] + bytes(20) + data[8:])  # no header
     return path
@@ -576,6 +580,7 @@ def test_twenty_broken_files_of_two_hundred_are_named(
     *reports, last = done.err.splitlines()
     assert last == "180 inspected, 0 anomalous; 20 could not be inspected"
     assert len(reports) == 20
+    assert sum("600 megapixels; at most 500 are decoded" in report for report in reports) == 2
     named = {report.removeprefix("not inspected: ").partition(": ")[0] for report in reports}
     assert named == {str(path) for path in broken}
     assert all(len(report.rpartition(": ")[2]) > 10 for report in reports)
