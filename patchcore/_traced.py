@@ -1,4 +1,4 @@
-"""Whether a program is being made of a model, which then may not look at values."""
+"""Check for a program being made of a model, which then may not look at values."""
 
 import torch
 

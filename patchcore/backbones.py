@@ -40,7 +40,7 @@ SHIPPED_SHA256 = "d2bf56cebeef7b04b55e527c0df103017bf306afae180e294a0fdca47180f5
 
 @dataclass
 class BackboneConfig:
-    """Which network, and where its weights come from."""
+    """Network, and the source of its weights."""
 
     name: str = setting(
         EMBEDDED, "architecture of timm's, or embedded: the network that ships in the package"
@@ -70,7 +70,7 @@ class BackboneConfig:
 
 @dataclass
 class LayersConfig:
-    """Whose outputs are used, finest first: hierarchy levels j of the paper, or module names.
+    """Layers that give outputs, finest first: hierarchy levels j of the paper, or module names.
 
     Level j is the last output at 1/2^(j+1) of the image's size (`layer2` of a ResNet for "2",
     `features.denseblock3` of a DenseNet for "3"), or the block at j quarters of a vision

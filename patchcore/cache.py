@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from patchcore.digests import tensors_digest
 from patchcore.errors import InputError
-from patchcore.identity import maps_key
+from patchcore.identity import maps_key, order_key
 from patchcore.settings import Settings, setting
 
 FOLDER = "patchcore-cache-v2"
@@ -44,7 +44,7 @@ STALE = 3600  # seconds after which an unfinished file belongs to a process that
 
 
 class Precision(Enum):
-    """How layer maps are kept."""
+    """Number format in which layer maps are kept."""
 
     float32 = "float32"  # as they are: results are those of a run without the cache, bit for bit
     bfloat16 = "bfloat16"  # rounded, at half the size
@@ -52,7 +52,7 @@ class Precision(Enum):
 
 @dataclass
 class CacheConfig(Settings):
-    """Whether and where intermediate results are kept; `patchcore cache` shows and clears them."""
+    """Cache of intermediate results, and its place; `patchcore cache` shows and clears it."""
 
     GROUP: ClassVar[str] = "cache"
 
@@ -74,7 +74,7 @@ class CacheConfig(Settings):
     )
 
     def folder(self) -> Path:
-        """Where the cache has its own folder, and what runs remember of each other."""
+        """Folder of the cache, and of what runs remember of each other."""
         if root := self.root or os.environ.get("PATCHCORE_CACHE"):
             return _home_expanded(root)
         cache = _home_expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
@@ -276,7 +276,7 @@ class MapCache:
         return maps_key(self.network, self.precision, image, batch)
 
     def get(self, images: Sequence[str]) -> list[list[Tensor]] | None:
-        """For each image of a batch its maps [(h, w, C), …]; None unless all are there."""
+        """Return the maps [(h, w, C), …] of each image of a batch; None unless all are there."""
         found: list[list[Tensor]] = []
         for image in images:
             entry = self.store.get(
@@ -356,3 +356,26 @@ def _home_expanded(path: str) -> Path:
     except RuntimeError:
         own = Path(tempfile.gettempdir()) / f"patchcore-{os.getuid()}"
         return own / Path(path).relative_to("~") if path.startswith("~/") else own
+
+
+@dataclass
+class KeptOrders:
+    """Coreset orders of some training images, as `patchcore.methods.detector.Kept`.
+
+    Attributes:
+        store: Where they are.
+        maps: Keys of the images' layer maps.
+    """
+
+    store: Store
+    maps: list[str]
+
+    def get(
+        self, patch: Any, sampler: Any, valid: Callable[[dict[str, Tensor]], bool]
+    ) -> dict[str, Tensor] | None:
+        """See `Kept.get`."""
+        return self.store.get(order_key(self.maps, patch, sampler), valid)
+
+    def put(self, patch: Any, sampler: Any, entry: dict[str, Tensor]) -> None:
+        """See `Kept.put`."""
+        self.store.put(order_key(self.maps, patch, sampler), entry)

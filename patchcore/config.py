@@ -17,6 +17,7 @@ from patchcore.coreset import CoresetConfig, SizedConfig
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.sample import DataConfig
 from patchcore.data.transforms import ImageConfig
+from patchcore.decision import DecisionConfig
 from patchcore.errors import InputError
 from patchcore.index import IndexConfig
 from patchcore.keeping import ArtifactConfig
@@ -76,6 +77,7 @@ class Config:
     index: IndexConfig = MISSING
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    decision: DecisionConfig = field(default_factory=DecisionConfig)
     trainer: dict[str, Any] = setting(
         MISSING, "arguments of pytorch_lightning.Trainer", without=WITHOUT_EFFECT
     )
@@ -127,6 +129,11 @@ class Config:
         )
         if self.ensemble.members:
             self._check_ensemble()
+        if self.decision.false_alarms is not None and self.augment.changes():
+            raise InputError(
+                "decision.false_alarms needs training images as test images are, which augmented "
+                "ones are not: set augment=none, or decision.false_alarms=null"
+            )
 
     def _check_complete(self) -> None:
         """Refuse what a Python user has left out; the command has a choice for each."""

@@ -104,8 +104,8 @@ class Contest:
     def settle(self) -> None:
         """Take the artifact away from all points but the best."""
         with FileLock(self.folder / _LOCK):
-            holders = sorted(self.holders(), key=self._rank_of)
-            for point in holders[1:]:
+            best_first = sorted(self.holders(), key=self._rank_of)
+            for point in best_first[1:]:
                 (point / FOLDER / DESCRIPTION).unlink(missing_ok=True)  # first: it is none without
                 shutil.rmtree(point / FOLDER, ignore_errors=True)
 

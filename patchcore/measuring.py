@@ -37,6 +37,7 @@ class InspectorModule(ScoringModule):
     def __init__(self, inspector: Inspector | ExportedModel) -> None:
         super().__init__()
         self.inspector = inspector
+        self.decision = inspector.decision  # whose verdicts a test counts
 
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor]]:
         """See `ScoringModule.predictions`."""

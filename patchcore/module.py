@@ -7,7 +7,7 @@ say together. Both leave one `Record`.
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +18,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from patchcore import identity
-from patchcore.cache import MapCache, Store
+from patchcore.cache import KeptOrders, MapCache
+from patchcore.decision import Decision, DecisionConfig, DecisionCounts, decide
+from patchcore.errors import InputError
 from patchcore.methods.detector import Detector, Fitting
 from patchcore.methods.ensemble import combined_maps, combined_scores
+from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.metrics import ImageMetrics, MaskCounts, PixelMetrics
 from patchcore.scoring import anomaly_maps
@@ -61,6 +64,7 @@ class ScoringModule(pl.LightningModule):
 
     Attributes:
         image_metrics, pixel_metrics, mask_counts: Metrics of the last test.
+        decision: Threshold from nominal images, if one was asked for; a test counts its verdicts.
         record: Record of the last test; complete once that has ended.
         seconds, warm: As in `Record`, of all that was done so far.
     """
@@ -71,6 +75,8 @@ class ScoringModule(pl.LightningModule):
         self.image_metrics = ImageMetrics()
         self.pixel_metrics = PixelMetrics()
         self.mask_counts = MaskCounts()
+        self.decision: Decision | None = None
+        self._verdicts: DecisionCounts | None = None
         self.record = Record()
         self.seconds: dict[str, float] = {}
         self.warm: set[str] = set()
@@ -97,6 +103,7 @@ class ScoringModule(pl.LightningModule):
         self.image_metrics.reset()
         self.pixel_metrics.reset()
         self.mask_counts.reset()
+        self._verdicts = DecisionCounts(self.decision) if self.decision else None
         self.record = Record()
         self._started = time.perf_counter()
 
@@ -104,6 +111,8 @@ class ScoringModule(pl.LightningModule):
         for (image, pixel), scores, maps in self.predictions(batch):
             image.update(scores, batch["label"])
             pixel.update(maps, batch["mask"], batch["has_mask"])
+        if self._verdicts:
+            self._verdicts.update(scores, maps, *(batch[x] for x in ("label", "mask", "has_mask")))
         self.mask_counts.update(batch["label"], batch["regions"])
         self.record.scores.update(zip(batch["index"].tolist(), scores.tolist(), strict=True))
 
@@ -115,11 +124,13 @@ class ScoringModule(pl.LightningModule):
         record.metrics = {
             **self.image_metrics.compute(),
             **self.pixel_metrics.compute(),
+            **(self._verdicts.compute() if self._verdicts else {}),
             **self.mask_counts.compute(),
             **self.sizes(),
             "test_images": len(record.scores),
         }
         record.undefined = {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
+        record.undefined |= self._verdicts.undefined() if self._verdicts else {}
         record.curves = self.image_metrics.curves()
         record.ratio_curve = self.ratio_curve()
         record.seconds, record.warm = dict(self.seconds), set(self.warm)
@@ -129,6 +140,13 @@ class ScoringModule(pl.LightningModule):
     def ratio_curve(self) -> list[dict[str, float]]:
         """Return `Record.ratio_curve`."""
         return []
+
+    def decide(
+        self, config: DecisionConfig, scores: Sequence[Tensor], maps: Iterable[Tensor]
+    ) -> None:
+        """Make the decision from scores () and maps (1, H, W) of nominal images."""
+        assert config.false_alarms is not None
+        self.decision = decide(torch.stack([*scores]), maps, config.false_alarms, config.folds)
 
 
 class DetectorModule(ScoringModule):
@@ -140,9 +158,12 @@ class DetectorModule(ScoringModule):
         curve: Shares of the patches at which to test too, at most the coreset's own ratio: a nested
             memory begins with theirs, so one pass over the test images serves all.
         scale: How to measure the scale of the scores, if the model is to score with others.
+        decision: Which threshold nominal images are to give, if any.
 
     Attributes:
         model: The model; fitted once training has ended.
+        left_out: Scores of the training images by models that have not seen them, once training
+            has ended, if a decision was asked for.
         scale: Scale of its scores, once training has ended, if it was asked for.
         train_images: Images collected, counted once for every epoch.
     """
@@ -153,9 +174,13 @@ class DetectorModule(ScoringModule):
         cache: MapCache | None = None,
         curve: Sequence[float] = (),
         scale: ScaleConfig | None = None,
+        decision: DecisionConfig | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.decision_config = decision or DecisionConfig()
+        self.left_out: LeftOut | None = None
+        self._sizes: dict[int, tuple[int, int]] = {}  # of the training images
         self.cache = cache
         self.curve = list(curve)
         self.scale_config = scale
@@ -176,7 +201,17 @@ class DetectorModule(ScoringModule):
 
     def on_train_start(self) -> None:
         images = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
-        self._buffer = self.model.buffer(images * (self.trainer.max_epochs or 1))
+        images *= self.trainer.max_epochs or 1
+        self._buffer = self.model.buffer(images)
+        self._kept: FeatureBatches | None = None
+        self.decision, self.left_out, self._sizes = None, None, {}
+        if self.decision_config.false_alarms is not None:
+            if self._trains:
+                raise InputError(
+                    "decision.false_alarms needs a method that makes its memory from features "
+                    "alone, and this one trains: set it to null"
+                )
+            self._kept = FeatureBatches(images)
         self._keys, self._sources = [], []
         self.train_images = 0
         self.warm.clear()
@@ -185,7 +220,11 @@ class DetectorModule(ScoringModule):
         self._started = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self._buffer.append(self.model.learn(self._maps("extract", batch), self._step))
+        gathered = self._buffer if self._kept is None else self._kept
+        gathered.append(self.model.learn(self._maps("extract", batch), self._step))
+        if self._kept is not None:
+            height, width = batch["mask"].shape[-2:]
+            self._sizes |= dict.fromkeys(batch["index"].tolist(), (height, width))
         self.train_images += len(batch["index"])
         self._sources += batch["index"].tolist()
         if self.cache is not None and "key" in batch:
@@ -197,11 +236,30 @@ class DetectorModule(ScoringModule):
         fitting.scale = self.scale_config
         if self.cache is not None and len(self._keys) == self.train_images:
             fitting.kept = KeptOrders(self.cache.store, self._keys)
+        if self._kept is not None:
+            self._cross_fit(self._kept)
         start = time.perf_counter()
         self.model.build_from(self._buffer, fitting)
         self.seconds |= fitting.seconds or {"build": time.perf_counter() - start}
         self.warm |= fitting.warm
         self.scale = fitting.measured
+
+    def _cross_fit(self, kept: FeatureBatches) -> None:
+        """Make the decision, then hand the features on to the buffer."""
+        start, config = time.perf_counter(), self.decision_config
+        bar = self.trainer.progress_bar_callback is not None
+        division = (config.folds, config.seed, bar)
+        left_out = cross_fitted(self.model, kept.batches, self._sources, *division)
+        for batch in kept.empty():
+            self._buffer.append(batch)
+        left_out.sizes = dict(self._sizes)
+        maps = (
+            anomaly_maps(grid[None], left_out.sizes[i], self.model.scoring.sigma)
+            for i, grid in left_out.grids.items()
+        )
+        self.decide(config, [torch.tensor(x) for x in left_out.scores.values()], maps)
+        self.left_out = left_out
+        self.seconds["cross_fit"] = time.perf_counter() - start
 
     def on_test_start(self) -> None:
         self.seconds.pop("score", None)
@@ -274,7 +332,7 @@ class DetectorModule(ScoringModule):
         return maps
 
     def _stepping(self) -> Callable[[Tensor], None]:
-        """What makes a step of the optimiser by a loss."""
+        """Return the function that makes a step of the optimiser by a loss."""
         optimizer: Any = self.optimizers()
 
         def step(loss: Tensor) -> None:
@@ -296,29 +354,6 @@ class DetectorModule(ScoringModule):
 
 
 @dataclass
-class KeptOrders:
-    """Coreset orders of some training images, as `patchcore.methods.detector.Kept`.
-
-    Attributes:
-        store: Where they are.
-        maps: Keys of the images' layer maps.
-    """
-
-    store: Store
-    maps: list[str]
-
-    def get(
-        self, patch: Any, sampler: Any, valid: Callable[[dict[str, Tensor]], bool]
-    ) -> dict[str, Tensor] | None:
-        """See `Kept.get`."""
-        return self.store.get(identity.order_key(self.maps, patch, sampler), valid)
-
-    def put(self, patch: Any, sampler: Any, entry: dict[str, Tensor]) -> None:
-        """See `Kept.put`."""
-        self.store.put(identity.order_key(self.maps, patch, sampler), entry)
-
-
-@dataclass
 class Member:
     """Ensemble's member once it is fitted and tested.
 
@@ -329,6 +364,7 @@ class Member:
     scale: Scale
     record: Record
     model: Detector | None = None  # where it is to be kept
+    left_out: LeftOut | None = None  # see `DetectorModule`
 
 
 class EnsembleModule(ScoringModule):
@@ -339,14 +375,30 @@ class EnsembleModule(ScoringModule):
     Args:
         members: Fitted and tested, each on the same test images.
         sigma: Standard deviation of the anomaly maps' Gaussian, in px.
+        decision: Which threshold nominal images are to give, if any.
     """
 
-    def __init__(self, members: Sequence[Member], sigma: float) -> None:
+    def __init__(
+        self, members: Sequence[Member], sigma: float, decision: DecisionConfig | None = None
+    ) -> None:
         super().__init__()
         self.members = list(members)
         self.scales = [member.scale for member in members]
         self.sigma = sigma
         self.warm = set().union(*(member.record.warm for member in self.members))
+        if decision is not None and decision.false_alarms is not None:
+            self._decide(decision)
+
+    def _decide(self, config: DecisionConfig) -> None:
+        """Make the decision from what the members say of the nominal images together."""
+        found = [member.left_out for member in self.members if member.left_out is not None]
+        sizes = found[0].sizes
+        scores = [
+            combined_scores([torch.tensor(each.scores[i]) for each in found], self.scales)
+            for i in sizes
+        ]
+        maps = (self._map([each.grids[i] for each in found], size) for i, size in sizes.items())
+        self.decide(config, scores, (each[None] for each in maps))
 
     def on_test_start(self) -> None:
         each = [member.record.seconds for member in self.members]
@@ -364,8 +416,10 @@ class EnsembleModule(ScoringModule):
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
         """See `ScoringModule.anomaly_map`."""
-        grids = [member.record.grids[index][None] for member in self.members]
-        maps = [anomaly_maps(grid, size, self.sigma)[0] for grid in grids]
+        return self._map([member.record.grids[index] for member in self.members], size)
+
+    def _map(self, grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        maps = [anomaly_maps(grid[None], size, self.sigma)[0] for grid in grids]
         return combined_maps(maps, self.scales)
 
     def sizes(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Which runs are finished, found again by what they computed and not by where they lie."""
+"""Finished runs, found again by what they computed and not by where they lie."""
 
 import contextlib
 import csv
@@ -74,7 +74,7 @@ def finished_fingerprint(folder: Path) -> str | None:
 
 
 def damage(folder: Path) -> str | None:
-    """Why the results of a finished run cannot be relied upon: a file and its fault; or None."""
+    """Reason not to rely on the results of a finished run: a file and its fault; or None."""
     for file, check in (
         ("metrics.json", _check_metrics),
         ("scores.csv", _check_scores),
@@ -153,7 +153,7 @@ def _read_fingerprint(folder: Path) -> str | None:
 def _check_metrics(folder: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     for key, value in metrics.items():
-        if key not in ("seconds", "ratio_curve", "members", "undefined"):
+        if key not in ("seconds", "ratio_curve", "members", "undefined", "defect_types"):
             _check_number(key, value)
     for key, value in metrics["seconds"].items():
         _check_number(f"seconds.{key}", value)

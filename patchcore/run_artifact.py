@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchcore import artifact
+from patchcore.artifact import save, step
+from patchcore.artifact_files import check
 from patchcore.data.sample import Split
 from patchcore.data.sets import DATA_SETS
+from patchcore.decision import Decision
 from patchcore.errors import InputError
 from patchcore.explanation import cut_crops
 from patchcore.inspector import SOURCES, Inspector
@@ -27,6 +29,7 @@ def write_artifact(
     provenance: Mapping[str, Any],
     record: Mapping[str, Any],
     precision: str,
+    decision: Decision | None = None,
 ) -> None:
     """Write the artifact of a run to its folder.
 
@@ -39,6 +42,7 @@ def write_artifact(
         provenance: What its results follow from.
         record: Contents of its metrics.json.
         precision: Of its Trainer.
+        decision: Threshold from nominal images, if one was asked for.
     """
     model: Any = models[0]
     if scales:
@@ -55,21 +59,19 @@ def write_artifact(
         },
         SOURCES: [str(sample.path.absolute()) for sample in split.train],
         "metrics": record,
-        "lineage": [
-            artifact.step("fit", images=len(split.train), fingerprint=provenance["fingerprint"])
-        ],
+        "lineage": [step("fit", images=len(split.train), fingerprint=provenance["fingerprint"])],
     }
     images = [own.image for own in config.members()]
-    inspector = Inspector(model, images, None, details, precision)
+    inspector = Inspector(model, images, decision, details, precision)
     if config.artifact.crops:
         inspector.crops = cut_crops(inspector)
-    artifact.save(inspector, folder / FOLDER, weights=config.artifact.weights)
+    save(inspector, folder / FOLDER, weights=config.artifact.weights)
 
 
 def is_whole(run: Path) -> bool:
     """Return whether the artifact in a run's folder is undamaged; warn if it is not."""
     try:
-        artifact.check(run / FOLDER)
+        check(run / FOLDER)
     except InputError as error:
         warnings.warn(f"{error}; the run is made again", stacklevel=2)
         return False
@@ -85,6 +87,6 @@ def copy_artifact(source: Path, folder: Path) -> None:
         return
     try:
         shutil.copytree(source / FOLDER, folder / FOLDER)
-        artifact.check(folder / FOLDER)
+        check(folder / FOLDER)
     except (OSError, InputError):
         shutil.rmtree(folder / FOLDER, ignore_errors=True)

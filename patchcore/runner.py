@@ -203,7 +203,7 @@ def train(
         if config.ensemble.members:
             members = fit_members(config, models, new, make, split)
             fitted = [member.model for member in members if member.model is not None]
-            module = EnsembleModule(members, config.scoring.sigma)
+            module = EnsembleModule(members, config.scoring.sigma, config.decision)
             image = config.members()[0].image
             data = AnomalyDataModule(config.data, image, config.augment, split=split)
         else:
@@ -232,7 +232,8 @@ def train(
         told = done.record()
         if keeper.wants(told, sorted(record.warm)):
             scales = [member.scale for member in members]
-            write_artifact(new, fitted, scales, config, split, provenance, told, trainer.precision)
+            more = (told, trainer.precision, module.decision)
+            write_artifact(new, fitted, scales, config, split, provenance, *more)
         trackers.track(new, done.gallery)
     return done
 
@@ -283,7 +284,7 @@ def prepare(
         network = network_digest(model, trainer.precision, trainer.strategy.root_device)
         cache = MapCache(store, network, config.cache.precision, model.backbone.channels)
     data = AnomalyDataModule(config.data, config.image, config.augment, cache, split)
-    return DetectorModule(model, cache, config.curve, scale), data
+    return DetectorModule(model, cache, config.curve, scale, config.decision), data
 
 
 def parts(config: Config) -> Parts:
@@ -312,7 +313,7 @@ def fit_members(
         record = test(trainer, module, data)
         assert module.scale is not None
         kept = None if config.artifact.keep is Keep.none else module.model
-        members.append(Member(own.backbone.name, module.scale, record, kept))
+        members.append(Member(own.backbone.name, module.scale, record, kept, module.left_out))
         del trainer, module, data
         gc.collect()  # they refer to each other; one memory at a time
     return members
@@ -343,7 +344,7 @@ def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) ->
 
 
 def described(member: Member) -> dict[str, Any]:
-    """What a run's folder tells of a member, beside the ensemble's own numbers."""
+    """Record of a member in a run's folder, beside the ensemble's own numbers."""
     kept = {key: getattr(member.record, key) for key in ("metrics", "undefined", "seconds")}
     return {"backbone": member.backbone, **kept, "scale": asdict(member.scale)}
 

@@ -64,8 +64,13 @@ def read_sealed(folder: str | Path, description: str, newest: int) -> dict[str, 
     Raises:
         InputError: Begins with the file: it is missing, damaged, of a newer format, or none.
     """
-    folder = Path(folder)
-    found = read_description(folder / description, newest)
+    found = read_description(Path(folder) / description, newest)
+    check_files(Path(folder), found)
+    return found
+
+
+def check_files(folder: Path, found: dict[str, Any]) -> None:
+    """Raise InputError unless all files of a description are there, whole and unchanged."""
     for name, expected in found["files"].items():
         path = folder / str(name)
         try:
@@ -79,7 +84,6 @@ def read_sealed(folder: str | Path, description: str, newest: int) -> dict[str, 
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
         if not same:
             raise InputError(f"{path}: is damaged: its SHA-256 is another")
-    return found
 
 
 def read_description(path: Path, newest: int) -> dict[str, Any]:
@@ -129,9 +133,9 @@ def _measured(path: Path) -> dict[str, Any]:
 
 def _check_replaceable(folder: Path, description: str) -> None:
     """Put back what a killed `write_sealed` had moved aside; refuse a folder with other things."""
-    aside = _aside(folder)
-    if not folder.exists() and aside.exists():
-        aside.rename(folder)
+    old = aside(folder)
+    if not folder.exists() and old.exists():
+        old.rename(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -150,21 +154,22 @@ def _check_replaceable(folder: Path, description: str) -> None:
 
 def _put(new: Path, folder: Path) -> None:
     """Rename `new` to `folder`; what is there is moved aside first, and removed afterwards."""
-    aside = _aside(folder)
+    old = aside(folder)
     if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
     try:
         new.rename(folder)
     except BaseException:
-        if not folder.exists() and aside.exists():
-            aside.rename(folder)
+        if not folder.exists() and old.exists():
+            old.rename(folder)
         raise
     _flush(folder.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _aside(folder: Path) -> Path:
+def aside(folder: Path) -> Path:
+    """Place where a folder's earlier contents lie while they are being replaced."""
     return folder.with_name(f".{folder.name}.previous")
 
 

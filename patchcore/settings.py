@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from patchcore.errors import InputError
 
 Effect = bool | Callable[[Mapping[str, Any]], bool]
-"""Whether a setting changes results: always, never, or depending on its siblings by name."""
+"""Effect of a setting on results: always, never, or depending on its siblings by name."""
 
 
 def setting(

@@ -1,4 +1,4 @@
-"""Which switches of Lightning's Trainer a run can have: those that use every image as it is told.
+"""Switches of Lightning's Trainer that a run can have: those that use every image as it is told.
 
 Every number is to be of all images, each as often as it was asked for, on one device. What would
 change that is refused before any work, in one line.

@@ -37,7 +37,8 @@ from cosmic_ray.plugins import get_operator, operator_names  # noqa: E402
 
 PROJECT = Path(__file__).parents[1]
 COPIED = ("patchcore", "conf", "tests", "pyproject.toml", "experiments", "README.md")
-LIBRARIES = ("torch", "torchmetrics", "scipy.ndimage", "sklearn.metrics", "pytest")
+LIBRARIES = ("torch", "torchmetrics", "torchvision", "timm", "pytorch_lightning", "hydra.main")
+LIBRARIES += ("scipy.ndimage", "scipy.stats", "sklearn.metrics", "hypothesis", "pytest")
 EQUIVALENT = ("Is_Eq", "IsNot_NotEq")  # no difference for None and enums, which `is` is used for
 
 

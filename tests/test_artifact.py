@@ -24,10 +24,12 @@ from patchcore import (
     ScoringConfig,
     Spade,
     SpadeConfig,
-    artifact,
+    artifact_files,
     load,
+    sealed,
 )
-from patchcore.artifact import check, read_description, save, step
+from patchcore.artifact import save, step
+from patchcore.artifact_files import check, read_description
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
 from patchcore.methods import METHODS
@@ -157,7 +159,7 @@ def test_it_says_what_made_it(kept: Path, fitted: Callable[[str], Any]) -> None:
     (first,) = found.details["lineage"]
     assert first["step"] == "fit" and first["time"].endswith("+00:00")
     description = read_description(kept)
-    assert description["format"] == artifact.FORMAT
+    assert description["format"] == artifact_files.FORMAT
     settings = description["members"][0]["settings"]
     assert settings["method"]["kind"] == "patchcore"
     assert settings["coreset"]["kind"] == "all"
@@ -266,7 +268,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     path = folder / "artifact.yaml"
     description = read_description(folder)
     change(description)
-    path.write_bytes(artifact._with_digest(yaml.safe_dump(description).encode()))
+    path.write_bytes(sealed._with_digest(yaml.safe_dump(description).encode()))
 
 
 @pytest.mark.parametrize(
@@ -307,7 +309,7 @@ def test_other_folders_are_no_artifacts(kept: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"run's folder: give {tmp_path}/artifact"):
         load(tmp_path)
     (tmp_path / "artifact/artifact.yaml").write_text("mean: [1, 2, 3]\n")
-    with pytest.raises(InputError, match="no artifact's"):
+    with pytest.raises(InputError, match="none of patchcore's"):
         load(tmp_path / "artifact")
     with pytest.raises(InputError, match="device: abacus"):
         load(kept, "abacus")
@@ -346,10 +348,10 @@ def test_an_artifact_is_replaced_and_nothing_else_is(
 
 
 STEPS = {
-    "tensors": (artifact, "save_file"),
-    "digest": (artifact, "_measured"),
-    "description": (artifact, "_write"),
-    "flush": (artifact, "_flush"),
+    "tensors": (artifact_files, "save_file"),
+    "digest": (sealed, "_measured"),
+    "description": (sealed, "_signed"),
+    "flush": (sealed, "_flush"),
     "rename": (Path, "rename"),
 }
 
@@ -396,7 +398,7 @@ def test_a_kill_between_two_renames_loses_nothing(
     folder.rename(tmp_path / ".model.previous")
     with pytest.raises(InputError, match=r"earlier artifact is .*/\.model\.previous: rename it"):
         load(folder)
-    with mock.patch.object(artifact, "_put", side_effect=OSError), pytest.raises(InputError):
+    with mock.patch.object(sealed, "_put", side_effect=OSError), pytest.raises(InputError):
         fitted("patchcore").save(folder, image=IMAGE)
     assert_same(load(folder), Inspector(fitted("padim"), IMAGE))
     fitted("patchcore").save(folder, image=IMAGE)

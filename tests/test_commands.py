@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from patchcore.metrics import IMAGE_KEYS, MASK_KEYS, PIXEL_KEYS
 from patchcore.patches import Mapping
 from tests import reference
 from tests.images import write_image, write_mask, write_mvtec
+from tests.processes import execute
 from tests.runs import REPOSITORY, Outcome, installed, patchcore
 from tests.runs import TINY as SIZES
 
@@ -357,11 +357,7 @@ def refused(done: Outcome, folder: Path) -> str:
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["coreset.ratoi=0.1"], "coreset.ratoi: there is no such option; did you mean ratio?"),
-        (["coreset.ratio=much"], "coreset.ratio: Value 'much' of type 'str' could not be"),
         (["coreset.ratio=2"], "coreset.ratio must be in (0, 1], got 2.0"),
-        (["coreset=gredy"], "coreset=gredy: there is no such choice; there are all, approximate,"),
-        (["coreset=random", "coreset.projection=null"], "coreset.projection: there is no such op"),
         (["layers.names=[layer9]"], "layers.names: the network has no module 'layer9'; did you"),
         (["layers.names=['7']"], "layers.names: the network has no hierarchy level 7; its levels"),
         (["backbone.name=resnet19"], "backbone.name: timm has no network 'resnet19'; did you mean"),
@@ -520,17 +516,10 @@ def test_the_wheel_holds_all_settings_and_works_anywhere(tmp_path: Path) -> None
     assert shipped == {path.relative_to(conf) for path in conf.rglob("*.yaml")}
     modules = {path.relative_to(site) for path in site.rglob("*.py")}
     assert modules >= {p.relative_to(REPOSITORY) for p in REPOSITORY.glob("patchcore/**/*.py")}
-    # Editable installs come after PYTHONPATH.
+    # Editable installs come after the program's own folder.
     program = "import patchcore.commands as c; print(c.__file__); c.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "train", "--cfg", "job", "coreset=random"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    where, *settings = done.stdout.splitlines()
+    told = execute(program, "train", "--cfg", "job", "coreset=random", folder=site)
+    where, *settings = told.splitlines()
     assert where == str(site / "patchcore/commands/__init__.py")
     assert "ratio: 0.1" in "\n".join(settings)
 

@@ -36,6 +36,7 @@ from patchcore.coreset import order as order_module
 from patchcore.coreset.order import chunk_size
 from patchcore.errors import InputError
 from patchcore.report.radius import plot_radius
+from patchcore.settings import effective
 from tests import reference
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -370,6 +371,14 @@ def test_other_samplers() -> None:
     assert random.memory.equal(features[random.indices])
     fewer = subsample(features, RandomConfig(count=7, seed=1))
     assert fewer.indices is not None and fewer.indices.equal(random.indices[:7])
+
+
+@pytest.mark.parametrize("sampler", [GreedyConfig, RandomConfig])
+def test_a_count_or_a_radius_leaves_the_ratio_without_effect(sampler: type[SizedConfig]) -> None:
+    assert effective(sampler())["ratio"] == 0.1
+    assert "ratio" not in effective(sampler(count=3))
+    if sampler is GreedyConfig:
+        assert "ratio" not in effective(GreedyConfig(radius=1.0))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -1,6 +1,7 @@
 """The programs under experiments/ that read runs or draw, on little data."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -96,3 +97,34 @@ def test_ablation_tables_pair_seeds_and_unfold_curves(
     ]
     assert "### Memory" in out and "### Stride" not in out
     assert "begun: unfinished" in out
+
+
+@pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
+@pytest.mark.parametrize("folds", [0, 3])
+def test_false_alarms_are_counted_in_every_split(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folds: int,
+) -> None:
+    study = program("false_alarms/false_alarms.py")
+    given = ["texture", "--root", tmp_path, "--weights", "none", "--fitted", 6, "--held", 3]
+    out = tmp_path / "rows.jsonl"
+    more = ["--splits", 2, "--pixels", 1, "--folds", folds, "--out", out]
+    run(study, monkeypatch, *given, *more)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["rate"] for row in rows] == [0.005, 0.01, 0.02, 0.05]
+    assert all(len(row["counts"]) == 2 and max(row["counts"]) <= 3 for row in rows)
+    assert all(0 <= row["pixel_shares"][0] <= 1 for row in rows)
+    method = "3 folds" if folds else "rows left out"
+    assert capsys.readouterr().out.count(f"| texture | {method} |") == 4
+
+
+def test_the_table_of_false_alarms_counts_splits_in_the_bands() -> None:
+    study = program("false_alarms/false_alarms.py")
+    row = {"data": "x", "method": "y", "rate": 0.05, "fitted": 852, "held": 100}
+    row |= {"counts": [0, 1, 5, 10, 11], "pixel_shares": [0.01, 0.03]}
+    cells = [cell.strip() for cell in study.line(row).strip("|").split("|")]
+    # The binomial band is 1 to 10; of the beta-binomial law it holds 97.7 %.
+    assert cells[:7] == ["x", "y", "5 %", "4.92 %", "5.40 %", "1 to 10", "60.0 %"]
+    assert (cells[7], cells[10]) == ("97.7 %", "2.00 %")

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from patchcore import (
+    BackboneConfig,
     Ensemble,
     GreedyConfig,
     InputError,
@@ -39,11 +40,13 @@ from tests.runs import patchcore
 from tests.shapes import leave_unchecked
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:backbone test_resnet has random weights"),
     # PyTorch, of convolutions' weights that lie channels last.
     pytest.mark.filterwarnings("ignore:No complete tensor found in the group"),
 ]
 SIDE = 48
 IMAGE = ImageConfig(size=SIDE, view=View.square)
+NETWORK = BackboneConfig("test_resnet", "none")  # a few layers, traced in a second
 REWEIGHTED = ScoringConfig(neighbours=2, reweight=3, top_share=0.1, sigma=2)
 
 
@@ -60,6 +63,10 @@ def pixels(count: int, seed: int = 0) -> Tensor:
 
 def nominal(count: int = 4) -> Tensor:
     return (pixels(count).permute(0, 3, 1, 2).float() / 255 - 0.45) / 0.22
+
+
+def small(layers: list[str] | None = None) -> PatchCore:
+    return PatchCore(NETWORK, LayersConfig(layers or ["1", "2"]), coreset=GreedyConfig(ratio=0.1))
 
 
 def inspector(model: Any, **more: Any) -> Inspector:
@@ -165,7 +172,7 @@ def test_onnx_has_standard_operators_alone(exported: Exported) -> None:
 
 
 def test_what_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    python = inspector(PatchCore(coreset=GreedyConfig(ratio=0.1)))
+    python = inspector(small())
     monkeypatch.setattr(FORMATS["torch"], "write", lambda program, folder: None)
     for shift, words in ((1.001, "scores differ by 1.0e-03"), (np.nan, "scores differ by inf")):
 
@@ -184,16 +191,19 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.Mo
     def refuse(program: Any, folder: Path) -> None:
         raise InputError("no counterpart of aten::such")
 
-    small = PatchCore(coreset=GreedyConfig(ratio=0.1))
     whole = ImageConfig(size=SIDE, view=View.whole)
-    python = inspector(small)
+    model = small()
+    python = inspector(model)
     cases = [
-        (inspector(Spade()), "method=spade: cannot be exported: it searches other nominal images"),
-        (Inspector(small, IMAGE, precision="16-mixed"), "trainer.precision: the model was fitted"),
-        (Inspector(small, whole), "image.view=whole gives every image a size of its own"),
+        (
+            inspector(Spade(backbone=NETWORK)),
+            "method=spade: cannot be exported: it searches other nominal images",
+        ),
+        (Inspector(model, IMAGE, precision="16-mixed"), "trainer.precision: the model was fitted"),
+        (Inspector(model, whole), "image.view=whole gives every image a size of its own"),
         (
             Inspector(
-                Ensemble([PatchCore(), PatchCore()]).fit(nominal()),
+                Ensemble([small(), small()]).fit(nominal()),
                 [IMAGE, ImageConfig(size=64, view=View.square)],
             ),
             "ensemble.members: their images are of several sizes",
@@ -217,7 +227,7 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_images_of_their_own_aspect_ratio_fix_the_size(tmp_path: Path) -> None:
     python = Inspector(
-        PatchCore(coreset=GreedyConfig(ratio=0.1)).fit(nominal()),
+        small().fit(nominal()),
         ImageConfig(size=SIDE, view=View.whole),
     )
     images = [write_image(tmp_path / f"{i}.png", size) for i, size in enumerate([(64, 48), (9, 9)])]
@@ -227,8 +237,8 @@ def test_images_of_their_own_aspect_ratio_fix_the_size(tmp_path: Path) -> None:
 
 
 def test_ensembles_and_padim_are_exported(tmp_path: Path) -> None:
-    members = [PatchCore(coreset=GreedyConfig(ratio=0.2)), PatchCore(layers=LayersConfig(["2"]))]
-    for model in (Ensemble(members), Padim(PadimConfig(channels=6))):
+    padim = Padim(PadimConfig(channels=6), NETWORK, LayersConfig(["1", "2"]))
+    for model in (Ensemble([small(), small(["2"])]), padim):
         python = inspector(model)
         export(python, tmp_path / "export", "torch")  # the second in place of the first
         found = load_export(tmp_path / "export").score(pixels(2, seed=1))
@@ -288,7 +298,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch = pytest.MonkeyPatch()
     leave_unchecked(patch)
     details = {"data": write_data(root / "data"), "metrics": {"memory_patches": 36}}
-    model = PatchCore(coreset=GreedyConfig(ratio=0.25)).fit(nominal())
+    model = small().fit(nominal())
     model.save(root / "model", image=IMAGE, details=details)
     done = patchcore("export", str(root / "model"), "--format", "torch")
     patch.undo()
@@ -334,11 +344,11 @@ def test_what_is_deployed_is_what_is_measured(kept: Path, tmp_path: Path, folder
     ("overrides", "words"),
     [
         (["data.nominl_test=x"], "data.nominl_test: there is no such option; did you mean"),
-        (["data=mvtc"], "data=mvtc: there is no such choice; there are generated"),
+        (["data=mvtc"], "data=mvtc: there is no such choice; there are btad, folder"),
         (["coreset.ratio=1"], "coreset.ratio=1: not understood: type data=NAME"),
         (["data.batch_size=many"], "data.batch_size: Value 'many'"),
         (["data.anomalous=none"], "data.anomalous: there is no folder"),
-        (["data=mvtec"], "data.root is missing|data.category is missing"),
+        (["data=mvtec", "data.root=none"], "data.root: there is no folder none"),
     ],
 )
 def test_settings_of_a_test_are_checked(kept: Path, overrides: list[str], words: str) -> None:

@@ -33,6 +33,7 @@ from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Masks, Sample, Split
 from patchcore.data.transforms import ImageConfig
+from patchcore.decision import DecisionConfig
 from patchcore.errors import InputError
 from patchcore.identity import device_class, identify, image_recipe, order_key, samples_digest
 from patchcore.index import FaissFlatConfig, TorchIndexConfig
@@ -105,6 +106,7 @@ TWO = EnsembleConfig([MemberConfig(image=ImageConfig(32, crop=32)) for _ in rang
         ({"patch": PatchConfig(mapping=Mapping.average, channels=9)},
          {"patch": PatchConfig(mapping=Mapping.average, layer_channels=9)}),
         ({"ensemble": EnsembleConfig(scale=ScaleConfig(seed=1))}, {}),
+        ({"decision": DecisionConfig(folds=3, seed=1)}, {}),
         ({"ensemble": TWO, "image": ImageConfig(300)}, {"ensemble": TWO}),
         ({"cache": CacheConfig(precision=Precision.bfloat16)}, {}),
         ({"cache": CacheConfig(enabled=True, root="/a", limit_gib=1)}, {}),
@@ -146,6 +148,7 @@ def test_settings_with_effect_make_another_run(monkeypatch: pytest.MonkeyPatch) 
         {"scoring": ScoringConfig(distance=Distance.cosine)},
         {"method": SpadeConfig(), "coreset": AllConfig(), "patch": PatchConfig()},
         {"method": PadimConfig(seed=3), "coreset": AllConfig(), "patch": PatchConfig()},
+        *({"decision": DecisionConfig(0.01, *more)} for more in ((), (5,), (10, 1))),
         {"ensemble": TWO},
         {"ensemble": replace(TWO, scale=ScaleConfig(seed=1))},
         {"cache": CacheConfig(enabled=True, precision=Precision.bfloat16)},
@@ -305,6 +308,8 @@ EVERY = {"images", "maps", "orders", "run"}
         ("index.exact", {"run"}),
         ("metrics", {"run"}),
         ("methods.ensemble", {"run"}),
+        ("methods.folds", {"run"}),
+        ("decision", {"run"}),
         ("methods.spade", {"run"}),
         ("data.synthesis", {"run"}),  # of the data set that is chosen
         ("data.layout", {"run"}),
@@ -331,7 +336,7 @@ def test_an_edited_file_makes_another_run_where_it_takes_part(
 
 def test_sources_are_those_of_the_files(tmp_path: Path) -> None:
     package = tmp_path / "patchcore"
-    shutil.copytree(Path(identity.__file__).parent, package)
+    shutil.copytree(Path(identity.__file__).parent, package, symlinks=True)  # conf is a link
     assert identity.read_sources(package) == identity.SOURCES
     (package / "report/templates/page.css").write_text("body {}")
     assert identity.read_sources(package) == identity.SOURCES

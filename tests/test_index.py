@@ -168,6 +168,22 @@ def test_a_search_that_compilers_can_follow_equals_the_naive_one(k: int) -> None
     assert ((queries[:, None] - memory[rows]).square().sum(2) == distances).all()
 
 
+@pytest.mark.parametrize("block", [3, 7, 64])
+@pytest.mark.parametrize("neighbours", [1, 4])
+def test_a_traced_search_goes_over_the_memory_in_blocks(
+    block: int, neighbours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchcore.index.exact._TRACED_ROWS", block)
+    generator = torch.Generator().manual_seed(0)
+    memory = torch.randn(22, 5, generator=generator).round(decimals=1)
+    memory[20] = memory[3]  # of equal entries the lower row comes first
+    queries = torch.cat((torch.randn(9, 5, generator=generator), memory[3:4]))
+    distances, rows = search_traced(memory, queries, neighbours)
+    expected, nearest = TorchIndex(memory).search(queries, neighbours)
+    assert torch.equal(rows, nearest)
+    assert torch.allclose(distances, expected)
+
+
 def test_small_distances_far_from_the_origin_survive_float32() -> None:
     memory = 1000 + torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
     queries = memory[:20] + 1e-3

@@ -210,7 +210,7 @@ def test_a_run_that_fails_keeps_the_earlier_artifact(root: Path, tmp_path: Path)
     assert run(root, tmp_path, "artifact=true").code == 0
     before = (tmp_path / "run/artifact/artifact.yaml").read_bytes()
     with (
-        mock.patch("patchcore.artifact.save_file", side_effect=KeyboardInterrupt),
+        mock.patch("patchcore.artifact_files.save_file", side_effect=KeyboardInterrupt),
         pytest.raises(KeyboardInterrupt),
     ):
         run(root, tmp_path, "artifact=true", "seed=1")

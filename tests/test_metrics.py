@@ -488,17 +488,21 @@ def test_a_metric_is_declared_once_with_all_that_is_told_of_it() -> None:
         *("memory_bytes", "memory_patches", "seconds", "score_seconds"),
     }
     assert {key for key, measure in METRICS.items() if measure.better == ""} == {
-        *("image_threshold", "train_images", "test_images"),
+        *("image_threshold", "train_images", "test_images", "decision_images"),
+        *("decision_threshold", "decision_rate", "decision_rate_low", "decision_rate_high"),
+        *("decision_pixel_threshold", "decision_pixel_rate"),
     }
     falling = {key for key, measure in METRICS.items() if measure.better == "low"}
     assert falling == {
         *("image_false_positives", "image_false_negatives", "errors_at_full_recall"),
         *("seconds", "score_seconds", "milliseconds_per_image", "memory_patches", "memory_bytes"),
+        *("decision_false_alarms", "decision_pixel_false_alarms"),
         *MASK_KEYS,
     }
+    shares = {"decision_false_alarms", "decision_pixel_false_alarms"}
     assert {key for key in METRICS if METRICS[key].whole} == {
-        *(falling - {"seconds", "score_seconds", "milliseconds_per_image"}),
-        *("train_images", "test_images"),
+        *(falling - shares - {"seconds", "score_seconds", "milliseconds_per_image"}),
+        *("train_images", "test_images", "decision_images"),
     }
     assert all(METRICS[key].compute for key in (*IMAGE_KEYS, *PIXEL_KEYS))
     assert {(m.unit, m.scale) for m in METRICS.values() if m.scale != 1} == {("MB", 1e-6)}

@@ -63,6 +63,16 @@ def test_any_mapping(
     compare(channels, PatchConfig(size, stride, Mapping.reference, layer_channels, out), side=5)
 
 
+@pytest.mark.parametrize("config", [PatchConfig(3), PatchConfig(3, 2, Mapping.reference, 7, 10)])
+def test_what_is_traced_is_the_same(config: PatchConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that meet in a channel are among them: 3 · 7 values are pooled to 10."""
+    channels = [5, 4, 3]
+    maps = layer_maps(channels)
+    expected = PatchFeatures(channels, config)(maps)
+    monkeypatch.setattr("patchcore.patches.traced", lambda: True)
+    assert torch.equal(PatchFeatures(channels, config)(maps), expected)
+
+
 def test_auto_maps_wide_networks_and_averages_narrow_ones() -> None:
     assert PatchFeatures([512, 1024], PatchConfig()).dimension == 1024
     assert PatchFeatures([128, 256], PatchConfig()).dimension == 384

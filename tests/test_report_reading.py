@@ -54,6 +54,8 @@ WRONG: dict[str, Any] = {
     "curve of ratio 0": {"ratio_curve": [{"ratio": 0, "image_auroc": 0.5}]},
     "members as a mapping": {"members": {"a": 1}},
     "member's metrics": {"members": [{"metrics": {"image_auroc": 7}}]},
+    "types as a list": {"defect_types": [1]},
+    "types of numbers": {"defect_types": {"hole": 0.5}},
     "warm as a word": {"warm": "extract"},
     "400 digits": {"x": 10**400},
     "markup as a name": {"<script>": 1.0},

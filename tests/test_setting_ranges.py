@@ -7,6 +7,7 @@ import pytest
 
 from patchcore.commands.settings_help import options
 from patchcore.coreset import SAMPLERS
+from patchcore.decision import DecisionConfig
 from patchcore.errors import InputError
 from patchcore.index import INDEXES
 from patchcore.patches import PatchConfig
@@ -16,6 +17,7 @@ from patchcore.settings import allowed_range, check_ranges, setting
 GROUPS = [
     *(("coreset", config) for config in SAMPLERS.values()),
     *(("index", config) for config in INDEXES.values()),
+    ("decision", DecisionConfig),
     ("patch", PatchConfig),
     ("scoring", ScoringConfig),
 ]

@@ -25,7 +25,7 @@ from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
 from patchcore.export import FORMATS
 from patchcore.export.graph import traced_graph
-from patchcore.export.parity import compared
+from patchcore.export.parity import SCORE_LIMIT, compared
 from patchcore.inspector import Inspector, normalised
 from patchcore.metrics import ImageMetrics
 
@@ -87,10 +87,8 @@ def measured(
     scores = torch.from_numpy(np.concatenate([score for score, _ in python]))
     metric.update(scores, torch.tensor([sample.label for sample in test]))
     values = metric.compute()
-    # The F1-optimal threshold is one image's own score: halfway to the next lower one.
-    optimal = torch.tensor(values["image_threshold"], dtype=scores.dtype)
-    below = scores[scores < optimal]
-    threshold = float((optimal + below.max()) / 2) if len(below) else float(optimal)
+    # The F1-optimal threshold is one image's own score, which rounding would flip.
+    threshold = float(values["image_threshold"]) * (1 - SCORE_LIMIT / 2)
     yield {
         "runtime": "PyTorch",
         "images a second": speed(inspector.score, pixels[0], repeats),
@@ -124,6 +122,7 @@ def main() -> None:
     parser.add_argument(
         "--networks", nargs="+", default=["embedded", "resnet18", "densenet201", "vit_tiny"]
     )
+    parser.add_argument("--scorings", nargs="+", default=[*SCORINGS], choices=[*SCORINGS])
     parser.add_argument("--ratios", nargs=2, type=float, default=[0.01, 0.1])
     parser.add_argument("--train", type=int, help="training images; all by default")
     parser.add_argument("--test", type=int, help="test images; all by default")
@@ -147,8 +146,8 @@ def main() -> None:
         patches = whole.members[0].memory_patches
         for ratio in (low, high):
             kept = max(1, round(patches * ratio / high))
-            for scoring, config in SCORINGS.items():
-                inspector = smaller(whole, kept, config)
+            for scoring in options.scorings:
+                inspector = smaller(whole, kept, SCORINGS[scoring])
                 for row in measured(inspector, test, options.threads, options.repeats):
                     described = {
                         "network": name,

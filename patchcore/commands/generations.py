@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
-"""Whether Hydra is 1.4 or later."""
+"""True with Hydra 1.4 or later."""
 
 VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
 """Argument of `hydra.main` and of `hydra.initialize…`, which Hydra 1.4 deprecates."""

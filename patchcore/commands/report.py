@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _default(folder: Path) -> Path:
-    """Where a report goes unless told otherwise.
+    """Folder that a report goes to unless told otherwise.
 
     Raises:
         InputError: A link there leads elsewhere.

@@ -24,7 +24,7 @@ from patchcore.keeping import FOLDER, holders, numerically
 from patchcore.runfolder import METRICS, InUseError, unfinished
 
 ERROR_FILE = "error.txt"
-"""In the folder of a point that failed: why, and for anything but bad input the traceback."""
+"""File in the folder of a point that failed: why, and for anything but bad input the traceback."""
 _NAME = "PATCHCORE_MULTIRUN"  # environment variable that names the multirun to its jobs
 _LAUNCHERS = {"joblib", "submitit", "ray", "concurrent"}  # whose errors mean that a job died
 

@@ -1,4 +1,4 @@
-"""Which classes settings may name: `_target_` in files, and what Hydra itself would call.
+"""Classes that settings may name: `_target_` in files, and what Hydra itself would call.
 
 The command line is the user's own word and may name any class. So may the presets of this package.
 A settings file from elsewhere (`--config-dir`, `--config-path`, `hydra.searchpath`) may name no
@@ -33,7 +33,7 @@ HYDRA_KEYS = {
     *("launcher", "mode", "output_subdir", "run", "searchpath", "sweep", "sweeper", "verbose"),
     *("job.chdir", "job.name"),
 }
-"""What files from elsewhere may set of Hydra; the rest can load or call other code."""
+"""Settings of Hydra that files from elsewhere may make; others can load or call other code."""
 CONCLUSION = "patchcore.commands.sweep.Conclusion"
 RESOLVERS = {
     *("hydra", "now", "oc.env", "oc.select", "oc.deprecated"),

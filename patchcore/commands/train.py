@@ -88,7 +88,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _kept(folder: Path) -> str:
-    """What is left after an interruption of a run, and how to go on."""
+    """Sentence on what is left after an interruption of a run, and how to go on."""
     left = (
         f"the earlier results in {folder} are as they were" if (folder / METRICS).is_file() else ""
     )

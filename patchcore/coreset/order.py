@@ -214,7 +214,7 @@ class Space:
 
 
 class Start(Enum):
-    """Where the greedy order begins."""
+    """Start of the greedy order."""
 
     random = "random"  # a seeded random patch
     mean = "mean"  # the patch farthest from the mean

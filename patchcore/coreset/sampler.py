@@ -29,9 +29,9 @@ class CoresetConfig(Settings):
     GROUP: ClassVar[str] = "coreset"
 
     nested: ClassVar[bool] = False
-    """Whether the memory of every ratio begins with those of the smaller ratios."""
+    """True if the memory of every ratio begins with those of the smaller ratios."""
     ordered: ClassVar[bool] = False
-    """Whether a `Coreset.order` is made, which is worth storing and can be continued."""
+    """True if a `Coreset.order` is made, which is worth storing and can be continued."""
 
     def sample(
         self,

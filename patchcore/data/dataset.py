@@ -92,7 +92,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return batch
 
     def _items(self, items: list[int], normalise: bool) -> list[dict[str, Any]]:
-        """On as many threads as PyTorch uses; augmentation keeps its random state for one."""
+        """Load items on PyTorch's number of threads; on one with augmentation, for its state."""
         with ThreadPoolExecutor(1 if self.augmented else torch.get_num_threads()) as threads:
             return list(threads.map(lambda item: self._item(item, normalise), items))
 
@@ -163,7 +163,7 @@ def _is_prepared(entry: dict[str, torch.Tensor]) -> bool:
 
 
 class EpochSampler(Sampler[int]):
-    """In order, and numbered on from epoch to epoch, so that augmentation differs."""
+    """Indices in order, numbered on from epoch to epoch, so that augmentation differs."""
 
     def __init__(self, length: int) -> None:
         self.length = length

@@ -39,7 +39,7 @@ Member = TypeVar("Member", tarfile.TarInfo, zipfile.ZipInfo)
 
 @dataclass(frozen=True)
 class Fetched:
-    """What `fetch` leaves."""
+    """Outcome of `fetch`."""
 
     folder: Path
     sha256: str | None  # of the archive; None if the folder was there already
@@ -229,7 +229,7 @@ def _stopped(url: str, what: str) -> InputError:
 
 
 def _validator(response: HTTPResponse) -> str | None:
-    """What If-Range takes: a strong ETag, else the time of the last change."""
+    """Value for If-Range: a strong ETag, else the time of the last change."""
     tag = response.headers.get("ETag")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
 

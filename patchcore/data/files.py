@@ -201,7 +201,7 @@ class Files:
 def _entries(
     folder: Path, unreadable: bool = False
 ) -> Iterator[tuple[Path, os.stat_result | None]]:
-    """What a folder holds besides junk, sorted by name, and what links there lead to.
+    """Content of a folder besides junk, sorted by name, and what links there lead to.
 
     With `unreadable`, an image that cannot be looked at comes with None; else it is an error.
     """

@@ -226,7 +226,7 @@ class _Match:
 
 
 def _names(folder: Path) -> list[Path]:
-    """What masks of the nominal images in a folder may lie in: a folder named like it."""
+    """Folders that may hold masks of a folder's nominal images: one named like it."""
     return [Path(name) for name in sorted({folder.name, *NOMINAL})]
 
 

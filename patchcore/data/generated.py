@@ -33,7 +33,7 @@ SUBTLE = 0.2  # strength of the least visible defects, as a share of the plaines
 
 
 class GeneratedCategory(Enum):
-    """What is drawn: a woven fabric, or a steel wheel with screws."""
+    """Subject that is drawn: a woven fabric, or a steel wheel with screws."""
 
     texture = "texture"
     object = "object"
@@ -71,7 +71,7 @@ class GeneratedConfig(DataConfig):
     )
 
     def folder(self) -> Path:
-        """Where the images of these settings are, or will be."""
+        """Folder where the images of these settings are, or will be."""
         settings = {
             "version": VERSION,
             "category": self.category.name,

@@ -17,7 +17,7 @@ from patchcore.errors import InputError, printable
 ENDINGS = ("_mask", "-mask", "_masks", "_gt", "-gt", "_groundtruth", "_ground_truth")
 FOLDERS = frozenset({"gt", "groundtruth", "ground_truth", "mask", "masks"})
 NOMINAL = frozenset({"good", "ok", "normal", "nominal", "non_defective"})
-"""What folders of nominal images are called by one data set or another, in lower case."""
+"""Names of folders of nominal images in one data set or another, in lower case."""
 PROBED = 3  # files that are opened to see what a folder holds
 
 
@@ -140,7 +140,7 @@ def find_category(root: Path, category: str, layout: str) -> Path:
 
 
 def no_category(root: Path, category: str, there: Iterable[str], layout: str) -> InputError:
-    """What to tell about a category that is not among those that are there."""
+    """Error about a category that is not among those that are there."""
     there = list(there)
     names = ", ".join(there)
     message = f"data.category: {root} has no category {category!r}; " + (

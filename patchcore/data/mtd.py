@@ -43,7 +43,7 @@ REPEATED = (
 
 
 class MTDSplit(Enum):
-    """How defect-free images are divided into training and test images."""
+    """Division of the defect-free images into training and test images."""
 
     random = "random"
     grouped = "grouped"

@@ -1,4 +1,4 @@
-"""What every data set has in common: its samples, its split and the settings of its loader."""
+"""Parts that all data sets have: samples, their split and the settings of the loader."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -93,7 +93,7 @@ class Split:
             self.snapshot.check()
 
     def __str__(self) -> str:
-        """How many images there are of each kind."""
+        """Number of images of each kind."""
         anomalous = [sample for sample in self.test if sample.label]
         kinds = ", ".join(sorted({sample.defect_type for sample in anomalous}))
         masks = sum(sample.mask is not None for sample in anomalous)

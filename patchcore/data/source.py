@@ -1,4 +1,4 @@
-"""Where a data set can be had: its owners' page, its licence and its archives."""
+"""Sources of data sets: their owners' pages, licences and archives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from, whole or by category."""
+    """Source of a data set, whole or by category."""
 
     page: str
     licence: str

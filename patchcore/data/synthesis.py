@@ -203,7 +203,7 @@ def _put_screw(
 
 
 def _expose(rng: np.random.Generator, picture: Array, light: float) -> NDArray[np.uint8]:
-    """What a camera makes of it: exposure, uneven light, colour balance, noise."""
+    """Take the picture as a camera does: exposure, uneven light, colour balance, noise."""
     size = len(picture)
     x, y = _grid(size)
     way = rng.uniform(0, 2 * pi)

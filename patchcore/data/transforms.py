@@ -1,4 +1,4 @@
-"""From a decoded image and its mask to network input, both moved in step.
+"""Transforms of a decoded image and its mask to network input, both moved in step.
 
 No region of a mask is lost on the way without being counted.
 """
@@ -101,7 +101,7 @@ def resize_regions(
 def follow_regions(
     mask: NDArray[np.bool_], size: tuple[int, int], crop: tuple[slice, slice]
 ) -> Regions:
-    """What becomes of a mask's regions when it is resized to `size` (H', W') and cropped."""
+    """Follow a mask's regions through a resize to `size` (H', W') and a crop."""
     resized, areas = resize_regions(mask, size)
     count = len(areas)
     if not count:
@@ -275,7 +275,7 @@ class ImageConfig(Settings):
         return slice(top, top + self.crop), slice(left, left + self.crop)
 
     def follow(self, mask: Mask) -> Regions:
-        """What becomes of the regions of a mask (H, W), without augmentation."""
+        """Follow the regions of a mask (H, W), without augmentation."""
         height, width = self.resized(*mask.shape)
         rows, columns = self.kept(height, width)
         if height * width <= LARGEST:
@@ -324,7 +324,7 @@ def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) 
 
 
 def build_normalisation(image: ImageConfig) -> Normalisation:
-    """From pixels (H, W, 3) uint8 to the network's input (3, H, W) float32."""
+    """Return the map from pixels (H, W, 3) uint8 to the network's input (3, H, W) float32."""
     return partial(_normalise, *offset_and_scale(image))
 
 

@@ -156,7 +156,11 @@ class OpenVinoFormat(Format):
 
 
 class TorchFormat(Format):
-    """PyTorch's own programs, as `torch.export.save` writes them."""
+    """PyTorch's own programs, as `torch.export.save` writes them.
+
+    PyTorch unpickles parts of such a file, so that a forged one can run code: unlike the other
+    formats it is to be opened only where its origin is trusted.
+    """
 
     name = "torch"
     file = "model.pt2"

@@ -34,7 +34,7 @@ class IndexConfig(Settings):
     GROUP: ClassVar[str] = "index"
 
     exact: ClassVar[bool] = True
-    """Whether the nearest patches and their distances are found, up to rounding."""
+    """True if the nearest patches and their distances are found, up to rounding."""
 
     def build(self, memory: Float[Tensor, "memory channels"]) -> "Index":
         """Return the back end over a memory."""

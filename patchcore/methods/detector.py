@@ -310,7 +310,7 @@ class Detector(Method):
     def score_prefixes(
         self, features: Any, size: tuple[int, int], patches: Sequence[int]
     ) -> list[Prediction]:
-        """As `score` with the first n patches of the memory alone, for each n of `patches`."""
+        """Return `score` with the first n patches of the memory alone, for each n of `patches`."""
         raise NotImplementedError(f"{type(self).__name__} has no nested memory")
 
     def settings(self) -> dict[str, Any]:

@@ -267,7 +267,7 @@ class PatchCore(Detector):
     def score_prefixes(
         self, features: Tensor, size: tuple[int, int], patches: Sequence[int]
     ) -> list[Prediction]:
-        """As `score` with the first n patches of the memory alone, for each n of `patches`.
+        """Return `score` with the first n patches of the memory alone, for each n of `patches`.
 
         They ascend. The memory of a larger coreset begins with that of a smaller, so these are the
         predictions of as many models, for little more than the search in the largest.
@@ -292,7 +292,7 @@ class PatchCore(Detector):
         memory: Tensor,
         search: Search,
     ) -> Prediction:
-        """From distances and rows (B·h·w, k) of the nearest in `memory` to scores and maps."""
+        """Return scores and maps from distances and rows (B·h·w, k) of the nearest in `memory`."""
         patches = features.flatten(1, 2)  # (B, h·w, D)
         squared, rows = found
         score, scores = score_images(patches, squared, rows, memory, search, self.scoring)

@@ -21,7 +21,7 @@ from patchcore.settings import Settings, setting
 
 @dataclass
 class ScaleConfig(Settings):
-    """How the scale of an ensemble's member is measured."""
+    """Settings of the measurement of a member's scale."""
 
     GROUP: ClassVar[str] = "ensemble.scale"
 

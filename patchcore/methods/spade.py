@@ -31,7 +31,7 @@ _CPU_IMAGES = 8  # neighbours at a time, where the processor's cache is the boun
 
 
 class Storage(Enum):
-    """How the nominal images' maps are kept."""
+    """Number format in which the nominal images' maps are kept."""
 
     float32 = "float32"
     float16 = "float16"  # half the memory; maps are rounded to 11 bits, test images' too
@@ -130,7 +130,7 @@ class Spade(Detector):
 
     @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """From layer maps [(B, C, h, w), …]: the pyramid's, then the deepest one averaged.
+        """Return the pyramid of layer maps [(B, C, h, w), …], then the deepest one averaged.
 
         [(B, h, w, C), …] in the dtype of the storage, and (B, 1, 1, C) in float32.
         """
@@ -274,7 +274,7 @@ class Spade(Detector):
 
 
 class PyramidBuffer:
-    """What `Spade.features` gives, gathered part by part.
+    """Results of `Spade.features`, gathered part by part.
 
     Args:
         images: As in `FeatureBuffer`.

@@ -77,7 +77,7 @@ class Stateful(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """For `copy` and `pickle`."""
+        """Return the state for `copy` and `pickle`."""
         return {**self.__dict__, **dict.fromkeys(self.made_again)}
 
 

@@ -28,8 +28,8 @@ class Measure:
 
     Attributes:
         title: Name for people, with the unit where there is one.
-        of: Where its value comes from: a sweep over `images` or `pixels`, the counts of `masks`, or
-            the `run` itself.
+        of: Where its value comes from: a sweep over `images` or `pixels`, counts of `masks`, the
+            threshold of a `decision`, or the `run` itself.
         compute: For images and pixels: its value from the sweep and AUPRO's limit of the
             false-positive rate. It is called only where an anomalous score exists, and nominal ones
             if it needs them.
@@ -91,6 +91,16 @@ def count(
     return Measure(title, of, compute, better=better, whole=True, low=0, objective=objective)
 
 
+def false_rate(title: str) -> Measure:
+    """Declare a rate of false alarms at the threshold from nominal images."""
+    return Measure(title, "decision", better="low", low=0, high=1, decimals=4)
+
+
+def promise(title: str, high: float = 1.0) -> Measure:
+    """Declare what is told of the threshold from nominal images before any test; never ranked."""
+    return Measure(title, "decision", better="", high=high, decimals=4)
+
+
 def duration(title: str, unit: str, objective: bool = False, cost: bool = False) -> Measure:
     """Declare a time that the run took."""
     return Measure(title, better="low", low=0, unit=unit, objective=objective, cost=cost)
@@ -101,7 +111,10 @@ METRICS = {
     "image_ap": rate("image AP", "images", lambda counts, _: average_precision(counts)),
     "image_f1": rate("image F1", "images", lambda counts, _: f1_score(counts), objective=False),
     "image_threshold": Measure(
-        "image threshold", "images", lambda counts, _: f1_threshold(counts), better=""
+        "oracle image threshold (best F1 of the test)",
+        "images",
+        lambda counts, _: f1_threshold(counts),
+        better="",
     ),
     "pixel_auroc": rate("pixel AUROC", "pixels", lambda counts, _: auroc(counts), True, main=True),
     "pixel_ap": rate("pixel AP", "pixels", lambda counts, _: average_precision(counts)),
@@ -113,6 +126,20 @@ METRICS = {
     "errors_at_full_recall": count(
         "errors at full recall", "images", lambda counts, _: errors_at_full_recall(counts)
     ),
+    # With `decision.false_alarms`: patchcore.decision explains and computes them.
+    "decision_threshold": promise("image threshold from nominal images", high=math.inf),
+    "decision_rate": promise("guaranteed false-alarm rate"),
+    "decision_rate_low": promise("its 95 % interval, lower end"),
+    "decision_rate_high": promise("its 95 % interval, upper end"),
+    "decision_recall": rate("recall at the nominal threshold", "decision", objective=False),
+    "decision_false_alarms": false_rate("false-alarm rate at the nominal threshold"),
+    "decision_pixel_threshold": promise("pixel threshold from nominal images", high=math.inf),
+    "decision_pixel_rate": promise("guaranteed share of a nominal image's pixels"),
+    "decision_pixel_recall": rate(
+        "pixel recall at the nominal threshold", "decision", objective=False
+    ),
+    "decision_pixel_false_alarms": false_rate("share of nominal pixels at the nominal threshold"),
+    "decision_images": count("nominal images behind the threshold", "decision", better=""),
     # all stages together; metrics.json has a mapping of the stages
     "seconds": duration("seconds", "s", objective=True, cost=True),
     "score_seconds": duration("seconds of scoring", "s", objective=True),

@@ -14,7 +14,7 @@ from pathlib import Path
 from patchcore.metrics import METRICS
 
 CATEGORIES = {"mvtec": 15, "mstc": 12}
-"""How many the paper averages over, by choice of the group data."""
+"""Number of categories that the paper averages over, by choice of the group data."""
 NAMES = {"seconds_per_image": "milliseconds_per_image"}
 """Our names of metrics, where they differ from the files'."""
 AVERAGE = "average_"

@@ -177,7 +177,7 @@ def outline(style: int, x: float, y: float) -> str:
 
 
 def _apart(values: Sequence[float], place: Callable[[float], float], least: float) -> list[float]:
-    """Those of rising `values` whose labels do not run into each other."""
+    """Values, of rising `values`, whose labels do not run into each other."""
     kept: list[float] = []
     for value in values:
         if not kept or abs(place(value) - place(kept[-1])) >= least:

@@ -9,7 +9,7 @@ from patchcore.metrics import METRICS, Measure, told
 
 ROUNDING = 1e-6
 """Room for rates that were summed in floating point."""
-STRUCTURES = {"seconds", "undefined", "ratio_curve", "members", "warm"}
+STRUCTURES = {"seconds", "undefined", "ratio_curve", "members", "warm", "defect_types"}
 """Keys of metrics.json that hold more than one number."""
 
 
@@ -39,6 +39,9 @@ def problems(record: dict[str, Any]) -> Iterator[str]:
     warm = record.get("warm", [])
     if not isinstance(warm, list) or not all(isinstance(x, str) for x in warm):
         yield "warm must be a list of stages"
+    types = record.get("defect_types", {})
+    if not isinstance(types, dict) or not all(isinstance(x, dict) for x in types.values()):
+        yield "defect_types must be a mapping of mappings"
     for name in ("ratio_curve", "members"):
         rows = record.get(name, [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

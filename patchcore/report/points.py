@@ -73,7 +73,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """As the overrides that would start it."""
+        """Overrides that would start it."""
         return ", ".join(f"{key}={show(value)}" for key, value in self.settings.items()) or "all"
 
     @property

@@ -86,6 +86,21 @@ class Run:
         """(N,) 0 nominal, 1 anomalous."""
         return np.array([sample.label for sample in self.samples])
 
+    @property
+    def defect_types(self) -> dict[str, dict[str, float]]:
+        """Images and recall of each type of defect, {type: {images, recall}}, at the threshold from
+        nominal images; empty without one.
+        """
+        threshold = self.metrics.get("decision_threshold")
+        called: dict[str, list[bool]] = {}
+        for sample, score in zip(self.samples, self.scores, strict=True):
+            if sample.label and threshold is not None:
+                called.setdefault(sample.defect_type, []).append(score >= threshold)
+        return {
+            kind: {"images": len(each), "recall": sum(each) / len(each)}
+            for kind, each in sorted(called.items())
+        }
+
     def record(self) -> dict[str, Any]:
         """Return the content of metrics.json: undefined metrics are null, with reasons beside them.
 
@@ -93,6 +108,8 @@ class Run:
         """
         record: dict[str, Any] = _numbers(self.metrics)
         record["seconds"] = dict(self.seconds)
+        if types := self.defect_types:
+            record["defect_types"] = types
         if self.ratio_curve:
             record["ratio_curve"] = [_numbers(row) for row in self.ratio_curve]
         if self.members:
@@ -105,7 +122,7 @@ class Run:
         """The metrics as a table for a terminal."""
         lines = []
         for key, value in self.record().items():
-            if key in ("undefined", "ratio_curve", "members", "seconds"):
+            if key in STRUCTURES:
                 continue
             if value is None:
                 text = f"undefined: {self.undefined.get(key, '')}"
@@ -114,6 +131,9 @@ class Run:
             lines.append(f"{key:24} {text}")
         for key, value in self.seconds.items():
             lines.append(f"{f'seconds.{key}':24} {value:.4f}")
+        for kind, found in self.defect_types.items():
+            text = f"{found['recall']:.4f} of {found['images']:,} images"
+            lines.append(f"{f'recall.{kind}':24} {text}")
         for number, member in enumerate(self.members, 1):
             auroc = f"image_auroc {member['metrics']['image_auroc']:.4f}"
             lines.append(f"{f'member {number}':24} {auroc}, {member['backbone']}")
@@ -125,7 +145,7 @@ class Run:
 
     @staticmethod
     def thinned(x: Tensor, y: Tensor, most: int = 500) -> list[list[float]]:
-        """At most `most` points of a curve, ends included."""
+        """Thin a curve to `most` points at most, ends included."""
         keep = torch.linspace(0, len(x) - 1, min(most, len(x))).round().long()
         return torch.stack([x[keep], y[keep]], 1).tolist()
 

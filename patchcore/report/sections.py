@@ -188,7 +188,7 @@ def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
 
 
 def _paper(table: Table) -> list[Block]:
-    """Ours beside what the paper states."""
+    """Section of the runs' numbers beside those that the paper states."""
     body = []
     for point in table.points:
         for metric in table.paper_metrics:
@@ -212,7 +212,7 @@ def _paper(table: Table) -> list[Block]:
 
 
 def _categories(table: Table) -> list[Block]:
-    """For each metric: points × categories, and the class average."""
+    """Table of points × categories for each metric, with the class average."""
     blocks: list[Block] = []
     for names in table.category_sets:
         points = [point for point in table.points if point.categories == names]

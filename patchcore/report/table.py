@@ -171,7 +171,7 @@ class Table:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Those that some run has a value of, the field's own first."""
+        """Metrics that some run has a value of, the field's own first."""
         found = dict.fromkeys(
             key
             for run in self.runs
@@ -200,7 +200,7 @@ class Table:
 
     @cached_property
     def paper_metrics(self) -> list[str]:
-        """Those of which some run states the paper's value."""
+        """Metrics of which some run states the paper's value."""
         keys = [key.removeprefix(AVERAGE) for run in self.runs for key in run.paper]
         return list(dict.fromkeys(keys))
 

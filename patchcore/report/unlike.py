@@ -70,7 +70,7 @@ def _point(run: RunFolder) -> str:
 
 
 def _versions(runs: Sequence[RunFolder]) -> dict[RunFolder, int]:
-    """How often the images have changed since each run under the same settings of the data; 0 for
+    """Number of changes of the images since each run under the same settings of the data; 0 for
     the newest, and where a folder does not tell which images it saw."""
     seen: dict[str, dict[str, float]] = defaultdict(dict)  # {cell: {digest: last written}}
     for run in runs:

@@ -1,0 +1,92 @@
+"""Files of an artifact: see `patchcore.artifact` for what they hold, `patchcore.sealed` for how."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from patchcore import sealed
+from patchcore.errors import InputError
+from patchcore.keeping import DESCRIPTION
+
+FORMAT = 1
+
+
+def write_folder(
+    folder: Path, description: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]
+) -> None:
+    """Write an artifact, all at once; one that is there already is replaced when this is complete.
+
+    Args:
+        folder: Made with its parents.
+        description: Content of artifact.yaml, to which `format` and `files` are added.
+        tensors: Content of each other file, {file: {name: tensor}}.
+
+    Raises:
+        InputError: The description holds no plain values, or the folder something else; or it
+            cannot be written.
+    """
+
+    def write(new: Path) -> dict[str, Any]:
+        for name, content in tensors.items():
+            save_file(content, new / name)
+        return {"format": FORMAT, **description}
+
+    try:
+        sealed.write_sealed(folder, DESCRIPTION, write)
+    except SafetensorError as error:
+        raise InputError(f"{folder}: the artifact cannot be written ({error})") from error
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the contents of artifact.yaml, once they are known to be undamaged.
+
+    Raises:
+        InputError: Begins with the file: it is missing, damaged, of a newer format, or none.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).exists():
+        raise InputError(f"{folder}: is no artifact, for {_advice(folder)}")
+    return sealed.read_description(folder / DESCRIPTION, FORMAT)
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Return the contents of artifact.yaml, once all files are known to be undamaged.
+
+    Raises:
+        InputError: See `patchcore.artifact.load`.
+    """
+    description = read_description(folder)
+    sealed.check_files(Path(folder), description)
+    return description
+
+
+def read_tensors(folder: Path, name: str, description: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file, of the very bytes that its digest is of."""
+    path = folder / name
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != description["files"][name]["sha256"]:
+            raise InputError(f"{path}: is damaged: its SHA-256 is another")
+        return load_tensors(data)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except SafetensorError as error:
+        raise InputError(f"{path}: holds no tensors ({error})") from error
+
+
+def _advice(folder: Path) -> str:
+    """Reason why a folder is no artifact, and a place where one may be."""
+    aside = sealed.aside(folder.absolute())
+    if aside.is_dir():
+        return f"a save was killed; the earlier artifact is {aside}: rename it"
+    if (folder / "artifact" / DESCRIPTION).is_file():
+        return f"it is a run's folder: give {folder / 'artifact'}"
+    if not folder.is_dir():
+        return "there is no such folder"
+    return f"it has no {DESCRIPTION}: give a folder that save or artifact=true has made"

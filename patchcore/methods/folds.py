@@ -1,0 +1,149 @@
+"""Scores of nominal training images by models that have not seen them: cross-fitting.
+
+The images are divided into K folds, and those of a fold are scored by the method fitted to all
+others. It is right for every method that makes its memory from features alone. Such a fit has
+(K − 1) / K of the images, so that scores come out a little too high: more folds, less so. A coreset
+keeps as many patches as that of all images, for distances depend on its size more than on theirs.
+
+Leaving an image's own rows out of one memory would be quicker, but scores come out far too high: a
+greedy coreset keeps no second patch near a row, so that taking the row out leaves a hole which had
+been filled if the image had never been there. experiments/false_alarms/ measures both.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from tqdm import tqdm
+
+from patchcore.coreset import SizedConfig
+from patchcore.errors import InputError
+from patchcore.methods.detector import Detector
+from patchcore.methods.patchcore import PatchCore
+
+
+@dataclass
+class LeftOut:
+    """Scores of nominal images by models that have not seen them.
+
+    Attributes:
+        scores: {number of the image: anomaly score}.
+        grids: {number of the image: patch scores (h, w), on the CPU}.
+        sizes: {number of the image: its size (H, W)}, for maps; empty where nobody has told.
+    """
+
+    scores: dict[int, float] = field(default_factory=dict)
+    grids: dict[int, Tensor] = field(default_factory=dict)
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+class FeatureBatches:
+    """Features of nominal images as they come, batch by batch, to fit to again and again.
+
+    Args:
+        images: How many will come; on an accelerator they stay only where all have room, and with
+            them the features of a fit and its work space.
+    """
+
+    def __init__(self, images: int) -> None:
+        self.batches: list[Any] = []
+        self._images = images
+        self._host = False
+
+    def append(self, features: Any) -> None:
+        """Add what a method's `features` gave for a batch."""
+        tensors = tree_leaves(features)
+        device = tensors[0].device
+        if not self.batches and device.type == "cuda":
+            size = sum(x.nbytes for x in tensors) // len(tensors[0]) * self._images
+            self._host = 4 * size > torch.cuda.mem_get_info(device)[0]
+        self.batches.append(tree_map(lambda x: x.cpu(), features) if self._host else features)
+
+    def empty(self) -> Iterator[Any]:
+        """Yield the batches in their order, and forget them."""
+        self.batches.reverse()
+        while self.batches:
+            yield self.batches.pop()
+
+
+def folds_of(images: Sequence[int], folds: int, seed: int) -> dict[int, int]:
+    """Fold of each image by its number, at random; folds are equally large up to one image."""
+    numbers = sorted(set(images))
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed)).tolist()
+    return {numbers[place]: rank % folds for rank, place in enumerate(order)}
+
+
+@torch.inference_mode()
+def cross_fitted(
+    model: Detector,
+    batches: Sequence[Any],
+    images: Sequence[int],
+    folds: int,
+    seed: int = 0,
+    progress: bool = False,
+) -> LeftOut:
+    """Score nominal images, each by the method fitted without the images of its fold.
+
+    Args:
+        model: The method. It stays as it is: copies are fitted, which share its network.
+        batches: What its `features` gave, batch by batch; every tensor begins with the batch.
+        images: Numbers of the images in these batches, in their order. Copies of one share its
+            number and its fold; the first is scored.
+        folds: How many folds; at most one an image.
+        seed: Of the division.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        InputError: There are fewer than two images, or a fit without a fold is not possible.
+    """
+    if len(set(images)) < 2:
+        raise InputError(
+            "decision.false_alarms needs at least two training images, each to be scored by a "
+            "model without it: give more, or set it to null"
+        )
+    fold = folds_of(images, min(folds, len(set(images))), seed)
+    first = {number: place for place, number in reversed(list(enumerate(images)))}
+    found = LeftOut()
+    for out in tqdm(sorted(set(fold.values())), "Folds", disable=not progress):
+        kept = [fold[number] != out for number in images]
+        fitted = unfitted(model, sum(kept) / len(kept))
+        buffer = fitted.buffer(sum(kept))
+        for _, part in _parts(batches, kept):
+            buffer.append(part)
+        fitted.build_from(buffer)
+        scored = [fold[n] == out and first[n] == place for place, n in enumerate(images)]
+        for places, part in _parts(batches, scored):
+            part = tree_map(lambda x: x.to(model.device), part)
+            prediction = fitted.score(part, (1, 1))
+            numbers = [images[place] for place in places]
+            found.scores.update(zip(numbers, prediction.score.tolist(), strict=True))
+            found.grids.update(zip(numbers, prediction.patch_score.cpu(), strict=True))
+    return found
+
+
+def unfitted(model: Detector, share: float) -> Detector:
+    """Return a copy for a share of the images, with the same network.
+
+    A coreset's ratio is raised so that it keeps as many patches of them as the model does of all.
+    """
+    copied: Detector = copy.deepcopy(model, {id(model.backbone): model.backbone})
+    if isinstance(copied, PatchCore) and isinstance(copied.coreset_config, SizedConfig):
+        ratio = min(1.0, copied.coreset_config.ratio / share * (1 + 1e-9))  # no patch fewer
+        copied.coreset_config = replace(copied.coreset_config, ratio=ratio)
+    return copied
+
+
+def _parts(batches: Sequence[Any], wanted: Sequence[bool]) -> Iterator[tuple[list[int], Any]]:
+    """Images that are wanted, batch by batch: their places among all, and their features."""
+    start = 0
+    for batch in batches:
+        length = len(tree_leaves(batch)[0])
+        chosen = [i for i in range(length) if wanted[start + i]]
+        if chosen:
+            rows = torch.tensor(chosen)
+            yield [start + i for i in chosen], tree_map(lambda x, r=rows: x[r.to(x.device)], batch)
+        start += length
