@@ -130,7 +130,7 @@ def test_a_model_inspects_elsewhere_without_data_or_network(tmp_path: Path) -> N
 
 
 def test_predict_explains_by_the_artifact_alone(tmp_path: Path) -> None:
-    """With crops inside, findings stand beside nominal patches of images that are gone."""
+    """Findings stand beside nominal patches of images that are gone."""
     write_mvtec(tmp_path / "data", (40, 36))
     options = ("artifact=true", "artifact.weights=true", "artifact.crops=true")
     done = run(tmp_path / "data", tmp_path, *options)

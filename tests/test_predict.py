@@ -27,6 +27,7 @@ from patchcore.data.named import named_images
 from patchcore.data.synthesis import draw_texture
 from patchcore.data.transforms import ImageConfig, build_preparation
 from patchcore.data.view import View
+from patchcore.decision import Decision
 from patchcore.explanation import Crops, cell_at, cut, cut_crops
 from patchcore.export import export, load_model
 from patchcore.inspection import Broken, Inspection, Region, Thresholds, find_regions, predict
@@ -207,16 +208,15 @@ def test_a_score_that_is_no_number_is_refused(model: PatchCore, parts: Path) -> 
 
 
 def test_the_models_own_decision_is_used(model: PatchCore, parts: Path) -> None:
-    decision = SimpleNamespace(
-        threshold=0.0, pixel_threshold=1e9, p_value=lambda score: torch.full_like(score, 0.25)
-    )
+    nominal = torch.tensor([0.1, 0.2, 1e6], dtype=torch.float64)  # one of three scores as high
+    decision = Decision(0.75, nominal, pixel_threshold=1e9, pixel_rate=0.0, folds=3)
     (found,) = predict(Inspector(model, IMAGE, decision), [parts / "0.png"])
     assert isinstance(found, Inspection)
-    assert (found.p_value, found.anomalous, found.regions) == (0.25, True, [])
+    assert (found.p_value, found.anomalous, found.regions) == (0.5, True, [])
     other = Thresholds(image=1e9)
     (found,) = predict(Inspector(model, IMAGE, decision), [parts / "0.png"], thresholds=other)
     assert isinstance(found, Inspection)
-    assert (found.p_value, found.anomalous, found.regions) == (0.25, False, [])
+    assert (found.p_value, found.anomalous, found.regions) == (0.5, False, [])
     (found,) = predict(Inspector(model, IMAGE), [parts / "0.png"])
     assert isinstance(found, Inspection)
     assert (found.p_value, found.anomalous, found.regions) == (None, None, None)
@@ -559,7 +559,9 @@ def spoil(folder: Path, way: int, number: int) -> Path:
         case 8:
             header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 20_000, 8, 0, 0, 0, 0)
             size = struct.pack(">I", len(header) - 4)  # 600 megapixels, it says
-            path.write_bytes(data[:8] + size + header + struct.pack(">I", zlib.crc32(header)))
+            check = struct.pack(">I", zlib.crc32(header))
+            pixels = struct.pack(">I", 8) + b"IDAT" + bytes(12)
+            path.write_bytes(b"\x89PNG\r\n\x1a\n" + size + header + check + pixels)
         case 9:
             path.write_bytes(data[:8] + bytes(20) + data[8:])  # no header
     return path

@@ -81,7 +81,7 @@ def inspector(tmp_path_factory: pytest.TempPathFactory) -> Inspector:
 
 @pytest.fixture(scope="module")
 def expected(inspector: Inspector, tmp_path_factory: pytest.TempPathFactory) -> list[Inspection]:
-    """What `predict` says of the good and the stained image."""
+    """Results of `predict` for the good and the stained image."""
     folder = tmp_path_factory.mktemp("parts")
     paths = [folder / "good.png", folder / "stained.png"]
     for path, data in zip(paths, (GOOD, STAINED), strict=True):
