@@ -8,6 +8,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from PIL import Image
 import patchcore as package
 from patchcore import AllConfig, GreedyConfig, InputError, Inspector, Padim, PatchCore, inspection
 from patchcore.artifact import save
+from patchcore.commands import predict as command
 from patchcore.data.images import read_image
 from patchcore.data.named import named_images
 from patchcore.data.synthesis import draw_texture
@@ -619,6 +621,27 @@ def test_mistakes_are_told_in_a_line(
     done = patchcore("predict", str(artifact), str(parts / "0.png"), *arguments)
     assert done.code == 1
     assert done.err.splitlines()[-1].startswith(f"error: {words}")
+
+
+def test_a_reader_that_has_had_enough_ends_it_without_a_word(
+    artifact: Path, parts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def fileno(self) -> int:
+            return spare
+
+    spare = os.open(tmp_path / "spare", os.O_CREAT | os.O_WRONLY)
+    try:
+        with redirect_stdout(Closed()), pytest.raises(SystemExit) as end:
+            command.main([str(artifact), str(parts), "--threshold=1e9"])
+        assert os.path.samestat(os.fstat(spare), os.stat(os.devnull))
+    finally:
+        os.close(spare)
+    assert end.value.code == 1
+    assert capfd.readouterr().err == ""
 
 
 def test_pictures_do_not_become_images(artifact: Path, parts: Path) -> None:
