@@ -1,4 +1,4 @@
-"""Explanation of an anomalous region: the nominal patch most like it, and its picture."""
+"""Explanation of a finding: the nominal patch that is most like it, with its image and picture."""
 
 import io
 from collections.abc import Collection, Mapping, Sequence

@@ -129,7 +129,7 @@ class Thresholds:
         return cls(float(decision.threshold), float(decision.pixel_threshold))
 
     def over(self, other: "Thresholds") -> "Thresholds":
-        """Thresholds of this object where they are not None; elsewhere those of `other`."""
+        """Return these where they are not None, and elsewhere those of `other`."""
         return Thresholds(
             other.image if self.image is None else self.image,
             other.pixel if self.pixel is None else self.pixel,

@@ -130,7 +130,7 @@ def test_a_model_inspects_elsewhere_without_data_or_network(tmp_path: Path) -> N
 
 
 def test_predict_explains_by_the_artifact_alone(tmp_path: Path) -> None:
-    """Crops inside let findings stand beside nominal patches of images that are gone."""
+    """Findings stand beside nominal patches of images that are gone."""
     write_mvtec(tmp_path / "data", (40, 36))
     options = ("artifact=true", "artifact.weights=true", "artifact.crops=true")
     done = run(tmp_path / "data", tmp_path, *options)
@@ -374,4 +374,4 @@ def test_who_keeps_what() -> None:
 def test_config_yaml_says_what_was_asked(root: Path, tmp_path: Path) -> None:
     assert run(root, tmp_path, "artifact=best").code == 0
     settings = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert settings["artifact"] == {"keep": "best", "weights": False}
+    assert settings["artifact"] == {"keep": "best", "weights": False, "crops": False}

@@ -4,8 +4,11 @@ import csv
 import io
 import json
 import os
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +23,13 @@ from PIL import Image
 import patchcore as package
 from patchcore import AllConfig, GreedyConfig, InputError, Inspector, Padim, PatchCore, inspection
 from patchcore.artifact import save
+from patchcore.commands import predict as command
 from patchcore.data.images import read_image
 from patchcore.data.named import named_images
 from patchcore.data.synthesis import draw_texture
 from patchcore.data.transforms import ImageConfig, build_preparation
 from patchcore.data.view import View
+from patchcore.decision import Decision
 from patchcore.explanation import Crops, cell_at, cut, cut_crops
 from patchcore.export import export, load_model
 from patchcore.inspection import Broken, Inspection, Region, Thresholds, find_regions, predict
@@ -205,16 +210,15 @@ def test_a_score_that_is_no_number_is_refused(model: PatchCore, parts: Path) -> 
 
 
 def test_the_models_own_decision_is_used(model: PatchCore, parts: Path) -> None:
-    decision = SimpleNamespace(
-        threshold=0.0, pixel_threshold=1e9, p_value=lambda score: torch.full_like(score, 0.25)
-    )
+    nominal = torch.tensor([0.1, 0.2, 1e6], dtype=torch.float64)  # one of three scores as high
+    decision = Decision(0.75, nominal, pixel_threshold=1e9, pixel_rate=0.0, folds=3)
     (found,) = predict(Inspector(model, IMAGE, decision), [parts / "0.png"])
     assert isinstance(found, Inspection)
-    assert (found.p_value, found.anomalous, found.regions) == (0.25, True, [])
+    assert (found.p_value, found.anomalous, found.regions) == (0.5, True, [])
     other = Thresholds(image=1e9)
     (found,) = predict(Inspector(model, IMAGE, decision), [parts / "0.png"], thresholds=other)
     assert isinstance(found, Inspection)
-    assert (found.p_value, found.anomalous, found.regions) == (0.25, False, [])
+    assert (found.p_value, found.anomalous, found.regions) == (0.5, False, [])
     (found,) = predict(Inspector(model, IMAGE), [parts / "0.png"])
     assert isinstance(found, Inspection)
     assert (found.p_value, found.anomalous, found.regions) == (None, None, None)
@@ -555,7 +559,11 @@ def spoil(folder: Path, way: int, number: int) -> Path:
         case 7:
             Image.fromarray(np.full((9, 9), np.nan, np.float32)).save(path, "TIFF")
         case 8:
-            Image.new("1", (30_000, 20_000)).save(path, "PNG")  # 600 megapixels
+            header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 20_000, 8, 0, 0, 0, 0)
+            size = struct.pack(">I", len(header) - 4)  # 600 megapixels, it says
+            check = struct.pack(">I", zlib.crc32(header))
+            pixels = struct.pack(">I", 8) + b"IDAT" + bytes(12)
+            path.write_bytes(b"\x89PNG\r\n\x1a\n" + size + header + check + pixels)
         case 9:
             path.write_bytes(data[:8] + bytes(20) + data[8:])  # no header
     return path
@@ -576,6 +584,7 @@ def test_twenty_broken_files_of_two_hundred_are_named(
     *reports, last = done.err.splitlines()
     assert last == "180 inspected, 0 anomalous; 20 could not be inspected"
     assert len(reports) == 20
+    assert sum("600 megapixels; at most 500 are decoded" in report for report in reports) == 2
     named = {report.removeprefix("not inspected: ").partition(": ")[0] for report in reports}
     assert named == {str(path) for path in broken}
     assert all(len(report.rpartition(": ")[2]) > 10 for report in reports)
@@ -612,6 +621,27 @@ def test_mistakes_are_told_in_a_line(
     done = patchcore("predict", str(artifact), str(parts / "0.png"), *arguments)
     assert done.code == 1
     assert done.err.splitlines()[-1].startswith(f"error: {words}")
+
+
+def test_a_reader_that_has_had_enough_ends_it_without_a_word(
+    artifact: Path, parts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def fileno(self) -> int:
+            return spare
+
+    spare = os.open(tmp_path / "spare", os.O_CREAT | os.O_WRONLY)
+    try:
+        with redirect_stdout(Closed()), pytest.raises(SystemExit) as end:
+            command.main([str(artifact), str(parts), "--threshold=1e9"])
+        assert os.path.samestat(os.fstat(spare), os.stat(os.devnull))
+    finally:
+        os.close(spare)
+    assert end.value.code == 1
+    assert capfd.readouterr().err == ""
 
 
 def test_pictures_do_not_become_images(artifact: Path, parts: Path) -> None:

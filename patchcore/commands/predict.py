@@ -73,8 +73,12 @@ def main(arguments: list[str] | None = None) -> None:
         workers=options.workers,
         stop=options.on_error == "stop",
     )
-    with _output(options.output) as file:
-        counts = _write(results, WRITERS[options.format](file), _bar(paths, options.output))
+    try:
+        with _output(options.output) as file:
+            counts = _write(results, WRITERS[options.format](file), _bar(paths, options.output))
+    except BrokenPipeError:  # whoever read the results, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     print(counts.sentence(), file=sys.stderr)
     sys.exit(counts.code())
 

@@ -224,7 +224,7 @@ def _page(service: Service) -> str:
 
 
 def _told(reason: str, path: Path) -> str:
-    """Reason why an image is refused, without its path here or what only its owner could set."""
+    """Reason of a refusal, without the path here and what only the server's owner could set."""
     words = reason.removeprefix(f"{path}: ").replace(str(path), "the image")
     return words.partition(". Raise image.limit")[0]
 
