@@ -83,10 +83,9 @@ class ScoringModule(pl.LightningModule):
 
     @abstractmethod
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
-        """Scores (B,) and maps (B, H, W), with the metrics they count in; the record's come last.
+        """Metrics, the scores (B,) and maps (B, H, W) for them, and pixels that count (None: all).
 
-        Further the pixels (B, H, W) that count, None for all. There are several where a method is
-        tested with parts of its memory too.
+        There are several where a method is tested with parts of its memory too; the record's last.
         """
 
     @abstractmethod
@@ -232,9 +231,7 @@ class DetectorModule(ScoringModule):
         self._sources += batch["index"].tolist()
         if self.cache is not None and "key" in batch:
             keys = [self.cache.key(image, len(batch["key"])) for image in batch["key"]]
-            if inside is not None:  # an order is of the patches that count
-                keys = [identity.counted_key(key, x) for key, x in zip(keys, inside, strict=True)]
-            self._keys += keys
+            self._keys += keys if inside is None else map(identity.counted_key, keys, inside)
 
     def on_train_end(self) -> None:
         self.seconds["extract"] = time.perf_counter() - self._started
@@ -291,9 +288,7 @@ class DetectorModule(ScoringModule):
         grids = found[-1].patch_score.cpu()
         self.record.grids.update(zip(batch["index"].tolist(), grids, strict=True))
         pairs = [*map(self._metrics_of, self._patches)]
-        counts = None
-        if "inside" in batch:
-            counts = cell_pixels(~grids.isnan(), (height, width))
+        counts = cell_pixels(~grids.isnan(), (height, width)) if "inside" in batch else None
         return [(pair, x.score, x.map, counts) for pair, x in zip(pairs, found, strict=True)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
@@ -421,11 +416,8 @@ class EnsembleModule(ScoringModule):
         each = [torch.tensor([member.record.scores[i] for i in index]) for member in self.members]
         maps = torch.stack([self.anomaly_map(i, (height, width)) for i in index])  # (B, H, W)
         pair = (self.image_metrics, self.pixel_metrics)
-        counts = None
-        if "inside" in batch:
-            size = (height, width)
-            each_grids = ([m.record.grids[i][None] for m in self.members] for i in index)
-            counts = torch.cat([counted_pixels(grids, size) for grids in each_grids])
+        grids = [torch.stack([member.record.grids[i] for i in index]) for member in self.members]
+        counts = counted_pixels(grids, (height, width)) if "inside" in batch else None
         return [(pair, combined_scores(each, self.scales), maps, counts)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
@@ -433,9 +425,8 @@ class EnsembleModule(ScoringModule):
         return self._map([member.record.grids[index] for member in self.members], size)
 
     def _map(self, grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        each = [grid[None] for grid in grids]
-        maps = [anomaly_maps(grid, size, self.sigma) for grid in each]
-        return combined_maps(maps, self.scales, counted_pixels(each, size))[0]
+        maps = [anomaly_maps(grid[None], size, self.sigma)[0] for grid in grids]
+        return combined_maps(maps, self.scales, counted_pixels(grids, size))
 
     def sizes(self) -> dict[str, float]:
         """See `ScoringModule.sizes`; the memories of all members are taken together."""
@@ -447,12 +438,6 @@ class EnsembleModule(ScoringModule):
             "memory_used": sum(x["memory_used"] * x["memory_patches"] for x in each) / rows,
             "train_images": each[0]["train_images"],
         }
-
-
-def network_digest(model: Detector, precision: str, device: torch.device) -> str:
-    """Return a digest of all that a batch's layer maps follow from besides the images."""
-    backbone = model.backbone
-    return identity.network_digest(backbone.network, backbone.layers, precision, device)
 
 
 @rank_zero_only

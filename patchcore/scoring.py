@@ -193,11 +193,11 @@ def cell_of(length: int, cells: int) -> Int64[Tensor, " pixels"]:
 
 
 def cell_pixels(
-    counts: Bool[Tensor, "images h w"], size: tuple[int, int]
-) -> Bool[Tensor, "images height width"]:
+    counts: Bool[Tensor, "*images h w"], size: tuple[int, int]
+) -> Bool[Tensor, "*images height width"]:
     """Pixels that lie in the cells that count."""
-    rows, columns = cell_of(size[0], counts.shape[1]), cell_of(size[1], counts.shape[2])
-    return counts[:, rows][:, :, columns]
+    rows, columns = cell_of(size[0], counts.shape[-2]), cell_of(size[1], counts.shape[-1])
+    return counts[..., rows, :][..., columns]
 
 
 def anomaly_maps(

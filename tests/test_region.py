@@ -236,7 +236,7 @@ def test_spade_looks_only_at_pixels_that_count() -> None:
 
 
 def test_pixel_metrics_leave_out_what_does_not_count() -> None:
-    """As if the images had been cropped."""
+    """The metrics are those of images that are cropped."""
     generator = torch.Generator().manual_seed(0)
     maps = torch.rand(4, 8, 8, generator=generator)
     masks = torch.zeros(4, 8, 8, dtype=torch.bool)

@@ -275,7 +275,7 @@ class ImageConfig(Settings):
         return slice(top, top + self.crop), slice(left, left + self.crop)
 
     def seen(self, region: Mask) -> Mask:
-        """What the network's input shows of a region (H, W): (h, w), the nearest pixels."""
+        """Return what the network's input shows of a region (H, W): (h, w), the nearest pixels."""
         resized = self.resized(*region.shape)
         kept = self.kept(*resized)
         rows, columns = (

@@ -53,7 +53,7 @@ class FeatureBuffer:
 
     @property
     def counts(self) -> list[int]:
-        """How many patches each image has that was gathered since `take`."""
+        """Numbers of patches of the images that were gathered since `take`."""
         return [len(places) for places in self.places]
 
     def take(self) -> Tensor:

@@ -234,7 +234,7 @@ class Detector(Method):
         """Return the features of a batch from the backbone's layer maps [(B, C, h, w), …]."""
 
     def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Any:
-        """As `features`; only what lies inside counts, in fitting and in scores.
+        """Return `features` of which only those count that lie inside, in fitting and in scores.
 
         Args:
             maps: As for `features`.

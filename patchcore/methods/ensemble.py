@@ -33,7 +33,7 @@ def combined_maps(
 
 
 def counted_pixels(grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Pixels (B, H, W) that count with all members, by their patch scores [(B, h, w), …]."""
+    """Pixels (…, H, W) that count with all members, by their patch scores [(…, h, w), …]."""
     return torch.stack([cell_pixels(~grid.isnan(), size) for grid in grids]).all(0)
 
 

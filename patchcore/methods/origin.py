@@ -33,7 +33,7 @@ def patch_origins(
 
 
 def position_origins(rows: Tensor, images: Tensor, grid: tuple[int, int]) -> Tensor:
-    """As `patch_origins` of a memory that holds whole images of one grid: (…, 3) int32.
+    """Return `patch_origins` of a memory that holds whole images of one grid: (…, 3) int32.
 
     Args:
         rows: (…) image · h·w + position.
