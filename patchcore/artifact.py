@@ -23,7 +23,7 @@ and what a method has learnt. `weights.safetensors` holds the network as far as 
 was asked for (`weights_1.safetensors`, … for the members of an ensemble); otherwise `load` finds
 the weights as a run does (`backbone.weights`), and compares their digest. `decision.safetensors`
 holds the decision's nominal scores, `crops.safetensors` small pictures of the memory's patches, if
-they were asked for.
+they were asked for, `region.safetensors` the pixels of an image that count, if not all do.
 
 Every byte is covered by a digest, so that no damaged artifact gives an answer. Nothing is pickled.
 The digests are against accidents: whoever can write to the folder can change them, too.
@@ -62,6 +62,7 @@ from patchcore.scoring import ScoringConfig
 from patchcore.settings import plain
 
 MODEL, DECISION = "model.safetensors", "decision.safetensors"
+REGION = "region.safetensors"
 _REGISTRIES: dict[str, Mapping[str, type]] = {
     "method": METHODS,
     "coreset": SAMPLERS,
@@ -119,6 +120,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
         crops = None
         if CROPS in description["files"]:
             crops = Crops.of_tensors(**read_tensors(folder, CROPS, description))
+        region = None
+        if REGION in description["files"]:
+            region = read_tensors(folder, REGION, description)["region"].numpy()
         details = {key: description[key] for key in description if key not in _MADE}
         precision = str(description["precision"])
     except InputError:
@@ -129,7 +133,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: is not understood ({type(error).__name__}: {reason})") from error
-    inspector = Inspector(model.to(place), images, decision, details, precision)
+    inspector = Inspector(model.to(place), images, decision, details, precision, region)
     inspector.crops = crops
     return inspector
 
@@ -172,6 +176,8 @@ def _described(
     decision = inspector.decision
     if decision is not None:
         tensors[DECISION] = _packed({"scores": decision.scores})
+    if inspector.region is not None:
+        tensors[REGION] = _packed({"region": torch.from_numpy(inspector.region)})
     made: dict[str, Any] = {
         "members": described,
         "scale": plain(model.config) if isinstance(model, Ensemble) else None,

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from patchcore import identity
 from patchcore.digests import tensors_digest
 from patchcore.errors import InputError
 from patchcore.identity import maps_key, order_key
@@ -246,6 +247,12 @@ class Store:
         if not self._broken:
             warnings.warn(f"the cache {self.root} is not used: {error}", stacklevel=3)
         self._broken = True
+
+
+def network_digest(model: Any, precision: str, device: torch.device) -> str:
+    """Return a digest of all that a batch's layer maps of a detector follow from besides images."""
+    backbone = model.backbone
+    return identity.network_digest(backbone.network, backbone.layers, precision, device)
 
 
 class MapCache:

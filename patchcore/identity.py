@@ -162,8 +162,8 @@ def image_recipe(image: Any) -> list[Any]:
     return [size, source_digest([f"{PACKAGE}.data.dataset"]), versions(IMAGE_LIBRARIES)]
 
 
-def image_key(recipe: list[Any], contents: tuple[str, str | None]) -> str:
-    """Return the cache key of decoded pixels and their mask by the digests of their files."""
+def image_key(recipe: list[Any], contents: tuple[str | None, ...]) -> str:
+    """Return the cache key of decoded pixels, mask and region by the digests of their files."""
     return f"images/{digest(recipe, *contents)}"
 
 
@@ -203,6 +203,11 @@ def maps_key(network: str, kept_as: Any, image: str, batch: int) -> str:
     maps do not depend on its neighbours.
     """
     return f"maps/{digest(network, kept_as, image, batch)}"
+
+
+def counted_key(maps: str, inside: torch.Tensor) -> str:
+    """Return a key for those patches of an image's layer maps that count, by `inside` (H, W)."""
+    return f"{maps}/{tensors_digest([('inside', inside)])}"
 
 
 def order_key(maps: Sequence[str], patch: Any, sampler: Any) -> str:

@@ -145,6 +145,8 @@ class Inspector(Preparing):
         details: What else is known of the model, as plain values. `data`, `metrics`, `lineage` and
             `versions` are those of artifact.yaml; see `patchcore.artifact`.
         precision: Of the Trainer that the model was fitted by; scores follow from it.
+        region: (H, W) pixels of every image that count, True; None: all do. All images have that
+            size then.
 
     Attributes:
         crops: Pictures of the memory's patches, if they were kept: `explanation.cut_crops`.
@@ -160,6 +162,7 @@ class Inspector(Preparing):
         decision: Any = None,
         details: Mapping[str, Any] | None = None,
         precision: str = "32-true",
+        region: NDArray[np.bool_] | None = None,
     ) -> None:
         self.model = model.eval()
         members = self.members
@@ -174,6 +177,12 @@ class Inspector(Preparing):
         super().__init__(each, decision, details)
         self.precision = precision
         self.crops: Crops | None = None
+        self.region = region
+        self._inside = [
+            torch.from_numpy(image.seen(region)).to(self.device)
+            for image in self.images
+            if region is not None
+        ]
 
     @property
     def members(self) -> list[Detector]:
@@ -188,11 +197,22 @@ class Inspector(Preparing):
         """Device of the model."""
         return self.members[0].device
 
+    def prepare(self, pixels: Pixels) -> Pixels | tuple[Pixels, ...]:
+        """See `Preparing.prepare`. Raises InputError too if the region is of another size."""
+        if self.region is not None and pixels.shape[:2] != self.region.shape:
+            (height, width), (tall, wide) = pixels.shape[:2], self.region.shape
+            raise InputError(
+                f"data.region: the model's region is of images of {wide}×{tall} pixels, this one "
+                f"has {width}×{height}"
+            )
+        return super().prepare(pixels)
+
     def embed(self, batch: Tensor | Sequence[Tensor]) -> list[Any]:
         """Features of prepared images, as `score` takes them, for each member."""
         with self._autocast():
-            pairs = zip(self.members, self._inputs(batch), strict=True)
-            return [member.embed(images) for member, images in pairs]
+            inputs = self._inputs(batch)
+            each = zip(self.members, inputs, self._counted(len(inputs[0])), strict=True)
+            return [member.embed(images, inside) for member, images, inside in each]
 
     @torch.inference_mode()
     def score(self, batch: Tensor | Sequence[Tensor]) -> Prediction:
@@ -203,9 +223,19 @@ class Inspector(Preparing):
         """
         inputs = self._inputs(batch)
         with self._autocast():
-            found = self.model(inputs if isinstance(self.model, Ensemble) else inputs[0])
+            if isinstance(self.model, Ensemble):
+                counted = self._counted(len(inputs[0])) if self._inside else None
+                found = self.model(inputs, counted)
+            else:
+                found = self.model(inputs[0], self._counted(len(inputs[0]))[0])
         assert isinstance(found, Prediction)
         return found
+
+    def _counted(self, images: int) -> list[Any]:
+        """Pixels (B, h, w) that count of each member's input; None where all do."""
+        if not self._inside:
+            return [None] * len(self.members)
+        return [inside.expand(images, -1, -1) for inside in self._inside]
 
     def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST.get(self.precision)

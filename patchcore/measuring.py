@@ -17,8 +17,10 @@ from patchcore.data.transforms import AugmentConfig, ImageConfig
 from patchcore.errors import InputError
 from patchcore.export import ExportedModel
 from patchcore.inspector import Inspector
+from patchcore.methods.detector import Prediction
 from patchcore.module import Batch, Pair, ScoringModule
 from patchcore.report.run import Run
+from patchcore.scoring import cell_pixels
 from patchcore.settings import plain
 
 AS_KEPT = ("memory_patches", "memory_bytes", "train_images")
@@ -39,12 +41,22 @@ class InspectorModule(ScoringModule):
         self.inspector = inspector
         self.decision = inspector.decision  # whose verdicts a test counts
 
-    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor]]:
+    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """See `ScoringModule.predictions`."""
         pixels = batch["image"].round().byte().permute(0, 2, 3, 1)  # (B, 3, h, w) → (B, h, w, 3)
         found = self.inspector.score(pixels)
         pair = (self.image_metrics, self.pixel_metrics)
-        return [(pair, found.score.cpu(), found.map.cpu())]
+        counts = None
+        known = isinstance(self.inspector, Inspector) and self.inspector.region is not None
+        if known and isinstance(found, Prediction):
+            height, width = found.map.shape[1:]
+            counts = cell_pixels(~found.patch_score.isnan().cpu(), (height, width))
+        elif "inside" in batch:
+            raise InputError(
+                "data.region: the model was kept without a region, so all of an image counts: "
+                "leave data.region and data.regions out"
+            )
+        return [(pair, found.score.cpu(), found.map.cpu(), counts)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
         """Raise NotImplementedError: no picture is drawn of such a test, so no map is kept."""

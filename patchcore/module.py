@@ -22,11 +22,11 @@ from patchcore.cache import KeptOrders, MapCache
 from patchcore.decision import Decision, DecisionConfig, DecisionCounts, decide
 from patchcore.errors import InputError
 from patchcore.methods.detector import Detector, Fitting
-from patchcore.methods.ensemble import combined_maps, combined_scores
+from patchcore.methods.ensemble import combined_maps, combined_scores, counted_pixels
 from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.metrics import ImageMetrics, MaskCounts, PixelMetrics
-from patchcore.scoring import anomaly_maps
+from patchcore.scoring import anomaly_maps, cell_pixels
 
 Batch = dict[str, Any]
 """See `patchcore.data.dataset.collate`."""
@@ -82,10 +82,10 @@ class ScoringModule(pl.LightningModule):
         self.warm: set[str] = set()
 
     @abstractmethod
-    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor]]:
-        """Scores (B,) and maps (B, H, W), with the metrics they count in; the record's come last.
+    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
+        """Metrics, the scores (B,) and maps (B, H, W) for them, and pixels that count (None: all).
 
-        There are several where a method is tested with parts of its memory too.
+        There are several where a method is tested with parts of its memory too; the record's last.
         """
 
     @abstractmethod
@@ -108,11 +108,12 @@ class ScoringModule(pl.LightningModule):
         self._started = time.perf_counter()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        for (image, pixel), scores, maps in self.predictions(batch):
+        for (image, pixel), scores, maps, counts in self.predictions(batch):
             image.update(scores, batch["label"])
-            pixel.update(maps, batch["mask"], batch["has_mask"])
+            pixel.update(maps, batch["mask"], batch["has_mask"], counts)
         if self._verdicts:
-            self._verdicts.update(scores, maps, *(batch[x] for x in ("label", "mask", "has_mask")))
+            mask = batch["mask"] if counts is None else batch["mask"] & counts.to(batch["mask"])
+            self._verdicts.update(scores, maps, batch["label"], mask, batch["has_mask"])
         self.mask_counts.update(batch["label"], batch["regions"])
         self.record.scores.update(zip(batch["index"].tolist(), scores.tolist(), strict=True))
 
@@ -220,15 +221,17 @@ class DetectorModule(ScoringModule):
         self._started = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
+        inside = batch.get("inside")
         gathered = self._buffer if self._kept is None else self._kept
-        gathered.append(self.model.learn(self._maps("extract", batch), self._step))
+        gathered.append(self.model.learn(self._maps("extract", batch), self._step, inside))
         if self._kept is not None:
             height, width = batch["mask"].shape[-2:]
             self._sizes |= dict.fromkeys(batch["index"].tolist(), (height, width))
         self.train_images += len(batch["index"])
         self._sources += batch["index"].tolist()
         if self.cache is not None and "key" in batch:
-            self._keys += [self.cache.key(image, len(batch["key"])) for image in batch["key"]]
+            keys = [self.cache.key(image, len(batch["key"])) for image in batch["key"]]
+            self._keys += keys if inside is None else map(identity.counted_key, keys, inside)
 
     def on_train_end(self) -> None:
         self.seconds["extract"] = time.perf_counter() - self._started
@@ -272,20 +275,21 @@ class DetectorModule(ScoringModule):
         self._used = [torch.zeros(n, dtype=torch.bool, device=self.device) for n in counted]
         super().on_test_start()
 
-    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor]]:
+    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """See `ScoringModule.predictions`."""
         height, width = batch["mask"].shape[-2:]
-        features = self.model.features(self._maps("score", batch))
+        features = self.model.of_maps(self._maps("score", batch), batch.get("inside"))
         if self.smaller:
             found = self.model.score_prefixes(features, (height, width), self._patches)
         else:
             found = [self.model.score(features, (height, width))]
         for used, prediction in zip(self._used, found, strict=False):  # none, or one for each
-            used[prediction.nearest.flatten()] = True
+            used[prediction.nearest[~prediction.patch_score.isnan()]] = True
         grids = found[-1].patch_score.cpu()
         self.record.grids.update(zip(batch["index"].tolist(), grids, strict=True))
         pairs = [*map(self._metrics_of, self._patches)]
-        return [(pair, x.score, x.map) for pair, x in zip(pairs, found, strict=True)]
+        counts = cell_pixels(~grids.isnan(), (height, width)) if "inside" in batch else None
+        return [(pair, x.score, x.map, counts) for pair, x in zip(pairs, found, strict=True)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
         """See `ScoringModule.anomaly_map`."""
@@ -405,14 +409,16 @@ class EnsembleModule(ScoringModule):
         self.seconds = {kind: sum(seconds[kind] for seconds in each) for kind in each[0]}
         super().on_test_start()
 
-    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor]]:
+    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """See `ScoringModule.predictions`."""
         index = batch["index"].tolist()
         height, width = batch["mask"].shape[-2:]
         each = [torch.tensor([member.record.scores[i] for i in index]) for member in self.members]
         maps = torch.stack([self.anomaly_map(i, (height, width)) for i in index])  # (B, H, W)
         pair = (self.image_metrics, self.pixel_metrics)
-        return [(pair, combined_scores(each, self.scales), maps)]
+        grids = [torch.stack([member.record.grids[i] for i in index]) for member in self.members]
+        counts = counted_pixels(grids, (height, width)) if "inside" in batch else None
+        return [(pair, combined_scores(each, self.scales), maps, counts)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
         """See `ScoringModule.anomaly_map`."""
@@ -420,7 +426,7 @@ class EnsembleModule(ScoringModule):
 
     def _map(self, grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         maps = [anomaly_maps(grid[None], size, self.sigma)[0] for grid in grids]
-        return combined_maps(maps, self.scales)
+        return combined_maps(maps, self.scales, counted_pixels(grids, size))
 
     def sizes(self) -> dict[str, float]:
         """See `ScoringModule.sizes`; the memories of all members are taken together."""
@@ -432,12 +438,6 @@ class EnsembleModule(ScoringModule):
             "memory_used": sum(x["memory_used"] * x["memory_patches"] for x in each) / rows,
             "train_images": each[0]["train_images"],
         }
-
-
-def network_digest(model: Detector, precision: str, device: torch.device) -> str:
-    """Return a digest of all that a batch's layer maps follow from besides the images."""
-    backbone = model.backbone
-    return identity.network_digest(backbone.network, backbone.layers, precision, device)
 
 
 @rank_zero_only

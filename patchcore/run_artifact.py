@@ -8,6 +8,7 @@ from typing import Any
 
 from patchcore.artifact import save, step
 from patchcore.artifact_files import check
+from patchcore.data.images import read_truth
 from patchcore.data.sample import Split
 from patchcore.data.sets import DATA_SETS
 from patchcore.decision import Decision
@@ -62,7 +63,9 @@ def write_artifact(
         "lineage": [step("fit", images=len(split.train), fingerprint=provenance["fingerprint"])],
     }
     images = [own.image for own in config.members()]
-    inspector = Inspector(model, images, decision, details, precision)
+    shared = None if config.data.region is None else split.train[0].region
+    region = None if shared is None else read_truth(shared)
+    inspector = Inspector(model, images, decision, details, precision, region)
     if config.artifact.crops:
         inspector.crops = cut_crops(inspector)
     save(inspector, folder / FOLDER, weights=config.artifact.weights)

@@ -22,7 +22,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from patchcore.cache import MapCache
+from patchcore.cache import MapCache, network_digest
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Sample, Split
@@ -38,7 +38,6 @@ from patchcore.module import (
     Member,
     Record,
     ScoringModule,
-    network_digest,
 )
 from patchcore.progress import ProgressBar
 from patchcore.report.run import (

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
@@ -187,6 +187,19 @@ def neighbourhood_weight(
     return 1 - torch.exp(to_m_star - to_neighbours.logsumexp(1))
 
 
+def cell_of(length: int, cells: int) -> Int64[Tensor, " pixels"]:
+    """Cell of the patch grid that each pixel along one side lies in."""
+    return torch.arange(length) * cells // length
+
+
+def cell_pixels(
+    counts: Bool[Tensor, "*images h w"], size: tuple[int, int]
+) -> Bool[Tensor, "*images height width"]:
+    """Pixels that lie in the cells that count."""
+    rows, columns = cell_of(size[0], counts.shape[-2]), cell_of(size[1], counts.shape[-1])
+    return counts[..., rows, :][..., columns]
+
+
 def anomaly_maps(
     scores: Float[Tensor, "images h w"], size: tuple[int, int], sigma: float
 ) -> Float[Tensor, "images height width"]:
@@ -194,9 +207,16 @@ def anomaly_maps(
 
     Bilinear upsampling (pixel centres at half integers), then a Gaussian of `sigma` px, cut at 4σ,
     with the border mirrored. Both are linear and separable, so each axis is one fixed matrix.
+    A patch whose score is NaN does not count: the others' weights then sum to 1 at every pixel of a
+    patch that counts, and the map is 0 elsewhere.
     """
     if traced():
         return _anomaly_maps_traced(scores, size, sigma)
+    counts = ~scores.isnan()
+    if not bool(counts.all()):
+        weights = anomaly_maps(counts.to(scores), size, sigma)
+        maps = anomaly_maps(scores.nan_to_num(0), size, sigma)
+        return torch.where(cell_pixels(counts, size), maps / weights, torch.zeros_like(maps))
     rows = _upsample_and_blur(scores.shape[1], size[0], sigma).to(scores)  # (H, h)
     columns = _upsample_and_blur(scores.shape[2], size[1], sigma).to(scores)  # (W, w)
     return rows @ scores @ columns.T  # (B, H, W)

@@ -28,6 +28,7 @@ from patchcore.coreset import CoresetConfig, greedy_order
 from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig, build_transform
 from patchcore.extend import Change, change_artifact, extend, remove, widened
+from patchcore.index import nearest_rows
 from patchcore.inspector import SOURCES
 from patchcore.methods import METHODS, Parts, build_detector
 from patchcore.methods.detector import Fitting, Prediction
@@ -87,6 +88,17 @@ def test_the_greedy_order_goes_on_from_what_is_covered(scale: float) -> None:
     left = np.minimum(covered, ((wide[:, None] - wide[expected][None]) ** 2).sum(2).min(1))
     assert float(order.radii[-1]) == pytest.approx(left.max() ** 0.5, rel=1e-4)
     assert (order.radii.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 100.0], ids=["centred", "far"])
+def test_nearest_rows_are_those_of_the_plain_search(shift: float) -> None:
+    rng = np.random.default_rng(0)
+    memory = (rng.normal(size=(2500, 3)) + shift).astype(np.float32)
+    queries = (rng.normal(size=(2100, 3)) + shift).astype(np.float32)
+    squared, rows = nearest_rows(torch.from_numpy(memory), torch.from_numpy(queries))
+    distances, expected = reference.nearest(queries, memory, 1)
+    assert (rows.numpy() == expected).mean() > 0.999  # rounding may exchange two
+    np.testing.assert_allclose(squared.numpy(), distances, rtol=1e-3, atol=1e-5)
 
 
 def test_the_selection_ends_where_all_points_are_picked() -> None:

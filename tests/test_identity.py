@@ -16,7 +16,7 @@ import torch
 
 from patchcore import identity
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.cache import CacheConfig, MapCache, Precision
+from patchcore.cache import CacheConfig, MapCache, Precision, network_digest
 from patchcore.config import Config, EnsembleConfig, MemberConfig, Objective
 from patchcore.coreset import (
     AllConfig,
@@ -39,7 +39,7 @@ from patchcore.identity import device_class, identify, image_recipe, order_key, 
 from patchcore.index import FaissFlatConfig, TorchIndexConfig
 from patchcore.methods import PadimConfig, PatchCoreConfig, SpadeConfig, build_detector
 from patchcore.methods.scale import ScaleConfig
-from patchcore.module import DetectorModule, network_digest
+from patchcore.module import DetectorModule
 from patchcore.patches import Mapping, PatchConfig
 from patchcore.runner import parts
 from patchcore.scoring import Distance, ScoringConfig

@@ -3,10 +3,11 @@
 `product` is the float32 product of the new patches with the memory, chunk by chunk into one buffer;
 `extend` is all that extending costs once the new images' patches are extracted: their distances to
 the memory, their scores by it, the greedy selection and the new memory. Both run in turn, and the
-ratio is of the medians. Memory and patches are drawn numbers.
-`--mtd DIR` instead fits on the magnetic tiles but some, adds these, and fits
-on all for as many patches: covering radius over all nominal patches, and image AUROC on the test
-images, of both.
+ratio is of the medians after one warm-up. Memory and patches are drawn numbers.
+
+`--mtd DIR` instead fits on the magnetic tiles but some, adds these, and fits on all for as many
+patches: covering radius over all nominal patches, and image AUROC on the test images, of both. The
+seed of a coreset alone moves the AUROC by more than the two differ, hence several.
 """
 
 import argparse
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--mtd", type=Path, help="folder of the magnetic tiles, for the quality")
+    parser.add_argument("--seeds", type=int, default=10, help="coresets to compare, with --mtd")
     parser.add_argument("--weights", default="tv_in1k", help="of the ResNet-18, with --mtd")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -63,7 +65,7 @@ def speed(args: argparse.Namespace) -> None:
         times[name].append(time.perf_counter() - start)
 
     rows = features.flatten(0, 2)
-    for _ in range(args.repeats):
+    for _ in range(1 + args.repeats):
         harness.drain()
         start = time.perf_counter()
         product(rows, memory)
@@ -76,7 +78,7 @@ def speed(args: argparse.Namespace) -> None:
     added = len(model.memory) - args.memory
     print(f"{args.memory:,} × {args.dimension} memory, {len(rows):,} patches, {added:,} added")
     print(harness.machine(args.device))
-    medians = {name: statistics.median(each) for name, each in times.items()}
+    medians = {name: statistics.median(each[1:]) for name, each in times.items()}
     for name, each in times.items():
         print(f"{name:8} {medians[name]:8.3f} s   ({', '.join(f'{x:.3f}' for x in each)})")
     print(f"ratio    {medians['extend'] / medians['product']:8.3f}")
@@ -91,48 +93,48 @@ def product(rows: Tensor, memory: Tensor) -> None:
 
 
 def quality(args: argparse.Namespace) -> None:
-    """Print radius and image AUROC of an extended memory and of a refitted one."""
+    """Print radius and image AUROC of extended memories and of refitted ones, seed by seed."""
     split = MTDConfig(root=str(args.mtd)).read()
     image = ImageConfig(224)
-    model = PatchCore(
-        BackboneConfig("resnet18", args.weights), coreset=GreedyConfig(ratio=args.ratio)
-    ).to(args.device)
-    nominal = embedded(model, split.train, image)
-    test = embedded(model, split.test, image)
+    model = PatchCore(BackboneConfig("resnet18", args.weights)).to(args.device)
+    nominal = embedded(model, split.train, image).to(args.device)
+    test = embedded(model, split.test, image).to(args.device)
     labels = torch.tensor([sample.label for sample in split.test])
-    new = nominal[-args.images :]
-    model.build(nominal[: -args.images].flatten(0, 2))
-    print(f"fitted to {len(nominal) - args.images} images: {len(model.memory):,} patches")
-    show("before", model, nominal, test, labels)
-    model.extend([new], [(224, 224)], range(args.images))
-    size = len(model.memory)
-    extended = show("extended", model, nominal, test, labels)
-    again = PatchCore(
-        BackboneConfig("resnet18", args.weights), coreset=GreedyConfig(count=size)
-    ).to(args.device)
-    again.build(nominal.flatten(0, 2))
-    refitted = show("refitted", again, nominal, test, labels)
-    print(f"radius   {extended[0] / refitted[0]:.4f} of a refit's")
-    print(f"AUROC    {extended[1] - refitted[1]:+.5f}")
+    old, new = nominal[: -args.images], nominal[-args.images :]
+    print(f"fitted to {len(old)} images, extended by {len(new)}, tested on {len(test)}")
+    print("seed  patches   radius: before  extended  refitted   AUROC: before  extended  refitted")
+    found = []
+    for seed in range(args.seeds):
+        model.coreset_config = GreedyConfig(ratio=args.ratio, seed=seed)
+        model.build(old.flatten(0, 2))
+        before = measured(model, nominal, test, labels)
+        model.extend([new], [(224, 224)], range(len(new)))
+        extended = measured(model, nominal, test, labels)
+        model.coreset_config = GreedyConfig(count=len(model.memory), seed=seed)
+        model.build(nominal.flatten(0, 2))
+        refitted = measured(model, nominal, test, labels)
+        radii, aurocs = zip(before, extended, refitted, strict=True)
+        cells = [f"{x:9.4f}" for x in radii] + [f"{x:9.5f}" for x in aurocs]
+        print(f"{seed:4} {len(model.memory):8,}   {' '.join(cells)}")
+        found.append((*radii, *aurocs))
+    values = torch.tensor(found, dtype=torch.float64)  # (seeds, 6)
+    ratios, difference = values[:, 1] / values[:, 2], values[:, 4] - values[:, 5]
+    error = float(difference.std()) / len(found) ** 0.5 if len(found) > 1 else float("nan")
+    print(f"radius of a refit's: mean {float(ratios.mean()):.4f}, most {float(ratios.max()):.4f}")
+    print(f"AUROC above a refit's: {float(difference.mean()):+.5f} ± {error:.5f} (standard error)")
+    print(f"AUROC of refits by seed: standard deviation {float(values[:, 5].std()):.5f}")
 
 
-def show(
-    name: str, model: PatchCore, nominal: Tensor, test: Tensor, labels: Tensor
+def measured(
+    model: PatchCore, nominal: Tensor, test: Tensor, labels: Tensor
 ) -> tuple[float, float]:
-    """Print and return covering radius of the nominal patches, and image AUROC."""
+    """Covering radius of the nominal patches, and image AUROC."""
     index = TorchIndex(model.memory)
-    radius = max(
-        float(index.search(part.flatten(0, 2).to(model.memory), 1)[0].max())
-        for part in nominal.split(16)
-    )
+    radius = max(float(index.search(x.flatten(0, 2), 1)[0].max()) for x in nominal.split(16))
     metrics = ImageMetrics()
-    scores = torch.cat(
-        [model.score(part.to(model.memory), (224, 224)).score.cpu() for part in test.split(16)]
-    )
+    scores = torch.cat([model.score(part, (224, 224)).score.cpu() for part in test.split(16)])
     metrics.update(scores, labels)
-    auroc = float(metrics.compute()["image_auroc"])
-    print(f"{name:9} {len(model.memory):8,} patches, radius {radius**0.5:.4f}, AUROC {auroc:.5f}")
-    return radius**0.5, auroc
+    return radius**0.5, float(metrics.compute()["image_auroc"])
 
 
 def embedded(model: PatchCore, samples: list[Sample], image: ImageConfig) -> Tensor:

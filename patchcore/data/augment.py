@@ -52,6 +52,11 @@ class AugmentConfig(Settings):
         """Whether anything is on."""
         return any(getattr(self, each.name) for each in fields(self) if each.name != "seed")
 
+    def moves(self) -> bool:
+        """Whether anything is on that moves pixels."""
+        flips = self.horizontal_flip or self.vertical_flip
+        return bool(flips or self.rotate or self.translate or self.scale)
+
 
 def build_augmentation(config: AugmentConfig) -> Any:
     """Return Albumentations' composition of the changes that are on; None where none is."""

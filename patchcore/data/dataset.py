@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from patchcore.cache import MapCache
 from patchcore.data.augment import AugmentConfig
-from patchcore.data.images import read_pair
+from patchcore.data.images import read_pair, read_truth
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import (
     ImageConfig,
@@ -32,6 +32,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     True where anomalous; `has_mask`, False where that is not known (an anomalous image without a
     mask, or whose mask marks nothing, or nothing inside the crop); `regions` (6,) int64, what
     became of the mask's regions (`patchcore.data.transforms.Regions`); `index` into `samples`.
+    Where the samples have a region that counts, also `inside` (H, W) bool, True where pixels do.
 
     There are len(samples) items, and a negative number counts from their end. In batches, item
     i + n · len(samples) is the same sample, augmented as in epoch n; without augmentation it is the
@@ -58,6 +59,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.augmented = augment is not None and augment.changes()
         self.prepare = build_preparation(image, augment if self.augmented else None)
         self.normalise = build_normalisation(image)
+        if augment is not None and augment.moves() and any(x.region is not None for x in samples):
+            raise InputError(
+                "augment: with data.region or data.regions nothing may move pixels: leave flips, "
+                "rotate, translate and scale out"
+            )
         self.cache = None if self.augmented else cache
         self.snapshot = snapshot or Snapshot({}, {})
         self._files = [sample.files() for sample in self.samples]
@@ -99,22 +105,24 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def _item(self, item: int, normalise: bool) -> dict[str, Any]:
         epoch, index = divmod(item, len(self.samples))
         sample = self.samples[index]
-        pixels, region, regions, cached = self._prepared(sample, epoch, index)
+        pixels, mask, inside, regions, cached = self._prepared(sample, epoch, index)
         described = {
             "label": sample.label,
-            "mask": torch.from_numpy(region),  # (H', W')
+            "mask": torch.from_numpy(mask),  # (H', W')
             "has_mask": sample.label == 0 or (regions.marked > 0 and not regions.unseen),
             "regions": torch.from_numpy(regions.counts()),
             "index": index,
         }
+        if inside is not None:
+            described["inside"] = torch.from_numpy(inside)  # (H', W')
         if self.cache is not None:
             described["cached"] = cached
         return {"image": self.normalise(pixels), **described} if normalise else described
 
     def _prepared(
         self, sample: Sample, epoch: int, index: int
-    ) -> tuple[Pixels, Mask, Regions, bool]:
-        """Pixels (H', W', 3) and mask (H', W') at the network's size.
+    ) -> tuple[Pixels, Mask, Mask | None, Regions, bool]:
+        """Pixels (H', W', 3), mask (H', W') and the pixels that count at the network's size.
 
         Further the mask's regions, and whether all this came from the cache.
         """
@@ -123,11 +131,16 @@ class ImageDataset(Dataset[dict[str, Any]]):
             key = image_key(self._recipe, sample.contents(self.snapshot.digest))
             if found := self.cache.store.get(key, _is_prepared):
                 regions = Regions(*found["regions"].tolist())
-                return found["pixels"].numpy(), found["mask"].numpy(), regions, True
+                kept = found.get("inside")
+                inside = None if kept is None else kept.numpy()
+                return found["pixels"].numpy(), found["mask"].numpy(), inside, regions, True
         image = self.image
-        pixels, mask = self.snapshot.read(
+        pixels, mask, region = self.snapshot.read(
             self._files[index],
-            lambda: read_pair(sample.path, sample.mask, image.bits, image.limit),
+            lambda: (
+                *read_pair(sample.path, sample.mask, image.bits, image.limit),
+                None if sample.region is None else read_truth(sample.region, image.limit),
+            ),
         )
         if sample.label == 0 and mask.any():
             raise InputError(
@@ -136,6 +149,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
             )
         image.check_size(mask.shape, sample.path, self.augmented)
         regions = image.follow(mask)
+        inside = None if region is None else self._inside(sample, region, mask.shape)
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         pixels, mask = self.prepare(pixels, mask, seed)
         if self.cache is not None and key is not None:
@@ -144,8 +158,25 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 "mask": torch.from_numpy(mask),
                 "regions": torch.from_numpy(regions.counts()),
             }
+            if inside is not None:
+                tensors["inside"] = torch.from_numpy(inside)
             self.cache.store.put(key, tensors)
-        return pixels, mask, regions, False
+        return pixels, mask, inside, regions, False
+
+    def _inside(self, sample: Sample, region: Mask, size: tuple[int, ...]) -> Mask:
+        """Pixels that count, as the network sees them, by the region of an image of `size`."""
+        if region.shape != size:
+            raise InputError(
+                f"{sample.region}: the region is {region.shape[1]}×{region.shape[0]} pixels, the "
+                f"image {sample.path} is {size[1]}×{size[0]}; they must be of one size"
+            )
+        inside = self.image.seen(region)
+        if not inside.any():
+            raise InputError(
+                f"{sample.region}: marks nothing that is seen of {sample.path}; mark in white what "
+                "counts, or set another image.view"
+            )
+        return inside
 
     def _input_digest(self, sample: Sample) -> str:
         return input_digest(self._recipe, self.image, self.snapshot.digest(sample.path))
@@ -158,6 +189,7 @@ def _is_prepared(entry: dict[str, torch.Tensor]) -> bool:
         (pixels.dtype, mask.dtype) == (torch.uint8, torch.bool)
         and pixels.ndim == 3
         and tuple(pixels.shape) == (*mask.shape, 3)
+        and ("inside" not in entry or entry["inside"].shape == mask.shape)
         and entry["regions"].shape == (6,)
     )
 
@@ -186,7 +218,8 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `image` (B, 3, H, W) float32, channels last in memory, `label` (B,) int64, `mask` (B, H, W)
-        bool, `has_mask` (B,) bool, `regions` (B, 6) int64, `index` (B,) int64. With a cache also
+        bool, `has_mask` (B,) bool, `regions` (B, 6) int64, `index` (B,) int64. With regions that
+        count also `inside` (B, H, W) bool. With a cache also
         `key`, a list of B digests, `cached`, whether any image or map came from it, and once they
         are there `maps` [(B, h, w, C), …] float32 or bfloat16 in place of `image`.
 
@@ -207,6 +240,8 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         "regions": torch.stack([item["regions"] for item in items]),
         "index": torch.tensor([item["index"] for item in items]),
     }
+    if "inside" in items[0]:
+        batch["inside"] = torch.stack([item["inside"] for item in items])
     if "cached" in items[0]:
         batch["cached"] = any(item["cached"] for item in items)
     if "key" in items[0]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from patchcore.data.files import Files, Identity, identity
+from patchcore.data.files import Files, Identity, expanded, find_folder, identity
 from patchcore.data.source import Source
 from patchcore.data.view import SIZE, View
 from patchcore.digests import Snapshot, digest, file_digest
@@ -36,6 +36,7 @@ class Sample:
     label: int  # 0 nominal, 1 anomalous
     defect_type: str = "good"  # "good" for nominal images
     mask: Path | Masks | None = None  # None for nominal images, and where there is no mask
+    region: Path | None = None  # what its file marks counts; None: all does
 
     @property
     def name(self) -> str:
@@ -43,23 +44,29 @@ class Sample:
         return printable(str(self.path))
 
     def files(self) -> list[Path]:
-        """Files that hold the image and its ground truth."""
-        match self.mask:
-            case None:
-                return [self.path]
-            case Path():
-                return [self.path, self.mask]
-        return [self.path, *self.mask.paths]
+        """Files that hold the image, its ground truth and its region."""
+        region = [] if self.region is None else [self.region]
+        return [self.path, *self._truth(), *region]
 
-    def contents(self, of: Callable[[Path], str] = file_digest) -> tuple[str, str | None]:
-        """Digests of the image's file and of its ground truth.
+    def contents(self, of: Callable[[Path], str] = file_digest) -> tuple[str | None, ...]:
+        """Digests of the image's file, of its ground truth and, if it has one, of its region.
 
         `of` gives the digest of a file. Raises InputError if one is unreadable.
         """
-        image, *truth = map(of, self.files())
+        truth = list(map(of, self._truth()))
+        mask = truth[0] if truth else None
         if isinstance(self.mask, Masks):
-            return image, digest(truth, self.mask.labels, self.mask.frame)
-        return image, truth[0] if truth else None
+            mask = digest(truth, self.mask.labels, self.mask.frame)
+        region = [] if self.region is None else [of(self.region)]
+        return (of(self.path), mask, *region)
+
+    def _truth(self) -> list[Path]:
+        match self.mask:
+            case None:
+                return []
+            case Path():
+                return [self.mask]
+        return list(self.mask.paths)
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,20 @@ class DataConfig(Settings):
     shots_seed: int = setting(
         0, "seed of the draw of shots", low=0, effect=lambda data: data["shots"] is not None
     )
+    # results follow from what these files mark, not from where they are
+    region: str | None = setting(
+        None, "mask that all images share: only what it marks (white) counts", effect=False
+    )
+    regions: str | None = setting(
+        None,
+        "folder with such a mask for each image, named like it (7.png for 7.jpg) or its path's end",
+        effect=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.region is not None and self.regions is not None:
+            raise InputError("data.region and data.regions exclude each other: leave one out")
 
     def read(self) -> Split:
         """List the images on disk, check that they belong together, and draw the shots.
@@ -154,6 +175,10 @@ class DataConfig(Settings):
         if self.shots is not None:
             train = draw_shots(split.train, self.shots, self.shots_seed)
             split = replace(split, train=train)
+        if self.region is not None:
+            split = with_region(split, self.region)
+        if self.regions is not None:
+            split = with_regions(split, self.regions, files)
         check_overlaps(split.train, split.test)
         files.tell(str(split))
         return split
@@ -161,6 +186,47 @@ class DataConfig(Settings):
     def _read(self, files: Files) -> Split:
         """All images of the data set, found with `files`; its own errors are InputErrors."""
         raise NotImplementedError
+
+
+def with_region(split: Split, value: str) -> Split:
+    """The samples with the region that they share. Raises InputError if there is no such file."""
+    path = expanded(value, "data.region")
+    if not path.is_file():
+        raise InputError(f"data.region: there is no file {value}; for a folder set data.regions")
+    train, test = ([replace(x, region=path) for x in some] for some in (split.train, split.test))
+    return replace(split, train=train, test=test)
+
+
+def with_regions(split: Split, value: str, files: Files) -> Split:
+    """The samples each with its own region, found in a folder by its image's name.
+
+    The file `a/7.png` below the folder belongs to the image whose path ends in `a/7` but for its
+    extension. Of two files that suit an image the one with more of its path counts.
+
+    Raises:
+        InputError: An image has no region or two, or a file is that of several images.
+    """
+    folder = find_folder(value, "data.regions")
+    found: dict[tuple[str, ...], list[Path]] = {}
+    for path in files.images(folder, recursive=True):
+        found.setdefault(path.relative_to(folder).with_suffix("").parts, []).append(path)
+    owners: dict[Path, Path] = {}
+
+    def own(sample: Sample) -> Sample:
+        parts = sample.path.absolute().with_suffix("").parts
+        suiting = next((found[end] for i in range(len(parts)) if (end := parts[i:]) in found), None)
+        if suiting is None:
+            raise InputError(f"data.regions: {folder} has no mask for {sample.path}")
+        if len(suiting) > 1:
+            raise InputError(f"data.regions: {suiting[0]} and {suiting[1]} are of one image")
+        if (other := owners.setdefault(suiting[0], sample.path)) != sample.path:
+            raise InputError(
+                f"data.regions: {suiting[0]} suits {other} and {sample.path}: put the masks into "
+                "folders named like those of the images, or set data.region"
+            )
+        return replace(sample, region=suiting[0])
+
+    return replace(split, train=[*map(own, split.train)], test=[*map(own, split.test)])
 
 
 def draw_shots(train: Sequence[Sample], shots: int, seed: int) -> list[Sample]:

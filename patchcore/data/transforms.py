@@ -274,6 +274,16 @@ class ImageConfig(Settings):
         top, left = (height - self.crop) // 2, (width - self.crop) // 2
         return slice(top, top + self.crop), slice(left, left + self.crop)
 
+    def seen(self, region: Mask) -> Mask:
+        """Return what the network's input shows of a region (H, W): (h, w), the nearest pixels."""
+        resized = self.resized(*region.shape)
+        kept = self.kept(*resized)
+        rows, columns = (
+            (2 * np.arange(part.start, part.stop) + 1) * length // (2 * whole)  # pixels' centres
+            for part, length, whole in zip(kept, region.shape, resized, strict=True)
+        )
+        return region[np.ix_(rows, columns)]
+
     def follow(self, mask: Mask) -> Regions:
         """Follow the regions of a mask (H, W), without augmentation."""
         height, width = self.resized(*mask.shape)

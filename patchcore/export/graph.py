@@ -88,6 +88,10 @@ def _check(inspector: Inspector) -> None:
             f"trainer.precision: the model was fitted with {inspector.precision}, and exports "
             "compute in float32: fit it with trainer.precision=32-true"
         )
+    if inspector.region is not None or any(member.partial for member in inspector.members):
+        raise InputError(
+            "data.region: a model of which only a part of the images counts cannot be exported"
+        )
     if why := inspector.members[0].parts.method.untraceable:
         raise InputError(f"{kind(inspector)}: cannot be exported: {why}")
 

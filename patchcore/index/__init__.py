@@ -19,6 +19,7 @@ from patchcore.index.exact import (
     search_traced,
 )
 from patchcore.index.faiss import FaissFactoryConfig, FaissFlatConfig, FaissIVFPQConfig
+from patchcore.index.nearest import nearest_rows
 
 __all__ = [
     "INDEXES",
@@ -31,6 +32,7 @@ __all__ = [
     "TorchIndex",
     "TorchIndexConfig",
     "build_index",
+    "nearest_rows",
     "search_traced",
 ]
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchcore.errors import InputError
+from patchcore.methods.counted import Counted, parts
 
 
 class FeatureBuffer:
@@ -15,7 +16,8 @@ class FeatureBuffer:
         device: Where to keep the features; by default where the first batch is, if it has room.
 
     Attributes:
-        grids: (h, w) of each image that was gathered since `take`.
+        widths: w of each image's grid that was gathered since `take`.
+        places: (n,) positions of the patches that each of them has, in its grid.
     """
 
     def __init__(self, images: int = 0, device: torch.device | None = None) -> None:
@@ -23,15 +25,22 @@ class FeatureBuffer:
         self._device = device
         self._features: Tensor | None = None
         self._filled = 0
-        self.grids: list[tuple[int, int]] = []
+        self.widths: list[int] = []
+        self.places: list[Tensor] = []
 
-    def append(self, features: Tensor) -> None:
-        """Add the patch features (B, h, w, D) of a batch."""
-        if not len(features):
+    def append(self, features: Tensor | Counted) -> None:
+        """Add the patch features (B, h, w, D) of a batch, those that count."""
+        x, counts = parts(features)
+        if not len(x):
             return
-        rows = features.flatten(0, 2)  # (B·h·w, D)
+        if counts is None:
+            rows = x.flatten(0, 2)  # (B·h·w, D)
+            places = [torch.arange(len(rows) // len(x))] * len(x)
+        else:
+            rows = x[counts]  # (N, D)
+            places = [each.flatten().nonzero()[:, 0].cpu() for each in counts]
         if self._features is None:
-            expected = max(self._images, len(features)) * (len(rows) // len(features))
+            expected = max(self._images, len(x)) * -(-len(rows) // len(x))
             self._features = self._allocate(expected, rows)
         if self._filled + len(rows) > len(self._features):
             kept = self._features[: self._filled]
@@ -39,19 +48,21 @@ class FeatureBuffer:
             self._features[: self._filled] = kept
         self._features[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)
-        self.grids += [(features.shape[1], features.shape[2])] * len(features)
+        self.widths += [x.shape[2]] * len(x)
+        self.places += places
 
     @property
     def counts(self) -> list[int]:
-        """Number of patches of each image that was gathered since `take`."""
-        return [height * width for height, width in self.grids]
+        """Numbers of patches of the images that were gathered since `take`."""
+        return [len(places) for places in self.places]
 
     def take(self) -> Tensor:
         """The features (N, D); the buffer forgets them, so that they can be freed."""
         if self._features is None:
             raise InputError("there are no nominal images to fit")
         features = self._features[: self._filled]
-        self._features, self._filled, self.grids = None, 0, []
+        self._features, self._filled = None, 0
+        self.widths, self.places = [], []
         return features
 
     def _allocate(self, rows: int, like: Tensor) -> Tensor:
@@ -75,13 +86,22 @@ class ImageBuffer:
     def __init__(self, images: int = 0) -> None:
         self._rows = FeatureBuffer(images)
         self._grid: tuple[int, int] | None = None
+        self._counts: list[Tensor] = []
 
-    def append(self, features: Tensor) -> None:
+    def append(self, features: Tensor | Counted) -> None:
         """Add the features (B, h, w, D) of a batch. Raises InputError if its grid is another."""
-        height, width = features.shape[1:3]
+        x, counts = parts(features)
+        if counts is not None:
+            self._counts.append(counts)
+        height, width = x.shape[1:3]
         self._grid = self._grid or (height, width)
         check_grid((height, width), self._grid)
-        self._rows.append(features)
+        self._rows.append(x)
+
+    def take_counts(self) -> Tensor | None:
+        """Positions (N, h, w) that count, None if all do; the buffer forgets them."""
+        counts, self._counts = self._counts, []
+        return torch.cat(counts) if counts else None
 
     def take(self) -> Tensor:
         """The features (N, h, w, D), which the buffer forgets. Raises InputError if none came."""

@@ -44,8 +44,8 @@ class Prediction(NamedTuple):
     """
 
     score: Tensor  # (B,) anomaly score of each image
-    map: Tensor  # (B, H, W) anomaly map at the input's size
-    patch_score: Tensor  # (B, h, w) anomaly score of each patch
+    map: Tensor  # (B, H, W) anomaly map at the input's size; 0 at pixels that do not count
+    patch_score: Tensor  # (B, h, w) anomaly score of each patch; NaN for those that do not count
     nearest: Tensor  # (B, h, w) int64 memory row nearest to each patch; others: see their `score`
 
 
@@ -233,6 +233,18 @@ class Detector(Method):
     def features(self, maps: Sequence[Tensor]) -> Any:
         """Return the features of a batch from the backbone's layer maps [(B, C, h, w), …]."""
 
+    def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Any:
+        """Return `features` of which only those count that lie inside, in fitting and in scores.
+
+        Args:
+            maps: As for `features`.
+            inside: (B, H, W) bool, pixels of the network's input that count.
+
+        Raises:
+            InputError: The method cannot do so, or nothing of an image counts.
+        """
+        raise self._refusal("kept to a part of the images: leave data.region and data.regions out")
+
     @abstractmethod
     def buffer(self, images: int = 0) -> Any:
         """Return what gathers the features of about so many images, by its method `append`."""
@@ -255,6 +267,11 @@ class Detector(Method):
         Image number, as in `Fitting.images`, grid row and grid column; -1 where it is not known.
         """
         return torch.full((*rows.shape, 3), UNKNOWN, dtype=torch.int32, device=rows.device)
+
+    @property
+    def partial(self) -> bool:
+        """Whether some positions of what is remembered do not count, as scores must know."""
+        return False
 
     @property
     def images_had(self) -> int:
@@ -323,21 +340,31 @@ class Detector(Method):
         return next(self.backbone.parameters()).device
 
     @torch.inference_mode()
-    def embed(self, images: Tensor) -> Any:
-        """Return the features of images (B, 3, H, W)."""
-        return self.features(self.backbone(images))
+    def embed(self, images: Tensor, inside: Tensor | None = None) -> Any:
+        """Return the features of images (B, 3, H, W); of what is `inside`, if that is given."""
+        return self.of_maps(self.backbone(images), inside)
 
-    def learn(self, maps: Sequence[Tensor], step: Callable[[Tensor], None] | None = None) -> Any:
+    def of_maps(self, maps: Sequence[Tensor], inside: Tensor | None = None) -> Any:
+        """Return `features`, or `counted` ones."""
+        return self.features(maps) if inside is None else self.counted(maps, inside)
+
+    def learn(
+        self,
+        maps: Sequence[Tensor],
+        step: Callable[[Tensor], None] | None = None,
+        inside: Tensor | None = None,
+    ) -> Any:
         """Return the features of a nominal batch, once a method that trains has learnt from it.
 
         Args:
             maps: Layer maps [(B, C, h, w), …].
             step: Makes one step of the optimiser by a loss; None for a method without.
+            inside: See `counted`.
         """
         if step is not None:  # through copies, as the backbone's own maps allow no gradient
-            step(self.loss(self.features([x.clone() for x in maps])))
+            step(self.loss(self.of_maps([x.clone() for x in maps], inside)))
         with torch.inference_mode():
-            return self.features(maps)
+            return self.of_maps(maps, inside)
 
     def fit(
         self,
@@ -364,10 +391,13 @@ class Detector(Method):
         return self
 
     @torch.inference_mode()
-    def forward(self, images: Tensor) -> Prediction:
-        """Score images (B, 3, H, W), normalised like those of `fit`."""
+    def forward(self, images: Tensor, inside: Tensor | None = None) -> Prediction:
+        """Score images (B, 3, H, W), normalised like those of `fit`.
+
+        Only pixels count that are `inside` (B, H, W), where that is given.
+        """
         height, width = images.shape[-2:]
-        return self.score(self.embed(images), (height, width))
+        return self.score(self.embed(images, inside), (height, width))
 
 
 def check_unused(method: MethodConfig, **groups: Any) -> None:

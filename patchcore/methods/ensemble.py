@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
+from itertools import repeat
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchcore._traced import traced
 from patchcore.errors import InputError
 from patchcore.methods.detector import Detector, Fitting, Method, Prediction
 from patchcore.methods.scale import Scale, ScaleConfig
+from patchcore.scoring import anomaly_maps, cell_pixels
 
 
 def combined_scores(scores: Sequence[Tensor], scales: Sequence[Scale]) -> Tensor:
@@ -18,24 +21,45 @@ def combined_scores(scores: Sequence[Tensor], scales: Sequence[Scale]) -> Tensor
     return torch.stack([s.scores(x) for x, s in zip(scores, scales, strict=True)]).mean(0)
 
 
-def combined_maps(maps: Sequence[Tensor], scales: Sequence[Scale]) -> Tensor:
-    """Mean of the members' anomaly maps of one size, each (…, H, W), once on one scale."""
-    return torch.stack([s.maps(x) for x, s in zip(maps, scales, strict=True)]).mean(0)
+def combined_maps(
+    maps: Sequence[Tensor], scales: Sequence[Scale], counts: Tensor | None = None
+) -> Tensor:
+    """Mean of the members' anomaly maps of one size, each (…, H, W), once on one scale.
+
+    0, the nominal mean, where pixels do not count by `counts` (…, H, W).
+    """
+    found = torch.stack([s.maps(x) for x, s in zip(maps, scales, strict=True)]).mean(0)
+    return found if counts is None else torch.where(counts, found, torch.zeros_like(found))
+
+
+def counted_pixels(grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Pixels (…, H, W) that count with all members, by their patch scores [(…, h, w), …]."""
+    return torch.stack([cell_pixels(~grid.isnan(), size) for grid in grids]).all(0)
 
 
 def combined(predictions: Sequence[Prediction], scales: Sequence[Scale]) -> Prediction:
     """Mean of the members' predictions of the same images, once they are on one scale.
 
     Maps must have one size. Patch scores have the first member's grid, and `nearest` are its rows.
+    A pixel or a patch counts if it does with all members.
     """
-    grid = predictions[0].patch_score.shape[1:]
-    patch_scores = [
-        F.interpolate(p.patch_score[:, None], grid, mode="bilinear")[:, 0] for p in predictions
-    ]
+    grids = [p.patch_score for p in predictions]
+    height, width = grids[0].shape[1:]
+    pixels = patches = None
+    if not traced() and any(bool(grid.isnan().any()) for grid in grids):
+        size = predictions[0].map.shape[1:]
+        pixels = counted_pixels(grids, (size[0], size[1]))
+        patches = counted_pixels(grids, (height, width))
+        patch_scores = [anomaly_maps(grid, (height, width), 0) for grid in grids]
+    else:
+        patch_scores = [
+            F.interpolate(grid[:, None], (height, width), mode="bilinear")[:, 0] for grid in grids
+        ]
+    found = combined_maps(patch_scores, scales)
     return Prediction(
         combined_scores([p.score for p in predictions], scales),
-        combined_maps([p.map for p in predictions], scales),
-        combined_maps(patch_scores, scales),
+        combined_maps([p.map for p in predictions], scales, pixels),
+        found if patches is None else torch.where(patches, found, torch.nan),
         predictions[0].nearest,
     )
 
@@ -90,8 +114,12 @@ class Ensemble(Method):
         return self
 
     @torch.inference_mode()
-    def forward(self, images: Tensor | Sequence[Tensor]) -> Prediction:
+    def forward(
+        self, images: Tensor | Sequence[Tensor], inside: Sequence[Tensor] | None = None
+    ) -> Prediction:
         """Score images: (B, 3, H, W) for all members, or for each the images at its own size.
+
+        Only pixels count that are `inside`, (B, H, W) for each member, where they are given.
 
         Map and patch scores have the size and grid of the first member's, in standard deviations
         from the nominal mean. `nearest` are rows of the first member's memory.
@@ -101,8 +129,10 @@ class Ensemble(Method):
         batches = [batch for batch in self._each(images) if isinstance(batch, Tensor)]
         height, width = batches[0].shape[-2:]
         predictions = [
-            member.score(member.embed(batch), (height, width))
-            for member, batch in zip(self.members, batches, strict=True)
+            member.score(member.embed(batch, own), (height, width))
+            for member, batch, own in zip(
+                self.members, batches, inside or repeat(None, len(batches)), strict=True
+            )
         ]
         return combined(predictions, self.scales)
 

@@ -10,30 +10,30 @@ UNKNOWN = -1
 
 
 def patch_origins(
-    patches: Tensor, grids: Sequence[tuple[int, int]], images: Sequence[int]
+    patches: Tensor, places: Sequence[Tensor], widths: Sequence[int], images: Sequence[int]
 ) -> Tensor:
     """Image number, grid row and grid column of some patches: (R, 3) int32 on the CPU.
 
     Args:
         patches: (R,) numbers of the patches, counted on from image to image.
-        grids: Height and width of each image's grid, in patches.
+        places: Positions of each image's patches in its grid, [(n,), …].
+        widths: Width of each image's grid, in patches.
         images: Number of each image.
 
-    >>> patch_origins(torch.tensor([5, 6]), [(2, 3), (1, 1)], [7, 8]).tolist()
-    [[7, 1, 2], [8, 0, 0]]
+    >>> places = [torch.arange(6), torch.tensor([3])]
+    >>> patch_origins(torch.tensor([5, 6]), places, [3, 2], [7, 8]).tolist()
+    [[7, 1, 2], [8, 1, 1]]
     """
     patches = patches.cpu()
-    widths = torch.tensor([width for _, width in grids])  # (I,)
-    ends = torch.tensor([height * width for height, width in grids]).cumsum(0)  # (I,)
+    ends = torch.tensor([len(each) for each in places]).cumsum(0)  # (I,)
     image = torch.searchsorted(ends, patches, right=True)  # (R,)
-    first = torch.cat((ends.new_zeros(1), ends))[image]  # (R,)
-    place, width = patches - first, widths[image]
+    place, width = torch.cat(list(places))[patches], torch.tensor(list(widths))[image]
     rows = torch.stack((torch.tensor(list(images))[image], place // width, place % width), 1)
     return rows.to(torch.int32)
 
 
 def position_origins(rows: Tensor, images: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Origins (…, 3) int32, as `patch_origins` gives, in a memory of whole images of one grid.
+    """Return `patch_origins` of a memory that holds whole images of one grid: (…, 3) int32.
 
     Args:
         rows: (…) image · h·w + position.

@@ -21,6 +21,7 @@ from patchcore._traced import traced
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.errors import InputError
 from patchcore.methods.common import ImageBuffer, check_grid, interpolated
+from patchcore.methods.counted import Counted, cells, parts
 from patchcore.methods.detector import Detector, Fitting, MethodConfig, Parts, Prediction
 from patchcore.methods.origin import UNKNOWN, position_origins
 from patchcore.scoring import ScoringConfig, anomaly_maps
@@ -61,7 +62,8 @@ class Padim(Detector):
     Layers are by default those of the paper, 1 to 3.
 
     Attributes:
-        images: N, how many they were fitted to.
+        images: How many they were fitted to.
+        number: (h·w, 1) N of each position: of how many images it counted.
         mean: (h·w, D) of the nominal images; empty before `fit`.
         factor: (h·w, D, D) lower Cholesky factors L of the covariances.
         channels: (D,) which of the joined layers' channels are used, ascending.
@@ -70,6 +72,7 @@ class Padim(Detector):
     mean: Tensor
     factor: Tensor
     channels: Tensor
+    number: Tensor
     one_size = True
 
     def __init__(
@@ -103,7 +106,8 @@ class Padim(Detector):
         self._drawn = torch.searchsorted(channels, bounds).diff().tolist()  # of each layer
         self.register_buffer("mean", torch.empty(0, count))
         self.register_buffer("factor", torch.empty(0, count, count))
-        self.grid, self.images = (0, 0), 0
+        self.register_buffer("number", torch.empty(0, 1, dtype=torch.int64))
+        self.grid, self.images, self._partial = (0, 0), 0, False
 
     def settings(self) -> dict[str, Any]:
         """See `Stateful.settings`."""
@@ -112,12 +116,13 @@ class Padim(Detector):
 
     def remembered(self) -> dict[str, Any]:
         """See `Stateful.remembered`."""
-        return {"grid": self.grid, "images": self.images}
+        return {"grid": self.grid, "images": self.images, "partial": self._partial}
 
     def remember(self, values: dict[str, Any]) -> None:
         """See `Stateful.remember`."""
         height, width = values["grid"]
         self.grid, self.images = (height, width), values["images"]
+        self._partial = values["partial"]
 
     @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> Tensor:
@@ -127,20 +132,38 @@ class Padim(Detector):
         drawn = [x[:, channels - first].float() for x, channels, first in layers if len(channels)]
         return torch.cat([interpolated(x.permute(0, 2, 3, 1), grid) for x in drawn], dim=-1)
 
+    def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Counted:
+        """See `Detector.counted`; a Gaussian is of the images where its position counts."""
+        features = self.features(maps)
+        return Counted(features, cells(inside, (features.shape[1], features.shape[2])))
+
     def buffer(self, images: int = 0) -> ImageBuffer:
         """See `Detector.buffer`."""
         return ImageBuffer(images)
 
     def build_from(self, buffer: ImageBuffer, fitting: Fitting | None = None) -> None:
         """See `Detector.build_from`."""
-        features = buffer.take()
+        counts, features = buffer.take_counts(), buffer.take()
         self.grid = (features.shape[1], features.shape[2])
-        self.build(features.flatten(1, 2), fitting is not None and fitting.progress)
+        progress = fitting is not None and fitting.progress
+        self.build(features.flatten(1, 2), progress, None if counts is None else counts.flatten(1))
 
     @torch.inference_mode()
-    def build(self, features: Tensor, progress: bool = False) -> None:
-        """Fit the Gaussians to features (N, h·w, D), on the model's device wherever they lie."""
+    def build(self, features: Tensor, progress: bool = False, counts: Tensor | None = None) -> None:
+        """Fit the Gaussians to features (N, h·w, D), on the model's device wherever they lie.
+
+        Of each position those images take part where it counts by `counts` (N, h·w).
+        """
         images, positions, channels = features.shape
+        if counts is not None:
+            with torch.inference_mode(False):
+                unit = torch.eye(channels, device=self.device)
+                self.mean = torch.zeros(positions, channels, device=self.device)
+                self.factor = (EPSILON**0.5 * unit).repeat(positions, 1, 1)
+                self.number = torch.zeros(positions, 1, dtype=torch.int64, device=self.device)
+            self.images = 0
+            self._join(features, counts)
+            return
         at_once = max(1, _CHUNK // (channels * (2 * images + 2 * channels)))
         means, factors = [], []
         with (
@@ -158,52 +181,74 @@ class Padim(Detector):
                 bar.update(len(mean))
         with torch.inference_mode(False):
             self.mean, self.factor = torch.cat(means), torch.cat(factors)
-        self.images = images
+            self.number = torch.full((positions, 1), images, device=self.device)
+        self.images, self._partial = images, False
 
     @torch.inference_mode()
     def extend(
         self,
-        batches: Sequence[Tensor],
+        batches: Sequence[Tensor | Counted],
         sizes: Sequence[tuple[int, int]],
         images: Sequence[int],
         count: int | None = None,
     ) -> list[Prediction]:
-        """See `Detector.extend`: the Gaussians become those of all images, up to rounding.
+        """See `Detector.extend`: the Gaussians become those of all images, up to rounding."""
+        if count is not None:
+            raise InputError("count: method=padim has no patches to count: leave it out")
+        predictions = [self.score(*pair) for pair in zip(batches, sizes, strict=True)]
+        split = [parts(batch) for batch in batches]
+        features = torch.cat([x.flatten(1, 2) for x, _ in split])  # (m, h·w, D)
+        counted = [
+            torch.ones(x.shape[:3], dtype=torch.bool) if counts is None else counts.cpu()
+            for x, counts in split
+        ]
+        self._join(features, torch.cat(counted).flatten(1))
+        return predictions
+
+    def _join(self, features: Tensor, counts: Tensor) -> None:
+        """Let further images take part: features (m, h·w, D), where they count by (m, h·w).
 
         Sums of squares about the mean S = (N − 1)(Σ − ε I) of two groups of n and m images join to
         S₁ + S₂ + (μ₂ − μ₁)(μ₂ − μ₁)ᵀ n m / (n + m) (Chan, Golub, LeVeque 1979), in float64.
         """
-        if count is not None:
-            raise InputError("count: method=padim has no patches to count: leave it out")
-        predictions = [self.score(*pair) for pair in zip(batches, sizes, strict=True)]
-        features = torch.cat([x.flatten(1, 2) for x in batches])  # (m, h·w, D)
-        known, more = self.images, len(features)
-        at_once = max(1, _CHUNK // (features.shape[2] * (4 * more + 8 * features.shape[2])))
-        means, factors = [], []
+        images, _, channels = features.shape
+        at_once = max(1, _CHUNK // (channels * (4 * images + 8 * channels)))
+        means, factors, numbers = [], [], []
         with torch.autocast(self.device.type, enabled=False):
-            for old_mean, old_factor, chunk in zip(
+            for mean, factor, known, chunk, counted in zip(
                 self.mean.split(at_once),
                 self.factor.split(at_once),
+                self.number.split(at_once),
                 features.split(at_once, dim=1),
+                counts.split(at_once, dim=1),
                 strict=True,
             ):
-                factor = old_factor.double()
-                scatter = factor @ factor.mT  # (p, D, D)
+                scatter = factor.double() @ factor.double().mT  # (p, D, D)
                 scatter.diagonal(dim1=1, dim2=2).sub_(EPSILON)
-                scatter *= max(1, known - 1)
+                scatter *= (known - 1).clamp(min=0)[:, :, None]
+                w = counted.to(self.device).T[:, :, None].double()  # (m, p) → (p, m, 1)
+                more = w.sum(1).long()  # (p, 1)
                 x = chunk.to(self.device).transpose(0, 1).double()  # (m, p, D) → (p, m, D)
-                mean = x.mean(1)  # (p, D)
-                x = x - mean[:, None]
-                step = mean - old_mean
-                between = step[:, :, None] * step[:, None, :] * (known * more / (known + more))
-                covariance = (scatter + x.mT @ x + between) / (known + more - 1)
+                middle = (x * w).sum(1) / more.clamp(min=1)  # (p, D)
+                x = (x - middle[:, None]) * w
+                number = known + more  # (p, 1)
+                step, share = middle - mean, more / number.clamp(min=1)
+                scatter += x.mT @ x + step[:, :, None] * (step * known * share)[:, None, :]
+                covariance = scatter / (number - 1).clamp(min=1)[:, :, None]
                 covariance.diagonal(dim1=1, dim2=2).add_(EPSILON)
-                means.append((old_mean + step * (more / (known + more))).float())
+                means.append((mean + step * share).float())
                 factors.append(cholesky(covariance.float()))
+                numbers.append(number)
         with torch.inference_mode(False):
             self.mean, self.factor = torch.cat(means), torch.cat(factors)
-        self.images += more
-        return predictions
+            self.number = torch.cat(numbers)
+        self.images += images
+        self._partial = not bool((self.number > 0).all())
+
+    @property
+    def partial(self) -> bool:
+        """See `Detector.partial`: where a position counted of no image, nothing is scored."""
+        return self._partial
 
     @property
     def images_had(self) -> int:
@@ -216,7 +261,7 @@ class Padim(Detector):
         return position_origins(rows, images, self.grid)
 
     @torch.inference_mode()
-    def score(self, features: Tensor, size: tuple[int, int]) -> Prediction:
+    def score(self, features: Tensor | Counted, size: tuple[int, int]) -> Prediction:
         """Score features (B, h, w, D) of images of `size` (H, W).
 
         An image's score is the highest of its patches', before they are smoothed to a map.
@@ -224,15 +269,23 @@ class Padim(Detector):
         """
         if not len(self.mean):
             raise InputError("the model is not fitted: call fit with nominal images first")
-        count, height, width, _ = features.shape
+        drawn, counts = parts(features)
+        count, height, width, _ = drawn.shape
         check_grid((height, width), self.grid)
-        with torch.autocast(features.device.type, enabled=False):
-            x = (features.flatten(1, 2) - self.mean).permute(1, 2, 0)  # (h·w, D, B)
+        with torch.autocast(drawn.device.type, enabled=False):
+            x = (drawn.flatten(1, 2) - self.mean).permute(1, 2, 0)  # (h·w, D, B)
             at_once = max(1, _CHUNK // (2 * x.shape[1] * count)) if not traced() else len(x)
             chunks = zip(self.factor.split(at_once), x.split(at_once), strict=True)
             whitened = (torch.linalg.solve_triangular(*pair, upper=False) for pair in chunks)
             scores = torch.cat([y.square().sum(1).sqrt() for y in whitened]).T  # (B, h·w)
             grid = scores.reshape(count, height, width)  # (B, h, w)
+            if counts is not None or self.partial:
+                known = (self.number > 0).view(1, height, width).expand_as(grid)
+                counts = known if counts is None else counts & known
+                if not bool(counts.flatten(1).any(1).all()):
+                    raise InputError("data.region: an image counts only where no nominal one did")
+                grid = torch.where(counts, grid, torch.nan)
+                scores = torch.where(counts, grid, -torch.inf).flatten(1)
             nearest = torch.arange(height * width, device=grid.device).view(height, width)
             maps = anomaly_maps(grid, size, self.scoring.sigma)
             return Prediction(scores.amax(1), maps, grid, nearest.expand_as(grid))

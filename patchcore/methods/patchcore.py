@@ -25,9 +25,11 @@ from patchcore.index import (
     TorchIndex,
     TorchIndexConfig,
     build_index,
+    nearest_rows,
     search_traced,
 )
 from patchcore.methods.common import FeatureBuffer
+from patchcore.methods.counted import Counted, cells, parts
 from patchcore.methods.detector import (
     Detector,
     Fitting,
@@ -136,6 +138,11 @@ class PatchCore(Detector):
         """Patch features (B, h, w, D), float32, of the backbone's layer maps [(B, C, h, w), …]."""
         return self.patches(maps).float()
 
+    def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Counted:
+        """See `Detector.counted`."""
+        features = self.features(maps)
+        return Counted(features, cells(inside, (features.shape[1], features.shape[2])))
+
     def buffer(self, images: int = 0) -> FeatureBuffer:
         """See `Detector.buffer`."""
         return FeatureBuffer(images)
@@ -144,7 +151,8 @@ class PatchCore(Detector):
         """See `Detector.build_from`; a coreset order is kept, and the scale measured, if asked."""
         fitting = fitting or Fitting()
         with fitting.stage("coreset"):
-            grids, counts, features = buffer.grids, buffer.counts, buffer.take()
+            places, widths = buffer.places, buffer.widths
+            counts, features = buffer.counts, buffer.take()
             images = range(len(counts)) if fitting.images is None else fitting.images
             settings, order = (self.patch_config, self.coreset_config), None
             kept = fitting.kept if self.coreset_config.ordered else None
@@ -157,7 +165,7 @@ class PatchCore(Detector):
             if kept is not None and coreset.order is not order:
                 kept.put(*settings, vars(coreset.order))
             if coreset.indices is not None:
-                origin = patch_origins(coreset.indices, grids, images)
+                origin = patch_origins(coreset.indices, places, widths, images)
                 self.origin = origin.to(self.memory.device)
         if fitting.scale is not None:
             with fitting.stage("scale"):
@@ -199,22 +207,26 @@ class PatchCore(Detector):
     @torch.inference_mode()
     def extend(
         self,
-        batches: Sequence[Tensor],
+        batches: Sequence[Tensor | Counted],
         sizes: Sequence[tuple[int, int]],
         images: Sequence[int],
         count: int | None = None,
     ) -> list[Prediction]:
         """See `Detector.extend`; the sampler goes on from the memory, as it is searched."""
-        predictions, rows, covered = [], [], []
+        predictions, covered, buffer = [], [], FeatureBuffer(len(images), self.device)
         with torch.autocast(self.device.type, enabled=False):
             exact = self.search if self.index_config.exact else TorchIndex(self.memory).search
-            for features, size in zip(batches, sizes, strict=True):
-                features = comparable(features.to(self.device), self.scoring)
-                rows.append(features.flatten(0, 2))  # (B·h·w, D)
-                found = exact(rows[-1], self.scoring.neighbours)  # one search serves both
-                predictions.append(self._predict(features, size, found, self.memory, exact))
+            for batch, size in zip(batches, sizes, strict=True):
+                x, counts = parts(batch)
+                x = comparable(x.to(self.device), self.scoring)
+                rows, k = _rows(x, counts), self.scoring.neighbours
+                quick = k == 1 and x.device.type == "cpu"
+                found = nearest_rows(self.memory, rows) if quick else exact(rows, k)  # serves both
+                predictions.append(self._predict(x, counts, size, found, self.memory, exact))
                 covered.append(found[0][:, 0])
-            features, kept = torch.cat(rows), len(self.memory)
+                buffer.append(x if counts is None else Counted(x, counts))
+            places, widths = buffer.places, buffer.widths
+            features, kept = buffer.take(), len(self.memory)
             whole = self._gathered + len(features)
             if count is None:
                 count = max(1, round(kept * whole / self._gathered) - kept)
@@ -223,9 +235,8 @@ class PatchCore(Detector):
                     f"count must be at most the {len(features)} patches of the images, got {count}"
                 )
             chosen = self.coreset_config.extend(features, torch.cat(covered), count, self.device)
-            grids = [(x.shape[1], x.shape[2]) for x in batches for _ in x]
-            origin = patch_origins(chosen, grids, images).to(self.device)
-            added = features[chosen.to(self.device)].to(self.memory.dtype)
+            origin = patch_origins(chosen, places, widths, images).to(self.device)
+            added = features[chosen.to(features.device)].to(self.memory)
         with torch.inference_mode(False):
             self.memory = torch.cat((self.memory, added))
             self.origin = torch.cat((self.origin, origin))
@@ -252,20 +263,24 @@ class PatchCore(Detector):
 
     def origins(self, rows: Tensor) -> Tensor:
         """See `Detector.origins`."""
-        return self.origin[rows]
+        return torch.where(rows[..., None] < 0, UNKNOWN, self.origin[rows])
 
     @torch.inference_mode()
-    def score(self, features: Tensor, size: tuple[int, int]) -> Prediction:
-        """Score patch features (B, h, w, D) of images of `size` (H, W)."""
+    def score(self, features: Tensor | Counted, size: tuple[int, int]) -> Prediction:
+        """Score patch features (B, h, w, D) of images of `size` (H, W).
+
+        Where patches do not count, `Prediction.nearest` is -1.
+        """
         # Under bfloat16 autocast the search would confuse neighbours, and maps have 8 bits.
-        with torch.autocast(features.device.type, enabled=False):
-            features = comparable(features, self.scoring)
-            found = self.search(features.flatten(0, 2), self.scoring.neighbours)  # (B·h·w, k)
-            return self._predict(features, size, found, self.memory, self.search)
+        x, counts = parts(features)
+        with torch.autocast(x.device.type, enabled=False):
+            x = comparable(x, self.scoring)
+            found = self.search(_rows(x, counts), self.scoring.neighbours)  # (B·h·w, k)
+            return self._predict(x, counts, size, found, self.memory, self.search)
 
     @torch.inference_mode()
     def score_prefixes(
-        self, features: Tensor, size: tuple[int, int], patches: Sequence[int]
+        self, features: Tensor | Counted, size: tuple[int, int], patches: Sequence[int]
     ) -> list[Prediction]:
         """Return `score` with the first n patches of the memory alone, for each n of `patches`.
 
@@ -276,29 +291,50 @@ class PatchCore(Detector):
         prefixes = self._prefixes
         if prefixes is None or prefixes.memory is not self.memory or prefixes.sizes != sizes:
             prefixes = self._prefixes = PrefixIndex(self.memory, sizes, self.index_config)
-        with torch.autocast(features.device.type, enabled=False):
-            features = comparable(features, self.scoring)
-            found = prefixes.search(features.flatten(0, 2), self.scoring.neighbours)
+        x, counts = parts(features)
+        with torch.autocast(x.device.type, enabled=False):
+            x = comparable(x, self.scoring)
+            found = prefixes.search(_rows(x, counts), self.scoring.neighbours)
             return [
-                self._predict(features, size, nearest, index.memory, index.search)
+                self._predict(x, counts, size, nearest, index.memory, index.search)
                 for nearest, index in zip(found, prefixes.indexes, strict=True)
             ]
 
     def _predict(
         self,
         features: Tensor,
+        counts: Tensor | None,
         size: tuple[int, int],
         found: tuple[Tensor, Tensor],
         memory: Tensor,
         search: Search,
     ) -> Prediction:
-        """Return scores and maps from distances and rows (B·h·w, k) of the nearest in `memory`."""
-        patches = features.flatten(1, 2)  # (B, h·w, D)
+        """Return scores and maps from distances and rows (B·h·w, k) of the nearest in `memory`.
+
+        If some patches do not count, distances and rows are of the others alone.
+        """
         squared, rows = found
-        score, scores = score_images(patches, squared, rows, memory, search, self.scoring)
-        grid = scores.view(features.shape[:3])  # (B, h, w)
+        if counts is None:
+            patches = features.flatten(1, 2)  # (B, h·w, D)
+            score, scores = score_images(patches, squared, rows, memory, search, self.scoring)
+            grid = scores.view(features.shape[:3])  # (B, h, w)
+            nearest = rows[:, 0].view_as(grid)
+        else:
+            each = counts.flatten(1).sum(1).tolist()
+            own = zip(
+                features[counts].split(each), squared.split(each), rows.split(each), strict=True
+            )
+            scored = [
+                score_images(x[None], near, row, memory, search, self.scoring)
+                for x, near, row in own
+            ]
+            score = torch.cat([one for one, _ in scored])
+            grid = torch.full(counts.shape, torch.nan, device=score.device)
+            grid[counts] = torch.cat([patch[0] for _, patch in scored])
+            nearest = torch.full(counts.shape, -1, device=score.device)
+            nearest[counts] = rows[:, 0]
         maps = anomaly_maps(grid, size, self.scoring.sigma)
-        return Prediction(score, maps, grid, rows[:, 0].view_as(grid))
+        return Prediction(score, maps, grid, nearest)
 
     def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
         """Squared distances and rows, both (Q, k), of the memory nearest to queries (Q, D)."""
@@ -327,6 +363,11 @@ class PatchCore(Detector):
     def memory_patches(self) -> int:
         """M, the patch features in the memory."""
         return len(self.memory)
+
+
+def _rows(features: Tensor, counts: Tensor | None) -> Tensor:
+    """Patch features (N, D), those that count, of (B, h, w, D)."""
+    return features.flatten(0, 2) if counts is None else features[counts]
 
 
 def _is_order(entry: dict[str, Tensor], patches: int) -> bool:

@@ -22,6 +22,7 @@ from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.errors import InputError
 from patchcore.index import TorchIndex, TorchIndexConfig, search_traced
 from patchcore.methods.common import ImageBuffer, check_grid, interpolated
+from patchcore.methods.counted import Counted, cells, parts
 from patchcore.methods.detector import Detector, Fitting, MethodConfig, Parts, Prediction
 from patchcore.methods.origin import position_origins
 from patchcore.scoring import ScoringConfig, anomaly_maps
@@ -76,10 +77,12 @@ class Spade(Detector):
 
     Attributes:
         images: Number of each nominal image.
+        counts: (N·h·w, 1) pixels of the finest layer that count; empty if all do.
         pooled: (N, C) the deepest layer's maps, averaged over positions; empty before `fit`.
     """
 
     pooled: Tensor
+    counts: Tensor
     made_again = ("_index",)
     one_size = True
 
@@ -106,6 +109,7 @@ class Spade(Detector):
         self._layers = len(channels[: self.config.pyramid])
         for i in range(self._layers):
             self.register_buffer(f"layer_{i}", torch.empty(0, 0, 0, channels[i]))
+        self.register_buffer("counts", torch.empty(0, 1, dtype=torch.bool))
         self.register_buffer("pooled", torch.empty(0, channels[-1]))
         self.images: list[int] = []
         self._index: TorchIndex | None = None
@@ -138,21 +142,30 @@ class Spade(Detector):
         pyramid = [x.permute(0, 2, 3, 1).to(dtype) for x in maps[: self._layers]]
         return [*pyramid, maps[-1].float().mean((2, 3))[:, None, None]]
 
+    @torch.inference_mode()
+    def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Counted:
+        """See `Detector.counted`; the deepest map is averaged over its positions that count."""
+        *pyramid, _ = self.features(maps)
+        fine, deep = (cells(inside, (x.shape[2], x.shape[3])) for x in (maps[0], maps[-1]))
+        weights = deep[:, None].float()  # (B, 1, h, w)
+        pooled = (maps[-1].float() * weights).sum((2, 3)) / weights.sum((2, 3))  # (B, C)
+        return Counted([*pyramid, pooled[:, None, None]], fine)
+
     def buffer(self, images: int = 0) -> "PyramidBuffer":
         """See `Detector.buffer`."""
         return PyramidBuffer(images, self._layers + 1)
 
     def build_from(self, buffer: "PyramidBuffer", fitting: Fitting | None = None) -> None:
         """See `Detector.build_from`; it only has to move them."""
-        *pyramid, pooled = buffer.take()
-        self._keep(pyramid, pooled)
+        counts, (*pyramid, pooled) = buffer.take_counts(), buffer.take()
+        self._keep(pyramid, pooled, counts)
         images = fitting.images if fitting is not None else None
         self.images = list(range(len(pooled)) if images is None else images)
 
     @torch.inference_mode()
     def extend(
         self,
-        batches: Sequence[list[Tensor]],
+        batches: Sequence[list[Tensor] | Counted],
         sizes: Sequence[tuple[int, int]],
         images: Sequence[int],
         count: int | None = None,
@@ -162,12 +175,18 @@ class Spade(Detector):
             raise InputError("count: method=spade keeps images whole: leave it out")
         predictions = [self.score(*pair) for pair in zip(batches, sizes, strict=True)]
         old = [*self.layers, self.pooled[:, None, None]]
+        split = [parts(batch) for batch in batches]
+        counts = None
+        if len(self.counts) or any(own is not None for _, own in split):
+            each = [(x[0].shape[:3], own) for x, own in split]
+            known = (self.layers[0].shape[:3], self.counts if len(self.counts) else None)
+            counts = torch.cat([_all_counted(*one, self.device) for one in (known, *each)])
         with torch.inference_mode(False):
             *pyramid, pooled = [
-                torch.cat((kept, *(x.to(kept) for x in parts)))
-                for kept, *parts in zip(old, *batches, strict=True)
+                torch.cat((kept, *(x.to(kept) for x in more)))
+                for kept, *more in zip(old, *(x for x, _ in split), strict=True)
             ]
-            self._keep(pyramid, pooled)
+            self._keep(pyramid, pooled, counts)
         self.images = [*self.images, *images]
         return predictions
 
@@ -176,8 +195,14 @@ class Spade(Detector):
         rows = [row for row, number in enumerate(self.images) if number not in images]
         if not rows:
             raise InputError("without these images none would be left: keep some, or fit again")
-        self._keep([x[rows] for x in self.layers], self.pooled[rows, None, None])
+        counts = self.counts.view(len(self.pooled), -1)[rows] if len(self.counts) else None
+        self._keep([x[rows] for x in self.layers], self.pooled[rows, None, None], counts)
         self.images = [self.images[row] for row in rows]
+
+    @property
+    def partial(self) -> bool:
+        """See `Detector.partial`."""
+        return len(self.counts) > 0
 
     @property
     def images_had(self) -> int:
@@ -189,7 +214,7 @@ class Spade(Detector):
         height, width = self.layers[0].shape[1:3]
         return position_origins(rows, torch.tensor(self.images), (height, width))
 
-    def _keep(self, pyramid: Sequence[Tensor], pooled: Tensor) -> None:
+    def _keep(self, pyramid: Sequence[Tensor], pooled: Tensor, counts: Tensor | None) -> None:
         """Make maps [(N, h, w, C), …] and pooled ones (N, 1, 1, C) the memory."""
         for x in (*pyramid, pooled):
             if not bool(torch.stack(x.aminmax()).isfinite().all()):
@@ -200,14 +225,16 @@ class Spade(Detector):
         for i, x in enumerate(pyramid):
             setattr(self, f"layer_{i}", x.to(self.device))
         self.pooled = pooled.flatten(1).to(self.device)
+        every = self.counts.new_empty(0, 1) if counts is None else counts.reshape(-1, 1)
+        self.counts = every.to(self.device)
 
     @torch.inference_mode()
-    def score(self, features: list[Tensor], size: tuple[int, int]) -> Prediction:
+    def score(self, features: list[Tensor] | Counted, size: tuple[int, int]) -> Prediction:
         """Score the `features` of images of `size` (H, W).
 
         `Prediction.nearest` counts the pixels of all nominal images: image · h·w + position.
         """
-        *pyramid, pooled = features
+        (*pyramid, pooled), counts = parts(features)
         if not len(self.pooled):
             raise InputError("the memory is empty: call fit with nominal images first")
         for x, layer in zip(pyramid, self.layers, strict=True):
@@ -226,6 +253,8 @@ class Spade(Detector):
             ]
             grid = torch.stack([distances.sqrt().mean(1) for distances, _ in found])  # (B, h·w)
             grid = grid.view(-1, height, width)
+            if counts is not None:
+                grid = torch.where(counts, grid, torch.nan)
             nearest = torch.stack([pixels[:, 0] for _, pixels in found]).view_as(grid)
             maps = anomaly_maps(grid, size, self.scoring.sigma)
             return Prediction(squared.sqrt().mean(1), maps, grid, nearest)
@@ -255,12 +284,29 @@ class Spade(Detector):
             if traced():
                 distances, rows = search_traced(memory, queries, self.config.pixel_neighbours)
             else:
-                index = TorchIndex(memory, self.index_config)
-                distances, rows = index.search(queries, self.config.pixel_neighbours)
+                counted = self._counted(some)
+                index = TorchIndex(
+                    memory if counted is None else memory[counted], self.index_config
+                )
+                wanted = min(self.config.pixel_neighbours, len(index.memory))
+                distances, rows = index.search(queries, wanted)
+                rows = rows if counted is None else counted[rows]
             parts.append((distances, some[rows // positions] * positions + rows % positions))
         distances = torch.cat([part[0] for part in parts], 1)  # (h·w, parts·κ)
+        if distances.shape[1] < self.config.pixel_neighbours:
+            raise InputError(
+                f"method.pixel_neighbours must be at most {distances.shape[1]}, the pixels that "
+                f"count, got {self.config.pixel_neighbours}"
+            )
         nearest = distances.topk(self.config.pixel_neighbours, largest=False)
         return nearest.values, torch.cat([part[1] for part in parts], 1).gather(1, nearest.indices)
+
+    def _counted(self, images: Tensor) -> Tensor | None:
+        """Pixels (P,) of `images` (K,) that count, numbered on from image to image; None: all."""
+        if not len(self.counts):
+            return None
+        height, width = self.layers[0].shape[1:3]
+        return self.counts.view(-1, height * width)[images].flatten().nonzero()[:, 0]
 
     @property
     def memory_patches(self) -> int:
@@ -278,20 +324,36 @@ class PyramidBuffer:
 
     Args:
         images: As in `FeatureBuffer`.
-        parts: How many tensors the features of a batch are.
+        tensors: How many tensors the features of a batch are.
     """
 
-    def __init__(self, images: int, parts: int) -> None:
-        self._parts = [ImageBuffer(images) for _ in range(parts)]
+    def __init__(self, images: int, tensors: int) -> None:
+        self._parts = [ImageBuffer(images) for _ in range(tensors)]
+        self._counts: list[Tensor] = []
 
-    def append(self, features: Sequence[Tensor]) -> None:
+    def append(self, features: Sequence[Tensor] | Counted) -> None:
         """Add the features [(B, h, w, C), …] of a batch."""
+        features, counts = parts(features)
+        if counts is not None:
+            self._counts.append(counts)
         for buffer, x in zip(self._parts, features, strict=True):
             buffer.append(x)
+
+    def take_counts(self) -> Tensor | None:
+        """Pixels (N, h, w) that count, None if all do; the buffer forgets them."""
+        counts, self._counts = self._counts, []
+        return torch.cat(counts) if counts else None
 
     def take(self) -> list[Tensor]:
         """The features [(N, h, w, C), …], which the buffer forgets."""
         return [buffer.take() for buffer in self._parts]
+
+
+def _all_counted(shape: Sequence[int], counts: Tensor | None, device: torch.device) -> Tensor:
+    """Pixels (N·h·w,) that count of maps of shape (N, h, w): all, if `counts` does not say."""
+    if counts is None:
+        return torch.ones(tuple(shape), dtype=torch.bool, device=device).flatten()
+    return counts.to(device).flatten()
 
 
 def _joined(layers: Sequence[Tensor]) -> Tensor:

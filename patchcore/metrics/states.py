@@ -99,7 +99,13 @@ class PixelMetrics(Metric):
         self._left_out = 0
         self._undefined: dict[str, str] = {}
 
-    def update(self, maps: Tensor, masks: Tensor, known: Tensor | None = None) -> None:
+    def update(
+        self,
+        maps: Tensor,
+        masks: Tensor,
+        known: Tensor | None = None,
+        counts: Tensor | None = None,
+    ) -> None:
         """Add a batch; H and W may differ between batches.
 
         Args:
@@ -108,6 +114,8 @@ class PixelMetrics(Metric):
             known: (B,) bool, false for an anomalous image whose mask is missing or marks nothing
                 in view. It is left out, since its pixels are neither known to be nominal nor known
                 to be anomalous, and `left_out()` counts it. All true by default.
+            counts: (B, H, W) bool, false for pixels to leave out, as if the images did not have
+                them; then an image of which nothing that is marked counts is not known either.
 
         Raises:
             InputError: a score is NaN or infinite.
@@ -117,11 +125,18 @@ class PixelMetrics(Metric):
             raise ValueError(f"maps must be (B, H, W), got {tuple(maps.shape)}")
         maps = _finite(maps, "anomaly maps", self.device if self.device.type == "cuda" else "cpu")
         masks = _binary(masks, "masks", maps)
+        if counts is not None:
+            counts = _binary(counts, "counts", maps)
+            lost = masks.flatten(1).any(1) & ~(masks & counts).flatten(1).any(1)
+            known = ~lost if known is None else known.to(lost.device) & ~lost
         if known is not None:
             known = _binary(known, "known", maps[:, 0, 0])
             self.unmasked = self.unmasked + int((~known).sum())
             maps, masks = maps[known], masks[known]
-        _append(self.nominal, _selected(maps, ~masks).to(self.device))
+            counts = counts if counts is None else counts[known]
+        masks = masks if counts is None else masks & counts
+        free = ~masks if counts is None else ~masks & counts
+        _append(self.nominal, _selected(maps, free).to(self.device))  # (B, H, W) → (N,)
         _append(self.anomalous, _selected(maps, masks).to(self.device))
         _append(self.areas, region_areas(masks).to(self.device))
 
