@@ -195,7 +195,7 @@ class Backbone(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For `copy` and `pickle`."""
+        """Return the state for `copy` and `pickle`."""
         return {**self.__dict__, "_fused": {}}
 
     def _outputs(self, network: nn.Module, images: Tensor) -> list[Any]:

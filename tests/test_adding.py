@@ -124,7 +124,6 @@ def test_what_is_added_is_known_everywhere(tmp_path: Path) -> None:
     project = tmp_path / "project"
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(REPOSITORY / "patchcore", project / "patchcore", ignore=ignore)
-    shutil.copytree(REPOSITORY / "conf", project / "patchcore/conf", ignore=ignore)
     add(project / "patchcore")
     data = write_mvtec(tmp_path / "data", (40, 36))
 

@@ -125,7 +125,6 @@ def test_another_metric_and_tracker_are_a_few_lines_each(tmp_path: Path) -> None
     package = tmp_path / "patchcore"
     leave = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PROJECT / "patchcore", package, ignore=leave)
-    shutil.copytree(PROJECT / "conf", package / "conf", ignore=leave)
     for file, before, text in METRIC:
         insert(package / file, before, text)
     (package / "tracking/notes.py").write_text(NOTES)

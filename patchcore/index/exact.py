@@ -272,7 +272,7 @@ class TorchIndex:
         neighbours: int,
         sizes: Sequence[int],
     ) -> list[tuple[Tensor, Tensor]]:
-        """As `_search`, which searches the queries that the screen does not settle."""
+        """Search as `_search`, which searches the queries that the screen does not settle."""
         rounded = screen.round(queries)
         most = max(_CANDIDATES, 2 * neighbours)
         found: tuple[Tensor, Tensor] | None = None
