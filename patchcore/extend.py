@@ -184,7 +184,7 @@ def widened(decision: Any, predictions: Sequence[Prediction]) -> Any:
     scores = torch.cat([decision.scores, *(p.score.cpu().double() for p in predictions)])
     before, after = decision.images + 1, len(scores) + 1
     spent = decision.pixel_rate * before - 1  # sum of the earlier images' shares
-    allowed = decision.false_alarms * after - 1 - spent
+    allowed = max(decision.false_alarms * after, 1) - 1 - spent  # a rate of 1 / after at least
     values, shares = _near(predictions, decision.pixel_threshold)
     place = int((shares.cumsum(0) > allowed + 1e-9).int().argmax()) if len(values) else 0
     threshold = decision.pixel_threshold
