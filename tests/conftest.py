@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,10 @@ def resnet18_weights() -> Path:
 @pytest.fixture(scope="session")
 def mtd_root() -> Path:
     return shared("data/mtd")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts() -> None:
+    """Let SIGINT end runs, also in a shell's background job, which is started to ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -121,7 +121,7 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         folder = tmp_path_factory.mktemp(launcher)
         write_mvtec(folder / "data", (40, 36))
         data = ["data=mvtec", f"data.root={folder / 'data'}", "data.category=nut"]
-        chosen = [f"hydra/launcher={launcher}"]
+        chosen = [f"hydra/launcher={launcher}", f"cache.root={folder / 'cache'}"]
         chosen += ["hydra.launcher.n_jobs=2"] if launcher == "processes" else []
         where = folder / "sweeps/today/now"
         with pytest.MonkeyPatch.context() as patch:
@@ -158,8 +158,7 @@ def test_jobs_in_processes_of_their_own_find_the_same(sweeps: Callable[[str], Pa
     for name in ("0", "1"):
         assert found(one / name) == found(other / name)
     caches = [
-        {entry.key for entry in Store(path.parents[2] / ".cache/patchcore/features").entries()}
-        for path in (one, other)
+        {entry.key for entry in Store(path.parents[2] / "cache").entries()} for path in (one, other)
     ]
     assert caches[0] == caches[1] != set()
 

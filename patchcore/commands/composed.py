@@ -35,9 +35,10 @@ def to_config(cfg: DictConfig) -> Config:
         InputError: A value is out of its range, or there is no such option.
         omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
     """
+    values = OmegaConf.to_container(cfg, resolve=True)  # its errors name the key
     OmegaConf.resolve(cfg)  # once, for all that look at it
     reject_added(cfg)
-    check_numbers(OmegaConf.to_container(cfg))
+    check_numbers(values)
     fill_inputs(cfg)
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, Config):

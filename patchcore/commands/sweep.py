@@ -162,7 +162,8 @@ def _tell_undefined(multirun: Multirun) -> None:
 
 def _tell_best(multirun: Multirun) -> None:
     """Print where the best point's model is, if it alone was to be kept."""
-    for point in holders(multirun.folder):
+    found = holders(multirun.folder) if os.path.isdir(multirun.folder) else []
+    for point in found:
         if OmegaConf.load(point / "config.yaml").artifact.keep == "best":
             print(f"artifact of the best point: {point / FOLDER}")
 
