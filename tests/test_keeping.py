@@ -2,11 +2,9 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,14 +15,16 @@ import torch
 import yaml
 from PIL import Image
 
-from patchcore import InputError, load
+from patchcore import GreedyConfig, InputError, load, runner
+from patchcore.cache import CacheConfig
 from patchcore.commands.overrides import as_typed
-from patchcore.config import Objective
+from patchcore.config import Config, Objective
 from patchcore.data.images import read_image
 from patchcore.keeping import ArtifactConfig, Contest, Keep, Keeper, holders
 from patchcore.methods import Detector
 from tests.images import write_mvtec
-from tests.runs import TINY, Outcome, patchcore
+from tests.processes import execute
+from tests.runs import TINY, Outcome, config, patchcore
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
 
@@ -110,23 +110,15 @@ print(json.dumps(inspector.score(torch.from_numpy(prepared)).score.tolist()))
 
 def test_a_model_inspects_elsewhere_without_data_or_network(tmp_path: Path) -> None:
     write_mvtec(tmp_path / "data", (40, 36))
-    done = run(tmp_path / "data", tmp_path, "artifact=true", "artifact.weights=true")
-    assert done.code == 0, done.err
+    settings = config(tmp_path / "data", artifact=ArtifactConfig(Keep.all, weights=True))
+    runner.run(settings, tmp_path / "run")
     paths, expected = zip(*rows(tmp_path / "run"), strict=True)
     np.save(tmp_path / "images.npy", np.stack([read_image(path) for path in paths]))
     shutil.move(tmp_path / "run/artifact", tmp_path / "elsewhere")
-    for folder in ("data", "run", "cache"):
+    for folder in ("data", "run"):
         shutil.rmtree(tmp_path / folder)
-    told = subprocess.run(
-        [sys.executable, "-c", NEW_PROCESS, tmp_path / "elsewhere", tmp_path / "images.npy"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    assert json.loads(told.stdout) == pytest.approx(expected, rel=1e-6)
+    told = execute(NEW_PROCESS, "elsewhere", "images.npy", folder=tmp_path)
+    assert json.loads(told) == pytest.approx(expected, rel=1e-6)
 
 
 def test_predict_explains_by_the_artifact_alone(tmp_path: Path) -> None:
@@ -171,38 +163,37 @@ def test_an_artifact_tells_of_its_run(root: Path, tmp_path: Path) -> None:
 def test_a_finished_run_is_made_again_only_for_an_artifact_that_it_lacks(
     root: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "run"
+    folder, cache = tmp_path / "run", CacheConfig(enabled=True, root=str(tmp_path / "cache"))
+    kept, inside = ArtifactConfig(Keep.all), ArtifactConfig(Keep.all, weights=True)
 
-    def again(*overrides: str) -> list[str]:
+    def again(artifact: ArtifactConfig, to: Path = folder, **more: Any) -> list[str]:
         """Content of the artifact, once the run was asked for again."""
-        done = run(root, tmp_path, "resume=true", *overrides)
-        assert done.code == 0, done.err
-        assert rows(folder) == scores
-        assert (folder / "fingerprint.txt").read_text() == fingerprint
-        return sorted(path.name for path in folder.glob("artifact/*"))
+        runner.run(config(root, cache=cache, resume=True, artifact=artifact, **more), to)
+        assert rows(to) == scores
+        assert (to / "fingerprint.txt").read_text() == fingerprint
+        return sorted(path.name for path in to.glob("artifact/*"))
 
-    assert run(root, tmp_path).code == 0
+    runner.run(config(root, cache=cache), folder)
     scores, fingerprint = rows(folder), (folder / "fingerprint.txt").read_text()
-    without = ["artifact.yaml", "model.safetensors"]
-    assert again("artifact=true") == without
+    files = ["artifact.yaml", "model.safetensors"]
+    assert again(kept) == files
     assert json.loads((folder / "provenance.json").read_text())["warm"]  # from the cache
     with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
-        assert again("artifact=true") == without
-        assert again() == without  # nothing is lost
-    assert again("figures=true") == without  # this is computed again, for pictures
-    inside = [*without, "weights.safetensors"]
-    assert again("artifact=true", "artifact.weights=true") == inside
+        assert again(kept) == files
+        assert again(ArtifactConfig()) == files  # nothing is lost
+    assert again(ArtifactConfig(), figures=True) == files  # computed again, for pictures
+    files.append("weights.safetensors")
+    assert again(inside) == files
     with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
-        assert again("artifact=true") == inside
-        other = run(root, tmp_path, "resume=true", "artifact=true", name="other")
-        assert other.code == 0, other.err
+        assert again(kept) == files
+        assert again(kept, tmp_path / "other") == files
     expected = [score for _, score in scores]
     paths = [path for path, _ in scores]
     assert scored(tmp_path / "other/artifact", paths) == pytest.approx(expected, rel=1e-6)
     (folder / "artifact/model.safetensors").write_bytes(b"")
     shutil.rmtree(tmp_path / "other")
     with pytest.warns(UserWarning, match=r"model\.safetensors: is damaged.*made again"):
-        assert again("artifact=true", "artifact.weights=true") == inside
+        assert again(inside) == files
     assert scored(folder / "artifact", paths) == pytest.approx(expected, rel=1e-6)
 
 
@@ -253,42 +244,75 @@ def values(folder: Path, key: str) -> dict[str, Any]:
     }
 
 
+def best(root: Path, cache: Path, ratio: float, keep: Keep = Keep.best) -> Config:
+    """Settings of a point that is the better the smaller its memory is."""
+    return config(
+        root,
+        coreset=GreedyConfig(ratio=ratio),
+        cache=CacheConfig(enabled=True, root=str(cache)),
+        objectives=[Objective.memory_patches],
+        artifact=ArtifactConfig(keep),
+        resume=True,
+    )
+
+
 def test_the_best_point_alone_keeps_its_model(root: Path, tmp_path: Path) -> None:
-    """Points in several processes, of which any may end first."""
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     sweep = ["--multirun", "coreset.ratio=0.2,0.1,0.3", "objectives=[memory_patches]"]
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = run(root, tmp_path, *sweep, *launcher, "artifact=best", name="sweep")
+    done = run(root, tmp_path, *sweep, "artifact=best", name="sweep")
     assert done.code == 0, done.err
     patches = values(tmp_path / "sweep", "memory_patches")
     assert min(patches, key=lambda point: patches[point]) == "1"
     kept = tmp_path / "sweep/1/artifact"
     assert [*(tmp_path / "sweep").rglob("artifact.yaml")] == [kept / "artifact.yaml"]
+    assert done.out.count("artifact of the best point:") == 1
     assert f"artifact of the best point: {kept}" in done.out
     paths, expected = zip(*rows(tmp_path / "sweep/1"), strict=True)
     assert scored(kept, paths) == pytest.approx(expected, rel=1e-6)
 
 
+POINT = """
+import sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from patchcore import runner
+from tests.test_keeping import best
+root, sweep, number, ratio = sys.argv[1:]
+runner.run(best(Path(root), Path("cache"), float(ratio)), f"{sweep}/{number}", multirun=Path(sweep))
+"""
+
+
+def test_points_in_several_processes_keep_one_model(root: Path, tmp_path: Path) -> None:
+    """Any of them may end first."""
+
+    def point(number: int, ratio: float) -> None:
+        folder = tmp_path / f"process_{number}"
+        folder.mkdir()
+        execute(POINT, str(root), str(tmp_path / "sweep"), f"{number}", f"{ratio}", folder=folder)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(point, range(2), (0.2, 0.1)))
+    assert holders(tmp_path / "sweep") == [tmp_path / "sweep/1"]
+
+
 def test_a_multirun_goes_on_with_the_best(root: Path, tmp_path: Path) -> None:
-    sweep = ["--multirun", "coreset.ratio=0.2,0.1,0.3", "objectives=[memory_patches]"]
-    assert run(root, tmp_path, *sweep, name="sweep").code == 0
     folder = tmp_path / "sweep"
-    assert holders(folder) == []
-    assert run(root, tmp_path, *sweep, "artifact=best", name="sweep").code == 0
-    assert holders(folder) == [folder / "1"]
+
+    def sweep(*ratios: float, keep: Keep = Keep.best, to: Path = folder) -> list[Path]:
+        for number, ratio in enumerate(ratios):
+            point = best(root, tmp_path / "cache", ratio, keep)
+            runner.run(point, to / str(number), multirun=to)
+        return holders(to)
+
+    assert sweep(0.2, 0.1, 0.3, keep=Keep.none) == []
+    assert sweep(0.2, 0.1, 0.3) == [folder / "1"]
     before = (folder / "1/artifact/artifact.yaml").read_bytes()
     with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
-        assert run(root, tmp_path, *sweep, "artifact=best", name="sweep").code == 0
+        assert sweep(0.2, 0.1, 0.3) == [folder / "1"]
     assert (folder / "1/artifact/artifact.yaml").read_bytes() == before
     # A later point that is better takes its place; a new folder gets what was kept.
-    more = ["--multirun", "coreset.ratio=0.2,0.1,0.3,0.05", "objectives=[memory_patches]"]
-    done = run(root, tmp_path, *more, "artifact=best", name="sweep")
-    assert holders(folder) == [folder / "3"]
-    assert done.out.count("artifact of the best point:") == 1
+    assert sweep(0.2, 0.1, 0.3, 0.05) == [folder / "3"]
     with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
-        one = ["--multirun", "coreset.ratio=0.05", "objectives=[memory_patches]"]
-        assert run(root, tmp_path, *one, "artifact=best", name="new").code == 0
-    assert holders(tmp_path / "new") == [tmp_path / "new/0"]
+        assert sweep(0.05, to=tmp_path / "new") == [tmp_path / "new/0"]
 
 
 def test_one_run_alone_is_the_best(root: Path, tmp_path: Path) -> None:
