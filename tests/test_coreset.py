@@ -547,10 +547,10 @@ def interpret_kernels() -> None:
             check(points.float(), order, 20)
 
     for start in (Start.random, Start.anchors):
-        compare((normal(150, 40) + 3), 32, start)
+        compare((normal(150, 40) + 3), 16, start)
         compare(normal(150, 6), 1024, start)
     for dtype in (torch.float16, torch.bfloat16):
-        compare((normal(150, 40) + 3).to(dtype), 32)
+        compare((normal(150, 40) + 3).to(dtype), 16)
     compare(normal(2500, 8), 128)  # several blocks of the selection
     for levels in (2, 4, 30):  # ties
         generator = torch.Generator().manual_seed(1)

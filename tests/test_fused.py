@@ -31,13 +31,13 @@ def near(memory: Tensor, count: int, distance: float, seed: int = 1) -> Tensor:
 
 def cases() -> dict[str, tuple[Tensor, Tensor]]:
     """Memories and queries by what is hard about them."""
-    spread = normal(600, 40)
+    spread = normal(800, 40)
     return {
         "spread": (spread, near(spread, 140, 0.3)),
         "far from the origin": (spread + 100, near(spread, 40, 1.0) + 100),
         "half": (spread.half(), near(spread, 40, 0.3)),
         "one tile": (spread[:30], near(spread, 20, 1.0)),
-        "equal rows": (spread[:3].repeat_interleave(100, 0), near(spread[:3], 20, 0.01)),
+        "equal rows": (spread[:3].repeat_interleave(200, 0), near(spread[:3], 20, 0.01)),
         "nearer than float16 tells": (1e-4 * spread + 1, near(1e-4 * spread, 30, 1e-5) + 1),
         "queries beyond float16": (spread, torch.cat((spread[:5], 1e5 * spread[:5]))),
         "tiny": (1e-15 * spread, 1e-15 * near(spread, 30, 1.0)),
@@ -60,12 +60,12 @@ def compare(name: str, k: int, device: str) -> None:
 
 def compare_prefixes(device: str) -> None:
     """Prefixes that end within a tile, one of them with fewer new tiles than neighbours."""
-    memory = normal(900, 24).relu()
+    memory = normal(1500, 24).relu()
     memory[350:400] = memory[300:350] + 0.01
     queries = torch.cat((near(memory, 40, 0.2), near(memory[300:400], 20, 0.001))).to(device)
     memory = memory.to(device)
     for k in (1, 2):
-        sizes = [300, 400, 900]
+        sizes = [300, 400, 1000, 1500]
         found = PrefixIndex(memory, sizes, TorchIndexConfig()).search(queries, k)
         for size, (distances, rows) in zip(sizes, found, strict=True):
             expected, expected_rows = TorchIndex(memory[:size]).search(queries, k)
@@ -76,11 +76,11 @@ def compare_screen(device: str) -> None:
     """The candidates: all that are as near as the nearest, and few of them where rows are apart."""
     from patchcore.index import fused
 
-    memory = normal(600, 100).to(device)
+    memory = normal(1000, 100).to(device)
     queries = near(memory.cpu(), 70, 0.5).to(device)
     screen = fused.Screen(memory)
     rounded = screen.round(queries)
-    query, row, unsettled = screen.candidates(queries, rounded, 0, 600, 1, 64)
+    query, row, unsettled = screen.candidates(queries, rounded, 0, 1000, 1, 64)
     assert not len(unsettled) and 70 <= len(query) < 100
     expected = screen.measure(queries, torch.arange(70, device=device), row[query.argsort()][:70])
     differences = queries.double()[:, None] - memory.double()  # (Q, M, D)
@@ -90,9 +90,9 @@ def compare_screen(device: str) -> None:
     first = distances[torch.arange(70), row[query.argsort()][:70]]
     torch.testing.assert_close(expected.double(), first, rtol=1e-6, atol=0)
     # A candidate more would be no error, but a limit of none leaves nothing settled.
-    assert len(screen.candidates(queries, rounded, 0, 600, 1, 0)[2]) == 70
+    assert len(screen.candidates(queries, rounded, 0, 1000, 1, 0)[2]) == 70
     near_zero = torch.zeros(70, device=device)
-    assert not len(screen.candidates(queries, rounded, 0, 600, 1, 64, near_zero)[0])
+    assert not len(screen.candidates(queries, rounded, 0, 1000, 1, 64, near_zero)[0])
 
 
 def compare_rounding(device: str) -> None:
