@@ -87,6 +87,10 @@ def _advice(folder: Path) -> str:
         return f"a save was killed; the earlier artifact is {aside}: rename it"
     if (folder / "artifact" / DESCRIPTION).is_file():
         return f"it is a run's folder: give {folder / 'artifact'}"
+    if folder.is_file():
+        return f"it is a file: give its folder {folder.parent}"
     if not folder.is_dir():
         return "there is no such folder"
-    return f"it has no {DESCRIPTION}: give a folder that save or artifact=true has made"
+    if (folder / "export.yaml").is_file():
+        return "it is an export, which predict and test take: give the artifact that it was made of"
+    return f"it has no {DESCRIPTION}: give the artifact folder of a run with artifact=true"

@@ -170,6 +170,16 @@ class Decision:
         """Interval of the rate realised, at 95 %."""
         return rate_interval(self.images, alarms(self.images, self.false_alarms))
 
+    def notices(self) -> list[str]:
+        """Sentences that a user should read: too few images for the rate that was asked for."""
+        if self.false_alarms * (self.images + 1) >= 1:
+            return []
+        needed = math.ceil(1 / self.false_alarms) - 1
+        return [
+            f"decision.false_alarms={self.false_alarms:g} needs {needed} nominal images: "
+            f"{self.images} guarantee {self.rate:.2g}"
+        ]
+
     def verdict(self, score: Tensor) -> Tensor:
         """Verdicts on images by their scores (…): bool (…), True for anomalous."""
         return checked(score) >= self.threshold

@@ -38,10 +38,14 @@ class Change:
     Attributes:
         images: How many were added or removed.
         patches: How many vectors or distributions the memory has gained.
+        step: "images added" or "images removed".
+        removed: Paths of the images removed, where they are known.
     """
 
     images: int
     patches: int
+    step: str = "images added"
+    removed: tuple[str, ...] = ()
 
 
 def extend(
@@ -60,9 +64,13 @@ def extend(
     """
     names = [str(path.absolute()) for path in images]
     sources = _sources(inspector)
-    twice = sorted(name for name in set(names) if name in sources or names.count(name) > 1)
+    known = sorted({name for name in names if name in sources})
+    if known:
+        others = f", as are {len(known) - 1} more of the images" if len(known) > 1 else ""
+        raise InputError(f"{printable(known[0])}: is in the model already{others}: leave it out")
+    twice = sorted(name for name in set(names) if names.count(name) > 1)
     if twice:
-        raise InputError(f"{printable(twice[0])}: is in the model already, or was given twice")
+        raise InputError(f"{printable(twice[0])}: was given twice: name it once")
     if not names:
         raise InputError("images: there are none to add")
     each: list[list[Any]] = [[] for _ in inspector.members]
@@ -118,7 +126,8 @@ def remove(inspector: Inspector, images: Sequence[str | Path]) -> Change:
     inspector.decision = None
     if inspector.crops is not None:
         inspector.crops = inspector.crops.without(numbers)
-    change = Change(len(numbers), model.memory_patches - before)
+    gone = tuple(name for number in numbers if (name := sources[number]) is not None)
+    change = Change(len(numbers), model.memory_patches - before, "images removed", gone)
     _note(
         inspector,
         "remove",

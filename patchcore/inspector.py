@@ -6,6 +6,8 @@ pixels of a file → prepare → score → place
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -183,6 +185,10 @@ class Inspector(Preparing):
             for image in self.images
             if region is not None
         ]
+
+    def save(self, folder: str | Path, *, weights: bool = False) -> None:
+        """Write the model as an artifact: see `patchcore.artifact.save`."""
+        import_module("patchcore.artifact").save(self, folder, weights=weights)
 
     @property
     def members(self) -> list[Detector]:

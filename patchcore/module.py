@@ -148,6 +148,7 @@ class ScoringModule(pl.LightningModule):
         """Make the decision from scores () and maps (1, H, W) of nominal images."""
         assert config.false_alarms is not None
         self.decision = decide(torch.stack([*scores]), maps, config.false_alarms, config.folds)
+        _tell(self.decision)
 
 
 class DetectorModule(ScoringModule):
@@ -269,8 +270,9 @@ class DetectorModule(ScoringModule):
         self.warm.discard("score")
         self._points = self.model.prefixes(self.curve)
         self._patches = sorted({*self._points.values(), self.model.memory_patches})
-        pairs = {str(n): _metrics() for n in self._patches[:-1]}
-        self.smaller = nn.ModuleDict(pairs).to(self.device)
+        pairs = {str(n): [ImageMetrics(), PixelMetrics()] for n in self._patches[:-1]}
+        smaller = {size: nn.ModuleList(pair) for size, pair in pairs.items()}
+        self.smaller = nn.ModuleDict(smaller).to(self.device)
         counted = self._patches if self.model.counts_used else []
         self._used = [torch.zeros(n, dtype=torch.bool, device=self.device) for n in counted]
         super().on_test_start()
@@ -441,10 +443,6 @@ class EnsembleModule(ScoringModule):
 
 
 @rank_zero_only
-def _tell(counts: MaskCounts) -> None:
-    for notice in counts.notices():
+def _tell(told: MaskCounts | Decision) -> None:
+    for notice in told.notices():
         print(f"warning: {notice}", file=sys.stderr)
-
-
-def _metrics() -> nn.ModuleList:
-    return nn.ModuleList([ImageMetrics(), PixelMetrics()])

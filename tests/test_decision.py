@@ -89,6 +89,8 @@ def test_what_so_few_images_cannot_promise_is_not_promised() -> None:
     nominal = drawn(49)
     decision = decide(nominal, [torch.zeros(49, 2, 2)], 0.01, 5)
     assert decision.rate == 1 / 50 and decision.threshold > float(nominal.max())
+    (notice,) = decision.notices()
+    assert notice.endswith("nominal images: 49 guarantee 0.02")
     assert decision.threshold == pytest.approx(float(nominal.max()), rel=1e-6)
     one = decide(torch.tensor([3.0]), [torch.ones(1, 2, 2)], 0.01, 2)
     assert (one.rate, one.images) == (0.5, 1) and one.interval == pytest.approx((0.025, 0.975))

@@ -362,7 +362,8 @@ def test_what_cannot_be_done_leaves_the_artifact(
 
     refused("broken.png", [files[4], broken])
     refused("0.png: is in the model already", [files[0]])
-    refused("was given twice", [files[4], files[4]])
+    refused(r"0\.png: is in the model already, as are 1 more", files[:2])
+    refused("was given twice: name it once", [files[4], files[4]])
     refused("5.png: is no image of the model's memory", [], ["5.png"])
     refused("elsewhere/1.png: is no image", [], [other])
     refused("0 patches would be left", [], ["0.png", "1.png", "2.png", "3.png"])
@@ -404,12 +405,12 @@ def test_the_command_extends_and_removes(
     done = patchcore("extend", os.fspath(kept("patchcore")), os.fspath(more), "--output", output)
     assert (done.code, done.err) == (0, ""), done.err
     grown = load(output).model.memory_patches
-    assert f"3 images added: +{grown - load(kept('patchcore')).model.memory_patches}" in done.out
+    assert f"images added: 3, +{grown - load(kept('patchcore')).model.memory_patches}" in done.out
     assert f"model: {output}" in done.out
     done = patchcore("extend", output, "--remove", "more/4.png", "0.png")
     assert done.code == 0
-    assert "2 images removed: -" in done.out
-    assert "threshold: none" in done.out
+    assert "images removed: 2, -" in done.out and f"  {more / '4.png'}\n" in done.out
+    assert "threshold: none, for images were removed" in done.out
     assert load(output).model.memory_patches < grown
     for arguments, message in (
         ([output, "nowhere"], "error: nowhere: there is no such file or folder"),

@@ -462,7 +462,9 @@ def test_what_is_not_there_is_named(parts: Path, argument: str, words: str) -> N
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
-    with pytest.raises(InputError, match=r"holds no images; 1 file passed over: 1 \.txt"):
+    with pytest.raises(
+        InputError, match=r"holds no images to inspect; 1 file passed over: 1 \.txt"
+    ):
         list(named_images([str(tmp_path)]))
 
 
@@ -528,6 +530,7 @@ def test_nothing_found_is_0_and_no_threshold_is_told(artifact: Path, parts: Path
     done = patchcore("predict", str(artifact), str(parts / "0.png"))
     assert done.code == 0
     assert "the model holds no threshold, so there are no verdicts" in done.err
+    assert done.err.endswith("\n1 inspected, no verdicts: no threshold\n")
     (row,) = csv.DictReader(io.StringIO(done.out))
     assert (row["verdict"], row["p_value"], row["regions"]) == ("", "", "")
     done = patchcore("predict", str(artifact), str(parts / "0.png"), "--threshold=1e9")
@@ -612,6 +615,10 @@ def test_a_broken_image_stops_by_choice_and_leaves_what_was(
         (["--nonsense=3"], "--nonsense: there is no such option; see patchcore predict --help"),
         (["--format=xml"], "argument --format: invalid choice: 'xml'"),
         (["--batch=0"], "batch must be at least 1 image, got 0"),
+        (["--threshold=nan"], "argument --threshold: must be a finite number, got nan"),
+        (["--pixel-threshold=inf"], "argument --pixel-threshold: must be a finite number, got inf"),
+        (["--threshold=high"], "argument --threshold: must be a finite number, got high"),
+        (["--output=nowhere/x.csv"], "--output: there is no folder nowhere: make it first"),
         (["--device=nowhere"], "device: nowhere is not to be had here"),
     ],
 )

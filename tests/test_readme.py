@@ -33,11 +33,13 @@ def test_parts_are_inspected_in_four_commands(
 
     typed = commands("patchcore train data=folder data.nominal=GOOD artifact=true")
     assert [words[1] for words in typed] == ["train", "predict", "extend", "export"]
+    told = "decision.false_alarms=0.01 needs 99 nominal images: 3 guarantee 0.25"
     found = {}
     for words in typed:
         done = patchcore(*words[1:])
         assert done.code in ((0, 3) if words[1] == "predict" else (0,)), done.err
         found[words[1]] = done
+    assert f"warning: {told}" in found["train"].err
     with Path("results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["path"] for row in rows) == images

@@ -396,6 +396,9 @@ def test_the_command_serves_this_machine_alone(inspector: Inspector, tmp_path: P
     with TestClient(run.call_args.args[0], base_url="http://127.0.0.1") as client:
         answer = client.post("/inspect?pictures=true", content=STAINED).json()
     assert answer["verdict"] == "anomalous"
+    done = patchcore("serve", str(tmp_path / "model"), "--port=99999")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "error: --port must be in [1, 65535], got 99999\n"
 
 
 def test_a_missing_package_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """`patchcore extend`: add nominal images to a model, or take some out, without fitting again."""
 
-import argparse
 from pathlib import Path
 
+from patchcore.commands.options import Parser
 from patchcore.data.files import Files
 from patchcore.errors import InputError, printable
 from patchcore.extend import change_artifact
@@ -10,10 +10,11 @@ from patchcore.extend import change_artifact
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: `patchcore extend MODEL IMAGES…`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="patchcore extend",
         description="Add nominal images to a model without fitting again, or take some out.",
-        epilog="Removing an image drops the model's threshold, whose promise would not hold.",
+        epilog="Removing an image removes the model's threshold too, which would no longer keep "
+        "its false-alarm rate: give predict --threshold, or train again.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact")
     parser.add_argument(
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--count",
         type=int,
         metavar="N",
-        help="patches to add (default: as many as leave the share of all patches that is kept)",
+        help="patches to add (default: the share of all patches that the memory keeps already)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where to write (default: MODEL is replaced)"
@@ -50,11 +51,12 @@ def main(arguments: list[str] | None = None) -> None:
         device=options.device,
     )
     for change in changes:
-        what = "added" if change.images and change.patches >= 0 else "removed"
-        print(f"{change.images} images {what}: {change.patches:+,} in the memory")
+        print(f"{change.step}: {change.images}, {change.patches:+,} in the memory")
+        for name in change.removed:
+            print(printable(f"  {name}"))
     print(f"memory: {inspector.model.memory_patches:,}")
     if inspector.decision is None:
-        print("threshold: none")
+        print("threshold: none" + (", for images were removed" if options.remove else ""))
     else:
         decision = inspector.decision
         print(f"threshold: {decision.threshold:.6g}, from {decision.images} nominal images")

@@ -1,6 +1,7 @@
 """Options of the commands that inspect images: mistakes are told as elsewhere."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -44,11 +45,22 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--device", default="auto", help="cpu, cuda, …; auto is a GPU if there is one"
     )
     parser.add_argument(
-        "--threshold", type=float, metavar="SCORE", help="of images, instead of the model's own"
+        "--threshold", type=score, metavar="SCORE", help="of images, instead of the model's own"
     )
     parser.add_argument(
-        "--pixel-threshold", type=float, metavar="SCORE", help="of maps, instead of the model's"
+        "--pixel-threshold", type=score, metavar="SCORE", help="of maps, instead of the model's"
     )
+
+
+def score(text: str) -> float:
+    """Parse a score to compare with; NaN is refused, for nothing would be at or above it."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
+    return value
 
 
 def asked_thresholds(options: argparse.Namespace) -> Thresholds:

@@ -35,7 +35,7 @@ or - for such a list on stdin. Results come in the order of the images, one a ro
 
   path      as it was found
   score     raw anomaly score; higher is more anomalous
-  p_value   share of nominal images with such a score, by the model's decision
+  p_value   share of nominal images that score at least as high, by the model's decision
   verdict   anomalous (at or above the threshold) or nominal
   regions   parts of the image whose map is at or above the pixel threshold, as JSON: box (left,
             top, right, bottom), area and at (x, y of the peak) in px of the image, and peak
@@ -45,7 +45,8 @@ Images that cannot be inspected are named on stderr and have no row."""
 EPILOG = """exit codes:
   0   all images were inspected, and none is anomalous (or the model gives no verdicts)
   3   at least one image is anomalous, whether or not all could be inspected
-  1   an error; also if no image is anomalous, but some could not be inspected"""
+  1   an error, or some images could not be inspected and none of the others is anomalous
+  130 interrupted with Ctrl-C"""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,11 +88,12 @@ class Counts:
     """Numbers of images by what became of them."""
 
     def __init__(self) -> None:
-        self.inspected = self.anomalous = self.broken = 0
+        self.inspected = self.judged = self.anomalous = self.broken = 0
 
     def sentence(self) -> str:
         """All of them in one line."""
-        text = f"{self.inspected:,} inspected, {self.anomalous:,} anomalous"
+        found = f"{self.anomalous:,} anomalous" if self.judged else "no verdicts: no threshold"
+        text = f"{self.inspected:,} inspected, {found}"
         return text + (f"; {self.broken:,} could not be inspected" if self.broken else "")
 
     def code(self) -> int:
@@ -184,7 +186,10 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
     if path is None:
         yield sys.stdout
         return
-    with complete(path.expanduser(), "w", encoding="utf-8", newline="") as file:
+    path = path.expanduser()
+    if not path.parent.is_dir():
+        raise InputError(f"--output: there is no folder {path.parent}: make it first")
+    with complete(path, "w", encoding="utf-8", newline="") as file:
         yield file
 
 
@@ -212,6 +217,7 @@ def _write(
                     print(f"not inspected: {result.reason}", file=sys.stderr)
             else:
                 counts.inspected += 1
+                counts.judged += result.anomalous is not None
                 counts.anomalous += bool(result.anomalous)
                 write(result)
             bar.update()

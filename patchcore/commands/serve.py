@@ -32,6 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(
             f"serve needs the package {error.name}: pip install 'patchcore[serve]'"
         ) from None
+    if not 0 < options.port < 2**16:
+        raise InputError(f"--port must be in [1, 65535], got {options.port}")
     limits = app.Limits(round(options.megabytes * 1e6), options.megapixels, options.queue)
     inspector = load_model(options.model, device=options.device)
     thresholds = asked_thresholds(options)
@@ -63,21 +65,21 @@ def _parser() -> Parser:
         type=float,
         default=20.0,
         metavar="N",
-        help="most of a file that is taken (default: %(default)g)",
+        help="largest file that is taken (default: %(default)g)",
     )
     parser.add_argument(
         "--megapixels",
         type=float,
         default=50.0,
         metavar="N",
-        help="most of an image that is taken (default: %(default)g)",
+        help="largest image that is taken (default: %(default)g)",
     )
     parser.add_argument(
         "--queue",
         type=int,
         default=16,
         metavar="N",
-        help="most requests that wait; others are told to come again (default: %(default)s)",
+        help="requests that may wait; others are refused with 503 (default: %(default)s)",
     )
     return parser
 

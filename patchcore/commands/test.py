@@ -48,7 +48,7 @@ def main() -> None:
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
         write_run(done, options.output, pictures=False)
-        print(printable(f"\nmetrics and scores: {options.output}"))
+        print(f"\nmetrics and scores: {printable(str(options.output))}")
 
 
 def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:

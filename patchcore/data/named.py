@@ -67,7 +67,7 @@ def _found(argument: str, files: Files) -> Iterator[Path]:
         found = files.images(path, recursive=True)
         if not found:
             others = f"; {text}" if (text := files.passed_over()) else ""
-            raise InputError(f"{KEY}: {path} holds no images{others}")
+            raise InputError(f"{printable(str(path))}: holds no images to inspect{others}")
         yield from found
     elif os.path.lexists(path):
         yield path
