@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import random
-import signal
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -301,9 +300,8 @@ def test_killed_three_times_it_ends_with_the_same_table(
                 if len(now) > done or (attempt == 0 and (folder / "0/fingerprint.txt").exists()):
                     break
                 time.sleep(0.01)
-            time.sleep(moments.uniform(0, 0.5))
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGKILL)
+            time.sleep(moments.uniform(0, 0.2))
+            process.kill()  # or it has just ended by itself, on a fast machine
         process.join(120)
         for record in folder.glob("*/metrics.json"):
             point = record.parent
