@@ -360,7 +360,7 @@ def test_eight_clients_at_once(inspector: Inspector, thresholds: Thresholds) -> 
 
 def load(url: str, clients: int, requests: int) -> tuple[dict[str, int], int]:
     """Outcomes of so many requests, a third of each kind, and the most threads meanwhile."""
-    import httpx
+    import httpx2 as httpx
 
     cases = [(GOOD, "nominal"), (STAINED, "anomalous"), (b"words", "refused")]
     outcomes: dict[str, int] = {}
