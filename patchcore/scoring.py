@@ -181,7 +181,7 @@ def neighbourhood_weight(
         b: Size of the neighbourhood.
     """
     _, rows = search(memory[m_star], b)  # (B, b)
-    # Of equal memory patches the search may return another one than m*; the distances are the same.
+    # The search may return an equal memory patch in place of m*; the distances are the same.
     to_neighbours = _distance(m_test[:, None], memory[rows])  # (B, b)
     to_m_star = _distance(m_test, memory[m_star])  # (B,)
     return 1 - torch.exp(to_m_star - to_neighbours.logsumexp(1))

@@ -388,7 +388,7 @@ def _farthest(
     if pool >= len(best):
         return torch.arange(len(best), device=best.device), best.new_tensor(blur)
     values, candidates = best.topk(pool)
-    # Of more equals than the pool holds, the first must be in it.
+    # The first of more equals than the pool holds must be in it.
     first = best.argmax()
     candidates[-1] = torch.where((candidates == first).any(), candidates[-1], first)
     return candidates.sort().values, values[-1].clamp(min=blur)

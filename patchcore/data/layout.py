@@ -146,7 +146,7 @@ def no_category(root: Path, category: str, there: Iterable[str], layout: str) ->
     message = f"data.category: {root} has no category {category!r}; " + (
         f"it has {names}" if names else f"it has none, expected {layout}"
     )
-    # What a file says without quotes has become a number by now, or a truth value: 01 is 1.
+    # A name without quotes in a file has become a number or a truth value by now: 01 is 1.
     if category in ("True", "False") or any(_same_number(name, category) for name in there):
         message += "; in a file, names that look like a number or a truth value need quotes"
     return InputError(message)

@@ -146,7 +146,7 @@ class Screen:
         bound = measured.view_as(nearest).amax(0)  # (Q,): k rows, of different tiles, are as near
         if reach is not None:
             bound = torch.minimum(bound, reach) if near == neighbours else reach
-        # What float32 measures as nearer may be farther by its rounding, in either measurement.
+        # A row that float32 measures as nearer may be farther, by the rounding of both results.
         rounding = 1 + (queries.shape[1] + 4) * 2.0**-24
         limit = bound.sqrt() * (self._scale * rounding) + rounded.errors[: len(queries)]  # (Q,)
         opening = self._near(minima, rounded, limit, start, stop)  # (T, Q)

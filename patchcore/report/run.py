@@ -216,7 +216,7 @@ def _items(
                 )
             )
     if items:
-        # What is typical stays clear; only what is above it takes colour.
+        # Typical scores stay clear; only those above them take colour.
         low = float(np.median([np.median(item.map) for item in items]))
         high = max(float(item.map.max()) for item in items)
         for item in items:
