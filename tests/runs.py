@@ -71,6 +71,8 @@ def patchcore(*arguments: str) -> Outcome:
         mock.patch.dict(os.environ),
         mock.patch.object(sys, "argv", ["patchcore", *arguments]),
         mock.patch.object(warnings, "formatwarning", warnings.formatwarning),
+        # Hydra closes every handler that is listed here; absl's would close pytest's own stderr.
+        mock.patch.object(logging, "_handlerList", []),
         redirect_stdout(out),
         redirect_stderr(err),
     ):
