@@ -331,8 +331,10 @@ def _read_decision(folder: Path, description: dict[str, Any]) -> Any:
 def _device(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
-        torch.empty(0, device=place)
+        torch.empty(0, device=place).cpu()  # meta keeps no values
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
+        if reason.startswith("Expected one of"):  # and twenty names follow
+            raise InputError(f"device: {device} is no device; there are cpu, cuda, …") from error
         raise InputError(f"device: {device} is not to be had here ({reason})") from error
     return place

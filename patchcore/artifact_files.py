@@ -72,7 +72,7 @@ def read_tensors(folder: Path, name: str, description: dict[str, Any]) -> dict[s
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != description["files"][name]["sha256"]:
-            raise InputError(f"{path}: is damaged: its SHA-256 is another")
+            raise InputError(f"{path}: is damaged: its SHA-256 is another: {sealed.REMEDY}")
         return load_tensors(data)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error

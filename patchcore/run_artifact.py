@@ -19,6 +19,7 @@ from patchcore.keeping import FOLDER
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import Scale
+from patchcore.sealed import REMEDY
 
 
 def write_artifact(
@@ -76,7 +77,8 @@ def is_whole(run: Path) -> bool:
     try:
         check(run / FOLDER)
     except InputError as error:
-        warnings.warn(f"{error}; the run is made again", stacklevel=2)
+        reason = str(error).removesuffix(f": {REMEDY}")  # which is what is done
+        warnings.warn(f"{reason}; the run is made again", stacklevel=2)
         return False
     return True
 

@@ -114,7 +114,7 @@ def run(
     >>> config = Config(data=MVTecConfig(root="mvtec", category="screw"), …)
     >>> run(config, "runs/screw").record["image_auroc"]
     """
-    _quiet()
+    quiet()
     folder, make = Path(folder), make or construct
     settings = plain(config) if settings is None else settings
     keeper = Keeper(config.artifact, config.objectives[0], folder, multirun)
@@ -426,7 +426,7 @@ def _list(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep to our own words: no banners about devices, loaders or tips; warnings in one line."""
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)

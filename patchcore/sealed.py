@@ -18,6 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from patchcore.errors import InputError
 
 LARGEST = 1 << 26  # bytes of a description; a larger file is none of ours
+REMEDY = "copy the folder again, or make it anew"
 _MARK = b"# patchcore: SHA-256 of what follows this line: "
 
 
@@ -76,14 +77,15 @@ def check_files(folder: Path, found: dict[str, Any]) -> None:
         try:
             size = path.stat().st_size
             if size != expected["bytes"]:
-                raise InputError(f"{path}: is damaged: it has {size} bytes of {expected['bytes']}")
+                had = f"it has {size} bytes of {expected['bytes']}"
+                raise InputError(f"{path}: is damaged: {had}: {REMEDY}")
             same = _measured(path) == expected
         except FileNotFoundError:
-            raise InputError(f"{path}: is missing") from None
+            raise InputError(f"{path}: is missing: {REMEDY}") from None
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
         if not same:
-            raise InputError(f"{path}: is damaged: its SHA-256 is another")
+            raise InputError(f"{path}: is damaged: its SHA-256 is another: {REMEDY}")
 
 
 def read_description(path: Path, newest: int) -> dict[str, Any]:
@@ -96,9 +98,11 @@ def read_description(path: Path, newest: int) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     first, _, body = data.partition(b"\n")
     if not first.startswith(_MARK):
-        raise InputError(f"{path}: is damaged, or none of patchcore's: its first line is another")
+        raise InputError(
+            f"{path}: is damaged, or none of patchcore's: its first line is another: {REMEDY}"
+        )
     if data != _with_digest(body):
-        raise InputError(f"{path}: is damaged or was edited: its digest is another")
+        raise InputError(f"{path}: is damaged or was edited: its digest is another: {REMEDY}")
     try:
         found = dict(yaml.safe_load(body))
         number = found["format"]

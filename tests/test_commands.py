@@ -444,7 +444,9 @@ def test_a_misspelt_option_is_all_that_is_said_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     done = patchcore("train", "coreset.ratoi=0.1")
     assert done.code == 1 and done.out == ""
-    assert done.err == "error: coreset.ratoi: there is no such option; did you mean ratio?\n"
+    assert (
+        done.err == "error: coreset.ratoi: there is no such option; did you mean coreset.ratio?\n"
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -357,6 +357,7 @@ def test_the_command_tells_why_it_cannot_export(kept: Path, tmp_path: Path) -> N
 def test_what_is_deployed_is_what_is_measured(kept: Path, tmp_path: Path, folder: str) -> None:
     done = patchcore("test", str(kept / folder), "--output", str(tmp_path / "found"))
     assert done.code == 0, done.err
+    assert done.err == ""  # no banners
     record = json.loads((tmp_path / "found/metrics.json").read_text())
     assert record["image_auroc"] == 1 and record["test_images"] == 4
     assert record["memory_patches"] == 36  # as the run told
@@ -368,7 +369,7 @@ def test_what_is_deployed_is_what_is_measured(kept: Path, tmp_path: Path, folder
         batch = torch.from_numpy(np.array(read_image(Path(path))))[None]
         assert float(score) == pytest.approx(float(python.score(batch).score), rel=1e-5)
     again = patchcore("test", str(kept / folder), "--output", str(tmp_path / "found"))
-    assert again.code == 1 and "is there already: give another folder" in again.err
+    assert again.code == 1 and "is there already: name another folder" in again.err
 
 
 @pytest.mark.parametrize(
@@ -377,7 +378,10 @@ def test_what_is_deployed_is_what_is_measured(kept: Path, tmp_path: Path, folder
         (["data.nominl_test=x"], "data.nominl_test: there is no such option; did you mean"),
         (["data=mvtc"], "data=mvtc: there is no such choice; there are btad, folder"),
         (["coreset.ratio=1"], "coreset.ratio=1: not understood: type data=NAME"),
-        (["data.batch_size=many"], "data.batch_size: Value 'many'"),
+        (["data.batch_size=many"], "data.batch_size: must be a whole number, got many"),
+        (["--threads=0"], "argument --threads: must be a whole number from 1 on, got 0"),
+        (["--thread=2"], "--thread: there is no such option; did you mean --threads"),
+        ([f"--output={__file__}"], "--output: .*test_export.py is a file: name a folder"),
         (["data.anomalous=none"], "data.anomalous: there is no folder"),
         (["data=mvtec", "data.root=none"], "data.root: there is no folder none"),
     ],
@@ -386,6 +390,7 @@ def test_settings_of_a_test_are_checked(kept: Path, overrides: list[str], words:
     done = patchcore("test", str(kept / "model"), *overrides)
     assert done.code == 1
     assert re.match(f"error: ({words})", done.err), done.err
+    assert done.err.count("\n") == 1
 
 
 def test_other_data_may_be_tested_on(kept: Path) -> None:

@@ -118,6 +118,11 @@ def test_a_value_given_to_a_group_is_its_main_settings(argument: str, meant: str
     assert as_typed([argument]) == [meant]
 
 
+def test_an_artifact_is_wanted_or_not() -> None:
+    with pytest.raises(InputError, match=r"^artifact=maybe: .*; there are true \(all\), false"):
+        as_typed(["artifact=best,maybe"])
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

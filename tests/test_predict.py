@@ -614,12 +614,14 @@ def test_a_broken_image_stops_by_choice_and_leaves_what_was(
         (["--overlay"], "--overlay: there is no such option; did you mean --overlays?"),
         (["--nonsense=3"], "--nonsense: there is no such option; see patchcore predict --help"),
         (["--format=xml"], "argument --format: invalid choice: 'xml'"),
-        (["--batch=0"], "batch must be at least 1 image, got 0"),
+        (["--batch=0"], "argument --batch: must be a whole number from 1 on, got 0"),
         (["--threshold=nan"], "argument --threshold: must be a finite number, got nan"),
         (["--pixel-threshold=inf"], "argument --pixel-threshold: must be a finite number, got inf"),
         (["--threshold=high"], "argument --threshold: must be a finite number, got high"),
         (["--output=nowhere/x.csv"], "--output: there is no folder nowhere: make it first"),
-        (["--device=nowhere"], "device: nowhere is not to be had here"),
+        (["--maps=png", f"--folder={__file__}"], f"--folder: {__file__} is a file: name a folder"),
+        (["--device=nowhere"], "device: nowhere is no device; there are cpu, cuda, …"),
+        (["--device=meta"], "device: meta is not to be had here"),
     ],
 )
 def test_mistakes_are_told_in_a_line(

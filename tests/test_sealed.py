@@ -35,13 +35,13 @@ def test_any_changed_byte_is_noticed(tmp_path: Path, name: str) -> None:
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(InputError, match=f"{name}: is damaged"):
+        with pytest.raises(InputError, match=f"{name}: is damaged.*: copy the folder again"):
             read_sealed(tmp_path / "a", NAME, newest=1)
         path.write_bytes(whole[:place])
-        with pytest.raises(InputError, match=f"{name}: is damaged"):
+        with pytest.raises(InputError, match=f"{name}: is damaged.*: copy the folder again"):
             read_sealed(tmp_path / "a", NAME, newest=1)
     path.unlink()
-    with pytest.raises(InputError, match=f"{name}: (is missing|there is no such file)"):
+    with pytest.raises(InputError, match=f"{name}: (is missing: copy the|there is no such file)"):
         read_sealed(tmp_path / "a", NAME, newest=1)
 
 

@@ -1,10 +1,10 @@
 """`patchcore cache`: what the cache of intermediate results holds, and how to empty it."""
 
-import argparse
 import time
 from collections import defaultdict
 
 from patchcore.cache import CacheConfig, Entry, Store
+from patchcore.commands.options import Parser
 
 KINDS = {
     "images": "decoded and resized images",
@@ -15,7 +15,7 @@ KINDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: `patchcore cache [show | clear | path]`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="patchcore cache",
         description="Show or clear what sweeps keep, so as not to compute it again.",
         epilog="Entries are in a folder of their own below $PATCHCORE_CACHE, or "

@@ -1,6 +1,5 @@
 """`patchcore export`: a kept model as a graph for another runtime, compared with it."""
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.artifact import load
+from patchcore.commands.options import Parser, count
 from patchcore.data.files import Files, find_folder
 from patchcore.errors import InputError, printable
 from patchcore.export import FORMATS, export
@@ -18,7 +18,7 @@ MOST = 32  # training images that are compared where none are named
 
 def main() -> None:
     """Parse, export, print."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="patchcore export",
         description="Write a model that patchcore train artifact=true has left as a graph for "
         "another runtime: pixels in, score and anomaly map out. It is compared with the model "
@@ -34,7 +34,7 @@ def main() -> None:
         metavar="DIR",
         help="images to compare on, all of them (default: training images, if still there)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of the runtime")
+    parser.add_argument("--threads", type=count, metavar="N", help="threads of the runtime")
     options = parser.parse_args()
     inspector = load(options.model)
     if options.images is not None:

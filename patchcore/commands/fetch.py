@@ -4,12 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from patchcore.commands.options import Parser
 from patchcore.data.fetch import SOURCES, fetch, find_source
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: `patchcore fetch NAME`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="patchcore fetch",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Download a data set from its owners, check it, and unpack it to DIR/NAME.\n"

@@ -133,7 +133,10 @@ def explain(error: Exception) -> str | None:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         message = no_such_option(key, cause.object_type)
     else:
-        message = f"{key}: " + " ".join(str(cause).partition("\n    full_key:")[0].split())
+        words = " ".join(str(cause).partition("\n    full_key:")[0].split())
+        if unlike := _UNLIKE.match(words):
+            words = f"must be {_KINDS[unlike[2]]}, got {unlike[1]}"
+        message = f"{key}: {words}"
         if "Cannot convert 'list' to string" in message:
             message += f"; text in brackets needs quotes inside others: \"{key}='[…]'\""
         elif isinstance(cause, InterpolationKeyError):
@@ -141,6 +144,10 @@ def explain(error: Exception) -> str | None:
     file = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
     return f"{message} (in {file[1]}.yaml)" if file else message
 
+
+_KINDS = {"Integer": "a whole number", "Float": "a number", "valid bool": "true or false"}
+_UNLIKE = re.compile(rf"Value '(.*)' .*({'|'.join(_KINDS)})")
+"""OmegaConf's words for a value of another type."""
 
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
@@ -171,11 +178,13 @@ def _of_the_machine(error: Exception) -> str | None:
 
 
 def no_such_option(key: str, parent: Any) -> str:
+    """Return what to say of a key that there is not, with the nearest one of its `parent`."""
     if (now := successor(key)) is not None:
         return f"{key}: is now called {now}"
     if not is_dataclass(parent):
         return f"{key}: there is no such option; if whoever gets it knows it, write +{key}=…"
     names = [option.name for option in fields(parent)]
-    close = get_close_matches(key.rpartition(".")[2], names, 1)
-    rest = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    group, dot, name = key.rpartition(".")
+    close = get_close_matches(name, names, 1)
+    rest = f"did you mean {group}{dot}{close[0]}?" if close else f"there are {', '.join(names)}"
     return f"{key}: there is no such option; {rest}"

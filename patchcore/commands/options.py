@@ -1,4 +1,4 @@
-"""Options of the commands that inspect images: mistakes are told as elsewhere."""
+"""Options of the commands that take no settings: mistakes are told as elsewhere."""
 
 import argparse
 import math
@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from patchcore.inspection import Thresholds
+if TYPE_CHECKING:  # most of these commands inspect no images and start sooner without
+    from patchcore.inspection import Thresholds
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,12 +64,25 @@ def score(text: str) -> float:
     return value
 
 
-def asked_thresholds(options: argparse.Namespace) -> Thresholds:
+def count(text: str) -> int:
+    """Parse a number of things of which there has to be one at least."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text}")
+    return value
+
+
+def asked_thresholds(options: argparse.Namespace) -> "Thresholds":
     """Return the thresholds that were given."""
+    from patchcore.inspection import Thresholds
+
     return Thresholds(options.threshold, options.pixel_threshold)
 
 
-def warn_of_no_verdicts(inspector: Any, thresholds: Thresholds) -> None:
+def warn_of_no_verdicts(inspector: Any, thresholds: "Thresholds") -> None:
     """Say on stderr that there will be no verdicts, where no threshold is known."""
     if inspector.decision is None and thresholds.image is None:
         print(

@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from patchcore.commands.groups import SCHEMAS
 from patchcore.commands.mistakes import image_successor, renamed
 from patchcore.errors import InputError, printable
+from patchcore.keeping import Keep
 from patchcore.tracking import presets
 
 
@@ -67,10 +68,19 @@ def _in_full(argument: str) -> str:
     if not key or not re.fullmatch(values, value):
         return argument
     if group == "artifact":
-        value = ",".join(_SWITCHED.get(each.lower(), each) for each in value.split(","))
+        value = ",".join(_kept(each) for each in value.split(","))
     if group == "layers" and not value.startswith("["):
         value = ",".join(f"[{each.replace('+', ',')}]" for each in value.split(","))
     return f"{key}={value}"
+
+
+def _kept(word: str) -> str:
+    name = _SWITCHED.get(word.lower(), word)
+    if name not in Keep.__members__:
+        raise InputError(
+            f"artifact={word}: there is no such choice; there are true (all), false (none), best"
+        )
+    return name
 
 
 @cache

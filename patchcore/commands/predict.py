@@ -16,6 +16,7 @@ from patchcore.commands.options import (
     Parser,
     add_model_options,
     asked_thresholds,
+    count,
     warn_of_no_verdicts,
 )
 from patchcore.data.named import endless, named_images
@@ -153,13 +154,13 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--batch",
-        type=int,
+        type=count,
         default=BATCH,
         metavar="N",
         help="images scored together (default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="threads that decode (default: the processors)"
+        "--workers", type=count, metavar="N", help="threads that decode (default: the processors)"
     )
     return parser
 
@@ -169,6 +170,8 @@ def _pictures(options: argparse.Namespace) -> Pictures | None:
     if options.maps is None and not options.overlays:
         return None
     folder = options.folder.expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--folder: {folder} is a file: name a folder")
     inside = folder.resolve()
     for image in options.images:
         if os.path.isdir(image) and inside.is_relative_to(Path(image).resolve()):

@@ -1,6 +1,5 @@
 """`patchcore test`: the metrics of a run's test, of an artifact or an export."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.composed import check_numbers
+from patchcore.commands.options import Parser, count
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
 from patchcore.measuring import kept_data, measure
 from patchcore.report.run import write_run
+from patchcore.runner import quiet
 from patchcore.settings import plain
 
 FILES = ("scores.csv", "metrics.json")
@@ -22,7 +23,7 @@ FILES = ("scores.csv", "metrics.json")
 
 def main() -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="patchcore test",
         description="Measure a model that patchcore train artifact=true has left, or an export of "
         "it, on a data set: by default that of its own run.",
@@ -37,10 +38,11 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder to write metrics.json and scores.csv to"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of an export's runtime")
+    parser.add_argument("--threads", type=count, metavar="N", help="threads of an export's runtime")
     options = parser.parse_args()
     if options.output is not None:
         _check_output(options.output)
+    quiet()
     inspector = load_model(options.model, options.threads)
     data = asked_data(kept_data(inspector.details), options.overrides)
     done = measure(inspector, data)
@@ -94,7 +96,9 @@ def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
 
 
 def _check_output(folder: Path) -> None:
-    """Refuse a folder with results, which are never overwritten."""
+    """Refuse a file, and a folder with results, which are never overwritten."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output: {folder} is a file: name a folder")
     for name in FILES:
         if (folder / name).exists():
-            raise InputError(f"{folder / name}: is there already: give another folder")
+            raise InputError(f"--output: {folder / name} is there already: name another folder")
