@@ -71,12 +71,32 @@ def composed(*overrides: str, folder: Path = Path("run")) -> Config:
     return to_config(cfg)
 
 
+TOGETHER = [
+    *("augment", "backbone", "coreset", "data", "image", "index", "logger", "patch", "scoring"),
+    "trainer",
+]
+"""Groups of which one choice each goes into the same settings, which spares composing them."""
+
+
+def of_group(group: str) -> list[str]:
+    return [choice for choice in CHOICES if choice.startswith(f"{group}=")]
+
+
+@cache
+def row(number: int) -> Config:
+    """Settings of the choice of this number of every group in `TOGETHER` that has as many."""
+    chosen = [choices[number] for choices in map(of_group, TOGETHER) if number < len(choices)]
+    return composed(*chosen, *(more for choice in chosen for more in REQUIRED.get(choice, [])))
+
+
 @cache
 def shipped(choice: str) -> Config:
     group = choice.partition("=")[0]
+    if group in TOGETHER:
+        return row(of_group(group).index(choice))
     added = "" if group in DEFAULTS or group.startswith("hydra/") else "+"
     try:
-        return composed(added + choice, *REQUIRED.get(choice, []))
+        return composed(added + choice)
     except MissingConfigException as error:  # what it starts from is not ours
         pytest.skip(f"needs a plugin that is not installed: {error.missing_cfg_file}")
 
@@ -122,7 +142,7 @@ def test_every_group_has_a_default() -> None:
         assert choice is None or f"{group}={choice}" in CHOICES
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("backbone=")])
+@pytest.mark.parametrize("choice", of_group("backbone"))
 def test_every_shipped_backbone_is_known(choice: str) -> None:
     import timm
 
@@ -131,7 +151,7 @@ def test_every_shipped_backbone_is_known(choice: str) -> None:
         assert f"{backbone.name}.{backbone.weights}" in timm.list_pretrained(f"{backbone.name}.*")
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("trainer=")])
+@pytest.mark.parametrize("choice", of_group("trainer"))
 def test_every_shipped_trainer_can_be_built(choice: str) -> None:
     settings = shipped(choice).trainer
     if settings["accelerator"] == "gpu" and not torch.cuda.is_available():
@@ -142,7 +162,7 @@ def test_every_shipped_trainer_can_be_built(choice: str) -> None:
         assert trainer.max_epochs == 1 and trainer.num_devices == 1
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("logger=")])
+@pytest.mark.parametrize("choice", of_group("logger"))
 def test_every_shipped_logger_can_be_built(choice: str, tmp_path: Path) -> None:
     for name, settings in composed(choice, folder=tmp_path).logger.items():
         logger = build(f"logger.{name}", settings)
@@ -164,11 +184,14 @@ def test_one_seed_reaches_everything_random() -> None:
     assert composed("seed=7", "coreset.seed=3").coreset.seed == 3
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("data=")])
+@pytest.mark.parametrize("choice", of_group("data"))
 def test_the_seed_draws_the_shots_of_every_data_set(choice: str) -> None:
     data = composed("seed=7", choice, "data.shots=5").data
     assert (data.shots, data.shots_seed) == (5, 7)
-    assert composed("seed=7", choice, "data.shots_seed=3").data.shots_seed == 3
+
+
+def test_the_shots_may_have_a_seed_of_their_own() -> None:
+    assert composed("seed=7", "data=folder", "data.shots_seed=3").data.shots_seed == 3
 
 
 @pytest.mark.parametrize("scene", ["01", "12"])
