@@ -39,6 +39,25 @@ def execute(program: str, *arguments: str, folder: Path) -> str:
     return log.read_text()
 
 
+_INTERPRETED = """
+import os, sys
+os.environ["TRITON_INTERPRET"] = "1"
+for name in [*sys.modules]:
+    if name.partition(".")[0] == "triton" and not name.startswith("triton._C"):
+        del sys.modules[name]
+sys.path.insert(0, {root!r})
+"""
+
+
+def execute_interpreted(program: str, folder: Path) -> str:
+    """Run a program whose Triton kernels are interpreted on the CPU; see `execute`.
+
+    Triton decides so when it is imported, so it is imported anew.
+    """
+    root = str(Path(__file__).parents[1])
+    return execute(_INTERPRETED.format(root=root) + program, folder=folder)
+
+
 def _execute(program: str, arguments: tuple[str, ...], folder: Path, log: Path) -> None:
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)

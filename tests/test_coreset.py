@@ -1,9 +1,6 @@
 """The greedy order against the plain one in float64, and the other samplers."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ from patchcore.errors import InputError
 from patchcore.report.radius import plot_radius
 from patchcore.settings import effective
 from tests import reference
+from tests.processes import execute_interpreted
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -518,15 +516,8 @@ def test_radius_curve_is_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-def test_kernels_in_the_interpreter() -> None:
-    """Triton decides at its import whether to interpret, so this takes a process of its own."""
-    subprocess.run(
-        [sys.executable, "-c", "from tests import test_coreset as t; t.interpret_kernels()"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[1],
-        check=True,
-        timeout=300,
-    )
+def test_kernels_in_the_interpreter(tmp_path: Path) -> None:
+    execute_interpreted("from tests import test_coreset as t; t.interpret_kernels()", tmp_path)
 
 
 def interpret_kernels() -> None:

@@ -1,9 +1,6 @@
 """Half-precision search on CUDA, against all distances in float64."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from patchcore.errors import InputError
 from patchcore.index import PrefixIndex, TorchIndex, TorchIndexConfig
 from patchcore.index.exact import nearest_of_each
 from tests import reference
+from tests.processes import execute_interpreted
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -135,15 +133,8 @@ def check_all(device: str) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-def test_kernels_in_the_interpreter() -> None:
-    """Triton decides at its import whether to interpret, so this takes a process of its own."""
-    subprocess.run(
-        [sys.executable, "-c", "from tests import test_fused as t; t.interpret()"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[1],
-        check=True,
-        timeout=300,
-    )
+def test_kernels_in_the_interpreter(tmp_path: Path) -> None:
+    execute_interpreted("from tests import test_fused as t; t.interpret()", tmp_path)
 
 
 def interpret() -> None:
