@@ -1,9 +1,17 @@
 import os
 import signal
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
+import timm
+import torch
 from hypothesis import settings
+from torch import nn
 
 from tests.shapes import check_shapes
 
@@ -37,3 +45,21 @@ def interrupts() -> None:
     """Let SIGINT end runs, also in a shell's background job, which is started to ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def networks() -> Iterator[None]:
+    """Draw a network's random weights once for all tests: it takes longer than most runs."""
+    create = timm.create_model
+
+    @lru_cache(maxsize=4)
+    def drawn(name: str, seed: int, sizes: tuple[tuple[str, Any], ...]) -> nn.Module:
+        return create(name, **dict(sizes))
+
+    def copied(name: str, pretrained: bool = False, **sizes: Any) -> nn.Module:
+        if pretrained:
+            return create(name, pretrained=True, **sizes)
+        return deepcopy(drawn(name, torch.initial_seed(), (*sizes.items(),)))
+
+    with mock.patch("timm.create_model", copied):
+        yield

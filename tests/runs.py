@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from hydra._internal.hydra import Hydra
+
 from patchcore import GreedyConfig, LayersConfig, PatchConfig, TorchIndexConfig
 from patchcore.cache import CacheConfig
 from patchcore.commands import main
@@ -73,6 +75,8 @@ def patchcore(*arguments: str) -> Outcome:
         mock.patch.object(warnings, "formatwarning", warnings.formatwarning),
         # Hydra closes every handler that is listed here; absl's would close pytest's own stderr.
         mock.patch.object(logging, "_handlerList", []),
+        # Hydra composes all settings a second time to look up hydra.mode, which no test sets.
+        mock.patch.object(Hydra, "get_mode", return_value=None),
         redirect_stdout(out),
         redirect_stderr(err),
     ):
