@@ -61,6 +61,7 @@ from patchcore.resume import (
 from patchcore.run_artifact import copy_artifact, is_whole, write_artifact
 from patchcore.runfolder import METRICS, RunFolder
 from patchcore.settings import plain
+from patchcore.subsets import by_subset
 from patchcore.switches import asked_precision
 from patchcore.tracking import moved_loggers, tracking
 
@@ -220,6 +221,7 @@ def train(
             curves=record.curves,
             ratio_curve=record.ratio_curve,
             members=[described(member) for member in members],
+            subsets=by_subset(split.test, record.scores, module.pixel_metrics.of),
         )
         if config.figures:
             dataset = data.test_dataset()

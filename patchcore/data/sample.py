@@ -37,6 +37,7 @@ class Sample:
     defect_type: str = "good"  # "good" for nominal images
     mask: Path | Masks | None = None  # None for nominal images, and where there is no mask
     region: Path | None = None  # what its file marks counts; None: all does
+    category: str = ""  # empty unless several share the run
 
     @property
     def name(self) -> str:
