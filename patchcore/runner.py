@@ -142,6 +142,11 @@ def _run_in(
     """`run` in a folder that is locked; returns the summary for the screen."""
     folder = place.path
     split = config.data.read().recorded(weights_files(config))
+    if config.decision.false_alarms is not None and any(x.label for x in split.train):
+        raise InputError(
+            "decision.false_alarms guarantees a rate from nominal training images, and some are "
+            "anomalous (data.contamination): set it to null"
+        )
     identity = identify(config, split)
     name, provenance = identity.fingerprint, {**identity.provenance, **origin}
     finished = Finished(config.cache.folder() / "runs")

@@ -14,7 +14,7 @@ from typing import ClassVar
 from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, read_category
 from patchcore.data.mvtec import LAYOUT
-from patchcore.data.sample import DataConfig, Split
+from patchcore.data.sample import Category, DataConfig, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.settings import setting
 
@@ -38,7 +38,7 @@ class MPDDConfig(DataConfig):
     )
 
     root: str = setting("data/mpdd", "folder that holds the categories", effect=False)
-    category: str = setting("bracket_black", "folder of the category, below root")
+    category: Category = setting("bracket_black", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:
         """Nominal `train/good` to train on, everything below `test` to test on.

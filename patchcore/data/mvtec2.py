@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, images_in, read_category
-from patchcore.data.sample import DataConfig, Sample, Split
+from patchcore.data.sample import Category, DataConfig, Sample, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.settings import setting
 
@@ -52,7 +52,7 @@ class MVTec2Config(DataConfig):
     )
 
     root: str = setting("data/mvtec2", "folder that holds the categories", effect=False)
-    category: str = setting("can", "folder of the category, below root")
+    category: Category = setting("can", "folder of the category, below root")
     validation: bool = setting(False, "train on the nominal validation images too")
 
     def _read(self, files: Files) -> Split:

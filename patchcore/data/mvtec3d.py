@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, images_in, marks
-from patchcore.data.sample import DataConfig, Sample, Split
+from patchcore.data.sample import Category, DataConfig, Sample, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.errors import InputError, printable
 from patchcore.settings import setting
@@ -54,7 +54,7 @@ class MVTec3DConfig(DataConfig):
     )
 
     root: str = setting("data/mvtec3d", "folder that holds the categories", effect=False)
-    category: str = setting("bagel", "folder of the category, below root")
+    category: Category = setting("bagel", "folder of the category, below root")
     validation: bool = setting(False, "train on the nominal validation images too")
 
     def _read(self, files: Files) -> Split:

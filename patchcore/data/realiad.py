@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from patchcore.data.files import Files
 from patchcore.data.layout import find_root, marks, no_category
-from patchcore.data.sample import DataConfig, Sample, Split
+from patchcore.data.sample import Category, DataConfig, Sample, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.errors import InputError, printable
 from patchcore.settings import setting
@@ -71,7 +71,7 @@ class RealIADConfig(DataConfig):
     )
 
     root: str = setting("data/realiad", "folder that holds tables and images", effect=False)
-    category: str = setting("audiojack", "name of the category")
+    category: Category = setting("audiojack", "name of the category")
     images: str = setting("realiad_1024", "folder of the images, below root; one for each size")
     table: str = setting("realiad_jsons", "folder of the tables: a division into train and test")
 
