@@ -64,8 +64,8 @@ class MVTec2Config(DataConfig):
         """
         root = find_root(self.root, LAYOUT, self.SOURCE.page)
         folder = find_category(root, self.category, LAYOUT)
-        public = {"test": "test_public", "truth": "test_public/ground_truth"}
-        split = read_category(files, folder, LAYOUT, **public)
+        public = "test_public"
+        split = read_category(files, folder, LAYOUT, test=public, truth=f"{public}/ground_truth")
         if not self.validation:
             return split
         more = images_in(files, folder / "validation" / "good", LAYOUT)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -184,29 +184,24 @@ class DataConfig(Settings):
         super().__post_init__()
         if self.region is not None and self.regions is not None:
             raise InputError("data.region and data.regions exclude each other: leave one out")
-        names = getattr(self, "category", None)
-        if isinstance(names, Sequence) and not isinstance(names, str):
-            self.category = self._checked(names)
-        elif "category" in {x.name for x in fields(self)} and not isinstance(names, str | Enum):
-            raise InputError(
-                f"data.category must be a name or a list of names, got {names!r}; in a file, names "
-                "that look like a number or a truth value need quotes"
-            )
+        if isinstance(names := getattr(self, "category", ""), int | float):
+            vars(self)["category"] = str(names)  # as a setting that is text would take it
+        self._several()
 
-    @staticmethod
-    def _checked(names: Sequence[Any]) -> list[str]:
-        """Names of categories as a list."""
+    def _several(self) -> list[str]:
+        """Names of the categories if there is a list of them; none for one category, or without."""
+        names = getattr(self, "category", "")
+        if isinstance(names, str | Enum):
+            return []
+        if not isinstance(names, Sequence):
+            raise InputError(f"data.category must be a name or a list of names, got {names!r}")
         if not names:
             raise InputError("data.category is an empty list: name at least one category")
-        for number, name in enumerate(names):
-            if not isinstance(name, str) or not name:
-                raise InputError(
-                    f"data.category: {name!r} is no name; names that look like a number or a truth "
-                    "value need quotes"
-                )
-            if name in names[:number]:
+        texts = [*map(str, names)]
+        for number, name in enumerate(texts):
+            if name in texts[:number]:
                 raise InputError(f"data.category names {name} twice: leave it out once")
-        return list(names)
+        return texts
 
     def read(self) -> Split:
         """List the images on disk, check that they belong together, draw shots and contamination.
@@ -219,8 +214,7 @@ class DataConfig(Settings):
                 there are fewer training images than shots, or too few anomalous ones to train on.
         """
         files = Files()
-        names = getattr(self, "category", "")
-        if isinstance(names, list):
+        if names := self._several():
             split = joined({x: replace(self, category=x)._drawn(files) for x in names})  # type: ignore[call-arg]
         else:
             split = self._drawn(files)
