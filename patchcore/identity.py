@@ -66,6 +66,7 @@ RUNNING = (
     f"{PACKAGE}.keeping",
     f"{PACKAGE}.report.run",
     f"{PACKAGE}.runner",
+    f"{PACKAGE}.subsets",
 )
 """Modules that put a run together and write its numbers: as `STEERING`, for a whole run."""
 

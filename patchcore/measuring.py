@@ -22,6 +22,7 @@ from patchcore.module import Batch, Pair, ScoringModule
 from patchcore.report.run import Run
 from patchcore.scoring import cell_pixels
 from patchcore.settings import plain
+from patchcore.subsets import by_subset
 
 AS_KEPT = ("memory_patches", "memory_bytes", "train_images")
 """Metrics that a test does not change: those of the run that the model is from."""
@@ -105,6 +106,7 @@ def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
         samples=split.test,
         scores=[record.scores[i] for i in range(len(split.test))],
         curves=record.curves,
+        subsets=by_subset(split.test, record.scores, module.pixel_metrics.of),
     )
 
 

@@ -13,6 +13,7 @@ from patchcore.cache import replace_with
 from patchcore.data.sample import Sample
 from patchcore.digests import digest
 from patchcore.report.cells import harmless
+from patchcore.report.checks import STRUCTURES
 
 FINGERPRINT_FILE = "fingerprint.txt"
 PROVENANCE_FILE = "provenance.json"
@@ -153,7 +154,7 @@ def _read_fingerprint(folder: Path) -> str | None:
 def _check_metrics(folder: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     for key, value in metrics.items():
-        if key not in ("seconds", "ratio_curve", "members", "undefined", "defect_types"):
+        if key not in STRUCTURES:
             _check_number(key, value)
     for key, value in metrics["seconds"].items():
         _check_number(f"seconds.{key}", value)

@@ -61,6 +61,7 @@ from patchcore.resume import (
 from patchcore.run_artifact import copy_artifact, is_whole, write_artifact
 from patchcore.runfolder import METRICS, RunFolder
 from patchcore.settings import plain
+from patchcore.subsets import by_subset
 from patchcore.switches import asked_precision
 from patchcore.tracking import moved_loggers, tracking
 
@@ -141,6 +142,11 @@ def _run_in(
     """`run` in a folder that is locked; returns the summary for the screen."""
     folder = place.path
     split = config.data.read().recorded(weights_files(config))
+    if config.decision.false_alarms is not None and any(x.label for x in split.train):
+        raise InputError(
+            "decision.false_alarms guarantees a rate from nominal training images, and some are "
+            "anomalous (data.contamination): set it to null"
+        )
     identity = identify(config, split)
     name, provenance = identity.fingerprint, {**identity.provenance, **origin}
     finished = Finished(config.cache.folder() / "runs")
@@ -220,6 +226,7 @@ def train(
             curves=record.curves,
             ratio_curve=record.ratio_curve,
             members=[described(member) for member in members],
+            subsets=by_subset(split.test, record.scores, module.pixel_metrics.of),
         )
         if config.figures:
             dataset = data.test_dataset()

@@ -4,6 +4,8 @@ From layer maps to metrics, in the order of an image's way: patch features, core
 scores, anomaly map, scale of an ensemble's member, the baselines, metrics.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import scipy.ndimage
 
@@ -291,3 +293,28 @@ def aupro(maps: list[np.ndarray], masks: list[np.ndarray], limit: float) -> floa
     x = np.array([*inside, limit])
     y = np.array([*pro[: len(inside)], np.interp(limit, fpr, pro)])
     return float(((x[1:] - x[:-1]) * (y[1:] + y[:-1]) / 2).sum() / limit)
+
+
+def aupimo(maps: list[np.ndarray], masks: list[np.ndarray], low: float, high: float) -> list[float]:
+    """Bertoldo et al.: area of each anomalous image, one threshold after another.
+
+    Both rates at every distinct score; straight lines between them over the logarithm of the
+    false-positive rate, which nominal images share, from `low` to `high`.
+    """
+    nominal = [scores for scores, mask in zip(maps, masks, strict=True) if not mask.any()]
+    thresholds = np.unique(np.concatenate([scores.ravel() for scores in maps]))[::-1]
+    fpr = [np.mean([(scores >= t).mean() for scores in nominal]) for t in thresholds]
+    areas = []
+    for scores, mask in zip(maps, masks, strict=True):
+        if not mask.any():
+            continue
+        overlap = [(scores[mask] >= t).mean() for t in thresholds]
+        points = [(np.log(x), y) for x, y in zip(fpr, overlap, strict=True) if x > 0]
+        area = 0.0
+        for (x0, y0), (x1, y1) in pairwise(points):
+            left, right = (np.clip(x, np.log(low), np.log(high)) for x in (x0, x1))
+            if left < right:
+                ends = [y0 + (y1 - y0) * (x - x0) / (x1 - x0) for x in (left, right)]
+                area += (right - left) * np.mean(ends)
+        areas.append(float(area / np.log(high / low)))
+    return areas

@@ -11,10 +11,11 @@ METRIC = [
     (
         "metrics/sweep.py",
         "def errors_at_full_recall(",
-        """def balanced_accuracy(counts: Sweep) -> float:
+        """def balanced_accuracy(counts: Sweep) -> Float64[Tensor, "*resamples"]:
     \"\"\"Mean of the true-positive and true-negative rate at `f1_threshold`.\"\"\"
     best = best_f1(counts)[1]
-    return float(counts.tp[best] / counts.anomalous + 1 - counts.fp[best] / counts.nominal) / 2
+    found, alarms = at(counts.tp, best), at(counts.fp, best)
+    return (found / counts.anomalous + 1 - alarms / counts.nominal) / 2
 
 
 """,
@@ -60,6 +61,7 @@ class Notes(Tracker):
 CHECK = """
 import json, pathlib, sys, warnings
 warnings.filterwarnings("error", category=UserWarning, module="patchcore")
+import numpy as np
 import torch
 import patchcore
 here = pathlib.Path.cwd()
@@ -69,7 +71,7 @@ from omegaconf import OmegaConf
 from patchcore.commands.targets import build, check_targets
 from patchcore.commands.groups import register
 from patchcore.commands.composed import to_config
-from patchcore.metrics import IMAGE_KEYS, ImageMetrics
+from patchcore.metrics import IMAGE_KEYS, ImageMetrics, intervals
 from patchcore.report.page import page
 from patchcore.report.run import Run, write_run
 from patchcore.report.table import read_runs
@@ -84,6 +86,8 @@ metric = ImageMetrics()
 metric.update(torch.tensor([0.1, 0.6, 0.5, 0.9]), torch.tensor([0, 0, 1, 1]))
 values = metric.compute()
 assert values["image_balanced"] == 0.75 and "image_balanced" in IMAGE_KEYS
+low, high = intervals(np.array([0.1, 0.6]), [np.array([0.5, 0.9])])["image_balanced"]
+assert 0.5 <= low < high == 1
 nominal = ImageMetrics()
 nominal.update(torch.tensor([0.1]), torch.tensor([1]))
 assert nominal.undefined()["image_balanced"] == "no nominal images in the test set"

@@ -33,8 +33,9 @@ from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
 from patchcore.methods import PatchCoreConfig
-from patchcore.metrics import IMAGE_KEYS, MASK_KEYS, PIXEL_KEYS
+from patchcore.metrics import IMAGE_KEYS, MAP_KEYS, MASK_KEYS, PIXEL_KEYS
 from patchcore.patches import Mapping
+from patchcore.subsets import SUBSETS
 from tests import reference
 from tests.images import write_image, write_mask, write_mvtec
 from tests.processes import execute
@@ -47,6 +48,7 @@ TINY = ["backbone=resnet18", "backbone.weights=none", *SIZES]
 KEYS = [
     *IMAGE_KEYS,
     *PIXEL_KEYS,
+    *MAP_KEYS,
     *MASK_KEYS,
     *("memory_patches", "memory_bytes", "memory_used", "train_images", "test_images"),
     "seconds",
@@ -86,7 +88,8 @@ def metrics(folder: Path) -> dict[str, Any]:
 def logged(folder: Path) -> dict[str, float]:
     """The metrics as trackers name them, in the order of the screen."""
     found = metrics(folder)
-    return found | {f"seconds.{key}": value for key, value in found.pop("seconds").items()}
+    stages = {f"seconds.{key}": value for key, value in found.pop("seconds").items()}
+    return {k: v for k, v in found.items() if isinstance(v, int | float)} | stages
 
 
 # --- a run's folder --------------------------------------------------------------------------
@@ -94,8 +97,16 @@ def logged(folder: Path) -> dict[str, float]:
 
 def test_metrics_json_holds_every_number(run: tuple[Path, Outcome]) -> None:
     found = metrics(run[0])
-    assert list(found) == KEYS  # and no `undefined`
-    seconds = found.pop("seconds")
+    assert list(found) == [*KEYS, *SUBSETS[:2], "undefined"]
+    seconds, whole, types = (found.pop(key) for key in ("seconds", *SUBSETS[:2]))
+    assert whole["resamples"] == 1000 and set(whole["metrics"]) < set(IMAGE_KEYS)
+    low, high = whole["metrics"]["image_auroc"]
+    assert 0 <= low <= found["image_auroc"] <= high <= 1
+    assert {kind: each["images"] for kind, each in types.items()} == {"bent": 1, "scratch": 2}
+    assert "image_auroc.bent" in run[1].out
+    few = found.pop("undefined")  # small images have too few pixels for it
+    assert set(few) == {"aupimo"} and "needs more nominal images" in few["aupimo"]
+    assert found.pop("aupimo") is None
     assert all(isinstance(value, int | float) for value in found.values())
     assert (found["train_images"], found["test_images"]) == (4, 5)
     assert found["memory_patches"] == 4 * 4 * 4 // 2
@@ -160,7 +171,9 @@ def test_the_screen_shows_progress_then_the_numbers(run: tuple[Path, Outcome]) -
     assert lines[-1] == f"figures and tables: {folder}"
     found = metrics(folder)
     assert lines[0] == f"image_auroc              {found['image_auroc']:.4f}"
-    assert [line.split()[0] for line in lines[:-2]] == list(logged(folder))
+    types = [f"image_auroc.{kind}" for kind in found["defect_types"]]
+    shown = [*KEYS[:-1], *(f"seconds.{key}" for key in found["seconds"]), *types]
+    assert [line.split()[0] for line in lines[:-2]] == shown
 
 
 def test_csv_logger_writes_the_metrics(run: tuple[Path, Outcome]) -> None:
@@ -238,7 +251,7 @@ def test_an_ensembles_folder_is_that_of_any_run_and_tells_of_its_members(
     folder, done = ensemble
     found = metrics(folder)
     members = found.pop("members")
-    assert list(found) == KEYS
+    assert list(found) == [*KEYS, *SUBSETS[:2], "undefined"]
     assert [member["backbone"] for member in members] == ["resnet18", "resnet18"]
     assert [member["metrics"]["memory_patches"] for member in members] == [32, 288]
     assert found["memory_patches"] == 320 and (found["train_images"], found["test_images"]) == (
@@ -252,7 +265,8 @@ def test_an_ensembles_folder_is_that_of_any_run_and_tells_of_its_members(
     assert list(found["seconds"]) == ["extract", "coreset", "scale", "score"]
     for member in members:
         assert list(member) == ["backbone", "metrics", "undefined", "seconds", "scale"]
-        assert [*member["metrics"], "seconds"] == KEYS and member["undefined"] == {}
+        assert [*member["metrics"], "seconds"] == KEYS
+        assert set(member["undefined"]) == set(MAP_KEYS)
     assert {path.name for path in (folder / "figures").iterdir()} == {
         "curves.png",
         "scores.png",
@@ -269,8 +283,7 @@ def test_an_ensembles_folder_is_that_of_any_run_and_tells_of_its_members(
     # The trackers hold the ensemble's metrics, once.
     with (folder / "csv" / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
-    seconds = {f"seconds.{key}": value for key, value in found.pop("seconds").items()}
-    for key, value in {**found, **seconds}.items():
+    for key, value in logged(folder).items():
         assert float(row[key]) == pytest.approx(value, rel=1e-6)
 
 
@@ -298,7 +311,7 @@ def test_nominal_images_only(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     found = metrics(tmp_path / "run")
     images = [key for key in KEYS if key.startswith(("image_", "errors"))]
-    pixels = ["pixel_auroc", "pixel_ap", "aupro"]
+    pixels = [*PIXEL_KEYS, *MAP_KEYS]
     assert all(found[key] is None for key in images + pixels)
     assert found["undefined"] == {
         **dict.fromkeys(images, "no anomalous images in the test set"),
@@ -319,7 +332,7 @@ def test_anomalous_images_without_masks(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     found = metrics(tmp_path / "run")
     assert 0 <= found["image_auroc"] <= 1 and found["aupro"] is None
-    assert set(found["undefined"]) == {"pixel_auroc", "pixel_ap", "aupro"}
+    assert set(found["undefined"]) == {*PIXEL_KEYS, *MAP_KEYS}
     assert "4 left out, as no mask marks anything in view" in found["undefined"]["aupro"]
 
 

@@ -357,14 +357,19 @@ def test_a_run_tells_of_its_decision_and_changes_nothing_else(
     seconds, types = found.pop("seconds"), found.pop("defect_types")
     assert "Folds: 100%" in done.err
     assert list(seconds) == ["extract", "cross_fit", "coreset", "score"]
-    assert plain.keys() - {"seconds"} == {k for k in found if not k.startswith("decision_")}
-    assert all(found[key] == plain[key] for key in plain if key != "seconds")
+    same = plain.keys() - {"seconds", "defect_types"}
+    assert same == {k for k in found if not k.startswith("decision_")}
+    assert all(found[key] == plain[key] for key in same)
     assert found["decision_images"] == 4 and found["decision_rate"] == 0.2
     rows = [row.split(",") for row in (tmp_path / "scores.csv").read_text().splitlines()[1:]]
     called = [(kind, float(score) >= found["decision_threshold"]) for _, _, kind, score in rows]
     for kind, count in (("bent", 1), ("scratch", 2)):
         of_kind = [verdict for name, verdict in called if name == kind]
-        assert types[kind] == {"images": count, "recall": sum(of_kind) / count}
+        assert types[kind] == {
+            **plain["defect_types"][kind],
+            "images": count,
+            "recall": sum(of_kind) / count,
+        }
         assert f"recall.{kind}" in done.out
     good = [verdict for name, verdict in called if name == "good"]
     assert found["decision_false_alarms"] == sum(good) / 2

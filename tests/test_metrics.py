@@ -17,6 +17,7 @@ from torch import Tensor
 from patchcore.errors import InputError
 from patchcore.metrics import (
     IMAGE_KEYS,
+    MAP_KEYS,
     MASK_KEYS,
     METRICS,
     PIXEL_KEYS,
@@ -91,7 +92,9 @@ def naive_pixel(pairs: list[tuple[Tensor, Tensor]], limit: float = 0.3) -> dict[
     return {
         "pixel_auroc": reference.auroc(s, y),
         "pixel_ap": reference.average_precision(s, y),
+        "pixel_f1": reference.best_f1(s, y)[0],
         "aupro": reference.aupro(maps, masks, limit),
+        "aupro_005": reference.aupro(maps, masks, 0.05),
     }
 
 
@@ -106,6 +109,12 @@ def of_pixels(pairs: list[tuple[Tensor, Tensor]], limit: float = 0.3) -> PixelMe
     for scores, mask in pairs:
         metric.update(scores[None], mask[None])
     return metric
+
+
+def without_maps(values: dict[str, float]) -> dict[str, float]:
+    """Metrics but those that need more nominal pixels than a few small maps have."""
+    assert set(MAP_KEYS) <= set(values)
+    return {key: value for key, value in values.items() if key not in MAP_KEYS}
 
 
 def assert_close(got: dict[str, float], expected: dict[str, float]) -> None:
@@ -211,7 +220,7 @@ def test_signed_zeros_are_one_threshold() -> None:
 @quick
 @given(pixel_sets(), st.sampled_from([0.05, 0.3, 1.0]))
 def test_pixel_metrics_equal_naive(pairs: list[tuple[Tensor, Tensor]], limit: float) -> None:
-    got = of_pixels(pairs, limit).compute()
+    got = without_maps(of_pixels(pairs, limit).compute())
     assert tuple(got) == PIXEL_KEYS
     assert_close(got, naive_pixel(pairs, limit))
 
@@ -231,7 +240,7 @@ def test_pixel_metrics_equal_scikit_learn(pairs: list[tuple[Tensor, Tensor]]) ->
 def test_pixel_metrics_in_any_order(pairs: list[tuple[Tensor, Tensor]], random: object) -> None:
     shuffled = list(pairs)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert_close(of_pixels(shuffled).compute(), of_pixels(pairs).compute())
+    assert_close(*(without_maps(of_pixels(each).compute()) for each in (shuffled, pairs)))
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [2, 2, 5], [1, 2, 3, 4, 5, 6]])
@@ -243,7 +252,7 @@ def test_pixel_metrics_in_any_split(cuts: list[int]) -> None:
     for a, b in zip(maps.tensor_split(cuts), masks.tensor_split(cuts), strict=True):
         metric.update(a, b)
     whole = naive_pixel(list(zip(maps, masks, strict=True)))
-    assert_close(metric.compute(), whole)
+    assert_close(without_maps(metric.compute()), whole)
 
 
 def test_aupro_of_a_worked_example() -> None:
@@ -282,13 +291,16 @@ def test_perfect_constant_and_inverted_maps() -> None:
     def values(maps: Tensor) -> dict[str, float]:
         metric = PixelMetrics()
         metric.update(maps, masks)
-        return metric.compute()
+        return without_maps(metric.compute())
 
-    share = 9 / 128
-    assert_close(values(masks.float()), {"pixel_auroc": 1, "pixel_ap": 1, "aupro": 1})
-    constant = {"pixel_auroc": 0.5, "pixel_ap": share, "aupro": 0.15}
-    assert_close(values(torch.ones(2, 8, 8)), constant)
-    assert_close(values(-masks.float()), {"pixel_auroc": 0, "pixel_ap": share, "aupro": 0})
+    share, keys = 9 / 128, ("pixel_auroc", "pixel_ap", "pixel_f1", "aupro", "aupro_005")
+    f1 = 2 * share / (1 + share)
+    for maps, expected in (
+        (masks.float(), [1] * 5),
+        (torch.ones(2, 8, 8), [0.5, share, f1, 0.15, 0.025]),
+        (-masks.float(), [0, share, f1, 0, 0]),
+    ):
+        assert_close(values(maps), dict(zip(keys, expected, strict=True)))
 
 
 def test_scores_are_used_raw() -> None:
@@ -298,7 +310,7 @@ def test_scores_are_used_raw() -> None:
     low, high = PixelMetrics(), PixelMetrics()
     low.update(maps, masks)
     high.update(maps * 1024 + 2.0**20, masks)  # exact in float32
-    assert low.compute() == high.compute()
+    assert without_maps(low.compute()) == without_maps(high.compute())
 
 
 def test_area_under_is_cut_at_the_limit() -> None:
@@ -341,15 +353,20 @@ def test_anomalous_images_alone() -> None:
 def test_empty_masks_alone() -> None:
     metric = PixelMetrics()
     metric.update(torch.rand(2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.bool))
-    assert nan_keys(metric.compute()) == set(PIXEL_KEYS)
-    assert metric.undefined() == dict.fromkeys(PIXEL_KEYS, "no anomalous pixels in the test set")
+    keys = (*PIXEL_KEYS, *MAP_KEYS)
+    assert nan_keys(metric.compute()) == set(keys)
+    assert metric.undefined() == dict.fromkeys(keys, "no anomalous pixels in the test set")
 
 
 def test_full_masks_alone() -> None:
     metric = PixelMetrics()
     metric.update(torch.rand(2, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool))
-    assert nan_keys(metric.compute()) == {"pixel_auroc", "aupro"} == set(metric.undefined())
-    assert set(metric.undefined().values()) == {"no nominal pixels in the test set"}
+    reasons = dict.fromkeys(
+        ("pixel_auroc", "aupro", "aupro_005"), "no nominal pixels in the test set"
+    )
+    reasons["aupimo"] = "no nominal images in the test set"
+    assert nan_keys(metric.compute()) == set(reasons)
+    assert metric.undefined() == reasons
     assert metric.compute()["pixel_ap"] == 1.0
 
 
@@ -359,15 +376,16 @@ def test_images_without_a_mask_are_left_out() -> None:
     known = torch.tensor([True, False, True, False])
     metric = PixelMetrics()
     metric.update(maps, masks, known)
-    assert_close(metric.compute(), naive_pixel(list(zip(maps[known], masks[known], strict=True))))
+    expected = naive_pixel(list(zip(maps[known], masks[known], strict=True)))
+    assert_close(without_maps(metric.compute()), expected)
     assert metric.left_out() == 2
-    assert metric.undefined() == {}
+    assert set(metric.undefined()) == set(MAP_KEYS)
 
 
 def test_no_mask_at_all() -> None:
     metric = PixelMetrics()
     metric.update(torch.rand(3, 4, 4), torch.zeros(3, 4, 4), known=torch.zeros(3))
-    assert nan_keys(metric.compute()) == set(PIXEL_KEYS)
+    assert nan_keys(metric.compute()) == {*PIXEL_KEYS, *MAP_KEYS}
     reason = "no anomalous pixels in the test set; 3 left out, as no mask marks anything in view"
     assert set(metric.undefined().values()) == {reason}
 
@@ -383,7 +401,7 @@ def test_reset_forgets_everything() -> None:
         pixels.reset()
     images.update(torch.tensor([1.0, 2.0]), torch.tensor([0, 1]))
     pixels.update(torch.eye(2)[None], torch.eye(2)[None])
-    assert images.undefined() == pixels.undefined() == {}
+    assert images.undefined() == {} and set(pixels.undefined()) == set(MAP_KEYS)
     assert pixels.left_out() == 0
 
 
@@ -468,8 +486,8 @@ def test_processes_agree_with_one(tmp_path: Path) -> None:
     expected |= naive_pixel(list(zip(maps[known], masks[known], strict=True)))
     for rank in range(2):
         split, alone = torch.load(tmp_path / f"{rank}.pt")
-        assert_close(split, expected)
-        assert_close(alone, expected)
+        assert_close(without_maps(split), expected)
+        assert_close(without_maps(alone), expected)
 
 
 def test_pure_functions_serve_without_the_classes() -> None:
@@ -484,7 +502,8 @@ def test_pure_functions_serve_without_the_classes() -> None:
 
 def test_a_metric_is_declared_once_with_all_that_is_told_of_it() -> None:
     assert {each.name for each in Objective} == {
-        *("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro"),
+        *("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_f1"),
+        *("aupro", "aupro_005", "aupimo"),
         *("memory_bytes", "memory_patches", "seconds", "score_seconds"),
     }
     assert {key for key, measure in METRICS.items() if measure.better == ""} == {
@@ -504,7 +523,7 @@ def test_a_metric_is_declared_once_with_all_that_is_told_of_it() -> None:
         *(falling - shares - {"seconds", "score_seconds", "milliseconds_per_image"}),
         *("train_images", "test_images", "decision_images"),
     }
-    assert all(METRICS[key].compute for key in (*IMAGE_KEYS, *PIXEL_KEYS))
+    assert all(METRICS[key].compute for key in (*IMAGE_KEYS, *PIXEL_KEYS, *MAP_KEYS))
     assert {(m.unit, m.scale) for m in METRICS.values() if m.scale != 1} == {("MB", 1e-6)}
 
 

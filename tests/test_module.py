@@ -22,7 +22,7 @@ from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
-from patchcore.metrics import IMAGE_KEYS, MASK_KEYS, PIXEL_KEYS
+from patchcore.metrics import IMAGE_KEYS, MAP_KEYS, MASK_KEYS, PIXEL_KEYS
 from patchcore.module import DetectorModule
 from patchcore.progress import ProgressBar
 from tests import reference
@@ -132,14 +132,15 @@ def test_what_is_logged_is_what_metrics_says(
     module, logged = tested
     sizes = {"memory_patches", "memory_bytes", "memory_used", "train_images", "test_images"}
     seconds = {f"seconds.{key}" for key in ("extract", "coreset", "score")}
-    assert set(module.record.metrics) == {*IMAGE_KEYS, *PIXEL_KEYS, *MASK_KEYS, *sizes}
+    keys = {*IMAGE_KEYS, *PIXEL_KEYS, *MAP_KEYS, *MASK_KEYS, *sizes}
+    assert set(module.record.metrics) == keys
     assert set(logged) == set(module.record.metrics) | seconds
     for key, value in module.record.metrics.items():
-        assert logged[key] == pytest.approx(value, rel=1e-6)
+        assert logged[key] == pytest.approx(value, rel=1e-6, nan_ok=key in MAP_KEYS)
     assert (module.record.metrics["train_images"], module.record.metrics["test_images"]) == (4, 5)
     assert module.record.metrics["memory_bytes"] == 64 * 16 * 4
     assert all(logged[key] > 0 for key in seconds)
-    assert module.record.undefined == {}
+    assert set(module.record.undefined) == set(MAP_KEYS)  # small maps have too few pixels
 
 
 def test_memory_used_is_the_share_that_was_ever_nearest(

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random wei
         ("+data.category=null", "+data.category='null'"),
         ("data.category=true,nut,-1", "data.category='true',nut,'-1'"),
         ("data.category=choice(nan,01)", "data.category=choice('nan',01)"),
+        ("data.category=[1,nut],[2]", "data.category=['1',nut],['2']"),  # one memory for each
         ("data.root=2024", "data.root='2024'"),
         ("data.nominal=1_000", "data.nominal='1_000'"),
         *(
@@ -39,7 +40,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random wei
                 "data.category=01",  # Hydra takes neither for a number
                 "data.category=on",
                 "data.category='7'",
-                "data.category=[1,2]",
                 "data.category=range(1,3)",
                 "data.category=${seed}",
                 "data.category=",

@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 
 from patchcore.commands.groups import SCHEMAS
 from patchcore.commands.mistakes import image_successor, renamed
+from patchcore.data.sample import Category
 from patchcore.errors import InputError, printable
 from patchcore.keeping import Keep
 from patchcore.tracking import presets
@@ -28,8 +29,9 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
     """Arguments of the command line, with quotes around what is a name and looks like a number.
 
     These are the names of data sets' folders and categories: `data.category=01,1e3,null` becomes
-    `data.category='01','1e3','null'`. Values with quotes, brackets or interpolations stay as they
-    are. null stays null where a data set knows it.
+    `data.category='01','1e3','null'`, and `[1,2]`, which is several in one memory, `['1','2']`.
+    Other values with quotes, brackets or interpolations stay as they are. null stays null where a
+    data set knows it.
 
     Raises:
         InputError: an argument, or the path of the current folder, is not UTF-8, so that no
@@ -89,9 +91,9 @@ def _names() -> dict[str, bool]:
     found: dict[str, bool] = {}
     for schema in SCHEMAS["data"].values():
         for option in fields(schema):
-            if option.type in (str, str | None):
+            if option.type in (str, str | None, Category):
                 key = f"data.{option.name}"
-                found[key] = found.get(key, False) or option.type is not str
+                found[key] = found.get(key, False) or option.type == str | None
     return found
 
 
@@ -102,6 +104,10 @@ def _typed(argument: str) -> str:
         return argument
     choice = re.fullmatch(r"(choice\()(.*)(\))", value)
     before, words, after = choice.groups() if choice else ("", value, "")
+    if re.fullmatch(r"\[[^\[\]]+\](,\[[^\[\]]+\])*", words):  # lists of names
+        lists = (_typed(f"{name}={each}") for each in words[1:-1].split("],["))
+        inner = "],[".join(each.partition("=")[2] for each in lists)
+        return f"{key}={before}[{inner}]{after}"
     if not words or re.search(r"['\"()\[\]{}$\\]", words):
         return argument
     quoted = (_quoted(word, _names()[name]) for word in words.split(","))

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, read_category
-from patchcore.data.sample import DataConfig, Split
+from patchcore.data.sample import Category, DataConfig, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.settings import setting
 
@@ -36,7 +36,7 @@ class BTADConfig(DataConfig):
     )
 
     root: str = setting("data/btad", "folder that holds the categories", effect=False)
-    category: str = setting("01", "folder of the category, below root")
+    category: Category = setting("01", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:
         """Nominal `train/ok` to train on, `test/ok` and `test/ko` to test on.

@@ -119,7 +119,7 @@ def _black_and_white(path: Path) -> bool:
     return bool(near.all(axis=-1).mean() > 0.95) and bool(np.ptp(pixels, axis=-1).max() < 64)
 
 
-PARTS = ("train", "test", "ground_truth", "validation")
+PARTS = ("train", "test", "ground_truth", "validation", "test_private", "test_private_mixed")
 
 
 def find_root(root: str, layout: str, page: str) -> Path:
@@ -177,9 +177,15 @@ def images_in(files: Files, folder: Path, layout: str, once: bool = False) -> li
 
 
 def read_category(
-    files: Files, folder: Path, layout: str, nominal: str = "good", mask_folders: bool = False
+    files: Files,
+    folder: Path,
+    layout: str,
+    nominal: str = "good",
+    mask_folders: bool = False,
+    test: str = "test",
+    truth: str = "ground_truth",
 ) -> Split:
-    """`train/NOMINAL` to train on, everything below `test` to test on, masks in `ground_truth`.
+    """`train/NOMINAL` to train on, everything below `test` to test on, masks in `truth`.
 
     An anomalous image may lack its mask; a mask may not lack its image, and a mask of a nominal
     image may mark nothing.
@@ -189,33 +195,38 @@ def read_category(
         nominal: Name of the folders of nominal images.
         mask_folders: The masks of `test/KIND/7.png` are all images in `ground_truth/KIND/7`, rather
             than the one image `ground_truth/KIND/7.png` or `7_mask.png`.
+        test: Folder of the test images, by kind.
+        truth: Folder of their masks, by kind; it may lie in that of the images.
 
     Raises:
         InputError: a folder holds no images or is named almost like another, images lie where
             nobody looks for them, a mask lies among images, has no image, several, or marks part of
             a nominal one, or an image has two masks.
     """
-    _note_others(files, folder, nominal)
+    _note_others(files, folder, nominal, test)
     _check_names(folder / "train", nominal)
-    train = _images(files, folder / "train" / nominal, layout, folder, once=True)
-    test_folder = folder / "test"
+    masks_in = folder / truth
+    train = _images(files, folder / "train" / nominal, layout, masks_in, once=True)
+    test_folder = folder / test
     if not test_folder.is_dir():
         raise InputError(f"{test_folder}: no such folder; expected {layout}")
     _check_names(test_folder, nominal, also=NOMINAL)
     images = {
-        kind.name: _images(files, kind, layout, folder) for kind in files.folders(test_folder)
+        kind.name: _images(files, kind, layout, masks_in)
+        for kind in files.folders(test_folder)
+        if kind != masks_in
     }
     if not images:
         raise InputError(f"{test_folder}: holds no folder of images; expected {layout}")
-    masks = _masks(files, folder / "ground_truth", images, mask_folders)
-    test: list[Sample] = []
+    masks = _masks(files, masks_in, images, mask_folders)
+    samples: list[Sample] = []
     for kind, paths in images.items():
         for path in paths:
             mask = masks.pop((kind, path.stem), None)
             if kind != nominal:
-                test.append(Sample(path, 1, printable(kind), mask))
+                samples.append(Sample(path, 1, printable(kind), mask))
                 continue
-            test.append(Sample(path, 0))
+            samples.append(Sample(path, 0))
             if mask is not None and marks(mask):
                 raise InputError(
                     f"{mask}: this mask marks part of a nominal image, {path}; remove the mask or "
@@ -227,14 +238,14 @@ def read_category(
             f"{mask}: this mask has no image named {name} in {test_folder / kind}; "
             "restore the image or remove the mask"
         )
-    return Split([Sample(path, 0) for path in train], test)
+    return Split([Sample(path, 0) for path in train], samples)
 
 
 def _images(
-    files: Files, folder: Path, layout: str, category: Path, once: bool = False
+    files: Files, folder: Path, layout: str, masks_in: Path, once: bool = False
 ) -> list[Path]:
     images = images_in(files, folder, layout, once)
-    reject_masks(images, folder, f"masks belong in {category / 'ground_truth'}")
+    reject_masks(images, folder, f"masks belong in {masks_in}")
     return images
 
 
@@ -251,10 +262,10 @@ def _check_names(folder: Path, nominal: str, also: Iterable[str] = ()) -> None:
             )
 
 
-def _note_others(files: Files, folder: Path, nominal: str) -> None:
+def _note_others(files: Files, folder: Path, nominal: str, test: str) -> None:
     """Tell of folders that are not read."""
     unread = []
-    for place, known in ((folder, PARTS), (folder / "train", (nominal,))):
+    for place, known in ((folder, (*PARTS, test)), (folder / "train", (nominal,))):
         if place.is_dir():
             folders = files.folders(place, images=place == folder)
             unread += [path for path in folders if path.name not in known]

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, images_in, read_category
-from patchcore.data.sample import DataConfig, Sample, Split
+from patchcore.data.sample import Category, DataConfig, Sample, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.settings import setting
 
@@ -48,7 +48,7 @@ class LOCOConfig(DataConfig):
     )
 
     root: str = setting("data/loco", "folder that holds the categories", effect=False)
-    category: str = setting("breakfast_box", "folder of the category, below root")
+    category: Category = setting("breakfast_box", "folder of the category, below root")
     validation: bool = setting(False, "train on the nominal validation images too")
 
     def _read(self, files: Files) -> Split:

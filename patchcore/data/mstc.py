@@ -27,7 +27,7 @@ import numpy as np
 from patchcore.data.files import Files
 from patchcore.data.images import open_array
 from patchcore.data.layout import find_root, images_in, no_category
-from patchcore.data.sample import DataConfig, Masks, Sample, Split
+from patchcore.data.sample import Category, DataConfig, Masks, Sample, Split
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
 from patchcore.settings import setting
@@ -51,7 +51,7 @@ class MSTCConfig(DataConfig):
     )
 
     root: str = setting("data/mstc", "folder that holds training and testing", effect=False)
-    category: str = setting("01", "scene, 01 to 12")
+    category: Category = setting("01", "scene, 01 to 12")
     every: int = setting(5, "one of so many frames of a video is kept", unit="frames", low=1)
 
     def _read(self, files: Files) -> Split:

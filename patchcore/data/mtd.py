@@ -6,6 +6,7 @@ Layout: `LAYOUT`.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -99,6 +100,12 @@ class MTDConfig(DataConfig):
                 f"images of {self.root} for training; lower it"
             )
         return Split(train, [sample for sample in nominal if sample in held_out] + anomalous)
+
+    def _inseparable(self, test: Sequence[Sample]) -> list[list[Sample]]:
+        """See `DataConfig`: photographs of one tile, if the split keeps them together."""
+        if self.split is MTDSplit.random:
+            return super()._inseparable(test)
+        return exposure_runs([*test])
 
     def _samples(self, files: Files) -> tuple[list[Sample], list[Sample]]:
         root = find_root(self.root, LAYOUT, self.SOURCE.page)

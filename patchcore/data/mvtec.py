@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, read_category
-from patchcore.data.sample import DataConfig, Split
+from patchcore.data.sample import Category, DataConfig, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.data.view import View
 from patchcore.settings import setting
@@ -61,7 +61,7 @@ class MVTecConfig(DataConfig):
     )
 
     root: str = setting("data/mvtec", "folder that holds the categories", effect=False)
-    category: str = setting("bottle", "folder of the category, below root")
+    category: Category = setting("bottle", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:
         """Nominal `train/good` to train on, everything below `test` to test on.

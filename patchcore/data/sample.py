@@ -1,10 +1,11 @@
 """Parts that all data sets have: samples, their split and the settings of the loader."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from patchcore.data.view import SIZE, View
 from patchcore.digests import Snapshot, digest, file_digest
 from patchcore.errors import InputError, printable
 from patchcore.settings import Settings, setting
+
+Category = Any
+"""Name of a category, or a list of names: several in one memory, each of them tested."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Sample:
     defect_type: str = "good"  # "good" for nominal images
     mask: Path | Masks | None = None  # None for nominal images, and where there is no mask
     region: Path | None = None  # what its file marks counts; None: all does
+    category: str = ""  # empty unless several share the run
 
     @property
     def name(self) -> str:
@@ -71,7 +76,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Split:
-    """Training images, all nominal, and test images, in the order in which they are loaded."""
+    """Training images and test images, in the order in which they are loaded.
+
+    Training images are nominal but for those that `data.contamination` has moved there, or a data
+    set's own contaminated division: they have label 1, which nothing trains on.
+    """
 
     train: list[Sample]
     test: list[Sample]
@@ -103,9 +112,12 @@ class Split:
         """Number of images of each kind."""
         anomalous = [sample for sample in self.test if sample.label]
         kinds = ", ".join(sorted({sample.defect_type for sample in anomalous}))
+        known = sum(sample.label for sample in self.train)
         masks = sum(sample.mask is not None for sample in anomalous)
         return (
-            f"{len(self.train)} training, {len(self.test) - len(anomalous)} nominal test and "
+            f"{len(self.train)} training"
+            + (f" ({known} of them anomalous)" if known else "")
+            + f", {len(self.test) - len(anomalous)} nominal test and "
             f"{len(anomalous)} anomalous images"
             + (f" ({kinds}), {masks} of them with masks" if anomalous else "")
         )
@@ -141,12 +153,22 @@ class DataConfig(Settings):
     )
     shots: int | None = setting(
         None,
-        "nominal training images to keep, drawn at random; null: all",
+        "nominal training images to keep of each category, drawn at random; null: all",
         unit="images",
         low=1,
     )
     shots_seed: int = setting(
         0, "seed of the draw of shots", low=0, effect=lambda data: data["shots"] is not None
+    )
+    contamination: float = setting(
+        0.0,
+        "anomalous test images, drawn at random, to train on instead, as a share of the number of "
+        "nominal training images of each category",
+        low=0,
+        below=1,
+    )
+    contamination_seed: int = setting(
+        0, "seed of that draw", low=0, effect=lambda data: data["contamination"] > 0
     )
     # results follow from what these files mark, not from where they are
     region: str | None = setting(
@@ -162,19 +184,40 @@ class DataConfig(Settings):
         super().__post_init__()
         if self.region is not None and self.regions is not None:
             raise InputError("data.region and data.regions exclude each other: leave one out")
+        if isinstance(names := getattr(self, "category", ""), int | float):
+            vars(self)["category"] = str(names)  # as a setting that is text would take it
+        self._several()
+
+    def _several(self) -> list[str]:
+        """Names of the categories if there is a list of them; none for one category, or without."""
+        names = getattr(self, "category", "")
+        if isinstance(names, str | Enum):
+            return []
+        if not isinstance(names, Sequence):
+            raise InputError(f"data.category must be a name or a list of names, got {names!r}")
+        if not names:
+            raise InputError("data.category is an empty list: name at least one category")
+        texts = [*map(str, names)]
+        for number, name in enumerate(texts):
+            if name in texts[:number]:
+                raise InputError(f"data.category names {name} twice: leave it out once")
+        return texts
 
     def read(self) -> Split:
-        """List the images on disk, check that they belong together, and draw the shots.
+        """List the images on disk, check that they belong together, draw shots and contamination.
+
+        Of several categories the images of one follow those of another, in the order of the names;
+        each sample has its category.
 
         Raises:
             InputError: a folder, an image or a mask is missing or superfluous; it is named. Or
-                there are fewer training images than shots.
+                there are fewer training images than shots, or too few anomalous ones to train on.
         """
         files = Files()
-        split = self._read(files)
-        if self.shots is not None:
-            train = draw_shots(split.train, self.shots, self.shots_seed)
-            split = replace(split, train=train)
+        if names := self._several():
+            split = joined({x: replace(self, category=x)._drawn(files) for x in names})  # type: ignore[call-arg]
+        else:
+            split = self._drawn(files)
         if self.region is not None:
             split = with_region(split, self.region)
         if self.regions is not None:
@@ -183,9 +226,71 @@ class DataConfig(Settings):
         files.tell(str(split))
         return split
 
+    def _drawn(self, files: Files) -> Split:
+        """The images of one category, after shots and contamination are drawn."""
+        split = self._read(files)
+        if self.shots is not None:
+            train = draw_shots(split.train, self.shots, self.shots_seed)
+            split = replace(split, train=train)
+        if self.contamination:
+            groups = self._inseparable(split.test)
+            split = contaminated(split, groups, self.contamination, self.contamination_seed)
+        return split
+
     def _read(self, files: Files) -> Split:
         """All images of the data set, found with `files`; its own errors are InputErrors."""
         raise NotImplementedError
+
+    def _inseparable(self, test: Sequence[Sample]) -> list[list[Sample]]:
+        """Test images by the thing that they show, where it is known to be shown more than once.
+
+        Contamination moves the images of one thing together.
+        """
+        return [[sample] for sample in test]
+
+
+def joined(splits: Mapping[str, Split]) -> Split:
+    """One split of several categories, each sample with the name of its own."""
+    train, test = (
+        [replace(x, category=name) for name, split in splits.items() for x in getattr(split, side)]
+        for side in ("train", "test")
+    )
+    return Split(train, test)
+
+
+def contaminated(
+    split: Split, groups: Sequence[Sequence[Sample]], share: float, seed: int
+) -> Split:
+    """The split with anomalous test images among those to train on, at the end of these.
+
+    Args:
+        split: Its training images are nominal.
+        groups: The test images; those of a group move together, nominal ones too.
+        share: Their number as a share of the nominal training images, rounded; a group that goes
+            beyond it moves whole.
+        seed: Of the draw; of one seed, a larger share contains every smaller one.
+
+    Raises:
+        InputError: No anomalous image would be left to test on, or none would be moved.
+    """
+    count = round(share * sum(not sample.label for sample in split.train))
+    found = [group for group in groups if any(sample.label for sample in group)]
+    total = sum(sample.label for group in found for sample in group)
+    moved: set[Sample] = set()
+    for i in np.random.default_rng(seed).permutation(len(found)):
+        if sum(sample.label for sample in moved) >= count:
+            break
+        moved.update(found[i])
+    told = f"data.contamination: {share:g} of {len(split.train)} training images"
+    if not moved:
+        raise InputError(f"{told} is not one image; raise it, or set it to 0")
+    if sum(sample.label for sample in moved) >= total:
+        raise InputError(
+            f"{told} is {count}, which leaves none of the {total} anomalous images to test on; "
+            "lower it"
+        )
+    train = split.train + [sample for sample in split.test if sample in moved]
+    return replace(split, train=train, test=[x for x in split.test if x not in moved])
 
 
 def with_region(split: Split, value: str) -> Split:
@@ -256,7 +361,7 @@ def check_overlaps(train: Sequence[Sample], test: Sequence[Sample]) -> None:
         InputError: a file, by whatever path or link, is both a training and a test image, or both a
             nominal and an anomalous one; an image is its own mask; or a file is unreadable.
     """
-    roles: Group = [("training", sample.path) for sample in train]
+    roles: Group = [("anomalous training" if s.label else "training", s.path) for s in train]
     roles += [("anomalous test" if s.label else "nominal test", s.path) for s in test]
     first: dict[Identity, tuple[str, Path]] = {}
     for role, path in roles:
@@ -305,10 +410,11 @@ def _complaints(groups: Iterable[Group], tested: int) -> list[str]:
             by_role.setdefault(role, []).append(path)
         test = by_role.get("nominal test", []) + by_role.get("anomalous test", [])
         nominal = by_role.get("training", []) + by_role.get("nominal test", [])
-        if "training" in by_role:
-            known += [(path, by_role["training"][0]) for path in test]
-        if "anomalous test" in by_role:
-            both += [(path, nominal[0]) for path in by_role["anomalous test"] if nominal]
+        anomalous = by_role.get("anomalous training", []) + by_role.get("anomalous test", [])
+        trained = by_role.get("training", []) + by_role.get("anomalous training", [])
+        if trained:
+            known += [(path, trained[0]) for path in test]
+        both += [(path, nominal[0]) for path in anomalous if nominal]
         for paths in by_role.values():
             again += [(path, paths[0]) for path in paths[1:]]
     complaints = []

@@ -8,9 +8,13 @@ from patchcore.data.folder import FolderConfig
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.ksdd2 import KSDD2Config
 from patchcore.data.loco import LOCOConfig
+from patchcore.data.mpdd import MPDDConfig
 from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mtd import MTDConfig
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.mvtec2 import MVTec2Config
+from patchcore.data.mvtec3d import MVTec3DConfig
+from patchcore.data.realiad import RealIADConfig
 from patchcore.data.sample import DataConfig
 from patchcore.data.visa import VisAConfig
 
@@ -20,9 +24,13 @@ DATA_SETS: dict[str, type[DataConfig]] = {
     "generated": GeneratedConfig,
     "ksdd2": KSDD2Config,
     "loco": LOCOConfig,
+    "mpdd": MPDDConfig,
     "mstc": MSTCConfig,
     "mtd": MTDConfig,
     "mvtec": MVTecConfig,
+    "mvtec2": MVTec2Config,
+    "mvtec3d": MVTec3DConfig,
+    "realiad": RealIADConfig,
     "visa": VisAConfig,
 }
 """Settings of every data set; the class says its source, categories and usual view too."""

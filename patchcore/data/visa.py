@@ -18,7 +18,7 @@ from typing import ClassVar
 from patchcore.data import mvtec
 from patchcore.data.files import Files
 from patchcore.data.layout import find_category, find_root, marks, no_category, read_category
-from patchcore.data.sample import DataConfig, Masks, Sample, Split
+from patchcore.data.sample import Category, DataConfig, Masks, Sample, Split
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
 from patchcore.settings import setting
@@ -57,7 +57,7 @@ class VisAConfig(DataConfig):
     )
 
     root: str = setting("data/visa", "folder that holds the categories and split_csv", effect=False)
-    category: str = setting("candle", "folder of the category, below root")
+    category: Category = setting("candle", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:
         """Training and test images as the table lists them, sorted by path.

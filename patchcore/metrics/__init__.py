@@ -1,11 +1,14 @@
 """Metrics of a test, each declared once in `METRICS`; see `patchcore.metrics.measures`.
 
-`patchcore.metrics.sweep` and `patchcore.metrics.regions` are their arithmetic,
-`patchcore.metrics.states` collects scores.
+`patchcore.metrics.sweep`, `patchcore.metrics.regions` and `patchcore.metrics.overlap` are their
+arithmetic, `patchcore.metrics.bootstrap` their intervals; `patchcore.metrics.states` collects
+scores.
 """
 
+from patchcore.metrics.bootstrap import CONFIDENCE, RESAMPLES, SEED, intervals
 from patchcore.metrics.measures import (
     IMAGE_KEYS,
+    MAP_KEYS,
     MASK_KEYS,
     METRICS,
     PIXEL_KEYS,
@@ -13,10 +16,12 @@ from patchcore.metrics.measures import (
     Objective,
     image_metrics,
     image_undefined,
+    map_metrics,
     pixel_metrics,
     pixel_undefined,
     told,
 )
+from patchcore.metrics.overlap import MapScores, UndefinedError, aupimo, pimo_areas
 from patchcore.metrics.regions import region_areas
 from patchcore.metrics.states import ImageMetrics, MaskCounts, PixelMetrics
 from patchcore.metrics.sweep import (
@@ -30,20 +35,30 @@ from patchcore.metrics.sweep import (
 )
 
 __all__ = [
+    "CONFIDENCE",
     "IMAGE_KEYS",
+    "MAP_KEYS",
     "MASK_KEYS",
     "METRICS",
     "PIXEL_KEYS",
+    "RESAMPLES",
+    "SEED",
     "ImageMetrics",
+    "MapScores",
     "MaskCounts",
     "Measure",
     "Objective",
     "PixelMetrics",
     "Sweep",
+    "UndefinedError",
     "area_under",
+    "aupimo",
     "average_precision",
     "image_metrics",
     "image_undefined",
+    "intervals",
+    "map_metrics",
+    "pimo_areas",
     "pixel_metrics",
     "pixel_undefined",
     "precision_recall_curve",

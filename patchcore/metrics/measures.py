@@ -1,14 +1,19 @@
 """Declarations: what each number of a run's metrics.json says, once.
 
 Run folders, summaries, reports, objectives, trackers and the paper's tables read them here. Another
-metric of images or pixels is a function of a `Sweep` and one entry of `METRICS`.
+metric of images or pixels is a function of a `Sweep`, one of maps a function of `MapScores`, and
+either is one entry of `METRICS`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
+from torch import Tensor
+
+from patchcore.metrics.overlap import MapScores, UndefinedError, aupimo
 from patchcore.metrics.sweep import (
     Sweep,
     aupro,
@@ -21,6 +26,9 @@ from patchcore.metrics.sweep import (
     false_positives,
 )
 
+Compute = Callable[[Any, float], Tensor | float]
+"""Value of a metric from a `Sweep` or `MapScores`, and AUPRO's limit."""
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -28,11 +36,11 @@ class Measure:
 
     Attributes:
         title: Name for people, with the unit where there is one.
-        of: Where its value comes from: a sweep over `images` or `pixels`, counts of `masks`, the
-            threshold of a `decision`, or the `run` itself.
+        of: Where its value comes from: a sweep over `images` or `pixels`, all `maps` one by one,
+            counts of `masks`, the threshold of a `decision`, or the `run` itself.
         compute: For images and pixels: its value from the sweep and AUPRO's limit of the
             false-positive rate. It is called only where an anomalous score exists, and nominal ones
-            if it needs them.
+            if it needs them. For maps: its value from `MapScores`; it may raise UndefinedError.
         needs_nominal: Whether it is undefined without nominal scores.
         better: `high` or `low`; empty where neither is, and reports do not rank by it.
         whole: Whether it counts things.
@@ -46,7 +54,7 @@ class Measure:
 
     title: str
     of: str = "run"
-    compute: Callable[[Sweep, float], float] | None = None
+    compute: Compute | None = None
     needs_nominal: bool = False
     better: str = "high"
     whole: bool = False
@@ -63,7 +71,7 @@ class Measure:
 def rate(
     title: str,
     of: str,
-    compute: Callable[[Sweep, float], float] | None = None,
+    compute: Compute | None = None,
     needs_nominal: bool = False,
     objective: bool = True,
     main: bool = False,
@@ -83,7 +91,7 @@ def rate(
 def count(
     title: str,
     of: str,
-    compute: Callable[[Sweep, float], float] | None = None,
+    compute: Compute | None = None,
     better: str = "low",
     objective: bool = False,
 ) -> Measure:
@@ -118,7 +126,11 @@ METRICS = {
     ),
     "pixel_auroc": rate("pixel AUROC", "pixels", lambda counts, _: auroc(counts), True, main=True),
     "pixel_ap": rate("pixel AP", "pixels", lambda counts, _: average_precision(counts)),
+    "pixel_f1": rate("pixel F1", "pixels", lambda counts, _: f1_score(counts)),
     "aupro": rate("AUPRO", "pixels", aupro, True, main=True),
+    # the limit of MVTec AD 2
+    "aupro_005": rate("AUPRO at 0.05", "pixels", lambda counts, _: aupro(counts, 0.05), True),
+    "aupimo": rate("AUPIMO", "maps", lambda maps, _: aupimo(maps)),
     "image_false_positives": count(
         "false alarms", "images", lambda counts, _: false_positives(counts)
     ),
@@ -174,6 +186,7 @@ def _keys(of: str) -> tuple[str, ...]:
 
 
 IMAGE_KEYS, PIXEL_KEYS, MASK_KEYS = _keys("images"), _keys("pixels"), _keys("masks")
+MAP_KEYS = _keys("maps")
 
 Objective = Enum(  # type: ignore[misc]
     "Objective",
@@ -218,6 +231,19 @@ def pixel_undefined(counts: Sweep) -> dict[str, str]:
     return _undefined(PIXEL_KEYS, counts, "pixels")
 
 
+def map_metrics(maps: MapScores) -> tuple[dict[str, float], dict[str, str]]:
+    """Metrics of maps one by one, keyed by `MAP_KEYS`, and the reasons of those that are NaN."""
+    values, undefined = {}, {}
+    for key in MAP_KEYS:
+        compute = METRICS[key].compute
+        assert compute is not None
+        try:
+            values[key] = float(compute(maps, math.nan))
+        except UndefinedError as error:
+            values[key], undefined[key] = math.nan, str(error)
+    return values, undefined
+
+
 def _computed(
     keys: tuple[str, ...], counts: Sweep, undefined: dict[str, str], fpr_limit: float = 0.3
 ) -> dict[str, float]:
@@ -225,7 +251,7 @@ def _computed(
     for key in keys:
         compute = METRICS[key].compute
         assert compute is not None
-        values[key] = math.nan if key in undefined else compute(counts, fpr_limit)
+        values[key] = math.nan if key in undefined else float(compute(counts, fpr_limit))
     return values
 
 

@@ -1,7 +1,9 @@
 """Metrics and counts over a test set, in batches and over processes: torchmetrics classes."""
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -10,9 +12,11 @@ from patchcore.metrics.measures import (
     MASK_KEYS,
     image_metrics,
     image_undefined,
+    map_metrics,
     pixel_metrics,
     pixel_undefined,
 )
+from patchcore.metrics.overlap import MapScores
 from patchcore.metrics.regions import region_areas
 from patchcore.metrics.sweep import Sweep, precision_recall_curve, roc_curve, sweep
 
@@ -73,7 +77,7 @@ class ImageMetrics(Metric):
 
 
 class PixelMetrics(Metric):
-    """`pixel_metrics` over all maps of a test set, in any batches and over all processes.
+    """`pixel_metrics` and `map_metrics` of all maps, in any batches and over all processes.
 
     Keeps 4 bytes a nominal and 8 bytes an anomalous pixel of float32 maps. On CUDA all of it is
     computed there.
@@ -85,6 +89,7 @@ class PixelMetrics(Metric):
     nominal: list[Tensor] | Tensor
     anomalous: list[Tensor] | Tensor
     areas: list[Tensor] | Tensor  # float32, exact for regions below 2^24 pixels
+    sizes: list[Tensor] | Tensor  # float32, numbers of pixels of each image: see `_written`
     unmasked: Tensor
 
     def __init__(self, fpr_limit: float = 0.3) -> None:
@@ -95,6 +100,7 @@ class PixelMetrics(Metric):
         self.add_state("nominal", [], dist_reduce_fx="cat")
         self.add_state("anomalous", [], dist_reduce_fx="cat")
         self.add_state("areas", [], dist_reduce_fx="cat")
+        self.add_state("sizes", [], dist_reduce_fx="cat")
         self.add_state("unmasked", torch.tensor(0), dist_reduce_fx="sum")
         self._left_out = 0
         self._undefined: dict[str, str] = {}
@@ -129,6 +135,7 @@ class PixelMetrics(Metric):
             counts = _binary(counts, "counts", maps)
             lost = masks.flatten(1).any(1) & ~(masks & counts).flatten(1).any(1)
             known = ~lost if known is None else known.to(lost.device) & ~lost
+        numbers = torch.zeros(len(maps), 2, dtype=torch.int64, device=maps.device)
         if known is not None:
             known = _binary(known, "known", maps[:, 0, 0])
             self.unmasked = self.unmasked + int((~known).sum())
@@ -136,18 +143,46 @@ class PixelMetrics(Metric):
             counts = counts if counts is None else counts[known]
         masks = masks if counts is None else masks & counts
         free = ~masks if counts is None else ~masks & counts
+        each = torch.stack([x.flatten(1).count_nonzero(1) for x in (free, masks)], 1)  # (B, 2)
+        numbers[slice(None) if known is None else known] = each
+        _append(self.sizes, _written(numbers).to(self.device))
         _append(self.nominal, _selected(maps, free).to(self.device))  # (B, H, W) → (N,)
         _append(self.anomalous, _selected(maps, masks).to(self.device))
         _append(self.areas, region_areas(masks).to(self.device))
 
     def compute(self) -> dict[str, float]:
         """Metrics of all maps so far; NaN where `undefined()` tells why."""
-        areas = _join(self.areas)
-        weights = 1 / (areas if areas.is_cuda else areas.cpu()).double()
-        counts = sweep(_join(self.nominal), _join(self.anomalous), weights)
-        self._undefined = pixel_undefined(counts)
+        values, self._undefined = self._of(self._scores(), _join(self.areas))
         self._left_out = int(self.unmasked)
-        return pixel_metrics(counts, self.fpr_limit)
+        return values
+
+    def of(self, images: Sequence[int]) -> tuple[dict[str, float], dict[str, str]]:
+        """Metrics of some images alone, and the reasons of those that are NaN.
+
+        Args:
+            images: Numbers of the images in the order in which `update` had them.
+        """
+        scores = self._scores()
+        chosen = torch.zeros(len(scores.free), dtype=torch.bool)
+        chosen[torch.as_tensor(images, dtype=torch.int64)] = True
+        free, marked = (
+            chosen.repeat_interleave(numbers).to(scores.nominal.device)
+            for numbers in (scores.free, scores.marked)
+        )
+        kept = (_selected(scores.nominal, free), _selected(scores.anomalous, marked))
+        own = MapScores(*kept, scores.free[chosen], scores.marked[chosen])
+        return self._of(own, _selected(_join(self.areas), marked))
+
+    def _scores(self) -> MapScores:
+        free, marked = _read(_join(self.sizes)).unbind(1)
+        return MapScores(_join(self.nominal), _join(self.anomalous), free, marked)
+
+    def _of(self, scores: MapScores, areas: Tensor) -> tuple[dict[str, float], dict[str, str]]:
+        weights = 1 / (areas if areas.is_cuda else areas.cpu()).double()
+        counts = sweep(scores.nominal, scores.anomalous, weights)
+        values, undefined = map_metrics(scores)
+        values = pixel_metrics(counts, self.fpr_limit) | values
+        return values, pixel_undefined(counts) | undefined
 
     def undefined(self) -> dict[str, str]:
         """Reasons why metrics are NaN, {key: reason}."""
@@ -194,6 +229,17 @@ def _append(state: list[Tensor] | Tensor, values: Float[Tensor, " scores"]) -> N
     if isinstance(state, Tensor):
         raise RuntimeError("metric is synchronised: call unsync() before update()")
     state.append(values)
+
+
+def _written(numbers: Int64[Tensor, "images 2"]) -> Float[Tensor, " parts"]:
+    """Numbers as float32, exact below 2^36: torchmetrics gathers states of one dtype alone."""
+    return torch.stack([numbers // 4096, numbers % 4096], -1).flatten().float()
+
+
+def _read(parts: Float[Tensor, " parts"]) -> Int64[Tensor, "images 2"]:
+    """Numbers that `_written` has written, on the CPU."""
+    high, low = parts.cpu().long().view(-1, 2, 2).unbind(-1)
+    return 4096 * high + low
 
 
 def _join(state: list[Tensor] | Tensor) -> Float[Tensor, " scores"]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 
@@ -28,13 +28,16 @@ class Sweep:
     """Counts at each threshold; a score at or above the threshold is called anomalous.
 
     Counts are float64 (exact up to 2^53). There is no threshold if there is no anomalous score.
+    Several sweeps of as many scores may be one, with a leading dimension of resamples; a metric of
+    images is a function of the last dimension alone, and then has one value for each.
     """
 
-    thresholds: Float[Tensor, " thresholds"]  # distinct anomalous scores, falling
-    tp: Float64[Tensor, " thresholds"]  # anomalous scores >= threshold
-    fp: Float64[Tensor, " thresholds"]  # nominal scores >= threshold
-    fp_above: Float64[Tensor, " thresholds"]  # nominal scores > threshold
-    overlap: Float64[Tensor, " thresholds"]  # share of the anomalous weight that is >= threshold
+    thresholds: Float[Tensor, "*resamples thresholds"]  # distinct anomalous scores, falling
+    tp: Float64[Tensor, "*resamples thresholds"]  # anomalous scores >= threshold
+    fp: Float64[Tensor, "*resamples thresholds"]  # nominal scores >= threshold
+    fp_above: Float64[Tensor, "*resamples thresholds"]  # nominal scores > threshold
+    # share of the anomalous weight that is >= threshold
+    overlap: Float64[Tensor, "*resamples thresholds"]
     nominal: int  # number of nominal scores
     anomalous: int  # number of anomalous scores
 
@@ -110,7 +113,7 @@ def sweep_sorted(
 
 def roc_curve(
     counts: Sweep,
-) -> tuple[Float64[Tensor, " corners"], Float64[Tensor, " corners"]]:
+) -> tuple[Float64[Tensor, "*resamples corners"], Float64[Tensor, "*resamples corners"]]:
     """Corners of the ROC curve, straight lines between them.
 
     Returns:
@@ -132,22 +135,23 @@ def pro_curve(
 
 
 def _curve(
-    counts: Sweep, share: Float64[Tensor, " thresholds"]
-) -> tuple[Float64[Tensor, " corners"], Float64[Tensor, " corners"]]:
+    counts: Sweep, share: Float64[Tensor, "*resamples thresholds"]
+) -> tuple[Float64[Tensor, "*resamples corners"], Float64[Tensor, "*resamples corners"]]:
     """Corners of the curve of a share over the false-positive rate; empty where it is undefined."""
     if not counts.nominal or not counts.anomalous:
         return torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.float64)
-    ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64, device=share.device)
-    above = torch.cat([ends[0], share[:-1]])
+    first = torch.zeros_like(share[..., :1])
+    last = torch.ones_like(first)
+    above = torch.cat([first, share[..., :-1]], -1)
     # Just above each threshold, then at it: ties rise along one straight line.
-    x = torch.stack([counts.fp_above, counts.fp], 1).flatten() / counts.nominal  # (T, 2) → (2T,)
-    y = torch.stack([above, share], 1).flatten()  # (T, 2) → (2T,)
-    return torch.cat([ends[0], x, ends[1]]), torch.cat([ends[0], y, ends[1]])
+    x = torch.stack([counts.fp_above, counts.fp], -1).flatten(-2) / counts.nominal  # (…, T, 2) → 2T
+    y = torch.stack([above, share], -1).flatten(-2)  # (…, T, 2) → (…, 2T)
+    return torch.cat([first, x, last], -1), torch.cat([first, y, last], -1)
 
 
 def precision_recall_curve(
     counts: Sweep,
-) -> tuple[Float64[Tensor, " thresholds"], Float64[Tensor, " thresholds"]]:
+) -> tuple[Float64[Tensor, "*resamples thresholds"], Float64[Tensor, "*resamples thresholds"]]:
     """Precision and recall at each threshold, recall rising.
 
     Drawn as steps, each at the precision of its right end, the area is the average precision.
@@ -183,17 +187,19 @@ def area_under(
     return float(area)
 
 
-def average_precision(counts: Sweep) -> float:
+def average_precision(counts: Sweep) -> Float64[Tensor, "*resamples"]:
     """Sum of precision × gain in recall over the thresholds; NaN without anomalous scores."""
     if not counts.anomalous:
-        return math.nan
+        return torch.tensor(math.nan, dtype=torch.float64)
     precision, recall = precision_recall_curve(counts)
-    return float((precision * recall.diff(prepend=recall.new_zeros(1))).sum())
+    gain = recall.diff(dim=-1, prepend=torch.zeros_like(recall[..., :1]))
+    return (precision * gain).sum(-1)
 
 
-def auroc(counts: Sweep) -> float:
+def auroc(counts: Sweep) -> Float64[Tensor, "*resamples"]:
     """Area under the ROC curve; NaN without nominal or without anomalous scores."""
-    return area_under(*roc_curve(counts))
+    fpr, tpr = roc_curve(counts)
+    return torch.trapezoid(tpr, fpr) if len(fpr) else torch.tensor(math.nan, dtype=torch.float64)
 
 
 def aupro(counts: Sweep, fpr_limit: float = 0.3) -> float:
@@ -201,36 +207,41 @@ def aupro(counts: Sweep, fpr_limit: float = 0.3) -> float:
     return area_under(*pro_curve(counts), limit=fpr_limit) / fpr_limit
 
 
-def best_f1(counts: Sweep) -> tuple[float, int]:
+def at(values: Tensor, place: Int64[Tensor, "*resamples"]) -> Tensor:
+    """Values (…, T) at one place (…) of their last dimension each."""
+    return values.gather(-1, place[..., None])[..., 0]
+
+
+def best_f1(counts: Sweep) -> tuple[Float64[Tensor, "*resamples"], Int64[Tensor, "*resamples"]]:
     """F1 score at its best threshold, the highest of several, and that threshold's place."""
     f1 = 2 * counts.tp / (counts.tp + counts.fp + counts.anomalous)
-    best = int(f1.argmax())
-    return float(f1[best]), best
+    best = f1.argmax(-1)
+    return at(f1, best), best
 
 
-def f1_score(counts: Sweep) -> float:
+def f1_score(counts: Sweep) -> Float64[Tensor, "*resamples"]:
     """F1 score at its best threshold. Like the next four, it needs an anomalous score."""
     return best_f1(counts)[0]
 
 
-def f1_threshold(counts: Sweep) -> float:
+def f1_threshold(counts: Sweep) -> Float[Tensor, "*resamples"]:
     """Threshold of the best F1; an image is called anomalous if it scores at least that."""
-    return float(counts.thresholds[best_f1(counts)[1]])
+    return at(counts.thresholds, best_f1(counts)[1])
 
 
-def false_positives(counts: Sweep) -> float:
+def false_positives(counts: Sweep) -> Float64[Tensor, "*resamples"]:
     """Number of nominal scores at or above `f1_threshold`.
 
     The paper's misclassifications are the sum of these and `false_negatives`.
     """
-    return float(counts.fp[best_f1(counts)[1]])
+    return at(counts.fp, best_f1(counts)[1])
 
 
-def false_negatives(counts: Sweep) -> float:
+def false_negatives(counts: Sweep) -> Float64[Tensor, "*resamples"]:
     """Number of anomalous scores below `f1_threshold`."""
-    return float(counts.anomalous - counts.tp[best_f1(counts)[1]])
+    return counts.anomalous - at(counts.tp, best_f1(counts)[1])
 
 
-def errors_at_full_recall(counts: Sweep) -> float:
+def errors_at_full_recall(counts: Sweep) -> Float64[Tensor, "*resamples"]:
     """Number of nominal scores at least as high as the lowest anomalous one."""
-    return float(counts.fp[-1])
+    return counts.fp[..., -1]

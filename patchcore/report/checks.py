@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from patchcore.metrics import METRICS, Measure, told
+from patchcore.subsets import SUBSETS
 
 ROUNDING = 1e-6
 """Room for rates that were summed in floating point."""
-STRUCTURES = {"seconds", "undefined", "ratio_curve", "members", "warm", "defect_types"}
+STRUCTURES = {"seconds", "undefined", "ratio_curve", "members", "warm", *SUBSETS}
 """Keys of metrics.json that hold more than one number."""
 
 
@@ -39,9 +40,12 @@ def problems(record: dict[str, Any]) -> Iterator[str]:
     warm = record.get("warm", [])
     if not isinstance(warm, list) or not all(isinstance(x, str) for x in warm):
         yield "warm must be a list of stages"
-    types = record.get("defect_types", {})
-    if not isinstance(types, dict) or not all(isinstance(x, dict) for x in types.values()):
-        yield "defect_types must be a mapping of mappings"
+    for name in ("defect_types", "categories"):
+        parts = record.get(name, {})
+        if not isinstance(parts, dict) or not all(isinstance(x, dict) for x in parts.values()):
+            yield f"{name} must be a mapping of mappings"
+    if not isinstance(record.get("intervals", {}), dict):
+        yield "intervals must be a mapping"
     for name in ("ratio_curve", "members"):
         rows = record.get(name, [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -74,7 +74,8 @@ class RunFolder:
     def category(self) -> str:
         """Empty for a data set without categories."""
         value = self.settings.get(CATEGORY)
-        return "" if value is None else str(value)
+        names = value if isinstance(value, list) else [value]
+        return " + ".join(str(name) for name in names if name is not None)
 
     def why(self, metric: str) -> str:
         """Return why the run has no `metric`."""

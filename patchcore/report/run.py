@@ -27,6 +27,7 @@ from patchcore.report.cells import harmless
 from patchcore.report.checks import STRUCTURES, is_number
 from patchcore.report.folders import own_file
 from patchcore.report.reading import read_record, read_scores, read_yaml
+from patchcore.subsets import SUBSETS
 
 AnomalyMap = Callable[[int, tuple[int, int]], Tensor]
 """Number of a test image, and its height and width, to its anomaly map (H, W)."""
@@ -65,6 +66,7 @@ class Run:
         ratio_curve: Rows of metrics, by ratio.
         gallery, misclassified: Images with their maps; empty for a run that was read.
         members: Of an ensemble, each with its `metrics` and what else is to be told of it.
+        subsets: Metrics of parts of the test: see `patchcore.subsets.by_subset`.
         pictures: Files of the pictures; empty for a run that was not read.
     """
 
@@ -79,6 +81,7 @@ class Run:
     gallery: list[GalleryItem] = field(default_factory=list)
     misclassified: list[GalleryItem] = field(default_factory=list)
     members: list[dict[str, Any]] = field(default_factory=list)
+    subsets: dict[str, Any] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
 
     @property
@@ -89,13 +92,14 @@ class Run:
     @property
     def defect_types(self) -> dict[str, dict[str, float]]:
         """Images and recall of each type of defect, {type: {images, recall}}, at the threshold from
-        nominal images; empty without one.
+        nominal images; empty without one. Types are named as in `subsets`.
         """
         threshold = self.metrics.get("decision_threshold")
         called: dict[str, list[bool]] = {}
         for sample, score in zip(self.samples, self.scores, strict=True):
             if sample.label and threshold is not None:
-                called.setdefault(sample.defect_type, []).append(score >= threshold)
+                kind = "/".join(filter(None, [sample.category, sample.defect_type]))
+                called.setdefault(kind, []).append(score >= threshold)
         return {
             kind: {"images": len(each), "recall": sum(each) / len(each)}
             for kind, each in sorted(called.items())
@@ -108,8 +112,10 @@ class Run:
         """
         record: dict[str, Any] = _numbers(self.metrics)
         record["seconds"] = dict(self.seconds)
+        record |= self.subsets
         if types := self.defect_types:
-            record["defect_types"] = types
+            known = self.subsets.get("defect_types", {})
+            record["defect_types"] = {k: {**known.get(k, {}), **v} for k, v in types.items()}
         if self.ratio_curve:
             record["ratio_curve"] = [_numbers(row) for row in self.ratio_curve]
         if self.members:
@@ -134,6 +140,13 @@ class Run:
         for kind, found in self.defect_types.items():
             text = f"{found['recall']:.4f} of {found['images']:,} images"
             lines.append(f"{f'recall.{kind}':24} {text}")
+        for part in ("categories", "defect_types"):
+            for name, found in self.subsets.get(part, {}).items():
+                if "image_auroc" in found["intervals"]:
+                    auroc = found["metrics"]["image_auroc"]
+                    low, high = found["intervals"]["image_auroc"]
+                    text = f"{auroc:.4f} [{low:.4f}, {high:.4f}] of {found['images']:,} images"
+                    lines.append(f"{f'image_auroc.{name}':24} {text}")
         for number, member in enumerate(self.members, 1):
             auroc = f"image_auroc {member['metrics']['image_auroc']:.4f}"
             lines.append(f"{f'member {number}':24} {auroc}, {member['backbone']}")
@@ -294,6 +307,7 @@ def read_results(folder: Path) -> Run:
             {**member, "metrics": _values(member.get("metrics", {}))}
             for member in record.get("members", [])
         ],
+        subsets={key: record[key] for key in SUBSETS if key in record},
         pictures=[path for path in found if path],
     )
 

@@ -1,0 +1,72 @@
+"""MVTec AD 2 (Heckler-Kram et al., 2025): transparent, shiny and bulk goods in changing light.
+
+8 categories, more than 8,000 images of 2.3 to 5 megapixels. The masks of two of its three test
+sets, `test_private` and `test_private_mixed`, stay with its owners, whose server evaluates them at
+https://benchmark.mvtec.com; the public one is what is tested on here. Its paper takes AUPRO to a
+false-positive rate of 0.05, which is the metric `aupro_005`.
+
+Citation: L. Heckler-Kram, J.-H. Neudeck, U. Scheler, R. König, C. Steger. The MVTec AD 2 Dataset:
+Advanced Scenarios for Unsupervised Anomaly Detection. arXiv:2503.21622, 2025.
+Layout: `LAYOUT`; the mask of `test_public/bad/7_regular.png` is
+`test_public/ground_truth/bad/7_regular_mask.png`, and the end of a name tells the light.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from patchcore.data.files import Files
+from patchcore.data.layout import find_category, find_root, images_in, read_category
+from patchcore.data.sample import Category, DataConfig, Sample, Split
+from patchcore.data.source import NON_COMMERCIAL, Archive, Source
+from patchcore.settings import setting
+
+LAYOUT = (
+    "{category}/train/good, {category}/validation/good, {category}/test_public/{good,bad}, "
+    "{category}/test_public/ground_truth/bad"
+)
+
+
+@dataclass(kw_only=True)
+class MVTec2Config(DataConfig):
+    """One category of MVTec AD 2, with its public test images."""
+
+    CATEGORIES: ClassVar = (
+        "can",
+        "fabric",
+        "fruit_jelly",
+        "rice",
+        "sheet_metal",
+        "vial",
+        "wallplugs",
+        "walnuts",
+    )
+    SOURCE: ClassVar = Source(
+        page="https://www.mvtec.com/company/research/datasets/mvtec-ad-2",
+        licence=NON_COMMERCIAL,
+        archive=Archive(
+            "https://www.mydrive.ch/shares/150997/701c90d3aea6588f404936e32a674602/download/"
+            "466712769-1743429042/mvtec_ad_2.tar.gz",
+            CATEGORIES,
+            "c0ded99ef32bfc8e352d52beb44515e5b292b8598cb963aadfa91ca0763505e4",
+        ),
+    )
+
+    root: str = setting("data/mvtec2", "folder that holds the categories", effect=False)
+    category: Category = setting("can", "folder of the category, below root")
+    validation: bool = setting(False, "train on the nominal validation images too")
+
+    def _read(self, files: Files) -> Split:
+        """Nominal `train/good` (and `validation/good`) to train on, `test_public` to test on.
+
+        Raises:
+            InputError: root or category is missing, a folder holds no images, or a mask has no
+                image.
+        """
+        root = find_root(self.root, LAYOUT, self.SOURCE.page)
+        folder = find_category(root, self.category, LAYOUT)
+        public = "test_public"
+        split = read_category(files, folder, LAYOUT, test=public, truth=f"{public}/ground_truth")
+        if not self.validation:
+            return split
+        more = images_in(files, folder / "validation" / "good", LAYOUT)
+        return Split(split.train + [Sample(path, 0) for path in more], split.test)

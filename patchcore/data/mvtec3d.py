@@ -1,0 +1,106 @@
+"""MVTec 3D-AD (Bergmann et al., 2022), its colour images alone: ten objects scanned in 3D.
+
+10 categories, 2,656 nominal training, 294 nominal validation and 1,197 test images, 948 of the
+latter anomalous. Defects that only change the shape are hard to see in colour; the positions of the
+points in `xyz` are not read.
+
+Citation: P. Bergmann, X. Jin, D. Sattlegger, C. Steger. The MVTec 3D-AD Dataset for Unsupervised 3D
+Anomaly Detection and Localization. VISAPP 2022.
+Layout: `LAYOUT`; images, masks and positions of one scan have one name. A nominal test image has a
+mask too, which marks nothing.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from patchcore.data.files import Files
+from patchcore.data.layout import find_category, find_root, images_in, marks
+from patchcore.data.sample import Category, DataConfig, Sample, Split
+from patchcore.data.source import NON_COMMERCIAL, Archive, Source
+from patchcore.errors import InputError, printable
+from patchcore.settings import setting
+
+LAYOUT = (
+    "{category}/train/good/rgb, {category}/validation/good/rgb, {category}/test/{good,DEFECT}/rgb "
+    "with masks in {category}/test/{good,DEFECT}/gt"
+)
+
+
+@dataclass(kw_only=True)
+class MVTec3DConfig(DataConfig):
+    """Colour images of one category of MVTec 3D-AD."""
+
+    CATEGORIES: ClassVar = (
+        "bagel",
+        "cable_gland",
+        "carrot",
+        "cookie",
+        "dowel",
+        "foam",
+        "peach",
+        "potato",
+        "rope",
+        "tire",
+    )
+    SOURCE: ClassVar = Source(
+        page="https://www.mvtec.com/company/research/datasets/mvtec-3d-ad",
+        licence=NON_COMMERCIAL,
+        archive=Archive(
+            "https://www.mydrive.ch/shares/150646/25de33f1276dd418cd856f2f48a84cdb/download/"
+            "428824485-1643299897/mvtec_3d_anomaly_detection.tar.xz",
+            CATEGORIES,
+        ),
+    )
+
+    root: str = setting("data/mvtec3d", "folder that holds the categories", effect=False)
+    category: Category = setting("bagel", "folder of the category, below root")
+    validation: bool = setting(False, "train on the nominal validation images too")
+
+    def _read(self, files: Files) -> Split:
+        """Nominal `train/good` (and `validation/good`) to train on, all below `test` to test on.
+
+        An anomalous image may lack its mask; a mask may not lack its image.
+
+        Raises:
+            InputError: root or category is missing, a folder holds no images, or a mask has no
+                image or marks part of a nominal one.
+        """
+        root = find_root(self.root, LAYOUT, self.SOURCE.page)
+        folder = find_category(root, self.category, LAYOUT)
+        nominal = ["train", "validation"] if self.validation else ["train"]
+        train = [
+            Sample(path, 0)
+            for part in nominal
+            for path in images_in(files, folder / part / "good" / "rgb", LAYOUT)
+        ]
+        if not (folder / "test").is_dir():
+            raise InputError(f"{folder / 'test'}: no such folder; expected {LAYOUT}")
+        test = [
+            sample for kind in files.folders(folder / "test") for sample in _samples(files, kind)
+        ]
+        if not test:
+            raise InputError(f"{folder / 'test'}: holds no folder of images; expected {LAYOUT}")
+        return Split(train, test)
+
+
+def _samples(files: Files, folder: Path) -> list[Sample]:
+    """Test images of one kind."""
+    truth = folder / "gt"
+    masks = {path.stem: path for path in files.images(truth)} if truth.is_dir() else {}
+    samples = []
+    for path in images_in(files, folder / "rgb", LAYOUT):
+        mask = masks.pop(path.stem, None)
+        if folder.name != "good":
+            samples.append(Sample(path, 1, printable(folder.name), mask))
+            continue
+        samples.append(Sample(path, 0))
+        if mask is not None and marks(mask):
+            raise InputError(f"{mask}: marks part of a nominal image, {path}; restore the mask")
+    if masks:
+        name = min(masks)
+        raise InputError(
+            f"{masks[name]}: this mask has no image named {name} in {folder / 'rgb'}; restore the "
+            "image or remove the mask"
+        )
+    return samples

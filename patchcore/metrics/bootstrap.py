@@ -1,0 +1,109 @@
+"""Bootstrap intervals of image metrics.
+
+Test images are drawn again with replacement, as many of each stratum (nominal images, and those of
+each type of defect) as there are; the interval lies between two quantiles of the metric over the
+resamples (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, percentile method).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from patchcore.metrics.measures import IMAGE_KEYS, METRICS, image_undefined
+from patchcore.metrics.sweep import Sweep
+
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+SEED = 0
+_AT_ONCE = 2**21  # entries of a table of resamples by thresholds
+
+
+def intervals(
+    nominal: NDArray[np.floating],
+    strata: Sequence[NDArray[np.floating]],
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = SEED,
+) -> dict[str, tuple[float, float]]:
+    """Interval (low, high) of each image metric that is ranked, by its key.
+
+    Args:
+        nominal: Scores (N,) of nominal images.
+        strata: Scores (A,) of the anomalous images of each stratum.
+        resamples: Number of draws.
+        confidence: Share of the resamples whose value lies inside.
+        seed: Of the draws.
+
+    Returns:
+        Nothing for metrics that are undefined.
+    """
+    strata = [scores for scores in strata if len(scores)]
+    if not strata:
+        return {}
+    generator = np.random.default_rng(seed)
+    width = len(np.unique(np.concatenate(strata)))
+    chunk = max(1, _AT_ONCE // width)
+    found: dict[str, list[torch.Tensor]] = {}
+    for first in range(0, resamples, chunk):
+        counts = resampled(nominal, strata, min(chunk, resamples - first), generator)
+        undefined = image_undefined(counts)
+        for key in IMAGE_KEYS:
+            compute = METRICS[key].compute
+            if key not in undefined and METRICS[key].better and compute is not None:
+                values = torch.as_tensor(compute(counts, 1.0), dtype=torch.float64)
+                found.setdefault(key, []).append(values)
+    ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    quantiles = {key: torch.cat(values).quantile(ends) for key, values in found.items()}
+    return {key: (float(low), float(high)) for key, (low, high) in quantiles.items()}
+
+
+def resampled(
+    nominal: NDArray[np.floating],
+    strata: Sequence[NDArray[np.floating]],
+    resamples: int,
+    generator: np.random.Generator,
+) -> Sweep:
+    """Sweeps (resamples, thresholds) over scores that are drawn again, stratum by stratum.
+
+    How often each score is drawn is multinomial, so none is drawn by itself. A threshold that a
+    resample lacks repeats the one before it, which changes no metric.
+    """
+    rising, inverse = np.unique(np.concatenate(strata), return_inverse=True)
+    falling = rising[::-1]
+    last = len(rising) - 1
+    drawn = np.zeros((resamples, len(rising)), dtype=np.int64)
+    start = 0
+    for scores in strata:
+        places = last - inverse[start : start + len(scores)]
+        shares = np.bincount(places, minlength=len(rising)) / len(scores)
+        drawn += generator.multinomial(len(scores), shares, resamples)
+        start += len(scores)
+    # Nominal scores above the first threshold, at it, between it and the second, and so on.
+    left, right = (np.searchsorted(rising, nominal, side) for side in ("left", "right"))
+    buckets = np.where(left < right, 2 * (last - left) + 1, 2 * (len(rising) - left))
+    counts = np.bincount(buckets, minlength=2 * len(rising) + 1)
+    if len(nominal):
+        again = generator.multinomial(len(nominal), counts / len(nominal), resamples)
+    else:
+        again = np.zeros((resamples, len(counts)), dtype=np.int64)
+    below = again.cumsum(1)[:, :-1].reshape(resamples, -1, 2)  # (R, T, above or at)
+    there = np.where(drawn > 0, np.arange(len(rising)), -1)
+    place = np.maximum.accumulate(there, 1)
+    place = np.where(place < 0, (drawn > 0).argmax(1)[:, None], place)  # (R, T)
+    fresh = np.ones_like(place, dtype=bool)  # not the repetition of a threshold
+    fresh[:, 1:] = place[:, 1:] != place[:, :-1]
+    fp = np.take_along_axis(below[..., 1], place, 1)
+    above = np.where(fresh, np.take_along_axis(below[..., 0], place, 1), fp)
+    tp = torch.from_numpy(np.take_along_axis(drawn.cumsum(1), place, 1).astype(np.float64))
+    total = sum(map(len, strata))
+    return Sweep(
+        thresholds=torch.from_numpy(falling[place].astype(np.float64)),
+        tp=tp,
+        fp=torch.from_numpy(fp.astype(np.float64)),
+        fp_above=torch.from_numpy(above.astype(np.float64)),
+        overlap=tp / total,
+        nominal=len(nominal),
+        anomalous=total,
+    )

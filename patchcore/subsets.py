@@ -1,0 +1,111 @@
+"""Metrics of parts of a test: by type of defect and by category, with bootstrap intervals."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from patchcore.data.sample import Sample
+from patchcore.metrics import (
+    CONFIDENCE,
+    METRICS,
+    RESAMPLES,
+    SEED,
+    image_metrics,
+    image_undefined,
+    intervals,
+    sweep,
+)
+
+PixelMetricsOf = Callable[[Sequence[int]], tuple[dict[str, float], dict[str, str]]]
+"""Pixel metrics of some test images, and the reasons of those that are NaN."""
+SUBSETS = ("intervals", "defect_types", "categories")
+"""Keys of what `by_subset` returns, which are keys of metrics.json too."""
+
+
+def by_subset(
+    samples: Sequence[Sample], scores: Mapping[int, float], pixels: PixelMetricsOf
+) -> dict[str, Any]:
+    """Return what metrics.json tells of parts of a test, and how sure its image metrics are.
+
+    Args:
+        samples: Test images.
+        scores: Their scores by their numbers, in the order in which they were tested.
+        pixels: Pixel metrics of those that were tested first, third, …
+
+    Returns:
+        `intervals`: how they were made (`resamples`, `confidence`, `seed`), and `metrics`, an
+        interval [low, high] of every image metric of the whole test that has one.
+        `defect_types`: {type: `images`, `metrics`, `intervals`} of the images of a type against the
+        nominal ones, those of its category if there are several; then the type is
+        `category/type`.
+        `categories`: {category: the same, with pixel metrics}, if several share the memory.
+        A metric that is undefined is left out of `defect_types`, and null in `categories`, where
+        `undefined` has the reason. Parts that are empty are left out.
+    """
+    values = np.array([scores[number] for number in range(len(samples))], dtype=np.float64)
+    tested = {number: place for place, number in enumerate(scores)}
+    places: dict[str, dict[str, list[int]]] = {}  # by category and type; "" is nominal
+    for number, sample in enumerate(samples):
+        kind = sample.defect_type if sample.label else ""
+        places.setdefault(sample.category, {}).setdefault(kind, []).append(number)
+    found: dict[str, Any] = {}
+    strata = {
+        "/".join(filter(None, [category, kind])): (numbers, kinds.get("", []))
+        for category, kinds in sorted(places.items())
+        for kind, numbers in sorted(kinds.items())
+        if kind
+    }
+    nominal = values[[number for kinds in places.values() for number in kinds.get("", [])]]
+    anomalous = [values[numbers] for numbers, _ in strata.values()]
+    if whole := intervals(nominal, anomalous):
+        made = {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": SEED}
+        found["intervals"] = {**made, "metrics": _lists(whole)}
+    if strata:
+        found["defect_types"] = {
+            kind: _images(values[own], [values[numbers]], len(numbers))
+            for kind, (numbers, own) in strata.items()
+        }
+    if categories := [name for name in sorted(places) if name]:
+        found["categories"] = {
+            name: _category(
+                places[name], values, lambda some: pixels([tested[number] for number in some])
+            )
+            for name in categories
+        }
+    return found
+
+
+def _images(
+    nominal: NDArray[np.float64], strata: Sequence[NDArray[np.float64]], images: int
+) -> dict[str, Any]:
+    """Image metrics that are defined and ranked, with their intervals."""
+    counts = sweep(torch.from_numpy(nominal), torch.from_numpy(np.concatenate([*strata, []])))
+    undefined = image_undefined(counts)
+    return {
+        "images": images,
+        "metrics": {
+            key: int(value) if METRICS[key].whole else value
+            for key, value in image_metrics(counts).items()
+            if key not in undefined and METRICS[key].better
+        },
+        "intervals": _lists(intervals(nominal, strata)),
+    }
+
+
+def _category(
+    kinds: Mapping[str, list[int]], values: NDArray[np.float64], pixels: PixelMetricsOf
+) -> dict[str, Any]:
+    """Metrics of the images of one category, by type."""
+    images = sorted(number for numbers in kinds.values() for number in numbers)
+    strata = [values[numbers] for kind, numbers in sorted(kinds.items()) if kind]
+    found = _images(values[kinds.get("", [])], strata, len(images))
+    of_pixels, undefined = pixels(images)
+    found["metrics"] |= {k: None if k in undefined else value for k, value in of_pixels.items()}
+    return {**found, "undefined": undefined} if undefined else found
+
+
+def _lists(bounds: Mapping[str, tuple[float, float]]) -> dict[str, list[float]]:
+    return {key: list(ends) for key, ends in bounds.items()}

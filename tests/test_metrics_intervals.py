@@ -1,0 +1,91 @@
+"""Bootstrap intervals of image metrics: against metrics of each resample, and a naive bootstrap."""
+
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchcore.metrics import IMAGE_KEYS, METRICS, Sweep, image_metrics, intervals, sweep
+from patchcore.metrics.bootstrap import resampled
+
+RANKED = [key for key in IMAGE_KEYS if METRICS[key].better]
+
+
+def drawn(counts: Sweep, number: int) -> tuple[Tensor, Tensor]:
+    """Nominal and anomalous scores of one resample that give its counts."""
+    row = {f.name: getattr(counts, f.name) for f in fields(counts)}
+    thresholds, tp, fp, above = (row[x][number] for x in ("thresholds", "tp", "fp", "fp_above"))
+    first = torch.cat([torch.tensor([True]), tp.diff() > 0])
+    thresholds, tp, fp, above = (x[first] for x in (thresholds, tp, fp, above))
+    gain = tp.diff(prepend=torch.zeros(1).double()).long()
+    before = above - torch.cat([torch.zeros(1).double(), fp[:-1]])
+    nominal = torch.cat(
+        [
+            (thresholds + 1e-3).repeat_interleave(before.long()),
+            thresholds.repeat_interleave((fp - above).long()),
+            torch.full((counts.nominal - int(fp[-1]),), -1e3, dtype=torch.float64),
+        ]
+    )
+    return nominal, thresholds.repeat_interleave(gain)
+
+
+@settings(deadline=None, max_examples=12, database=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([3, 1000]))
+def test_metrics_of_many_resamples_are_those_of_each(seed: int, levels: int) -> None:
+    rng = np.random.default_rng(seed)
+    nominal, *strata = (rng.integers(0, levels, n) / 4.0 for n in rng.integers(1, 9, 3))
+    counts = resampled(nominal, strata, 8, rng)
+    several = {key: METRICS[key].compute(counts, 1.0) for key in IMAGE_KEYS}  # type: ignore[misc]
+    for number in range(8):
+        of_one = drawn(counts, number)
+        assert len(of_one[0]) == len(nominal) and len(of_one[1]) == sum(map(len, strata))
+        expected = image_metrics(sweep(*of_one))
+        got = {key: float(values[number]) for key, values in several.items()}  # type: ignore[index]
+        assert got == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def naive(
+    nominal: NDArray[np.float64], strata: list[NDArray[np.float64]]
+) -> dict[str, list[float]]:
+    rng = np.random.default_rng(1)
+    found = []
+    for _ in range(300):
+        again = [rng.choice(each, len(each)) for each in (nominal, *strata)]
+        anomalous = torch.from_numpy(np.concatenate(again[1:]))
+        found.append(image_metrics(sweep(torch.from_numpy(again[0]), anomalous)))
+    return {key: np.quantile([x[key] for x in found], [0.025, 0.975]).tolist() for key in RANKED}
+
+
+def test_intervals_are_those_of_a_naive_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    nominal, strata = rng.normal(0, 1, 60), [rng.normal(1, 1, 12), rng.normal(3, 1, 30)]
+    found, slow = intervals(nominal, strata), naive(nominal, strata)
+    assert list(found) == RANKED == list(slow)
+    for key, expected in slow.items():
+        room = 5 if METRICS[key].whole else 0.03
+        assert found[key] == pytest.approx(expected, abs=room), key
+        assert found[key][0] < found[key][1]
+    assert intervals(nominal, strata) == found != intervals(nominal, strata, seed=1)
+    # Strata that never mix: each keeps its number.
+    apart = [np.array([5.0] * 3), np.array([-5.0] * 7)]
+    assert intervals(np.zeros(10), apart)["image_auroc"] == pytest.approx((0.3, 0.3))
+
+
+def test_intervals_of_what_is_undefined() -> None:
+    assert intervals(np.zeros(3), []) == intervals(np.zeros(3), [np.zeros(0)]) == {}
+    assert "image_auroc" not in intervals(np.zeros(0), [np.arange(3.0)])
+    assert intervals(np.zeros(0), [np.arange(3.0)])["image_ap"] == (1.0, 1.0)
+
+
+def test_resamples_that_find_no_room_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    nominal, strata = np.arange(20.0), [np.arange(15.0, 25)]
+    whole = intervals(nominal, strata)
+    monkeypatch.setattr("patchcore.metrics.bootstrap._AT_ONCE", 70)
+    parts = intervals(nominal, strata)
+    assert parts != whole
+    assert parts["image_auroc"] == pytest.approx(whole["image_auroc"], abs=0.02)
