@@ -33,7 +33,7 @@ from patchcore.coreset import (
     subsample,
 )
 from patchcore.coreset import order as order_module
-from patchcore.coreset.order import chunk_size
+from patchcore.coreset.space import chunk_size
 from patchcore.errors import InputError
 from patchcore.report.radius import plot_radius
 from patchcore.settings import effective
@@ -333,7 +333,7 @@ def test_pools_grow_with_the_points_within_limits() -> None:
 def test_chunks_are_an_eighth_of_the_free_memory(
     free: int, width: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchcore.coreset.order.free_memory", lambda device: free)
+    monkeypatch.setattr("patchcore.coreset.space.free_memory", lambda device: free)
     assert chunk_size(torch.device("cpu"), width) == rows
 
 
@@ -576,8 +576,7 @@ def test_cuda_streams_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None
     resident = greedy_order(points, 2000, device="cuda")
     few = greedy_order(points, 500, device="cuda")
     assert greedy_order(points, 2000, device="cuda", order=few).radii.equal(resident.radii)
-    for module in ("tensors", "space"):
-        monkeypatch.setattr(f"patchcore.coreset.{module}.free_memory", lambda device: 2**20)
+    monkeypatch.setattr("patchcore.coreset.space.free_memory", lambda device: 2**20)
     streamed = greedy_order(points, 2000, device="cuda")
     assert streamed.indices.equal(resident.indices)
     torch.testing.assert_close(streamed.radii, resident.radii, rtol=1e-6, atol=0)
