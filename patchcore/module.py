@@ -1,7 +1,7 @@
 """The LightningModule: collects in training, builds the memory at its end, scores in testing.
 
-`DetectorModule` drives any detector. `EnsembleModule` tests what several that were tested before
-say together. Both leave one `Record`.
+`DetectorModule` drives any detector; `patchcore.members` tests what several say together. Both
+leave one `Record`.
 """
 
 import sys
@@ -21,8 +21,8 @@ from patchcore import identity
 from patchcore.cache import KeptOrders, MapCache
 from patchcore.decision import Decision, DecisionConfig, DecisionCounts, decide
 from patchcore.errors import InputError
+from patchcore.gathering import gather_flags, gather_images, gather_metrics, total
 from patchcore.methods.detector import Detector, Fitting
-from patchcore.methods.ensemble import combined_maps, combined_scores, counted_pixels
 from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.metrics import ImageMetrics, MaskCounts, PixelMetrics
@@ -118,6 +118,10 @@ class ScoringModule(pl.LightningModule):
         self.record.scores.update(zip(batch["index"].tolist(), scores.tolist(), strict=True))
 
     def on_test_epoch_end(self) -> None:
+        if self.trainer.world_size > 1:
+            self.gather()
+            if not self.trainer.is_global_zero:
+                return
         spent = time.perf_counter() - self._started
         self.seconds["score"] = self.seconds.get("score", 0.0) + spent
         _tell(self.mask_counts)
@@ -137,6 +141,12 @@ class ScoringModule(pl.LightningModule):
         record.seconds, record.warm = dict(self.seconds), set(self.warm)
         seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
         self.log_dict({**record.metrics, **seconds})
+
+    def gather(self) -> None:
+        """Bring what several processes have found together in the first."""
+        gather_metrics([self.image_metrics, self.pixel_metrics, self.mask_counts])
+        self.record.scores = gather_images(self.record.scores)
+        self.record.grids = gather_images(self.record.grids)
 
     def ratio_curve(self) -> list[dict[str, float]]:
         """Return `Record.ratio_curve`."""
@@ -194,6 +204,7 @@ class DetectorModule(ScoringModule):
         self._used: list[Tensor] = []  # (M,) for each of them: ever the nearest of a test patch
         self._keys: list[str] = []  # of the training images' maps
         self._sources: list[int] = []  # their numbers
+        self._places: list[int] = []  # theirs, counted on from epoch to epoch
 
     def configure_optimizers(self) -> Any:
         """Return the method's optimiser; None for one that does not train."""
@@ -214,7 +225,7 @@ class DetectorModule(ScoringModule):
                     "alone, and this one trains: set it to null"
                 )
             self._kept = FeatureBatches(images)
-        self._keys, self._sources = [], []
+        self._keys, self._sources, self._places = [], [], []
         self.train_images = 0
         self.warm.clear()
         self.seconds.clear()
@@ -229,6 +240,8 @@ class DetectorModule(ScoringModule):
             height, width = batch["mask"].shape[-2:]
             self._sizes |= dict.fromkeys(batch["index"].tolist(), (height, width))
         self.train_images += len(batch["index"])
+        epoch = self.current_epoch * len(self.trainer.train_dataloader.dataset)  # type: ignore
+        self._places += [epoch + i for i in batch["index"].tolist()]
         self._sources += batch["index"].tolist()
         if self.cache is not None and "key" in batch:
             keys = [self.cache.key(image, len(batch["key"])) for image in batch["key"]]
@@ -238,6 +251,8 @@ class DetectorModule(ScoringModule):
         self.seconds["extract"] = time.perf_counter() - self._started
         fitting = Fitting(self.trainer.progress_bar_callback is not None, self._sources)
         fitting.scale = self.scale_config
+        if self.trainer.world_size > 1:
+            fitting.places, self.train_images = self._places, total(self.train_images)
         if self.cache is not None and len(self._keys) == self.train_images:
             fitting.kept = KeptOrders(self.cache.store, self._keys)
         if self._kept is not None:
@@ -276,6 +291,14 @@ class DetectorModule(ScoringModule):
         counted = self._patches if self.model.counts_used else []
         self._used = [torch.zeros(n, dtype=torch.bool, device=self.device) for n in counted]
         super().on_test_start()
+
+    def gather(self) -> None:
+        """See `ScoringModule.gather`."""
+        super().gather()
+        for pair in self.smaller.values():
+            gather_metrics(pair)  # type: ignore[arg-type]
+        for used in self._used:
+            gather_flags(used)
 
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """See `ScoringModule.predictions`."""
@@ -357,89 +380,6 @@ class DetectorModule(ScoringModule):
             return self.image_metrics, self.pixel_metrics
         pair: Any = self.smaller[str(size)]
         return pair[0], pair[1]
-
-
-@dataclass
-class Member:
-    """Ensemble's member once it is fitted and tested.
-
-    Without `model` neither memory nor network remain.
-    """
-
-    backbone: str  # name of its network
-    scale: Scale
-    record: Record
-    model: Detector | None = None  # where it is to be kept
-    left_out: LeftOut | None = None  # see `DetectorModule`
-
-
-class EnsembleModule(ScoringModule):
-    """Tests what several members say together, in a Trainer.
-
-    It reads labels and masks from its batches, and the scores that the members have left.
-
-    Args:
-        members: Fitted and tested, each on the same test images.
-        sigma: Standard deviation of the anomaly maps' Gaussian, in px.
-        decision: Which threshold nominal images are to give, if any.
-    """
-
-    def __init__(
-        self, members: Sequence[Member], sigma: float, decision: DecisionConfig | None = None
-    ) -> None:
-        super().__init__()
-        self.members = list(members)
-        self.scales = [member.scale for member in members]
-        self.sigma = sigma
-        self.warm = set().union(*(member.record.warm for member in self.members))
-        if decision is not None and decision.false_alarms is not None:
-            self._decide(decision)
-
-    def _decide(self, config: DecisionConfig) -> None:
-        """Make the decision from what the members say of the nominal images together."""
-        found = [member.left_out for member in self.members if member.left_out is not None]
-        sizes = found[0].sizes
-        scores = [
-            combined_scores([torch.tensor(each.scores[i]) for each in found], self.scales)
-            for i in sizes
-        ]
-        maps = (self._map([each.grids[i] for each in found], size) for i, size in sizes.items())
-        self.decide(config, scores, (each[None] for each in maps))
-
-    def on_test_start(self) -> None:
-        each = [member.record.seconds for member in self.members]
-        self.seconds = {kind: sum(seconds[kind] for seconds in each) for kind in each[0]}
-        super().on_test_start()
-
-    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
-        """See `ScoringModule.predictions`."""
-        index = batch["index"].tolist()
-        height, width = batch["mask"].shape[-2:]
-        each = [torch.tensor([member.record.scores[i] for i in index]) for member in self.members]
-        maps = torch.stack([self.anomaly_map(i, (height, width)) for i in index])  # (B, H, W)
-        pair = (self.image_metrics, self.pixel_metrics)
-        grids = [torch.stack([member.record.grids[i] for i in index]) for member in self.members]
-        counts = counted_pixels(grids, (height, width)) if "inside" in batch else None
-        return [(pair, combined_scores(each, self.scales), maps, counts)]
-
-    def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
-        """See `ScoringModule.anomaly_map`."""
-        return self._map([member.record.grids[index] for member in self.members], size)
-
-    def _map(self, grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        maps = [anomaly_maps(grid[None], size, self.sigma)[0] for grid in grids]
-        return combined_maps(maps, self.scales, counted_pixels(grids, size))
-
-    def sizes(self) -> dict[str, float]:
-        """See `ScoringModule.sizes`; the memories of all members are taken together."""
-        each = [member.record.metrics for member in self.members]
-        rows = sum(x["memory_patches"] for x in each)
-        return {
-            "memory_patches": rows,
-            "memory_bytes": sum(x["memory_bytes"] for x in each),
-            "memory_used": sum(x["memory_used"] * x["memory_patches"] for x in each) / rows,
-            "train_images": each[0]["train_images"],
-        }
 
 
 @rank_zero_only

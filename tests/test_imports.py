@@ -75,13 +75,16 @@ def test_what_algorithms_share_imports_no_more_than_they_may(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_frameworks_are_imported_at_the_doors_only(name: str) -> None:
     place = name.split(".")[0]
-    if place not in {"data", "measuring", "module", "progress", "runner", "tracking", "commands"}:
+    if place not in {
+        *("data", "measuring", "module", "progress", "runner", "strategy", "tracking", "training"),
+        "commands",
+    }:
         assert not roots(MODULES[name]) & LIGHTNING
     if place not in {"config", "commands"}:
         assert not roots(MODULES[name]) & HYDRA
         # The runner has settings and trackers, but gets Lightning's objects made; the package's own
         # file names both for type checkers only.
-        if place not in {"", "runner"}:
+        if place not in {"", "runner", "training"}:
             assert not ours(MODULES[name]) & {"config", "commands", "runner"}
 
 

@@ -17,9 +17,11 @@ from patchcore.commands.overrides import as_typed, check_overrides
 from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
 from patchcore.commands.targets import build, guard
+from patchcore.crew import accompany, outside, part
 from patchcore.keeping import objectives
 from patchcore.runfolder import METRICS
 from patchcore.runner import run as run_one
+from patchcore.training import take_part
 
 register()
 
@@ -33,8 +35,12 @@ def main() -> None:
     sys.argv[1:] = as_typed(sys.argv[1:])
     check_overrides(sys.argv[1:])
     guard()
+    if (seat := outside()) is not None and seat.rank:  # of the first one alone is there a run
+        accompany(take_part, always=True)
+        return
     with concluded():
         command()
+    part()
 
 
 def task(cfg: DictConfig) -> float | tuple[float, ...] | None:

@@ -9,7 +9,7 @@ Rows travel as a sum to which each process adds its own rows and zeros, so they 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,23 @@ class Shard:
         found = values[place].masked_fill_(~mine.view(shape), 0).to(device or values.device)
         dist.all_reduce(found)
         return found
+
+    def combine(
+        self,
+        describe: Callable[[Int64[Tensor, " own"]], Tensor],
+        wanted: Int64[Tensor, " wanted"],
+    ) -> Tensor:
+        """Return what is to be said of rows, integers (wanted, …), by the processes that have them.
+
+        Args:
+            describe: Makes it, (n, …), of places (n,) of rows of this process, on the CPU.
+            wanted: Numbers of rows among all, the same in every process.
+        """
+        mine, place = self.find(wanted.cpu())
+        own = describe(place[mine])
+        found = own.new_zeros(len(wanted), *own.shape[1:])
+        found[mine] = own
+        return self.sum(found)
 
     def sum(self, value: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
         """Sum over the processes."""

@@ -1,0 +1,132 @@
+"""Lightning's strategy for a crew: each process has its own batches, and nothing is averaged.
+
+Lightning's data-parallel strategies give every process equally many images, some of them twice, and
+average gradients. Here every image is in one batch of one process, in the batches that one process
+alone would make, so that layer maps are the same bit for bit.
+"""
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments import ClusterEnvironment
+from pytorch_lightning.strategies import DDPStrategy, Strategy
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import nn
+from torch.utils.data import DataLoader
+
+from patchcore.crew import Seat
+from patchcore.data.dataset import Loader
+from patchcore.errors import InputError
+
+
+class OwnBatches:
+    """Every n-th batch, beginning with the `rank`-th of n = `size` processes.
+
+    Args:
+        batches: Of one process alone: lists of numbers.
+        rank: Of this process.
+        size: Number of processes.
+    """
+
+    def __init__(self, batches: Any, rank: int, size: int) -> None:
+        self.batches, self.rank, self.size = batches, rank, size
+        self.sampler = batches.sampler  # Lightning tells it the epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return islice(iter(self.batches), self.rank, None, self.size)
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.batches), self.size))
+
+
+class Seated(ClusterEnvironment):
+    """A crew as Lightning sees it: its processes run already, and are connected."""
+
+    creates_processes_externally = True
+    main_address, main_port = "127.0.0.1", 0
+
+    def __init__(self, seat: Seat) -> None:
+        super().__init__()
+        self.seat = seat
+
+    @staticmethod
+    def detect() -> bool:
+        """Return False: it is never chosen by itself."""
+        return False
+
+    def world_size(self) -> int:
+        """Return the number of processes."""
+        return self.seat.size
+
+    def set_world_size(self, size: int) -> None:
+        """Do nothing: it is known."""
+
+    def global_rank(self) -> int:
+        """Return the number of this process."""
+        return self.seat.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Do nothing: it is known."""
+
+    def local_rank(self) -> int:
+        """Return the number of this process on its machine."""
+        return self.seat.local
+
+    def node_rank(self) -> int:
+        """Return the number of this machine, if all have as many processes."""
+        return (self.seat.rank - self.seat.local) // max(self._on_each(), 1)
+
+    def _on_each(self) -> int:
+        return torch.cuda.device_count() or self.seat.size
+
+
+class Sharded(DDPStrategy):
+    """Distributes batches, and leaves the model as it is: what it learns is shared by itself.
+
+    Args:
+        seat: Of this process.
+    """
+
+    strategy_name = "sharded"
+
+    def __init__(self, seat: Seat) -> None:
+        super().__init__(cluster_environment=Seated(seat))
+        self.seat = seat
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Prepare the model; every process begins to fit with the first one's weights."""
+        Strategy.setup(self, trainer)
+        if trainer.state.fn == TrainerFn.FITTING:
+            assert self.model is not None
+            for tensor in chain(self.model.parameters(), self.model.buffers()):
+                if tensor.numel():
+                    torch.distributed.broadcast(tensor.data, 0)
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:  # type: ignore[override]
+        return model  # nothing is trained, so there are no gradients to average
+
+    def process_dataloader(self, dataloader: object) -> object:
+        """Return a loader of this process's batches.
+
+        Raises:
+            InputError: There are fewer batches than processes.
+        """
+        assert isinstance(dataloader, DataLoader)
+        batches = OwnBatches(dataloader.batch_sampler, self.seat.rank, self.seat.size)
+        if len(batches.batches) < self.seat.size:
+            images = len(dataloader.dataset)  # type: ignore[arg-type]
+            raise InputError(
+                f"trainer.devices={self.seat.size} is more than the {len(batches.batches)} batches "
+                f"that {images} images make: set trainer.devices to at most that, or "
+                f"data.batch_size to at most {max(images // self.seat.size, 1)}"
+            )
+        return Loader(
+            dataloader.dataset,
+            batch_sampler=batches,
+            num_workers=dataloader.num_workers,
+            collate_fn=dataloader.collate_fn,
+            pin_memory=dataloader.pin_memory,
+        )
