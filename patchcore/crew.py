@@ -28,7 +28,6 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 from patchcore.errors import InputError
 from patchcore.switches import processes
@@ -73,6 +72,8 @@ class Follower(Protocol):
 
 def outside() -> Seat | None:
     """Return the seat that torchrun or SLURM has given this process; None where neither has."""
+    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
     environment: Any = None
     if TorchElasticEnvironment.detect():
         environment = TorchElasticEnvironment()

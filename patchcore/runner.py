@@ -48,6 +48,7 @@ from patchcore.resume import (
 from patchcore.run_artifact import copy_artifact, is_whole, write_artifact
 from patchcore.runfolder import METRICS, RunFolder
 from patchcore.settings import plain
+from patchcore.strategy import check_batches
 from patchcore.switches import check_shared
 from patchcore.tracking import moved_loggers, tracking
 from patchcore.training import (
@@ -200,6 +201,8 @@ def train(
     Raises:
         ChangedError: A file of the data has changed meanwhile.
     """
+    if crew.seat.size > 1:
+        check_batches(crew.seat.size, split, config.data.batch_size)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     with tracking(moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         loggers = list(trackers.loggers.values())

@@ -5,6 +5,7 @@ average gradients. Here every image is in one batch of one process, in the batch
 alone would make, so that layer maps are the same bit for bit.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
@@ -19,7 +20,24 @@ from torch.utils.data import DataLoader
 
 from patchcore.crew import Seat
 from patchcore.data.dataset import Loader
+from patchcore.data.sample import Split
 from patchcore.errors import InputError
+
+
+def check_batches(size: int, split: Split, batch: int) -> None:
+    """Refuse more processes than there are batches.
+
+    Raises:
+        InputError: There are fewer, of training or of test images.
+    """
+    for kind, samples in (("training", split.train), ("test", split.test)):
+        batches, images = math.ceil(len(samples) / batch), len(samples)
+        if batches < size:
+            smaller = f", or data.batch_size to {images // size}" if images >= size else ""
+            raise InputError(
+                f"trainer.devices={size} is more than the {batches} batches of the {images} {kind} "
+                f"images: set it to {batches}{smaller}"
+            )
 
 
 class OwnBatches:
@@ -109,20 +127,9 @@ class Sharded(DDPStrategy):
         return model  # nothing is trained, so there are no gradients to average
 
     def process_dataloader(self, dataloader: object) -> object:
-        """Return a loader of this process's batches.
-
-        Raises:
-            InputError: There are fewer batches than processes.
-        """
+        """Return a loader of this process's batches."""
         assert isinstance(dataloader, DataLoader)
         batches = OwnBatches(dataloader.batch_sampler, self.seat.rank, self.seat.size)
-        if len(batches.batches) < self.seat.size:
-            images = len(dataloader.dataset)  # type: ignore[arg-type]
-            raise InputError(
-                f"trainer.devices={self.seat.size} is more than the {len(batches.batches)} batches "
-                f"that {images} images make: set trainer.devices to at most that, or "
-                f"data.batch_size to at most {max(images // self.seat.size, 1)}"
-            )
         return Loader(
             dataloader.dataset,
             batch_sampler=batches,

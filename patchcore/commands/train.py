@@ -1,5 +1,6 @@
 """`patchcore train`: fit a model on a category, test it, and leave a run folder."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from patchcore.commands.overrides import as_typed, check_overrides
 from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
 from patchcore.commands.targets import build, guard
-from patchcore.crew import accompany, outside, part
 from patchcore.keeping import objectives
 from patchcore.runfolder import METRICS
-from patchcore.runner import run as run_one
-from patchcore.training import take_part
+
+_OUTSIDE = {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"}
+"""Variables of a process that torchrun or SLURM may have started with others."""
 
 register()
 
@@ -35,8 +36,15 @@ def main() -> None:
     sys.argv[1:] = as_typed(sys.argv[1:])
     check_overrides(sys.argv[1:])
     guard()
-    if (seat := outside()) is not None and seat.rank:  # of the first one alone is there a run
-        accompany(take_part, always=True)
+    if _OUTSIDE.isdisjoint(os.environ):
+        with concluded():
+            command()
+        return
+    from patchcore.crew import accompany, outside, part
+    from patchcore.training import take_part
+
+    if (seat := outside()) is not None and seat.rank:
+        accompany(take_part, always=True)  # the first process alone has a run
         return
     with concluded():
         command()
@@ -49,6 +57,8 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
     A sweeper also gets None where an objective is undefined, which it counts as a failed trial.
     A module's function, so that launchers can name it to other processes.
     """
+    from patchcore.runner import run as run_one  # here: Lightning takes seconds, a mistake none
+
     run = HydraConfig.get()
     folder = Path(run.runtime.output_dir)
     multirun = run.mode is RunMode.MULTIRUN

@@ -4,6 +4,9 @@
 `patchcore.metrics.states` collects scores.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from patchcore.metrics.measures import (
     IMAGE_KEYS,
     MASK_KEYS,
@@ -18,7 +21,6 @@ from patchcore.metrics.measures import (
     told,
 )
 from patchcore.metrics.regions import region_areas
-from patchcore.metrics.states import ImageMetrics, MaskCounts, PixelMetrics
 from patchcore.metrics.sweep import (
     Sweep,
     area_under,
@@ -28,6 +30,9 @@ from patchcore.metrics.sweep import (
     roc_curve,
     sweep,
 )
+
+if TYPE_CHECKING:
+    from patchcore.metrics.states import ImageMetrics, MaskCounts, PixelMetrics
 
 __all__ = [
     "IMAGE_KEYS",
@@ -53,3 +58,11 @@ __all__ = [
     "sweep",
     "told",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what collects scores when it is first asked for: torchmetrics takes seconds."""
+    if name not in ("ImageMetrics", "MaskCounts", "PixelMetrics"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module("patchcore.metrics.states"), name)
+    return value
