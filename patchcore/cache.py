@@ -155,10 +155,8 @@ class Store:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         if _EARLIER not in tensors:
-            warnings.warn(
-                f"the cache entry {path} is damaged or another's; it is dropped and will be rebuilt",
-                stacklevel=2,
-            )
+            told = "is damaged or another's; it is dropped and will be rebuilt"
+            warnings.warn(f"the cache entry {path} {told}", stacklevel=2)
         return None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
