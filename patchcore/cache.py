@@ -11,6 +11,7 @@ of their own: nothing else is ever looked at, counted or removed.
 """
 
 import contextlib
+import math
 import os
 import tempfile
 import time
@@ -43,6 +44,8 @@ TAG_TEXT = (
 )
 _CHECKSUM, _EARLIER = "xxh3", "checksum"
 """Names of an entry's checksum among its tensors, and of that in earlier versions."""
+SECONDS = "seconds"
+"""Name, among an entry's tensors, of the time that its content took to make, in seconds."""
 STALE = 3600  # seconds after which an unfinished file belongs to a process that has died
 
 
@@ -287,20 +290,27 @@ class MapCache:
 
     def get(self, images: Sequence[str]) -> list[list[Tensor]] | None:
         """Return the maps [(h, w, C), …] of each image of a batch; None unless all are there."""
-        found: list[list[Tensor]] = []
+        found = self.get_timed(images)
+        return None if found is None else [maps for maps, _ in found]
+
+    def get_timed(self, images: Sequence[str]) -> list[tuple[list[Tensor], float]] | None:
+        """Return `get` with the seconds that the maps of each image took; NaN where unknown."""
+        found: list[tuple[list[Tensor], float]] = []
         for image in images:
             entry = self.store.get(
                 self.key(image, len(images)),
-                lambda entry: self._fit(entry, found[0] if found else None),
+                lambda entry: self._fit(entry, found[0][0] if found else None),
             )
             if entry is None:
                 return None
-            found.append([self._restored(entry[name]) for name in sorted(entry, key=int)])
+            seconds = took(entry)
+            maps = [self._restored(entry[name]) for name in sorted(entry, key=int)]
+            found.append((maps, seconds))
         return found
 
     def _fit(self, entry: dict[str, Tensor], first: list[Tensor] | None) -> bool:
         """Whether an entry holds maps of these layers, of the sizes of the batch's first image."""
-        maps = [entry[str(layer)] for layer in range(len(entry))]
+        maps = [entry[str(layer)] for layer in range(len(entry) - (SECONDS in entry))]
         shapes = [tuple(x.shape) for x in maps]
         return (
             all(x.ndim == 3 and x.is_floating_point() and x.numel() > 0 for x in maps)
@@ -308,12 +318,18 @@ class MapCache:
             and (first is None or shapes == [tuple(x.shape) for x in first])
         )
 
-    def put(self, images: Sequence[str], maps: Sequence[Tensor]) -> list[Tensor]:
-        """Keep the layer maps [(B, C, h, w), …] of a batch; returns them as later runs see them."""
+    def put(
+        self, images: Sequence[str], maps: Sequence[Tensor], seconds: float = math.nan
+    ) -> list[Tensor]:
+        """Keep the layer maps [(B, C, h, w), …] of a batch; returns them as later runs see them.
+
+        `seconds` are what they took to make.
+        """
         maps = [self._rounded(x) for x in maps]
         channels_last = [x.permute(0, 2, 3, 1) for x in maps]  # (B, C, h, w) → (B, h, w, C)
         for i, image in enumerate(images):
             entry = {str(layer): x[i] for layer, x in enumerate(channels_last)}
+            entry |= timed(seconds / len(images))
             self.store.put(self.key(image, len(images)), entry)
         return [self._restored(x) for x in maps]
 
@@ -322,6 +338,17 @@ class MapCache:
 
     def _restored(self, x: Tensor) -> Tensor:
         return x.float() if self.precision is Precision.bfloat16 else x
+
+
+def timed(seconds: float) -> dict[str, Tensor]:
+    """Return the part of an entry that tells how long its content took to make."""
+    return {SECONDS: torch.tensor(seconds, dtype=torch.float64)}
+
+
+def took(entry: dict[str, Tensor]) -> float:
+    """Take the seconds out of an entry that its content took; NaN if it does not tell."""
+    seconds = entry.pop(SECONDS, None)
+    return math.nan if seconds is None or seconds.numel() != 1 else float(seconds)
 
 
 def replace_with(path: Path, data: bytes, durable: bool = True) -> None:

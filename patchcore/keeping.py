@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from patchcore.costs import fresh
 from patchcore.errors import InputError
 from patchcore.metrics import METRICS, Objective
 from patchcore.resume import read_provenance
@@ -188,20 +189,19 @@ def objectives(
 ) -> float | tuple[float, ...] | None:
     """Return the objectives of a finished run; None where any of them is undefined.
 
-    A sweeper takes NaN for a mistake of the program, and ends. Seconds spent reading the cache are
-    undefined too, for they are not the cost of computing.
+    A sweeper takes NaN for a mistake of the program, and ends. Seconds are what the stages cost
+    when nothing is read from the cache (`patchcore.costs`); undefined where that is not known.
 
     Args:
         record: Contents of metrics.json.
         wanted: Objectives in the sweeper's order.
         warm: Names of the stages that read the cache.
     """
-    costs = {key: value for key, value in record["seconds"].items() if value is not None}
-    found = {
-        **record,
-        "seconds": None if warm else sum(costs.values()),
-        "score_seconds": None if "score" in warm else costs.get("score"),
-    }
+    found = {**record, "seconds": fresh(record), "score_seconds": fresh(record, "score", False)}
+    if "costs" not in record:  # of an earlier version
+        spent = {key: value for key, value in record["seconds"].items() if value is not None}
+        found["seconds"] = None if warm else sum(spent.values())
+        found["score_seconds"] = None if "score" in warm else spent.get("score")
     values = [found.get(objective.value) for objective in wanted]
     numbers = [math.nan if value is None else float(value) for value in values]
     if not all(map(math.isfinite, numbers)):

@@ -66,6 +66,9 @@ class EnsembleModule(ScoringModule):
         each = [member.record.seconds for member in self.members]
         self.seconds = {kind: sum(seconds[kind] for seconds in each) for kind in each[0]}
         super().on_test_start()
+        self.costs.clear()
+        for member in self.members:
+            self.costs.include(member.record.costs)
 
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """See `ScoringModule.predictions`."""

@@ -4,6 +4,7 @@
 leave one `Record`.
 """
 
+import math
 import sys
 import time
 from abc import abstractmethod
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from patchcore import identity
 from patchcore.cache import KeptOrders, MapCache
+from patchcore.costs import METRICS, Costs
 from patchcore.decision import Decision, DecisionConfig, DecisionCounts, decide
 from patchcore.errors import InputError
 from patchcore.gathering import gather_flags, gather_images, gather_metrics, total
@@ -47,6 +49,7 @@ class Record:
             ascending. `ratio` is the share of the training patches kept.
         seconds: Wall time of each stage of fit and test.
         warm: Stages that read the cache, so that their time is not that of computing.
+        costs: What the stages cost when nothing is read: see `patchcore.costs`.
     """
 
     scores: dict[int, float] = field(default_factory=dict)
@@ -57,6 +60,7 @@ class Record:
     ratio_curve: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     warm: set[str] = field(default_factory=set)
+    costs: Costs = field(default_factory=Costs)
 
 
 class ScoringModule(pl.LightningModule):
@@ -66,7 +70,7 @@ class ScoringModule(pl.LightningModule):
         image_metrics, pixel_metrics, mask_counts: Metrics of the last test.
         decision: Threshold from nominal images, if one was asked for; a test counts its verdicts.
         record: Record of the last test; complete once that has ended.
-        seconds, warm: As in `Record`, of all that was done so far.
+        seconds, warm, costs: As in `Record`, of all that was done so far.
     """
 
     def __init__(self) -> None:
@@ -80,6 +84,7 @@ class ScoringModule(pl.LightningModule):
         self.record = Record()
         self.seconds: dict[str, float] = {}
         self.warm: set[str] = set()
+        self.costs = Costs()
 
     @abstractmethod
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
@@ -105,16 +110,19 @@ class ScoringModule(pl.LightningModule):
         self.mask_counts.reset()
         self._verdicts = DecisionCounts(self.decision) if self.decision else None
         self.record = Record()
+        self.costs.clear("score")
         self._started = time.perf_counter()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        for (image, pixel), scores, maps, counts in self.predictions(batch):
-            image.update(scores, batch["label"])
-            pixel.update(maps, batch["mask"], batch["has_mask"], counts)
-        if self._verdicts:
-            mask = batch["mask"] if counts is None else batch["mask"] & counts.to(batch["mask"])
-            self._verdicts.update(scores, maps, batch["label"], mask, batch["has_mask"])
-        self.mask_counts.update(batch["label"], batch["regions"])
+        found = self.predictions(batch)
+        with self.costs.measure(METRICS, self.device):
+            for (image, pixel), scores, maps, counts in found:
+                image.update(scores, batch["label"])
+                pixel.update(maps, batch["mask"], batch["has_mask"], counts)
+            if self._verdicts:
+                mask = batch["mask"] if counts is None else batch["mask"] & counts.to(batch["mask"])
+                self._verdicts.update(scores, maps, batch["label"], mask, batch["has_mask"])
+            self.mask_counts.update(batch["label"], batch["regions"])
         self.record.scores.update(zip(batch["index"].tolist(), scores.tolist(), strict=True))
 
     def on_test_epoch_end(self) -> None:
@@ -126,19 +134,21 @@ class ScoringModule(pl.LightningModule):
         self.seconds["score"] = self.seconds.get("score", 0.0) + spent
         _tell(self.mask_counts)
         record = self.record
-        record.metrics = {
-            **self.image_metrics.compute(),
-            **self.pixel_metrics.compute(),
-            **(self._verdicts.compute() if self._verdicts else {}),
-            **self.mask_counts.compute(),
-            **self.sizes(),
-            "test_images": len(record.scores),
-        }
-        record.undefined = {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
-        record.undefined |= self._verdicts.undefined() if self._verdicts else {}
-        record.curves = self.image_metrics.curves()
-        record.ratio_curve = self.ratio_curve()
+        with self.costs.measure(METRICS, self.device):
+            record.metrics = {
+                **self.image_metrics.compute(),
+                **self.pixel_metrics.compute(),
+                **(self._verdicts.compute() if self._verdicts else {}),
+                **self.mask_counts.compute(),
+                **self.sizes(),
+                "test_images": len(record.scores),
+            }
+            record.undefined = {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
+            record.undefined |= self._verdicts.undefined() if self._verdicts else {}
+            record.curves = self.image_metrics.curves()
+            record.ratio_curve = self.ratio_curve()
         record.seconds, record.warm = dict(self.seconds), set(self.warm)
+        record.costs = self.costs
         seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
         self.log_dict({**record.metrics, **seconds})
 
@@ -229,13 +239,16 @@ class DetectorModule(ScoringModule):
         self.train_images = 0
         self.warm.clear()
         self.seconds.clear()
+        self.costs.clear()
         self._step = self._stepping() if self._trains else None
         self._started = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         inside = batch.get("inside")
         gathered = self._buffer if self._kept is None else self._kept
-        gathered.append(self.model.learn(self._maps("extract", batch), self._step, inside))
+        maps = self._maps("extract", batch)
+        with self.costs.measure("extract.patches", self.device):
+            gathered.append(self.model.learn(maps, self._step, inside))
         if self._kept is not None:
             height, width = batch["mask"].shape[-2:]
             self._sizes |= dict.fromkeys(batch["index"].tolist(), (height, width))
@@ -261,6 +274,9 @@ class DetectorModule(ScoringModule):
         self.model.build_from(self._buffer, fitting)
         self.seconds |= fitting.seconds or {"build": time.perf_counter() - start}
         self.warm |= fitting.warm
+        for stage, seconds in self.seconds.items():
+            if stage != "extract":
+                self.costs.add(stage, fitting.costs.get(stage, seconds), stage in fitting.warm)
         self.scale = fitting.measured
 
     def _cross_fit(self, kept: FeatureBatches) -> None:
@@ -303,11 +319,14 @@ class DetectorModule(ScoringModule):
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """See `ScoringModule.predictions`."""
         height, width = batch["mask"].shape[-2:]
-        features = self.model.of_maps(self._maps("score", batch), batch.get("inside"))
-        if self.smaller:
-            found = self.model.score_prefixes(features, (height, width), self._patches)
-        else:
-            found = [self.model.score(features, (height, width))]
+        maps = self._maps("score", batch)
+        with self.costs.measure("score.patches", self.device):
+            features = self.model.of_maps(maps, batch.get("inside"))
+        with self.costs.measure("score.search", self.device):
+            if self.smaller:
+                found = self.model.score_prefixes(features, (height, width), self._patches)
+            else:
+                found = [self.model.score(features, (height, width))]
         for used, prediction in zip(self._used, found, strict=False):  # none, or one for each
             used[prediction.nearest[~prediction.patch_score.isnan()]] = True
         grids = found[-1].patch_score.cpu()
@@ -351,13 +370,20 @@ class DetectorModule(ScoringModule):
 
     def _maps(self, stage: str, batch: Batch) -> list[Tensor]:
         """Layer maps [(B, C, h, w), …] of a batch: those that it brings, or the backbone's."""
-        if batch.get("cached", False):
+        cached, network = batch.get("cached", False), f"{stage}.network"
+        decode, before = batch.get("seconds", (math.nan, math.nan))
+        if cached:
             self.warm.add(stage)
+        self.costs.add(f"{stage}.decode", decode, cached)
+        self.costs.add(network, before, "maps" in batch)
         if "maps" in batch:
             return [x.permute(0, 3, 1, 2) for x in batch["maps"]]  # (B, h, w, C) → (B, C, h, w)
-        maps: list[Tensor] = self.model.backbone(batch["image"])
+        so_far = self.costs.seconds(network) if self.cache is not None else 0.0
+        with self.costs.measure(network, self.device):
+            maps: list[Tensor] = self.model.backbone(batch["image"])
         if self.cache is not None and "key" in batch:
-            maps = self.cache.put(batch["key"], maps)
+            seconds = self.costs.seconds(network) - so_far + before
+            maps = self.cache.put(batch["key"], maps, seconds)
         return maps
 
     def _stepping(self) -> Callable[[Tensor], None]:

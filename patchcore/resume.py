@@ -153,7 +153,7 @@ def _read_fingerprint(folder: Path) -> str | None:
 def _check_metrics(folder: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     for key, value in metrics.items():
-        if key not in ("seconds", "ratio_curve", "members", "undefined", "defect_types"):
+        if key not in ("seconds", "costs", "ratio_curve", "members", "undefined", "defect_types"):
             _check_number(key, value)
     for key, value in metrics["seconds"].items():
         _check_number(f"seconds.{key}", value)

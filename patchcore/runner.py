@@ -230,6 +230,7 @@ def train(
             metrics=record.metrics,
             undefined=record.undefined,
             seconds=record.seconds,
+            costs=record.costs.table(),
             samples=split.test,
             scores=[record.scores[i] for i in range(len(split.test))],
             curves=record.curves,

@@ -129,6 +129,8 @@ class Fitting:
         measured: The scale.
         seconds: Wall time of each stage.
         warm: Stages that read `kept`, so that their time is not that of computing.
+        costs: Seconds of stages that differ from their wall time: what they take when nothing is
+            read from `kept`; NaN where that is not known.
     """
 
     progress: bool = False
@@ -139,6 +141,7 @@ class Fitting:
     measured: Scale | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     warm: set[str] = field(default_factory=set)
+    costs: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

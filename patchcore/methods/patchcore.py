@@ -1,5 +1,6 @@
 """PatchCore: a memory of nominal patch features, and distances to it (Roth et al., CVPR 2022)."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -173,6 +174,8 @@ class PatchCore(Detector):
                 chosen = coreset.indices
                 origin = of(chosen) if shard is None else shard.combine(of, chosen)
                 self.origin = origin.to(self.memory.device)
+        whole = math.nan if coreset.whole is None else coreset.whole
+        fitting.costs["coreset"] = fitting.seconds["coreset"] - coreset.spent + whole
         if fitting.scale is not None:
             with fitting.stage("scale"):
                 fitting.measured = nominal_scale(
@@ -385,14 +388,16 @@ def _rows(features: Tensor, counts: Tensor | None) -> Tensor:
 
 def _is_order(entry: dict[str, Tensor], patches: int) -> bool:
     """Whether a cache entry holds an order of some of so many patches."""
-    indices, radii, remaining = (entry[key] for key in ("indices", "radii", "remaining"))
+    names = ("indices", "radii", "remaining", "seconds")
+    indices, radii, remaining, seconds = (entry[key] for key in names)
     return (
-        len(entry) == 3
+        len(entry) == 4
         and indices.dtype == torch.int64
         and indices.ndim == 1
         and 0 < len(indices) <= patches
         and 0 <= int(indices.min()) <= int(indices.max()) < patches
         and (radii.shape, remaining.shape) == (indices.shape, (patches,))
+        and seconds.shape == indices.shape
         and radii.is_floating_point()
         and remaining.is_floating_point()
     )

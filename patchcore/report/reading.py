@@ -18,6 +18,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
+from patchcore.costs import fresh
 from patchcore.errors import printable
 from patchcore.report.cells import restored
 from patchcore.report.checks import STRUCTURES, is_finite, is_metric, problems
@@ -294,10 +295,16 @@ def _fill(run: RunFolder, record: dict[str, Any]) -> None:
         each = seconds["seconds.score"] / run.metrics["test_images"]
         run.metrics["milliseconds_per_image"] = 1000 * each
     run.warm = list(record.get("warm") or run.warm)
+    told = {f"seconds.{stage}": fresh(record, stage) for stage in run.warm}
+    told["seconds"], each = fresh(record), fresh(record, "score", metrics=False)
+    if run.metrics.get("test_images") and each is not None:
+        told["milliseconds_per_image"] = 1000 * each / run.metrics["test_images"]
+    known = {key: value for key, value in told.items() if value is not None}
+    run.metrics |= known
     for stage in run.warm:
         spoilt = ["seconds", f"seconds.{stage}"]
         for key in spoilt + (["milliseconds_per_image"] if stage == "score" else []):
-            if run.metrics.pop(key, None) is not None:
+            if key not in known and run.metrics.pop(key, None) is not None:
                 stages = " and ".join(run.warm)
                 run.undefined[key] = f"warm: {stages} took results from a cache, so it is no cost"
 
