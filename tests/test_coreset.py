@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,6 +26,7 @@ from patchcore.coreset import (
     Order,
     Projection,
     RandomConfig,
+    Shard,
     SizedConfig,
     Start,
     greedy_order,
@@ -536,10 +538,12 @@ def interpret_kernels() -> None:
 
     plain = scheme._kernel
 
-    def compare(points: Tensor, pool: int, start: Start = Start.random) -> None:
+    def compare(
+        points: Tensor, pool: int, start: Start = Start.random, shard: Shard | None = None
+    ) -> None:
         expected = greedy_order(points, 20, pool=pool, chunk=64, start=start)
         scheme._kernel = lambda best: kernel if best.dtype == torch.float32 else None
-        order = greedy_order(points, 20, pool=pool, chunk=64, start=start)
+        order = greedy_order(points, 20, pool=pool, chunk=64, start=start, shard=shard)
         scheme._kernel = plain
         assert order.indices[:20].equal(expected.indices[:20])
         torch.testing.assert_close(order.radii[:20], expected.radii[:20])
@@ -552,9 +556,17 @@ def interpret_kernels() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         compare((normal(150, 40) + 3).to(dtype), 16)
     compare(normal(2500, 8), 128)  # several blocks of the selection
-    for levels in (2, 4, 30):  # ties
-        generator = torch.Generator().manual_seed(1)
-        compare(torch.randint(levels, (150, 3), generator=generator).float(), 8)
+    ties = [
+        torch.randint(levels, (150, 3), generator=torch.Generator().manual_seed(1)).float()
+        for levels in (2, 4, 30)
+    ]
+    for points in ties:
+        compare(points, 8)
+    # Points of several processes, of which there is one.
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    for points in (normal(150, 40) + 3, *ties):
+        compare(points, 16, shard=Shard(torch.arange(150), 150))
+    dist.destroy_process_group()
 
 
 @cuda

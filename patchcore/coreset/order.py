@@ -217,9 +217,10 @@ def _rounds(
     report: Callable[[int], None],
 ) -> tuple[Int64[Tensor, " picks"], Float[np.ndarray, " picks"]]:
     """One round, or on CUDA as many as `count` more picks need."""
-    kernel = None if isinstance(space, SharedSpace) else _kernel(best)
+    kernel = _kernel(best)
     if kernel is not None:
-        batch, fall = kernel.rounds(space, best, pool, blur, max(blur, end), count, report)
+        rounds = kernel.shared_rounds if isinstance(space, SharedSpace) else kernel.rounds
+        batch, fall = rounds(space, best, pool, blur, max(blur, end), count, report)
         if len(batch):
             return batch, fall
     return _round(space, best, pool, blur)
