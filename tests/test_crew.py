@@ -15,7 +15,19 @@ import torch
 from safetensors.torch import load_file
 
 import patchcore
-from patchcore import InputError, LearnedConfig
+from patchcore import InputError
+from patchcore.coreset import (
+    AllConfig,
+    ApproximateConfig,
+    Coreset,
+    GreedyConfig,
+    LearnedConfig,
+    Projection,
+    RandomConfig,
+    Shard,
+    Start,
+    subsample,
+)
 from patchcore.crew import Seat, follow
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.decision import DecisionConfig
@@ -155,6 +167,49 @@ def test_a_process_that_ends_takes_the_run_with_it(
     assert not torch.distributed.is_initialized()
 
 
+IMAGES = [40] * 9 + [1, 7]  # patches of each
+SAMPLERS = [
+    AllConfig(),
+    RandomConfig(ratio=0.2),
+    ApproximateConfig(ratio=0.1, dimension=4),
+    *(GreedyConfig(count=60, start=start, pool=pool) for start in Start for pool in (8, None)),
+    GreedyConfig(ratio=0.3, projection=Projection.gaussian, dimension=4),
+    GreedyConfig(radius=4.0, start=Start.mean),
+]
+FEATURES = [
+    torch.randn(sum(IMAGES), 12, generator=torch.Generator().manual_seed(0)) + 3,
+    torch.randint(3, (sum(IMAGES), 3), generator=torch.Generator().manual_seed(1)).float(),  # ties
+]
+
+
+def _memories(rank: int, port: int) -> list[Coreset]:
+    """Memories of all samplers, made by two processes that have every other image."""
+    store = torch.distributed.TCPStore("127.0.0.1", port, 2, False)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    images = list(range(rank, len(IMAGES), 2))
+    shard = Shard.of(images, [IMAGES[i] for i in images])
+    found = []
+    for features in FEATURES:
+        split = features.split(IMAGES)
+        own = torch.cat([split[i] for i in images])
+        found += [subsample(own, sampler, shard=shard) for sampler in SAMPLERS]
+    torch.distributed.destroy_process_group()
+    return found
+
+
+def test_two_processes_choose_what_one_does() -> None:
+    store = torch.distributed.TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False)
+    other = forkserver().Process(target=_memories, args=(1, store.port))
+    other.start()
+    shared = _memories(0, store.port)
+    other.join()
+    assert other.exitcode == 0
+    alone = [subsample(features, sampler) for features in FEATURES for sampler in SAMPLERS]
+    for found, expected in zip(shared, alone, strict=True):
+        assert found.memory.equal(expected.memory)
+        assert found.indices is not None and found.indices.equal(expected.indices)
+
+
 def _beside(settings: Any, folder: Path, variables: dict[str, str]) -> None:
     os.environ |= variables
     assert patchcore.run(settings, folder).record == {}
@@ -212,7 +267,7 @@ def test_what_several_devices_cannot_do_is_refused(
     groups: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     if "method" in groups:
-        groups["coreset"] = patchcore.AllConfig()
+        groups["coreset"] = AllConfig()
     settings = config(tmp_path, trainer={**QUIET, "devices": 2}, **groups)
     with pytest.raises(InputError, match=f"^trainer.devices=2: {message}"):
         patchcore.run(settings, tmp_path / "run")
