@@ -223,7 +223,10 @@ class DetectorModule(ScoringModule):
         return optimizer
 
     def on_train_start(self) -> None:
-        images = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+        loader: Any = self.trainer.train_dataloader
+        self._images = images = len(loader.dataset)
+        if self.trainer.world_size > 1:
+            images = len(loader) * loader.batch_sampler.batch_size  # of this process
         images *= self.trainer.max_epochs or 1
         self._buffer = self.model.buffer(images)
         self._kept: FeatureBatches | None = None
@@ -253,8 +256,8 @@ class DetectorModule(ScoringModule):
             height, width = batch["mask"].shape[-2:]
             self._sizes |= dict.fromkeys(batch["index"].tolist(), (height, width))
         self.train_images += len(batch["index"])
-        epoch = self.current_epoch * len(self.trainer.train_dataloader.dataset)  # type: ignore
-        self._places += [epoch + i for i in batch["index"].tolist()]
+        first = self.current_epoch * self._images
+        self._places += [first + i for i in batch["index"].tolist()]
         self._sources += batch["index"].tolist()
         if self.cache is not None and "key" in batch:
             keys = [self.cache.key(image, len(batch["key"])) for image in batch["key"]]

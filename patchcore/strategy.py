@@ -52,6 +52,7 @@ class OwnBatches:
     def __init__(self, batches: Any, rank: int, size: int) -> None:
         self.batches, self.rank, self.size = batches, rank, size
         self.sampler = batches.sampler  # Lightning tells it the epoch
+        self.batch_size = batches.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         return islice(iter(self.batches), self.rank, None, self.size)

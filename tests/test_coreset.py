@@ -383,6 +383,20 @@ def test_a_count_or_a_radius_leaves_the_ratio_without_effect(sampler: type[Sized
         assert "ratio" not in effective(GreedyConfig(radius=1.0))
 
 
+def test_an_order_tells_the_time_that_each_length_of_it_takes() -> None:
+    points = normal(500, 8)
+    short = greedy_order(points, 20, pool=16)
+    order = greedy_order(points, 100, pool=16, order=short)
+    assert short.seconds is not None and order.seconds is not None
+    assert len(order.seconds) == len(order) and order.seconds[0] == 0
+    assert bool((order.seconds.diff() >= 0).all())
+    assert order.seconds[: len(short)].equal(short.seconds)
+    long = GreedyConfig(count=100).sample(points, torch.device("cpu"))
+    few = GreedyConfig(count=50).sample(points, torch.device("cpu"), long.order)
+    assert few.whole is not None and long.whole is not None
+    assert 0 < few.whole < long.whole <= long.spent + 1e-3
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_is_what_it_says(name: str) -> None:
     config = SAMPLERS[name]

@@ -1,7 +1,6 @@
 """Data that changes while a run is under way, and seconds that a cache has saved."""
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -149,7 +148,7 @@ def test_a_file_that_settles_while_it_is_read_is_read_again(tmp_path: Path) -> N
 # --- costs -----------------------------------------------------------------------------------
 
 
-def test_seconds_that_a_cache_saved_are_marked_and_no_objective(root: Path) -> None:
+def test_costs_do_not_depend_on_which_point_came_first(root: Path) -> None:
     on = ["cache.enabled=true", "figures=false"]
     for name, size in (("cold", 3), ("other_patch", 1), ("same", 3)):
         assert train(root, name, *on, f"patch.size={size}").code == 0
@@ -160,12 +159,27 @@ def test_seconds_that_a_cache_saved_are_marked_and_no_objective(root: Path) -> N
     assert warm["same"] == ["coreset", "extract", "score"]
     wanted = [Objective.image_auroc, Objective.seconds, Objective.score_seconds]
     records = {name: json.loads((root / name / "metrics.json").read_text()) for name in names}
-    cold = objectives(records["cold"], wanted, warm["cold"])
-    assert isinstance(cold, tuple) and all(map(math.isfinite, cold))
-    for name in ("other_patch", "same"):
-        undefined = [objectives(records[name], [each], warm[name]) is None for each in wanted]
-        assert undefined == [False, True, True]
-        assert objectives(records[name], wanted, warm[name]) is None
+    costs = {name: records[name]["costs"] for name in names}
+    kept = [f"{stage}.{part}" for stage in ("extract", "score") for part in ("decode", "network")]
+    for part in kept:
+        first = costs["cold"][part]
+        assert first["seconds"] > 0 and not first["cached"]
+        for name in ("other_patch", "same"):
+            assert costs[name][part]["cached"]
+            assert costs[name][part]["seconds"] == pytest.approx(first["seconds"])
+    assert [costs[name]["coreset"]["cached"] for name in names] == [False, False, True]
+    own = {*kept, "coreset", "extract.patches", "score.patches", "score.search", "score.metrics"}
+    for name in names:
+        assert costs[name].keys() == own and costs[name]["coreset"]["seconds"] > 0
+        _, total, scoring = objectives(records[name], wanted, warm[name])
+        assert total == pytest.approx(sum(each["seconds"] for each in costs[name].values()))
+        parts = [costs[name][f"score.{x}"] for x in ("decode", "network", "patches", "search")]
+        assert scoring == pytest.approx(sum(each["seconds"] for each in parts))
+    unknown = {**records["same"], "costs": {"coreset": {"seconds": None, "cached": True}}}
+    assert objectives(unknown, wanted, warm["same"]) is None
+    del unknown["costs"]  # of an earlier version
+    assert objectives(unknown, wanted, warm["same"]) is None
+    assert objectives(unknown, wanted, []) is not None
     taken = train(root, "taken", *on, "resume=true")
     assert taken.code == 0 and "finished before" in taken.out
     source = Path((root / "taken/resumed_from.txt").read_text().strip())

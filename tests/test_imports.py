@@ -121,6 +121,29 @@ def test_the_package_alone_and_its_command_are_there_at_once() -> None:
     assert done.stdout == "False\n"
 
 
+MISTAKE = """
+import sys
+from patchcore.commands import main
+sys.argv = ["patchcore", "train", "nonsense=1"]
+try:
+    main()
+except SystemExit as end:
+    print(end, *sorted(sys.modules), sep="\\n")
+"""
+
+
+def test_a_mistake_is_told_without_the_libraries_of_a_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MISTAKE], capture_output=True, text=True, check=True, timeout=120
+    )
+    told, *modules = done.stdout.splitlines()
+    assert "nonsense" in told and "hydra" in modules
+    # Seconds of import time each.
+    heavy = {"albumentations", "lightning_fabric", "matplotlib", "pytorch_lightning", "scipy.stats"}
+    heavy |= {"timm", "torch._dynamo", "torchmetrics", "torchvision", "wandb"}
+    assert heavy.isdisjoint(modules)
+
+
 def test_the_audit_hook_sees_sockets() -> None:
     source = IMPORT.replace("from patchcore import *", "import socket; socket.socket().close()")
     done = subprocess.run(
