@@ -80,7 +80,7 @@ class Costs:
             self.add(stage, seconds, stage in others.cached)
 
     def table(self) -> dict[str, dict[str, Any]]:
-        """Return {stage: {seconds, None if not known; cached}} as metrics.json holds it."""
+        """Return {stage: {seconds, None if not known; cached}} as provenance.json holds it."""
         self._settle()
         return {
             stage: {
@@ -102,25 +102,24 @@ def is_part(key: str, stage: str) -> bool:
     return not stage or key == stage or key.startswith(f"{stage}.")
 
 
-def fresh(record: Mapping[str, Any], stage: str = "", metrics: bool = True) -> float | None:
+def fresh(costs: Any, stage: str = "", metrics: bool = True) -> float | None:
     """Return the seconds that a stage of a run costs when nothing is read from the cache.
 
     Args:
-        record: Contents of metrics.json.
+        costs: As `Costs.table` gives them, and provenance.json holds them.
         stage: With its parts; all stages by default.
         metrics: Whether the time of computing metrics counts.
 
     Returns:
-        None where the record does not tell, or a part is not known.
+        None where the costs do not tell, or a part is not known.
 
-    >>> record = {"costs": {"coreset": {"seconds": 1.5, "cached": True}}}
-    >>> fresh(record), fresh(record, "coreset"), fresh({}), fresh(record, "score")
+    >>> costs = {"coreset": {"seconds": 1.5, "cached": True}}
+    >>> fresh(costs), fresh(costs, "coreset"), fresh({}), fresh(costs, "score")
     (1.5, 1.5, None, None)
     """
-    costs = record.get("costs")
     if not isinstance(costs, Mapping):
         return None
-    asked = [key for key in costs if is_part(key, stage) and (metrics or key != METRICS)]
+    asked = [key for key in costs if is_part(str(key), stage) and (metrics or key != METRICS)]
     values = [costs[key].get("seconds") for key in asked if isinstance(costs[key], Mapping)]
-    known = [value for value in values if isinstance(value, int | float)]
+    known = [value for value in values if isinstance(value, int | float) and 0 <= value < math.inf]
     return math.fsum(known) if known and len(known) == len(asked) else None

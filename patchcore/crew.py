@@ -176,7 +176,7 @@ class Crew:
             connect_outside()
             return
         self._folder = Path(tempfile.mkdtemp(prefix="patchcore-crew-"))
-        self._lost.clear()
+        self._lost = threading.Event()
         store = dist.TCPStore("127.0.0.1", 0, self.seat.size, True, wait_for_workers=False)
         for rank in range(1, self.seat.size):
             seat = Seat(rank, rank, self.seat.size)
@@ -187,16 +187,10 @@ class Crew:
                 raise ConnectionError("a process has ended")
             time.sleep(0.02)
         for each in self._followers:
-            threading.Thread(target=self._watch, args=(each,), daemon=True).start()
+            threading.Thread(
+                target=_watch, args=(each, self._lost, "nccl" in self._backend), daemon=True
+            ).start()
         _connect(self.seat, self._backend, store)
-
-    def _watch(self, follower: Follower) -> None:
-        """Wait until a follower ends. One that fails breaks off what the others wait for."""
-        if follower.wait() != 0:
-            self._lost.set()
-            if dist.is_initialized() and "nccl" in self._backend:
-                with suppress(Exception):  # a library's own affair; gloo sees the closed connection
-                    dist.distributed_c10d._abort_process_group()
 
     def _cause(self, error: BaseException) -> BaseException:
         """Return what ended the work: an error of this process, or that of a follower."""
@@ -259,6 +253,15 @@ class Crew:
         torch.set_num_threads(threads)
         if variable is None:
             os.environ.pop("OMP_NUM_THREADS", None)
+
+
+def _watch(follower: Follower, lost: threading.Event, abort: bool) -> None:
+    """Wait until a follower ends. One that fails breaks off what the others wait for."""
+    if follower.wait() != 0:
+        lost.set()
+        if abort and dist.is_initialized():  # gloo sees the closed connection by itself
+            with suppress(Exception):
+                dist.distributed_c10d._abort_process_group()
 
 
 def backend(trainer: Mapping[str, Any]) -> str:

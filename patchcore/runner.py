@@ -75,12 +75,14 @@ class Finish:
         folder: Its folder.
         record: Contents of its metrics.json.
         warm: Names of the stages that read the cache, whose seconds are no costs.
+        costs: What stages cost when nothing is read from it: see `patchcore.costs`.
         text: Summary for the screen.
     """
 
     folder: Path
     record: dict[str, Any]
     warm: list[str]
+    costs: dict[str, Any] | None
     text: str
 
 
@@ -124,7 +126,7 @@ def run(
     with Crew(config.trainer) as crew:
         if crew.seat.rank:  # torchrun or SLURM has started this process: the first one writes
             accompany(take_part)
-            return Finish(folder, {}, [], "")
+            return Finish(folder, {}, [], None, "")
         with RunFolder(folder) as place:
             run_in = partial(_run_in, place, config, settings, make, origin or {}, keeper, crew)
             try:
@@ -135,7 +137,7 @@ def run(
                 place.clear()
                 text = run_in()
             keeper.settle()
-    return Finish(folder, _record(folder), list(read_provenance(folder).get("warm", [])), text)
+    return Finish(folder, *_told(folder), text)
 
 
 def _run_in(
@@ -155,7 +157,7 @@ def _run_in(
     finished = Finished(config.cache.folder() / "runs")
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
     source = finished.find(name, wanted, folder) if config.resume else None
-    if source is not None and keeper.wants(_record(source), read_provenance(source)["warm"]):
+    if source is not None and keeper.wants(*_told(source)):
         wanted += config.artifact.files(len(config.members()))
         source = finished.find(name, wanted, folder)
         source = source if source is not None and is_whole(source) else None
@@ -171,8 +173,9 @@ def _run_in(
         what = "figures and tables" if config.figures else "tables"
         text = f"{done.summary()}\n\n{what}: {folder}"
     else:
-        warm = read_provenance(source)["warm"]
-        write_provenance(place.new, {**provenance, "warm": warm})
+        there = read_provenance(source)
+        spent = {key: there[key] for key in ("warm", "costs") if key in there}
+        write_provenance(place.new, {**provenance, **spent})
         take_over(config, split.test, settings, source, folder, place.new, make, keeper)
         finished.started(name, folder)
         text = f"finished before, in {source}"
@@ -230,7 +233,6 @@ def train(
             metrics=record.metrics,
             undefined=record.undefined,
             seconds=record.seconds,
-            costs=record.costs.table(),
             samples=split.test,
             scores=[record.scores[i] for i in range(len(split.test))],
             curves=record.curves,
@@ -242,10 +244,11 @@ def train(
             done.gallery = pick_gallery(done, dataset, module.anomaly_map)
             done.misclassified = pick_misclassified(done, dataset, module.anomaly_map)
         split.check()
-        write_provenance(new, {**provenance, "warm": sorted(record.warm)})
+        spent = {"warm": sorted(record.warm), "costs": record.costs.table()}
+        write_provenance(new, {**provenance, **spent})
         write_run(done, new, config.figures)
         told = done.record()
-        if keeper.wants(told, sorted(record.warm)):
+        if keeper.wants(told, **spent):
             scales = [member.scale for member in members]
             more = (told, trainer.precision, module.decision)
             write_artifact(new, fitted, scales, config, split, provenance, *more)
@@ -273,7 +276,7 @@ def take_over(
         for picture in [*wanted, SOMETIMES]:
             if (source / "figures" / picture).is_file():
                 (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
-    if keeper.wants(_record(source), read_provenance(source)["warm"]):
+    if keeper.wants(*_told(source)):
         copy_artifact(source, new)
     origin = source
     if source == folder.resolve():  # only trackers or other settings without effect are new
@@ -298,5 +301,8 @@ def _settings_in(folder: Path) -> Any:
         return None
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / METRICS).read_text()))
+def _told(folder: Path) -> tuple[dict[str, Any], list[str], dict[str, Any] | None]:
+    """Contents of metrics.json, stages that read the cache, and costs, of a finished run."""
+    provenance = read_provenance(folder)
+    record = dict(json.loads((folder / METRICS).read_text()))
+    return record, list(provenance.get("warm", [])), provenance.get("costs")

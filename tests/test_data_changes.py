@@ -19,6 +19,7 @@ from patchcore.data.sample import Split
 from patchcore.digests import Snapshot
 from patchcore.errors import InputError
 from patchcore.identity import samples_digest
+from patchcore.report.table import read_runs
 from patchcore.resume import read_provenance
 from tests.images import write_image, write_mask, write_mvtec
 from tests.runs import TINY, Outcome, patchcore
@@ -159,7 +160,7 @@ def test_costs_do_not_depend_on_which_point_came_first(root: Path) -> None:
     assert warm["same"] == ["coreset", "extract", "score"]
     wanted = [Objective.image_auroc, Objective.seconds, Objective.score_seconds]
     records = {name: json.loads((root / name / "metrics.json").read_text()) for name in names}
-    costs = {name: records[name]["costs"] for name in names}
+    costs = {name: read_provenance(root / name)["costs"] for name in names}
     kept = [f"{stage}.{part}" for stage in ("extract", "score") for part in ("decode", "network")]
     for part in kept:
         first = costs["cold"][part]
@@ -171,19 +172,22 @@ def test_costs_do_not_depend_on_which_point_came_first(root: Path) -> None:
     own = {*kept, "coreset", "extract.patches", "score.patches", "score.search", "score.metrics"}
     for name in names:
         assert costs[name].keys() == own and costs[name]["coreset"]["seconds"] > 0
-        _, total, scoring = objectives(records[name], wanted, warm[name])
+        found = objectives(records[name], wanted, warm[name], costs[name])
+        assert isinstance(found, tuple)
+        _, total, scoring = found
         assert total == pytest.approx(sum(each["seconds"] for each in costs[name].values()))
         parts = [costs[name][f"score.{x}"] for x in ("decode", "network", "patches", "search")]
         assert scoring == pytest.approx(sum(each["seconds"] for each in parts))
-    unknown = {**records["same"], "costs": {"coreset": {"seconds": None, "cached": True}}}
-    assert objectives(unknown, wanted, warm["same"]) is None
-    del unknown["costs"]  # of an earlier version
-    assert objectives(unknown, wanted, warm["same"]) is None
-    assert objectives(unknown, wanted, []) is not None
+        assert read_runs([root / name]).runs[0].metrics["seconds"] == pytest.approx(total)
+    unknown = {"coreset": {"seconds": None, "cached": True}}
+    assert objectives(records["same"], wanted, warm["same"], unknown) is None
+    assert objectives(records["same"], wanted, warm["same"]) is None  # of an earlier version
+    assert objectives(records["same"], wanted, []) is not None
     taken = train(root, "taken", *on, "resume=true")
     assert taken.code == 0 and "finished before" in taken.out
     source = Path((root / "taken/resumed_from.txt").read_text().strip())
     assert read_provenance(root / "taken")["warm"] == warm[source.name]
+    assert read_provenance(root / "taken")["costs"] == costs[source.name]
     mine = read_provenance(root / "taken")
     assert mine["overrides"][-1] == "resume=true" and mine["choices"]["coreset"] == "greedy"
 

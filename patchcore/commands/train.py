@@ -88,7 +88,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
                 stop.kept = _kept(folder)
             raise
     print(done.text)
-    return objectives(done.record, list(cfg.objectives), done.warm)
+    return objectives(done.record, list(cfg.objectives), done.warm, done.costs)
 
 
 def origin(run: HydraConf) -> dict[str, Any]:

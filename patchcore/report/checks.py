@@ -9,7 +9,7 @@ from patchcore.metrics import METRICS, Measure, told
 
 ROUNDING = 1e-6
 """Room for rates that were summed in floating point."""
-STRUCTURES = {"seconds", "costs", "undefined", "ratio_curve", "members", "warm", "defect_types"}
+STRUCTURES = {"seconds", "undefined", "ratio_curve", "members", "warm", "defect_types"}
 """Keys of metrics.json that hold more than one number."""
 
 

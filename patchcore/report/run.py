@@ -59,7 +59,6 @@ class Run:
         metrics: Values by the keys of `patchcore.metrics.METRICS`; NaN where undefined.
         undefined: Reasons of the metrics that are NaN.
         seconds: Time of each stage.
-        costs: What stages cost when nothing is read from the cache: see `patchcore.costs`.
         samples: Test images.
         scores: Their scores, in the same order.
         curves: See `patchcore.metrics.ImageMetrics.curves`.
@@ -76,7 +75,6 @@ class Run:
     samples: Sequence[Sample]
     scores: Sequence[float]
     curves: dict[str, Tensor]
-    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     ratio_curve: list[dict[str, float]] = field(default_factory=list)
     gallery: list[GalleryItem] = field(default_factory=list)
     misclassified: list[GalleryItem] = field(default_factory=list)
@@ -110,8 +108,6 @@ class Run:
         """
         record: dict[str, Any] = _numbers(self.metrics)
         record["seconds"] = dict(self.seconds)
-        if self.costs:
-            record["costs"] = self.costs
         if types := self.defect_types:
             record["defect_types"] = types
         if self.ratio_curve:
@@ -290,7 +286,6 @@ def read_results(folder: Path) -> Run:
         metrics=_values({k: v for k, v in record.items() if k not in STRUCTURES}),
         undefined=record.get("undefined", {}),
         seconds=record.get("seconds", {}),
-        costs=record.get("costs", {}),
         samples=[Sample(Path(row.path), row.label, row.defect_type) for row in rows],
         scores=[row.score for row in rows],
         curves=metric.curves(),
