@@ -6,8 +6,9 @@ alone would make, so that layer maps are the same bit for bit.
 """
 
 import math
-from collections.abc import Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, islice, repeat
 from typing import Any
 
 import pytorch_lightning as pl
@@ -47,18 +48,23 @@ class OwnBatches:
         batches: Of one process alone: lists of numbers.
         rank: Of this process.
         size: Number of processes.
+        filled: Whether an empty batch follows where others have one more: in training Lightning
+            lets the processes talk before each batch, so all need equally many.
     """
 
-    def __init__(self, batches: Any, rank: int, size: int) -> None:
-        self.batches, self.rank, self.size = batches, rank, size
+    def __init__(self, batches: Any, rank: int, size: int, filled: bool) -> None:
+        self.batches, self.rank, self.size, self.filled = batches, rank, size, filled
         self.sampler = batches.sampler  # Lightning tells it the epoch
         self.batch_size = batches.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        return islice(iter(self.batches), self.rank, None, self.size)
+        own = islice(iter(self.batches), self.rank, None, self.size)
+        missing = len(self) - len(range(self.rank, len(self.batches), self.size))
+        return chain(own, repeat([], missing))
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self.batches), self.size))
+        first = 0 if self.filled else self.rank
+        return len(range(first, len(self.batches), self.size))
 
 
 class Seated(ClusterEnvironment):
@@ -130,11 +136,18 @@ class Sharded(DDPStrategy):
     def process_dataloader(self, dataloader: object) -> object:
         """Return a loader of this process's batches."""
         assert isinstance(dataloader, DataLoader)
-        batches = OwnBatches(dataloader.batch_sampler, self.seat.rank, self.seat.size)
+        assert self.lightning_module is not None
+        fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        batches = OwnBatches(dataloader.batch_sampler, self.seat.rank, self.seat.size, fits)
         return Loader(
             dataloader.dataset,
             batch_sampler=batches,
             num_workers=dataloader.num_workers,
-            collate_fn=dataloader.collate_fn,
+            collate_fn=partial(_collated, dataloader.collate_fn),
             pin_memory=dataloader.pin_memory,
         )
+
+
+def _collated(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
+    """A batch; None, which Lightning passes over, of no items."""
+    return collate(items) if items else None

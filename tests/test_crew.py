@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from safetensors.torch import load_file
 
 import patchcore
 from patchcore import InputError
@@ -33,7 +32,6 @@ from patchcore.coreset import (
 from patchcore.crew import Seat, follow
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.decision import DecisionConfig
-from patchcore.keeping import ArtifactConfig, Keep
 from patchcore.methods import SpadeConfig
 from patchcore.switches import check_switches, processes
 from tests.images import write_image, write_mvtec
@@ -112,11 +110,9 @@ def numbers(folder: Path) -> tuple[dict[str, Any], list[list[str]]]:
 def test_two_processes_give_the_numbers_of_one(
     images: int, tmp_path: Path, forked: list[BaseProcess]
 ) -> None:
-    data, kept = dataset(tmp_path, images), ArtifactConfig(keep=Keep.all)
+    data = dataset(tmp_path, images)
     for devices in (1, 2):
-        settings = config(
-            tmp_path, data=data, artifact=kept, curve=[0.1], trainer=trainer(tmp_path, devices)
-        )
+        settings = config(tmp_path, data=data, curve=[0.1], trainer=trainer(tmp_path, devices))
         patchcore.run(settings, tmp_path / str(devices))
     one, two = (numbers(tmp_path / name) for name in "12")
     assert one == two and one[0]["train_images"] == images and len(one[1]) == 6
@@ -124,9 +120,6 @@ def test_two_processes_give_the_numbers_of_one(
     alone, first, second = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
     for expected, *found in zip(alone, first, second, strict=True):  # memory, origin
         assert len(expected) == images * 8 and all(x.equal(expected) for x in found)
-    files = [load_file(tmp_path / name / "artifact/memory.safetensors") for name in "12"]
-    assert files[0].keys() == files[1].keys() and len(files[0]) > 0
-    assert all(files[0][key].equal(files[1][key]) for key in files[0])
     (other,) = forked
     assert other.exitcode == 0 and not torch.distributed.is_initialized()
 
