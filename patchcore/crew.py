@@ -58,7 +58,7 @@ class Seat:
 
 
 class Follower(Protocol):
-    """A process that the first has started, such as a `subprocess.Popen`."""
+    """A process that the first has started."""
 
     def poll(self) -> int | None:
         """Exit code, None while it runs."""
@@ -68,6 +68,18 @@ class Follower(Protocol):
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait until it ends, and return its exit code."""
+
+    def close(self) -> None:
+        """Let go of it, once it has ended."""
+
+
+class Started(subprocess.Popen[bytes]):
+    """A process of this machine, which ends when its standard input does."""
+
+    def close(self) -> None:
+        """See `Follower.close`."""
+        assert self.stdin is not None
+        self.stdin.close()
 
 
 def outside() -> Seat | None:
@@ -237,6 +249,7 @@ class Crew:
             if each.poll() is None:
                 each.kill()
                 each.wait()
+            each.close()
         self._followers = []
         if dist.is_initialized():
             with suppress(RuntimeError):
@@ -276,7 +289,7 @@ def start(seat: Seat, port: int, words: Path) -> Follower:
     program = "from patchcore.crew import main; main()"
     arguments = [str(seat.rank), str(seat.size), str(port), str(words)]
     paths = os.pathsep.join(path for path in sys.path if path)
-    return subprocess.Popen(
+    return Started(
         [sys.executable, "-c", program, *arguments],
         stdin=subprocess.PIPE,  # it ends with this process
         stdout=subprocess.DEVNULL,
@@ -395,5 +408,6 @@ def _legible(error: BaseException) -> bytes:
 
 def _end_with_parent() -> None:
     """End this process when the one that started it does: its end of the pipe closes."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1):
+        pass
     os._exit(1)

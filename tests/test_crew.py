@@ -33,6 +33,7 @@ from patchcore.crew import Seat, follow
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.decision import DecisionConfig
 from patchcore.methods import SpadeConfig
+from patchcore.patches import PatchConfig
 from patchcore.switches import check_switches, processes
 from tests.images import write_image, write_mvtec
 from tests.processes import forkserver
@@ -61,6 +62,9 @@ class Forked:
     def wait(self, timeout: float | None = None) -> int:
         connection.wait([self.process.sentinel], timeout)
         return int(self.poll() or 0)
+
+    def close(self) -> None:
+        """Nothing of it stays open."""
 
 
 class Witness(pl.Callback):
@@ -264,7 +268,7 @@ def test_what_several_devices_cannot_do_is_refused(
     groups: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     if "method" in groups:
-        groups["coreset"] = AllConfig()
+        groups |= {"coreset": AllConfig(), "patch": PatchConfig()}
     settings = config(tmp_path, trainer={**QUIET, "devices": 2}, **groups)
     with pytest.raises(InputError, match=f"^trainer.devices=2: {message}"):
         patchcore.run(settings, tmp_path / "run")
