@@ -33,7 +33,7 @@ from patchcore.errors import InputError
 from patchcore.switches import processes
 
 PATIENCE = timedelta(days=1)
-"""How long a process waits for one that lives: there is no telling how slow a disk is."""
+"""Time that a process waits for one that lives: there is no telling how slow a disk is."""
 _CLOSED = re.compile(
     r"gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe|a process has ended",
     re.IGNORECASE,

@@ -174,7 +174,7 @@ def _run_in(
         text = f"{done.summary()}\n\n{what}: {folder}"
     else:
         there = read_provenance(source)
-        spent = {key: there[key] for key in ("warm", "costs") if key in there}
+        spent: dict[str, Any] = {key: there[key] for key in ("warm", "costs") if key in there}
         write_provenance(place.new, {**provenance, **spent})
         take_over(config, split.test, settings, source, folder, place.new, make, keeper)
         finished.started(name, folder)
@@ -244,7 +244,7 @@ def train(
             done.gallery = pick_gallery(done, dataset, module.anomaly_map)
             done.misclassified = pick_misclassified(done, dataset, module.anomaly_map)
         split.check()
-        spent = {"warm": sorted(record.warm), "costs": record.costs.table()}
+        spent: dict[str, Any] = {"warm": sorted(record.warm), "costs": record.costs.table()}
         write_provenance(new, {**provenance, **spent})
         write_run(done, new, config.figures)
         told = done.record()

@@ -60,7 +60,7 @@ class Shard:
     def find(
         self, wanted: Int64[Tensor, " wanted"]
     ) -> tuple[Bool[Tensor, " wanted"], Int64[Tensor, " wanted"]]:
-        """Whether each of these rows is in this process, and its place; any place if it is not."""
+        """Flags of the rows that are in this process, and their places; any place for others."""
         rows = self.rows(wanted.device)
         place = torch.searchsorted(rows, wanted).clamp_(max=len(rows) - 1)
         return rows[place] == wanted, place

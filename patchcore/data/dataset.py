@@ -113,7 +113,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         pixels, mask, inside, regions, (decode, cached) = self._prepared(
             sample, epoch, index, beside
         )
-        described = {
+        described: dict[str, Any] = {
             "label": sample.label,
             "mask": torch.from_numpy(mask),  # (H', W')
             "has_mask": sample.label == 0 or (regions.marked > 0 and not regions.unseen),
