@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from scipy.stats import beta
 from torch import Tensor
 
 from patchcore.errors import InputError
@@ -77,6 +76,8 @@ def rate_interval(images: int, k: int, share: float = 0.95) -> tuple[float, floa
     The law is exact for independent scores without ties; with ties the rate is lower.
     """
     tail = (1 - share) / 2
+    from scipy.stats import beta  # here: half a second that settings need not wait for
+
     low, high = beta.ppf([tail, 1 - tail], k, images + 1 - k)
     return float(low), float(high)
 

@@ -52,7 +52,12 @@ taken for the code that runs; nothing short of a lock on the checkout could excl
 
 EXTRACTION = (f"{PACKAGE}.backbones", f"{PACKAGE}.data.dataset")
 ORDERING = (f"{PACKAGE}.coreset", f"{PACKAGE}.patches")
-RESULTS = (f"{PACKAGE}.module", f"{PACKAGE}.methods", f"{PACKAGE}.data.datamodule")
+RESULTS = (
+    f"{PACKAGE}.module",
+    f"{PACKAGE}.members",
+    f"{PACKAGE}.methods",
+    f"{PACKAGE}.data.datamodule",
+)
 STEERING = (
     f"{PACKAGE}.module",
     f"{PACKAGE}.methods.detector",
@@ -63,10 +68,13 @@ RUNNING = (
     f"{PACKAGE}.commands.composed",
     f"{PACKAGE}.config",
     f"{PACKAGE}.commands.train",
+    f"{PACKAGE}.crew",
     f"{PACKAGE}.keeping",
     f"{PACKAGE}.report.run",
     f"{PACKAGE}.runner",
+    f"{PACKAGE}.strategy",
     f"{PACKAGE}.subsets",
+    f"{PACKAGE}.training",
 )
 """Modules that put a run together and write its numbers: as `STEERING`, for a whole run."""
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from patchcore.costs import fresh
 from patchcore.errors import InputError
 from patchcore.metrics import METRICS, Objective
 from patchcore.resume import read_provenance
@@ -89,15 +90,18 @@ class Contest:
     folder: Path
     objective: Objective
 
-    def won(self, point: Path, record: Mapping[str, Any], warm: Sequence[str]) -> bool:
+    def won(
+        self, point: Path, record: Mapping[str, Any], warm: Sequence[str], costs: Any = None
+    ) -> bool:
         """Return whether no other point that holds an artifact is as good as `point`, or earlier.
 
         Args:
             point: Its folder.
             record: Contents of its metrics.json.
             warm: Its stages that read the cache.
+            costs: See `patchcore.costs.fresh`.
         """
-        own = self._rank(point, record, warm)
+        own = self._rank(point, record, warm, costs)
         others = [each for each in self.holders() if each.resolve() != point.resolve()]
         return own is not None and all(own < self._rank_of(each) for each in others)
 
@@ -117,16 +121,17 @@ class Contest:
         """Rank of a finished point; what cannot be read comes last."""
         try:
             record = json.loads((point / RECORD).read_text())
-            rank = self._rank(point, record, read_provenance(point).get("warm", []))
+            provenance = read_provenance(point)
+            rank = self._rank(point, record, provenance.get("warm", []), provenance.get("costs"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             rank = None
         return rank or (math.inf, numerically(point))
 
     def _rank(
-        self, point: Path, record: Mapping[str, Any], warm: Sequence[str]
+        self, point: Path, record: Mapping[str, Any], warm: Sequence[str], costs: Any
     ) -> tuple[float, list[tuple[int, str]]] | None:
         """Key that sorts the better point first, then the earlier; None where it is undefined."""
-        value = objectives(record, [self.objective], warm)
+        value = objectives(record, [self.objective], warm, costs)
         if not isinstance(value, float):
             return None
         high = METRICS[self.objective.value].better == "high"
@@ -153,10 +158,10 @@ class Keeper:
         contested = multirun if config.keep is Keep.best else None
         self.contest = None if contested is None else Contest(contested, objective)
 
-    def wants(self, record: Mapping[str, Any], warm: Sequence[str]) -> bool:
+    def wants(self, record: Mapping[str, Any], warm: Sequence[str] = (), costs: Any = None) -> bool:
         """Return whether the run keeps its model, by its metrics.json; see `Contest.won`."""
         if self.contest is not None:
-            return self.contest.won(self.point, record, warm)
+            return self.contest.won(self.point, record, warm, costs)
         return self.keep is not Keep.none  # a run alone is the best
 
     def settle(self) -> None:
@@ -184,24 +189,27 @@ def holders(multirun: Path) -> list[Path]:
 
 
 def objectives(
-    record: Mapping[str, Any], wanted: list[Objective], warm: Sequence[str] = ()
+    record: Mapping[str, Any],
+    wanted: list[Objective],
+    warm: Sequence[str] = (),
+    costs: Any = None,
 ) -> float | tuple[float, ...] | None:
     """Return the objectives of a finished run; None where any of them is undefined.
 
-    A sweeper takes NaN for a mistake of the program, and ends. Seconds spent reading the cache are
-    undefined too, for they are not the cost of computing.
+    A sweeper takes NaN for a mistake of the program, and ends. Seconds are what the stages cost
+    when nothing is read from the cache (`patchcore.costs`); undefined where that is not known.
 
     Args:
         record: Contents of metrics.json.
         wanted: Objectives in the sweeper's order.
         warm: Names of the stages that read the cache.
+        costs: See `patchcore.costs.fresh`; None for a run of an earlier version.
     """
-    costs = {key: value for key, value in record["seconds"].items() if value is not None}
-    found = {
-        **record,
-        "seconds": None if warm else sum(costs.values()),
-        "score_seconds": None if "score" in warm else costs.get("score"),
-    }
+    found = {**record, "seconds": fresh(costs), "score_seconds": fresh(costs, "score", False)}
+    if costs is None:
+        spent = {key: value for key, value in record["seconds"].items() if value is not None}
+        found["seconds"] = None if warm else sum(spent.values())
+        found["score_seconds"] = None if "score" in warm else spent.get("score")
     values = [found.get(objective.value) for objective in wanted]
     numbers = [math.nan if value is None else float(value) for value in values]
     if not all(map(math.isfinite, numbers)):

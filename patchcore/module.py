@@ -1,9 +1,10 @@
 """The LightningModule: collects in training, builds the memory at its end, scores in testing.
 
-`DetectorModule` drives any detector. `EnsembleModule` tests what several that were tested before
-say together. Both leave one `Record`.
+`DetectorModule` drives any detector; `patchcore.members` tests what several say together. Both
+leave one `Record`.
 """
 
+import math
 import sys
 import time
 from abc import abstractmethod
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 
 from patchcore import identity
 from patchcore.cache import KeptOrders, MapCache
+from patchcore.costs import METRICS, Costs
 from patchcore.decision import Decision, DecisionConfig, DecisionCounts, decide
 from patchcore.errors import InputError
+from patchcore.gathering import gather_flags, gather_images, gather_metrics, total
 from patchcore.methods.detector import Detector, Fitting
-from patchcore.methods.ensemble import combined_maps, combined_scores, counted_pixels
 from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.metrics import ImageMetrics, MaskCounts, PixelMetrics
@@ -47,6 +49,7 @@ class Record:
             ascending. `ratio` is the share of the training patches kept.
         seconds: Wall time of each stage of fit and test.
         warm: Stages that read the cache, so that their time is not that of computing.
+        costs: What the stages cost when nothing is read: see `patchcore.costs`.
     """
 
     scores: dict[int, float] = field(default_factory=dict)
@@ -57,6 +60,7 @@ class Record:
     ratio_curve: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     warm: set[str] = field(default_factory=set)
+    costs: Costs = field(default_factory=Costs)
 
 
 class ScoringModule(pl.LightningModule):
@@ -66,7 +70,7 @@ class ScoringModule(pl.LightningModule):
         image_metrics, pixel_metrics, mask_counts: Metrics of the last test.
         decision: Threshold from nominal images, if one was asked for; a test counts its verdicts.
         record: Record of the last test; complete once that has ended.
-        seconds, warm: As in `Record`, of all that was done so far.
+        seconds, warm, costs: As in `Record`, of all that was done so far.
     """
 
     def __init__(self) -> None:
@@ -80,6 +84,7 @@ class ScoringModule(pl.LightningModule):
         self.record = Record()
         self.seconds: dict[str, float] = {}
         self.warm: set[str] = set()
+        self.costs = Costs()
 
     @abstractmethod
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
@@ -105,38 +110,53 @@ class ScoringModule(pl.LightningModule):
         self.mask_counts.reset()
         self._verdicts = DecisionCounts(self.decision) if self.decision else None
         self.record = Record()
+        self.costs.clear("score")
         self._started = time.perf_counter()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        for (image, pixel), scores, maps, counts in self.predictions(batch):
-            image.update(scores, batch["label"])
-            pixel.update(maps, batch["mask"], batch["has_mask"], counts)
-        if self._verdicts:
-            mask = batch["mask"] if counts is None else batch["mask"] & counts.to(batch["mask"])
-            self._verdicts.update(scores, maps, batch["label"], mask, batch["has_mask"])
-        self.mask_counts.update(batch["label"], batch["regions"])
+        found = self.predictions(batch)
+        with self.costs.measure(METRICS, self.device):
+            for (image, pixel), scores, maps, counts in found:
+                image.update(scores, batch["label"])
+                pixel.update(maps, batch["mask"], batch["has_mask"], counts)
+            if self._verdicts:
+                mask = batch["mask"] if counts is None else batch["mask"] & counts.to(batch["mask"])
+                self._verdicts.update(scores, maps, batch["label"], mask, batch["has_mask"])
+            self.mask_counts.update(batch["label"], batch["regions"])
         self.record.scores.update(zip(batch["index"].tolist(), scores.tolist(), strict=True))
 
     def on_test_epoch_end(self) -> None:
+        if self.trainer.world_size > 1:
+            self.gather()
+            if not self.trainer.is_global_zero:
+                return
         spent = time.perf_counter() - self._started
         self.seconds["score"] = self.seconds.get("score", 0.0) + spent
         _tell(self.mask_counts)
         record = self.record
-        record.metrics = {
-            **self.image_metrics.compute(),
-            **self.pixel_metrics.compute(),
-            **(self._verdicts.compute() if self._verdicts else {}),
-            **self.mask_counts.compute(),
-            **self.sizes(),
-            "test_images": len(record.scores),
-        }
-        record.undefined = {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
-        record.undefined |= self._verdicts.undefined() if self._verdicts else {}
-        record.curves = self.image_metrics.curves()
-        record.ratio_curve = self.ratio_curve()
+        with self.costs.measure(METRICS, self.device):
+            record.metrics = {
+                **self.image_metrics.compute(),
+                **self.pixel_metrics.compute(),
+                **(self._verdicts.compute() if self._verdicts else {}),
+                **self.mask_counts.compute(),
+                **self.sizes(),
+                "test_images": len(record.scores),
+            }
+            record.undefined = {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
+            record.undefined |= self._verdicts.undefined() if self._verdicts else {}
+            record.curves = self.image_metrics.curves()
+            record.ratio_curve = self.ratio_curve()
         record.seconds, record.warm = dict(self.seconds), set(self.warm)
+        record.costs = self.costs
         seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
         self.log_dict({**record.metrics, **seconds})
+
+    def gather(self) -> None:
+        """Bring what several processes have found together in the first."""
+        gather_metrics([self.image_metrics, self.pixel_metrics, self.mask_counts])
+        self.record.scores = gather_images(self.record.scores)
+        self.record.grids = gather_images(self.record.grids)
 
     def ratio_curve(self) -> list[dict[str, float]]:
         """Return `Record.ratio_curve`."""
@@ -194,6 +214,7 @@ class DetectorModule(ScoringModule):
         self._used: list[Tensor] = []  # (M,) for each of them: ever the nearest of a test patch
         self._keys: list[str] = []  # of the training images' maps
         self._sources: list[int] = []  # their numbers
+        self._places: list[int] = []  # theirs, counted on from epoch to epoch
 
     def configure_optimizers(self) -> Any:
         """Return the method's optimiser; None for one that does not train."""
@@ -202,7 +223,10 @@ class DetectorModule(ScoringModule):
         return optimizer
 
     def on_train_start(self) -> None:
-        images = len(self.trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+        loader: Any = self.trainer.train_dataloader
+        self._images = images = len(loader.dataset)
+        if self.trainer.world_size > 1:
+            images = len(loader) * loader.batch_sampler.batch_size  # of this process
         images *= self.trainer.max_epochs or 1
         self._buffer = self.model.buffer(images)
         self._kept: FeatureBatches | None = None
@@ -214,21 +238,26 @@ class DetectorModule(ScoringModule):
                     "alone, and this one trains: set it to null"
                 )
             self._kept = FeatureBatches(images)
-        self._keys, self._sources = [], []
+        self._keys, self._sources, self._places = [], [], []
         self.train_images = 0
         self.warm.clear()
         self.seconds.clear()
+        self.costs.clear()
         self._step = self._stepping() if self._trains else None
         self._started = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         inside = batch.get("inside")
         gathered = self._buffer if self._kept is None else self._kept
-        gathered.append(self.model.learn(self._maps("extract", batch), self._step, inside))
+        maps = self._maps("extract", batch)
+        with self.costs.measure("extract.patches", self.device):
+            gathered.append(self.model.learn(maps, self._step, inside))
         if self._kept is not None:
             height, width = batch["mask"].shape[-2:]
             self._sizes |= dict.fromkeys(batch["index"].tolist(), (height, width))
         self.train_images += len(batch["index"])
+        first = self.current_epoch * self._images
+        self._places += [first + i for i in batch["index"].tolist()]
         self._sources += batch["index"].tolist()
         if self.cache is not None and "key" in batch:
             keys = [self.cache.key(image, len(batch["key"])) for image in batch["key"]]
@@ -238,6 +267,8 @@ class DetectorModule(ScoringModule):
         self.seconds["extract"] = time.perf_counter() - self._started
         fitting = Fitting(self.trainer.progress_bar_callback is not None, self._sources)
         fitting.scale = self.scale_config
+        if self.trainer.world_size > 1:
+            fitting.places, self.train_images = self._places, total(self.train_images)
         if self.cache is not None and len(self._keys) == self.train_images:
             fitting.kept = KeptOrders(self.cache.store, self._keys)
         if self._kept is not None:
@@ -246,6 +277,9 @@ class DetectorModule(ScoringModule):
         self.model.build_from(self._buffer, fitting)
         self.seconds |= fitting.seconds or {"build": time.perf_counter() - start}
         self.warm |= fitting.warm
+        for stage, seconds in self.seconds.items():
+            if stage != "extract":
+                self.costs.add(stage, fitting.costs.get(stage, seconds), stage in fitting.warm)
         self.scale = fitting.measured
 
     def _cross_fit(self, kept: FeatureBatches) -> None:
@@ -277,14 +311,25 @@ class DetectorModule(ScoringModule):
         self._used = [torch.zeros(n, dtype=torch.bool, device=self.device) for n in counted]
         super().on_test_start()
 
+    def gather(self) -> None:
+        """See `ScoringModule.gather`."""
+        super().gather()
+        for pair in self.smaller.values():
+            gather_metrics(pair)  # type: ignore[arg-type]
+        for used in self._used:
+            gather_flags(used)
+
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """See `ScoringModule.predictions`."""
         height, width = batch["mask"].shape[-2:]
-        features = self.model.of_maps(self._maps("score", batch), batch.get("inside"))
-        if self.smaller:
-            found = self.model.score_prefixes(features, (height, width), self._patches)
-        else:
-            found = [self.model.score(features, (height, width))]
+        maps = self._maps("score", batch)
+        with self.costs.measure("score.patches", self.device):
+            features = self.model.of_maps(maps, batch.get("inside"))
+        with self.costs.measure("score.search", self.device):
+            if self.smaller:
+                found = self.model.score_prefixes(features, (height, width), self._patches)
+            else:
+                found = [self.model.score(features, (height, width))]
         for used, prediction in zip(self._used, found, strict=False):  # none, or one for each
             used[prediction.nearest[~prediction.patch_score.isnan()]] = True
         grids = found[-1].patch_score.cpu()
@@ -328,13 +373,20 @@ class DetectorModule(ScoringModule):
 
     def _maps(self, stage: str, batch: Batch) -> list[Tensor]:
         """Layer maps [(B, C, h, w), …] of a batch: those that it brings, or the backbone's."""
-        if batch.get("cached", False):
+        cached, network = batch.get("cached", False), f"{stage}.network"
+        decode, before = batch.get("seconds", (math.nan, math.nan))
+        if cached:
             self.warm.add(stage)
+        self.costs.add(f"{stage}.decode", decode, cached)
+        self.costs.add(network, before, "maps" in batch)
         if "maps" in batch:
             return [x.permute(0, 3, 1, 2) for x in batch["maps"]]  # (B, h, w, C) → (B, C, h, w)
-        maps: list[Tensor] = self.model.backbone(batch["image"])
+        so_far = self.costs.seconds(network) if self.cache is not None else 0.0
+        with self.costs.measure(network, self.device):
+            maps: list[Tensor] = self.model.backbone(batch["image"])
         if self.cache is not None and "key" in batch:
-            maps = self.cache.put(batch["key"], maps)
+            seconds = self.costs.seconds(network) - so_far + before
+            maps = self.cache.put(batch["key"], maps, seconds)
         return maps
 
     def _stepping(self) -> Callable[[Tensor], None]:
@@ -357,89 +409,6 @@ class DetectorModule(ScoringModule):
             return self.image_metrics, self.pixel_metrics
         pair: Any = self.smaller[str(size)]
         return pair[0], pair[1]
-
-
-@dataclass
-class Member:
-    """Ensemble's member once it is fitted and tested.
-
-    Without `model` neither memory nor network remain.
-    """
-
-    backbone: str  # name of its network
-    scale: Scale
-    record: Record
-    model: Detector | None = None  # where it is to be kept
-    left_out: LeftOut | None = None  # see `DetectorModule`
-
-
-class EnsembleModule(ScoringModule):
-    """Tests what several members say together, in a Trainer.
-
-    It reads labels and masks from its batches, and the scores that the members have left.
-
-    Args:
-        members: Fitted and tested, each on the same test images.
-        sigma: Standard deviation of the anomaly maps' Gaussian, in px.
-        decision: Which threshold nominal images are to give, if any.
-    """
-
-    def __init__(
-        self, members: Sequence[Member], sigma: float, decision: DecisionConfig | None = None
-    ) -> None:
-        super().__init__()
-        self.members = list(members)
-        self.scales = [member.scale for member in members]
-        self.sigma = sigma
-        self.warm = set().union(*(member.record.warm for member in self.members))
-        if decision is not None and decision.false_alarms is not None:
-            self._decide(decision)
-
-    def _decide(self, config: DecisionConfig) -> None:
-        """Make the decision from what the members say of the nominal images together."""
-        found = [member.left_out for member in self.members if member.left_out is not None]
-        sizes = found[0].sizes
-        scores = [
-            combined_scores([torch.tensor(each.scores[i]) for each in found], self.scales)
-            for i in sizes
-        ]
-        maps = (self._map([each.grids[i] for each in found], size) for i, size in sizes.items())
-        self.decide(config, scores, (each[None] for each in maps))
-
-    def on_test_start(self) -> None:
-        each = [member.record.seconds for member in self.members]
-        self.seconds = {kind: sum(seconds[kind] for seconds in each) for kind in each[0]}
-        super().on_test_start()
-
-    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
-        """See `ScoringModule.predictions`."""
-        index = batch["index"].tolist()
-        height, width = batch["mask"].shape[-2:]
-        each = [torch.tensor([member.record.scores[i] for i in index]) for member in self.members]
-        maps = torch.stack([self.anomaly_map(i, (height, width)) for i in index])  # (B, H, W)
-        pair = (self.image_metrics, self.pixel_metrics)
-        grids = [torch.stack([member.record.grids[i] for i in index]) for member in self.members]
-        counts = counted_pixels(grids, (height, width)) if "inside" in batch else None
-        return [(pair, combined_scores(each, self.scales), maps, counts)]
-
-    def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
-        """See `ScoringModule.anomaly_map`."""
-        return self._map([member.record.grids[index] for member in self.members], size)
-
-    def _map(self, grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        maps = [anomaly_maps(grid[None], size, self.sigma)[0] for grid in grids]
-        return combined_maps(maps, self.scales, counted_pixels(grids, size))
-
-    def sizes(self) -> dict[str, float]:
-        """See `ScoringModule.sizes`; the memories of all members are taken together."""
-        each = [member.record.metrics for member in self.members]
-        rows = sum(x["memory_patches"] for x in each)
-        return {
-            "memory_patches": rows,
-            "memory_bytes": sum(x["memory_bytes"] for x in each),
-            "memory_used": sum(x["memory_used"] * x["memory_patches"] for x in each) / rows,
-            "train_images": each[0]["train_images"],
-        }
 
 
 @rank_zero_only

@@ -93,7 +93,8 @@ def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
     """Write what the results in `folder` follow from; see `patchcore.identity.Identity`.
 
     Besides those fields it holds `choices` and `overrides`, as Hydra has them, and once the run has
-    finished `warm`: names of the stages whose seconds were spent reading the cache.
+    finished `warm`, names of the stages whose seconds were spent reading the cache, and `costs`,
+    what stages cost when nothing is read from it (`patchcore.costs`).
     """
     text = json.dumps(provenance, indent=2, default=str)
     replace_with(folder / PROVENANCE_FILE, f"{text}\n".encode())

@@ -4,42 +4,30 @@
 Hydra's rules, so that this file needs no Hydra.
 """
 
-import gc
 import json
-import logging
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from patchcore.cache import MapCache, network_digest
 from patchcore.config import Config
+from patchcore.crew import Crew, accompany
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Sample, Split
 from patchcore.digests import ChangedError
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
-from patchcore.keeping import Keep, Keeper
-from patchcore.methods import Detector, Parts, build_detector
-from patchcore.methods.scale import ScaleConfig
-from patchcore.module import (
-    DetectorModule,
-    EnsembleModule,
-    Member,
-    Record,
-    ScoringModule,
-)
-from patchcore.progress import ProgressBar
+from patchcore.keeping import Keeper
+from patchcore.members import EnsembleModule, Member
+from patchcore.methods import build_detector
+from patchcore.module import DetectorModule, ScoringModule
 from patchcore.report.run import (
     SOMETIMES,
     Run,
@@ -61,12 +49,24 @@ from patchcore.resume import (
 from patchcore.run_artifact import copy_artifact, is_whole, write_artifact
 from patchcore.runfolder import METRICS, RunFolder
 from patchcore.settings import plain
+from patchcore.strategy import check_batches
 from patchcore.subsets import by_subset
-from patchcore.switches import asked_precision
+from patchcore.switches import check_shared
 from patchcore.tracking import moved_loggers, tracking
-
-Make = Callable[..., Any]
-"""Makes an object of Lightning's from its key, its settings and more keyword arguments."""
+from patchcore.training import (
+    Make,
+    Task,
+    build_trainer,
+    construct,
+    described,
+    fit,
+    fit_members,
+    parts,
+    prepare,
+    quiet,
+    take_part,
+    test,
+)
 
 
 @dataclass
@@ -77,12 +77,14 @@ class Finish:
         folder: Its folder.
         record: Contents of its metrics.json.
         warm: Names of the stages that read the cache, whose seconds are no costs.
+        costs: What stages cost when nothing is read from it: see `patchcore.costs`.
         text: Summary for the screen.
     """
 
     folder: Path
     record: dict[str, Any]
     warm: list[str]
+    costs: dict[str, Any] | None
     text: str
 
 
@@ -109,6 +111,9 @@ def run(
         origin: More to keep in provenance.json, such as the overrides.
         multirun: Folder of the multirun that the run is a point of, for `artifact.keep`=best.
 
+    With several devices, torchrun or SLURM may have started a process for each: then all of them
+    call this alike, and the `Finish` of all but the first is empty.
+
     Raises:
         InputError: Bad settings or data, or another process runs in `folder`.
 
@@ -119,16 +124,22 @@ def run(
     folder, make = Path(folder), make or construct
     settings = plain(config) if settings is None else settings
     keeper = Keeper(config.artifact, config.objectives[0], folder, multirun)
-    with RunFolder(folder) as place:
-        try:
-            text = _run_in(place, config, settings, make, origin or {}, keeper)
-        except ChangedError as error:
-            told = str(error).partition(",")[0]
-            warnings.warn(f"{told}; started again with the files as they are now", stacklevel=2)
-            place.clear()
-            text = _run_in(place, config, settings, make, origin or {}, keeper)
-        keeper.settle()
-    return Finish(folder, _record(folder), list(read_provenance(folder).get("warm", [])), text)
+    check_shared(config)
+    with Crew(config.trainer) as crew:
+        if crew.seat.rank:  # torchrun or SLURM has started this process: the first one writes
+            accompany(take_part)
+            return Finish(folder, {}, [], None, "")
+        with RunFolder(folder) as place:
+            run_in = partial(_run_in, place, config, settings, make, origin or {}, keeper, crew)
+            try:
+                text = run_in()
+            except ChangedError as error:
+                told = str(error).partition(",")[0]
+                warnings.warn(f"{told}; started again with the files as they are now", stacklevel=2)
+                place.clear()
+                text = run_in()
+            keeper.settle()
+    return Finish(folder, *_told(folder), text)
 
 
 def _run_in(
@@ -138,6 +149,7 @@ def _run_in(
     make: Make,
     origin: Mapping[str, Any],
     keeper: Keeper,
+    crew: Crew,
 ) -> str:
     """`run` in a folder that is locked; returns the summary for the screen."""
     folder = place.path
@@ -152,7 +164,7 @@ def _run_in(
     finished = Finished(config.cache.folder() / "runs")
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
     source = finished.find(name, wanted, folder) if config.resume else None
-    if source is not None and keeper.wants(_record(source), read_provenance(source)["warm"]):
+    if source is not None and keeper.wants(*_told(source)):
         wanted += config.artifact.files(len(config.members()))
         source = finished.find(name, wanted, folder)
         source = source if source is not None and is_whole(source) else None
@@ -164,12 +176,13 @@ def _run_in(
         if not (folder / METRICS).exists():  # else it names what lies there
             (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
         finished.started(name, folder)
-        done = train(config, split, settings, provenance, folder, place.new, make, keeper)
+        done = train(config, split, settings, provenance, folder, place.new, make, keeper, crew)
         what = "figures and tables" if config.figures else "tables"
         text = f"{done.summary()}\n\n{what}: {folder}"
     else:
-        warm = read_provenance(source)["warm"]
-        write_provenance(place.new, {**provenance, "warm": warm})
+        there = read_provenance(source)
+        spent: dict[str, Any] = {key: there[key] for key in ("warm", "costs") if key in there}
+        write_provenance(place.new, {**provenance, **spent})
         take_over(config, split.test, settings, source, folder, place.new, make, keeper)
         finished.started(name, folder)
         text = f"finished before, in {source}"
@@ -188,19 +201,23 @@ def train(
     new: Path,
     make: Make,
     keeper: Keeper,
+    crew: Crew,
 ) -> Run:
     """Fit and test one model or ensemble, and write its results to `new`.
 
     `new` stands for `folder`, where they will be put. `split` is what `config.data` has given, and
-    `provenance` what results follow from.
+    `provenance` what results follow from. The processes of `crew` take part.
 
     Raises:
         ChangedError: A file of the data has changed meanwhile.
     """
+    if crew.seat.size > 1:
+        check_batches(crew.seat.size, split, config.data.batch_size)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     with tracking(moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         loggers = list(trackers.loggers.values())
-        trainer = build_trainer(config, new, loggers, make)  # first: it may refuse its settings
+        # First: it may refuse its settings.
+        trainer = build_trainer(config, new, loggers, make, seat=crew.seat)
         models = [build_detector(parts(own)) for own in config.members()]
         trackers.start(settings)
         module: ScoringModule
@@ -213,9 +230,11 @@ def train(
             data = AnomalyDataModule(config.data, image, config.augment, split=split)
         else:
             module, data = prepare(config, models.pop(), trainer, split)
-            fit(trainer, module, data)
             fitted = [module.model]
-        record = test(trainer, module, data)
+        with crew.working(Task(config, split, new, make)):
+            if isinstance(module, DetectorModule):
+                fit(trainer, module, data)
+            record = test(trainer, module, data)
         done = Run(
             settings=settings,
             metrics=record.metrics,
@@ -233,10 +252,11 @@ def train(
             done.gallery = pick_gallery(done, dataset, module.anomaly_map)
             done.misclassified = pick_misclassified(done, dataset, module.anomaly_map)
         split.check()
-        write_provenance(new, {**provenance, "warm": sorted(record.warm)})
+        spent: dict[str, Any] = {"warm": sorted(record.warm), "costs": record.costs.table()}
+        write_provenance(new, {**provenance, **spent})
         write_run(done, new, config.figures)
         told = done.record()
-        if keeper.wants(told, sorted(record.warm)):
+        if keeper.wants(told, **spent):
             scales = [member.scale for member in members]
             more = (told, trainer.precision, module.decision)
             write_artifact(new, fitted, scales, config, split, provenance, *more)
@@ -264,7 +284,7 @@ def take_over(
         for picture in [*wanted, SOMETIMES]:
             if (source / "figures" / picture).is_file():
                 (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
-    if keeper.wants(_record(source), read_provenance(source)["warm"]):
+    if keeper.wants(*_told(source)):
         copy_artifact(source, new)
     origin = source
     if source == folder.resolve():  # only trackers or other settings without effect are new
@@ -275,142 +295,6 @@ def take_over(
     with tracking(moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         trackers.start(settings)
         trackers.track(new, tested=False)
-
-
-def prepare(
-    config: Config,
-    model: Detector,
-    trainer: pl.Trainer,
-    split: Split,
-    scale: ScaleConfig | None = None,
-) -> tuple[DetectorModule, AnomalyDataModule]:
-    """One model and its data, ready for the trainer; with a cache if that is enabled."""
-    cache = None
-    if (store := config.cache.open()) is not None:
-        network = network_digest(model, trainer.precision, trainer.strategy.root_device)
-        cache = MapCache(store, network, config.cache.precision, model.backbone.channels)
-    data = AnomalyDataModule(config.data, config.image, config.augment, cache, split)
-    return DetectorModule(model, cache, config.curve, scale, config.decision), data
-
-
-def parts(config: Config) -> Parts:
-    """Settings of the detector of a run without an ensemble, or of one member's run."""
-    return Parts(
-        config.method,
-        config.backbone,
-        config.layers,
-        config.patch,
-        config.coreset,
-        config.index,
-        config.scoring,
-    )
-
-
-def fit_members(
-    config: Config, models: list[Detector], new: Path, make: Make, split: Split
-) -> list[Member]:
-    """Fit and test the members of an ensemble one by one; `models` is used up."""
-    members = []
-    for number, own in enumerate(config.members(), 1):
-        whose = f" (member {number} of {len(config.ensemble.members)})"
-        trainer = build_trainer(own, new, [], make, whose)
-        module, data = prepare(own, models.pop(0), trainer, split, config.ensemble.scale)
-        fit(trainer, module, data)
-        record = test(trainer, module, data)
-        assert module.scale is not None
-        kept = None if config.artifact.keep is Keep.none else module.model
-        members.append(Member(own.backbone.name, module.scale, record, kept, module.left_out))
-        del trainer, module, data
-        gc.collect()  # they refer to each other; one memory at a time
-    return members
-
-
-def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) -> None:
-    """Collect from every training image, in every epoch, and build the memory.
-
-    Raises:
-        InputError: Lightning refuses its settings, or a callback ended it early.
-    """
-    try:
-        trainer.fit(module, data)
-    except MisconfigurationException as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    asked = len(data.split.train) * (trainer.max_epochs or 1)
-    _check_count("training", module.train_images, asked)
-
-
-def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) -> Record:
-    """Score every test image. Raises InputError as `fit` does."""
-    try:
-        trainer.test(module, data, verbose=False)
-    except MisconfigurationException as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    _check_count("test", len(module.record.scores), len(data.split.test))
-    return module.record
-
-
-def described(member: Member) -> dict[str, Any]:
-    """Record of a member in a run's folder, beside the ensemble's own numbers."""
-    kept = {key: getattr(member.record, key) for key in ("metrics", "undefined", "seconds")}
-    return {"backbone": member.backbone, **kept, "scale": asdict(member.scale)}
-
-
-def build_trainer(
-    config: Config, new: Path, loggers: list[Logger], make: Make, whose: str = ""
-) -> pl.Trainer:
-    """The Trainer that the settings ask for, callbacks included; its bars end with `whose`.
-
-    Raises:
-        InputError: It does not take them, or would use another device or precision.
-    """
-    settings = {"max_epochs": 1, **config.trainer}
-    callbacks = [
-        make(f"trainer.callbacks[{i}]", each) if isinstance(each, Mapping) else each
-        for i, each in enumerate(_list(settings.pop("callbacks", None)))
-    ]
-    if settings.get("enable_progress_bar", True):
-        callbacks.append(ProgressBar(whose))
-    trainer: pl.Trainer = make(
-        "trainer",
-        settings,
-        logger=loggers or False,
-        default_root_dir=str(new),
-        callbacks=callbacks,
-    )
-    if trainer.world_size > 1:
-        raise InputError(
-            f"trainer.devices={settings.get('devices')} means {trainer.world_size} devices here: "
-            "set it to 1, for a run is on one device"
-        )
-    if trainer.precision != asked_precision(settings):
-        device = trainer.strategy.root_device.type
-        raise InputError(
-            f"trainer.precision={settings.get('precision')} is not to be had on this device "
-            f"({device}): set {trainer.precision} or 32-true"
-        )
-    return trainer
-
-
-def construct(key: str, settings: Mapping[str, Any], **more: Any) -> Any:
-    """Return the object that `_target_` in the settings names; Lightning's Trainer without one.
-
-    Raises:
-        InputError: There is no such class, or it does not take the arguments; begins with the key.
-    """
-    arguments = {**settings, **more}
-    module, _, name = str(arguments.pop("_target_", "pytorch_lightning.Trainer")).rpartition(".")
-    try:
-        return getattr(import_module(module), name)(**arguments)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"{key}: {' '.join(str(error).split())}") from error
-
-
-def _check_count(kind: str, used: int, asked: int) -> None:
-    if used != asked:
-        raise InputError(
-            f"trainer: {used} {kind} images were used, not {asked}: leave out what ends it early, "
-            "such as callbacks"
-        )
 
 
 def _pictures(config: Config) -> list[str]:
@@ -425,23 +309,8 @@ def _settings_in(folder: Path) -> Any:
         return None
 
 
-def _record(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / METRICS).read_text()))
-
-
-def _list(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
-def quiet() -> None:
-    """Keep to our own words: no banners about devices, loaders or tips; warnings in one line."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-    for message in (
-        ".*will run with no optimizer.*",  # the backbone is frozen,
-        ".*in eval mode at the start of training.*",  # and stays in evaluation mode
-        ".*does not have many workers.*",
-        r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 on torch 2.15
-    ):
-        warnings.filterwarnings("ignore", message)
+def _told(folder: Path) -> tuple[dict[str, Any], list[str], dict[str, Any] | None]:
+    """Contents of metrics.json, stages that read the cache, and costs, of a finished run."""
+    provenance = read_provenance(folder)
+    record = dict(json.loads((folder / METRICS).read_text()))
+    return record, list(provenance.get("warm", [])), provenance.get("costs")

@@ -11,10 +11,10 @@ from enum import Enum
 from functools import lru_cache
 from typing import ClassVar
 
+import scipy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Int64
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from patchcore._traced import traced
@@ -230,7 +230,9 @@ def _upsample_and_blur(grid: int, size: int, sigma: float) -> Float32[Tensor, "s
     upsampled = F.interpolate(identity, size=size, mode="linear", align_corners=False)[0].T
     if sigma == 0:
         return upsampled
-    return torch.from_numpy(gaussian_filter1d(upsampled.numpy(), sigma, axis=0, mode="reflect"))
+    return torch.from_numpy(
+        scipy.ndimage.gaussian_filter1d(upsampled.numpy(), sigma, axis=0, mode="reflect")
+    )
 
 
 def _anomaly_maps_traced(

@@ -1,7 +1,7 @@
 """Switches of Lightning's Trainer that a run can have: those that use every image as it is told.
 
-Every number is to be of all images, each as often as it was asked for, on one device. What would
-change that is refused before any work, in one line.
+Every number is to be of all images, each as often as it was asked for, on one device or several.
+What would change that is refused before any work, in one line.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,6 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "gradient_clip_algorithm": ((None,), "has no effect, for nothing is optimised: leave it out"),
     "barebones": ((None, False), "logs no metrics: leave it out"),
     "plugins": ((None,), "could change precision or devices: set trainer.precision instead"),
-    "num_nodes": ((None, 1), "must be 1: a run is on one device, a multirun can be on several"),
 }
 """Switches that a run cannot have: {name: (values that change nothing, what to do)}."""
 
@@ -70,16 +69,53 @@ def check_switches(trainer: Mapping[str, Any], augmented: bool) -> None:
     name = _SPELLINGS.get(str(precision), precision)
     if precision is not None and name not in PRECISIONS:
         raise InputError(f"trainer.precision must be {_listed(PRECISIONS)}, got {precision}")
-    devices = trainer.get("devices", 1)
-    one = devices in (1, "1", "auto") or (isinstance(devices, list) and len(devices) == 1)
-    if not one and not (isinstance(devices, str) and devices.rstrip(",").isdigit()):
-        raise _one_device("devices", devices)
-    if isinstance(devices, str) and devices.isdigit() and devices != "1":
-        raise _one_device("devices", devices)
+    for key in ("devices", "num_nodes"):
+        if _number(trainer.get(key, 1)) < 1:
+            raise InputError(
+                f"trainer.{key} must be a number from 1 on"
+                f"{', or a list of devices' if key == 'devices' else ''}, got {trainer[key]}"
+            )
     if trainer.get("strategy", "auto") not in ("auto", None):
         raise InputError(
-            f"trainer.strategy must be auto, got {trainer['strategy']}: a run is on one device"
+            f"trainer.strategy must be auto, got {trainer['strategy']}: trainer.devices says how "
+            "many devices share a run, in the one way that gives its numbers"
         )
+
+
+def processes(trainer: Mapping[str, Any]) -> int:
+    """Return the number of processes that settings ask for, one a device.
+
+    >>> processes({"devices": 2}), processes({"devices": [0, 3]}), processes({})
+    (2, 2, 1)
+    """
+    return _number(trainer.get("devices", 1)) * _number(trainer.get("num_nodes", 1))
+
+
+def check_shared(config: Any) -> None:
+    """Refuse what several devices cannot do together.
+
+    Args:
+        config: Settings of a run.
+
+    Raises:
+        InputError: The key, and what to do.
+    """
+    devices = processes(config.trainer)
+    if devices == 1:
+        return
+    sampler = type(config.coreset).__name__.removesuffix("Config").lower()
+    refused = {
+        f"method={config.method.name}": not config.method.shared,
+        "an ensemble": bool(config.ensemble.members),
+        "decision.false_alarms": config.decision.false_alarms is not None,
+        f"coreset={sampler}": not config.coreset.shared,
+    }
+    for what, cannot in refused.items():
+        if cannot:
+            raise InputError(
+                f"trainer.devices={config.trainer.get('devices')}: {what} is for one device alone: "
+                "set trainer.devices=1"
+            )
 
 
 def asked_precision(trainer: Mapping[str, Any]) -> str:
@@ -98,11 +134,22 @@ def _check_epochs(epochs: Any, augmented: bool) -> None:
         )
 
 
-def _one_device(key: str, value: Any) -> InputError:
-    return InputError(
-        f"trainer.{key} must be 1, got {value}: a run is on one device; a multirun can be on "
-        "several, see hydra/launcher"
-    )
+def _number(devices: Any) -> int:
+    """Number of devices in one of Lightning's ways to say it; 0 for what is none of them."""
+    match devices:
+        case "auto" | None:
+            return 1  # whether it is one shows on the machine: see `training.build_trainer`
+        case bool():
+            return 0
+        case int():
+            return max(devices, 0)
+        case list():
+            return len(devices)
+        case str() if devices.isdigit():
+            return int(devices)
+        case str() if all(part.isdigit() for part in devices.rstrip(",").split(",")):
+            return len(devices.rstrip(",").split(","))
+    return 0
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from patchcore.coreset.order import Order
 from patchcore.coreset.sampler import Coreset, CoresetConfig
-from patchcore.coreset.order import take
+from patchcore.coreset.space import take
 from patchcore.settings import setting
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from patchcore.cache import (
@@ -68,6 +69,16 @@ def test_a_damaged_entry_is_named_dropped_and_rebuilt(tmp_path: Path, damage: st
     with pytest.warns(UserWarning, match=f"{path} is damaged"):
         assert store.get("maps/a") is None
     assert not path.exists()
+    store.put("maps/a", some(1))
+    assert same(store.get("maps/a"), some(1))
+
+
+def test_an_entry_of_an_earlier_version_is_made_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put("maps/a", some(1))
+    earlier = {**some(1), "checksum": torch.zeros(16, dtype=torch.uint8)}
+    store.entries()[0].path.write_bytes(save(earlier))
+    assert store.get("maps/a") is None and store.entries() == []  # without a warning
     store.put("maps/a", some(1))
     assert same(store.get("maps/a"), some(1))
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,6 +23,7 @@ from patchcore.coreset import (
     Order,
     Projection,
     RandomConfig,
+    Shard,
     SizedConfig,
     Start,
     greedy_order,
@@ -30,7 +32,7 @@ from patchcore.coreset import (
     subsample,
 )
 from patchcore.coreset import order as order_module
-from patchcore.coreset.order import chunk_size
+from patchcore.coreset.space import chunk_size
 from patchcore.errors import InputError
 from patchcore.report.radius import plot_radius
 from patchcore.settings import effective
@@ -331,7 +333,7 @@ def test_pools_grow_with_the_points_within_limits() -> None:
 def test_chunks_are_an_eighth_of_the_free_memory(
     free: int, width: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("patchcore.coreset.order.free_memory", lambda device: free)
+    monkeypatch.setattr("patchcore.coreset.space.free_memory", lambda device: free)
     assert chunk_size(torch.device("cpu"), width) == rows
 
 
@@ -377,6 +379,20 @@ def test_a_count_or_a_radius_leaves_the_ratio_without_effect(sampler: type[Sized
     assert "ratio" not in effective(sampler(count=3))
     if sampler is GreedyConfig:
         assert "ratio" not in effective(GreedyConfig(radius=1.0))
+
+
+def test_an_order_tells_the_time_that_each_length_of_it_takes() -> None:
+    points = normal(500, 8)
+    short = greedy_order(points, 20, pool=16)
+    order = greedy_order(points, 100, pool=16, order=short)
+    assert short.seconds is not None and order.seconds is not None
+    assert len(order.seconds) == len(order) and order.seconds[0] == 0
+    assert bool((order.seconds.diff() >= 0).all())
+    assert order.seconds[: len(short)].equal(short.seconds)
+    long = GreedyConfig(count=100).sample(points, torch.device("cpu"))
+    few = GreedyConfig(count=50).sample(points, torch.device("cpu"), long.order)
+    assert few.whole is not None and long.whole is not None
+    assert 0 < few.whole < long.whole <= long.spent + 1e-3
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -527,10 +543,12 @@ def interpret_kernels() -> None:
 
     plain = scheme._kernel
 
-    def compare(points: Tensor, pool: int, start: Start = Start.random) -> None:
+    def compare(
+        points: Tensor, pool: int, start: Start = Start.random, shard: Shard | None = None
+    ) -> None:
         expected = greedy_order(points, 20, pool=pool, chunk=64, start=start)
         scheme._kernel = lambda best: kernel if best.dtype == torch.float32 else None
-        order = greedy_order(points, 20, pool=pool, chunk=64, start=start)
+        order = greedy_order(points, 20, pool=pool, chunk=64, start=start, shard=shard)
         scheme._kernel = plain
         assert order.indices[:20].equal(expected.indices[:20])
         torch.testing.assert_close(order.radii[:20], expected.radii[:20])
@@ -543,9 +561,17 @@ def interpret_kernels() -> None:
     for dtype in (torch.float16, torch.bfloat16):
         compare((normal(150, 40) + 3).to(dtype), 16)
     compare(normal(2500, 8), 128)  # several blocks of the selection
-    for levels in (2, 4, 30):  # ties
-        generator = torch.Generator().manual_seed(1)
-        compare(torch.randint(levels, (150, 3), generator=generator).float(), 8)
+    ties = [
+        torch.randint(levels, (150, 3), generator=torch.Generator().manual_seed(1)).float()
+        for levels in (2, 4, 30)
+    ]
+    for points in ties:
+        compare(points, 8)
+    # Points of several processes, of which there is one.
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    for points in (normal(150, 40) + 3, *ties):
+        compare(points, 16, shard=Shard(torch.arange(150), 150))
+    dist.destroy_process_group()
 
 
 @cuda
@@ -567,8 +593,7 @@ def test_cuda_streams_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None
     resident = greedy_order(points, 2000, device="cuda")
     few = greedy_order(points, 500, device="cuda")
     assert greedy_order(points, 2000, device="cuda", order=few).radii.equal(resident.radii)
-    for module in ("tensors", "space"):
-        monkeypatch.setattr(f"patchcore.coreset.{module}.free_memory", lambda device: 2**20)
+    monkeypatch.setattr("patchcore.coreset.space.free_memory", lambda device: 2**20)
     streamed = greedy_order(points, 2000, device="cuda")
     assert streamed.indices.equal(resident.indices)
     torch.testing.assert_close(streamed.radii, resident.radii, rtol=1e-6, atol=0)

@@ -1,7 +1,6 @@
 """Data that changes while a run is under way, and seconds that a cache has saved."""
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from patchcore.data.sample import Split
 from patchcore.digests import Snapshot
 from patchcore.errors import InputError
 from patchcore.identity import samples_digest
+from patchcore.report.table import read_runs
 from patchcore.resume import read_provenance
 from tests.images import write_image, write_mask, write_mvtec
 from tests.runs import TINY, Outcome, patchcore
@@ -149,7 +149,7 @@ def test_a_file_that_settles_while_it_is_read_is_read_again(tmp_path: Path) -> N
 # --- costs -----------------------------------------------------------------------------------
 
 
-def test_seconds_that_a_cache_saved_are_marked_and_no_objective(root: Path) -> None:
+def test_costs_do_not_depend_on_which_point_came_first(root: Path) -> None:
     on = ["cache.enabled=true", "figures=false"]
     for name, size in (("cold", 3), ("other_patch", 1), ("same", 3)):
         assert train(root, name, *on, f"patch.size={size}").code == 0
@@ -160,16 +160,34 @@ def test_seconds_that_a_cache_saved_are_marked_and_no_objective(root: Path) -> N
     assert warm["same"] == ["coreset", "extract", "score"]
     wanted = [Objective.image_auroc, Objective.seconds, Objective.score_seconds]
     records = {name: json.loads((root / name / "metrics.json").read_text()) for name in names}
-    cold = objectives(records["cold"], wanted, warm["cold"])
-    assert isinstance(cold, tuple) and all(map(math.isfinite, cold))
-    for name in ("other_patch", "same"):
-        undefined = [objectives(records[name], [each], warm[name]) is None for each in wanted]
-        assert undefined == [False, True, True]
-        assert objectives(records[name], wanted, warm[name]) is None
+    costs = {name: read_provenance(root / name)["costs"] for name in names}
+    kept = [f"{stage}.{part}" for stage in ("extract", "score") for part in ("decode", "network")]
+    for part in kept:
+        first = costs["cold"][part]
+        assert first["seconds"] > 0 and not first["cached"]
+        for name in ("other_patch", "same"):
+            assert costs[name][part]["cached"]
+            assert costs[name][part]["seconds"] == pytest.approx(first["seconds"])
+    assert [costs[name]["coreset"]["cached"] for name in names] == [False, False, True]
+    own = {*kept, "coreset", "extract.patches", "score.patches", "score.search", "score.metrics"}
+    for name in names:
+        assert costs[name].keys() == own and costs[name]["coreset"]["seconds"] > 0
+        found = objectives(records[name], wanted, warm[name], costs[name])
+        assert isinstance(found, tuple)
+        _, total, scoring = found
+        assert total == pytest.approx(sum(each["seconds"] for each in costs[name].values()))
+        parts = [costs[name][f"score.{x}"] for x in ("decode", "network", "patches", "search")]
+        assert scoring == pytest.approx(sum(each["seconds"] for each in parts))
+        assert read_runs([root / name]).runs[0].metrics["seconds"] == pytest.approx(total)
+    unknown = {"coreset": {"seconds": None, "cached": True}}
+    assert objectives(records["same"], wanted, warm["same"], unknown) is None
+    assert objectives(records["same"], wanted, warm["same"]) is None  # of an earlier version
+    assert objectives(records["same"], wanted, []) is not None
     taken = train(root, "taken", *on, "resume=true")
     assert taken.code == 0 and "finished before" in taken.out
     source = Path((root / "taken/resumed_from.txt").read_text().strip())
     assert read_provenance(root / "taken")["warm"] == warm[source.name]
+    assert read_provenance(root / "taken")["costs"] == costs[source.name]
     mine = read_provenance(root / "taken")
     assert mine["overrides"][-1] == "resume=true" and mine["choices"]["coreset"] == "greedy"
 

@@ -41,9 +41,9 @@ from patchcore.methods import PadimConfig, PatchCoreConfig, SpadeConfig, build_d
 from patchcore.methods.scale import ScaleConfig
 from patchcore.module import DetectorModule
 from patchcore.patches import Mapping, PatchConfig
-from patchcore.runner import parts
 from patchcore.scoring import Distance, ScoringConfig
 from patchcore.settings import effective
+from patchcore.training import parts
 from tests.images import write_image, write_mask, write_mvtec
 
 TRAINER = {"accelerator": "cpu", "max_epochs": 1, "precision": "32-true"}

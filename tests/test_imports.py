@@ -75,13 +75,16 @@ def test_what_algorithms_share_imports_no_more_than_they_may(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_frameworks_are_imported_at_the_doors_only(name: str) -> None:
     place = name.split(".")[0]
-    if place not in {"data", "measuring", "module", "progress", "runner", "tracking", "commands"}:
+    if place not in {
+        *("data", "measuring", "module", "progress", "runner", "strategy", "tracking", "training"),
+        "commands",
+    }:
         assert not roots(MODULES[name]) & LIGHTNING
     if place not in {"config", "commands"}:
         assert not roots(MODULES[name]) & HYDRA
         # The runner has settings and trackers, but gets Lightning's objects made; the package's own
         # file names both for type checkers only.
-        if place not in {"", "runner"}:
+        if place not in {"", "runner", "training"}:
             assert not ours(MODULES[name]) & {"config", "commands", "runner"}
 
 
@@ -116,6 +119,37 @@ def test_the_package_alone_and_its_command_are_there_at_once() -> None:
         [sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout == "False\n"
+
+
+MISTAKE = """
+import sys
+from patchcore.commands import main
+sys.argv = ["patchcore", "train", "nonsense=1"]
+try:
+    main()
+except SystemExit as end:
+    print(end, *sorted(sys.modules), sep="\\n")
+"""
+
+
+def test_a_mistake_is_told_without_the_libraries_of_a_run() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MISTAKE], capture_output=True, text=True, check=True, timeout=120
+    )
+    told, *modules = done.stdout.splitlines()
+    assert "nonsense" in told and "hydra" in modules
+    # Seconds of import time each.
+    heavy = {"albumentations", "lightning_fabric", "matplotlib", "pytorch_lightning"}
+    heavy |= {
+        "scipy.ndimage",
+        "scipy.stats",
+        "timm",
+        "torch._dynamo",
+        "torchmetrics",
+        "torchvision",
+        "wandb",
+    }
+    assert heavy.isdisjoint(modules)
 
 
 def test_the_audit_hook_sees_sockets() -> None:

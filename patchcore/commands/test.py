@@ -15,8 +15,8 @@ from patchcore.errors import InputError, printable
 from patchcore.export import load_model
 from patchcore.measuring import kept_data, measure
 from patchcore.report.run import write_run
-from patchcore.runner import quiet
 from patchcore.settings import plain
+from patchcore.training import quiet
 
 FILES = ("scores.csv", "metrics.json")
 

@@ -1,5 +1,6 @@
 """`patchcore train`: fit a model on a category, test it, and leave a run folder."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
 from patchcore.commands.targets import build, guard
 from patchcore.keeping import objectives
 from patchcore.runfolder import METRICS
-from patchcore.runner import run as run_one
+
+_OUTSIDE = {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"}
+"""Variables of a process that torchrun or SLURM may have started with others."""
 
 register()
 
@@ -33,8 +36,19 @@ def main() -> None:
     sys.argv[1:] = as_typed(sys.argv[1:])
     check_overrides(sys.argv[1:])
     guard()
+    if _OUTSIDE.isdisjoint(os.environ):
+        with concluded():
+            command()
+        return
+    from patchcore.crew import accompany, outside, part
+    from patchcore.training import take_part
+
+    if (seat := outside()) is not None and seat.rank:
+        accompany(take_part, always=True)  # the first process alone has a run
+        return
     with concluded():
         command()
+    part()
 
 
 def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
@@ -43,6 +57,8 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
     A sweeper also gets None where an objective is undefined, which it counts as a failed trial.
     A module's function, so that launchers can name it to other processes.
     """
+    from patchcore.runner import run as run_one  # here: Lightning takes seconds, a mistake none
+
     run = HydraConfig.get()
     folder = Path(run.runtime.output_dir)
     multirun = run.mode is RunMode.MULTIRUN
@@ -72,7 +88,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
                 stop.kept = _kept(folder)
             raise
     print(done.text)
-    return objectives(done.record, list(cfg.objectives), done.warm)
+    return objectives(done.record, list(cfg.objectives), done.warm, done.costs)
 
 
 def origin(run: HydraConf) -> dict[str, Any]:

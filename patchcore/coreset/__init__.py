@@ -12,6 +12,7 @@ from patchcore.coreset.learned import LearnedConfig, reconstruction_loss
 from patchcore.coreset.order import Order, Start, greedy_order
 from patchcore.coreset.random import RandomConfig
 from patchcore.coreset.sampler import Coreset, CoresetConfig, SizedConfig, subsample
+from patchcore.coreset.shards import Shard
 
 __all__ = [
     "SAMPLERS",
@@ -24,6 +25,7 @@ __all__ = [
     "Order",
     "Projection",
     "RandomConfig",
+    "Shard",
     "SizedConfig",
     "Start",
     "greedy_order",

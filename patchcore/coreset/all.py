@@ -1,6 +1,7 @@
 """Sampler that keeps every patch."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -8,12 +9,15 @@ from torch import Tensor
 
 from patchcore.coreset.order import Order
 from patchcore.coreset.sampler import Coreset, CoresetConfig
+from patchcore.coreset.shards import Shard
 from patchcore.errors import InputError
 
 
 @dataclass
 class AllConfig(CoresetConfig):
     """Keep every patch."""
+
+    shared: ClassVar[bool] = True
 
     def sample(
         self,
@@ -23,6 +27,16 @@ class AllConfig(CoresetConfig):
         progress: bool = False,
     ) -> Coreset:
         return Coreset(features, torch.arange(len(features)))
+
+    def sample_shared(
+        self,
+        features: Float[Tensor, "patches channels"],
+        shard: Shard,
+        device: torch.device,
+        progress: bool = False,
+    ) -> Coreset:
+        indices = torch.arange(shard.total)
+        return Coreset(shard.fetch(features, indices, device), indices)
 
     def extend(
         self,

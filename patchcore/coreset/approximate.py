@@ -10,6 +10,7 @@ from torch import Tensor
 from patchcore.coreset.greedy import GreedyConfig, Projection
 from patchcore.coreset.order import Order, Start
 from patchcore.coreset.sampler import Coreset, SizedConfig
+from patchcore.coreset.shards import Shard
 from patchcore.settings import setting
 
 
@@ -19,6 +20,7 @@ class ApproximateConfig(SizedConfig):
 
     nested: ClassVar[bool] = True
     ordered: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
 
     dimension: int = setting(128, "dimensions that features are projected to", low=1)
     anchors: int = setting(
@@ -33,6 +35,15 @@ class ApproximateConfig(SizedConfig):
         progress: bool = False,
     ) -> Coreset:
         return self._greedy().sample(features, device, order, progress)
+
+    def sample_shared(
+        self,
+        features: Float[Tensor, "patches channels"],
+        shard: Shard,
+        device: torch.device,
+        progress: bool = False,
+    ) -> Coreset:
+        return self._greedy().sample_shared(features, shard, device, progress)
 
     def extend(
         self,

@@ -1,6 +1,7 @@
 """Greedy k-centre coreset (Algorithm 1): the order in `order.py`, of projected features."""
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -10,17 +11,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from patchcore.coreset.order import (
-    Order,
-    Start,
-    chunk_size,
-    free_memory,
-    full_precision,
-    greedy_order,
-    slices,
-    take,
-)
+from patchcore.coreset.order import Order, Start, greedy_order
 from patchcore.coreset.sampler import Coreset, SizedConfig
+from patchcore.coreset.shards import Shard
+from patchcore.coreset.space import chunk_size, free_memory, full_precision, slices, take
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
@@ -42,6 +36,7 @@ class GreedyConfig(SizedConfig):
 
     nested: ClassVar[bool] = True
     ordered: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
 
     seed: int = setting(
         0,
@@ -108,11 +103,31 @@ class GreedyConfig(SizedConfig):
         order: Order | None = None,
         progress: bool = False,
     ) -> Coreset:
-        n = len(features)
+        return self._sample(features, device, order, progress)
+
+    def sample_shared(
+        self,
+        features: Float[Tensor, "patches channels"],
+        shard: Shard,
+        device: torch.device,
+        progress: bool = False,
+    ) -> Coreset:
+        return self._sample(features, device, None, progress, shard)
+
+    def _sample(
+        self,
+        features: Float[Tensor, "patches channels"],
+        device: torch.device,
+        order: Order | None,
+        progress: bool,
+        shard: Shard | None = None,
+    ) -> Coreset:
+        n = len(features) if shard is None else shard.total
         size = self.size(n) if self.radius is None or self.count else n
+        start = time.perf_counter()
         if order is None or not order.reaches(size, self.radius):
             order = greedy_order(
-                project(features, self, device=device),
+                project(features, self, device=device, shard=shard),
                 size,
                 radius=self.radius,
                 start=self.start,
@@ -123,11 +138,18 @@ class GreedyConfig(SizedConfig):
                 device=device,
                 order=order,
                 progress=progress,
+                shard=shard,
+                since=start,
             )
+        spent = time.perf_counter() - start
         if self.radius is not None:
             size = min(size, order.size(self.radius) or size)
         indices = order.indices[:size]
-        return Coreset(take(features, indices), indices, order)
+        memory = (
+            take(features, indices) if shard is None else shard.fetch(features, indices, device)
+        )
+        whole = None if order.seconds is None else float(order.seconds[size - 1])
+        return Coreset(memory, indices, order, spent=spent, whole=whole)
 
     def extend(
         self,
@@ -148,19 +170,22 @@ def project(
     config: GreedyConfig,
     *,
     device: torch.device | str | None = None,
+    shard: Shard | None = None,
 ) -> Float[Tensor, "patches dimensions"]:
     """Random projection of features to fewer dimensions, float32, centred; or they as they are.
 
     The map is drawn on the CPU from `config.seed`, so it is the same everywhere. With
     `dimension=None`, d = 4 ln N / (e^2/2 - e^3/3) keeps all squared distances within a share e =
-    `distortion` with fair probability (Dasgupta, Gupta 2003).
+    `distortion` with fair probability (Dasgupta, Gupta 2003). With a `shard`, N and the centre are
+    those of the features of all processes, which call this together.
     """
     n, full = features.shape
+    total = n if shard is None else shard.total
     if config.dimension is not None:
         small = config.dimension
     else:
         e = config.distortion
-        small = math.ceil(4 * math.log(max(n, 2)) / (e**2 / 2 - e**3 / 3))
+        small = math.ceil(4 * math.log(max(total, 2)) / (e**2 / 2 - e**3 / 3))
     too_narrow = small >= full or (config.projection is Projection.auto and full <= 4 * small)
     if config.projection is Projection.none or too_narrow:
         return features
@@ -178,7 +203,7 @@ def project(
         points = torch.empty(n, small, device=device if fits else "cpu", dtype=real)
         for rows in slices(n, config.chunk or chunk_size(device, full)):
             points[rows] = features[rows].to(device, torch.float32) @ matrix
-        return points.sub_(points.mean(0))
+        return points.sub_(points.mean(0) if shard is None else shard.mean(points))
 
 
 def _projects(settings: Mapping[str, Any]) -> bool:

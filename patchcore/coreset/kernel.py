@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -94,6 +95,70 @@ def rounds(
             now = last()
             report(now - made)
             if now == made or now >= count:
+                return picks[:now], fall[:now].cpu().numpy()
+            made = now
+
+
+class SharedSpace(Space, Protocol):
+    """Part of `shards.SharedSpace` that the kernels need."""
+
+    def farthest(self, best: Tensor, pool: int, blur: float) -> tuple[Tensor, Tensor]: ...
+
+    def take(self, values: Tensor, which: Tensor) -> Tensor: ...
+
+    def mark(self, best: Tensor, picks: Tensor) -> None: ...
+
+
+def shared_rounds(
+    space: SharedSpace,
+    best: Tensor,
+    pool: int,
+    blur: float,
+    end: float,
+    count: int,
+    report: Callable[[int], None],
+) -> tuple[Tensor, np.ndarray]:
+    """Return `rounds` of points that lie in several processes, which call this together.
+
+    Picks are those of the first process, should the hardware of another round otherwise.
+    """
+    size = count + 2 * pool
+    picks = torch.zeros(size, dtype=torch.int64, device=best.device)
+    chosen, fall = torch.empty_like(picks), best.new_empty(size)
+    told = torch.zeros(8 + pool, dtype=torch.int32, device=best.device)
+    state, places = told[:5], told[8:]  # one message; the kernels like aligned addresses
+    state[_SIZE.value] = pool
+    centre, own = space.centre.float(), space.norms(torch.float32)
+    lane = torch.arange(pool, device=best.device)
+    made, seen = 0, None
+    while True:
+        candidates, floor = space.farthest(best, pool, blur)
+        state[_FLOOR.value : _FLOOR.value + 1] = floor.float()[None].view(torch.int32)
+        x = space.rows(candidates, torch.float32)  # (K, d)
+        norms, reach = space.take(own, candidates), space.take(best, candidates)  # (K,)
+        between = torch.addmm(norms, x, x.T, alpha=-2)  # (K, K), less the row's own norm
+        before = state[_TOTAL.value : _TOTAL.value + 1].clone()
+        _pick[(1,)](
+            between, lane, norms, reach, places, chosen, fall, state,
+            pool, count, blur, end, triton.next_power_of_2(pool), **_OPTIONS,
+        )  # fmt: skip
+        dist.broadcast(told, 0)
+        batch = candidates[places.long()]
+        picks.scatter_(0, before + lane, batch)  # the next round overwrites what is no pick
+        space.mark(best, torch.where(lane < state[_MADE.value], batch, -1))
+        for rows, points in space.stored():
+            grid = (triton.cdiv(len(points), _ROWS),)
+            _lower[grid](
+                best[rows], own[rows], points, centre, x, norms, places,
+                state, len(points), x.shape[1], space.shifted,
+                _ROWS, _PICKS, _DEPTH, **_OPTIONS,
+            )  # fmt: skip
+        last, seen = seen, _read(state)
+        if last is not None:  # one round late, as in `rounds`
+            now = last()
+            report(now - made)
+            if now == made or now >= count:
+                dist.broadcast(fall, 0)
                 return picks[:now], fall[:now].cpu().numpy()
             made = now
 

@@ -7,8 +7,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from patchcore.coreset.order import Order, draw, take
+from patchcore.coreset.order import Order
 from patchcore.coreset.sampler import Coreset, SizedConfig
+from patchcore.coreset.shards import Shard
+from patchcore.coreset.space import draw, take
 
 
 @dataclass
@@ -16,6 +18,7 @@ class RandomConfig(SizedConfig):
     """Keep a seeded random share."""
 
     nested: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
 
     def sample(
         self,
@@ -26,6 +29,16 @@ class RandomConfig(SizedConfig):
     ) -> Coreset:
         indices = draw(len(features), self.size(len(features)), self.seed)
         return Coreset(take(features, indices), indices)
+
+    def sample_shared(
+        self,
+        features: Float[Tensor, "patches channels"],
+        shard: Shard,
+        device: torch.device,
+        progress: bool = False,
+    ) -> Coreset:
+        indices = draw(shard.total, self.size(shard.total), self.seed)
+        return Coreset(shard.fetch(features, indices, device), indices)
 
     def extend(
         self,

@@ -8,6 +8,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from patchcore.coreset.order import Order
+from patchcore.coreset.shards import Shard
 from patchcore.errors import InputError
 from patchcore.settings import Settings, setting
 
@@ -20,6 +21,8 @@ class Coreset:
     indices: Int64[Tensor, " kept"] | None  # rows of the features, on the CPU; None: made, not kept
     order: Order | None = None  # if the sampler is `ordered`; may be longer than the memory
     losses: Float32[Tensor, " steps"] | None = None  # of a sampler that trains
+    spent: float = 0.0  # wall time in seconds that went into `order` now
+    whole: float | None = 0.0  # that an order of this length takes if none is given; None: unknown
 
 
 @dataclass
@@ -32,6 +35,8 @@ class CoresetConfig(Settings):
     """True if the memory of every ratio begins with those of the smaller ratios."""
     ordered: ClassVar[bool] = False
     """True if a `Coreset.order` is made, which is worth storing and can be continued."""
+    shared: ClassVar[bool] = False
+    """True if several processes can make one memory, each from its own features."""
 
     def sample(
         self,
@@ -42,6 +47,20 @@ class CoresetConfig(Settings):
     ) -> Coreset:
         """Return the memory of these features; `coreset.subsample` describes the arguments."""
         raise TypeError(f"no sampler for {type(self).__name__}")
+
+    def sample_shared(
+        self,
+        features: Float[Tensor, "patches channels"],
+        shard: Shard,
+        device: torch.device,
+        progress: bool = False,
+    ) -> Coreset:
+        """Return the memory of the features of all processes, the same in each, on `device`.
+
+        All call this together, each with the `features` that its `shard` names. It is the memory
+        that `sample` makes of all features, up to rounding.
+        """
+        raise TypeError(f"{type(self).__name__} is not shared")
 
     def extend(
         self,
@@ -101,6 +120,7 @@ def subsample(
     device: torch.device | str | None = None,
     order: Order | None = None,
     progress: bool = False,
+    shard: Shard | None = None,
 ) -> Coreset:
     """Reduce patch features to the memory that `config` asks for.
 
@@ -111,6 +131,7 @@ def subsample(
             features are.
         order: Stored order of the same features and settings, used as it is or continued.
         progress: Whether to show a progress bar.
+        shard: Which of the features of several processes these are; None: they are all.
 
     Raises:
         InputError: Features are empty or not finite, or settings do not fit them.
@@ -118,4 +139,6 @@ def subsample(
     if features.ndim != 2 or len(features) == 0:
         raise InputError(f"features must be (N, D) with N > 0, got {tuple(features.shape)}")
     device = torch.device(device) if device is not None else features.device
+    if shard is not None:
+        return config.sample_shared(features, shard, device, progress)
     return config.sample(features, device, order, progress)

@@ -1,5 +1,6 @@
 """Samples as a torch data set, and batches of them."""
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from patchcore.cache import MapCache
+from patchcore.cache import MapCache, timed, took
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.images import read_pair, read_truth
 from patchcore.data.sample import Sample
@@ -31,7 +32,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Item i is a dict: `image` (3, H, W) float32, normalised; `label` 0 or 1; `mask` (H, W) bool,
     True where anomalous; `has_mask`, False where that is not known (an anomalous image without a
     mask, or whose mask marks nothing, or nothing inside the crop); `regions` (6,) int64, what
-    became of the mask's regions (`patchcore.data.transforms.Regions`); `index` into `samples`.
+    became of the mask's regions (`patchcore.data.transforms.Regions`); `index` into `samples`;
+    `seconds`, two numbers: what decoding took and what it took from there to what the item holds,
+    when these were made; NaN where that is not known.
     Where the samples have a region that counts, also `inside` (H, W) bool, True where pixels do.
 
     There are len(samples) items, and a negative number counts from their end. In batches, item
@@ -88,52 +91,64 @@ class ImageDataset(Dataset[dict[str, Any]]):
         if self.cache is None:
             return self._items(items, normalise=True)
         keys = [self._input_digest(self.samples[item % len(self)]) for item in items]
-        maps = self.cache.get(keys)
+        maps = self.cache.get_timed(keys)
         batch = self._items(items, normalise=maps is None)
         for i, described in enumerate(batch):
             described["key"] = keys[i]
             if maps is not None:
-                described["maps"] = maps[i]
+                described["maps"], described["seconds"][1] = maps[i]
                 described["cached"] = True
         return batch
 
     def _items(self, items: list[int], normalise: bool) -> list[dict[str, Any]]:
         """Load items on PyTorch's number of threads; on one with augmentation, for its state."""
-        with ThreadPoolExecutor(1 if self.augmented else torch.get_num_threads()) as threads:
-            return list(threads.map(lambda item: self._item(item, normalise), items))
+        threads = 1 if self.augmented else torch.get_num_threads()
+        beside = min(threads, len(items))  # so many share the time that each takes
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(lambda item: self._item(item, normalise, beside), items))
 
-    def _item(self, item: int, normalise: bool) -> dict[str, Any]:
+    def _item(self, item: int, normalise: bool, beside: int = 1) -> dict[str, Any]:
         epoch, index = divmod(item, len(self.samples))
         sample = self.samples[index]
-        pixels, mask, inside, regions, cached = self._prepared(sample, epoch, index)
-        described = {
+        pixels, mask, inside, regions, (decode, cached) = self._prepared(
+            sample, epoch, index, beside
+        )
+        described: dict[str, Any] = {
             "label": sample.label,
             "mask": torch.from_numpy(mask),  # (H', W')
             "has_mask": sample.label == 0 or (regions.marked > 0 and not regions.unseen),
             "regions": torch.from_numpy(regions.counts()),
             "index": index,
+            "seconds": [decode, 0.0],
         }
         if inside is not None:
             described["inside"] = torch.from_numpy(inside)  # (H', W')
         if self.cache is not None:
             described["cached"] = cached
-        return {"image": self.normalise(pixels), **described} if normalise else described
+        if not normalise:
+            return described
+        start = time.perf_counter()
+        image = self.normalise(pixels)
+        described["seconds"][1] = (time.perf_counter() - start) / beside
+        return {"image": image, **described}
 
     def _prepared(
-        self, sample: Sample, epoch: int, index: int
-    ) -> tuple[Pixels, Mask, Mask | None, Regions, bool]:
+        self, sample: Sample, epoch: int, index: int, beside: int
+    ) -> tuple[Pixels, Mask, Mask | None, Regions, tuple[float, bool]]:
         """Pixels (H', W', 3), mask (H', W') and the pixels that count at the network's size.
 
-        Further the mask's regions, and whether all this came from the cache.
+        Further the mask's regions, the seconds that all this took when so many were made `beside`
+        each other, and whether it came from the cache.
         """
-        key = None
+        key, start = None, time.perf_counter()
         if self.cache is not None:
             key = image_key(self._recipe, sample.contents(self.snapshot.digest))
             if found := self.cache.store.get(key, _is_prepared):
                 regions = Regions(*found["regions"].tolist())
                 kept = found.get("inside")
                 inside = None if kept is None else kept.numpy()
-                return found["pixels"].numpy(), found["mask"].numpy(), inside, regions, True
+                pixels, mask = found["pixels"].numpy(), found["mask"].numpy()
+                return pixels, mask, inside, regions, (took(found), True)
         image = self.image
         pixels, mask, region = self.snapshot.read(
             self._files[index],
@@ -152,16 +167,18 @@ class ImageDataset(Dataset[dict[str, Any]]):
         inside = None if region is None else self._inside(sample, region, mask.shape)
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
         pixels, mask = self.prepare(pixels, mask, seed)
+        seconds = (time.perf_counter() - start) / beside
         if self.cache is not None and key is not None:
             tensors = {
                 "pixels": torch.from_numpy(pixels),
                 "mask": torch.from_numpy(mask),
                 "regions": torch.from_numpy(regions.counts()),
+                **timed(seconds),
             }
             if inside is not None:
                 tensors["inside"] = torch.from_numpy(inside)
             self.cache.store.put(key, tensors)
-        return pixels, mask, inside, regions, False
+        return pixels, mask, inside, regions, (seconds, False)
 
     def _inside(self, sample: Sample, region: Mask, size: tuple[int, ...]) -> Mask:
         """Pixels that count, as the network sees them, by the region of an image of `size`."""
@@ -218,7 +235,8 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `image` (B, 3, H, W) float32, channels last in memory, `label` (B,) int64, `mask` (B, H, W)
-        bool, `has_mask` (B,) bool, `regions` (B, 6) int64, `index` (B,) int64. With regions that
+        bool, `has_mask` (B,) bool, `regions` (B, 6) int64, `index` (B,) int64, `seconds`, two
+        sums. With regions that
         count also `inside` (B, H, W) bool. With a cache also
         `key`, a list of B digests, `cached`, whether any image or map came from it, and once they
         are there `maps` [(B, h, w, C), …] float32 or bfloat16 in place of `image`.
@@ -239,6 +257,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         "has_mask": torch.tensor([item["has_mask"] for item in items]),
         "regions": torch.stack([item["regions"] for item in items]),
         "index": torch.tensor([item["index"] for item in items]),
+        "seconds": [sum(each) for each in zip(*(item["seconds"] for item in items), strict=True)],
     }
     if "inside" in items[0]:
         batch["inside"] = torch.stack([item["inside"] for item in items])

@@ -10,8 +10,8 @@ from itertools import pairwise
 from math import cos, pi, radians, sin
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter1d
 
 Array = NDArray[np.floating]  # single precision throughout
 Picture = tuple[NDArray[np.uint8], NDArray[np.bool_]]
@@ -57,7 +57,11 @@ def draw_texture(
     azimuth = radians(rng.uniform(200, 250))
     slope = np.where(warp_up, cos(azimuth) * across, sin(azimuth) * across)
     fibre = rng.standard_normal((2, size, size), dtype=np.float32)
-    fuzz = np.where(warp_up, uniform_filter1d(fibre[0], 7, 0), uniform_filter1d(fibre[1], 7, 1))
+    fuzz = np.where(
+        warp_up,
+        scipy.ndimage.uniform_filter1d(fibre[0], 7, 0),
+        scipy.ndimage.uniform_filter1d(fibre[1], 7, 1),
+    )
     dye = rng.normal(1, 0.03, (2, 128)).astype(np.float32)
     shade = (0.32 + 0.68 * height + 0.16 * slope) * (1 + 0.16 * fuzz)
     shade = shade * np.where(warp_up, dye[0][warp.astype(int)], dye[1][weft.astype(int)])
@@ -126,7 +130,7 @@ def draw_object(
     body = np.maximum(rim, -bore)
 
     # The mat, with the shadow of the wheel.
-    mat = _rgb(52, 57, 64) * (1 + 0.09 * uniform_filter1d(grain, 3, 1))[..., None]
+    mat = _rgb(52, 57, 64) * (1 + 0.09 * scipy.ndimage.uniform_filter1d(grain, 3, 1))[..., None]
     far = np.hypot(dx + 5 * light[0], dy + 5 * light[1])
     mat = mat * (0.35 + 0.65 * _rise(np.where(far < 60, 24 - far, far - 100) / 14))[..., None]
 

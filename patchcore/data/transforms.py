@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy.ndimage
+import scipy
 import torch
 from numpy.typing import NDArray
 from omegaconf import MISSING

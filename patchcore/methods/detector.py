@@ -64,6 +64,7 @@ class MethodConfig(Settings):
             of settings}, or the class that a group's settings must be of if it reads them all.
         scalable: Whether it measures `Fitting.scale`, which an ensemble needs of its members.
         nested: Whether its memory begins with that of every smaller `coreset.ratio`.
+        shared: Whether several processes can fit it together, each from its own images.
         untraceable: Why no graph for batches of any length can be made of it; empty if one can.
     """
 
@@ -73,6 +74,7 @@ class MethodConfig(Settings):
     reads: ClassVar[Mapping[str, tuple[str, ...] | type]] = {}
     scalable: ClassVar[bool] = False
     nested: ClassVar[bool] = False
+    shared: ClassVar[bool] = False
     untraceable: ClassVar[str] = ""
 
     def build(self, parts: "Parts") -> "Detector":
@@ -120,20 +122,26 @@ class Fitting:
         progress: Whether to show progress bars.
         images: Numbers of the images that were gathered: copies of one, as from several epochs,
             share its number. None: each is another.
+        places: Places of the images among those of all processes that fit together, each its own;
+            None: this process has all images.
         kept: Where outcomes of costly stages are looked for and kept; None: nowhere.
         scale: How to measure the scale of the scores; None: it is not measured.
         measured: The scale.
         seconds: Wall time of each stage.
         warm: Stages that read `kept`, so that their time is not that of computing.
+        costs: Seconds of stages that differ from their wall time: what they take when nothing is
+            read from `kept`; NaN where that is not known.
     """
 
     progress: bool = False
     images: Sequence[int] | None = None
+    places: Sequence[int] | None = None
     kept: Kept | None = None
     scale: ScaleConfig | None = None
     measured: Scale | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     warm: set[str] = field(default_factory=set)
+    costs: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

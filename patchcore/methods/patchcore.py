@@ -1,7 +1,9 @@
 """PatchCore: a memory of nominal patch features, and distances to it (Roth et al., CVPR 2022)."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +16,7 @@ from patchcore.coreset import (
     CoresetConfig,
     GreedyConfig,
     Order,
+    Shard,
     SizedConfig,
     subsample,
 )
@@ -56,6 +59,7 @@ class PatchCoreConfig(MethodConfig):
     }
     scalable: ClassVar[bool] = True
     nested: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
 
     def build(self, parts: Parts) -> "PatchCore":
         """See `MethodConfig.build`."""
@@ -155,18 +159,23 @@ class PatchCore(Detector):
             counts, features = buffer.counts, buffer.take()
             images = range(len(counts)) if fitting.images is None else fitting.images
             settings, order = (self.patch_config, self.coreset_config), None
-            kept = fitting.kept if self.coreset_config.ordered else None
+            shard = None if fitting.places is None else Shard.of(fitting.places, counts)
+            kept = fitting.kept if self.coreset_config.ordered and shard is None else None
             if kept is not None:
                 entry = kept.get(*settings, lambda entry: _is_order(entry, len(features)))
                 if entry is not None:
                     order = Order(**entry)
                     fitting.warm.add("coreset")
-            coreset = self.build(features, fitting.progress, order)
+            coreset = self.build(features, fitting.progress, order, shard)
             if kept is not None and coreset.order is not order:
                 kept.put(*settings, vars(coreset.order))
             if coreset.indices is not None:
-                origin = patch_origins(coreset.indices, places, widths, images)
+                of = partial(patch_origins, places=places, widths=widths, images=images)
+                chosen = coreset.indices
+                origin = of(chosen) if shard is None else shard.combine(of, chosen)
                 self.origin = origin.to(self.memory.device)
+        whole = math.nan if coreset.whole is None else coreset.whole
+        fitting.costs["coreset"] = fitting.seconds["coreset"] - coreset.spent + whole
         if fitting.scale is not None:
             with fitting.stage("scale"):
                 fitting.measured = nominal_scale(
@@ -180,19 +189,25 @@ class PatchCore(Detector):
                 )
 
     def build(
-        self, features: Tensor, progress: bool = False, order: Order | None = None
+        self,
+        features: Tensor,
+        progress: bool = False,
+        order: Order | None = None,
+        shard: Shard | None = None,
     ) -> Coreset:
         """Reduce patch features (N, D) of nominal images to the memory bank.
 
         They may lie in host memory while the model is on an accelerator. A stored `order` of the
-        same features and settings is used or continued.
+        same features and settings is used or continued. With a `shard` they are a part of those of
+        all processes, which call this together and end with the same memory.
 
         Raises:
             InputError: They are NaN or infinite, or do not suit the settings.
         """
         device = self.memory.device
+        config = self.coreset_config
         coreset = subsample(
-            features, self.coreset_config, device=device, order=order, progress=progress
+            features, config, device=device, order=order, progress=progress, shard=shard
         )
         memory = comparable(coreset.memory.to(device), self.scoring)
         if not bool(memory.isfinite().all()):
@@ -200,7 +215,8 @@ class PatchCore(Detector):
                 "the nominal images' patch features are NaN or infinite: check the images, "
                 "backbone.weights and trainer.precision"
             )
-        self.coreset, self.memory, self._gathered = coreset, memory, len(features)
+        self.coreset, self.memory = coreset, memory
+        self._gathered = len(features) if shard is None else shard.total
         self.origin = torch.full((len(memory), 3), UNKNOWN, dtype=torch.int32, device=device)
         return coreset
 
@@ -372,14 +388,16 @@ def _rows(features: Tensor, counts: Tensor | None) -> Tensor:
 
 def _is_order(entry: dict[str, Tensor], patches: int) -> bool:
     """Whether a cache entry holds an order of some of so many patches."""
-    indices, radii, remaining = (entry[key] for key in ("indices", "radii", "remaining"))
+    names = ("indices", "radii", "remaining", "seconds")
+    indices, radii, remaining, seconds = (entry[key] for key in names)
     return (
-        len(entry) == 3
+        len(entry) == 4
         and indices.dtype == torch.int64
         and indices.ndim == 1
         and 0 < len(indices) <= patches
         and 0 <= int(indices.min()) <= int(indices.max()) < patches
         and (radii.shape, remaining.shape) == (indices.shape, (patches,))
+        and seconds.shape == indices.shape
         and radii.is_floating_point()
         and remaining.is_floating_point()
     )

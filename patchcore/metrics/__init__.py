@@ -5,6 +5,9 @@ arithmetic, `patchcore.metrics.bootstrap` their intervals; `patchcore.metrics.st
 scores.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from patchcore.metrics.bootstrap import CONFIDENCE, RESAMPLES, SEED, intervals
 from patchcore.metrics.measures import (
     IMAGE_KEYS,
@@ -23,7 +26,6 @@ from patchcore.metrics.measures import (
 )
 from patchcore.metrics.overlap import MapScores, UndefinedError, aupimo, pimo_areas
 from patchcore.metrics.regions import region_areas
-from patchcore.metrics.states import ImageMetrics, MaskCounts, PixelMetrics
 from patchcore.metrics.sweep import (
     Sweep,
     area_under,
@@ -33,6 +35,9 @@ from patchcore.metrics.sweep import (
     roc_curve,
     sweep,
 )
+
+if TYPE_CHECKING:
+    from patchcore.metrics.states import ImageMetrics, MaskCounts, PixelMetrics
 
 __all__ = [
     "CONFIDENCE",
@@ -68,3 +73,11 @@ __all__ = [
     "sweep",
     "told",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import what collects scores when it is first asked for: torchmetrics takes seconds."""
+    if name not in ("ImageMetrics", "MaskCounts", "PixelMetrics"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module("patchcore.metrics.states"), name)
+    return value

@@ -1,7 +1,7 @@
 """Connected regions of masks: by SciPy on the CPU, by torch on an accelerator."""
 
 import numpy as np
-import scipy.ndimage
+import scipy
 import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor

@@ -18,6 +18,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 
+from patchcore.costs import fresh
 from patchcore.errors import printable
 from patchcore.report.cells import restored
 from patchcore.report.checks import STRUCTURES, is_finite, is_metric, problems
@@ -60,6 +61,7 @@ class RunFolder:
     problem: str = ""  # why there are no metrics
     written: float = 0.0  # when, seconds since the epoch
     warm: list[str] = field(default_factory=list)  # stages that took results from a cache
+    costs: Any = None  # what stages cost when nothing is read from it: see `patchcore.costs`
     spent: float = 0.0  # seconds, those of warm stages too
     digest: str = ""  # of the images; empty where the folder does not tell it
     idle: Settings = field(default_factory=dict)  # settings that had no effect on this run
@@ -132,6 +134,7 @@ def _read_settings(run: RunFolder) -> None:
         run.settings |= run.circumstances
         warm = provenance.get("warm")
         run.warm = [str(stage) for stage in warm] if isinstance(warm, list) else []
+        run.costs = provenance.get("costs")
         run.traced = True
         run.digest = json.dumps(data, sort_keys=True) if data else ""
     else:
@@ -295,12 +298,23 @@ def _fill(run: RunFolder, record: dict[str, Any]) -> None:
         each = seconds["seconds.score"] / run.metrics["test_images"]
         run.metrics["milliseconds_per_image"] = 1000 * each
     run.warm = list(record.get("warm") or run.warm)
+    known = _costs(run)
+    run.metrics |= known
     for stage in run.warm:
         spoilt = ["seconds", f"seconds.{stage}"]
         for key in spoilt + (["milliseconds_per_image"] if stage == "score" else []):
-            if run.metrics.pop(key, None) is not None:
+            if key not in known and run.metrics.pop(key, None) is not None:
                 stages = " and ".join(run.warm)
                 run.undefined[key] = f"warm: {stages} took results from a cache, so it is no cost"
+
+
+def _costs(run: RunFolder) -> dict[str, float]:
+    """Seconds as they are when nothing is read from the cache, as far as they are known."""
+    told = {f"seconds.{stage}": fresh(run.costs, stage) for stage in run.warm}
+    told["seconds"], scoring = fresh(run.costs), fresh(run.costs, "score", metrics=False)
+    if scoring is not None and (images := run.metrics.get("test_images")):
+        told["milliseconds_per_image"] = 1000 * scoring / images
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def _is_score(text: str) -> bool:

@@ -12,18 +12,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from pytorch_lightning.loggers import Logger
+from typing import TYPE_CHECKING, Any
 
 from patchcore.errors import InputError
 from patchcore.keeping import FOLDER as ARTIFACT
-from patchcore.report.run import GalleryItem, read_results
 from patchcore.report.words import flatten
 from patchcore.tracking.csv import Csv
 from patchcore.tracking.tensorboard import TensorBoard
 from patchcore.tracking.tracker import Tracker
 from patchcore.tracking.wandb import Wandb
+
+if TYPE_CHECKING:  # both take seconds to import, and settings need neither
+    from pytorch_lightning.loggers import Logger
+
+    from patchcore.report.run import GalleryItem
 
 TRACKERS: dict[str, Tracker] = {"csv": Csv(), "tensorboard": TensorBoard(), "wandb": Wandb()}
 """Trackers by the choice of the group `logger`."""
@@ -43,7 +45,7 @@ def tracker_named(target: Any) -> Tracker:
     return next((each for each in TRACKERS.values() if each.is_named(target)), Tracker())
 
 
-def tracker_of(logger: Logger) -> Tracker:
+def tracker_of(logger: "Logger") -> Tracker:
     """Return the tracker of a logger by its class, or else by the class that it is made from."""
     by_class = {tracker.logger_class(): tracker for tracker in TRACKERS.values()}
     return next((by_class[each] for each in type(logger).__mro__ if each in by_class), Tracker())
@@ -53,8 +55,8 @@ def tracker_of(logger: Logger) -> Tracker:
 class Tracking:
     """The trackers of one run."""
 
-    loggers: dict[str, Logger]  # by their names in the settings
-    started: list[Logger] = field(default_factory=list)
+    loggers: "dict[str, Logger]"  # by their names in the settings
+    started: "list[Logger]" = field(default_factory=list)
 
     def start(self, settings: dict[str, Any]) -> None:
         """Open every tracker and give it the settings.
@@ -71,7 +73,9 @@ class Tracking:
                 told = " ".join(str(error).split()) or type(error).__name__
                 raise InputError(f"logger.{name}: cannot start: {told}; or {advice}") from error
 
-    def track(self, folder: Path, gallery: Sequence[GalleryItem] = (), tested: bool = True) -> None:
+    def track(
+        self, folder: Path, gallery: "Sequence[GalleryItem]" = (), tested: bool = True
+    ) -> None:
         """Log what the finished run in `folder` holds.
 
         Args:
@@ -82,6 +86,8 @@ class Tracking:
         """
         if not self.started:
             return
+        from patchcore.report.run import read_results
+
         run = read_results(folder)
         run.gallery = list(gallery)
         record = run.record()
@@ -145,12 +151,14 @@ def _moved(value: Any, folder: Path, new: Path) -> Any:
     return value
 
 
-def build_logger(name: str, settings: Any, make: Make) -> Logger:
+def build_logger(name: str, settings: Any, make: Make) -> "Logger":
     """Return the logger that the settings ask for.
 
     Raises:
         InputError: They ask for something else, or it cannot be made from them.
     """
+    from pytorch_lightning.loggers import Logger
+
     more = {}
     if isinstance(settings, Mapping):
         more = tracker_named(settings.get("_target_")).more_settings(settings)
@@ -175,7 +183,7 @@ def environment(folder: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def finish(logger: Logger, success: bool) -> None:
+def finish(logger: "Logger", success: bool) -> None:
     """Close the logger, so that the next job of a multirun gets a run of its own."""
     tracker_of(logger).close(logger, success)
 

@@ -1,9 +1,11 @@
 """Numbers and pictures for TensorBoard, which needs the extra `tensorboard`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from patchcore.report.run import Run
 from patchcore.tracking.tracker import FOLDER, Tracker
+
+if TYPE_CHECKING:
+    from patchcore.report.run import Run
 
 
 class TensorBoard(Tracker):
@@ -12,7 +14,7 @@ class TensorBoard(Tracker):
     target = "pytorch_lightning.loggers.TensorBoardLogger"
     preset = {"save_dir": FOLDER, "name": None, "version": "tensorboard"}  # noqa: RUF012
 
-    def log_results(self, logger: Any, run: Run) -> None:
+    def log_results(self, logger: Any, run: "Run") -> None:
         """Log the run's pictures."""
         import numpy as np
         from PIL import Image

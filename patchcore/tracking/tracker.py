@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytorch_lightning.loggers import Logger
+if TYPE_CHECKING:  # loggers take seconds to import, and settings only need their names
+    from pytorch_lightning.loggers import Logger
 
-from patchcore.report.run import Run
+    from patchcore.report.run import Run
 
 FOLDER = "${hydra:runtime.output_dir}"
 """Folder of the run, in presets."""
@@ -37,7 +38,7 @@ class Tracker:
         """Return whether `_target_` names this tracker's class, by any of its modules."""
         return str(target).endswith(f".{self.target.rpartition('.')[2]}")
 
-    def logger_class(self) -> type[Logger]:
+    def logger_class(self) -> "type[Logger]":
         """Return the class of the logger."""
         module, _, name = self.target.rpartition(".")
         return getattr(import_module(module), name)
@@ -55,7 +56,7 @@ class Tracker:
         for row in rows:
             logger.log_metrics(curve_values(row), step=int(row["memory_patches"]))
 
-    def log_results(self, logger: Any, run: Run) -> None:
+    def log_results(self, logger: Any, run: "Run") -> None:
         """Log what is more than numbers of a finished run; its gallery may be empty."""
 
     def log_artifact(self, logger: Any, folder: Path) -> None:

@@ -3,10 +3,12 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from patchcore.report.run import Run
 from patchcore.tracking.tracker import FOLDER, Tracker, curve_values
+
+if TYPE_CHECKING:
+    from patchcore.report.run import Run
 
 
 class Wandb(Tracker):
@@ -45,7 +47,7 @@ class Wandb(Tracker):
         for row in rows:
             logger.experiment.log(curve_values(row))
 
-    def log_results(self, logger: Any, run: Run) -> None:
+    def log_results(self, logger: Any, run: "Run") -> None:
         """Log the summary, the curves of the image scores, the gallery and the pictures."""
         import wandb
 

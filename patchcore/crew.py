@@ -1,0 +1,413 @@
+"""Processes that fit and test one model together: `trainer.devices` above 1.
+
+The first process decides, writes and prints. The others only compute: each takes from the first
+what to do, its own share of the batches, and whatever the model has to agree on. The first starts
+the others itself, unless torchrun or SLURM has started all of them.
+
+A process that fails takes the run with it. The first learns of it, ends the others, and tells the
+reason once, as if it were its own. The others end when the first is gone.
+"""
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from patchcore.errors import InputError
+from patchcore.switches import processes
+
+PATIENCE = timedelta(days=1)
+"""Time that a process waits for one that lives: there is no telling how slow a disk is."""
+_CLOSED = re.compile(
+    r"gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe|a process has ended",
+    re.IGNORECASE,
+)
+Work = Callable[[Any, "Seat"], None]
+"""Does what the first process has sent: its content, and the seat of this process."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Place of this process in a crew.
+
+    Attributes:
+        rank: Its number; 0 is the first.
+        local: Its number on its machine.
+        size: Number of processes.
+    """
+
+    rank: int
+    local: int
+    size: int
+
+
+class Follower(Protocol):
+    """A process that the first has started."""
+
+    def poll(self) -> int | None:
+        """Exit code, None while it runs."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait until it ends, and return its exit code."""
+
+    def close(self) -> None:
+        """Let go of it, once it has ended."""
+
+
+class Started(subprocess.Popen[bytes]):
+    """A process of this machine, which ends when its standard input does."""
+
+    def close(self) -> None:
+        """See `Follower.close`."""
+        assert self.stdin is not None
+        self.stdin.close()
+
+
+def outside() -> Seat | None:
+    """Return the seat that torchrun or SLURM has given this process; None where neither has."""
+    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+    environment: Any = None
+    if TorchElasticEnvironment.detect():
+        environment = TorchElasticEnvironment()
+    elif SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        environment = SLURMEnvironment()
+        os.environ.setdefault("MASTER_ADDR", environment.main_address)
+        os.environ.setdefault("MASTER_PORT", str(environment.main_port))
+    if environment is None or environment.world_size() < 2:
+        return None
+    return Seat(environment.global_rank(), environment.local_rank(), environment.world_size())
+
+
+def check_size(trainer: Mapping[str, Any]) -> None:
+    """Refuse a number of processes that is not to be had.
+
+    Raises:
+        InputError: torchrun or SLURM has started another number than the settings ask for.
+    """
+    asked, seat = processes(trainer), outside()
+    if seat is not None and seat.size != asked:
+        raise InputError(
+            f"trainer.devices × trainer.num_nodes is {asked}, and {seat.size} processes were "
+            "started: set them to what torchrun or SLURM starts"
+        )
+    if seat is None and int(trainer.get("num_nodes") or 1) > 1:
+        raise InputError(
+            "trainer.num_nodes: start the command with torchrun or SLURM on every machine, or set "
+            "it to 1"
+        )
+
+
+class Crew:
+    """All processes of a run, as the first sees them; without effect for a run of one process.
+
+    Use it as a context around the run, and `working` around what all do together.
+
+    Args:
+        trainer: Arguments of Lightning's Trainer.
+        launch: Starts a process: seat, port and the file for its last words to `Follower`.
+    """
+
+    def __init__(
+        self,
+        trainer: Mapping[str, Any],
+        launch: Callable[[Seat, int, Path], Follower] | None = None,
+    ) -> None:
+        check_size(trainer)
+        self.seat = outside() or Seat(0, 0, processes(trainer))
+        self._backend = backend({} if outside() else trainer)
+        self._launch = launch or start
+        self._followers: list[Follower] = []
+        self._folder: Path | None = None
+        self._lost = threading.Event()
+        self._threads = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.seat.size == 1 or self.seat.rank:
+            return
+        if outside() is not None:
+            if kind is None:
+                connect_outside()
+                _send(("done", None))
+        elif dist.is_initialized():
+            with suppress(RuntimeError):
+                _send(("done", None))
+            self._dismiss()
+        self._restore_threads()
+
+    @contextmanager
+    def working(self, task: Any) -> Iterator[None]:
+        """Have the other processes do a task while this one does the same.
+
+        Raises:
+            InputError: One of the others has ended; or whatever ended it.
+        """
+        if self.seat.size == 1:
+            yield
+            return
+        try:
+            self._gather()
+            _send(("work", pickled(task)))
+            yield
+            if self._lost.is_set():  # what this process has may lack the share of another
+                raise ConnectionError("a process has ended")
+        except BaseException as error:
+            cause = self._cause(error)
+            self._dismiss(at_once=True)
+            if cause is error:
+                raise
+            raise cause from None
+
+    def _gather(self) -> None:
+        """Connect all processes; start the others first, unless they are started outside."""
+        if dist.is_initialized():
+            return
+        if outside() is not None:
+            connect_outside()
+            return
+        self._folder = Path(tempfile.mkdtemp(prefix="patchcore-crew-"))
+        self._lost = threading.Event()
+        store = dist.TCPStore("127.0.0.1", 0, self.seat.size, True, wait_for_workers=False)
+        for rank in range(1, self.seat.size):
+            seat = Seat(rank, rank, self.seat.size)
+            self._followers.append(self._launch(seat, store.port, self._folder / str(rank)))
+        waiting = [f"here{rank}" for rank in range(1, self.seat.size)]
+        while not store.check(waiting):
+            if any(each.poll() is not None for each in self._followers):
+                raise ConnectionError("a process has ended")
+            time.sleep(0.02)
+        for each in self._followers:
+            threading.Thread(
+                target=_watch, args=(each, self._lost, "nccl" in self._backend), daemon=True
+            ).start()
+        _connect(self.seat, self._backend, store)
+
+    def _cause(self, error: BaseException) -> BaseException:
+        """Return what ended the work: an error of this process, or that of a follower."""
+        if isinstance(error, InputError) or not isinstance(error, Exception):
+            return error
+        if not (isinstance(error, ConnectionError) or _CLOSED.search(str(error))):
+            return error
+        if not self._followers:
+            return InputError("another process of the run has ended: see what it says")
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            ended = [each.poll() for each in self._followers]
+            if any(code is not None for code in ended):
+                break
+            time.sleep(0.02)
+        words = [self._last_words(i) for i in range(len(ended))]
+        for said in words:
+            if said is not None and not _CLOSED.search(str(said)):
+                return said
+        for rank, (code, said) in enumerate(zip(ended, words, strict=True), 1):
+            if code is not None and code != 0 and said is None:
+                return InputError(
+                    f"trainer.devices: process {rank} of {self.seat.size} was killed or ended "
+                    f"without a word (exit code {code}), most often for lack of memory: set fewer "
+                    "devices, or a smaller data.batch_size"
+                )
+        return error
+
+    def _last_words(self, i: int) -> BaseException | None:
+        """Error that ended the i-th follower; None if it has left none."""
+        assert self._folder is not None
+        try:
+            said: BaseException = pickle.loads((self._folder / str(i + 1)).read_bytes())
+        except (OSError, EOFError, pickle.PickleError, ImportError, AttributeError, TypeError):
+            return None
+        return said
+
+    def _dismiss(self, at_once: bool = False) -> None:
+        """End the followers and the connection."""
+        for each in self._followers:
+            with suppress(subprocess.TimeoutExpired):
+                if not at_once:
+                    each.wait(30)
+            if each.poll() is None:
+                each.kill()
+                each.wait()
+            each.close()
+        self._followers = []
+        if dist.is_initialized():
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+        if self._folder is not None:
+            for file in self._folder.iterdir():
+                file.unlink()
+            self._folder.rmdir()
+            self._folder = None
+
+    def _restore_threads(self) -> None:
+        """Undo what Lightning sets for processes that share a machine."""
+        threads, variable = self._threads
+        torch.set_num_threads(threads)
+        if variable is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+
+
+def _watch(follower: Follower, lost: threading.Event, abort: bool) -> None:
+    """Wait until a follower ends. One that fails breaks off what the others wait for."""
+    if follower.wait() != 0:
+        lost.set()
+        if abort and dist.is_initialized():  # gloo sees the closed connection by itself
+            with suppress(Exception):
+                dist.distributed_c10d._abort_process_group()
+
+
+def backend(trainer: Mapping[str, Any]) -> str:
+    """Return the name of PyTorch's way for processes to talk on the devices that are asked for."""
+    accelerator = str(trainer.get("accelerator") or "auto")
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "cpu:gloo,cuda:nccl" if cuda else "gloo"
+
+
+def start(seat: Seat, port: int, words: Path) -> Follower:
+    """Start a process of the crew on this machine."""
+    program = "from patchcore.crew import main; main()"
+    arguments = [str(seat.rank), str(seat.size), str(port), str(words)]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    return Started(
+        [sys.executable, "-c", program, *arguments],
+        stdin=subprocess.PIPE,  # it ends with this process
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+
+
+def main() -> None:
+    """Entry point of a process that `start` has started."""
+    rank, size, port, words = sys.argv[1:]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the first decides
+    follow(Seat(int(rank), int(rank), int(size)), int(port), Path(words))
+
+
+def follow(seat: Seat, port: int, words: Path) -> None:
+    """Do what the first process says until it is done; leave an error in the file `words`."""
+    from patchcore.training import take_part  # here: it imports this file
+
+    warnings.simplefilter("ignore")  # the first tells them
+    try:
+        store = dist.TCPStore("127.0.0.1", port, seat.size, False)
+        store.set(f"here{seat.rank}", "")
+        _connect(seat, None, store)
+        serve(take_part, seat)
+    except BaseException as error:
+        words.write_bytes(_legible(error))
+        os._exit(1)  # at once: connections of a broken crew may wait for long
+    dist.destroy_process_group()
+
+
+def serve(work: Work, seat: Seat) -> bool:
+    """Do the tasks of one run, until the first process is done; return whether more may come."""
+    while True:
+        kind, content = _receive()
+        if kind != "work":
+            return bool(kind == "done")
+        work(pickle.loads(content), seat)
+
+
+def accompany(work: Work, always: bool = False) -> None:
+    """Do what the first of the processes that torchrun or SLURM has started says.
+
+    Args:
+        work: See `Work`.
+        always: Until the first ends, and not just for one run.
+    """
+    seat = outside()
+    assert seat is not None
+    connect_outside()
+    while serve(work, seat) and always:
+        pass
+
+
+def part() -> None:
+    """Let the other processes that torchrun or SLURM has started end too."""
+    seat = outside()
+    if seat is not None and seat.rank == 0:
+        connect_outside()
+        _send(("end", None))
+
+
+def connect_outside() -> None:
+    """Connect processes that torchrun or SLURM has started."""
+    seat = outside()
+    assert seat is not None
+    if not dist.is_initialized():
+        ways = backend({})
+        dist.init_process_group(ways, "env://", PATIENCE, rank=seat.rank, world_size=seat.size)
+
+
+def pickled(task: Any) -> bytes:
+    """Return a task as bytes. Raises InputError if it cannot travel."""
+    try:
+        return pickle.dumps(task)
+    except (pickle.PickleError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"trainer.devices: the other processes cannot be sent what the run is made of "
+            f"({error}): define its classes in a module, or set trainer.devices=1"
+        ) from None
+
+
+def _connect(seat: Seat, name: str | None, store: Any) -> None:
+    """Connect the processes of a store; the first says how."""
+    if name is None:
+        name = store.get("backend").decode()
+    else:
+        store.set("backend", name)
+    dist.init_process_group(
+        name, store=store, rank=seat.rank, world_size=seat.size, timeout=PATIENCE
+    )
+
+
+def _send(message: Any) -> None:
+    dist.broadcast_object_list([message], 0, device=torch.device("cpu"))
+
+
+def _receive() -> Any:
+    received: list[Any] = [None]
+    dist.broadcast_object_list(received, 0, device=torch.device("cpu"))
+    return received[0]
+
+
+def _legible(error: BaseException) -> bytes:
+    """An error as bytes: as it is where that can be read again, else its traceback."""
+    text = "".join(traceback.format_exception(error))
+    with suppress(Exception):
+        data = pickle.dumps(error)
+        if str(pickle.loads(data)) == str(error):
+            if not isinstance(error, InputError):
+                error.add_note(text)
+                data = pickle.dumps(error)
+            return data
+    return pickle.dumps(RuntimeError(text))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it does: its end of the pipe closes."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)

@@ -1,0 +1,101 @@
+"""Test of an ensemble: what several members that were tested before say together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patchcore.decision import DecisionConfig
+from patchcore.methods.detector import Detector
+from patchcore.methods.ensemble import combined_maps, combined_scores, counted_pixels
+from patchcore.methods.folds import LeftOut
+from patchcore.methods.scale import Scale
+from patchcore.module import Batch, Pair, Record, ScoringModule
+from patchcore.scoring import anomaly_maps
+
+
+@dataclass
+class Member:
+    """Ensemble's member once it is fitted and tested.
+
+    Without `model` neither memory nor network remain.
+    """
+
+    backbone: str  # name of its network
+    scale: Scale
+    record: Record
+    model: Detector | None = None  # where it is to be kept
+    left_out: LeftOut | None = None  # see `DetectorModule`
+
+
+class EnsembleModule(ScoringModule):
+    """Tests what several members say together, in a Trainer.
+
+    It reads labels and masks from its batches, and the scores that the members have left.
+
+    Args:
+        members: Fitted and tested, each on the same test images.
+        sigma: Standard deviation of the anomaly maps' Gaussian, in px.
+        decision: Which threshold nominal images are to give, if any.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], sigma: float, decision: DecisionConfig | None = None
+    ) -> None:
+        super().__init__()
+        self.members = list(members)
+        self.scales = [member.scale for member in members]
+        self.sigma = sigma
+        self.warm = set().union(*(member.record.warm for member in self.members))
+        if decision is not None and decision.false_alarms is not None:
+            self._decide(decision)
+
+    def _decide(self, config: DecisionConfig) -> None:
+        """Make the decision from what the members say of the nominal images together."""
+        found = [member.left_out for member in self.members if member.left_out is not None]
+        sizes = found[0].sizes
+        scores = [
+            combined_scores([torch.tensor(each.scores[i]) for each in found], self.scales)
+            for i in sizes
+        ]
+        maps = (self._map([each.grids[i] for each in found], size) for i, size in sizes.items())
+        self.decide(config, scores, (each[None] for each in maps))
+
+    def on_test_start(self) -> None:
+        each = [member.record.seconds for member in self.members]
+        self.seconds = {kind: sum(seconds[kind] for seconds in each) for kind in each[0]}
+        super().on_test_start()
+        self.costs.clear()
+        for member in self.members:
+            self.costs.include(member.record.costs)
+
+    def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
+        """See `ScoringModule.predictions`."""
+        index = batch["index"].tolist()
+        height, width = batch["mask"].shape[-2:]
+        each = [torch.tensor([member.record.scores[i] for i in index]) for member in self.members]
+        maps = torch.stack([self.anomaly_map(i, (height, width)) for i in index])  # (B, H, W)
+        pair = (self.image_metrics, self.pixel_metrics)
+        grids = [torch.stack([member.record.grids[i] for i in index]) for member in self.members]
+        counts = counted_pixels(grids, (height, width)) if "inside" in batch else None
+        return [(pair, combined_scores(each, self.scales), maps, counts)]
+
+    def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
+        """See `ScoringModule.anomaly_map`."""
+        return self._map([member.record.grids[index] for member in self.members], size)
+
+    def _map(self, grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        maps = [anomaly_maps(grid[None], size, self.sigma)[0] for grid in grids]
+        return combined_maps(maps, self.scales, counted_pixels(grids, size))
+
+    def sizes(self) -> dict[str, float]:
+        """See `ScoringModule.sizes`; the memories of all members are taken together."""
+        each = [member.record.metrics for member in self.members]
+        rows = sum(x["memory_patches"] for x in each)
+        return {
+            "memory_patches": rows,
+            "memory_bytes": sum(x["memory_bytes"] for x in each),
+            "memory_used": sum(x["memory_used"] * x["memory_patches"] for x in each) / rows,
+            "train_images": each[0]["train_images"],
+        }

@@ -1,0 +1,222 @@
+"""Fit and test of one model by Lightning: its Trainer, its data, and an ensemble's members.
+
+`runner.py` puts a run together from these. They are what every process of a run does alike.
+"""
+
+import gc
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from patchcore.cache import MapCache, network_digest
+from patchcore.config import Config
+from patchcore.crew import Seat
+from patchcore.data.datamodule import AnomalyDataModule
+from patchcore.data.sample import Split
+from patchcore.errors import InputError
+from patchcore.keeping import Keep
+from patchcore.members import Member
+from patchcore.methods import Detector, Parts, build_detector
+from patchcore.methods.scale import ScaleConfig
+from patchcore.module import DetectorModule, Record, ScoringModule
+from patchcore.progress import ProgressBar
+from patchcore.strategy import Sharded
+from patchcore.switches import asked_precision
+
+Make = Callable[..., Any]
+"""Makes an object of Lightning's from its key, its settings and more keyword arguments."""
+
+
+@dataclass
+class Task:
+    """Work that all processes of a run do at once: to fit and test one model."""
+
+    config: Config
+    split: Split
+    new: Path
+    make: Make
+
+
+def take_part(task: Task, seat: Seat) -> None:
+    """Do the share of one process that is not the first: compute, and write nothing."""
+    quiet()
+    config = replace(task.config, trainer={**task.config.trainer, "enable_progress_bar": False})
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    trainer = build_trainer(config, task.new, [], task.make, seat=seat)
+    module, data = prepare(config, build_detector(parts(config)), trainer, task.split)
+    fit(trainer, module, data)
+    trainer.test(module, data, verbose=False)
+
+
+def prepare(
+    config: Config,
+    model: Detector,
+    trainer: pl.Trainer,
+    split: Split,
+    scale: ScaleConfig | None = None,
+) -> tuple[DetectorModule, AnomalyDataModule]:
+    """One model and its data, ready for the trainer; with a cache if that is enabled."""
+    cache = None
+    if (store := config.cache.open()) is not None:
+        network = network_digest(model, trainer.precision, trainer.strategy.root_device)
+        cache = MapCache(store, network, config.cache.precision, model.backbone.channels)
+    data = AnomalyDataModule(config.data, config.image, config.augment, cache, split)
+    return DetectorModule(model, cache, config.curve, scale, config.decision), data
+
+
+def parts(config: Config) -> Parts:
+    """Settings of the detector of a run without an ensemble, or of one member's run."""
+    return Parts(
+        config.method,
+        config.backbone,
+        config.layers,
+        config.patch,
+        config.coreset,
+        config.index,
+        config.scoring,
+    )
+
+
+def fit_members(
+    config: Config, models: list[Detector], new: Path, make: Make, split: Split
+) -> list[Member]:
+    """Fit and test the members of an ensemble one by one; `models` is used up."""
+    members = []
+    for number, own in enumerate(config.members(), 1):
+        whose = f" (member {number} of {len(config.ensemble.members)})"
+        trainer = build_trainer(own, new, [], make, whose)
+        module, data = prepare(own, models.pop(0), trainer, split, config.ensemble.scale)
+        fit(trainer, module, data)
+        record = test(trainer, module, data)
+        assert module.scale is not None
+        kept = None if config.artifact.keep is Keep.none else module.model
+        members.append(Member(own.backbone.name, module.scale, record, kept, module.left_out))
+        del trainer, module, data
+        gc.collect()  # they refer to each other; one memory at a time
+    return members
+
+
+def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) -> None:
+    """Collect from every training image, in every epoch, and build the memory.
+
+    Raises:
+        InputError: Lightning refuses its settings, or a callback ended it early.
+    """
+    try:
+        trainer.fit(module, data)
+    except MisconfigurationException as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    asked = len(data.split.train) * (trainer.max_epochs or 1)
+    _check_count("training", module.train_images, asked)
+
+
+def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) -> Record:
+    """Score every test image. Raises InputError as `fit` does."""
+    try:
+        trainer.test(module, data, verbose=False)
+    except MisconfigurationException as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+    _check_count("test", len(module.record.scores), len(data.split.test))
+    return module.record
+
+
+def described(member: Member) -> dict[str, Any]:
+    """Record of a member in a run's folder, beside the ensemble's own numbers."""
+    kept = {key: getattr(member.record, key) for key in ("metrics", "undefined", "seconds")}
+    return {"backbone": member.backbone, **kept, "scale": asdict(member.scale)}
+
+
+def build_trainer(
+    config: Config,
+    new: Path,
+    loggers: list[Logger],
+    make: Make,
+    whose: str = "",
+    seat: Seat | None = None,
+) -> pl.Trainer:
+    """The Trainer that the settings ask for, callbacks included; its bars end with `whose`.
+
+    With a `seat` it is that of one of several processes.
+
+    Raises:
+        InputError: It does not take them, or would use another device or precision.
+    """
+    settings = {"max_epochs": 1, **config.trainer}
+    callbacks = [
+        make(f"trainer.callbacks[{i}]", each) if isinstance(each, Mapping) else each
+        for i, each in enumerate(_list(settings.pop("callbacks", None)))
+    ]
+    if settings.get("enable_progress_bar", True):
+        callbacks.append(ProgressBar(whose))
+    size = 1 if seat is None else seat.size
+    if seat is not None and size > 1:
+        settings |= {"strategy": Sharded(seat), "use_distributed_sampler": False}
+    trainer: pl.Trainer = make(
+        "trainer",
+        settings,
+        logger=loggers or False,
+        default_root_dir=str(new),
+        callbacks=callbacks,
+    )
+    if trainer.world_size != size:
+        raise InputError(
+            f"trainer.devices={settings.get('devices')} means {trainer.world_size} devices here: "
+            "set it to their number"
+        )
+    if trainer.precision != asked_precision(settings):
+        device = trainer.strategy.root_device.type
+        raise InputError(
+            f"trainer.precision={settings.get('precision')} is not to be had on this device "
+            f"({device}): set {trainer.precision} or 32-true"
+        )
+    return trainer
+
+
+def construct(key: str, settings: Mapping[str, Any], **more: Any) -> Any:
+    """Return the object that `_target_` in the settings names; Lightning's Trainer without one.
+
+    Raises:
+        InputError: There is no such class, or it does not take the arguments; begins with the key.
+    """
+    arguments = {**settings, **more}
+    module, _, name = str(arguments.pop("_target_", "pytorch_lightning.Trainer")).rpartition(".")
+    try:
+        return getattr(import_module(module), name)(**arguments)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"{key}: {' '.join(str(error).split())}") from error
+
+
+def _check_count(kind: str, used: int, asked: int) -> None:
+    if used != asked:
+        raise InputError(
+            f"trainer: {used} {kind} images were used, not {asked}: leave out what ends it early, "
+            "such as callbacks"
+        )
+
+
+def _list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def quiet() -> None:
+    """Keep to our own words: no banners about devices, loaders or tips; warnings in one line."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    for message in (
+        ".*will run with no optimizer.*",  # the backbone is frozen,
+        ".*in eval mode at the start of training.*",  # and stays in evaluation mode
+        ".*does not have many workers.*",
+        ".*sync_dist=True.*",  # what the first process logs is of all
+        r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 on torch 2.15
+    ):
+        warnings.filterwarnings("ignore", message)
