@@ -252,7 +252,7 @@ def test_the_command_starts_its_own_processes(tmp_path: Path) -> None:
         *(f"cache.root={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}"),
     )
     assert done.code == 0, done.err
-    assert done.out.count("image_auroc") == 1
+    assert done.out.count("image_auroc  ") == 1
     assert json.loads((tmp_path / "run/metrics.json").read_text())["train_images"] == 4
 
 
