@@ -189,6 +189,29 @@ def nominal_scale(
     return float(np.mean(scores)), float(np.std(scores)), float(every.mean()), float(every.std())
 
 
+def separate_layers(
+    patches: list[np.ndarray],
+    memories: list[np.ndarray],
+    scales: list[tuple[float, float]] | None = None,
+    k: int = 1,
+    distance: str = "euclidean",
+) -> np.ndarray:
+    """Scores (h, w) of an image's places, with one memory a layer: the mean of the layers' scores.
+
+    Args:
+        patches: Features [(h, w, D), …] of the layers, each on its own grid, the finest first.
+        memories: Their memories [(M, D), …].
+        scales: Nominal mean and deviation of each layer's scores; None: they are taken as they are.
+    """
+    found = []
+    for i, (x, memory) in enumerate(zip(patches, memories, strict=True)):
+        scores = patch_scores(x.reshape(-1, x.shape[-1]), memory, k, distance)[0]
+        mean, std = scales[i] if scales else (0.0, 1.0)
+        grid = (scores.reshape(x.shape[:2]) - mean) / std
+        found.append(interpolate(grid[None], patches[0].shape[:2])[0])
+    return np.mean(found, axis=0)
+
+
 def unit(x: np.ndarray) -> np.ndarray:
     """Vectors (…, D) at length 1."""
     x = x.astype(np.float64)

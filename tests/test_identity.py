@@ -299,6 +299,7 @@ EVERY = {"images", "maps", "orders", "run"}
         ("errors", EVERY),
         ("", EVERY),  # the package's first file runs before any other
         ("backbones", EVERY - {"images"}),
+        ("_embedded", EVERY - {"images"}),
         ("_fusion", EVERY - {"images"}),
         ("module", EVERY - {"images"}),
         ("methods.patchcore", EVERY - {"images"}),

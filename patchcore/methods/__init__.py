@@ -40,6 +40,7 @@ def build_detector(parts: Parts) -> Detector:
     """
     check_unused(
         parts.method,
+        layers=parts.layers,
         coreset=parts.coreset,
         patch=parts.patch,
         scoring=parts.scoring,

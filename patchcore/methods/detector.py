@@ -60,9 +60,11 @@ class MethodConfig(Settings):
     Attributes:
         name: Its name in `METHODS`.
         levels: Layers of a run that names none; empty: those of `LayersConfig`.
-        reads: Settings of the groups patch, coreset, index and scoring that it reads: {group: names
-            of settings}, or the class that a group's settings must be of if it reads them all.
-        scalable: Whether it measures `Fitting.scale`, which an ensemble needs of its members.
+        reads: Settings of the groups layers (beyond their names), patch, coreset, index and scoring
+            that it reads: {group: names of settings}, or the class that a group's settings must be
+            of if it reads them all.
+        scalable: Whether it measures `Fitting.scale`, which an ensemble needs of its members, if
+            its layers are joined.
         nested: Whether its memory begins with that of every smaller `coreset.ratio`.
         untraceable: Why no graph for batches of any length can be made of it; empty if one can.
     """
@@ -95,6 +97,8 @@ class Parts:
 
 STANDARD = Parts(MethodConfig())
 """Settings of a detector for which none are named."""
+READ_BY_ALL = {"layers": ("names",)}
+"""Settings that every method reads."""
 
 
 class Kept(Protocol):
@@ -218,15 +222,19 @@ class Detector(Method):
         backbone: Gives the layer maps.
         scoring: How distances become scores; all methods smooth their maps by its sigma.
 
+    Args:
+        parts: See above.
+        network: In place of a `Backbone` of its own, whose attributes it has.
+
     Raises:
         InputError: A setting has no effect on the method.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, network: Any = None) -> None:
         super().__init__()
-        check_unused(parts.method, scoring=parts.scoring)
+        check_unused(parts.method, layers=parts.layers, scoring=parts.scoring)
         self.parts = parts
-        self.backbone = Backbone(parts.backbone, parts.layers)
+        self.backbone = Backbone(parts.backbone, parts.layers) if network is None else network
         self.scoring = parts.scoring
 
     @abstractmethod
@@ -418,7 +426,7 @@ def check_unused(method: MethodConfig, **groups: Any) -> None:
             continue
         for option in fields(default):
             unlike = getattr(settings, option.name) != getattr(default, option.name)
-            if unlike and option.name not in read:
+            if unlike and option.name not in (*read, *READ_BY_ALL.get(group, ())):
                 raise InputError(
                     f"{group}.{option.name} has no effect on method={method.name}: leave it out"
                 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from patchcore._traced import traced
-from patchcore.backbones import BackboneConfig, LayersConfig
+from patchcore.backbones import BackboneConfig, Join, LayersConfig
 from patchcore.coreset import (
     Coreset,
     CoresetConfig,
@@ -44,11 +44,20 @@ from patchcore.scoring import ScoringConfig, Search, anomaly_maps, comparable, s
 
 
 @dataclass
+class Followed:
+    """Settings that patch features follow from, besides the network's."""
+
+    patch: PatchConfig
+    layers: list[str]
+
+
+@dataclass
 class PatchCoreConfig(MethodConfig):
     """PatchCore; its settings are groups of their own: patch, coreset, index, scoring."""
 
     name: ClassVar[str] = "patchcore"
     reads: ClassVar[dict[str, type]] = {
+        "layers": LayersConfig,
         "patch": PatchConfig,
         "coreset": CoresetConfig,
         "index": IndexConfig,
@@ -57,11 +66,14 @@ class PatchCoreConfig(MethodConfig):
     scalable: ClassVar[bool] = True
     nested: ClassVar[bool] = True
 
-    def build(self, parts: Parts) -> "PatchCore":
-        """See `MethodConfig.build`."""
-        return PatchCore(
-            parts.backbone, parts.layers, parts.patch, parts.coreset, parts.index, parts.scoring
-        )
+    def build(self, parts: Parts) -> Detector:
+        """See `MethodConfig.build`; with separate layers a detector of several banks."""
+        if parts.layers.join is not Join.concat:
+            from patchcore.methods.banks import LayerBanks  # which is made of this file's class
+
+            return LayerBanks(parts)
+        groups = (parts.patch, parts.coreset, parts.index, parts.scoring)
+        return PatchCore(parts.backbone, parts.layers, *groups)
 
 
 class PatchCore(Detector):
@@ -89,7 +101,14 @@ class PatchCore(Detector):
         coreset: CoresetConfig | None = None,
         index: IndexConfig | None = None,
         scoring: ScoringConfig | None = None,
+        *,
+        network: Any = None,
     ) -> None:
+        if layers is not None and layers.join is not Join.concat:
+            raise InputError(
+                f"layers.join={layers.join.name} is of several memories: build it by "
+                "patchcore.methods.build_detector"
+            )
         self.patch_config = patch or PatchConfig()
         self.coreset_config = coreset or GreedyConfig()
         self.index_config = index or TorchIndexConfig()
@@ -102,7 +121,8 @@ class PatchCore(Detector):
                 self.coreset_config,
                 self.index_config,
                 scoring or ScoringConfig(),
-            )
+            ),
+            network,
         )
         self.patches = PatchFeatures(self.backbone.channels, self.patch_config)
         self.coreset: Coreset | None = None
@@ -154,7 +174,7 @@ class PatchCore(Detector):
             places, widths = buffer.places, buffer.widths
             counts, features = buffer.counts, buffer.take()
             images = range(len(counts)) if fitting.images is None else fitting.images
-            settings, order = (self.patch_config, self.coreset_config), None
+            settings, order = (self._followed(), self.coreset_config), None
             kept = fitting.kept if self.coreset_config.ordered else None
             if kept is not None:
                 entry = kept.get(*settings, lambda entry: _is_order(entry, len(features)))
@@ -178,6 +198,10 @@ class PatchCore(Detector):
                     self.scoring,
                     fitting.scale,
                 )
+
+    def _followed(self) -> Followed:
+        """Settings that the patch features follow from."""
+        return Followed(self.patch_config, list(self.backbone.layers))
 
     def build(
         self, features: Tensor, progress: bool = False, order: Order | None = None

@@ -98,9 +98,9 @@ def nominal_scale(
     able = ((left >= needed) & (count > 0)).nonzero()[:, 0]
     if not len(able):
         raise InputError(
-            f"ensemble: a memory of {len(memory)} patches is too small to leave an image out and "
-            f"find {needed} neighbours: keep more (coreset.ratio), lower scoring.neighbours or "
-            "scoring.reweight"
+            f"ensemble, layers.join: a memory of {len(memory)} patches is too small to leave an "
+            f"image out and find {needed} neighbours: keep more (coreset.ratio), lower "
+            "scoring.neighbours or scoring.reweight"
         )
     draw = torch.randperm(len(able), generator=torch.Generator().manual_seed(config.seed))
     ends = count.cumsum(0)
