@@ -112,6 +112,48 @@ def nearest(queries: np.ndarray, memory: np.ndarray, k: int) -> tuple[np.ndarray
     return np.take_along_axis(distances, rows, 1), rows
 
 
+def nearest_nearby(
+    queries: np.ndarray,
+    places: np.ndarray,
+    memory: np.ndarray,
+    origin: np.ndarray,
+    k: int,
+    radius: int | None = None,
+    retrieval: int | None = None,
+    means: dict[int, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`nearest` for the patches of one image, in the part of the memory that may be compared.
+
+    Args:
+        queries: (Q, D) patches of the image; `places` (Q, 2) are their grid rows and columns.
+        memory: (M, D); `origin` (M, 3) are image number, grid row and grid column.
+        radius: Rows and columns that a memory patch may be away; more where there are too few.
+        retrieval: Most similar images that count, by `means`, {number: mean of its patches}; more
+            if they have too few patches in the memory.
+    """
+    allowed = np.ones(len(memory), bool)
+    if retrieval is not None:
+        present = [number for number in sorted(means) if number in origin[:, 0]]
+        away = [((means[number] - queries.mean(0)) ** 2).sum() for number in present]
+        ranked = [present[i] for i in np.argsort(away, kind="stable")]
+        allowed = np.isin(origin[:, 0], ranked[:retrieval])
+        while allowed.sum() < k:
+            retrieval += 1
+            allowed = np.isin(origin[:, 0], ranked[:retrieval])
+    distances, rows = [], []
+    for query, place in zip(queries, places, strict=True):
+        near, reach = allowed, radius
+        while reach is not None:
+            near = allowed & (np.abs(origin[:, 1:] - place).max(1) <= reach)
+            if near.sum() >= k:
+                break
+            reach += 1
+        squared, found = nearest(query[None], memory[near], k)
+        distances.append(squared[0])
+        rows.append(np.flatnonzero(near)[found[0]])
+    return np.array(distances), np.array(rows)
+
+
 def patch_scores(
     patches: np.ndarray, memory: np.ndarray, k: int, distance: str
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -10,19 +10,25 @@ import pytest
 import torch
 from torch import Tensor
 
+import patchcore.index.exact
 from patchcore import (
     AllConfig,
     BackboneConfig,
+    FaissFlatConfig,
     GreedyConfig,
     InputError,
     LayersConfig,
+    LearnedConfig,
     PatchConfig,
+    ScaleConfig,
     ScoringConfig,
     load,
 )
 from patchcore.backbones import Backbone, Join
+from patchcore.index import LocalIndex
 from patchcore.methods import METHODS, Parts, PatchCoreConfig, build_detector
 from patchcore.methods.detector import Detector, Fitting, Prediction
+from patchcore.methods.nearby import image_means
 from patchcore.scoring import Distance
 from tests import reference
 
@@ -74,6 +80,9 @@ def predict(model: Detector, maps: list[Tensor]) -> Prediction:
 VARIANTS: dict[str, dict[str, Any]] = {
     "separate": {"join": Join.separate},
     "scaled": {"join": Join.scaled},
+    "radius": {"radius": 1},
+    "retrieval": {"retrieval": 2},
+    "scaled radius and retrieval": {"join": Join.scaled, "radius": 1, "retrieval": 2},
 }
 """Settings of `detector` with each switch on."""
 
@@ -87,9 +96,9 @@ def test_a_model_is_kept_with_its_switches(name: str, tmp_path: Path) -> None:
     assert read.parts == replace(model.parts, backbone=read.parts.backbone)
     for x, y in zip(predict(model, test), predict(read, test), strict=True):
         assert torch.equal(x, y)
-    plain = detector()
-    with pytest.raises(InputError, match="build it with the same settings"):
-        plain.load_state_dict(model.state_dict())
+    if name != "radius":  # on which the memory does not depend
+        with pytest.raises(InputError, match="build it with the same settings"):
+            detector().load_state_dict(model.state_dict())
 
 
 # --- one memory a layer ----------------------------------------------------------------------
@@ -199,3 +208,160 @@ def test_a_join_without_effect_or_with_what_needs_one_memory_is_refused() -> Non
             build_detector(Parts(METHODS[name](), layers=layers))
     with pytest.raises(InputError, match=r"^scoring.reweight=2 "):
         detector(Join.separate, scoring=ScoringConfig(reweight=2))
+
+
+# --- a part of the memory for each patch -----------------------------------------------------
+
+
+def origins_and_means(model: Any, nominal: list[Tensor]) -> tuple[np.ndarray, dict[int, Any]]:
+    """Origins (M, 3) of a memory's rows, and means of the nominal images' patches by number."""
+    rows = model.origins(torch.arange(model.memory_patches)).numpy()
+    features = model.features(nominal)
+    return rows, {i: x.flatten(0, 1).mean(0).numpy() for i, x in enumerate(features)}
+
+
+@pytest.mark.parametrize("radius", [None, 0, 1, 3])
+@pytest.mark.parametrize("retrieval", [None, 1, 3])
+@pytest.mark.parametrize("coreset", [AllConfig(), GreedyConfig(0.05)], ids=["all", "few"])
+def test_a_part_of_the_memory_equals_the_naive_version(
+    radius: int | None, retrieval: int | None, coreset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patchcore.index.exact, "_CPU_CHUNK", 700)  # several chunks a block
+    nominal, test = layer_maps(5, 0), layer_maps(2, 1)
+    scoring = ScoringConfig(neighbours=2)
+    model = fit(
+        detector(coreset=coreset, radius=radius, retrieval=retrieval, scoring=scoring), nominal
+    )
+    found, memory = predict(model, test), model.memory.numpy()
+    origin, means = origins_and_means(model, nominal)
+    places = np.argwhere(np.ones(GRIDS[0]))
+    for i, x in enumerate(model.features(test).numpy()):
+        squared, rows = reference.nearest_nearby(
+            x.reshape(42, -1), places, memory, origin, 2, radius, retrieval, means
+        )
+        assert np.allclose(found.patch_score[i].flatten(), np.sqrt(squared).mean(1), rtol=1e-4)
+        assert np.array_equal(found.nearest[i].flatten(), rows[:, 0])
+    together = model.score_prefixes(model.features(test), SIZE, [5, len(memory)])
+    for x, y in zip(together[-1], found, strict=True):
+        assert torch.equal(x, y)
+    rows = together[0].nearest.numpy()
+    if retrieval is None:  # with images fewer patches may be others
+        x = model.features(test)[0].numpy().reshape(42, -1)
+        part = reference.nearest_nearby(x, places, memory[:5], origin[:5], 2, radius)
+        assert np.array_equal(rows[0].flatten(), part[1][:, 0])
+
+
+@pytest.mark.parametrize("count", [40, 400])  # of which each query has few or very many
+def test_equal_patches_are_taken_from_near_places(count: int) -> None:
+    places = torch.stack((torch.arange(count) % 4, torch.zeros(count, dtype=torch.int64)), 1)
+    index = LocalIndex(torch.ones(count, 3), places, (4, 1), 1)
+    at = torch.tensor([[0, 0], [2, 0], [3, 0]])
+    distances, rows = index.search_local(torch.ones(3, 3), at, 2)
+    assert distances.tolist() == [[0, 0]] * 3
+    assert ((places[rows] - at[:, None]).abs() <= 1).all()
+    if count == 40:
+        assert rows.tolist() == [[0, 1], [1, 2], [2, 3]]
+
+
+def test_a_radius_over_the_whole_grid_is_the_paper() -> None:
+    nominal, test = layer_maps(3, 0), layer_maps(2, 1)
+    whole = predict(fit(detector(coreset=GreedyConfig(0.2)), nominal), test)
+    for switch in ({"radius": 6}, {"retrieval": 3}, {"radius": 6, "retrieval": 3}):
+        part = predict(fit(detector(coreset=GreedyConfig(0.2), **switch), nominal), test)
+        for x, y in zip(part, whole, strict=True):
+            assert torch.allclose(x, y, rtol=1e-5)
+
+
+@pytest.mark.parametrize("switch", [{"radius": 1}, {"retrieval": 2}])
+def test_positions_that_count_keep_their_places(switch: dict[str, int]) -> None:
+    nominal, test = layer_maps(3, 0), layer_maps(2, 1)
+    inside = torch.zeros(2, *SIZE, dtype=torch.bool)
+    inside[:, 16:40, 8:40] = True
+    model = fit(detector(**switch), nominal)
+    part = model.score(model.counted(test, inside), SIZE)
+    counts = ~part.patch_score.isnan()
+    assert counts.flatten(1).sum(1).tolist() == [12, 12]
+    if "radius" in switch:
+        whole = predict(model, test)
+        assert torch.equal(part.patch_score[counts], whole.patch_score[counts])
+    origin, means = origins_and_means(model, nominal)
+    for i, x in enumerate(model.features(test)):
+        squared, _ = reference.nearest_nearby(
+            x[counts[i]].numpy(),
+            counts[i].nonzero().numpy(),
+            model.memory.numpy(),
+            origin,
+            1,
+            **switch,
+            means=means,
+        )
+        assert np.allclose(part.patch_score[i][counts[i]], np.sqrt(squared[:, 0]), rtol=1e-4)
+
+
+def test_the_scale_is_measured_as_patches_are_compared() -> None:
+    nominal = layer_maps(4, 0)
+    model = fit(detector(radius=1, retrieval=2), nominal, scale=ScaleConfig())
+    buffer, fitting = model.buffer(), Fitting(scale=ScaleConfig())
+    features = model.features(nominal)
+    buffer.append(features)
+    model.build_from(buffer, fitting)
+    origin, means = origins_and_means(model, nominal)
+    places, scores = np.argwhere(np.ones(GRIDS[0])), []
+    for i, x in enumerate(features.numpy()):
+        others = origin[:, 0] != i
+        squared, _ = reference.nearest_nearby(
+            x.reshape(42, -1),
+            places,
+            model.memory.numpy()[others],
+            origin[others],
+            1,
+            radius=1,
+            retrieval=2,
+            means=means,
+        )
+        scores.append(np.sqrt(squared[:, 0]))
+    assert fitting.measured is not None
+    assert fitting.measured.patch_mean == pytest.approx(np.mean(scores), rel=1e-4)
+    assert fitting.measured.score_mean == pytest.approx(np.max(scores, 1).mean(), rel=1e-4)
+
+
+def test_a_memory_in_parts_grows_and_shrinks_with_its_images() -> None:
+    nominal, more, test = layer_maps(4, 0), layer_maps(2, 2), layer_maps(2, 1)
+    settings = {"radius": 1, "retrieval": 2}
+    model = fit(detector(**settings), nominal)
+    before = predict(model, test)
+    (told,) = model.extend([model.features(more)], [SIZE], [4, 5])
+    for x, y in zip(told, predict(fit(detector(**settings), nominal), more), strict=True):
+        assert torch.equal(x, y)
+    both = fit(detector(**settings), [torch.cat(x) for x in zip(nominal, more, strict=True)])
+    for x, y in zip(predict(both, test), predict(model, test), strict=True):
+        assert torch.equal(x, y)
+    model.forget([4, 5])
+    for x, y in zip(before, predict(model, test), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_copies_of_an_image_share_its_mean() -> None:
+    numbers, means = image_means(torch.tensor([[1.0], [3], [9], [4]]), [2, 1, 1], [7, 2, 7])
+    assert numbers.tolist() == [[2], [7]] and means.tolist() == [[9], [3]]
+
+
+def test_what_a_part_of_the_memory_cannot_be_had_with_is_refused() -> None:
+    for switch in ("radius", "retrieval"):
+        with pytest.raises(InputError, match=rf"^method.{switch} needs patches of images"):
+            detector(coreset=LearnedConfig(count=3), **{switch: 1})
+        with pytest.raises(InputError, match=rf"^method.{switch} searches by itself"):
+            build_detector(Parts(PatchCoreConfig(**{switch: 1}), index=FaissFlatConfig()))
+        with pytest.raises(InputError, match=rf"^method.{switch} must be at least"):
+            PatchCoreConfig(**{switch: -1})
+    model = detector(radius=1)
+    with pytest.raises(InputError, match="the memory is empty: call fit"):
+        predict(model, layer_maps(1, 0))
+    model.build(model.features(layer_maps(2, 0)).flatten(0, 2))
+    model.grid = GRIDS[0]
+    with pytest.raises(InputError, match="does not know where its patches come from"):
+        predict(model, layer_maps(1, 0))
+    fit(model, layer_maps(2, 0))
+    other = [x[..., :3] for x in layer_maps(1, 0)]
+    with pytest.raises(InputError, match="all images must have one size"):
+        predict(model, other)

@@ -118,6 +118,7 @@ class ToyBuffer:
 VARIANTS: dict[str, dict[str, Any]] = {
     "separate layers": {"layers": LayersConfig(["layer2", "layer3"], Join.separate)},
     "scaled layers": {"layers": LayersConfig(["layer2", "layer3"], Join.scaled)},
+    "a part of the memory": {"method": METHODS["patchcore"](radius=1, retrieval=2)},  # type: ignore[call-arg]
 }
 """PatchCore with its switches on: {name: settings that differ}."""
 

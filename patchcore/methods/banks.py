@@ -50,7 +50,9 @@ class Bank(PatchCore):
     def __init__(self, parts: Parts, network: Any, number: int) -> None:
         layer = OneLayer(network, number)
         groups = (parts.patch, parts.coreset, parts.index, parts.scoring)
-        super().__init__(parts.backbone, LayersConfig(layer.layers), *groups, network=layer)
+        super().__init__(
+            parts.backbone, LayersConfig(layer.layers), *groups, method=parts.method, network=layer
+        )
 
     @property
     def device(self) -> torch.device:
@@ -171,6 +173,11 @@ class LayerBanks(Detector):
         """See `Detector.forget`."""
         for bank in self.banks:
             bank.forget(images)
+
+    @property
+    def untraceable(self) -> str:
+        """See `Detector.untraceable`."""
+        return self.banks[0].untraceable
 
     @property
     def images_had(self) -> int:

@@ -16,7 +16,7 @@ class FeatureBuffer:
         device: Where to keep the features; by default where the first batch is, if it has room.
 
     Attributes:
-        widths: w of each image's grid that was gathered since `take`.
+        grids: h and w of each image's grid that was gathered since `take`.
         places: (n,) positions of the patches that each of them has, in its grid.
     """
 
@@ -25,7 +25,7 @@ class FeatureBuffer:
         self._device = device
         self._features: Tensor | None = None
         self._filled = 0
-        self.widths: list[int] = []
+        self.grids: list[tuple[int, int]] = []
         self.places: list[Tensor] = []
 
     def append(self, features: Tensor | Counted) -> None:
@@ -48,7 +48,7 @@ class FeatureBuffer:
             self._features[: self._filled] = kept
         self._features[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)
-        self.widths += [x.shape[2]] * len(x)
+        self.grids += [(x.shape[1], x.shape[2])] * len(x)
         self.places += places
 
     @property
@@ -56,13 +56,17 @@ class FeatureBuffer:
         """Numbers of patches of the images that were gathered since `take`."""
         return [len(places) for places in self.places]
 
-    def take(self) -> Tensor:
-        """The features (N, D); the buffer forgets them, so that they can be freed."""
+    def gathered(self) -> Tensor:
+        """Return the features (N, D), which the buffer keeps. Raises InputError if none came."""
         if self._features is None:
             raise InputError("there are no nominal images to fit")
-        features = self._features[: self._filled]
+        return self._features[: self._filled]
+
+    def take(self) -> Tensor:
+        """The features (N, D); the buffer forgets them, so that they can be freed."""
+        features = self.gathered()
         self._features, self._filled = None, 0
-        self.widths, self.places = [], []
+        self.grids, self.places = [], []
         return features
 
     def _allocate(self, rows: int, like: Tensor) -> Tensor:

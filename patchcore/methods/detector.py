@@ -282,6 +282,11 @@ class Detector(Method):
         return False
 
     @property
+    def untraceable(self) -> str:
+        """Reason why no graph for batches of any length can be made of it; empty if one can."""
+        return self.parts.method.untraceable
+
+    @property
     def images_had(self) -> int:
         """Least number that no image remembered has, nor any with a higher one."""
         return 0

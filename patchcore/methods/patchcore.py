@@ -1,8 +1,9 @@
 """PatchCore: a memory of nominal patch features, and distances to it (Roth et al., CVPR 2022)."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,52 +29,15 @@ from patchcore.index import (
     nearest_rows,
     search_traced,
 )
-from patchcore.methods.common import FeatureBuffer
+from patchcore.methods.common import FeatureBuffer, check_grid
 from patchcore.methods.counted import Counted, cells, parts
-from patchcore.methods.detector import (
-    Detector,
-    Fitting,
-    MethodConfig,
-    Parts,
-    Prediction,
-)
+from patchcore.methods.detector import Detector, Fitting, Parts, Prediction
+from patchcore.methods.nearby import NARROW, Nearby, found_nearby, image_means, nearby_part
 from patchcore.methods.origin import UNKNOWN, patch_origins
 from patchcore.methods.scale import nominal_scale
+from patchcore.methods.switches import Followed, PatchCoreConfig
 from patchcore.patches import Mapping, PatchConfig, PatchFeatures
 from patchcore.scoring import ScoringConfig, Search, anomaly_maps, comparable, score_images
-
-
-@dataclass
-class Followed:
-    """Settings that patch features follow from, besides the network's."""
-
-    patch: PatchConfig
-    layers: list[str]
-
-
-@dataclass
-class PatchCoreConfig(MethodConfig):
-    """PatchCore; its settings are groups of their own: patch, coreset, index, scoring."""
-
-    name: ClassVar[str] = "patchcore"
-    reads: ClassVar[dict[str, type]] = {
-        "layers": LayersConfig,
-        "patch": PatchConfig,
-        "coreset": CoresetConfig,
-        "index": IndexConfig,
-        "scoring": ScoringConfig,
-    }
-    scalable: ClassVar[bool] = True
-    nested: ClassVar[bool] = True
-
-    def build(self, parts: Parts) -> Detector:
-        """See `MethodConfig.build`; with separate layers a detector of several banks."""
-        if parts.layers.join is not Join.concat:
-            from patchcore.methods.banks import LayerBanks  # which is made of this file's class
-
-            return LayerBanks(parts)
-        groups = (parts.patch, parts.coreset, parts.index, parts.scoring)
-        return PatchCore(parts.backbone, parts.layers, *groups)
 
 
 class PatchCore(Detector):
@@ -86,11 +50,16 @@ class PatchCore(Detector):
             distance at unit length); empty before.
         origin: (M, 3) int32 image number, grid row and grid column of each; -1 where unknown.
         coreset: How they were chosen; None for a memory that was loaded.
+        grid: Rows and columns of the nominal images' patch grids; (0, 0) where they differ.
+        pooled: (I, D) means of the nominal images' patch features, and `pooled_of` (I, 1) the
+            images' numbers; only with `method.retrieval`.
     """
 
     memory: Tensor
     origin: Tensor
-    made_again = ("_index", "_prefixes")
+    pooled: Tensor
+    pooled_of: Tensor
+    made_again = ("_index", "_nearby", "_prefixes")
     counts_used = True
 
     def __init__(
@@ -102,6 +71,7 @@ class PatchCore(Detector):
         index: IndexConfig | None = None,
         scoring: ScoringConfig | None = None,
         *,
+        method: PatchCoreConfig | None = None,
         network: Any = None,
     ) -> None:
         if layers is not None and layers.join is not Join.concat:
@@ -112,9 +82,10 @@ class PatchCore(Detector):
         self.patch_config = patch or PatchConfig()
         self.coreset_config = coreset or GreedyConfig()
         self.index_config = index or TorchIndexConfig()
+        self.method = method or PatchCoreConfig()
         super().__init__(
             Parts(
-                PatchCoreConfig(),
+                self.method,
                 backbone or BackboneConfig(),
                 layers or LayersConfig(),
                 self.patch_config,
@@ -128,7 +99,12 @@ class PatchCore(Detector):
         self.coreset: Coreset | None = None
         self.register_buffer("memory", torch.empty(0, self.patches.dimension))
         self.register_buffer("origin", torch.empty(0, 3, dtype=torch.int32))
-        self._gathered = 0
+        self.method.check(self.coreset_config, self.index_config)
+        if self.method.retrieval is not None:
+            self.register_buffer("pooled", torch.empty(0, self.patches.dimension))
+            self.register_buffer("pooled_of", torch.empty(0, 1, dtype=torch.int64))
+        self.grid, self._gathered = (0, 0), 0
+        self._nearby: dict[int, Nearby] | None = None  # by the number of rows searched
         self._index: Index | None = None
         self._prefixes: PrefixIndex | None = None
 
@@ -143,15 +119,18 @@ class PatchCore(Detector):
             "patch.mapping": (Mapping.reference if mapped else Mapping.average).value,
             "patch.layer_channels": patch.layer_channels if mapped else None,
             "scoring.distance": self.scoring.distance.value,
+            "method.retrieval": True if self.method.retrieval is not None else None,
         }
 
     def remembered(self) -> dict[str, Any]:
         """See `Stateful.remembered`."""
-        return {"gathered": self._gathered}
+        return {"gathered": self._gathered, "grid": self.grid}
 
     def remember(self, values: dict[str, Any]) -> None:
         """See `Stateful.remember`."""
         self.coreset, self._gathered = None, values["gathered"]
+        height, width = values.get("grid", (0, 0))
+        self.grid = (height, width)
 
     @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> Tensor:
@@ -171,7 +150,9 @@ class PatchCore(Detector):
         """See `Detector.build_from`; a coreset order is kept, and the scale measured, if asked."""
         fitting = fitting or Fitting()
         with fitting.stage("coreset"):
-            places, widths = buffer.places, buffer.widths
+            places, grids = buffer.places, buffer.grids
+            self.grid = self._grid_of(grids)
+            widths = [width for _, width in grids]
             counts, features = buffer.counts, buffer.take()
             images = range(len(counts)) if fitting.images is None else fitting.images
             settings, order = (self._followed(), self.coreset_config), None
@@ -187,6 +168,9 @@ class PatchCore(Detector):
             if coreset.indices is not None:
                 origin = patch_origins(coreset.indices, places, widths, images)
                 self.origin = origin.to(self.memory.device)
+            if self.method.retrieval is not None:
+                means = image_means(comparable(features, self.scoring), counts, images)
+                self.pooled_of, self.pooled = (x.to(self.memory.device) for x in means)
         if fitting.scale is not None:
             with fitting.stage("scale"):
                 fitting.measured = nominal_scale(
@@ -197,7 +181,16 @@ class PatchCore(Detector):
                     coreset.indices,
                     self.scoring,
                     fitting.scale,
+                    partial(nearby_part, self, places, widths) if self.method.narrow else None,
                 )
+
+    def _grid_of(self, grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """Return the one grid of images; (0, 0) if they have several."""
+        one = grids[0] if grids else (0, 0)
+        if self.method.radius is not None:
+            for grid in grids:
+                check_grid(grid, one)
+        return one if set(grids) == {one} else (0, 0)
 
     def _followed(self) -> Followed:
         """Settings that the patch features follow from."""
@@ -246,10 +239,14 @@ class PatchCore(Detector):
                 rows, k = _rows(x, counts), self.scoring.neighbours
                 quick = k == 1 and x.device.type == "cpu"
                 found = nearest_rows(self.memory, rows) if quick else exact(rows, k)  # serves both
-                predictions.append(self._predict(x, counts, size, found, self.memory, exact))
+                near = self._found(x, counts) if self.method.narrow else found
+                predictions.append(self._predict(x, counts, size, near, self.memory, exact))
                 covered.append(found[0][:, 0])
                 buffer.append(x if counts is None else Counted(x, counts))
-            places, widths = buffer.places, buffer.widths
+            places, widths = buffer.places, [width for _, width in buffer.grids]
+            means = None
+            if self.method.retrieval is not None:
+                means = image_means(buffer.gathered(), buffer.counts, images)
             features, kept = buffer.take(), len(self.memory)
             whole = self._gathered + len(features)
             if count is None:
@@ -264,6 +261,9 @@ class PatchCore(Detector):
         with torch.inference_mode(False):
             self.memory = torch.cat((self.memory, added))
             self.origin = torch.cat((self.origin, origin))
+            if means is not None:
+                self.pooled_of = torch.cat((self.pooled_of, means[0]))
+                self.pooled = torch.cat((self.pooled, means[1]))
         self.coreset, self._gathered = None, whole
         return predictions
 
@@ -279,6 +279,10 @@ class PatchCore(Detector):
         rows = (~out).to(self.memory.device)
         self._gathered = round(self._gathered * left / len(self.memory))
         self.coreset, self.memory, self.origin = None, self.memory[rows], self.origin[rows]
+        if self.method.retrieval is not None:
+            stay = ~torch.isin(self.pooled_of[:, 0].cpu(), torch.tensor(sorted(images)))
+            stay = stay.to(self.pooled.device)
+            self.pooled_of, self.pooled = self.pooled_of[stay], self.pooled[stay]
 
     @property
     def images_had(self) -> int:
@@ -299,7 +303,7 @@ class PatchCore(Detector):
         x, counts = parts(features)
         with torch.autocast(x.device.type, enabled=False):
             x = comparable(x, self.scoring)
-            found = self.search(_rows(x, counts), self.scoring.neighbours)  # (B·h·w, k)
+            found = self._found(x, counts)  # (B·h·w, k)
             return self._predict(x, counts, size, found, self.memory, self.search)
 
     @torch.inference_mode()
@@ -318,7 +322,10 @@ class PatchCore(Detector):
         x, counts = parts(features)
         with torch.autocast(x.device.type, enabled=False):
             x = comparable(x, self.scoring)
-            found = prefixes.search(_rows(x, counts), self.scoring.neighbours)
+            if self.method.narrow:
+                found = [self._found(x, counts, n) for n in sizes]
+            else:
+                found = prefixes.search(_rows(x, counts), self.scoring.neighbours)
             return [
                 self._predict(x, counts, size, nearest, index.memory, index.search)
                 for nearest, index in zip(found, prefixes.indexes, strict=True)
@@ -359,6 +366,22 @@ class PatchCore(Detector):
             nearest[counts] = rows[:, 0]
         maps = anomaly_maps(grid, size, self.scoring.sigma)
         return Prediction(score, maps, grid, nearest)
+
+    @property
+    def untraceable(self) -> str:
+        """See `Detector.untraceable`."""
+        return NARROW if self.method.narrow else ""
+
+    def _found(
+        self, features: Tensor, counts: Tensor | None, size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return squared distances and rows (Q, k) of the nearest to patches that count.
+
+        Features (B, h, w, D) are as they are searched; `size` rows of the memory are, None: all.
+        """
+        if self.method.narrow and len(self.memory):
+            return found_nearby(self, features, counts, size)
+        return self.search(_rows(features, counts), self.scoring.neighbours)
 
     def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
         """Squared distances and rows, both (Q, k), of the memory nearest to queries (Q, D)."""
