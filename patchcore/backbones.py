@@ -64,6 +64,12 @@ class BackboneConfig:
         return input_record(self.name, self.resolved())
 
 
+CLASS_TOKEN = "class token"
+"""Name of the output that a transformer's class token is."""
+NORM = "norm"
+"""Module of timm's vision transformers that normalises their last tokens."""
+
+
 class Join(Enum):
     """Number of memories that the layers have, and the combination of their distances."""
 
@@ -90,6 +96,14 @@ class LayersConfig:
         "concat: one memory; separate: one a layer, distances averaged; scaled: averaged in "
         "standard deviations from the nominal mean",
     )
+    norm: bool = setting(
+        False, "normalise a vision transformer's tokens as it does its last ones, by its own norm"
+    )
+    token: bool = setting(
+        False,
+        "find similar images (method.retrieval) by a vision transformer's class token, after the "
+        "last layer named",
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.names, str):
@@ -109,7 +123,8 @@ class Backbone(nn.Module):
     CUDA a copy computes, whose convolutions do what follows them in the same step.
 
     Attributes:
-        layers: Module names of the layers, in the order of the output.
+        layers: Module names of the layers, in the order of the output; last, where it is asked for,
+            `CLASS_TOKEN`: a map (B, C, 1, 1).
         channels: Channels C of each.
         input: Input that the weights were trained for.
 
@@ -135,7 +150,16 @@ class Backbone(nn.Module):
         self._maps: dict[str, Any] = {}
         self._fused: dict[torch.dtype, nn.Module] = {}  # by the convolutions' precision
         images = torch.zeros(1, 3, self.input.side, self.input.side)
-        self._deepest = _cut(self.network, self.layers, images)
+        self._hooked = list(self.layers)
+        self._norm = NORM if layers.norm else ""
+        if self._norm and not (_token_size(self.network) and hasattr(self.network, NORM)):
+            raise InputError(
+                f"layers.norm=true normalises tokens of a vision transformer, which {self.name} is "
+                "not: leave it out"
+            )
+        if self._norm in self.layers:
+            raise InputError("layers.norm=true would normalise the layer norm twice: leave it out")
+        self._deepest = _cut(self.network, self.layers, images, self._norm)
         if from_file:
             load_file(self.network, Path(weights))
         self._handles = [  # kept, so that those of a pickled model stay apart from others
@@ -151,6 +175,14 @@ class Backbone(nn.Module):
             _layout(self.network, name, x, images.shape[-1])
             for name, x in zip(self.layers, outputs, strict=True)
         ]
+        self._token = layers.token
+        if self._token:
+            has = getattr(self.network, "cls_token", None) is not None
+            if not has or self._layouts[-1] != "tokens":
+                raise InputError(
+                    f"layers.token=true: {self.name} has no class token there: leave it out"
+                )
+            self.layers.append(CLASS_TOKEN)
         self.channels = [x.shape[1] for x in self._as_maps(outputs, images)]
 
     @torch.inference_mode()
@@ -186,8 +218,8 @@ class Backbone(nn.Module):
     def _fuse(self, precision: torch.dtype) -> nn.Module:
         """Copy of the network with fused convolutions in this precision."""
         network = copy.deepcopy(self.network, {id(self): self})
-        fuse(network, self.layers, precision)
-        for name in self.layers:
+        fuse(network, self._hooked, precision)
+        for name in self._hooked:
             network.get_submodule(name).register_forward_hook(partial(self._keep, name))
         return network
 
@@ -213,7 +245,7 @@ class Backbone(nn.Module):
             self._maps.clear()
             self._explain(images, error)
             raise
-        return [self._maps.pop(name) for name in self.layers]
+        return [self._maps.pop(name) for name in self._hooked]
 
     def _keep(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         """Hook of a layer: keep its output, and end the pass after the deepest one."""
@@ -232,10 +264,17 @@ class Backbone(nn.Module):
                 size = _token_size(self.network)
                 h, w = (side // size for side in images.shape[-2:])
                 tokens = x[:, x.shape[1] - h * w :]  # (B, h·w, C)
+                if self._norm:
+                    tokens = self.network.get_submodule(self._norm)(tokens)
                 x = tokens.transpose(1, 2).unflatten(2, (h, w))
             elif layout == "NHWC":
                 x = x.permute(0, 3, 1, 2)
             maps.append(x)
+        if self._token:
+            token = outputs[-1][:, :1]  # (B, 1, C), before the registers
+            if self._norm:
+                token = self.network.get_submodule(self._norm)(token)
+            maps.append(token.transpose(1, 2)[..., None])  # (B, C, 1, 1)
         return maps
 
     def _check_size(self, images: Tensor) -> None:
@@ -372,8 +411,11 @@ def _layout(network: nn.Module, name: str, x: Any, side: int) -> str:
     return layout
 
 
-def _cut(network: nn.Module, layers: list[str], images: Tensor) -> str:
-    """Drop what runs after the last of `layers` has finished; returns that layer's name."""
+def _cut(network: nn.Module, layers: list[str], images: Tensor, kept: str = "") -> str:
+    """Drop what runs after the last of `layers` has finished; returns that layer's name.
+
+    The module that is `kept` stays in any case.
+    """
     ran: set[str] = set()
     finished: dict[str, set[str]] = {}  # each layer, in order, with all that had started by then
     handles = []
@@ -397,5 +439,6 @@ def _cut(network: nn.Module, layers: list[str], images: Tensor) -> str:
             raise InputError(f"layers.names: the network has {name!r} but does not run it")
     deepest, needed = list(finished.items())[-1]
     for name in sorted(ran - needed, reverse=True):  # children before their parents
-        network.set_submodule(name, nn.Identity())
+        if name != kept:
+            network.set_submodule(name, nn.Identity())
     return deepest

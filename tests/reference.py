@@ -61,6 +61,56 @@ def adaptive_average(x: np.ndarray, m: int) -> np.ndarray:
     return np.stack([x[..., k * n // m : -(-(k + 1) * n // m)].mean(-1) for k in range(m)], axis=-1)
 
 
+# --- whitening, foreground --------------------------------------------------------------------
+
+
+def whitening(
+    features: np.ndarray, share: float, shrinkage: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) of features (N, D) and the matrix (d, D) that whitens, in float64.
+
+    Ledoit and Wolf's shrinkage is one minus the share that their Lemma 3.3 leaves to the sample's
+    covariance, with one outer product a vector.
+    """
+    x = features.astype(np.float64)
+    mean = x.mean(0)
+    covariance = sum(np.outer(row - mean, row - mean) for row in x) / len(x)
+    variances, vectors = np.linalg.eigh(covariance)
+    order = np.argsort(-variances)
+    variances, vectors = variances[order], vectors[:, order]
+    kept = 1
+    while variances[:kept].sum() < share * variances.sum() and kept < len(variances):
+        kept += 1
+    z = (x - mean) @ vectors[:, :kept]
+    sample = z.T @ z / len(z)
+    target = np.trace(sample) / kept * np.eye(kept)
+    if shrinkage is None:
+        error = sum(((np.outer(row, row) - sample) ** 2).sum() for row in z) / len(z) ** 2
+        away = ((sample - target) ** 2).sum()
+        shrinkage = min(error, away) / away
+    shrunk = ((1 - shrinkage) * sample + shrinkage * target) * len(z) / (len(z) - 1)
+    return mean, np.diag(np.diag(shrunk) ** -0.5) @ vectors[:, :kept].T
+
+
+def foreground(features: np.ndarray, threshold: float) -> np.ndarray:
+    """Mask (h, w) of one image's object by its patch features (h, w, D), as AnomalyDINO has it."""
+    height, width, _ = features.shape
+    x = features.reshape(height * width, -1).astype(np.float64)
+    x = x - x.mean(0)
+    direction = np.linalg.svd(x, full_matrices=False)[2][0]
+    direction = direction * np.sign(direction[np.abs(direction).argmax()])
+    component = (x @ direction).reshape(height, width)
+    mask = component > threshold
+    middle = mask[int(height * 0.2) : int(height * 0.8), int(width * 0.2) : int(width * 0.8)]
+    if middle.sum() <= 0.35 * middle.size:
+        mask = -component > threshold
+    square = np.ones((3, 3), bool)
+    mask = scipy.ndimage.binary_dilation(mask, square)
+    mask = scipy.ndimage.binary_dilation(mask, square)
+    mask = scipy.ndimage.binary_erosion(mask, square, border_value=1)
+    return mask if mask.any() else np.ones_like(mask)
+
+
 # --- coreset ---------------------------------------------------------------------------------
 
 
@@ -121,6 +171,7 @@ def nearest_nearby(
     radius: int | None = None,
     retrieval: int | None = None,
     means: dict[int, np.ndarray] | None = None,
+    whole: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`nearest` for the patches of one image, in the part of the memory that may be compared.
 
@@ -130,11 +181,13 @@ def nearest_nearby(
         radius: Rows and columns that a memory patch may be away; more where there are too few.
         retrieval: Most similar images that count, by `means`, {number: mean of its patches}; more
             if they have too few patches in the memory.
+        whole: What the image is compared by as a whole, if not the mean of its patches.
     """
     allowed = np.ones(len(memory), bool)
     if retrieval is not None:
         present = [number for number in sorted(means) if number in origin[:, 0]]
-        away = [((means[number] - queries.mean(0)) ** 2).sum() for number in present]
+        whole = queries.mean(0) if whole is None else whole
+        away = [((means[number] - whole) ** 2).sum() for number in present]
         ranked = [present[i] for i in np.argsort(away, kind="stable")]
         allowed = np.isin(origin[:, 0], ranked[:retrieval])
         while allowed.sum() < k:

@@ -27,7 +27,14 @@ from patchcore.data.augment import AugmentConfig
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
-from patchcore.methods import METHODS, Detector, MethodConfig, Parts, build_detector
+from patchcore.methods import (
+    METHODS,
+    Detector,
+    MethodConfig,
+    Parts,
+    PatchCoreConfig,
+    build_detector,
+)
 from patchcore.methods.common import FeatureBuffer
 from patchcore.methods.detector import Fitting, Method, Prediction
 from patchcore.module import DetectorModule
@@ -115,10 +122,10 @@ class ToyBuffer:
         self.rows.append(code[counts][:, None, None])
 
 
+BANKS = LayersConfig(["layer2", "layer3"], Join.scaled)
 VARIANTS: dict[str, dict[str, Any]] = {
-    "separate layers": {"layers": LayersConfig(["layer2", "layer3"], Join.separate)},
-    "scaled layers": {"layers": LayersConfig(["layer2", "layer3"], Join.scaled)},
-    "a part of the memory": {"method": METHODS["patchcore"](radius=1, retrieval=2)},  # type: ignore[call-arg]
+    "scaled layers": {"layers": BANKS, "method": PatchCoreConfig(whitening=0.5)},
+    "a part of the memory": {"method": PatchCoreConfig(radius=1, retrieval=2)},
 }
 """PatchCore with its switches on: {name: settings that differ}."""
 

@@ -16,14 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchcore._traced import traced
-from patchcore.backbones import Join, LayersConfig
+from patchcore.backbones import Join
 from patchcore.errors import InputError
-from patchcore.methods.common import FeatureBuffer
-from patchcore.methods.counted import Counted, cells
+from patchcore.methods.common import FeatureBuffer, interpolated
+from patchcore.methods.counted import Counted, Described, cells, objects
 from patchcore.methods.detector import Detector, Fitting, Parts, Prediction
 from patchcore.methods.origin import UNKNOWN
 from patchcore.methods.patchcore import PatchCore
 from patchcore.methods.scale import Scale, ScaleConfig
+from patchcore.methods.switches import PatchCoreConfig
 from patchcore.scoring import anomaly_maps, highest
 
 ONE = (1, 1)
@@ -35,24 +36,27 @@ class OneLayer(nn.Module):
 
     Attributes:
         name: See `Backbone`.
-        layers, channels: The layer's, as lists of one.
+        layers, channels: The layer's, as lists of one; with the class token's, if it is used.
     """
 
-    def __init__(self, network: Any, number: int) -> None:
+    def __init__(self, network: Any, number: int, token: bool) -> None:
         super().__init__()
         self.name = network.name
         self.layers, self.channels = [network.layers[number]], [network.channels[number]]
+        if token:
+            self.layers.append(network.layers[-1])
+            self.channels.append(network.channels[-1])
 
 
 class Bank(PatchCore):
     """The memory of one layer, `number` among those of `network`."""
 
     def __init__(self, parts: Parts, network: Any, number: int) -> None:
-        layer = OneLayer(network, number)
+        assert isinstance(parts.method, PatchCoreConfig)
+        layer = OneLayer(network, number, parts.layers.token)
         groups = (parts.patch, parts.coreset, parts.index, parts.scoring)
-        super().__init__(
-            parts.backbone, LayersConfig(layer.layers), *groups, method=parts.method, network=layer
-        )
+        layers = replace(parts.layers, names=[layer.layers[0]], join=Join.concat)
+        super().__init__(parts.backbone, layers, *groups, method=parts.method, network=layer)
 
     @property
     def device(self) -> torch.device:
@@ -73,20 +77,24 @@ class LayerBanks(Detector):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
+        assert isinstance(parts.method, PatchCoreConfig)
         if parts.scoring.reweight:
             raise InputError(
                 f"scoring.reweight={parts.scoring.reweight} is of one memory's neighbourhoods: "
                 "set it to 0, or layers.join=concat"
             )
         network = self.backbone
-        banks = [Bank(parts, network, number) for number in range(len(network.layers))]
+        banks = [Bank(parts, network, number) for number in range(len(parts.layers.names))]
         self.banks: Sequence[Bank] = nn.ModuleList(banks)  # type: ignore[assignment]
         self.scaled = parts.layers.join is Join.scaled
+        self.threshold = parts.method.foreground
+        self.one_size = parts.method.radius is not None
         self.scales: list[Scale] = []
 
     def settings(self) -> dict[str, Any]:
         """See `Stateful.settings`."""
-        return {**super().settings(), "layers.join": self.parts.layers.join.value}
+        own = {"layers.join": self.parts.layers.join.value, "method.foreground": self.threshold}
+        return {**super().settings(), **own}
 
     def remembered(self) -> dict[str, Any]:
         """See `Stateful.remembered`."""
@@ -97,15 +105,36 @@ class LayerBanks(Detector):
         self.scales = [Scale(*scale) for scale in values["scales"]]
 
     @torch.inference_mode()
-    def features(self, maps: Sequence[Tensor]) -> list[Tensor] | list[Counted]:
+    def features(self, maps: Sequence[Tensor]) -> list[Any]:
         """Patch features [(B, h, w, D), …] of the layers' maps [(B, C, h, w), …]."""
-        return [bank.features([x]) for bank, x in zip(self.banks, maps, strict=True)]
+        features = self._plain(maps)
+        if self.threshold is None:
+            return self._described(features, maps)
+        counted = counted_layers(features, objects(self._joined(features), self.threshold))
+        return self._described(counted, maps)
 
     @torch.inference_mode()
-    def counted(self, maps: Sequence[Tensor], inside: Tensor) -> list[Counted]:
+    def counted(self, maps: Sequence[Tensor], inside: Tensor) -> list[Any]:
         """See `Detector.counted`; positions of the finest layer decide."""
-        features = [bank.features([x]) for bank, x in zip(self.banks, maps, strict=True)]
-        return counted_layers(features, cells(inside, (features[0].shape[1], features[0].shape[2])))
+        features = self._plain(maps)
+        counts = cells(inside, (features[0].shape[1], features[0].shape[2]))
+        if self.threshold is not None:
+            counts = objects(self._joined(features), self.threshold, counts)
+        return self._described(counted_layers(features, counts), maps)
+
+    def _described(self, features: Sequence[Any], maps: Sequence[Tensor]) -> list[Any]:
+        """Features of the layers, each with the class token, if it is used."""
+        each = zip(self.banks, features, strict=True)
+        return [bank.described(x, maps) for bank, x in each]
+
+    def _plain(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Patch features [(B, h, w, D), …] of the layers' maps."""
+        return [bank.plain([x]) for bank, x in zip(self.banks, maps, strict=False)]  # token last
+
+    def _joined(self, features: Sequence[Tensor]) -> Tensor:
+        """Features (B, h, w, ΣD) of all layers on the finest one's grid."""
+        grid = (features[0].shape[1], features[0].shape[2])
+        return torch.cat([interpolated(x, grid) for x in features], -1)
 
     def buffer(self, images: int = 0) -> "BanksBuffer":
         """See `Detector.buffer`."""
@@ -125,7 +154,9 @@ class LayerBanks(Detector):
         self.scales = scales
 
     @torch.inference_mode()
-    def score(self, features: Sequence[Tensor | Counted], size: tuple[int, int]) -> Prediction:
+    def score(
+        self, features: Sequence[Tensor | Counted | Described], size: tuple[int, int]
+    ) -> Prediction:
         """Score the `features` of images of `size` (H, W)."""
         found = [bank.score(x, ONE) for bank, x in zip(self.banks, features, strict=True)]
         return self._combined(found, size)
@@ -152,7 +183,7 @@ class LayerBanks(Detector):
     @torch.inference_mode()
     def extend(
         self,
-        batches: Sequence[Sequence[Tensor | Counted]],
+        batches: Sequence[Sequence[Tensor | Counted | Described]],
         sizes: Sequence[tuple[int, int]],
         images: Sequence[int],
         count: int | None = None,
@@ -214,7 +245,7 @@ class BanksBuffer:
     def __init__(self, parts: Sequence[FeatureBuffer]) -> None:
         self.parts = parts
 
-    def append(self, features: Sequence[Tensor | Counted]) -> None:
+    def append(self, features: Sequence[Tensor | Counted | Described]) -> None:
         """Add the features of a batch."""
         for part, x in zip(self.parts, features, strict=True):
             part.append(x)

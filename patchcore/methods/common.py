@@ -1,11 +1,13 @@
 """Parts that methods share: buffers of features, images of one size, layers on one grid."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from patchcore.errors import InputError
-from patchcore.methods.counted import Counted, parts
+from patchcore.methods.counted import Counted, Described, parts, token_of
 
 
 class FeatureBuffer:
@@ -18,6 +20,7 @@ class FeatureBuffer:
     Attributes:
         grids: h and w of each image's grid that was gathered since `take`.
         places: (n,) positions of the patches that each of them has, in its grid.
+        tokens: (C,) class token of each of them, where they have any.
     """
 
     def __init__(self, images: int = 0, device: torch.device | None = None) -> None:
@@ -27,8 +30,9 @@ class FeatureBuffer:
         self._filled = 0
         self.grids: list[tuple[int, int]] = []
         self.places: list[Tensor] = []
+        self.tokens: list[Tensor] = []
 
-    def append(self, features: Tensor | Counted) -> None:
+    def append(self, features: Tensor | Counted | Described) -> None:
         """Add the patch features (B, h, w, D) of a batch, those that count."""
         x, counts = parts(features)
         if not len(x):
@@ -50,6 +54,8 @@ class FeatureBuffer:
         self._filled += len(rows)
         self.grids += [(x.shape[1], x.shape[2])] * len(x)
         self.places += places
+        token = token_of(features)
+        self.tokens += [] if token is None else list(token)
 
     @property
     def counts(self) -> list[int]:
@@ -66,7 +72,7 @@ class FeatureBuffer:
         """The features (N, D); the buffer forgets them, so that they can be freed."""
         features = self.gathered()
         self._features, self._filled = None, 0
-        self.grids, self.places = [], []
+        self.grids, self.places, self.tokens = [], [], []
         return features
 
     def _allocate(self, rows: int, like: Tensor) -> Tensor:
@@ -132,3 +138,29 @@ def interpolated(x: Tensor, grid: tuple[int, int]) -> Tensor:
     x = x.contiguous().permute(0, 3, 1, 2)  # (B, C, h', w')
     x = F.interpolate(x, size=grid, mode="bilinear", align_corners=False)
     return x.permute(0, 2, 3, 1)
+
+
+def is_order(entry: dict[str, Tensor], patches: int) -> bool:
+    """Whether a cache entry holds an order of some of so many patches."""
+    indices, radii, remaining = (entry[key] for key in ("indices", "radii", "remaining"))
+    return (
+        len(entry) == 3
+        and indices.dtype == torch.int64
+        and indices.ndim == 1
+        and 0 < len(indices) <= patches
+        and 0 <= int(indices.min()) <= int(indices.max()) < patches
+        and (radii.shape, remaining.shape) == (indices.shape, (patches,))
+        and radii.is_floating_point()
+        and remaining.is_floating_point()
+    )
+
+
+def one_grid(grids: Sequence[tuple[int, int]], needed: bool) -> tuple[int, int]:
+    """Return the one grid of images; (0, 0) if they have none or several.
+
+    Raises InputError for several if one is needed.
+    """
+    one = grids[0] if grids else (0, 0)
+    for grid in grids if needed else ():
+        check_grid(grid, one)
+    return one if set(grids) == {one} else (0, 0)

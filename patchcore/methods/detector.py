@@ -63,8 +63,7 @@ class MethodConfig(Settings):
         reads: Settings of the groups layers (beyond their names), patch, coreset, index and scoring
             that it reads: {group: names of settings}, or the class that a group's settings must be
             of if it reads them all.
-        scalable: Whether it measures `Fitting.scale`, which an ensemble needs of its members, if
-            its layers are joined.
+        scalable: Whether it measures `Fitting.scale`, as an ensemble's members must.
         nested: Whether its memory begins with that of every smaller `coreset.ratio`.
         untraceable: Why no graph for batches of any length can be made of it; empty if one can.
     """
@@ -97,7 +96,7 @@ class Parts:
 
 STANDARD = Parts(MethodConfig())
 """Settings of a detector for which none are named."""
-READ_BY_ALL = {"layers": ("names",)}
+READ_BY_ALL = {"layers": ("names", "norm")}
 """Settings that every method reads."""
 
 
@@ -157,7 +156,7 @@ class Method(Stateful, ABC):
     """
 
     counts_used: ClassVar[bool] = False
-    one_size: ClassVar[bool] = False
+    one_size: bool = False
 
     @abstractmethod
     def fit(self, images: Any, progress: bool = False) -> Self:
@@ -181,6 +180,10 @@ class Method(Stateful, ABC):
     def memory_bytes(self) -> int:
         """Size of all that is kept of the nominal images."""
         return sum(memory.nbytes for memory in self.memories.values())
+
+    def bytes_of(self, rows: int) -> int:
+        """Return `memory_bytes` with so many of the memory's rows."""
+        return self.memory_bytes // self.memory_patches * rows
 
     def save(
         self,
@@ -345,7 +348,8 @@ class Detector(Method):
 
     def settings(self) -> dict[str, Any]:
         """See `Stateful.settings`."""
-        return {"backbone.name": self.backbone.name, "layers.names": self.backbone.layers}
+        layers, norm = self.backbone.layers, self.parts.layers.norm or None
+        return {"backbone.name": self.backbone.name, "layers.names": layers, "layers.norm": norm}
 
     @property
     def device(self) -> torch.device:

@@ -17,16 +17,11 @@ from patchcore.index import LocalIndex, TorchIndexConfig
 from patchcore.index.exact import check_neighbours
 from patchcore.methods.common import check_grid
 from patchcore.methods.origin import patch_origins
+from patchcore.methods.switches import NARROW
 from patchcore.scoring import Search
 
 if TYPE_CHECKING:
     from patchcore.methods.patchcore import PatchCore
-
-NARROW = (
-    "with method.radius or method.retrieval the patches searched differ from image to image, so "
-    "that a graph would hold for batches of one length only"
-)
-"""Reason why no graph is made of a model whose patches are compared with a part of its memory."""
 
 
 class Nearby:
@@ -75,7 +70,12 @@ class Nearby:
             self._numbers, self._means = means[0][known, 0], means[1][known]
 
     def search(
-        self, queries: Tensor, images: Tensor, places: Tensor, neighbours: int
+        self,
+        queries: Tensor,
+        images: Tensor,
+        places: Tensor,
+        neighbours: int,
+        tokens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return squared distances and rows (Q, k) of the nearest memory patches.
 
@@ -84,6 +84,8 @@ class Nearby:
             images: (Q,) image of each, by any number.
             places: (Q, 2) grid row and grid column of each.
             neighbours: How many are wanted.
+            tokens: (B, C) of the images, in their order, which are compared in place of their
+                means; then `means` were tokens, too.
 
         Raises:
             InputError: The memory has fewer.
@@ -93,9 +95,11 @@ class Nearby:
             return self._index.search_local(queries, places, neighbours)
         _, counts = images.unique_consecutive(return_counts=True)
         sizes = counts.tolist()
+        parts = queries.split(sizes)
+        whole = [x.mean(0) for x in parts] if tokens is None else list(tokens)
         found = [
-            self._index.search_local(x, place, neighbours, self._rows(x.mean(0), neighbours))
-            for x, place in zip(queries.split(sizes), places.split(sizes), strict=True)
+            self._index.search_local(x, place, neighbours, self._rows(one, neighbours))
+            for x, place, one in zip(parts, places.split(sizes), whole, strict=True)
         ]
         return torch.cat([each for each, _ in found]), torch.cat([rows for _, rows in found])
 
@@ -110,16 +114,18 @@ class Nearby:
 
 
 def image_means(
-    features: Tensor, counts: Sequence[int], images: Sequence[int]
+    features: Tensor, counts: Sequence[int], images: Sequence[int], tokens: Sequence[Tensor] = ()
 ) -> tuple[Tensor, Tensor]:
-    """Numbers (I, 1) of images, ascending, and means (I, D) of their patch features.
+    """Numbers (I, 1) of images, ascending, and means (I, D) of their patch features, or tokens.
 
     Args:
         features: (N, D) of the images, one after another.
         counts: Number of each image's patches.
         images: Their numbers; copies of one share its number, and their means are averaged.
+        tokens: (D',) of each, in place of its mean; or none at all.
     """
-    means = torch.stack([x.float().mean(0) for x in features.split(list(counts))])
+    each = tokens or [x.float().mean(0) for x in features.split(list(counts))]
+    means = torch.stack(list(each))
     source = torch.tensor(list(images), device=means.device)
     numbers = source.unique()
     joined = torch.stack([means[source == number].mean(0) for number in numbers])
@@ -127,7 +133,11 @@ def image_means(
 
 
 def found_nearby(
-    model: "PatchCore", features: Tensor, counts: Tensor | None, size: int | None
+    model: "PatchCore",
+    features: Tensor,
+    counts: Tensor | None,
+    token: Tensor | None,
+    size: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Return what `PatchCore._found` returns, of a model whose patches see a part of the memory."""
     if traced():
@@ -139,17 +149,18 @@ def found_nearby(
     if not known or next(iter(known.values())).whole is not model.memory:  # fitted or moved since
         known = model._nearby = {}
     if size not in known:
-        known[size] = _nearby_of(model, torch.arange(size))
+        known[size] = _nearby_of(model, slice(size))
     some = torch.ones(features.shape[:3]) if counts is None else counts
     image, row, column = some.to(features.device).nonzero(as_tuple=True)
     place, neighbours = torch.stack((row, column), 1), model.scoring.neighbours
-    return known[size].search(features[image, row, column], image, place, neighbours)
+    return known[size].search(features[image, row, column], image, place, neighbours, token)
 
 
 def nearby_part(
     model: "PatchCore",
     places: Sequence[Tensor],
     widths: Sequence[int],
+    tokens: Sequence[Tensor],
     kept: Tensor,
     start: int,
     stop: int,
@@ -159,18 +170,20 @@ def nearby_part(
     Args:
         model: Has the memory.
         places, widths: Of all nominal images, as in `patch_origins`.
+        tokens: Of all nominal images, as they are compared; or none at all.
         kept: (M,) bool, rows of the memory.
         start, stop: The patches that are to be searched for, among all of the nominal images.
     """
     every = torch.arange(start, stop)
-    place = patch_origins(every, places, widths, range(len(widths)))[:, 1:].to(model.memory.device)
-    nearby = _nearby_of(model, kept.nonzero()[:, 0])
-    return lambda x, k: nearby.search(x, torch.zeros_like(place[:, 0]), place.long(), k)
+    origin = patch_origins(every, places, widths, range(len(widths)))
+    place = origin[:, 1:].to(model.memory.device)
+    token = tokens[int(origin[0, 0])][None].to(model.memory.device) if tokens else None
+    nearby = _nearby_of(model, kept.nonzero()[:, 0].to(model.memory.device))
+    return lambda x, k: nearby.search(x, torch.zeros_like(place[:, 0]), place.long(), k, token)
 
 
-def _nearby_of(model: "PatchCore", rows: Tensor) -> Nearby:
+def _nearby_of(model: "PatchCore", rows: Tensor | slice) -> Nearby:
     """Search in some rows of a model's memory."""
-    rows = rows.to(model.memory.device)
     assert isinstance(model.index_config, TorchIndexConfig)
     method = model.method
     means = None if method.retrieval is None else (model.pooled_of, model.pooled)

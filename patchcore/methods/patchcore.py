@@ -23,21 +23,24 @@ from patchcore.index import (
     Index,
     IndexConfig,
     PrefixIndex,
-    TorchIndex,
     TorchIndexConfig,
     build_index,
-    nearest_rows,
     search_traced,
 )
-from patchcore.methods.common import FeatureBuffer, check_grid
-from patchcore.methods.counted import Counted, cells, parts
+from patchcore.methods.common import FeatureBuffer, is_order, one_grid
+from patchcore.methods.counted import Counted, Described, cells, counted_rows, objects, parts
 from patchcore.methods.detector import Detector, Fitting, Parts, Prediction
-from patchcore.methods.nearby import NARROW, Nearby, found_nearby, image_means, nearby_part
+from patchcore.methods.growing import extend_memory, forget_images
+from patchcore.methods.nearby import Nearby, found_nearby, image_means, nearby_part
 from patchcore.methods.origin import UNKNOWN, patch_origins
 from patchcore.methods.scale import nominal_scale
-from patchcore.methods.switches import Followed, PatchCoreConfig
+from patchcore.methods.switches import Followed, PatchCoreConfig, untraceable
 from patchcore.patches import Mapping, PatchConfig, PatchFeatures
 from patchcore.scoring import ScoringConfig, Search, anomaly_maps, comparable, score_images
+from patchcore.whitening import fit_whitening, whiten
+
+OTHERS = ("centre", "whitener", "pooled")
+"""Tensors beside the memory that some switches keep of the nominal images."""
 
 
 class PatchCore(Detector):
@@ -51,12 +54,16 @@ class PatchCore(Detector):
         origin: (M, 3) int32 image number, grid row and grid column of each; -1 where unknown.
         coreset: How they were chosen; None for a memory that was loaded.
         grid: Rows and columns of the nominal images' patch grids; (0, 0) where they differ.
+        centre, whitener: (1, D) and (d, D), see `fit_whitening`; only with `method.whitening`, and
+            then the memory has d channels.
         pooled: (I, D) means of the nominal images' patch features, and `pooled_of` (I, 1) the
             images' numbers; only with `method.retrieval`.
     """
 
     memory: Tensor
     origin: Tensor
+    centre: Tensor
+    whitener: Tensor
     pooled: Tensor
     pooled_of: Tensor
     made_again = ("_index", "_nearby", "_prefixes")
@@ -95,14 +102,23 @@ class PatchCore(Detector):
             ),
             network,
         )
-        self.patches = PatchFeatures(self.backbone.channels, self.patch_config)
+        own = self.parts.layers
+        if own.token and self.method.retrieval is None:
+            raise InputError("layers.token has no effect without method.retrieval: leave it out")
+        channels = self.backbone.channels[: len(own.names)]
+        self.patches = PatchFeatures(channels, self.patch_config)
         self.coreset: Coreset | None = None
         self.register_buffer("memory", torch.empty(0, self.patches.dimension))
         self.register_buffer("origin", torch.empty(0, 3, dtype=torch.int32))
         self.method.check(self.coreset_config, self.index_config)
+        if self.method.whitening is not None:
+            self.register_buffer("centre", torch.empty(0, self.patches.dimension))
+            self.register_buffer("whitener", torch.empty(0, self.patches.dimension))
         if self.method.retrieval is not None:
-            self.register_buffer("pooled", torch.empty(0, self.patches.dimension))
+            width = self.backbone.channels[-1] if own.token else self.patches.dimension
+            self.register_buffer("pooled", torch.empty(0, width))
             self.register_buffer("pooled_of", torch.empty(0, 1, dtype=torch.int64))
+        self.one_size = self.method.radius is not None
         self.grid, self._gathered = (0, 0), 0
         self._nearby: dict[int, Nearby] | None = None  # by the number of rows searched
         self._index: Index | None = None
@@ -110,7 +126,8 @@ class PatchCore(Detector):
 
     def settings(self) -> dict[str, Any]:
         """See `Stateful.settings`."""
-        patch, channels = self.patch_config, self.backbone.channels
+        patch = self.patch_config
+        channels = self.backbone.channels[: len(self.parts.layers.names)]
         mapped = patch.maps(channels)
         return {
             **super().settings(),
@@ -120,6 +137,9 @@ class PatchCore(Detector):
             "patch.layer_channels": patch.layer_channels if mapped else None,
             "scoring.distance": self.scoring.distance.value,
             "method.retrieval": True if self.method.retrieval is not None else None,
+            "method.whitening": self.method.whitening,
+            "method.shrinkage": self.method.shrinkage,
+            "method.foreground": self.method.foreground,
         }
 
     def remembered(self) -> dict[str, Any]:
@@ -132,15 +152,61 @@ class PatchCore(Detector):
         height, width = values.get("grid", (0, 0))
         self.grid = (height, width)
 
-    @torch.inference_mode()
-    def features(self, maps: Sequence[Tensor]) -> Tensor:
-        """Patch features (B, h, w, D), float32, of the backbone's layer maps [(B, C, h, w), …]."""
-        return self.patches(maps).float()
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        matrix = state_dict.get(f"{prefix}whitener")
+        if self.method.whitening is not None and matrix is not None:
+            self.memory = self.memory.new_empty(0, len(matrix))  # as wide as it makes it
+            if self.method.retrieval is not None and not self.parts.layers.token:
+                self.pooled = self.memory
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Counted:
+    @torch.inference_mode()
+    def plain(self, maps: Sequence[Tensor]) -> Tensor:
+        """Patch features (B, h, w, D), float32, of the backbone's layer maps [(B, C, h, w), …]."""
+        return self.patches(maps[: len(self.parts.layers.names)]).float()
+
+    @torch.inference_mode()
+    def features(self, maps: Sequence[Tensor]) -> Any:
+        """Patch features of layer maps: see `plain`; with a foreground, those that count."""
+        features, threshold = self.plain(maps), self.method.foreground
+        if threshold is None:
+            return self.described(features, maps)
+        return self.described(Counted(features, objects(features, threshold)), maps)
+
+    @torch.inference_mode()
+    def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Any:
         """See `Detector.counted`."""
-        features = self.features(maps)
-        return Counted(features, cells(inside, (features.shape[1], features.shape[2])))
+        features, threshold = self.plain(maps), self.method.foreground
+        counts = cells(inside, (features.shape[1], features.shape[2]))
+        if threshold is not None:
+            counts = objects(features, threshold, counts)
+        return self.described(Counted(features, counts), maps)
+
+    def described(self, features: Any, maps: Sequence[Tensor]) -> Any:
+        """Features with the class token among the maps, where similar images are found by it."""
+        return (
+            Described(features, maps[-1].flatten(1).float())
+            if self.parts.layers.token
+            else features
+        )
+
+    def token_searched(self, features: Any) -> Tensor | None:
+        """Class token (B, C) as it is compared; None where features come without."""
+        if not isinstance(features, Described):
+            return None
+        return comparable(features.token.to(self.memory.device), self.scoring)
+
+    def _whitened(self, features: Tensor) -> Tensor:
+        """Features (…, d) of patch features (…, D); the same unless they are whitened."""
+        if self.method.whitening is None or not len(self.centre):
+            return features
+        return whiten(features, self.centre, self.whitener)
+
+    def _searched(self, features: Tensor) -> Tensor:
+        """Features as they are searched, of patch features (…, D)."""
+        return comparable(self._whitened(features), self.scoring)
 
     def buffer(self, images: int = 0) -> FeatureBuffer:
         """See `Detector.buffer`."""
@@ -151,14 +217,15 @@ class PatchCore(Detector):
         fitting = fitting or Fitting()
         with fitting.stage("coreset"):
             places, grids = buffer.places, buffer.grids
-            self.grid = self._grid_of(grids)
+            self.grid = one_grid(grids, self.method.radius is not None)
             widths = [width for _, width in grids]
+            tokens = [comparable(token, self.scoring) for token in buffer.tokens]
             counts, features = buffer.counts, buffer.take()
             images = range(len(counts)) if fitting.images is None else fitting.images
             settings, order = (self._followed(), self.coreset_config), None
             kept = fitting.kept if self.coreset_config.ordered else None
             if kept is not None:
-                entry = kept.get(*settings, lambda entry: _is_order(entry, len(features)))
+                entry = kept.get(*settings, lambda entry: is_order(entry, len(features)))
                 if entry is not None:
                     order = Order(**entry)
                     fitting.warm.add("coreset")
@@ -168,10 +235,13 @@ class PatchCore(Detector):
             if coreset.indices is not None:
                 origin = patch_origins(coreset.indices, places, widths, images)
                 self.origin = origin.to(self.memory.device)
+            if self.method.retrieval is not None or fitting.scale is not None:
+                features = self._whitened(features)
             if self.method.retrieval is not None:
-                means = image_means(comparable(features, self.scoring), counts, images)
+                means = image_means(comparable(features, self.scoring), counts, images, tokens)
                 self.pooled_of, self.pooled = (x.to(self.memory.device) for x in means)
         if fitting.scale is not None:
+            nearby = partial(nearby_part, self, places, widths, tokens)
             with fitting.stage("scale"):
                 fitting.measured = nominal_scale(
                     features,
@@ -181,20 +251,13 @@ class PatchCore(Detector):
                     coreset.indices,
                     self.scoring,
                     fitting.scale,
-                    partial(nearby_part, self, places, widths) if self.method.narrow else None,
+                    nearby if self.method.narrow else None,
                 )
-
-    def _grid_of(self, grids: Sequence[tuple[int, int]]) -> tuple[int, int]:
-        """Return the one grid of images; (0, 0) if they have several."""
-        one = grids[0] if grids else (0, 0)
-        if self.method.radius is not None:
-            for grid in grids:
-                check_grid(grid, one)
-        return one if set(grids) == {one} else (0, 0)
 
     def _followed(self) -> Followed:
         """Settings that the patch features follow from."""
-        return Followed(self.patch_config, list(self.backbone.layers))
+        own = (self.method.whitening, self.method.shrinkage, self.method.foreground)
+        return Followed(self.patch_config, list(self.backbone.layers), *own)
 
     def build(
         self, features: Tensor, progress: bool = False, order: Order | None = None
@@ -208,6 +271,11 @@ class PatchCore(Detector):
             InputError: They are NaN or infinite, or do not suit the settings.
         """
         device = self.memory.device
+        if (share := self.method.whitening) is not None and len(features):
+            with torch.inference_mode(False):
+                found = fit_whitening(features, share, self.method.shrinkage, device)
+            self.centre, self.whitener = found
+            features = self._whitened(features)
         coreset = subsample(
             features, self.coreset_config, device=device, order=order, progress=progress
         )
@@ -221,80 +289,34 @@ class PatchCore(Detector):
         self.origin = torch.full((len(memory), 3), UNKNOWN, dtype=torch.int32, device=device)
         return coreset
 
-    @torch.inference_mode()
     def extend(
         self,
-        batches: Sequence[Tensor | Counted],
+        batches: Sequence[Tensor | Counted | Described],
         sizes: Sequence[tuple[int, int]],
         images: Sequence[int],
         count: int | None = None,
     ) -> list[Prediction]:
         """See `Detector.extend`; the sampler goes on from the memory, as it is searched."""
-        predictions, covered, buffer = [], [], FeatureBuffer(len(images), self.device)
-        with torch.autocast(self.device.type, enabled=False):
-            exact = self.search if self.index_config.exact else TorchIndex(self.memory).search
-            for batch, size in zip(batches, sizes, strict=True):
-                x, counts = parts(batch)
-                x = comparable(x.to(self.device), self.scoring)
-                rows, k = _rows(x, counts), self.scoring.neighbours
-                quick = k == 1 and x.device.type == "cpu"
-                found = nearest_rows(self.memory, rows) if quick else exact(rows, k)  # serves both
-                near = self._found(x, counts) if self.method.narrow else found
-                predictions.append(self._predict(x, counts, size, near, self.memory, exact))
-                covered.append(found[0][:, 0])
-                buffer.append(x if counts is None else Counted(x, counts))
-            places, widths = buffer.places, [width for _, width in buffer.grids]
-            means = None
-            if self.method.retrieval is not None:
-                means = image_means(buffer.gathered(), buffer.counts, images)
-            features, kept = buffer.take(), len(self.memory)
-            whole = self._gathered + len(features)
-            if count is None:
-                count = max(1, round(kept * whole / self._gathered) - kept)
-            if count > len(features):
-                raise InputError(
-                    f"count must be at most the {len(features)} patches of the images, got {count}"
-                )
-            chosen = self.coreset_config.extend(features, torch.cat(covered), count, self.device)
-            origin = patch_origins(chosen, places, widths, images).to(self.device)
-            added = features[chosen.to(features.device)].to(self.memory)
-        with torch.inference_mode(False):
-            self.memory = torch.cat((self.memory, added))
-            self.origin = torch.cat((self.origin, origin))
-            if means is not None:
-                self.pooled_of = torch.cat((self.pooled_of, means[0]))
-                self.pooled = torch.cat((self.pooled, means[1]))
-        self.coreset, self._gathered = None, whole
-        return predictions
+        return extend_memory(self, batches, sizes, images, count)
 
     def forget(self, images: Collection[int]) -> None:
         """See `Detector.forget`; the share of all patches that the memory keeps stays."""
-        out = torch.isin(self.origin[:, 0].cpu(), torch.tensor(sorted(images), dtype=torch.int32))
-        left, needed = int((~out).sum()), max(self.scoring.neighbours, self.scoring.reweight)
-        if left < needed:
-            raise InputError(
-                f"without these images {left} patches would be left, and {needed} neighbours are "
-                "looked for: keep some, or fit again"
-            )
-        rows = (~out).to(self.memory.device)
-        self._gathered = round(self._gathered * left / len(self.memory))
-        self.coreset, self.memory, self.origin = None, self.memory[rows], self.origin[rows]
-        if self.method.retrieval is not None:
-            stay = ~torch.isin(self.pooled_of[:, 0].cpu(), torch.tensor(sorted(images)))
-            stay = stay.to(self.pooled.device)
-            self.pooled_of, self.pooled = self.pooled_of[stay], self.pooled[stay]
+        forget_images(self, images)
 
     @property
     def images_had(self) -> int:
         """See `Detector.images_had`."""
-        return int(self.origin[:, 0].max()) + 1 if len(self.origin) else 0
+        numbers = self.origin[:, 0]
+        if self.method.retrieval is not None:  # which knows images without a patch here, too
+            numbers = torch.cat((numbers, self.pooled_of[:, 0]))
+        return int(numbers.max()) + 1 if len(numbers) else 0
 
     def origins(self, rows: Tensor) -> Tensor:
         """See `Detector.origins`."""
         return torch.where(rows[..., None] < 0, UNKNOWN, self.origin[rows])
 
     @torch.inference_mode()
-    def score(self, features: Tensor | Counted, size: tuple[int, int]) -> Prediction:
+    def score(self, features: Tensor | Counted | Described, size: tuple[int, int]) -> Prediction:
         """Score patch features (B, h, w, D) of images of `size` (H, W).
 
         Where patches do not count, `Prediction.nearest` is -1.
@@ -302,13 +324,13 @@ class PatchCore(Detector):
         # Under bfloat16 autocast the search would confuse neighbours, and maps have 8 bits.
         x, counts = parts(features)
         with torch.autocast(x.device.type, enabled=False):
-            x = comparable(x, self.scoring)
-            found = self._found(x, counts)  # (B·h·w, k)
+            x = self._searched(x)
+            found = self._found(x, counts, self.token_searched(features))  # (B·h·w, k)
             return self._predict(x, counts, size, found, self.memory, self.search)
 
     @torch.inference_mode()
     def score_prefixes(
-        self, features: Tensor | Counted, size: tuple[int, int], patches: Sequence[int]
+        self, features: Tensor | Counted | Described, size: tuple[int, int], patches: Sequence[int]
     ) -> list[Prediction]:
         """Return `score` with the first n patches of the memory alone, for each n of `patches`.
 
@@ -321,11 +343,12 @@ class PatchCore(Detector):
             prefixes = self._prefixes = PrefixIndex(self.memory, sizes, self.index_config)
         x, counts = parts(features)
         with torch.autocast(x.device.type, enabled=False):
-            x = comparable(x, self.scoring)
+            x = self._searched(x)
             if self.method.narrow:
-                found = [self._found(x, counts, n) for n in sizes]
+                token = self.token_searched(features)
+                found = [self._found(x, counts, token, n) for n in sizes]
             else:
-                found = prefixes.search(_rows(x, counts), self.scoring.neighbours)
+                found = prefixes.search(counted_rows(x, counts), self.scoring.neighbours)
             return [
                 self._predict(x, counts, size, nearest, index.memory, index.search)
                 for nearest, index in zip(found, prefixes.indexes, strict=True)
@@ -370,18 +393,23 @@ class PatchCore(Detector):
     @property
     def untraceable(self) -> str:
         """See `Detector.untraceable`."""
-        return NARROW if self.method.narrow else ""
+        return untraceable(self.method)
 
     def _found(
-        self, features: Tensor, counts: Tensor | None, size: int | None = None
+        self,
+        features: Tensor,
+        counts: Tensor | None,
+        token: Tensor | None,
+        size: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return squared distances and rows (Q, k) of the nearest to patches that count.
 
-        Features (B, h, w, D) are as they are searched; `size` rows of the memory are, None: all.
+        Features (B, h, w, D) and `token` (B, C) are as they are searched; the first `size` rows of
+        the memory are, None: all.
         """
         if self.method.narrow and len(self.memory):
-            return found_nearby(self, features, counts, size)
-        return self.search(_rows(features, counts), self.scoring.neighbours)
+            return found_nearby(self, features, counts, token, size)
+        return self.search(counted_rows(features, counts), self.scoring.neighbours)
 
     def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
         """Squared distances and rows, both (Q, k), of the memory nearest to queries (Q, D)."""
@@ -404,29 +432,15 @@ class PatchCore(Detector):
     @property
     def memories(self) -> dict[str, Tensor]:
         """See `Method.memories`."""
-        return {"memory": self.memory}
+        others = {name: x for name, x in self._buffers.items() if name in OTHERS and x is not None}
+        return {"memory": self.memory, **others}
+
+    def bytes_of(self, rows: int) -> int:
+        """See `Method.bytes_of`."""
+        per_row = self.memory.nbytes // max(1, len(self.memory))
+        return self.memory_bytes - self.memory.nbytes + per_row * rows
 
     @property
     def memory_patches(self) -> int:
         """M, the patch features in the memory."""
         return len(self.memory)
-
-
-def _rows(features: Tensor, counts: Tensor | None) -> Tensor:
-    """Patch features (N, D), those that count, of (B, h, w, D)."""
-    return features.flatten(0, 2) if counts is None else features[counts]
-
-
-def _is_order(entry: dict[str, Tensor], patches: int) -> bool:
-    """Whether a cache entry holds an order of some of so many patches."""
-    indices, radii, remaining = (entry[key] for key in ("indices", "radii", "remaining"))
-    return (
-        len(entry) == 3
-        and indices.dtype == torch.int64
-        and indices.ndim == 1
-        and 0 < len(indices) <= patches
-        and 0 <= int(indices.min()) <= int(indices.max()) < patches
-        and (radii.shape, remaining.shape) == (indices.shape, (patches,))
-        and radii.is_floating_point()
-        and remaining.is_floating_point()
-    )

@@ -15,6 +15,15 @@ from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
 
+NARROW = (
+    "with method.radius or method.retrieval the patches searched differ from image to image, so "
+    "that a graph would hold for batches of one length only"
+)
+FOREGROUND = (
+    "with method.foreground the patches that count differ from image to image, so that a graph "
+    "would hold for some images only"
+)
+
 
 @dataclass
 class Followed:
@@ -22,6 +31,9 @@ class Followed:
 
     patch: PatchConfig
     layers: list[str]
+    whitening: float | None
+    shrinkage: float | None
+    foreground: float | None
 
 
 @dataclass
@@ -54,6 +66,37 @@ class PatchCoreConfig(MethodConfig):
         low=1,
     )
 
+    whitening: float | None = setting(
+        None,
+        "share of the patch features' variance that is kept, by principal components scaled to "
+        "one deviation; null: features as they are",
+        above=0,
+        high=1,
+    )
+    shrinkage: float | None = setting(
+        None,
+        "share of the mean variance in every variance that whitening divides by; null: by Ledoit "
+        "and Wolf",
+        low=0,
+        high=1,
+        effect=lambda method: method["whitening"] is not None,
+    )
+    foreground: float | None = setting(
+        None,
+        "least distance of an object's patches from the image's mean, along the first principal "
+        "component; others do not count; null: all do",
+        unit="length of a patch feature",
+        low=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shrinkage is not None and self.whitening is None:
+            raise InputError(
+                f"method.shrinkage={self.shrinkage} has no effect without method.whitening: set "
+                "both, or leave it out"
+            )
+
     def build(self, parts: Parts) -> Detector:
         """See `MethodConfig.build`; with separate layers a detector of several banks."""
         if parts.layers.join is not Join.concat:
@@ -84,3 +127,10 @@ class PatchCoreConfig(MethodConfig):
             raise InputError(
                 f"method.{key} searches by itself, exactly: set index=torch, or method.{key}=null"
             )
+
+
+def untraceable(method: PatchCoreConfig) -> str:
+    """Return why no graph for batches of any length can be made with these settings, or nothing."""
+    if method.narrow:
+        return NARROW
+    return FOREGROUND if method.foreground is not None else ""
