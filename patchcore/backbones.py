@@ -1,24 +1,19 @@
-"""Frozen feature extractors: any timm network, cut after the deepest layer used, or our own.
-
-Ours is a small trunk distilled from an ImageNet ResNet-18. `weights/MODEL_CARD.md` says what it was
-made from and what it is worth; `experiments/embedded_backbone/` holds the program that trained it.
-"""
+"""Frozen feature extractors: any timm network, cut after the deepest layer used, or our own."""
 
 import copy
 import difflib
-import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load
 from torch import Tensor, nn
 
+from patchcore._embedded import EmbeddedTrunk, load_embedded
 from patchcore._fusion import fuse
 from patchcore._record import InputRecord
 from patchcore._traced import traced
@@ -37,9 +32,6 @@ from patchcore._weights import (
 )
 from patchcore.errors import InputError
 from patchcore.settings import setting
-
-SHIPPED_FILE = "embedded.safetensors"
-SHIPPED_SHA256 = "d2bf56cebeef7b04b55e527c0df103017bf306afae180e294a0fdca47180f53c"
 
 
 @dataclass
@@ -72,6 +64,20 @@ class BackboneConfig:
         return input_record(self.name, self.resolved())
 
 
+CLASS_TOKEN = "class token"
+"""Name of the output that a transformer's class token is."""
+NORM = "norm"
+"""Module of timm's vision transformers that normalises their last tokens."""
+
+
+class Join(Enum):
+    """Number of memories that the layers have, and the combination of their distances."""
+
+    concat = "concat"  # the paper: one memory of the layers' joined features
+    separate = "separate"  # a memory for each layer; the mean of a place's distances
+    scaled = "scaled"  # the same, each distance in standard deviations from its nominal mean
+
+
 @dataclass
 class LayersConfig:
     """Layers that give outputs, finest first: hierarchy levels j of the paper, or module names.
@@ -84,6 +90,19 @@ class LayersConfig:
     names: list[str] = setting(
         factory=lambda: ["2", "3"],
         help="layers whose outputs are used, finest first: hierarchy levels, or module names",
+    )
+    join: Join = setting(
+        Join.concat,
+        "concat: one memory; separate: one a layer, distances averaged; scaled: averaged in "
+        "standard deviations from the nominal mean",
+    )
+    norm: bool = setting(
+        False, "normalise a vision transformer's tokens as it does its last ones, by its own norm"
+    )
+    token: bool = setting(
+        False,
+        "find similar images (method.retrieval) by a vision transformer's class token, after the "
+        "last layer named",
     )
 
     def __post_init__(self) -> None:
@@ -104,7 +123,8 @@ class Backbone(nn.Module):
     CUDA a copy computes, whose convolutions do what follows them in the same step.
 
     Attributes:
-        layers: Module names of the layers, in the order of the output.
+        layers: Module names of the layers, in the order of the output; last, where it is asked for,
+            `CLASS_TOKEN`: a map (B, C, 1, 1).
         channels: Channels C of each.
         input: Input that the weights were trained for.
 
@@ -130,7 +150,16 @@ class Backbone(nn.Module):
         self._maps: dict[str, Any] = {}
         self._fused: dict[torch.dtype, nn.Module] = {}  # by the convolutions' precision
         images = torch.zeros(1, 3, self.input.side, self.input.side)
-        self._deepest = _cut(self.network, self.layers, images)
+        self._hooked = list(self.layers)
+        self._norm = NORM if layers.norm else ""
+        if self._norm and not (_token_size(self.network) and hasattr(self.network, NORM)):
+            raise InputError(
+                f"layers.norm=true normalises tokens of a vision transformer, which {self.name} is "
+                "not: leave it out"
+            )
+        if self._norm in self.layers:
+            raise InputError("layers.norm=true would normalise the layer norm twice: leave it out")
+        self._deepest = _cut(self.network, self.layers, images, self._norm)
         if from_file:
             load_file(self.network, Path(weights))
         self._handles = [  # kept, so that those of a pickled model stay apart from others
@@ -146,6 +175,14 @@ class Backbone(nn.Module):
             _layout(self.network, name, x, images.shape[-1])
             for name, x in zip(self.layers, outputs, strict=True)
         ]
+        self._token = layers.token
+        if self._token:
+            has = getattr(self.network, "cls_token", None) is not None
+            if not has or self._layouts[-1] != "tokens":
+                raise InputError(
+                    f"layers.token=true: {self.name} has no class token there: leave it out"
+                )
+            self.layers.append(CLASS_TOKEN)
         self.channels = [x.shape[1] for x in self._as_maps(outputs, images)]
 
     @torch.inference_mode()
@@ -181,8 +218,8 @@ class Backbone(nn.Module):
     def _fuse(self, precision: torch.dtype) -> nn.Module:
         """Copy of the network with fused convolutions in this precision."""
         network = copy.deepcopy(self.network, {id(self): self})
-        fuse(network, self.layers, precision)
-        for name in self.layers:
+        fuse(network, self._hooked, precision)
+        for name in self._hooked:
             network.get_submodule(name).register_forward_hook(partial(self._keep, name))
         return network
 
@@ -208,7 +245,7 @@ class Backbone(nn.Module):
             self._maps.clear()
             self._explain(images, error)
             raise
-        return [self._maps.pop(name) for name in self.layers]
+        return [self._maps.pop(name) for name in self._hooked]
 
     def _keep(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         """Hook of a layer: keep its output, and end the pass after the deepest one."""
@@ -227,10 +264,17 @@ class Backbone(nn.Module):
                 size = _token_size(self.network)
                 h, w = (side // size for side in images.shape[-2:])
                 tokens = x[:, x.shape[1] - h * w :]  # (B, h·w, C)
+                if self._norm:
+                    tokens = self.network.get_submodule(self._norm)(tokens)
                 x = tokens.transpose(1, 2).unflatten(2, (h, w))
             elif layout == "NHWC":
                 x = x.permute(0, 3, 1, 2)
             maps.append(x)
+        if self._token:
+            token = outputs[-1][:, :1]  # (B, 1, C), before the registers
+            if self._norm:
+                token = self.network.get_submodule(self._norm)(token)
+            maps.append(token.transpose(1, 2)[..., None])  # (B, C, 1, 1)
         return maps
 
     def _check_size(self, images: Tensor) -> None:
@@ -367,8 +411,11 @@ def _layout(network: nn.Module, name: str, x: Any, side: int) -> str:
     return layout
 
 
-def _cut(network: nn.Module, layers: list[str], images: Tensor) -> str:
-    """Drop what runs after the last of `layers` has finished; returns that layer's name."""
+def _cut(network: nn.Module, layers: list[str], images: Tensor, kept: str = "") -> str:
+    """Drop what runs after the last of `layers` has finished; returns that layer's name.
+
+    The module that is `kept` stays in any case.
+    """
     ran: set[str] = set()
     finished: dict[str, set[str]] = {}  # each layer, in order, with all that had started by then
     handles = []
@@ -392,59 +439,6 @@ def _cut(network: nn.Module, layers: list[str], images: Tensor) -> str:
             raise InputError(f"layers.names: the network has {name!r} but does not run it")
     deepest, needed = list(finished.items())[-1]
     for name in sorted(ran - needed, reverse=True):  # children before their parents
-        network.set_submodule(name, nn.Identity())
+        if name != kept:
+            network.set_submodule(name, nn.Identity())
     return deepest
-
-
-class EmbeddedTrunk(nn.Module):
-    """3×3 convolutions and ReLU; `layer2` and `layer3` imitate a ResNet-18's layers of that name.
-
-    The two are 1×1 convolutions that read the teacher's maps off the narrower stages, which pass
-    their own features on.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer1 = nn.Sequential(_conv(3, 32, 7, 4), _conv(32, 32))
-        self.stage2 = nn.Sequential(_conv(32, 96, 3, 2), _conv(96, 96), _conv(96, 96))
-        self.layer2 = _conv(96, 128, 1)
-        self.stage3 = nn.Sequential(
-            _conv(96, 192, 3, 2), _conv(192, 192), _conv(192, 192), _conv(192, 192)
-        )
-        self.layer3 = _conv(192, 256, 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W), normalised as for ImageNet, float.
-
-        Returns:
-            The maps of layer2 (B, 128, H/8, W/8) and layer3 (B, 256, H/16, W/16), rounded up.
-        """
-        x = self.stage2(self.layer1(x))
-        layer2 = self.layer2(x)
-        return layer2, self.layer3(self.stage3(x))
-
-
-def load_embedded() -> EmbeddedTrunk:
-    """The trunk with its weights, float32, in evaluation mode.
-
-    Raises:
-        InputError: The file in the package is missing or not the one that was released.
-    """
-    file = files("patchcore") / "weights" / SHIPPED_FILE
-    if not file.is_file():
-        raise InputError(f"{file} is missing; install the package again")
-    data = file.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != SHIPPED_SHA256:
-        raise InputError(
-            f"{file} has SHA-256 {found}, expected {SHIPPED_SHA256}; install the package again"
-        )
-    # Stored in float16: half the size, and no measurable difference in the maps.
-    weights = {name: tensor.to(torch.float32) for name, tensor in load(data).items()}
-    trunk = EmbeddedTrunk()
-    trunk.load_state_dict(weights)
-    return trunk.eval()
-
-
-def _conv(inp: int, out: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inp, out, kernel, stride, kernel // 2), nn.ReLU(inplace=True))

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from patchcore.backbones import BackboneConfig, LayersConfig
+from patchcore.backbones import BackboneConfig, Join, LayersConfig
 from patchcore.cache import CacheConfig
 from patchcore.coreset import CoresetConfig, SizedConfig
 from patchcore.data.augment import AugmentConfig
@@ -122,6 +122,7 @@ class Config:
             check_switches(self.trainer, self.augment.changes())
         check_unused(
             self.method,
+            layers=self.layers,
             coreset=self.coreset,
             patch=self.patch,
             scoring=self.scoring,
@@ -170,6 +171,8 @@ class Config:
             raise InputError("ensemble.members needs method=patchcore: set ensemble=none")
         if self.curve:
             raise InputError("curve is of one memory: leave it out, or set ensemble=none")
+        if any(member.layers.join is not Join.concat for member in self.members()):
+            raise InputError("ensemble.members need layers.join=concat: leave layers.join out")
         first, *others = (member.image for member in self.members())
         for number, image in enumerate(others, 2):
             if not image.same_view(first):
@@ -182,6 +185,8 @@ class Config:
     def _check_curve(self) -> None:
         if not self.method.nested:
             raise InputError("curve needs method=patchcore: no other keeps a coreset")
+        if self.layers.join is not Join.concat:
+            raise InputError("curve is of one memory: leave it out, or set layers.join=concat")
         coreset = self.coreset
         if not coreset.nested:
             raise InputError(

@@ -51,7 +51,7 @@ taken for the code that runs; nothing short of a lock on the checkout could excl
 """
 
 EXTRACTION = (f"{PACKAGE}.backbones", f"{PACKAGE}.data.dataset")
-ORDERING = (f"{PACKAGE}.coreset", f"{PACKAGE}.patches")
+ORDERING = tuple(f"{PACKAGE}.{name}" for name in ("coreset", "patches", "whitening", "foreground"))
 RESULTS = (
     f"{PACKAGE}.module",
     f"{PACKAGE}.members",
@@ -60,6 +60,8 @@ RESULTS = (
 )
 STEERING = (
     f"{PACKAGE}.module",
+    f"{PACKAGE}.methods.banks",
+    f"{PACKAGE}.methods.counted",
     f"{PACKAGE}.methods.detector",
     f"{PACKAGE}.methods.patchcore",
 )

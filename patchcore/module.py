@@ -359,12 +359,11 @@ class DetectorModule(ScoringModule):
                 lambda pair: pair[0].compute() | pair[1].compute(), distinct.values()
             )
             values = dict(zip(distinct, computed, strict=True))
-        whole = self._patches[-1]
         return [
             {
                 "ratio": ratio,
                 "memory_patches": size,
-                "memory_bytes": self.model.memory_bytes // whole * size,
+                "memory_bytes": self.model.bytes_of(size),
                 **self._share_used(self._patches.index(size)),
                 **values[size],
             }

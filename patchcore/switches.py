@@ -5,8 +5,10 @@ What would change that is refused before any work, in one line.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from patchcore.backbones import Join
 from patchcore.errors import InputError
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
@@ -106,6 +108,8 @@ def check_shared(config: Any) -> None:
     sampler = type(config.coreset).__name__.removesuffix("Config").lower()
     refused = {
         f"method={config.method.name}": not config.method.shared,
+        "layers.join=separate": config.layers.join is not Join.concat,
+        **{f"method.{key}={value}": True for key, value in switched_on(config.method).items()},
         "an ensemble": bool(config.ensemble.members),
         "decision.false_alarms": config.decision.false_alarms is not None,
         f"coreset={sampler}": not config.coreset.shared,
@@ -116,6 +120,14 @@ def check_shared(config: Any) -> None:
                 f"trainer.devices={config.trainer.get('devices')}: {what} is for one device alone: "
                 "set trainer.devices=1"
             )
+
+
+def switched_on(settings: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass whose values are not their defaults."""
+    values = {
+        field.name: (getattr(settings, field.name), field.default) for field in fields(settings)
+    }
+    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def asked_precision(trainer: Mapping[str, Any]) -> str:

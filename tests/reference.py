@@ -63,6 +63,56 @@ def adaptive_average(x: np.ndarray, m: int) -> np.ndarray:
     return np.stack([x[..., k * n // m : -(-(k + 1) * n // m)].mean(-1) for k in range(m)], axis=-1)
 
 
+# --- whitening, foreground --------------------------------------------------------------------
+
+
+def whitening(
+    features: np.ndarray, share: float, shrinkage: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) of features (N, D) and the matrix (d, D) that whitens, in float64.
+
+    Ledoit and Wolf's shrinkage is one minus the share that their Lemma 3.3 leaves to the sample's
+    covariance, with one outer product a vector.
+    """
+    x = features.astype(np.float64)
+    mean = x.mean(0)
+    covariance = sum(np.outer(row - mean, row - mean) for row in x) / len(x)
+    variances, vectors = np.linalg.eigh(covariance)
+    order = np.argsort(-variances)
+    variances, vectors = variances[order], vectors[:, order]
+    kept = 1
+    while variances[:kept].sum() < share * variances.sum() and kept < len(variances):
+        kept += 1
+    z = (x - mean) @ vectors[:, :kept]
+    sample = z.T @ z / len(z)
+    target = np.trace(sample) / kept * np.eye(kept)
+    if shrinkage is None:
+        error = sum(((np.outer(row, row) - sample) ** 2).sum() for row in z) / len(z) ** 2
+        away = ((sample - target) ** 2).sum()
+        shrinkage = min(error, away) / away
+    shrunk = ((1 - shrinkage) * sample + shrinkage * target) * len(z) / (len(z) - 1)
+    return mean, np.diag(np.diag(shrunk) ** -0.5) @ vectors[:, :kept].T
+
+
+def foreground(features: np.ndarray, threshold: float) -> np.ndarray:
+    """Mask (h, w) of one image's object by its patch features (h, w, D), as AnomalyDINO has it."""
+    height, width, _ = features.shape
+    x = features.reshape(height * width, -1).astype(np.float64)
+    x = x - x.mean(0)
+    direction = np.linalg.svd(x, full_matrices=False)[2][0]
+    direction = direction * np.sign(direction[np.abs(direction).argmax()])
+    component = (x @ direction).reshape(height, width)
+    mask = component > threshold
+    middle = mask[int(height * 0.2) : int(height * 0.8), int(width * 0.2) : int(width * 0.8)]
+    if middle.sum() <= 0.35 * middle.size:
+        mask = -component > threshold
+    square = np.ones((3, 3), bool)
+    mask = scipy.ndimage.binary_dilation(mask, square)
+    mask = scipy.ndimage.binary_dilation(mask, square)
+    mask = scipy.ndimage.binary_erosion(mask, square, border_value=1)
+    return mask if mask.any() else np.ones_like(mask)
+
+
 # --- coreset ---------------------------------------------------------------------------------
 
 
@@ -112,6 +162,51 @@ def nearest(queries: np.ndarray, memory: np.ndarray, k: int) -> tuple[np.ndarray
     distances = (differences**2).sum(-1)  # (Q, M)
     rows = np.argsort(distances, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(distances, rows, 1), rows
+
+
+def nearest_nearby(
+    queries: np.ndarray,
+    places: np.ndarray,
+    memory: np.ndarray,
+    origin: np.ndarray,
+    k: int,
+    radius: int | None = None,
+    retrieval: int | None = None,
+    means: dict[int, np.ndarray] | None = None,
+    whole: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`nearest` for the patches of one image, in the part of the memory that may be compared.
+
+    Args:
+        queries: (Q, D) patches of the image; `places` (Q, 2) are their grid rows and columns.
+        memory: (M, D); `origin` (M, 3) are image number, grid row and grid column.
+        radius: Rows and columns that a memory patch may be away; more where there are too few.
+        retrieval: Most similar images that count, by `means`, {number: mean of its patches}; more
+            if they have too few patches in the memory.
+        whole: What the image is compared by as a whole, if not the mean of its patches.
+    """
+    allowed = np.ones(len(memory), bool)
+    if retrieval is not None:
+        present = [number for number in sorted(means) if number in origin[:, 0]]
+        whole = queries.mean(0) if whole is None else whole
+        away = [((means[number] - whole) ** 2).sum() for number in present]
+        ranked = [present[i] for i in np.argsort(away, kind="stable")]
+        allowed = np.isin(origin[:, 0], ranked[:retrieval])
+        while allowed.sum() < k:
+            retrieval += 1
+            allowed = np.isin(origin[:, 0], ranked[:retrieval])
+    distances, rows = [], []
+    for query, place in zip(queries, places, strict=True):
+        near, reach = allowed, radius
+        while reach is not None:
+            near = allowed & (np.abs(origin[:, 1:] - place).max(1) <= reach)
+            if near.sum() >= k:
+                break
+            reach += 1
+        squared, found = nearest(query[None], memory[near], k)
+        distances.append(squared[0])
+        rows.append(np.flatnonzero(near)[found[0]])
+    return np.array(distances), np.array(rows)
 
 
 def patch_scores(
@@ -189,6 +284,29 @@ def nominal_scale(
         patches.append(patch_scores(image, memory, k, distance)[0])
     every = np.concatenate(patches)
     return float(np.mean(scores)), float(np.std(scores)), float(every.mean()), float(every.std())
+
+
+def separate_layers(
+    patches: list[np.ndarray],
+    memories: list[np.ndarray],
+    scales: list[tuple[float, float]] | None = None,
+    k: int = 1,
+    distance: str = "euclidean",
+) -> np.ndarray:
+    """Scores (h, w) of an image's places, with one memory a layer: the mean of the layers' scores.
+
+    Args:
+        patches: Features [(h, w, D), …] of the layers, each on its own grid, the finest first.
+        memories: Their memories [(M, D), …].
+        scales: Nominal mean and deviation of each layer's scores; None: they are taken as they are.
+    """
+    found = []
+    for i, (x, memory) in enumerate(zip(patches, memories, strict=True)):
+        scores = patch_scores(x.reshape(-1, x.shape[-1]), memory, k, distance)[0]
+        mean, std = scales[i] if scales else (0.0, 1.0)
+        grid = (scores.reshape(x.shape[:2]) - mean) / std
+        found.append(interpolate(grid[None], patches[0].shape[:2])[0])
+    return np.mean(found, axis=0)
 
 
 def unit(x: np.ndarray) -> np.ndarray:

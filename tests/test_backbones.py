@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from patchcore import PatchCore
-from patchcore.backbones import Backbone, BackboneConfig, LayersConfig, _layout
+from patchcore.backbones import CLASS_TOKEN, Backbone, BackboneConfig, LayersConfig, _layout
 from patchcore.errors import InputError
 
 
@@ -107,6 +107,55 @@ def test_transformer_tokens_return_to_their_grid(name: str, patch: int) -> None:
     ):
         with pytest.raises(InputError, match=told + f".* the nearest is {nearest}"):
             backbone(torch.randn(1, 3, *sides))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "vit_small_patch16_dinov3"])
+def test_tokens_are_normalised_as_timm_does(name: str) -> None:
+    with pytest.warns(UserWarning, match="random weights"):
+        backbone = Backbone(BackboneConfig(name, "none"), LayersConfig(["2", "3"], norm=True))
+    assert not any(f"blocks.{i}." in key for key in backbone.state_dict() for i in (9, 10, 11))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = timm.create_model(name, dynamic_img_size=True).eval()
+    whole.norm.load_state_dict(backbone.network.norm.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    indices = [int(layer.removeprefix("blocks.")) for layer in backbone.layers]
+    expected = whole.forward_intermediates(images, indices, norm=True, intermediates_only=True)
+    plain = whole.forward_intermediates(images, indices, intermediates_only=True)
+    for x, y, z in zip(backbone(images), expected, plain, strict=True):
+        assert torch.allclose(x, y, atol=1e-5) and not torch.allclose(x, z, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:backbone .* has random weights")
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_class_token_comes_last(norm: bool) -> None:
+    name = "vit_tiny_patch16_224"
+    layers = LayersConfig(["2", "3"], norm=norm, token=True)
+    backbone = Backbone(BackboneConfig(name, "none"), layers)
+    assert backbone.layers == ["blocks.5", "blocks.8", CLASS_TOKEN]
+    assert backbone.channels == [192, 192, 192]
+    tokens: list[torch.Tensor] = []
+    block = backbone.network.get_submodule("blocks.8")
+    block.register_forward_hook(lambda m, i, output: tokens.append(output), prepend=True)
+    maps = backbone(torch.randn(2, 3, 32, 48))
+    assert [tuple(x.shape) for x in maps] == [(2, 192, 2, 3)] * 2 + [(2, 192, 1, 1)]
+    expected = backbone.network.norm(tokens[0]) if norm else tokens[0]
+    assert torch.allclose(maps[-1].flatten(1), expected[:, 0], atol=1e-5)
+    assert torch.allclose(maps[1][:, :, 1, 2], expected[:, 6], atol=1e-5)
+    for network, message in (("test_resnet", "has no class token"), ("embedded", "has no class")):
+        weights = "none" if network == "test_resnet" else None
+        with pytest.raises(InputError, match=rf"^layers.token=true: {network} {message}"):
+            Backbone(BackboneConfig(network, weights), LayersConfig(["2"], token=True))
+
+
+@pytest.mark.filterwarnings("ignore:backbone .* has random weights")
+def test_a_norm_that_the_network_has_not_is_refused() -> None:
+    for name, layers in (("embedded", ["2"]), ("test_resnet", ["2"])):
+        weights = None if name == "embedded" else "none"
+        with pytest.raises(InputError, match=r"^layers.norm=true normalises tokens"):
+            Backbone(BackboneConfig(name, weights), LayersConfig(layers, norm=True))
+    with pytest.raises(InputError, match=r"^layers.norm=true would normalise"):
+        Backbone(BackboneConfig("test_vit", "none"), LayersConfig(["2", "norm"], norm=True))
 
 
 def test_weights_from_files(tmp_path: Path) -> None:

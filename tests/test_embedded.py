@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from patchcore import backbones
+from patchcore import _embedded
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig, load_embedded
 from patchcore.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = files("patchcore") / "weights" / backbones.SHIPPED_FILE
+SHIPPED = files("patchcore") / "weights" / _embedded.SHIPPED_FILE
 SHARED = Path(os.environ.get("PATCHCORE_SHARED", ROOT.parent / "shared"))
 
 
@@ -52,15 +52,15 @@ def test_weights_are_small_and_those_of_the_card() -> None:
     data = SHIPPED.read_bytes()
     assert len(data) <= 8_000_000
     digest = hashlib.sha256(data).hexdigest()
-    assert digest == backbones.SHIPPED_SHA256
+    assert digest == _embedded.SHIPPED_SHA256
     assert digest in (files("patchcore") / "weights" / "MODEL_CARD.md").read_text()
 
 
 def package(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An installed package's folder of weights, of our own."""
     (root / "weights").mkdir()
-    monkeypatch.setattr(backbones, "files", lambda name: root)
-    return root / "weights" / backbones.SHIPPED_FILE
+    monkeypatch.setattr(_embedded, "files", lambda name: root)
+    return root / "weights" / _embedded.SHIPPED_FILE
 
 
 def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     data = bytearray(SHIPPED.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(InputError, match=rf"{backbones.SHIPPED_FILE} has SHA-256 .* install"):
+    with pytest.raises(InputError, match=rf"{_embedded.SHIPPED_FILE} has SHA-256 .* install"):
         load_embedded()
 
 

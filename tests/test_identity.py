@@ -299,15 +299,22 @@ EVERY = {"images", "maps", "orders", "run"}
         ("errors", EVERY),
         ("", EVERY),  # the package's first file runs before any other
         ("backbones", EVERY - {"images"}),
+        ("_embedded", EVERY - {"images"}),
         ("_fusion", EVERY - {"images"}),
         ("module", EVERY - {"images"}),
         ("methods.patchcore", EVERY - {"images"}),
+        ("methods.banks", EVERY - {"images"}),
         ("patches", {"orders", "run"}),
+        ("whitening", {"orders", "run"}),
+        ("foreground", {"orders", "run"}),
         ("coreset.order", {"orders", "run"}),
         ("coreset.kernel", {"orders", "run"}),  # imported inside a function
         ("scoring", {"run"}),
         ("index.exact", {"run"}),
         ("index.fused", {"run"}),  # imported inside a function
+        ("index.local", {"run"}),
+        ("methods.nearby", {"run"}),
+        ("methods.switches", {"run"}),
         ("metrics", {"run"}),
         ("methods.ensemble", {"run"}),
         ("methods.folds", {"run"}),

@@ -10,8 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "patchcore"
 ALGORITHMS = {"backbones", "patches", "coreset", "index", "scoring", "metrics"}
+ALGORITHMS |= {"foreground", "whitening"}
 # What an algorithm may import of this package besides its own files.
-COMMON = {"errors", "settings", "_fusion", "_record", "_traced", "_weights"}
+COMMON = {"errors", "settings", "_embedded", "_fusion", "_record", "_traced", "_weights"}
 LIGHTNING = {"pytorch_lightning", "lightning"}
 HYDRA = {"hydra", "hydra_plugins"}
 

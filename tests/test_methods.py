@@ -8,7 +8,7 @@ import copy
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -21,13 +21,20 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from patchcore import Ensemble, InputError, PatchConfig
-from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
+from patchcore.backbones import Backbone, BackboneConfig, Join, LayersConfig
 from patchcore.commands.groups import SCHEMAS
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
-from patchcore.methods import METHODS, Detector, MethodConfig, Parts, build_detector
+from patchcore.methods import (
+    METHODS,
+    Detector,
+    MethodConfig,
+    Parts,
+    PatchCoreConfig,
+    build_detector,
+)
 from patchcore.methods.common import FeatureBuffer
 from patchcore.methods.detector import Fitting, Method, Prediction
 from patchcore.module import DetectorModule
@@ -115,7 +122,17 @@ class ToyBuffer:
         self.rows.append(code[counts][:, None, None])
 
 
+BANKS = LayersConfig(["layer2", "layer3"], Join.scaled)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "scaled layers": {"layers": BANKS, "method": PatchCoreConfig(whitening=0.5)},
+    "a part of the memory": {"method": PatchCoreConfig(radius=1, retrieval=2)},
+}
+"""PatchCore with its switches on: {name: settings that differ}."""
+
+
 def parts(name: str) -> Parts:
+    if name in VARIANTS:
+        return replace(parts("patchcore"), **VARIANTS[name])
     method = ToyConfig() if name == "toy" else METHODS[name]()
     patch = PatchConfig(channels=16) if name == "patchcore" else PatchConfig()
     return Parts(method, BackboneConfig(), LayersConfig(["layer2", "layer3"]), patch)
@@ -165,8 +182,8 @@ def assert_near(ours: Prediction, theirs: Prediction, share: float = 1e-3) -> No
         assert (x - y).abs().max() <= share * y.abs().max()
 
 
-every = pytest.mark.parametrize("name", [*METHODS, "ensemble", "toy"])
-single = pytest.mark.parametrize("name", [*METHODS, "toy"])
+every = pytest.mark.parametrize("name", [*METHODS, *VARIANTS, "ensemble", "toy"])
+single = pytest.mark.parametrize("name", [*METHODS, *VARIANTS, "toy"])
 
 
 def test_names_are_those_of_the_registry_and_of_the_settings() -> None:
@@ -334,7 +351,8 @@ def test_nothing_is_printed_unless_progress_is_asked_for(
 
 @single
 def test_prefixes_are_models_of_their_own(fitted: Callable[[str], Any], name: str) -> None:
-    if not parts(name).method.nested:
+    own = parts(name)
+    if not own.method.nested or own.layers.join is not Join.concat:
         assert fitted(name).prefixes([0.5]) == {}
         return
     whole = build(name)
@@ -366,7 +384,8 @@ def test_a_trainer_drives_it(name: str, tmp_path: Path) -> None:
     assert sorted(record.scores) == sorted(record.grids) == list(range(5))
     assert record.metrics["memory_bytes"] == module.model.memory_bytes
     assert ("memory_used" in record.metrics) == module.model.counts_used
-    assert set(record.seconds) >= {"extract", "score"} and len(record.seconds) == 3
+    assert set(record.seconds) >= {"extract", "score"}
+    assert len(record.seconds) == 3 + ("scale" in record.seconds)
     batches = [batch["image"] for batch in data.train_dataloader()]
     alone = build(name).fit(batches)
     for key, memory in alone.memories.items():

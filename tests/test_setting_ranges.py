@@ -10,6 +10,7 @@ from patchcore.coreset import SAMPLERS
 from patchcore.decision import DecisionConfig
 from patchcore.errors import InputError
 from patchcore.index import INDEXES
+from patchcore.methods import METHODS
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import allowed_range, check_ranges, setting
@@ -17,6 +18,7 @@ from patchcore.settings import allowed_range, check_ranges, setting
 GROUPS = [
     *(("coreset", config) for config in SAMPLERS.values()),
     *(("index", config) for config in INDEXES.values()),
+    *(("method", config) for config in METHODS.values()),
     ("decision", DecisionConfig),
     ("patch", PatchConfig),
     ("scoring", ScoringConfig),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from patchcore.backbones import EmbeddedTrunk
+from patchcore._embedded import EmbeddedTrunk
 
 TARGETS = (128, 256)  # channels of the teacher's layer2 and layer3
 

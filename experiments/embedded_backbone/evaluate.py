@@ -27,7 +27,7 @@ from experiments.embedded_backbone.images import (
     photographs,
     procedural,
 )
-from patchcore.backbones import EmbeddedTrunk
+from patchcore._embedded import EmbeddedTrunk
 
 Network = Callable[[Tensor], list[Tensor]]  # (B, 3, H, W) -> [layer2 map, layer3 map]
 SIZE = 224

@@ -92,7 +92,7 @@ def _check(inspector: Inspector) -> None:
         raise InputError(
             "data.region: a model of which only a part of the images counts cannot be exported"
         )
-    if why := inspector.members[0].parts.method.untraceable:
+    if why := inspector.members[0].untraceable:
         raise InputError(f"{kind(inspector)}: cannot be exported: {why}")
 
 

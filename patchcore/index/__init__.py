@@ -19,6 +19,7 @@ from patchcore.index.exact import (
     search_traced,
 )
 from patchcore.index.faiss import FaissFactoryConfig, FaissFlatConfig, FaissIVFPQConfig
+from patchcore.index.local import LocalIndex
 from patchcore.index.nearest import nearest_rows
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "FaissIVFPQConfig",
     "Index",
     "IndexConfig",
+    "LocalIndex",
     "PrefixIndex",
     "TorchIndex",
     "TorchIndexConfig",

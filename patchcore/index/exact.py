@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from patchcore.errors import InputError
@@ -300,10 +300,12 @@ class TorchIndex:
         queries: Float[Tensor, "queries channels"],
         memory: Float[Tensor, "memory channels"],
         most: int,
+        allowed: Bool[Tensor, "queries memory"] | None = None,
     ) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " kept"]]:
         """Drop candidates of a query that has more than `most`: those that float32 puts last.
 
-        A query has so many among equal memory entries, whose order is rounding alone.
+        A query has so many among equal memory entries, whose order is rounding alone. Those that
+        are not `allowed` are no candidates.
         """
         count = query.bincount(minlength=len(queries))  # (Q,)
         many = (count > most).nonzero()[:, 0]  # (R,)
@@ -313,9 +315,12 @@ class TorchIndex:
         rows = [row[few]]
         # On CUDA float32 products may be of TF32, which would put nearer ones last.
         points = memory.double() if memory.is_cuda else memory
-        for q in queries[many].to(points.dtype).split(max(1, self._chunk // len(memory))):
+        for some in many.split(max(1, self._chunk // len(memory))):
+            q = queries[some].to(points.dtype)
             norms = (points if memory.is_cuda else memory.float()).square().sum(1)
             partial = torch.add(norms, q @ points.T, alpha=-2)  # (R, m)
+            if allowed is not None:
+                partial = partial.masked_fill(~allowed[some], torch.inf)
             first = partial.topk(most, largest=False).indices  # (R, most)
             rows.append(first.sort(1).values.flatten())
         return torch.cat((query[few], many.repeat_interleave(most))), torch.cat(rows)

@@ -6,8 +6,9 @@ A new method is one file here and one line in `METHODS`; `detector.py` describes
 
 from patchcore.methods.detector import Detector, MethodConfig, Parts, check_unused
 from patchcore.methods.padim import Padim, PadimConfig
-from patchcore.methods.patchcore import PatchCore, PatchCoreConfig
+from patchcore.methods.patchcore import PatchCore
 from patchcore.methods.spade import Spade, SpadeConfig
+from patchcore.methods.switches import PatchCoreConfig
 
 __all__ = [
     "METHODS",
@@ -40,6 +41,7 @@ def build_detector(parts: Parts) -> Detector:
     """
     check_unused(
         parts.method,
+        layers=parts.layers,
         coreset=parts.coreset,
         patch=parts.patch,
         scoring=parts.scoring,

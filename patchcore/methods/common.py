@@ -1,11 +1,13 @@
 """Parts that methods share: buffers of features, images of one size, layers on one grid."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from patchcore.errors import InputError
-from patchcore.methods.counted import Counted, parts
+from patchcore.methods.counted import Counted, Described, parts, token_of
 
 
 class FeatureBuffer:
@@ -16,8 +18,9 @@ class FeatureBuffer:
         device: Where to keep the features; by default where the first batch is, if it has room.
 
     Attributes:
-        widths: w of each image's grid that was gathered since `take`.
+        grids: h and w of each image's grid that was gathered since `take`.
         places: (n,) positions of the patches that each of them has, in its grid.
+        tokens: (C,) class token of each of them, where they have any.
     """
 
     def __init__(self, images: int = 0, device: torch.device | None = None) -> None:
@@ -25,10 +28,11 @@ class FeatureBuffer:
         self._device = device
         self._features: Tensor | None = None
         self._filled = 0
-        self.widths: list[int] = []
+        self.grids: list[tuple[int, int]] = []
         self.places: list[Tensor] = []
+        self.tokens: list[Tensor] = []
 
-    def append(self, features: Tensor | Counted) -> None:
+    def append(self, features: Tensor | Counted | Described) -> None:
         """Add the patch features (B, h, w, D) of a batch, those that count."""
         x, counts = parts(features)
         if not len(x):
@@ -48,21 +52,27 @@ class FeatureBuffer:
             self._features[: self._filled] = kept
         self._features[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)
-        self.widths += [x.shape[2]] * len(x)
+        self.grids += [(x.shape[1], x.shape[2])] * len(x)
         self.places += places
+        token = token_of(features)
+        self.tokens += [] if token is None else list(token)
 
     @property
     def counts(self) -> list[int]:
         """Numbers of patches of the images that were gathered since `take`."""
         return [len(places) for places in self.places]
 
-    def take(self) -> Tensor:
-        """The features (N, D); the buffer forgets them, so that they can be freed."""
+    def gathered(self) -> Tensor:
+        """Return the features (N, D), which the buffer keeps. Raises InputError if none came."""
         if self._features is None:
             raise InputError("there are no nominal images to fit")
-        features = self._features[: self._filled]
+        return self._features[: self._filled]
+
+    def take(self) -> Tensor:
+        """The features (N, D); the buffer forgets them, so that they can be freed."""
+        features = self.gathered()
         self._features, self._filled = None, 0
-        self.widths, self.places = [], []
+        self.grids, self.places, self.tokens = [], [], []
         return features
 
     def _allocate(self, rows: int, like: Tensor) -> Tensor:
@@ -128,3 +138,31 @@ def interpolated(x: Tensor, grid: tuple[int, int]) -> Tensor:
     x = x.contiguous().permute(0, 3, 1, 2)  # (B, C, h', w')
     x = F.interpolate(x, size=grid, mode="bilinear", align_corners=False)
     return x.permute(0, 2, 3, 1)
+
+
+def is_order(entry: dict[str, Tensor], patches: int) -> bool:
+    """Whether a cache entry holds an order of some of so many patches."""
+    names = ("indices", "radii", "remaining", "seconds")
+    indices, radii, remaining, seconds = (entry[key] for key in names)
+    return (
+        len(entry) == len(names)
+        and indices.dtype == torch.int64
+        and indices.ndim == 1
+        and 0 < len(indices) <= patches
+        and 0 <= int(indices.min()) <= int(indices.max()) < patches
+        and (radii.shape, remaining.shape) == (indices.shape, (patches,))
+        and seconds.shape == indices.shape
+        and radii.is_floating_point()
+        and remaining.is_floating_point()
+    )
+
+
+def one_grid(grids: Sequence[tuple[int, int]], needed: bool) -> tuple[int, int]:
+    """Return the one grid of images; (0, 0) if they have none or several.
+
+    Raises InputError for several if one is needed.
+    """
+    one = grids[0] if grids else (0, 0)
+    for grid in grids if needed else ():
+        check_grid(grid, one)
+    return one if set(grids) == {one} else (0, 0)

@@ -60,9 +60,10 @@ class MethodConfig(Settings):
     Attributes:
         name: Its name in `METHODS`.
         levels: Layers of a run that names none; empty: those of `LayersConfig`.
-        reads: Settings of the groups patch, coreset, index and scoring that it reads: {group: names
-            of settings}, or the class that a group's settings must be of if it reads them all.
-        scalable: Whether it measures `Fitting.scale`, which an ensemble needs of its members.
+        reads: Settings of the groups layers (beyond their names), patch, coreset, index and scoring
+            that it reads: {group: names of settings}, or the class that a group's settings must be
+            of if it reads them all.
+        scalable: Whether it measures `Fitting.scale`, as an ensemble's members must.
         nested: Whether its memory begins with that of every smaller `coreset.ratio`.
         shared: Whether several processes can fit it together, each from its own images.
         untraceable: Why no graph for batches of any length can be made of it; empty if one can.
@@ -97,6 +98,8 @@ class Parts:
 
 STANDARD = Parts(MethodConfig())
 """Settings of a detector for which none are named."""
+READ_BY_ALL = {"layers": ("names", "norm")}
+"""Settings that every method reads."""
 
 
 class Kept(Protocol):
@@ -161,7 +164,7 @@ class Method(Stateful, ABC):
     """
 
     counts_used: ClassVar[bool] = False
-    one_size: ClassVar[bool] = False
+    one_size: bool = False
 
     @abstractmethod
     def fit(self, images: Any, progress: bool = False) -> Self:
@@ -185,6 +188,10 @@ class Method(Stateful, ABC):
     def memory_bytes(self) -> int:
         """Size of all that is kept of the nominal images."""
         return sum(memory.nbytes for memory in self.memories.values())
+
+    def bytes_of(self, rows: int) -> int:
+        """Return `memory_bytes` with so many of the memory's rows."""
+        return self.memory_bytes // self.memory_patches * rows
 
     def save(
         self,
@@ -226,15 +233,19 @@ class Detector(Method):
         backbone: Gives the layer maps.
         scoring: How distances become scores; all methods smooth their maps by its sigma.
 
+    Args:
+        parts: See above.
+        network: In place of a `Backbone` of its own, whose attributes it has.
+
     Raises:
         InputError: A setting has no effect on the method.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, network: Any = None) -> None:
         super().__init__()
-        check_unused(parts.method, scoring=parts.scoring)
+        check_unused(parts.method, layers=parts.layers, scoring=parts.scoring)
         self.parts = parts
-        self.backbone = Backbone(parts.backbone, parts.layers)
+        self.backbone = Backbone(parts.backbone, parts.layers) if network is None else network
         self.scoring = parts.scoring
 
     @abstractmethod
@@ -280,6 +291,11 @@ class Detector(Method):
     def partial(self) -> bool:
         """Whether some positions of what is remembered do not count, as scores must know."""
         return False
+
+    @property
+    def untraceable(self) -> str:
+        """Reason why no graph for batches of any length can be made of it; empty if one can."""
+        return self.parts.method.untraceable
 
     @property
     def images_had(self) -> int:
@@ -340,7 +356,8 @@ class Detector(Method):
 
     def settings(self) -> dict[str, Any]:
         """See `Stateful.settings`."""
-        return {"backbone.name": self.backbone.name, "layers.names": self.backbone.layers}
+        layers, norm = self.backbone.layers, self.parts.layers.norm or None
+        return {"backbone.name": self.backbone.name, "layers.names": layers, "layers.norm": norm}
 
     @property
     def device(self) -> torch.device:
@@ -426,7 +443,7 @@ def check_unused(method: MethodConfig, **groups: Any) -> None:
             continue
         for option in fields(default):
             unlike = getattr(settings, option.name) != getattr(default, option.name)
-            if unlike and option.name not in read:
+            if unlike and option.name not in (*read, *READ_BY_ALL.get(group, ())):
                 raise InputError(
                     f"{group}.{option.name} has no effect on method={method.name}: leave it out"
                 )

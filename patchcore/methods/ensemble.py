@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchcore._traced import traced
+from patchcore.backbones import Join
 from patchcore.errors import InputError
 from patchcore.methods.detector import Detector, Fitting, Method, Prediction
 from patchcore.methods.scale import Scale, ScaleConfig
@@ -80,9 +81,12 @@ class Ensemble(Method):
         super().__init__()
         if not members:
             raise InputError("an ensemble needs at least one member")
-        for method in (member.parts.method for member in members):
-            if not method.scalable:
-                raise InputError(f"an ensemble cannot have {method.name} as a member: no scale")
+        for parts in (member.parts for member in members):
+            if not parts.method.scalable:
+                name = parts.method.name
+                raise InputError(f"an ensemble cannot have {name} as a member: no scale")
+            if parts.layers.join is not Join.concat:
+                raise InputError("an ensemble's members need layers.join=concat")
         self.members: Sequence[Detector] = nn.ModuleList(members)  # type: ignore[assignment]
         self.config = config or ScaleConfig()
         self.scales: list[Scale] = []

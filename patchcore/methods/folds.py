@@ -131,9 +131,10 @@ def unfitted(model: Detector, share: float) -> Detector:
     A coreset's ratio is raised so that it keeps as many patches of them as the model does of all.
     """
     copied: Detector = copy.deepcopy(model, {id(model.backbone): model.backbone})
-    if isinstance(copied, PatchCore) and isinstance(copied.coreset_config, SizedConfig):
-        ratio = min(1.0, copied.coreset_config.ratio / share * (1 + 1e-9))  # no patch fewer
-        copied.coreset_config = replace(copied.coreset_config, ratio=ratio)
+    for each in copied.modules():  # itself, or its banks
+        if isinstance(each, PatchCore) and isinstance(each.coreset_config, SizedConfig):
+            ratio = min(1.0, each.coreset_config.ratio / share * (1 + 1e-9))  # no patch fewer
+            each.coreset_config = replace(each.coreset_config, ratio=ratio)
     return copied
 
 

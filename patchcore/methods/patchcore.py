@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchcore._traced import traced
-from patchcore.backbones import BackboneConfig, LayersConfig
+from patchcore.backbones import BackboneConfig, Join, LayersConfig
 from patchcore.coreset import (
     Coreset,
     CoresetConfig,
@@ -25,47 +25,24 @@ from patchcore.index import (
     Index,
     IndexConfig,
     PrefixIndex,
-    TorchIndex,
     TorchIndexConfig,
     build_index,
-    nearest_rows,
     search_traced,
 )
-from patchcore.methods.common import FeatureBuffer
-from patchcore.methods.counted import Counted, cells, parts
-from patchcore.methods.detector import (
-    Detector,
-    Fitting,
-    MethodConfig,
-    Parts,
-    Prediction,
-)
+from patchcore.methods.common import FeatureBuffer, is_order, one_grid
+from patchcore.methods.counted import Counted, Described, cells, counted_rows, objects, parts
+from patchcore.methods.detector import Detector, Fitting, Parts, Prediction
+from patchcore.methods.growing import extend_memory, forget_images
+from patchcore.methods.nearby import Nearby, found_nearby, image_means, nearby_part
 from patchcore.methods.origin import UNKNOWN, patch_origins
 from patchcore.methods.scale import nominal_scale
+from patchcore.methods.switches import Followed, PatchCoreConfig, untraceable
 from patchcore.patches import Mapping, PatchConfig, PatchFeatures
 from patchcore.scoring import ScoringConfig, Search, anomaly_maps, comparable, score_images
+from patchcore.whitening import fit_whitening, whiten
 
-
-@dataclass
-class PatchCoreConfig(MethodConfig):
-    """PatchCore; its settings are groups of their own: patch, coreset, index, scoring."""
-
-    name: ClassVar[str] = "patchcore"
-    reads: ClassVar[dict[str, type]] = {
-        "patch": PatchConfig,
-        "coreset": CoresetConfig,
-        "index": IndexConfig,
-        "scoring": ScoringConfig,
-    }
-    scalable: ClassVar[bool] = True
-    nested: ClassVar[bool] = True
-    shared: ClassVar[bool] = True
-
-    def build(self, parts: Parts) -> "PatchCore":
-        """See `MethodConfig.build`."""
-        return PatchCore(
-            parts.backbone, parts.layers, parts.patch, parts.coreset, parts.index, parts.scoring
-        )
+OTHERS = ("centre", "whitener", "pooled")
+"""Tensors beside the memory that some switches keep of the nominal images."""
 
 
 class PatchCore(Detector):
@@ -78,11 +55,20 @@ class PatchCore(Detector):
             distance at unit length); empty before.
         origin: (M, 3) int32 image number, grid row and grid column of each; -1 where unknown.
         coreset: How they were chosen; None for a memory that was loaded.
+        grid: Rows and columns of the nominal images' patch grids; (0, 0) where they differ.
+        centre, whitener: (1, D) and (d, D), see `fit_whitening`; only with `method.whitening`, and
+            then the memory has d channels.
+        pooled: (I, D) means of the nominal images' patch features, and `pooled_of` (I, 1) the
+            images' numbers; only with `method.retrieval`.
     """
 
     memory: Tensor
     origin: Tensor
-    made_again = ("_index", "_prefixes")
+    centre: Tensor
+    whitener: Tensor
+    pooled: Tensor
+    pooled_of: Tensor
+    made_again = ("_index", "_nearby", "_prefixes")
     counts_used = True
 
     def __init__(
@@ -93,32 +79,57 @@ class PatchCore(Detector):
         coreset: CoresetConfig | None = None,
         index: IndexConfig | None = None,
         scoring: ScoringConfig | None = None,
+        *,
+        method: PatchCoreConfig | None = None,
+        network: Any = None,
     ) -> None:
+        if layers is not None and layers.join is not Join.concat:
+            raise InputError(
+                f"layers.join={layers.join.name} is of several memories: build it by "
+                "patchcore.methods.build_detector"
+            )
         self.patch_config = patch or PatchConfig()
         self.coreset_config = coreset or GreedyConfig()
         self.index_config = index or TorchIndexConfig()
+        self.method = method or PatchCoreConfig()
         super().__init__(
             Parts(
-                PatchCoreConfig(),
+                self.method,
                 backbone or BackboneConfig(),
                 layers or LayersConfig(),
                 self.patch_config,
                 self.coreset_config,
                 self.index_config,
                 scoring or ScoringConfig(),
-            )
+            ),
+            network,
         )
-        self.patches = PatchFeatures(self.backbone.channels, self.patch_config)
+        own = self.parts.layers
+        if own.token and self.method.retrieval is None:
+            raise InputError("layers.token has no effect without method.retrieval: leave it out")
+        channels = self.backbone.channels[: len(own.names)]
+        self.patches = PatchFeatures(channels, self.patch_config)
         self.coreset: Coreset | None = None
         self.register_buffer("memory", torch.empty(0, self.patches.dimension))
         self.register_buffer("origin", torch.empty(0, 3, dtype=torch.int32))
-        self._gathered = 0
+        self.method.check(self.coreset_config, self.index_config)
+        if self.method.whitening is not None:
+            self.register_buffer("centre", torch.empty(0, self.patches.dimension))
+            self.register_buffer("whitener", torch.empty(0, self.patches.dimension))
+        if self.method.retrieval is not None:
+            width = self.backbone.channels[-1] if own.token else self.patches.dimension
+            self.register_buffer("pooled", torch.empty(0, width))
+            self.register_buffer("pooled_of", torch.empty(0, 1, dtype=torch.int64))
+        self.one_size = self.method.radius is not None
+        self.grid, self._gathered = (0, 0), 0
+        self._nearby: dict[int, Nearby] | None = None  # by the number of rows searched
         self._index: Index | None = None
         self._prefixes: PrefixIndex | None = None
 
     def settings(self) -> dict[str, Any]:
         """See `Stateful.settings`."""
-        patch, channels = self.patch_config, self.backbone.channels
+        patch = self.patch_config
+        channels = self.backbone.channels[: len(self.parts.layers.names)]
         mapped = patch.maps(channels)
         return {
             **super().settings(),
@@ -127,25 +138,77 @@ class PatchCore(Detector):
             "patch.mapping": (Mapping.reference if mapped else Mapping.average).value,
             "patch.layer_channels": patch.layer_channels if mapped else None,
             "scoring.distance": self.scoring.distance.value,
+            "method.retrieval": True if self.method.retrieval is not None else None,
+            "method.whitening": self.method.whitening,
+            "method.shrinkage": self.method.shrinkage,
+            "method.foreground": self.method.foreground,
         }
 
     def remembered(self) -> dict[str, Any]:
         """See `Stateful.remembered`."""
-        return {"gathered": self._gathered}
+        return {"gathered": self._gathered, "grid": self.grid}
 
     def remember(self, values: dict[str, Any]) -> None:
         """See `Stateful.remember`."""
         self.coreset, self._gathered = None, values["gathered"]
+        height, width = values.get("grid", (0, 0))
+        self.grid = (height, width)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        matrix = state_dict.get(f"{prefix}whitener")
+        if self.method.whitening is not None and matrix is not None:
+            self.memory = self.memory.new_empty(0, len(matrix))  # as wide as it makes it
+            if self.method.retrieval is not None and not self.parts.layers.token:
+                self.pooled = self.memory
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     @torch.inference_mode()
-    def features(self, maps: Sequence[Tensor]) -> Tensor:
+    def plain(self, maps: Sequence[Tensor]) -> Tensor:
         """Patch features (B, h, w, D), float32, of the backbone's layer maps [(B, C, h, w), …]."""
-        return self.patches(maps).float()
+        return self.patches(maps[: len(self.parts.layers.names)]).float()
 
-    def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Counted:
+    @torch.inference_mode()
+    def features(self, maps: Sequence[Tensor]) -> Any:
+        """Patch features of layer maps: see `plain`; with a foreground, those that count."""
+        features, threshold = self.plain(maps), self.method.foreground
+        if threshold is None:
+            return self.described(features, maps)
+        return self.described(Counted(features, objects(features, threshold)), maps)
+
+    @torch.inference_mode()
+    def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Any:
         """See `Detector.counted`."""
-        features = self.features(maps)
-        return Counted(features, cells(inside, (features.shape[1], features.shape[2])))
+        features, threshold = self.plain(maps), self.method.foreground
+        counts = cells(inside, (features.shape[1], features.shape[2]))
+        if threshold is not None:
+            counts = objects(features, threshold, counts)
+        return self.described(Counted(features, counts), maps)
+
+    def described(self, features: Any, maps: Sequence[Tensor]) -> Any:
+        """Features with the class token among the maps, where similar images are found by it."""
+        return (
+            Described(features, maps[-1].flatten(1).float())
+            if self.parts.layers.token
+            else features
+        )
+
+    def token_searched(self, features: Any) -> Tensor | None:
+        """Class token (B, C) as it is compared; None where features come without."""
+        if not isinstance(features, Described):
+            return None
+        return comparable(features.token.to(self.memory.device), self.scoring)
+
+    def _whitened(self, features: Tensor) -> Tensor:
+        """Features (…, d) of patch features (…, D); the same unless they are whitened."""
+        if self.method.whitening is None or not len(self.centre):
+            return features
+        return whiten(features, self.centre, self.whitener)
+
+    def _searched(self, features: Tensor) -> Tensor:
+        """Features as they are searched, of patch features (…, D)."""
+        return comparable(self._whitened(features), self.scoring)
 
     def buffer(self, images: int = 0) -> FeatureBuffer:
         """See `Detector.buffer`."""
@@ -155,14 +218,17 @@ class PatchCore(Detector):
         """See `Detector.build_from`; a coreset order is kept, and the scale measured, if asked."""
         fitting = fitting or Fitting()
         with fitting.stage("coreset"):
-            places, widths = buffer.places, buffer.widths
+            places, grids = buffer.places, buffer.grids
+            self.grid = one_grid(grids, self.method.radius is not None)
+            widths = [width for _, width in grids]
+            tokens = [comparable(token, self.scoring) for token in buffer.tokens]
             counts, features = buffer.counts, buffer.take()
             images = range(len(counts)) if fitting.images is None else fitting.images
-            settings, order = (self.patch_config, self.coreset_config), None
+            settings, order = (self._followed(), self.coreset_config), None
             shard = None if fitting.places is None else Shard.of(fitting.places, counts)
             kept = fitting.kept if self.coreset_config.ordered and shard is None else None
             if kept is not None:
-                entry = kept.get(*settings, lambda entry: _is_order(entry, len(features)))
+                entry = kept.get(*settings, lambda entry: is_order(entry, len(features)))
                 if entry is not None:
                     order = Order(**entry)
                     fitting.warm.add("coreset")
@@ -174,9 +240,15 @@ class PatchCore(Detector):
                 chosen = coreset.indices
                 origin = of(chosen) if shard is None else shard.combine(of, chosen)
                 self.origin = origin.to(self.memory.device)
+            if self.method.retrieval is not None or fitting.scale is not None:
+                features = self._whitened(features)
+            if self.method.retrieval is not None:
+                means = image_means(comparable(features, self.scoring), counts, images, tokens)
+                self.pooled_of, self.pooled = (x.to(self.memory.device) for x in means)
         whole = math.nan if coreset.whole is None else coreset.whole
         fitting.costs["coreset"] = fitting.seconds["coreset"] - coreset.spent + whole
         if fitting.scale is not None:
+            nearby = partial(nearby_part, self, places, widths, tokens)
             with fitting.stage("scale"):
                 fitting.measured = nominal_scale(
                     features,
@@ -186,7 +258,13 @@ class PatchCore(Detector):
                     coreset.indices,
                     self.scoring,
                     fitting.scale,
+                    nearby if self.method.narrow else None,
                 )
+
+    def _followed(self) -> Followed:
+        """Settings that the patch features follow from."""
+        own = (self.method.whitening, self.method.shrinkage, self.method.foreground)
+        return Followed(self.patch_config, list(self.backbone.layers), *own)
 
     def build(
         self,
@@ -206,6 +284,11 @@ class PatchCore(Detector):
         """
         device = self.memory.device
         config = self.coreset_config
+        if (share := self.method.whitening) is not None and len(features):
+            with torch.inference_mode(False):
+                found = fit_whitening(features, share, self.method.shrinkage, device)
+            self.centre, self.whitener = found
+            features = self._whitened(features)
         coreset = subsample(
             features, config, device=device, order=order, progress=progress, shard=shard
         )
@@ -220,69 +303,34 @@ class PatchCore(Detector):
         self.origin = torch.full((len(memory), 3), UNKNOWN, dtype=torch.int32, device=device)
         return coreset
 
-    @torch.inference_mode()
     def extend(
         self,
-        batches: Sequence[Tensor | Counted],
+        batches: Sequence[Tensor | Counted | Described],
         sizes: Sequence[tuple[int, int]],
         images: Sequence[int],
         count: int | None = None,
     ) -> list[Prediction]:
         """See `Detector.extend`; the sampler goes on from the memory, as it is searched."""
-        predictions, covered, buffer = [], [], FeatureBuffer(len(images), self.device)
-        with torch.autocast(self.device.type, enabled=False):
-            exact = self.search if self.index_config.exact else TorchIndex(self.memory).search
-            for batch, size in zip(batches, sizes, strict=True):
-                x, counts = parts(batch)
-                x = comparable(x.to(self.device), self.scoring)
-                rows, k = _rows(x, counts), self.scoring.neighbours
-                quick = k == 1 and x.device.type == "cpu"
-                found = nearest_rows(self.memory, rows) if quick else exact(rows, k)  # serves both
-                predictions.append(self._predict(x, counts, size, found, self.memory, exact))
-                covered.append(found[0][:, 0])
-                buffer.append(x if counts is None else Counted(x, counts))
-            places, widths = buffer.places, buffer.widths
-            features, kept = buffer.take(), len(self.memory)
-            whole = self._gathered + len(features)
-            if count is None:
-                count = max(1, round(kept * whole / self._gathered) - kept)
-            if count > len(features):
-                raise InputError(
-                    f"count must be at most the {len(features)} patches of the images, got {count}"
-                )
-            chosen = self.coreset_config.extend(features, torch.cat(covered), count, self.device)
-            origin = patch_origins(chosen, places, widths, images).to(self.device)
-            added = features[chosen.to(features.device)].to(self.memory)
-        with torch.inference_mode(False):
-            self.memory = torch.cat((self.memory, added))
-            self.origin = torch.cat((self.origin, origin))
-        self.coreset, self._gathered = None, whole
-        return predictions
+        return extend_memory(self, batches, sizes, images, count)
 
     def forget(self, images: Collection[int]) -> None:
         """See `Detector.forget`; the share of all patches that the memory keeps stays."""
-        out = torch.isin(self.origin[:, 0].cpu(), torch.tensor(sorted(images), dtype=torch.int32))
-        left, needed = int((~out).sum()), max(self.scoring.neighbours, self.scoring.reweight)
-        if left < needed:
-            raise InputError(
-                f"without these images {left} patches would be left, and {needed} neighbours are "
-                "looked for: keep some, or fit again"
-            )
-        rows = (~out).to(self.memory.device)
-        self._gathered = round(self._gathered * left / len(self.memory))
-        self.coreset, self.memory, self.origin = None, self.memory[rows], self.origin[rows]
+        forget_images(self, images)
 
     @property
     def images_had(self) -> int:
         """See `Detector.images_had`."""
-        return int(self.origin[:, 0].max()) + 1 if len(self.origin) else 0
+        numbers = self.origin[:, 0]
+        if self.method.retrieval is not None:  # which knows images without a patch here, too
+            numbers = torch.cat((numbers, self.pooled_of[:, 0]))
+        return int(numbers.max()) + 1 if len(numbers) else 0
 
     def origins(self, rows: Tensor) -> Tensor:
         """See `Detector.origins`."""
         return torch.where(rows[..., None] < 0, UNKNOWN, self.origin[rows])
 
     @torch.inference_mode()
-    def score(self, features: Tensor | Counted, size: tuple[int, int]) -> Prediction:
+    def score(self, features: Tensor | Counted | Described, size: tuple[int, int]) -> Prediction:
         """Score patch features (B, h, w, D) of images of `size` (H, W).
 
         Where patches do not count, `Prediction.nearest` is -1.
@@ -290,13 +338,13 @@ class PatchCore(Detector):
         # Under bfloat16 autocast the search would confuse neighbours, and maps have 8 bits.
         x, counts = parts(features)
         with torch.autocast(x.device.type, enabled=False):
-            x = comparable(x, self.scoring)
-            found = self.search(_rows(x, counts), self.scoring.neighbours)  # (B·h·w, k)
+            x = self._searched(x)
+            found = self._found(x, counts, self.token_searched(features))  # (B·h·w, k)
             return self._predict(x, counts, size, found, self.memory, self.search)
 
     @torch.inference_mode()
     def score_prefixes(
-        self, features: Tensor | Counted, size: tuple[int, int], patches: Sequence[int]
+        self, features: Tensor | Counted | Described, size: tuple[int, int], patches: Sequence[int]
     ) -> list[Prediction]:
         """Return `score` with the first n patches of the memory alone, for each n of `patches`.
 
@@ -309,8 +357,12 @@ class PatchCore(Detector):
             prefixes = self._prefixes = PrefixIndex(self.memory, sizes, self.index_config)
         x, counts = parts(features)
         with torch.autocast(x.device.type, enabled=False):
-            x = comparable(x, self.scoring)
-            found = prefixes.search(_rows(x, counts), self.scoring.neighbours)
+            x = self._searched(x)
+            if self.method.narrow:
+                token = self.token_searched(features)
+                found = [self._found(x, counts, token, n) for n in sizes]
+            else:
+                found = prefixes.search(counted_rows(x, counts), self.scoring.neighbours)
             return [
                 self._predict(x, counts, size, nearest, index.memory, index.search)
                 for nearest, index in zip(found, prefixes.indexes, strict=True)
@@ -352,6 +404,27 @@ class PatchCore(Detector):
         maps = anomaly_maps(grid, size, self.scoring.sigma)
         return Prediction(score, maps, grid, nearest)
 
+    @property
+    def untraceable(self) -> str:
+        """See `Detector.untraceable`."""
+        return untraceable(self.method)
+
+    def _found(
+        self,
+        features: Tensor,
+        counts: Tensor | None,
+        token: Tensor | None,
+        size: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return squared distances and rows (Q, k) of the nearest to patches that count.
+
+        Features (B, h, w, D) and `token` (B, C) are as they are searched; the first `size` rows of
+        the memory are, None: all.
+        """
+        if self.method.narrow and len(self.memory):
+            return found_nearby(self, features, counts, token, size)
+        return self.search(counted_rows(features, counts), self.scoring.neighbours)
+
     def search(self, queries: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
         """Squared distances and rows, both (Q, k), of the memory nearest to queries (Q, D)."""
         if not len(self.memory):
@@ -373,31 +446,15 @@ class PatchCore(Detector):
     @property
     def memories(self) -> dict[str, Tensor]:
         """See `Method.memories`."""
-        return {"memory": self.memory}
+        others = {name: x for name, x in self._buffers.items() if name in OTHERS and x is not None}
+        return {"memory": self.memory, **others}
+
+    def bytes_of(self, rows: int) -> int:
+        """See `Method.bytes_of`."""
+        per_row = self.memory.nbytes // max(1, len(self.memory))
+        return self.memory_bytes - self.memory.nbytes + per_row * rows
 
     @property
     def memory_patches(self) -> int:
         """M, the patch features in the memory."""
         return len(self.memory)
-
-
-def _rows(features: Tensor, counts: Tensor | None) -> Tensor:
-    """Patch features (N, D), those that count, of (B, h, w, D)."""
-    return features.flatten(0, 2) if counts is None else features[counts]
-
-
-def _is_order(entry: dict[str, Tensor], patches: int) -> bool:
-    """Whether a cache entry holds an order of some of so many patches."""
-    names = ("indices", "radii", "remaining", "seconds")
-    indices, radii, remaining, seconds = (entry[key] for key in names)
-    return (
-        len(entry) == 4
-        and indices.dtype == torch.int64
-        and indices.ndim == 1
-        and 0 < len(indices) <= patches
-        and 0 <= int(indices.min()) <= int(indices.max()) < patches
-        and (radii.shape, remaining.shape) == (indices.shape, (patches,))
-        and seconds.shape == indices.shape
-        and radii.is_floating_point()
-        and remaining.is_floating_point()
-    )

@@ -6,7 +6,7 @@ as in a test, and mean and standard deviation of its scores become its units. Te
 part in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchcore.errors import InputError
 from patchcore.index import TorchIndex
-from patchcore.scoring import ScoringConfig, comparable, score_images
+from patchcore.scoring import ScoringConfig, Search, comparable, score_images
 from patchcore.settings import Settings, setting
 
 
@@ -61,6 +61,7 @@ def nominal_scale(
     indices: Tensor | None,
     scoring: ScoringConfig,
     config: ScaleConfig,
+    nearby: Callable[[Tensor, int, int], Search] | None = None,
 ) -> Scale:
     """The scale of a memory, from the nominal images that it was made of: leave-one-image-out.
 
@@ -79,6 +80,8 @@ def nominal_scale(
             proxies, of which nothing can be left out.
         scoring: How distances become scores.
         config: How many images are scored.
+        nearby: Given the memory's rows that are left, (M,) bool, and the first and the end
+            of an image's patches, the search for these; None: exact search in all that is left.
 
     Raises:
         InputError: The memory is too small without any of the images.
@@ -98,20 +101,22 @@ def nominal_scale(
     able = ((left >= needed) & (count > 0)).nonzero()[:, 0]
     if not len(able):
         raise InputError(
-            f"ensemble: a memory of {len(memory)} patches is too small to leave an image out and "
-            f"find {needed} neighbours: keep more (coreset.ratio), lower scoring.neighbours or "
-            "scoring.reweight"
+            f"ensemble, layers.join: a memory of {len(memory)} patches is too small to leave an "
+            f"image out and find {needed} neighbours: keep more (coreset.ratio), lower "
+            "scoring.neighbours or scoring.reweight"
         )
     draw = torch.randperm(len(able), generator=torch.Generator().manual_seed(config.seed))
     ends = count.cumsum(0)
     scores, patch_scores = [], []
     with torch.autocast(memory.device.type, enabled=False):
         for i in able[draw[: config.images]].sort().values.tolist():
-            others = memory[(origin != source[i]).to(memory.device)]  # (M', D)
+            kept = origin != source[i]
+            others = memory[kept.to(memory.device)]  # (M', D)
             index = TorchIndex(others)
-            patches = features[ends[i] - count[i] : ends[i]].to(memory.device)  # (P, D)
-            patches = comparable(patches, scoring)
-            squared, rows = index.search(patches, scoring.neighbours)
+            start, stop = int(ends[i] - count[i]), int(ends[i])
+            patches = comparable(features[start:stop].to(memory.device), scoring)  # (P, D)
+            search = index.search if nearby is None else nearby(kept, start, stop)
+            squared, rows = search(patches, scoring.neighbours)
             score, each = score_images(patches[None], squared, rows, others, index.search, scoring)
             scores.append(score.double())
             patch_scores.append(each[0].double())

@@ -1,0 +1,85 @@
+"""PatchCore memories that grow by further images, and are rid of some, without a new fit."""
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from patchcore.errors import InputError
+from patchcore.index import TorchIndex, nearest_rows
+from patchcore.methods.common import FeatureBuffer
+from patchcore.methods.counted import Counted, Described, counted_rows, parts
+from patchcore.methods.detector import Prediction
+from patchcore.methods.nearby import image_means
+from patchcore.methods.origin import patch_origins
+
+if TYPE_CHECKING:
+    from patchcore.methods.patchcore import PatchCore
+
+
+@torch.inference_mode()
+def extend_memory(
+    model: "PatchCore",
+    batches: Sequence[Tensor | Counted | Described],
+    sizes: Sequence[tuple[int, int]],
+    images: Sequence[int],
+    count: int | None,
+) -> list[Prediction]:
+    """Let a memory take up further images: see `PatchCore.extend`."""
+    predictions, covered, buffer = [], [], FeatureBuffer(len(images), model.device)
+    with torch.autocast(model.device.type, enabled=False):
+        exact = model.search if model.index_config.exact else TorchIndex(model.memory).search
+        for batch, size in zip(batches, sizes, strict=True):
+            x, counts = parts(batch)
+            x = model._searched(x.to(model.device))
+            rows, k = counted_rows(x, counts), model.scoring.neighbours
+            quick = k == 1 and x.device.type == "cpu"
+            found = nearest_rows(model.memory, rows) if quick else exact(rows, k)  # serves both
+            token = model.token_searched(batch)
+            near = model._found(x, counts, token) if model.method.narrow else found
+            predictions.append(model._predict(x, counts, size, near, model.memory, exact))
+            covered.append(found[0][:, 0])
+            own = x if counts is None else Counted(x, counts)
+            buffer.append(own if token is None else Described(own, token))
+        places, widths = buffer.places, [width for _, width in buffer.grids]
+        means = None
+        if model.method.retrieval is not None:
+            means = image_means(buffer.gathered(), buffer.counts, images, buffer.tokens)
+        features, kept = buffer.take(), len(model.memory)
+        whole = model._gathered + len(features)
+        if count is None:
+            count = max(1, round(kept * whole / model._gathered) - kept)
+        if count > len(features):
+            raise InputError(
+                f"count must be at most the {len(features)} patches of the images, got {count}"
+            )
+        chosen = model.coreset_config.extend(features, torch.cat(covered), count, model.device)
+        origin = patch_origins(chosen, places, widths, images).to(model.device)
+        added = features[chosen.to(features.device)].to(model.memory)
+    with torch.inference_mode(False):
+        model.memory = torch.cat((model.memory, added))
+        model.origin = torch.cat((model.origin, origin))
+        if means is not None:
+            model.pooled_of = torch.cat((model.pooled_of, means[0]))
+            model.pooled = torch.cat((model.pooled, means[1]))
+    model.coreset, model._gathered = None, whole
+    return predictions
+
+
+def forget_images(model: "PatchCore", images: Collection[int]) -> None:
+    """Take images out of a memory: see `PatchCore.forget`."""
+    out = torch.isin(model.origin[:, 0].cpu(), torch.tensor(sorted(images), dtype=torch.int32))
+    left, needed = int((~out).sum()), max(model.scoring.neighbours, model.scoring.reweight)
+    if left < needed:
+        raise InputError(
+            f"without these images {left} patches would be left, and {needed} neighbours are "
+            "looked for: keep some, or fit again"
+        )
+    rows = (~out).to(model.memory.device)
+    model._gathered = round(model._gathered * left / len(model.memory))
+    model.coreset, model.memory, model.origin = None, model.memory[rows], model.origin[rows]
+    if model.method.retrieval is not None:
+        stay = ~torch.isin(model.pooled_of[:, 0].cpu(), torch.tensor(sorted(images)))
+        stay = stay.to(model.pooled.device)
+        model.pooled_of, model.pooled = model.pooled_of[stay], model.pooled[stay]

@@ -1,0 +1,137 @@
+"""PatchCore's own settings: switches, off by default, for what other memory banks do.
+
+Each is independent of the others. What they cannot be had with is refused when a model is built.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from patchcore.backbones import Join, LayersConfig
+from patchcore.coreset import CoresetConfig, LearnedConfig
+from patchcore.errors import InputError
+from patchcore.index import IndexConfig, TorchIndexConfig
+from patchcore.methods.detector import Detector, MethodConfig, Parts
+from patchcore.patches import PatchConfig
+from patchcore.scoring import ScoringConfig
+from patchcore.settings import setting
+
+NARROW = (
+    "with method.radius or method.retrieval the patches searched differ from image to image, so "
+    "that a graph would hold for batches of one length only"
+)
+FOREGROUND = (
+    "with method.foreground the patches that count differ from image to image, so that a graph "
+    "would hold for some images only"
+)
+
+
+@dataclass
+class Followed:
+    """Settings that patch features follow from, besides the network's."""
+
+    patch: PatchConfig
+    layers: list[str]
+    whitening: float | None
+    shrinkage: float | None
+    foreground: float | None
+
+
+@dataclass
+class PatchCoreConfig(MethodConfig):
+    """PatchCore's own settings; the paper's are groups: layers, patch, coreset, index, scoring."""
+
+    name: ClassVar[str] = "patchcore"
+    reads: ClassVar[dict[str, type]] = {
+        "layers": LayersConfig,
+        "patch": PatchConfig,
+        "coreset": CoresetConfig,
+        "index": IndexConfig,
+        "scoring": ScoringConfig,
+    }
+    scalable: ClassVar[bool] = True
+    nested: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
+
+    radius: int | None = setting(
+        None,
+        "rows and columns of the patch grid, at most, between a patch and those that it is "
+        "compared with: 0 at its own place alone; null: anywhere",
+        unit="cells",
+        low=0,
+    )
+    retrieval: int | None = setting(
+        None,
+        "nominal images most like an image, with whose patches alone its own are compared; null: "
+        "all",
+        unit="images",
+        low=1,
+    )
+
+    whitening: float | None = setting(
+        None,
+        "share of the patch features' variance that is kept, by principal components scaled to "
+        "one deviation; null: features as they are",
+        above=0,
+        high=1,
+    )
+    shrinkage: float | None = setting(
+        None,
+        "share of the mean variance in every variance that whitening divides by; null: by Ledoit "
+        "and Wolf",
+        low=0,
+        high=1,
+        effect=lambda method: method["whitening"] is not None,
+    )
+    foreground: float | None = setting(
+        None,
+        "least distance of an object's patches from the image's mean, along the first principal "
+        "component; others do not count; null: all do",
+        unit="length of a patch feature",
+        low=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.shrinkage is not None and self.whitening is None:
+            raise InputError(
+                f"method.shrinkage={self.shrinkage} has no effect without method.whitening: set "
+                "both, or leave it out"
+            )
+
+    def build(self, parts: Parts) -> Detector:
+        """See `MethodConfig.build`; with separate layers a detector of several banks."""
+        if parts.layers.join is not Join.concat:
+            from patchcore.methods.banks import LayerBanks  # which read these settings
+
+            return LayerBanks(parts)
+        from patchcore.methods.patchcore import PatchCore
+
+        groups = (parts.patch, parts.coreset, parts.index, parts.scoring)
+        return PatchCore(parts.backbone, parts.layers, *groups, method=self)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether patches are compared with a part of the memory each."""
+        return self.radius is not None or self.retrieval is not None
+
+    def check(self, coreset: CoresetConfig, index: IndexConfig) -> None:
+        """Raise InputError for a switch that coreset or search cannot go with."""
+        if not self.narrow:
+            return
+        key = "radius" if self.radius is not None else "retrieval"
+        if isinstance(coreset, LearnedConfig):
+            raise InputError(
+                f"method.{key} needs patches of images, which coreset=learned does not keep: set "
+                f"coreset=greedy, or method.{key}=null"
+            )
+        if not isinstance(index, TorchIndexConfig):
+            raise InputError(
+                f"method.{key} searches by itself, exactly: set index=torch, or method.{key}=null"
+            )
+
+
+def untraceable(method: PatchCoreConfig) -> str:
+    """Return why no graph for batches of any length can be made with these settings, or nothing."""
+    if method.narrow:
+        return NARROW
+    return FOREGROUND if method.foreground is not None else ""
