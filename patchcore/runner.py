@@ -63,6 +63,8 @@ from patchcore.runfolder import METRICS, RunFolder
 from patchcore.settings import plain
 from patchcore.switches import asked_precision
 from patchcore.tracking import moved_loggers, tracking
+from patchcore.tracking.progress import Progress
+from patchcore.tracking.tables import Details
 
 Make = Callable[..., Any]
 """Makes an object of Lightning's from its key, its settings and more keyword arguments."""
@@ -196,7 +198,7 @@ def train(
         loggers = list(trackers.loggers.values())
         trainer = build_trainer(config, new, loggers, make)  # first: it may refuse its settings
         models = [build_detector(parts(own)) for own in config.members()]
-        trackers.start(settings)
+        trackers.start(settings, provenance)
         module: ScoringModule
         members: list[Member] = []
         if config.ensemble.members:
@@ -233,7 +235,9 @@ def train(
             scales = [member.scale for member in members]
             more = (told, trainer.precision, module.decision)
             write_artifact(new, fitted, scales, config, split, provenance, *more)
-        trackers.track(new, done.gallery)
+        shown = data.test_dataset() if config.figures else None
+        details = Details.of(module.decision, fitted, shown, module.anomaly_map)
+        trackers.track(new, done.gallery, details=details)
     return done
 
 
@@ -266,7 +270,8 @@ def take_over(
         (new / SOURCE_FILE).write_text(f"{origin}\n")
     (new / METRICS).write_bytes((source / METRICS).read_bytes())
     with tracking(moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
-        trackers.start(settings)
+        taken = str(origin) if origin != folder.resolve() else ""
+        trackers.start(settings, read_provenance(new), taken)
         trackers.track(new, tested=False)
 
 
@@ -363,6 +368,8 @@ def build_trainer(
     ]
     if settings.get("enable_progress_bar", True):
         callbacks.append(ProgressBar(whose))
+    if loggers:
+        callbacks.append(Progress())
     trainer: pl.Trainer = make(
         "trainer",
         settings,

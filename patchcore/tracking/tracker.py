@@ -7,10 +7,15 @@ from typing import Any, ClassVar
 
 from pytorch_lightning.loggers import Logger
 
+from patchcore.keeping import FOLDER as ARTIFACT
 from patchcore.report.run import Run
+from patchcore.tracking.about import About
+from patchcore.tracking.tables import Details
 
 FOLDER = "${hydra:runtime.output_dir}"
 """Folder of the run, in presets."""
+RESULTS = ("config.yaml", "provenance.json", "metrics.json", "scores.csv")
+"""Files of a run's folder that trackers keep beside the numbers."""
 
 
 class Tracker:
@@ -50,6 +55,13 @@ class Tracker:
         """Return what a user can do if the logger that is called `name` cannot start."""
         return "leave it out of logger=[…]"
 
+    def begin(self, logger: Any, about: About) -> None:
+        """Open the logger and log the configuration."""
+        logger.log_hyperparams(about.config())
+
+    def log_progress(self, logger: Any, values: Mapping[str, float]) -> None:
+        """Log how far a stage of the run has come; see `patchcore.tracking.progress`."""
+
     def log_curve(self, logger: Any, rows: Sequence[Mapping[str, float]]) -> None:
         """Log metrics at several shares of the memory; the step is its number of patches."""
         for row in rows:
@@ -58,8 +70,19 @@ class Tracker:
     def log_results(self, logger: Any, run: Run) -> None:
         """Log what is more than numbers of a finished run; its gallery may be empty."""
 
+    def log_tables(self, logger: Any, run: Run, details: Details) -> None:
+        """Log the tables of a finished run, with pictures of its test images if there are any."""
+
+    def log_files(self, logger: Any, folder: Path, about: About) -> None:
+        """Log files of a finished run's folder; here the model, if it is kept."""
+        if (folder / ARTIFACT).is_dir():
+            self.log_artifact(logger, folder / ARTIFACT)
+
     def log_artifact(self, logger: Any, folder: Path) -> None:
         """Log the model that the run has left in a folder."""
+
+    def log_end(self, logger: Any, status: str, reason: str) -> None:
+        """Mark a run that did not finish; see `patchcore.tracking.about.ended`."""
 
     def close(self, logger: Any, success: bool) -> None:
         """Close the logger, so that the next job of a multirun gets a run of its own."""

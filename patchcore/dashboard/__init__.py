@@ -1,0 +1,1 @@
+"""Dashboards of a sweep in W&B, as code."""
