@@ -4,9 +4,8 @@ import csv
 import io
 import json
 import os
-import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from PIL import Image
 from patchcore.cache import Store
 from patchcore.commands.names import name_of
 from patchcore.commands.targets import build
+from patchcore.dashboard.offline import records
 from patchcore.errors import InputError
 from patchcore.report.words import flatten
 from patchcore.tracking import tracking
@@ -43,29 +43,12 @@ class Tracked:
     history: dict[str, Any] = field(default_factory=dict)  # the last value of each key
     artifacts: dict[str, dict[str, Path]] = field(default_factory=dict)  # {name: {path: file}}
     types: dict[str, str] = field(default_factory=dict)  # of the artifacts
+    used: list[str] = field(default_factory=list)  # artifacts that it took
     exit_code: int | None = None  # None: never closed
 
     def table(self, key: str) -> dict[str, Any]:
         """Columns and data of a logged table."""
         return dict(json.loads(self.artifacts[key][f"{key}.table.json"].read_text()))
-
-
-def records(path: Path) -> Iterator[bytes]:
-    """Records of a .wandb file, in LevelDB's log format: blocks of 32 KiB, records in parts."""
-    content, whole = path.read_bytes(), b""
-    assert content[:4] == b":W&B"
-    place = 7  # after the header
-    while place + 7 <= len(content):
-        left = 32768 - place % 32768
-        if left < 7:  # too short for the head of a record
-            place += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, place)
-        whole += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield whole
-            whole = b""
 
 
 def read_wandb(path: Path) -> Tracked:
@@ -101,6 +84,8 @@ def read_wandb(path: Path) -> Tracked:
                 name = record.artifact.name.removeprefix(f"run-{tracked.id}-")
                 entries = record.artifact.manifest.contents
                 tracked.types[name] = record.artifact.type
+                if record.artifact.use_after_commit:
+                    tracked.used.append(name)
                 tracked.artifacts[name] = {e.path: Path(e.local_path) for e in entries}
             case "exit":
                 tracked.exit_code = record.exit.exit_code

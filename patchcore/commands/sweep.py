@@ -23,7 +23,7 @@ from patchcore.commands.targets import build
 from patchcore.errors import InputError
 from patchcore.keeping import FOLDER, holders, numerically
 from patchcore.runfolder import METRICS, InUseError, unfinished
-from patchcore.tracking import track_failure
+from patchcore.tracking import track_failure, track_multirun
 
 ERROR_FILE = "error.txt"
 """File in the folder of a point that failed: why, and for anything but bad input the traceback."""
@@ -147,6 +147,7 @@ def _conclude() -> bool:
         if multirun.search:
             _tell_undefined(multirun)
         _tell_best(multirun)
+        _summarise(multirun)
     if missing:
         print(f"\nerror: {len(missing)} of the points failed:", file=sys.stderr)
         for point, reason in missing:
@@ -194,6 +195,15 @@ def _tell_best(multirun: Multirun) -> None:
     for point in found:
         if OmegaConf.load(point / "config.yaml").artifact.keep == "best":
             print(f"artifact of the best point: {point / FOLDER}")
+
+
+def _summarise(multirun: Multirun) -> None:
+    """Leave the multirun's summary in its trackers; one that cannot be reached is told."""
+    try:
+        if _points(multirun.folder, multirun.start):
+            track_multirun(multirun.folder.absolute(), build)
+    except Exception as trouble:  # trackers have no common base of their errors
+        print(f"warning: the summary of the multirun is not tracked: {trouble}", file=sys.stderr)
 
 
 def _kept(multirun: Multirun) -> str:

@@ -17,11 +17,14 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 
 from patchcore.errors import InputError
+from patchcore.metrics import METRICS
+from patchcore.report.reading import read_run
 from patchcore.report.run import GalleryItem, read_results
 from patchcore.report.words import flatten
 from patchcore.tracking.about import FINISHED, About, ended
 from patchcore.tracking.csv import Csv
 from patchcore.tracking.mlflow import MLflow
+from patchcore.tracking.multirun import described, overview, summary_loggers
 from patchcore.tracking.tables import NO_DETAILS, Details
 from patchcore.tracking.tensorboard import TensorBoard
 from patchcore.tracking.tracker import Tracker
@@ -79,11 +82,15 @@ class Tracking:
         Raises:
             InputError: One cannot start, such as W&B where it is online and does not let us in.
         """
-        self.about = About(settings, self.folder, provenance or {}, source)
+        self.begin(About(settings, self.folder, provenance or {}, source))
+
+    def begin(self, about: About) -> None:
+        """Open every tracker for a run of this description; raises as `start`."""
+        self.about = about
         for name, logger in self.loggers.items():
             self.started.append(logger)
             try:
-                tracker_of(logger).begin(logger, self.about)
+                tracker_of(logger).begin(logger, about)
                 self.begun.append(logger)
             except Exception as error:  # trackers have no common base of their errors
                 advice = tracker_of(logger).advice(name)
@@ -111,7 +118,7 @@ class Tracking:
         assert self.about is not None
         run = read_results(folder)
         run.gallery = list(gallery)
-        record = run.record()
+        record, costs = run.record(), _costs(folder)
         for logger in self.started:
             if not tested:
                 numbers = flatten({k: v for k, v in record.items() if k not in ("undefined",)})
@@ -119,6 +126,7 @@ class Tracking:
             tracker = tracker_of(logger)
             tracker.log_curve(logger, record.get("ratio_curve") or [])
             tracker.log_results(logger, run)
+            tracker.log_costs(logger, costs)
             tracker.log_tables(logger, run, details)
             tracker.log_files(logger, folder, self.about)
             logger.save()
@@ -195,6 +203,32 @@ def track_failure(
         found.close(error)
 
 
+def track_multirun(folder: Path, make: Make) -> None:
+    """Leave one summary run of the multirun in a folder in the trackers of its points.
+
+    Nothing happens where no point has finished, or none is tracked by one that keeps such a run.
+    """
+    try:
+        view = overview(folder)
+    except InputError:  # no point has the metric
+        return
+    kept = {k: own for k, own in view.logger.items() if tracker_named(own.get("_target_")).beside}
+    if not kept:
+        return
+    with environment(folder):
+        chosen = summary_loggers(view, kept)
+        loggers = {name: build_logger(name, own, make) for name, own in chosen.items()}
+        found = Tracking(loggers, folder)
+        try:
+            found.begin(described(view))
+            for logger in found.started:
+                tracker_of(logger).log_overview(logger, view.numbers, view.tables, view.page)
+        except BaseException as error:
+            found.close(error)
+            raise
+        found.close()
+
+
 def moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[str, Any]:
     """Return settings of loggers, led to `new` where their files belong to the results alone."""
     return {
@@ -252,6 +286,12 @@ def environment(folder: Path) -> Iterator[None]:
 def finish(logger: Logger, success: bool) -> None:
     """Close the logger, so that the next job of a multirun gets a run of its own."""
     tracker_of(logger).close(logger, success)
+
+
+def _costs(folder: Path) -> dict[str, float]:
+    """Costs of a finished run as reports have them; those that a cache has spoilt are left out."""
+    found = read_run(folder).metrics
+    return {key: found[key] for key, told in METRICS.items() if told.cost and key in found}
 
 
 def _is_logged(value: Any) -> bool:

@@ -83,18 +83,18 @@ class MLflow(Tracker):
         for path in run.pictures:
             client.log_artifact(own, str(path), "figures")
 
+    def log_costs(self, logger: Any, costs: Mapping[str, float]) -> None:
+        """Log the costs beside the metrics."""
+        for key, value in costs.items():
+            logger.experiment.log_metric(logger.run_id, f"cost.{key}", value)
+
     def log_tables(self, logger: Any, run: Run, details: Details) -> None:
         """Log tables, as `mlflow ui` compares them and as CSV, and pictures of test images.
 
         A picture is an image beside itself under its map; its file is called by the score's rank.
         """
         client, own = logger.experiment, logger.run_id
-        shown = []
-        for name, table in tables(run, details).items():
-            client.log_dict(own, {"columns": table.columns, "data": table.rows}, f"{name}.json")
-            client.log_text(own, _csv(table), f"tables/{name}.csv")
-            shown.append({"path": f"{name}.json", "type": "table"})
-        client.set_tag(own, "mlflow.loggedArtifacts", json.dumps(shown))
+        self._log_tables(logger, tables(run, details))
         found, rank = pictures(run, details), ranks(run)
         low, high = span(found.values())
         for i, each in found.items():
@@ -119,6 +119,28 @@ class MLflow(Tracker):
     def log_artifact(self, logger: Any, folder: Path) -> None:
         """Log the model that the run has left in a folder."""
         logger.experiment.log_artifacts(logger.run_id, str(folder), "model")
+
+    def log_overview(
+        self,
+        logger: Any,
+        numbers: Mapping[str, float],
+        shown: Mapping[str, Table],
+        page: Path | None,
+    ) -> None:
+        """Log the overview of a multirun: see `patchcore.tracking.multirun`."""
+        for key, value in numbers.items():
+            logger.experiment.log_metric(logger.run_id, key, value)
+        self._log_tables(logger, shown)
+        if page is not None:
+            logger.experiment.log_artifact(logger.run_id, str(page))
+
+    def _log_tables(self, logger: Any, shown: Mapping[str, Table]) -> None:
+        client, own = logger.experiment, logger.run_id
+        for name, table in shown.items():
+            client.log_dict(own, {"columns": table.columns, "data": table.rows}, f"{name}.json")
+            client.log_text(own, _csv(table), f"tables/{name}.csv")
+        told = [{"path": f"{name}.json", "type": "table"} for name in shown]
+        client.set_tag(own, "mlflow.loggedArtifacts", json.dumps(told))
 
     def log_end(self, logger: Any, status: str, reason: str) -> None:
         """Mark a run that did not finish, with the reason."""

@@ -10,7 +10,7 @@ from pytorch_lightning.loggers import Logger
 from patchcore.keeping import FOLDER as ARTIFACT
 from patchcore.report.run import Run
 from patchcore.tracking.about import About
-from patchcore.tracking.tables import Details
+from patchcore.tracking.tables import Details, Table
 
 FOLDER = "${hydra:runtime.output_dir}"
 """Folder of the run, in presets."""
@@ -70,6 +70,9 @@ class Tracker:
     def log_results(self, logger: Any, run: Run) -> None:
         """Log what is more than numbers of a finished run; its gallery may be empty."""
 
+    def log_costs(self, logger: Any, costs: Mapping[str, float]) -> None:
+        """Log what accuracy is weighed against, where it is known: `cost.seconds` and others."""
+
     def log_tables(self, logger: Any, run: Run, details: Details) -> None:
         """Log the tables of a finished run, with pictures of its test images if there are any."""
 
@@ -80,6 +83,15 @@ class Tracker:
 
     def log_artifact(self, logger: Any, folder: Path) -> None:
         """Log the model that the run has left in a folder."""
+
+    def log_overview(
+        self,
+        logger: Any,
+        numbers: Mapping[str, float],
+        shown: Mapping[str, Table],
+        page: Path | None,
+    ) -> None:
+        """Log the overview of a multirun: numbers, tables by their names, its report's page."""
 
     def log_end(self, logger: Any, status: str, reason: str) -> None:
         """Mark a run that did not finish; see `patchcore.tracking.about.ended`."""

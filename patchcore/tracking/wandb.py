@@ -101,6 +101,10 @@ class Wandb(Tracker):
         figures = {path.stem: wandb.Image(str(path)) for path in run.pictures}
         experiment.log({f"figures/{name}": image for name, image in figures.items()})
 
+    def log_costs(self, logger: Any, costs: Mapping[str, float]) -> None:
+        """Log the costs to the summary."""
+        logger.experiment.summary.update({f"cost.{key}": value for key, value in costs.items()})
+
     def log_tables(self, logger: Any, run: Run, details: Details) -> None:
         """Log the tables; the test images have a picture each with its mask and map over it."""
         import wandb
@@ -109,6 +113,23 @@ class Wandb(Tracker):
             if name == "test_images":
                 table = with_pictures(table, run, details)
             logger.experiment.log({name: wandb.Table(columns=table.columns, data=table.rows)})
+
+    def log_overview(
+        self,
+        logger: Any,
+        numbers: Mapping[str, float],
+        shown: Mapping[str, Table],
+        page: Path | None,
+    ) -> None:
+        """Log the overview of a multirun: see `patchcore.tracking.multirun`."""
+        import wandb
+
+        experiment = logger.experiment
+        experiment.summary.update({**numbers, "status": FINISHED, "reason": ""})
+        for name, table in shown.items():
+            experiment.log({name: wandb.Table(columns=table.columns, data=table.rows)})
+        if page is not None:
+            experiment.log({"page": wandb.Html(page.read_text("utf-8"), inject=False)})
 
     def log_end(self, logger: Any, status: str, reason: str) -> None:
         """Mark a run that did not finish, with the reason."""
