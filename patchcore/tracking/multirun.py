@@ -14,7 +14,7 @@ from patchcore.report.checks import is_number
 from patchcore.report.reading import CATEGORY, RunFolder, read_yaml
 from patchcore.report.table import Table as Points
 from patchcore.report.table import read_runs
-from patchcore.report.words import flatten, show
+from patchcore.report.words import distinct, flatten, show
 from patchcore.tracking.about import About
 from patchcore.tracking.tables import Table
 
@@ -112,24 +112,22 @@ def overview(folder: Path, metric: str = "image_auroc") -> Overview:
         InputError: The folder holds no finished run, or none with `metric`.
     """
     found = read_runs([folder], metric)
-    configs = {run.folder: _config(run) for run in found.known}
-    axes = [
-        Axis(factor.key, _config_key(found, factor.key), factor.values)
-        for part in found.parts
-        for factor in part.factors
-    ]
-    axes = list({axis.key: axis for axis in axes}.values())
-    known = {key for config in configs.values() for key in config}
-    axes = [axis for axis in axes if axis.config in known or axis.config.startswith("choices.")]
+    known = {key for run in found.known for key in flatten(_settings(run))}
+    axes = []
+    for key in dict.fromkeys(factor.key for part in found.parts for factor in part.factors):
+        config = f"choices.{key}" if key in found.choices else key
+        if config in known or config != key:
+            axes.append(Axis(key, config, _finished_values(found, key)))
+    axes = [axis for axis in axes if len(axis.values) > 1]
     repeats = [
-        Axis(key, key, found.varied[key])
+        Axis(key, key, _finished_values(found, key))
         for key in (CATEGORY, *found.seed_keys)
         if key in found.varied
     ]
     costs = [key for key, measure in METRICS.items() if measure.cost and key in found.metrics]
     metrics = list(dict.fromkeys([*found.main_metrics, *costs]))
     newest = sorted(found.known, key=lambda run: (run.finished, numerically(run.folder)))
-    logger = _nested(newest[-1]).get("logger") if newest else None
+    logger = _settings(newest[-1]).get("logger")
     finished = sum(run.finished for run in found.runs)
     best = found.parts[0].points[0]
     defined = best.value(metric).defined
@@ -233,15 +231,15 @@ def _order(cell: tuple[tuple[Any, str], Any]) -> tuple[str, float]:
     return cell[0][1], cell[0][0]
 
 
-def _config_key(found: Points, key: str) -> str:
-    return f"choices.{key}" if key in found.choices else key
+def _finished_values(found: Points, key: str) -> list[Any]:
+    """Distinct values of a setting among finished runs.
+
+    Runs that failed early do not have those settings yet that follow from others.
+    """
+    return distinct(found.setting(run, key) for run in found.known if run.finished)
 
 
-def _config(run: RunFolder) -> dict[str, Any]:
-    return flatten(_nested(run))
-
-
-def _nested(run: RunFolder) -> dict[str, Any]:
+def _settings(run: RunFolder) -> dict[str, Any]:
     try:
         return read_yaml(run.folder, "config.yaml")
     except ValueError:
