@@ -72,11 +72,13 @@ class Details:
         dataset: ImageDataset | None,
         anomaly_map: Callable[[int, tuple[int, int]], Tensor],
     ) -> "Details":
-        """Return the details of a run with these models, one or an ensemble's."""
-        order = getattr(getattr(models[0], "coreset", None), "order", None)
+        """Return the details of a run with these models: one, or those that an ensemble keeps."""
+        order = None
+        if len(models) == 1:
+            order = getattr(getattr(models[0], "coreset", None), "order", None)
         return cls(
             nominal=None if decision is None else decision.scores,
-            radii=order.radii if order is not None and len(models) == 1 else None,
+            radii=None if order is None else order.radii,
             pixel_threshold=None if decision is None else decision.pixel_threshold,
             dataset=dataset,
             anomaly_map=anomaly_map,
