@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -144,8 +145,10 @@ class Wandb(Tracker):
         if data := about.provenance.get("data"):
             used = wandb.Artifact(f"data-{digest(data)[:16]}", type="dataset")
             used.metadata = {k: v for k, v in about.config().items() if k.startswith("data.")}
-            with used.new_file("data.json") as file:  # the digests: alike wherever the images lie
-                json.dump(data, file, indent=2, sort_keys=True)
+            with TemporaryDirectory() as place:  # W&B's own are left to the garbage collector
+                told = Path(place) / "data.json"  # the digests: alike wherever the images lie
+                told.write_text(json.dumps(data, indent=2, sort_keys=True))
+                used.add_file(str(told))
             if experiment.offline:  # the public method asks a server
                 experiment._log_artifact(used, is_user_created=True, use_after_commit=True)
             else:
