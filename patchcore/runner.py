@@ -53,6 +53,7 @@ from patchcore.strategy import check_batches
 from patchcore.subsets import by_subset
 from patchcore.switches import check_shared
 from patchcore.tracking import moved_loggers, tracking
+from patchcore.tracking.tables import Details
 from patchcore.training import (
     Make,
     Task,
@@ -219,7 +220,7 @@ def train(
         # First: it may refuse its settings.
         trainer = build_trainer(config, new, loggers, make, seat=crew.seat)
         models = [build_detector(parts(own)) for own in config.members()]
-        trackers.start(settings)
+        trackers.start(settings, provenance)
         module: ScoringModule
         members: list[Member] = []
         if config.ensemble.members:
@@ -260,7 +261,9 @@ def train(
             scales = [member.scale for member in members]
             more = (told, trainer.precision, module.decision)
             write_artifact(new, fitted, scales, config, split, provenance, *more)
-        trackers.track(new, done.gallery)
+        shown = data.test_dataset() if config.figures else None
+        details = Details.of(module.decision, fitted, shown, module.anomaly_map)
+        trackers.track(new, done.gallery, details=details)
     return done
 
 
@@ -293,7 +296,8 @@ def take_over(
         (new / SOURCE_FILE).write_text(f"{origin}\n")
     (new / METRICS).write_bytes((source / METRICS).read_bytes())
     with tracking(moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
-        trackers.start(settings)
+        taken = str(origin) if origin != folder.resolve() else ""
+        trackers.start(settings, read_provenance(new), taken)
         trackers.track(new, tested=False)
 
 

@@ -31,6 +31,7 @@ from patchcore.module import DetectorModule, Record, ScoringModule
 from patchcore.progress import ProgressBar
 from patchcore.strategy import Sharded
 from patchcore.switches import asked_precision
+from patchcore.tracking.progress import Progress
 
 Make = Callable[..., Any]
 """Makes an object of Lightning's from its key, its settings and more keyword arguments."""
@@ -157,6 +158,8 @@ def build_trainer(
     ]
     if settings.get("enable_progress_bar", True):
         callbacks.append(ProgressBar(whose))
+    if loggers:
+        callbacks.append(Progress())
     size = 1 if seat is None else seat.size
     if seat is not None and size > 1:
         settings |= {"strategy": Sharded(seat), "use_distributed_sampler": False}

@@ -190,6 +190,7 @@ def test_tensorboard_logger_writes_metrics_and_pictures(run: tuple[Path, Outcome
 
     events = EventAccumulator(str(run[0] / "tensorboard")).Reload()
     assert set(logged(run[0])) <= set(events.Tags()["scalars"])
+    assert {"run/text_summary", "_hparams_/experiment"} <= set(events.summary_metadata)
     assert events.Scalars("image_auroc")[0].value == pytest.approx(metrics(run[0])["image_auroc"])
     assert set(events.Tags()["images"]) == {
         "curves",
@@ -508,7 +509,7 @@ def test_help_of_a_command_lists_groups_and_settings() -> None:
     done = patchcore("train", "--help")
     assert done.code == 0
     assert re.search(r"^  coreset +all, approximate, greedy, learned, random$", done.out, re.M)
-    assert re.search(r"^  logger +csv, none, tensorboard, wandb$", done.out, re.M)
+    assert re.search(r"^  logger +csv, mlflow, none, tensorboard, wandb$", done.out, re.M)
 
 
 def test_an_unknown_command_is_named() -> None:

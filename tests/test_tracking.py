@@ -4,9 +4,8 @@ import csv
 import io
 import json
 import os
-import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from PIL import Image
 from patchcore.cache import Store
 from patchcore.commands.names import name_of
 from patchcore.commands.targets import build
+from patchcore.dashboard.offline import records
 from patchcore.errors import InputError
-from patchcore.subsets import SUBSETS
+from patchcore.report.words import flatten
 from patchcore.tracking import tracking
 from tests.images import write_mvtec
 from tests.run_folders import write_run
@@ -35,34 +35,20 @@ class Tracked:
     id: str = ""
     name: str = ""
     group: str = ""
+    job_type: str = ""
+    tags: list[str] = field(default_factory=list)
+    notes: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     history: dict[str, Any] = field(default_factory=dict)  # the last value of each key
     artifacts: dict[str, dict[str, Path]] = field(default_factory=dict)  # {name: {path: file}}
     types: dict[str, str] = field(default_factory=dict)  # of the artifacts
+    used: list[str] = field(default_factory=list)  # artifacts that it took
     exit_code: int | None = None  # None: never closed
 
     def table(self, key: str) -> dict[str, Any]:
         """Columns and data of a logged table."""
         return dict(json.loads(self.artifacts[key][f"{key}.table.json"].read_text()))
-
-
-def records(path: Path) -> Iterator[bytes]:
-    """Records of a .wandb file, in LevelDB's log format: blocks of 32 KiB, records in parts."""
-    content, whole = path.read_bytes(), b""
-    assert content[:4] == b":W&B"
-    place = 7  # after the header
-    while place + 7 <= len(content):
-        left = 32768 - place % 32768
-        if left < 7:  # too short for the head of a record
-            place += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, place)
-        whole += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield whole
-            whole = b""
 
 
 def read_wandb(path: Path) -> Tracked:
@@ -85,6 +71,8 @@ def read_wandb(path: Path) -> Tracked:
                     run.display_name,
                     run.run_group,
                 )
+                tracked.job_type, tracked.tags = run.job_type, list(run.tags)
+                tracked.notes = run.notes
                 tracked.config |= unpack(run.config.update)
             case "config":
                 tracked.config |= unpack(record.config.update)
@@ -96,6 +84,8 @@ def read_wandb(path: Path) -> Tracked:
                 name = record.artifact.name.removeprefix(f"run-{tracked.id}-")
                 entries = record.artifact.manifest.contents
                 tracked.types[name] = record.artifact.type
+                if record.artifact.use_after_commit:
+                    tracked.used.append(name)
                 tracked.artifacts[name] = {e.path: Path(e.local_path) for e in entries}
             case "exit":
                 tracked.exit_code = record.exit.exit_code
@@ -171,9 +161,15 @@ def test_a_multirun_makes_separate_closed_runs_in_one_group(
     assert first.id != second.id
     assert first.group == second.group == "today/now"
     assert (first.name, second.name) == ("coreset.ratio=0.25", "coreset.ratio=0.5")
-    assert [t.config["logger"]["wandb"]["offline"] for _, t in jobs] == [True, True]
+    assert [t.config["logger.wandb.offline"] for _, t in jobs] == [True, True]
     assert first.exit_code == second.exit_code == 0
-    assert [t.config["coreset"]["ratio"] for _, t in jobs] == [0.25, 0.5]
+    assert [t.config["coreset.ratio"] for _, t in jobs] == [0.25, 0.5]
+    assert [t.config["choices.backbone"] for _, t in jobs] == ["embedded", "embedded"]
+    for folder, tracked in jobs:
+        assert tracked.job_type == "train"
+        assert tracked.tags == ["mvtec", "nut", "embedded", "patchcore"]
+        assert tracked.notes.startswith("patchcore train ") and str(folder) in tracked.notes
+        assert (tracked.summary["status"], tracked.summary["reason"]) == ("finished", "")
     assert [t.summary["memory_patches"] for _, t in jobs] == [16, 32]
 
 
@@ -181,17 +177,11 @@ def test_wandb_holds_settings_and_metrics(jobs: list[tuple[Path, Tracked]]) -> N
     import yaml
 
     for folder, tracked in jobs:
-        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        settings = flatten(yaml.safe_load((folder / "config.yaml").read_text()))
         assert {key: tracked.config[key] for key in settings} == settings
         metrics = json.loads((folder / "metrics.json").read_text())
-        numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
-        assert {*metrics} - {*numbers} == {*SUBSETS[:2], "seconds", "undefined", "aupimo"}
-        for key, value in numbers.items():
-            assert tracked.summary[key] == pytest.approx(value), key
-        # each value once: these are in the history, and so here
-        assert "seconds" not in tracked.summary
-        seconds = {f"seconds.{key}": value for key, value in metrics.pop("seconds").items()}
-        for key, value in {**numbers, **seconds}.items():
+        for key, value in flatten(metrics).items():
+            assert tracked.summary[key] == value, key  # exact, where Lightning logs float32
             assert tracked.history[key] == pytest.approx(value, rel=1e-6), key
 
 
@@ -281,7 +271,7 @@ def test_an_ensemble_is_one_run_with_its_members_in_the_summary(
     assert tracked.history["aupro"] == pytest.approx(metrics["aupro"], rel=1e-6)
     assert tracked.summary["image_auroc"] == metrics["image_auroc"]
     assert tracked.summary["members"] == metrics["members"]
-    assert len(tracked.config["ensemble"]["members"]) == 2
+    assert len(tracked.config["ensemble.members"]) == 2
 
 
 def finished_folder(folder: Path) -> Path:
@@ -327,7 +317,7 @@ def test_a_run_that_was_finished_before_is_tracked_like_any_other(
     tracked = finished_run(folder)
     assert (tracked.exit_code, tracked.name, tracked.config["seed"]) == (0, "n", 3)
     assert tracked.history["image_auroc"] == tracked.summary["image_auroc"] == 1.0
-    assert tracked.history["seconds.score"] == 0.5 and "seconds" not in tracked.summary
+    assert tracked.history["seconds.score"] == tracked.summary["seconds.score"] == 0.5
     assert tracked.history["ratio_curve/memory_patches"] == 3
     assert tracked.table("roc_table")["data"][-1] == [1.0, 1.0]
     text = (folder / "csv/metrics.csv").read_text()

@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "write a kept model for another runtime",
     "extend": "add nominal images to a model, or take some out",
     "report": "compare runs: a page and tables",
+    "dashboard": "a W&B workspace and report of a sweep",
     "fetch": "download a data set from its owners",
     "predict": "inspect images with a fitted model",
     "serve": "a page and an endpoint that inspect images",

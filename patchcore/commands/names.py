@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from patchcore.commands.targets import command_line
+from patchcore.digests import digest
 from patchcore.errors import printable
 
 LONGEST = 128  # signs of a name or group that W&B takes
@@ -55,6 +56,24 @@ def run_name() -> str:
     number = str(OmegaConf.select(hydra, "job.num", default=0))
     told = {key: value for key, value in given.items() if key not in fixed}
     return name_of(told, number) or f"#{number}"
+
+
+def run_id() -> str | None:
+    """Identifier in the trackers of a multirun's point, the same when it is started again.
+
+    None for a single run, which gets one of its own each time.
+    """
+    hydra: Any = HydraConfig.get()
+    if hydra.mode is not RunMode.MULTIRUN:
+        return None
+    return digest(os.path.abspath(hydra.runtime.output_dir), list(hydra.overrides.task))[:16]
+
+
+def tracking_folder() -> str:
+    """Folder that the runs of one multirun share, or a single run's own."""
+    hydra = HydraConfig.get()
+    multirun = hydra.mode is RunMode.MULTIRUN
+    return os.path.abspath(hydra.sweep.dir if multirun else hydra.runtime.output_dir)
 
 
 def name_of(settings: dict[str, str], number: str = "") -> str:

@@ -9,7 +9,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from patchcore.commands.generations import resolver
-from patchcore.commands.names import run_group, run_name, wandb_offline
+from patchcore.commands.names import run_group, run_id, run_name, tracking_folder, wandb_offline
 from patchcore.paper import stated
 
 
@@ -18,7 +18,9 @@ def register_resolvers() -> None:
     resolver("in_multirun", in_multirun)
     resolver("paper", paper)
     resolver("run_group", run_group)
+    resolver("run_id", run_id)
     resolver("run_name", run_name)
+    resolver("tracking_folder", tracking_folder)
     resolver("unique", unique, use_cache=True)
     resolver("wandb_offline", wandb_offline)
 

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from patchcore.commands import Stopped
 from patchcore.commands.mistakes import explain
+from patchcore.commands.targets import build
 from patchcore.errors import InputError
 from patchcore.keeping import FOLDER, holders, numerically
 from patchcore.runfolder import METRICS, InUseError, unfinished
+from patchcore.tracking import track_failure, track_multirun
 
 ERROR_FILE = "error.txt"
 """File in the folder of a point that failed: why, and for anything but bad input the traceback."""
@@ -65,6 +67,32 @@ def record_failure(folder: Path, error: BaseException) -> None:
         (folder / name).write_text(text.rstrip() + "\n", "utf-8", "backslashreplace")
     except OSError:
         print(f"{folder}: {text}", file=sys.stderr)
+
+
+def track_failed(
+    cfg: DictConfig, origin: Mapping[str, Any], folder: Path, error: Exception
+) -> None:
+    """Leave a failed point in its trackers, with the settings that can be resolved."""
+    if isinstance(error, InUseError):  # nothing of the other run's may change
+        return
+    settings = {str(key): value for key in cfg if (value := _plain(cfg, str(key))) is not None}
+    told = InputError(text) if (text := explain(error)) is not None else error
+    told.tracked = getattr(error, "tracked", False)  # type: ignore[attr-defined]
+    try:
+        track_failure(settings.get("logger") or {}, settings, origin, folder, told, build)
+    except Exception as trouble:  # trackers have no common base of their errors
+        print(f"warning: {folder}: the failure is not tracked: {trouble}", file=sys.stderr)
+
+
+def _plain(cfg: DictConfig, key: str) -> Any:
+    """A group of settings as plain values; None if it does not resolve, which may be its error."""
+    try:
+        value = cfg[key]
+        if OmegaConf.is_config(value):
+            return OmegaConf.to_container(value, resolve=True, enum_to_str=True)
+        return value
+    except Exception:
+        return None
 
 
 def failures(folder: Path, since: float = 0.0, name: str = "") -> list[tuple[Path, str]]:
@@ -119,6 +147,7 @@ def _conclude() -> bool:
         if multirun.search:
             _tell_undefined(multirun)
         _tell_best(multirun)
+        _summarise(multirun)
     if missing:
         print(f"\nerror: {len(missing)} of the points failed:", file=sys.stderr)
         for point, reason in missing:
@@ -166,6 +195,15 @@ def _tell_best(multirun: Multirun) -> None:
     for point in found:
         if OmegaConf.load(point / "config.yaml").artifact.keep == "best":
             print(f"artifact of the best point: {point / FOLDER}")
+
+
+def _summarise(multirun: Multirun) -> None:
+    """Leave the multirun's summary in its trackers; one that cannot be reached is told."""
+    try:
+        if _points(multirun.folder, multirun.start):
+            track_multirun(multirun.folder.absolute(), build)
+    except Exception as trouble:  # trackers have no common base of their errors
+        print(f"warning: the summary of the multirun is not tracked: {trouble}", file=sys.stderr)
 
 
 def _kept(multirun: Multirun) -> str:

@@ -16,7 +16,7 @@ from patchcore.commands.generations import entry
 from patchcore.commands.groups import register
 from patchcore.commands.overrides import as_typed, check_overrides
 from patchcore.commands.settings_help import settings_help
-from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure
+from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure, track_failed
 from patchcore.commands.targets import build, guard
 from patchcore.keeping import objectives
 from patchcore.runfolder import METRICS
@@ -78,6 +78,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
             raise_if_stopped()
             if multirun:  # the other points go on; `concluded` tells in the end
                 record_failure(folder, error)
+                track_failed(cfg, origin(run), folder, error)
                 return None
             with plain_errors():
                 raise

@@ -1,9 +1,9 @@
 """Trackers: what a run leaves in them, and which there are.
 
-Everything but the gallery's single pictures is read from the run's folder, so that a run that was
-finished before is tracked like any other. Another tracker is a file with a subclass of `Tracker`
-and an entry of `TRACKERS`; its preset in the group `logger` and the permission to name its class in
-settings files follow from that.
+Everything but `Details` and the gallery's single pictures is read from the run's folder, so that a
+run that was finished before is tracked like any other. Another tracker is a file with a subclass of
+`Tracker` and an entry of `TRACKERS`; its preset in the group `logger` and the permission to name
+its class in settings files follow from that.
 """
 
 import os
@@ -15,20 +15,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchcore.errors import InputError
-from patchcore.keeping import FOLDER as ARTIFACT
+from patchcore.metrics import METRICS
 from patchcore.report.words import flatten
+from patchcore.tracking.about import FINISHED, About, ended
 from patchcore.tracking.csv import Csv
+from patchcore.tracking.mlflow import MLflow
 from patchcore.tracking.tensorboard import TensorBoard
 from patchcore.tracking.tracker import Tracker
 from patchcore.tracking.wandb import Wandb
 
-if TYPE_CHECKING:  # both take seconds to import, and settings need neither
+if TYPE_CHECKING:  # all of these take seconds to import, and settings need none of them
     from pytorch_lightning.loggers import Logger
 
     from patchcore.report.run import GalleryItem
+    from patchcore.tracking.tables import Details
 
-TRACKERS: dict[str, Tracker] = {"csv": Csv(), "tensorboard": TensorBoard(), "wandb": Wandb()}
+TRACKERS: dict[str, Tracker] = {
+    "csv": Csv(),
+    "mlflow": MLflow(),
+    "tensorboard": TensorBoard(),
+    "wandb": Wandb(),
+}
 """Trackers by the choice of the group `logger`."""
+
+_VARIABLES = ("WANDB_", "MLFLOW_")  # beginnings of those that loggers set
 
 Make = Callable[..., Any]
 """Makes an object of Lightning's from its key, its settings and more keyword arguments."""
@@ -56,25 +66,43 @@ class Tracking:
     """The trackers of one run."""
 
     loggers: "dict[str, Logger]"  # by their names in the settings
+    folder: Path  # of the run
     started: "list[Logger]" = field(default_factory=list)
+    begun: "list[Logger]" = field(default_factory=list)  # those started that know the run
+    about: About | None = None  # once they are started
 
-    def start(self, settings: dict[str, Any]) -> None:
-        """Open every tracker and give it the settings.
+    def start(
+        self,
+        settings: dict[str, Any],
+        provenance: Mapping[str, Any] | None = None,
+        source: str = "",
+    ) -> None:
+        """Open every tracker and describe the run to it; see `About`.
 
         Raises:
             InputError: One cannot start, such as W&B where it is online and does not let us in.
         """
+        self.begin(About(settings, self.folder, provenance or {}, source))
+
+    def begin(self, about: About) -> None:
+        """Open every tracker for a run of this description; raises as `start`."""
+        self.about = about
         for name, logger in self.loggers.items():
             self.started.append(logger)
             try:
-                logger.log_hyperparams(settings)
+                tracker_of(logger).begin(logger, about)
+                self.begun.append(logger)
             except Exception as error:  # trackers have no common base of their errors
                 advice = tracker_of(logger).advice(name)
                 told = " ".join(str(error).split()) or type(error).__name__
                 raise InputError(f"logger.{name}: cannot start: {told}; or {advice}") from error
 
     def track(
-        self, folder: Path, gallery: "Sequence[GalleryItem]" = (), tested: bool = True
+        self,
+        folder: Path,
+        gallery: "Sequence[GalleryItem]" = (),
+        tested: bool = True,
+        details: "Details | None" = None,
     ) -> None:
         """Log what the finished run in `folder` holds.
 
@@ -83,14 +111,17 @@ class Tracking:
             gallery: Images with their maps, for the trackers that show tables of them.
             tested: Whether Lightning has tested the run with these trackers, and so logged the
                 metrics; they are logged here otherwise.
+            details: What the folder does not hold; none for a run that was taken over.
         """
         if not self.started:
             return
         from patchcore.report.run import read_results
+        from patchcore.tracking.tables import NO_DETAILS
 
+        assert self.about is not None
         run = read_results(folder)
         run.gallery = list(gallery)
-        record = run.record()
+        record, costs = run.record(), _costs(folder)
         for logger in self.started:
             if not tested:
                 numbers = flatten({k: v for k, v in record.items() if k not in ("undefined",)})
@@ -98,9 +129,24 @@ class Tracking:
             tracker = tracker_of(logger)
             tracker.log_curve(logger, record.get("ratio_curve") or [])
             tracker.log_results(logger, run)
-            if (folder / ARTIFACT).is_dir():
-                tracker.log_artifact(logger, folder / ARTIFACT)
+            tracker.log_costs(logger, costs)
+            tracker.log_tables(logger, run, details or NO_DETAILS)
+            tracker.log_files(logger, folder, self.about)
             logger.save()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Close every tracker, as finished or, after an error, as failed with the reason."""
+        status, reason = ended(error)
+        for logger in self.started:
+            try:
+                if status != FINISHED and logger in self.begun:
+                    tracker_of(logger).log_end(logger, status, reason)
+                finish(logger, status == FINISHED)
+            except Exception as trouble:
+                if error is None:
+                    raise
+                # what ended the run matters more
+                warnings.warn(f"a tracker could not be closed: {trouble}", stacklevel=2)
 
 
 @contextmanager
@@ -117,18 +163,75 @@ def tracking(chosen: Mapping[str, Any], folder: Path, make: Make) -> Iterator[Tr
     """
     with ExitStack() as stack:
         stack.enter_context(environment(folder))
-        found = Tracking({name: build_logger(name, own, make) for name, own in chosen.items()})
+        loggers = {name: build_logger(name, own, make) for name, own in chosen.items()}
+        found = Tracking(loggers, folder)
         try:
             yield found
-        except BaseException:
-            for logger in found.started:
-                try:
-                    finish(logger, False)
-                except Exception as error:  # what ended the run matters more
-                    warnings.warn(f"a tracker could not be closed: {error}", stacklevel=2)
+        except BaseException as error:
+            found.close(error)
+            if found.started:
+                error.tracked = True  # type: ignore[attr-defined]
             raise
-        for logger in found.started:
-            finish(logger, True)
+        found.close()
+
+
+def track_failure(
+    chosen: Mapping[str, Any],
+    settings: dict[str, Any],
+    origin: Mapping[str, Any],
+    folder: Path,
+    error: BaseException,
+    make: Make,
+) -> None:
+    """Leave a failed run in the trackers that keep one, unless the run has come as far itself.
+
+    So every point of a multirun is there, those too whose settings were refused.
+
+    Args:
+        chosen: {name: settings of a Lightning logger}.
+        settings: Of the run, as far as they are known.
+        origin: How the run was started: `choices` and `overrides`.
+        folder: Of the run.
+        error: Why it failed.
+        make: Makes a logger from its key and settings.
+    """
+    kept = {k: own for k, own in chosen.items() if tracker_named(own.get("_target_")).beside}
+    if getattr(error, "tracked", False) or not kept:
+        return
+    with environment(folder):
+        found = Tracking(
+            {name: build_logger(name, own, make) for name, own in kept.items()}, folder
+        )
+        found.start(settings, origin)
+        found.close(error)
+
+
+def track_multirun(folder: Path, make: Make) -> None:
+    """Leave one summary run of the multirun in a folder in the trackers of its points.
+
+    Nothing happens where no point has finished, or none is tracked by one that keeps such a run.
+    """
+    from patchcore.tracking.multirun import described, overview, summary_loggers
+
+    try:
+        view = overview(folder)
+    except InputError:  # no point has the metric
+        return
+    kept = {k: own for k, own in view.logger.items() if tracker_named(own.get("_target_")).beside}
+    if not kept:
+        return
+    with environment(folder):
+        chosen = summary_loggers(view, kept)
+        loggers = {name: build_logger(name, own, make) for name, own in chosen.items()}
+        found = Tracking(loggers, folder)
+        try:
+            found.begin(described(view))
+            for logger in found.started:
+                tracker_of(logger).log_overview(logger, view.numbers, view.tables, view.page)
+        except BaseException as error:
+            found.close(error)
+            raise
+        found.close()
 
 
 def moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[str, Any]:
@@ -170,14 +273,18 @@ def build_logger(name: str, settings: Any, make: Make) -> "Logger":
 
 @contextmanager
 def environment(folder: Path) -> Iterator[None]:
-    """Keep what W&B writes inside the run's folder, and what loggers change of W&B's variables."""
-    before = {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
+    """Keep what W&B writes inside the run's folder, and the variables that loggers change.
+
+    MLflow is allowed a store of files, which it refuses otherwise.
+    """
+    before = {key: value for key, value in os.environ.items() if key.startswith(_VARIABLES)}
     for key, name in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
         os.environ.setdefault(key, str(folder / "wandb" / name))
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
         yield
     finally:
-        for key in [key for key in os.environ if key.startswith("WANDB_") and key not in before]:
+        for key in [key for key in os.environ if key.startswith(_VARIABLES) and key not in before]:
             if key != "WANDB_SILENT":
                 del os.environ[key]
         os.environ.update(before)
@@ -186,6 +293,14 @@ def environment(folder: Path) -> Iterator[None]:
 def finish(logger: "Logger", success: bool) -> None:
     """Close the logger, so that the next job of a multirun gets a run of its own."""
     tracker_of(logger).close(logger, success)
+
+
+def _costs(folder: Path) -> dict[str, float]:
+    """Costs of a finished run as reports have them; those that a cache has spoilt are left out."""
+    from patchcore.report.reading import read_run
+
+    found = read_run(folder).metrics
+    return {key: found[key] for key, told in METRICS.items() if told.cost and key in found}
 
 
 def _is_logged(value: Any) -> bool:

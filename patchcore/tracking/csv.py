@@ -1,5 +1,8 @@
 """Numbers in a CSV file of the run's folder."""
 
+from typing import Any
+
+from patchcore.tracking.about import About
 from patchcore.tracking.tracker import FOLDER, Tracker
 
 
@@ -8,3 +11,7 @@ class Csv(Tracker):
 
     target = "pytorch_lightning.loggers.CSVLogger"
     preset = {"save_dir": FOLDER, "name": None, "version": "csv"}  # noqa: RUF012
+
+    def begin(self, logger: Any, about: About) -> None:
+        """Write the settings, nested as in config.yaml."""
+        logger.log_hyperparams(about.settings)

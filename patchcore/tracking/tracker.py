@@ -1,17 +1,25 @@
 """Base of the trackers: a logger of Lightning that shows numbers and nothing else."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-if TYPE_CHECKING:  # loggers take seconds to import, and settings only need their names
+from patchcore.keeping import FOLDER as ARTIFACT
+from patchcore.tracking.about import About
+
+if TYPE_CHECKING:  # these take seconds to import, and settings only need the names of loggers
     from pytorch_lightning.loggers import Logger
 
     from patchcore.report.run import Run
+    from patchcore.tracking.tables import Details, Table
 
 FOLDER = "${hydra:runtime.output_dir}"
 """Folder of the run, in presets."""
+RESULTS = ("config.yaml", "provenance.json", "metrics.json", "scores.csv")
+"""Files of a run's folder that trackers keep beside the numbers."""
 
 
 class Tracker:
@@ -38,7 +46,7 @@ class Tracker:
         """Return whether `_target_` names this tracker's class, by any of its modules."""
         return str(target).endswith(f".{self.target.rpartition('.')[2]}")
 
-    def logger_class(self) -> "type[Logger]":
+    def logger_class(self) -> type[Logger]:
         """Return the class of the logger."""
         module, _, name = self.target.rpartition(".")
         return getattr(import_module(module), name)
@@ -51,16 +59,46 @@ class Tracker:
         """Return what a user can do if the logger that is called `name` cannot start."""
         return "leave it out of logger=[…]"
 
+    def begin(self, logger: Any, about: About) -> None:
+        """Open the logger and log the configuration."""
+        logger.log_hyperparams(about.config())
+
+    def log_progress(self, logger: Any, values: Mapping[str, float]) -> None:
+        """Log how far a stage of the run has come; see `patchcore.tracking.progress`."""
+
     def log_curve(self, logger: Any, rows: Sequence[Mapping[str, float]]) -> None:
         """Log metrics at several shares of the memory; the step is its number of patches."""
         for row in rows:
             logger.log_metrics(curve_values(row), step=int(row["memory_patches"]))
 
-    def log_results(self, logger: Any, run: "Run") -> None:
+    def log_results(self, logger: Any, run: Run) -> None:
         """Log what is more than numbers of a finished run; its gallery may be empty."""
+
+    def log_costs(self, logger: Any, costs: Mapping[str, float]) -> None:
+        """Log what accuracy is weighed against, where it is known: `cost.seconds` and others."""
+
+    def log_tables(self, logger: Any, run: Run, details: Details) -> None:
+        """Log the tables of a finished run, with pictures of its test images if there are any."""
+
+    def log_files(self, logger: Any, folder: Path, about: About) -> None:
+        """Log files of a finished run's folder; here the model, if it is kept."""
+        if (folder / ARTIFACT).is_dir():
+            self.log_artifact(logger, folder / ARTIFACT)
 
     def log_artifact(self, logger: Any, folder: Path) -> None:
         """Log the model that the run has left in a folder."""
+
+    def log_overview(
+        self,
+        logger: Any,
+        numbers: Mapping[str, float],
+        shown: Mapping[str, Table],
+        page: Path | None,
+    ) -> None:
+        """Log the overview of a multirun: numbers, tables by their names, its report's page."""
+
+    def log_end(self, logger: Any, status: str, reason: str) -> None:
+        """Mark a run that did not finish; see `patchcore.tracking.about.ended`."""
 
     def close(self, logger: Any, success: bool) -> None:
         """Close the logger, so that the next job of a multirun gets a run of its own."""

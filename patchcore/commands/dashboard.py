@@ -1,0 +1,74 @@
+"""`patchcore dashboard`: a saved W&B workspace and a report of a sweep."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from patchcore.errors import InputError, printable
+from patchcore.writing import complete
+
+
+def main() -> None:
+    """Parse, read what the sweep varied, and save or print its dashboard."""
+    parser = argparse.ArgumentParser(
+        description="Build W&B's workspace and report of a sweep whose runs are there; send those "
+        "with --sync if they are offline runs still."
+    )
+    parser.add_argument(
+        "group", metavar="GROUP", help="folder of a multirun, or the name of its group in W&B"
+    )
+    parser.add_argument(
+        "--metric", default="image_auroc", metavar="KEY", help="ranked by (default: %(default)s)"
+    )
+    parser.add_argument("--entity", default="", help="W&B user or team (default: the runs' own)")
+    parser.add_argument("--project", default="", help="W&B project (default: the runs' own)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the specification as JSON; needs no network"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="with --dry-run: write it to a file instead"
+    )
+    parser.add_argument(
+        "--sync",
+        action="store_true",
+        help="send the offline runs below the folder first, wherever it lies now",
+    )
+    options = parser.parse_args()
+    if options.output and not options.dry_run:
+        parser.error("--output needs --dry-run")
+    try:
+        run(options)
+    except (InputError, OSError) as error:
+        sys.exit(printable(f"error: {error}"))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build the dashboard that the options ask for.
+
+    Raises:
+        InputError: The sweep or W&B cannot be read, or an extra is missing.
+    """
+    from patchcore import dashboard  # here: --help need not wait for it
+
+    folder, place = Path(options.group), (options.entity, options.project)
+    if options.sync:
+        if not folder.is_dir():
+            raise InputError(f"{options.group}: --sync needs the folder of a multirun or run")
+        for sent in dashboard.sync(folder):
+            print(printable(f"sent: {sent}"))
+    if folder.is_dir():
+        sweep = dashboard.from_folder(folder, options.metric, *place)
+    else:
+        sweep = dashboard.from_wandb(options.group, options.metric, *place)
+    if not options.dry_run:
+        for kind, address in zip(("workspace", "report"), dashboard.save(sweep), strict=True):
+            print(f"{kind}: {address}")
+        return
+    text = json.dumps(dashboard.specification(sweep), indent=2) + "\n"
+    if options.output:
+        with complete(options.output, "w", encoding="utf-8") as file:
+            file.write(text)
+        print(printable(f"specification: {options.output}"))
+    else:
+        print(text, end="")

@@ -1,0 +1,133 @@
+"""Offline runs, sent to W&B from wherever their folders lie now.
+
+A run's file names what W&B has staged by absolute paths, so that `wandb sync` of a folder that was
+moved, or copied to another machine, would leave the tables and artifacts behind. Here these names
+are put right first. The file is a log in LevelDB's format: a head of 7 bytes, then blocks of 32 KiB
+with records of Protobuf in one part or several, each behind checksum, length and kind.
+"""
+
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from patchcore.errors import InputError
+from patchcore.writing import complete
+
+MARK, HEAD, BLOCK = b":W&B", 7, 32768
+WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+"""Kinds of a record's parts."""
+STAGED = "/wandb/data/"
+"""Place in a run's folder where W&B stages what it is to send."""
+
+
+def sync(folder: Path) -> list[Path]:
+    """Send every offline run in or below a folder with `wandb sync`; return their folders.
+
+    Raises:
+        InputError: There is none, a file that it names is missing, or W&B does not take it.
+    """
+    files = offline_runs(folder)
+    if not files:
+        raise InputError(f"{folder}: holds no offline run of W&B; train with logger=wandb")
+    for file in files:
+        relocate(file)
+    runs = [file.parent for file in files]
+    command = [sys.executable, "-m", "wandb", "sync", *map(str, runs)]
+    if subprocess.run(command, check=False).returncode:
+        raise InputError(f"{folder}: wandb sync failed, as told above; nothing here has changed")
+    return runs
+
+
+def offline_runs(folder: Path) -> list[Path]:
+    """Return the files of the offline runs in or below a folder."""
+    found = folder.resolve().rglob("wandb/offline-run-*/run-*.wandb")
+    return sorted(path for path in found if path.is_file())
+
+
+def relocate(file: Path) -> int:
+    """Put right what an offline run's file says of where its staged files lie; return how many.
+
+    Those that are where it says are left alone; a file without others is not written.
+
+    Raises:
+        InputError: The file is damaged, or what it names is in neither place.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    root, changed, contents = file.parents[2], 0, []
+    for content in records(file):
+        record = Record()
+        record.ParseFromString(content)
+        moved = 0
+        if record.WhichOneof("record_type") == "artifact":
+            for entry in record.artifact.manifest.contents:
+                if not entry.local_path or Path(entry.local_path).is_file():
+                    continue
+                here = root / "wandb" / "data" / entry.local_path.rpartition(STAGED)[2]
+                if not here.is_file():
+                    raise InputError(
+                        f"{file}: {here} is missing, which {entry.path} is sent from: copy the "
+                        "run's folder whole"
+                    )
+                entry.local_path, moved = str(here), moved + 1
+        contents.append(record.SerializeToString() if moved else content)
+        changed += moved
+    if changed:
+        head = file.read_bytes()[:HEAD]
+        with complete(file) as new:
+            for part in (head, *framed(contents)):
+                new.write(part)
+    return changed
+
+
+def records(file: Path) -> Iterator[bytes]:
+    """Yield the records of an offline run's file; one that a killed process has cut is left out.
+
+    Raises:
+        InputError: The file is none of W&B's, or a checksum is wrong.
+    """
+    data, whole = file.read_bytes(), b""
+    if data[:4] != MARK:
+        raise InputError(f"{file}: is no file of a W&B run")
+    place = HEAD
+    while place + HEAD <= len(data):
+        left = BLOCK - place % BLOCK
+        if left < HEAD:  # too short for the head of a part
+            place += left
+            continue
+        check, length, kind = struct.unpack_from("<IHB", data, place)
+        part = data[place + HEAD : place + HEAD + length]
+        if len(part) < length:
+            return
+        if check != _checksum(kind, part):
+            raise InputError(f"{file}: is damaged at byte {place}: copy the run's folder again")
+        whole += part
+        place += HEAD + length
+        if kind in (WHOLE, LAST):
+            yield whole
+            whole = b""
+
+
+def framed(contents: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the bytes that follow the head of a file with these records."""
+    place = HEAD
+    for content in contents:
+        first = True
+        while True:
+            left = BLOCK - place % BLOCK
+            if left < HEAD:
+                yield bytes(left)
+                place, left = place + left, BLOCK
+            part, content = content[: left - HEAD], content[left - HEAD :]
+            kind = (FIRST if first else MIDDLE) if content else (WHOLE if first else LAST)
+            yield struct.pack("<IHB", _checksum(kind, part), len(part), kind) + part
+            place, first = place + HEAD + len(part), False
+            if not content:
+                break
+
+
+def _checksum(kind: int, part: bytes) -> int:
+    return zlib.crc32(part, zlib.crc32(bytes([kind])))

@@ -1,0 +1,100 @@
+"""Facts of a sweep that its dashboards are built from: read from its folder, or from W&B."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patchcore.errors import InputError
+from patchcore.tracking import tracker_named
+from patchcore.tracking.multirun import JOB_TYPE, Axis, overview, pair_of
+from patchcore.tracking.wandb import Wandb
+
+PROJECT = "patchcore"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Sweep whose points are W&B's runs.
+
+    Attributes:
+        entity, project, group: Where its runs are.
+        metric: Ranked by.
+        axes: What varied among the points.
+        repeats: What varied among the repeats of a point: category and seeds.
+        costs: Metrics that accuracy is weighed against.
+    """
+
+    entity: str
+    project: str
+    group: str
+    metric: str
+    axes: Sequence[Axis]
+    repeats: Sequence[Axis]
+    costs: Sequence[str]
+
+    def pair(self) -> tuple[Axis, Axis | None] | None:
+        """Return the factors of the curves and the heat table; see `pair_of`."""
+        return pair_of(self.axes)
+
+
+def from_folder(folder: Path, metric: str, entity: str = "", project: str = "") -> Sweep:
+    """Return the sweep of a multirun's folder.
+
+    Raises:
+        InputError: It holds no finished run, or none that W&B tracks in a group.
+    """
+    view = overview(folder, metric)
+    wandb = [
+        own
+        for own in view.logger.values()
+        if isinstance(own, Mapping) and isinstance(tracker_named(own.get("_target_")), Wandb)
+    ]
+    group = wandb[0].get("group") if wandb else None
+    if not group:
+        raise InputError(
+            f"{folder}: its runs are in no group of W&B: a dashboard needs a multirun with "
+            "logger=wandb"
+        )
+    return Sweep(
+        entity=entity or str(wandb[0].get("entity") or ""),
+        project=project or str(wandb[0].get("project") or PROJECT),
+        group=str(group),
+        metric=view.metric,
+        axes=view.axes,
+        repeats=view.repeats,
+        costs=view.costs,
+    )
+
+
+def from_wandb(group: str, metric: str, entity: str, project: str) -> Sweep:
+    """Return the sweep that the summary run of a group tells of; asks W&B's server.
+
+    Raises:
+        InputError: W&B cannot be reached, or has no such run.
+    """
+    import wandb
+
+    project = project or PROJECT
+    try:
+        api = wandb.Api()
+        entity = entity or str(api.default_entity)
+        runs = api.runs(f"{entity}/{project}", {"group": group, "jobType": JOB_TYPE})
+        told = [dict(run.config) for run in runs]
+    except Exception as error:  # the client has no common base of its errors
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{group}: is no folder, and W&B cannot be asked: {reason}") from error
+    if not told:
+        raise InputError(
+            f"{group}: is no folder, and {entity}/{project} has no summary run of such a group: "
+            "give the multirun's folder, or send its runs first (wandb sync)"
+        )
+    axes, repeats = (
+        [Axis(*each) for each in told[0].get(f"sweep.{key}", [])] for key in ("axes", "repeats")
+    )
+    return Sweep(entity, project, group, metric, axes, repeats, told[0].get("sweep.costs", []))
+
+
+def to_dict(sweep: Sweep) -> dict[str, Any]:
+    """Return where the sweep's runs are, as a specification says it."""
+    return {"entity": sweep.entity, "project": sweep.project, "group": sweep.group}

@@ -1,0 +1,186 @@
+"""Numbers, settings, tables, pictures and files for MLflow, which needs the extra `mlflow`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+
+from patchcore.digests import digest
+from patchcore.report.cells import harmless
+from patchcore.report.words import flatten
+from patchcore.tracking.about import FINISHED, About
+from patchcore.tracking.tracker import RESULTS, Tracker
+
+if TYPE_CHECKING:
+    from patchcore.report.run import Run
+    from patchcore.tracking.tables import Details, Table
+
+NAMES = ("settings.yaml", "follows_from.json", "numbers.json", "scores.csv")
+"""Names of `RESULTS` in the store: under their own, its folders would look like runs to reports."""
+FOLDER_TAG, GROUP_TAG = "patchcore.folder", "patchcore.group"
+
+
+class MLflow(Tracker):
+    """Lightning's MLFlowLogger, in files below the run's folder, or below that of the multirun.
+
+    Look with: MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri FOLDER/mlruns
+    """
+
+    target = "pytorch_lightning.loggers.MLFlowLogger"
+    preset = {  # noqa: RUF012
+        "experiment_name": "patchcore",
+        "run_name": "${run_name:}",
+        "save_dir": "${tracking_folder:}/mlruns",
+        "tags": {GROUP_TAG: "${run_group:}"},
+    }
+    beside = True
+
+    def more_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return tags with the empty ones left out, which MLflow does not take."""
+        tags = settings.get("tags") or {}
+        return {"tags": {str(k): str(v) for k, v in tags.items() if v is not None}}
+
+    def advice(self, name: str) -> str:
+        """Return what a user can do if the logger cannot start."""
+        return f"set +logger.{name}.tracking_uri, or leave it out of logger=[…]"
+
+    def begin(self, logger: Any, about: About) -> None:
+        """Log configuration, tags and notes; earlier runs of the same folder give way."""
+        with _quiet(), _alone(logger.save_dir):  # two processes would make the experiment twice
+            client = logger.experiment
+        folder = about.config()["run.folder"]
+        earlier = client.search_runs(
+            [logger.experiment_id], filter_string=f"tags.`{FOLDER_TAG}` = '{digest(folder)}'"
+        )
+        for each in earlier:
+            client.delete_run(each.info.run_id)
+        tags = {FOLDER_TAG: digest(folder), "mlflow.note.content": about.notes()}
+        for number, tag in enumerate(about.tags()):
+            tags[f"patchcore.tag.{number}"] = tag
+        for key, value in tags.items():
+            client.set_tag(logger.run_id, key, value)
+        super().begin(logger, about)
+
+    def log_progress(self, logger: Any, values: Mapping[str, float]) -> None:
+        """Log how far a stage has come."""
+        step = int(values.get("train_images", 0) + values.get("test_images", 0))
+        logger.log_metrics({f"progress/{key}": value for key, value in values.items()}, step)
+
+    def log_results(self, logger: Any, run: Run) -> None:
+        """Log each number exactly, where Lightning logs float32, and the run's pictures."""
+        client, own = logger.experiment, logger.run_id
+        told = {k: v for k, v in run.record().items() if k not in ("ratio_curve", "undefined")}
+        numbers = {key: value for key, value in flatten(told).items() if _is_number(value)}
+        for key, value in numbers.items():
+            client.log_metric(own, key, value)
+        client.set_tag(own, "patchcore.status", FINISHED)
+        for path in run.pictures:
+            client.log_artifact(own, str(path), "figures")
+
+    def log_costs(self, logger: Any, costs: Mapping[str, float]) -> None:
+        """Log the costs beside the metrics."""
+        for key, value in costs.items():
+            logger.experiment.log_metric(logger.run_id, f"cost.{key}", value)
+
+    def log_tables(self, logger: Any, run: Run, details: Details) -> None:
+        """Log tables, as `mlflow ui` compares them and as CSV, and pictures of test images.
+
+        A picture is an image beside itself under its map; its file is called by the score's rank.
+        """
+        client, own = logger.experiment, logger.run_id
+        from patchcore.report.figures import heat
+        from patchcore.tracking.tables import pictures, ranks, span, tables
+
+        self._log_tables(logger, tables(run, details))
+        found, rank = pictures(run, details), ranks(run)
+        low, high = span(found.values())
+        for i, each in found.items():
+            both = np.hstack([each.image, heat(each.image, each.map, low, high)])
+            client.log_image(own, both, f"test_images/{rank[i]:05}.png")
+
+    def log_files(self, logger: Any, folder: Path, about: About) -> None:
+        """Log the data that the run used, its settings and scores, and its model if it is kept."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        client, own = logger.experiment, logger.run_id
+        if data := about.provenance.get("data"):
+            name = "-".join(about.tags()[:1]) or "data"
+            where = json.dumps({"uri": str(about.config().get("data.root", ""))})
+            used = Dataset(name=name, digest=digest(data)[:32], source_type="local", source=where)
+            client.log_inputs(own, datasets=[DatasetInput(dataset=used, tags=[])])
+        for each, name in zip(RESULTS, NAMES, strict=True):
+            if (folder / each).is_file():
+                client.log_text(own, (folder / each).read_text("utf-8"), f"results/{name}")
+        super().log_files(logger, folder, about)
+
+    def log_artifact(self, logger: Any, folder: Path) -> None:
+        """Log the model that the run has left in a folder."""
+        logger.experiment.log_artifacts(logger.run_id, str(folder), "model")
+
+    def log_overview(
+        self,
+        logger: Any,
+        numbers: Mapping[str, float],
+        shown: Mapping[str, Table],
+        page: Path | None,
+    ) -> None:
+        """Log the overview of a multirun: see `patchcore.tracking.multirun`."""
+        for key, value in numbers.items():
+            logger.experiment.log_metric(logger.run_id, key, value)
+        self._log_tables(logger, shown)
+        if page is not None:
+            logger.experiment.log_artifact(logger.run_id, str(page))
+
+    def _log_tables(self, logger: Any, shown: Mapping[str, Table]) -> None:
+        client, own = logger.experiment, logger.run_id
+        for name, table in shown.items():
+            client.log_dict(own, {"columns": table.columns, "data": table.rows}, f"{name}.json")
+            client.log_text(own, _csv(table), f"tables/{name}.csv")
+        told = [{"path": f"{name}.json", "type": "table"} for name in shown]
+        client.set_tag(own, "mlflow.loggedArtifacts", json.dumps(told))
+
+    def log_end(self, logger: Any, status: str, reason: str) -> None:
+        """Mark a run that did not finish, with the reason."""
+        for key, value in (("status", status), ("reason", reason)):
+            logger.experiment.set_tag(logger.run_id, f"patchcore.{key}", value)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to ourselves that an experiment is made."""
+    told = logging.getLogger("pytorch_lightning.loggers.mlflow")
+    before, told.level = told.level, logging.ERROR
+    try:
+        yield
+    finally:
+        told.level = before
+
+
+def _alone(folder: str | None) -> Any:
+    """Return a lock on a store of files; on any other, a context without effect."""
+    if folder is None:
+        return nullcontext()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return FileLock(Path(folder) / ".lock")
+
+
+def _csv(table: Table) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(table.columns)
+    for row in table.rows:
+        writer.writerow([harmless(each) if isinstance(each, str) else each for each in row])
+    return file.getvalue()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,254 @@
+"""Overview of a multirun: one summary run in its trackers, beside those of its points."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from patchcore.digests import digest
+from patchcore.keeping import numerically
+from patchcore.metrics import METRICS
+from patchcore.report.checks import is_number
+from patchcore.report.reading import CATEGORY, RunFolder, read_yaml
+from patchcore.report.table import Table as Points
+from patchcore.report.table import read_runs
+from patchcore.report.words import distinct, flatten, show
+from patchcore.tracking.about import About
+from patchcore.tracking.tables import Table
+
+JOB_TYPE = "sweep"
+"""Job type of a summary run; that of points is `train`."""
+PAGE = "report/report.html"
+"""Report of a multirun in its folder."""
+SECOND, FIRST = "patch.size", "coreset.ratio"
+"""Factors of the curves and the heat table, where they varied: series or rows, and columns."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Setting that varied in a multirun.
+
+    Attributes:
+        key: As reports call it: coreset.ratio, or coreset for a group's choice.
+        config: As trackers do: coreset.ratio, choices.coreset.
+        values: Distinct ones; numbers rising, then text.
+    """
+
+    key: str
+    config: str
+    values: list[Any]
+
+    @property
+    def column(self) -> str:
+        """Name in a table that charts read, where dots would mean nested fields."""
+        return self.key.replace(".", "_")
+
+    @property
+    def numeric(self) -> bool:
+        """Whether all values are numbers."""
+        return all(map(is_number, self.values))
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether the values span so much that a linear axis would crowd them."""
+        return self.numeric and min(self.values) > 0 and max(self.values) >= 8 * min(self.values)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Overview of a multirun.
+
+    Attributes:
+        folder: Of the multirun.
+        metric: Ranked by.
+        axes: What varied among the points.
+        repeats: What varied among the repeats of a point: category and seeds.
+        metrics: Further ones that are shown, the ranking one first.
+        costs: Metrics that accuracy is weighed against.
+        tables: For the trackers, by their names.
+        numbers: For the trackers: counts of points, and the best one's metrics.
+        best: Overrides of the best point; empty if none has the metric defined.
+        logger: Settings of the points' trackers.
+    """
+
+    folder: Path
+    metric: str
+    axes: list[Axis]
+    repeats: list[Axis]
+    metrics: list[str]
+    costs: list[str]
+    tables: dict[str, Table]
+    numbers: dict[str, float]
+    best: str
+    logger: Mapping[str, Any]
+
+    @property
+    def page(self) -> Path | None:
+        """The multirun's report, if there is one."""
+        page = self.folder / PAGE
+        return page if page.is_file() else None
+
+
+def pair_of(axes: Sequence[Axis]) -> tuple[Axis, Axis | None] | None:
+    """Return the factor of the curves' x axis and, if there is one, that of their series.
+
+    The first is numeric; None if no factor is.
+    """
+    numeric = [axis for axis in axes if axis.numeric and len(axis.values) > 1]
+    if not numeric:
+        return None
+    first = next((axis for axis in numeric if axis.key == FIRST), numeric[0])
+    others = [axis for axis in axes if axis is not first]
+    second = next((axis for axis in others if axis.key == SECOND), None)
+    return first, second or next(iter(others), None)
+
+
+def overview(folder: Path, metric: str = "image_auroc") -> Overview:
+    """Return the overview of the multirun in a folder.
+
+    Raises:
+        InputError: The folder holds no finished run, or none with `metric`.
+    """
+    found = read_runs([folder], metric)
+    known = {key for run in found.known for key in flatten(_settings(run))}
+    axes = []
+    for key in dict.fromkeys(factor.key for part in found.parts for factor in part.factors):
+        config = f"choices.{key}" if key in found.choices else key
+        if config in known or config != key:
+            axes.append(Axis(key, config, _finished_values(found, key)))
+    axes = [axis for axis in axes if len(axis.values) > 1]
+    repeats = [
+        Axis(key, key, _finished_values(found, key))
+        for key in (CATEGORY, *found.seed_keys)
+        if key in found.varied
+    ]
+    costs = [key for key, measure in METRICS.items() if measure.cost and key in found.metrics]
+    metrics = list(dict.fromkeys([*found.main_metrics, *costs]))
+    newest = sorted(found.known, key=lambda run: (run.finished, numerically(run.folder)))
+    logger = _settings(newest[-1]).get("logger")
+    finished = sum(run.finished for run in found.runs)
+    best = found.parts[0].points[0]
+    defined = best.value(metric).defined
+    numbers: dict[str, float] = {"runs": len(found.runs), "finished": finished}
+    numbers["failed"] = len(found.runs) - finished
+    if defined:
+        numbers |= {f"best.{k}": best.value(k).mean for k in metrics if best.value(k).defined}
+    result = Overview(
+        folder=folder,
+        metric=metric,
+        axes=axes,
+        repeats=repeats,
+        metrics=metrics,
+        costs=costs,
+        tables={},
+        numbers=numbers,
+        best=best.label if defined else "",
+        logger=logger if isinstance(logger, Mapping) else {},
+    )
+    result.tables.update(_tables(found, result))
+    return result
+
+
+def summary_loggers(view: Overview, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of the trackers `kept` of a multirun's points, for its summary run.
+
+    It is in the points' group, and takes the place of an earlier one.
+    """
+    found = {}
+    for name, own in kept.items():
+        found[name] = {**own, **{k: v for k, v in _summary(view, own).items() if k in own}}
+    return found
+
+
+def described(view: Overview) -> About:
+    """Return the description of a multirun's summary run."""
+    settings = {
+        "sweep": {
+            "folder": str(view.folder),
+            "metric": view.metric,
+            "axes": [[axis.key, axis.config, axis.values] for axis in view.axes],
+            "repeats": [[axis.key, axis.config, axis.values] for axis in view.repeats],
+            "costs": view.costs,
+            "best": view.best,
+        }
+    }
+    return About(settings, view.folder)
+
+
+def _summary(view: Overview, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which a summary run's tracker differs from that of a point."""
+    save, name = str(own.get("save_dir", "")), f"{'/'.join(view.folder.parts[-2:])} summary"
+    inside = Path(save).is_relative_to(view.folder) and Path(save).name != "mlruns"
+    return {
+        "name": name,
+        "run_name": name,
+        "save_dir": str(view.folder) if inside else save,
+        "id": digest(str(view.folder))[:16],
+        "job_type": JOB_TYPE,
+    }
+
+
+def _tables(found: Points, view: Overview) -> dict[str, Table]:
+    """Tables of the summary run: leaderboard, fronts, and what the charts are drawn from."""
+    keys = [axis.key for axis in view.axes]
+    columns = ["rank", "data", *keys, "repeats", view.metric, "half interval"]
+    columns += [key for key in view.metrics if key != view.metric] + ["folder"]
+    rows, fronts = [], []
+    for part in found.parts:
+        for rank, point in enumerate(part.points, 1):
+            value = point.value(view.metric)
+            row = [rank, part.data, *(_plain(point.settings.get(key)) for key in keys)]
+            row += [value.count, _defined(value.mean), _defined(value.half)]
+            row += [_defined(point.value(k).mean) for k in view.metrics if k != view.metric]
+            rows.append([*row, found.name(point.runs[0])])
+        for cost in view.costs:
+            for point in part.front(cost):
+                values = [_defined(point.value(key).mean) for key in (cost, view.metric)]
+                fronts.append([part.data, cost, *values, point.label])
+    tables = {
+        "leaderboard": Table(columns, rows),
+        "front": Table(["data", "cost", "value", view.metric, "point"], fronts),
+    }
+    if (pair := pair_of(view.axes)) is not None:
+        first, second = pair
+        cells: dict[tuple[Any, str], list[float]] = {}
+        for point in (point for part in found.parts for point in part.points):
+            x = point.settings.get(first.key)
+            y = show(point.settings.get(second.key)) if second else "all"
+            if (value := point.value(view.metric)).defined and is_number(x):
+                cells.setdefault((x, y), []).append(value.mean)
+        series = second.column if second else "series"
+        tables["factors"] = Table(
+            [first.column, series, view.metric],
+            [[x, y, fmean(values)] for (x, y), values in sorted(cells.items(), key=_order)],
+        )
+    return {name: table for name, table in tables.items() if table.rows}
+
+
+def _order(cell: tuple[tuple[Any, str], Any]) -> tuple[str, float]:
+    return cell[0][1], cell[0][0]
+
+
+def _finished_values(found: Points, key: str) -> list[Any]:
+    """Distinct values of a setting among finished runs.
+
+    Runs that failed early do not have those settings yet that follow from others.
+    """
+    return distinct(found.setting(run, key) for run in found.known if run.finished)
+
+
+def _settings(run: RunFolder) -> dict[str, Any]:
+    try:
+        return read_yaml(run.folder, "config.yaml")
+    except ValueError:
+        return {}
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or is_number(value) else show(value)
+
+
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
