@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -219,7 +220,7 @@ def with_pictures(table: Table, run: Run, details: Details) -> Table:
         [*row, _overlaid(shown[i], edges[:-1], classes) if i in shown else None]
         for i, row in enumerate(table.rows)
     ]
-    return Table([*table.columns, "image"], rows)
+    return replace(table, columns=[*table.columns, "image"], rows=rows)
 
 
 def _overlaid(picture: Picture, edges: Any, classes: Mapping[int, str]) -> Any:
