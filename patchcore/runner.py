@@ -8,6 +8,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ from patchcore.module import (
     ScoringModule,
 )
 from patchcore.progress import ProgressBar
+from patchcore.report.folders import PICTURES, Images
+from patchcore.report.images import write_images
 from patchcore.report.run import (
     SOMETIMES,
     Run,
@@ -225,6 +228,8 @@ def train(
             dataset = data.test_dataset()
             done.gallery = pick_gallery(done, dataset, module.anomaly_map)
             done.misclassified = pick_misclassified(done, dataset, module.anomaly_map)
+        if config.pictures is not Images.none:
+            write_images(done, data.test_dataset(), module.anomaly_map, new, config.pictures)
         split.check()
         write_provenance(new, {**provenance, "warm": sorted(record.warm)})
         write_run(done, new, config.figures)
@@ -257,6 +262,8 @@ def take_over(
         for picture in [*wanted, SOMETIMES]:
             if (source / "figures" / picture).is_file():
                 (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
+        if config.pictures is not Images.none:
+            shutil.copytree(source / PICTURES, new / PICTURES)
     if keeper.wants(_record(source), read_provenance(source)["warm"]):
         copy_artifact(source, new)
     origin = source
@@ -407,7 +414,7 @@ def _check_count(kind: str, used: int, asked: int) -> None:
 
 
 def _pictures(config: Config) -> list[str]:
-    return picture_names(bool(config.curve)) if config.figures else []
+    return picture_names(config.figures, bool(config.curve), config.pictures)
 
 
 def _settings_in(folder: Path) -> Any:

@@ -27,6 +27,7 @@ UNTOLD = (
     "hydra",
     "logger",
     "objectives",
+    "pictures",
     "resume",
     "trainer",
 )
