@@ -39,7 +39,7 @@ async function probe() {
   document.querySelector("#viewer [data-close]").click();
   seen.closed = !viewer.open;
   seen.images = [...document.images].map((image) => image.naturalWidth);
-  seen.charts = boxes("main .chart svg");
+  seen.charts = boxes("main .chart svg.marks");
   seen.tables = all("main section table").map((one) => one.rows.length);
 
   // Filters, metric, columns.
@@ -53,7 +53,7 @@ async function probe() {
   tick("backbone.name", "resnet18");
   await settled();
   seen.filtered = [cells("patch"), cells("backbone"), location.hash, text(document.querySelector("[role=status]"))];
-  seen.filteredCharts = boxes("main .chart svg");
+  seen.filteredCharts = boxes("main .chart svg.marks");
   const choose = (select, value) => { select.value = value; select.dispatchEvent(new Event("change")); };
   choose(document.getElementById("metric"), "aupro");
   await settled();
@@ -84,7 +84,7 @@ async function probe() {
   press("Enter");
   await settled();
   seen.byKeys = [runview.open, text(document.getElementById("runview-name"))];
-  runview.close();
+  document.querySelector("#runview [data-close]").click();
   await settled();
   seen.runClosed = [runview.open, location.hash];
 
@@ -103,7 +103,7 @@ async function probe() {
   seen.run = {
     name: text(document.getElementById("runview-name")), hash: location.hash,
     headings: all("#runview h3").map(text), code: text(document.querySelector("#runview code")),
-    charts: boxes("#runview svg:not(summary svg)"),
+    charts: boxes("#runview svg.marks"),
     tables: Object.fromEntries(all("#runview .body [role=region]").filter((one) => one.querySelector("table"))
       .map((one) => [one.ariaLabel, all("tr", one).map((row) => [...row.cells].map((cell) => cell.textContent))])),
     images: all("#runview img").length,
@@ -116,7 +116,7 @@ async function probe() {
   seen.pair = {
     hash: location.hash, open: runview.open, heading: all("#pair h3").map(text),
     rows: all("#pair [aria-label='Images by disagreement'] tbody tr").map((row) => [...row.cells].map((cell) => cell.textContent)),
-    charts: boxes("#pair .canvas > svg, #pair .chart-wrapper > svg"),
+    charts: boxes("#pair svg.marks"),
   };
   const run = runs.get("0");
   seen.statistics = {

@@ -328,7 +328,7 @@ def test_pictures_of_single_images_are_listed_and_of_their_size(
     scored: tuple[Run, ImageDataset, PatchCore], which: Images, tmp_path: Path
 ) -> None:
     run, dataset, _ = scored
-    run = replace(run, metrics={**run.metrics, "decision_threshold": 0.45})
+    run = replace(run, metrics={**run.metrics, "decision_threshold": 0.45, "test_images": 14})
     cropped = ImageDataset(dataset.samples, ImageConfig(resize=None, crop=24))
     write_images(run, cropped, lambda i, size: torch.full(size, float(i)), tmp_path, which)
     write_run(run, tmp_path, pictures=False)

@@ -24,6 +24,10 @@ function theme() {
   };
 }
 
+// The tooltips' element; it lies in the dialog while that is open, which covers all else.
+const tip = el("div", { id: "vg-tooltip-element", class: "vg-tooltip" });
+document.body.append(tip);
+
 const ZOOM = {
   name: "zoom", bind: "scales",
   select: { type: "interval", zoom: "wheel![event.ctrlKey || event.metaKey]" },

@@ -28,10 +28,12 @@ function tableOf(name, heads, rows, kind = "") {
 }
 
 // ---- The address -------------------------------------------------------------------------------
-let state = read();
+let state = read(location.hash);
 
-function read() {
-  return new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+function read(hash) {
+  const found = new URLSearchParams(hash.includes("=") ? hash.slice(1) : "");
+  found.delete("view"); // stands there where there is nothing else
+  return found;
 }
 
 function address(changes) {
@@ -46,6 +48,7 @@ function address(changes) {
 // Changes of the address, {key: value, list of values or null}; `back` if "back" undoes them.
 function go(changes, back = false) {
   const to = address(changes);
+  state = read(to); // the event that tells of it comes later
   if (back) location.hash = to;
   else location.replace(to);
 }
@@ -57,6 +60,7 @@ const metric = () => {
 const titleOf = (key) => data.measures[key]?.title ?? key;
 
 // ---- Filters -----------------------------------------------------------------------------------
+const NOTHING = "∅"; // stands in the address where no value is ticked
 const MANY = 12; // values of a factor from which on numbers are filtered by their ends
 let shown = new Set();
 
@@ -112,7 +116,7 @@ function filterOf(factor) {
     change: (event) => {
       const before = state.getAll(name).length ? state.getAll(name) : all;
       const next = all.filter((one) => (one === value ? event.target.checked : before.includes(one)));
-      go({ [name]: next.length === all.length ? null : next.length ? next : "none" });
+      go({ [name]: next.length === all.length ? null : next.length ? next : NOTHING });
     },
   }), ` ${value}`));
   return el("fieldset", {}, el("legend", {}, factor.key), boxes);
@@ -305,7 +309,7 @@ viewer.addEventListener("keydown", (event) => {
 
 // ---- All together ------------------------------------------------------------------------------
 function apply() {
-  state = read();
+  state = read(location.hash);
   shown = new Set(data.points.flatMap((point, i) => (passes(point) ? [i] : [])));
   tables();
   tools();

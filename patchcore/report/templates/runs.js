@@ -82,7 +82,7 @@ function scoresContent(run, images, drawings) {
   const place = (title) => el("figure", {}, el("figcaption", {}, title), el("div", { class: "canvas" }));
   const [first, second, third] = [place("ROC"), place("Precision–recall"), place("Scores")];
   const colours = { scale: { domain: marks.map((mark) => mark.name), range: [css("--s3"), css("--s4")] }, type: "nominal", title: null };
-  const square = (x, y, titles, curve, line, tip) => ({
+  const square = (x, y, titles, curve, line, hint) => ({
     width: 250, height: 250,
     layer: [
       { data: { values: thinned(curve) }, mark: { type: "line", color: css("--s1"), ...line },
@@ -94,15 +94,15 @@ function scoresContent(run, images, drawings) {
         mark: { type: "point", filled: true, size: 110, opacity: 1 },
         encoding: { x: { field: x, type: "quantitative" }, y: { field: y, type: "quantitative" },
                     color: { field: "name", ...colours, legend: { columns: 1 } },
-                    shape: { field: "name", ...colours, scale: { domain: colours.scale.domain } }, tooltip: tip } },
+                    shape: { field: "name", ...colours, scale: { domain: colours.scale.domain } }, tooltip: hint } },
     ],
   });
-  const tip = [{ field: "name", title: "operating point" }, { field: "value", title: "threshold", format: ".4~g" },
+  const told = [{ field: "name", title: "operating point" }, { field: "value", title: "threshold", format: ".4~g" },
                { field: "tpr", title: "recall", format: ".3f" }, { field: "fpr", title: "false-positive rate", format: ".3f" },
                { field: "precision", title: "precision", format: ".3f" }];
   for (const mark of marks) { mark.recall = mark.tpr; }
-  if (roc.length) drawings.push([first, square("fpr", "tpr", ["false-positive rate", "true-positive rate"], roc, {}, tip)]);
-  if (pr.length) drawings.push([second, square("recall", "precision", ["recall", "precision"], pr, { interpolate: "step-before" }, tip)]);
+  if (roc.length) drawings.push([first, square("fpr", "tpr", ["false-positive rate", "true-positive rate"], roc, {}, told)]);
+  if (pr.length) drawings.push([second, square("recall", "precision", ["recall", "precision"], pr, { interpolate: "step-before" }, told)]);
   drawings.push([third, {
     width: 330, height: 250,
     layer: [
@@ -114,7 +114,7 @@ function scoresContent(run, images, drawings) {
                     tooltip: [{ field: "kind" }, { field: "count", title: "images" }, { field: "from", format: ".4~g" }, { field: "to", format: ".4~g" }] } },
       { data: { values: marks }, mark: { type: "rule", strokeWidth: 2, strokeDash: [5, 3] },
         encoding: { x: { field: "value", type: "quantitative" }, stroke: { field: "name", ...colours, legend: { columns: 1 } },
-                    tooltip: tip.slice(0, 2) } },
+                    tooltip: told.slice(0, 2) } },
     ],
     resolve: { scale: { stroke: "independent" } },
   }]);
@@ -188,6 +188,7 @@ function showRun(anew = false) {
     document.getElementById("runview-name").textContent = nameOf(run);
     fill(runview.querySelector(".body"), run);
     if (!runview.open) runview.showModal();
+    runview.append(tip);
   }
   showPair(anew);
 }
@@ -200,10 +201,16 @@ function fill(place, run) {
   running = running.then(() => drawAll(drawings));
 }
 
-runview.addEventListener("close", () => { if (state.get("run")) go({ run: null }); });
+function closeRun() {
+  if (runview.open) runview.close();
+  document.body.append(tip);
+  if (state.get("run")) go({ run: null });
+}
+
+runview.addEventListener("close", closeRun); // by Escape too, which tells of it later
 runview.addEventListener("click", (event) => {
   const button = event.target.closest("header button");
-  if (event.target === runview || button?.hasAttribute("data-close")) runview.close();
+  if (event.target === runview || button?.hasAttribute("data-close")) closeRun();
   else if (button) stepRun(Number(button.dataset.step));
 });
 runview.addEventListener("keydown", (event) => {
