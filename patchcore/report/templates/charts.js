@@ -14,10 +14,12 @@ function theme() {
   const labels = { labelColor: soft, titleColor: ink, labelFontSize: 11, titleFontSize: 12, labelLimit: 180 };
   return {
     background: null,
+    aria: false, // the whole is a picture with a name; its points are told by the arrow keys
     font: "system-ui, sans-serif",
     view: { stroke: null },
     axis: { ...labels, gridColor: rule, domainColor: soft, tickColor: soft, titleFontWeight: 500 },
-    legend: { ...labels, labelLimit: 300, orient: "bottom", columns: 4, symbolLimit: 60, titleFontWeight: 500, symbolOpacity: 1 },
+    legend: { ...labels, labelLimit: 300, orient: "bottom", columns: 4, symbolLimit: 60, titleFontWeight: 500, symbolOpacity: 1,
+              layout: { bottom: { direction: "vertical" } } },
     header: { ...labels, labelFontSize: 12, labelColor: ink, titleFontWeight: 500 },
     text: { fill: ink },
     range: { category: [0, 1, 2, 3, 4, 5, 6, 7].map((i) => css(`--s${i}`)) },
@@ -328,9 +330,18 @@ const points = data.points.map((point, id) => ({ ...point, id }));
 const charts = [...document.querySelectorAll("[data-chart]")].map((place) => ({ place, closer: 1, at: -1, signature: "" }));
 let drawing = Promise.resolve();
 
-async function embed(place, spec) {
+async function embed(place, spec, name) {
   place.vega?.finalize();
   place.vega = await vegaEmbed(place, { ...spec, autosize: { type: "pad" } }, { mode: "vega-lite", ...EMBED, config: theme() });
+  const drawn = place.querySelector("svg.marks");
+  for (const one of drawn.querySelectorAll("[role]")) {
+    one.removeAttribute("role"); // symbols without names, to those who listen
+    one.removeAttribute("aria-roledescription");
+  }
+  drawn.removeAttribute("aria-roledescription");
+  drawn.setAttribute("role", "img");
+  drawn.setAttribute("aria-label", name);
+  place.querySelector("summary").setAttribute("aria-label", `Download chart: ${name}`);
   return place.vega.view;
 }
 
@@ -381,11 +392,10 @@ async function draw(chart, anew) {
     target, chart.readout);
   controls(chart.place)[focus]?.focus();
   if (!made.rows.length) {
-    target.replaceWith(el("p", { class: "note" }, `No point that is shown has ${titleOf(metric())}.`));
+    target.replaceWith(el("p", { class: "note" }, `No point that is shown has ${titleOf(metric())}${kind === "shares" ? " at several shares" : ""}.`));
     return;
   }
-  chart.view = await embed(target, made.spec);
-  target.querySelector("svg")?.setAttribute("aria-label", caption);
+  chart.view = await embed(target, made.spec, caption);
   chart.view.addEventListener("click", (event, item) => {
     const id = item?.datum?.id;
     if (id === undefined || (item.mark.marktype === "line" && kind === "curves")) return;

@@ -166,9 +166,7 @@ function pictureOf(run, image, verdict) {
 // Charts need their place on the page: it gives them their size.
 async function drawAll(drawings) {
   for (const [figure, spec] of drawings) {
-    const place = figure.querySelector(".canvas");
-    await embed(place, spec);
-    place.querySelector("svg")?.setAttribute("aria-label", figure.querySelector("figcaption").textContent);
+    await embed(figure.querySelector(".canvas"), spec, figure.querySelector("figcaption").textContent);
   }
 }
 
