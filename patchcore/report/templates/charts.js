@@ -51,13 +51,13 @@ function logarithmic(values) {
 // A scale over values; `closer` times nearer around their middle.
 function scaleOf(values, closer, log = logarithmic(values)) {
   const type = log ? "log" : "linear";
-  if (!values.length) return { type, zero: false };
+  if (!values.length) return { type };
   const forth = log ? Math.log : Number;
   const back = log ? Math.exp : Number;
   const [low, high] = [Math.min(...values), Math.max(...values)].map(forth);
   const half = ((high - low) / 2 || Math.abs(high) * 0.05 || 0.5) * (1.12 / closer);
   const middle = (low + high) / 2;
-  return { type, zero: false, nice: false, domain: [back(middle - half), back(middle + half)] };
+  return { type, nice: false, domain: [back(middle - half), back(middle + half)] };
 }
 
 // The horizontal axis of a factor.
