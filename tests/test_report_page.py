@@ -16,9 +16,11 @@ import torch
 from patchcore.commands import report as command
 from patchcore.metrics import ImageMetrics
 from patchcore.report import page
-from patchcore.report.galleries import SMALLEST_GALLERY
-from patchcore.report.reading import read_scores
-from patchcore.report.table import read_runs
+from patchcore.report.galleries import GALLERY_BYTES, SMALLEST_GALLERY
+from patchcore.report.pagedata import SCORES_BYTES, Scores
+from patchcore.report.pictured import PICTURES_BYTES
+from patchcore.report.reading import RunFolder, read_run, read_scores
+from patchcore.report.table import Table, read_runs
 from tests.run_folders import write_overrides, write_run, write_scores, write_sweep
 
 CHROMIUM = shutil.which("chromium")
@@ -299,6 +301,36 @@ def test_page_of_24_points_is_small(tmp_path: Path) -> None:
     text = path.read_text()
     assert path.stat().st_size < 8_000_000
     assert text.count("data:image/jpeg") == 24
+
+
+def test_page_of_500_points_stays_small() -> None:
+    runs = []
+    for i in range(500):
+        settings = {"patch.size": i % 5, "coreset.ratio": i // 5 % 10 / 10, "scoring.k": i // 50}
+        metrics = dict.fromkeys(("image_auroc", "aupro", "seconds", "memory_bytes"), 1 - i / 1000)
+        runs.append(RunFolder(Path(f"/nowhere/{i}"), settings, metrics))
+    text = page.page(Table(runs, root=Path("/nowhere")))
+    assert len(content(text)["points"]) == 500
+    budgets = GALLERY_BYTES + PICTURES_BYTES + SCORES_BYTES
+    assert len(text.encode()) + budgets < 12_000_000
+
+
+def test_scores_that_do_not_fit_are_left_out_the_worst_points_first(tmp_path: Path) -> None:
+    runs = []
+    for i in range(3):
+        folder = write_run(tmp_path / str(i), {"patch.size": i}, {"image_auroc": 0.9 - i / 10})
+        write_scores(folder, [0.1 + i, 0.5, 0.25], [0, 1, 0])
+        runs.append(read_run(folder))
+    whole = Scores(runs)
+    assert [whole.of(run)["bytes"] for run in runs] == [8, 8, 8]  # 0.1 is no float of 32 bits
+    assert len(whole.sets) == 1
+    exact = write_run(tmp_path / "exact", {}, {"image_auroc": 0.9})
+    narrow = read_run(write_scores(exact, [0.5, 0.25], [0, 1]))
+    assert Scores([narrow]).of(narrow)["bytes"] == 4
+    some = Scores(runs, 150)
+    assert some.of(runs[0]) and some.of(runs[1]) and not some.of(runs[2])
+    text = page.page(read_runs([tmp_path]))
+    assert sum(run["scores"] is not None for run in content(text)["runs"]) == 4
 
 
 def test_galleries_that_do_not_fit_are_told(tmp_path: Path) -> None:

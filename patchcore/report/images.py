@@ -160,12 +160,17 @@ def _strip(
 
 
 def _broken(line: str, font: ImageFont.FreeTypeFont, across: float) -> list[str]:
-    """Return a line as lines that fit; broken at any letter, for names have no spaces."""
+    """Return a line as lines that fit: broken at spaces, and in names that are longer anywhere."""
     found = [""]
-    for letter in line:
-        if found[-1] and font.getlength(found[-1] + letter) > across:
+    for word in line.split(" "):
+        if found[-1] and font.getlength(f"{found[-1]} {word}") > across:
             found.append("")
-        found[-1] += letter
+        elif found[-1]:
+            found[-1] += " "
+        for letter in word:
+            if found[-1] and font.getlength(found[-1] + letter) > across:
+                found.append("")
+            found[-1] += letter
     return found
 
 
