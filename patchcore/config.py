@@ -25,6 +25,7 @@ from patchcore.methods import MethodConfig, check_unused
 from patchcore.methods.scale import ScaleConfig
 from patchcore.metrics import Objective
 from patchcore.patches import PatchConfig
+from patchcore.report.folders import Images
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
 from patchcore.switches import WITHOUT_EFFECT, check_switches
@@ -96,6 +97,9 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
     figures: bool = setting(True, "draw a run's pictures, which takes seconds", effect=False)
+    pictures: Images = setting(
+        Images.none, "test images to leave a picture each of, with map and verdict", effect=False
+    )
     resume: bool = setting(
         False,
         "take over a finished run of the same settings and images; true in a multirun",

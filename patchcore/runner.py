@@ -5,6 +5,7 @@ Hydra's rules, so that this file needs no Hydra.
 """
 
 import json
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from patchcore.keeping import Keeper
 from patchcore.members import EnsembleModule, Member
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
+from patchcore.report.folders import PICTURES, Images
+from patchcore.report.images import write_images
 from patchcore.report.run import (
     SOMETIMES,
     Run,
@@ -252,6 +255,8 @@ def train(
             dataset = data.test_dataset()
             done.gallery = pick_gallery(done, dataset, module.anomaly_map)
             done.misclassified = pick_misclassified(done, dataset, module.anomaly_map)
+        if config.pictures is not Images.none:
+            write_images(done, data.test_dataset(), module.anomaly_map, new, config.pictures)
         split.check()
         spent: dict[str, Any] = {"warm": sorted(record.warm), "costs": record.costs.table()}
         write_provenance(new, {**provenance, **spent})
@@ -287,6 +292,8 @@ def take_over(
         for picture in [*wanted, SOMETIMES]:
             if (source / "figures" / picture).is_file():
                 (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
+        if config.pictures is not Images.none:
+            shutil.copytree(source / PICTURES, new / PICTURES)
     if keeper.wants(*_told(source)):
         copy_artifact(source, new)
     origin = source
@@ -302,7 +309,7 @@ def take_over(
 
 
 def _pictures(config: Config) -> list[str]:
-    return picture_names(bool(config.curve)) if config.figures else []
+    return picture_names(config.figures, bool(config.curve), config.pictures)
 
 
 def _settings_in(folder: Path) -> Any:

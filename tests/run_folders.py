@@ -45,6 +45,25 @@ def write_run(
     return folder
 
 
+def write_scores(folder: Path, scores: list[float], labels: list[int], **metrics: float) -> Path:
+    """Add test images with these scores, `good` or in turn `scratch` and `hole`, and metrics."""
+    rows = [
+        f"test/{i:03}.png,{label},{('scratch', 'hole')[i % 2] if label else 'good'},{score!r}"
+        for i, (score, label) in enumerate(zip(scores, labels, strict=True))
+    ]
+    (folder / "scores.csv").write_text("\n".join(["path,label,defect_type,score", *rows]) + "\n")
+    record = json.loads((folder / "metrics.json").read_text())
+    record |= {"test_images": len(scores), **metrics}
+    (folder / "metrics.json").write_text(json.dumps(record))
+    return folder
+
+
+def write_overrides(folder: Path, overrides: list[str]) -> None:
+    """Add the overrides that Hydra notes of a run."""
+    (folder / ".hydra").mkdir(exist_ok=True)
+    OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
+
+
 def write_sweep(folder: Path, gallery: tuple[int, int] = (420, 490)) -> Path:
     """4 ratios × 3 patch sizes × 2 backbones: 24 points with paper values and galleries.
 

@@ -41,6 +41,7 @@ from patchcore.methods import PadimConfig, PatchCoreConfig, SpadeConfig, build_d
 from patchcore.methods.scale import ScaleConfig
 from patchcore.module import DetectorModule
 from patchcore.patches import Mapping, PatchConfig
+from patchcore.report.folders import Images
 from patchcore.scoring import Distance, ScoringConfig
 from patchcore.settings import effective
 from patchcore.training import parts
@@ -90,6 +91,7 @@ TWO = EnsembleConfig([MemberConfig(image=ImageConfig(32, crop=32)) for _ in rang
     [
         ({"seed": 0}, {"seed": 1}),  # by itself; it is handed down to the seeds of the groups
         ({"figures": True}, {"figures": False}),
+        ({"pictures": Images.none}, {"pictures": Images.all}),
         ({"resume": True}, {"resume": False}),
         ({"objectives": [Objective.image_ap]}, {"objectives": [Objective.aupro]}),
         ({"paper": {"image_auroc": 1.0}}, {"paper": {}}),
@@ -327,7 +329,7 @@ EVERY = {"images", "maps", "orders", "run"}
         ("data.mtd", set()),  # of others
         ("data.fetch", set()),
         ("report.page", set()),
-        ("report.charts", set()),
+        ("report.pagedata", set()),
         ("commands.report", set()),
         ("tracking", set()),
         ("paper", set()),
@@ -437,6 +439,7 @@ SPACE: dict[str, list[Any]] = {
     "cache.precision": [Precision.float32, Precision.bfloat16],
     "run.seed": [0, 1],
     "run.figures": [True, False],
+    "run.pictures": [Images.none, Images.all],
 }
 
 

@@ -15,7 +15,13 @@ from patchcore.data.images import read_image
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
 from patchcore.metrics import ImageMetrics
+from patchcore.overlays import CONTOUR
 from patchcore.report import figures
+from patchcore.report import images as figure_images
+from patchcore.report.folders import Images
+from patchcore.report.images import write_images
+from patchcore.report.pictured import Pictured, pictures_of
+from patchcore.report.reading import read_run
 from patchcore.report.run import (
     AnomalyMap,
     GalleryItem,
@@ -315,6 +321,64 @@ def test_long_rows_of_misclassified_images_are_broken(tmp_path: Path) -> None:
 def test_pictures_can_be_left_out(tmp_path: Path) -> None:
     write_run(make_run(*MIXED), tmp_path, pictures=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "scores.csv"]
+
+
+@pytest.mark.parametrize("which", [Images.all, Images.wrong])
+def test_pictures_of_single_images_are_listed_and_of_their_size(
+    scored: tuple[Run, ImageDataset, PatchCore], which: Images, tmp_path: Path
+) -> None:
+    run, dataset, _ = scored
+    run = replace(run, metrics={**run.metrics, "decision_threshold": 0.45, "test_images": 14})
+    cropped = ImageDataset(dataset.samples, ImageConfig(resize=None, crop=24))
+    write_images(run, cropped, lambda i, size: torch.full(size, float(i)), tmp_path, which)
+    write_run(run, tmp_path, pictures=False)
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    written = read_run(tmp_path)
+    found = pictures_of(written)
+    wrong = {
+        sample.name
+        for sample, score in zip(run.samples, run.scores, strict=True)
+        if (score >= 0.45) != (sample.label == 1)
+    }
+    assert set(found) == (wrong if which is Images.wrong else {s.name for s in run.samples})
+    assert 0 < len(wrong) < len(run.samples)
+    for name, picture in found.items():
+        pixels = read_image(tmp_path / picture)
+        assert (pixels[:4, :4] == read_image(Path(name))[:4, :4]).all()  # at its own size
+        assert pixels.shape[0] > 32 and pixels.shape[1] >= figure_images.NARROWEST
+    shown = Pictured([written])
+    places = {i for i, sample in enumerate(run.samples) if sample.name in found}
+    assert set(shown.of(written)) == places and len(shown.uris) == len(places)
+    assert shown.uris[0].startswith("data:image/jpeg;base64,")
+    assert Pictured([written], 1000).uris == []  # there is no room
+
+
+def test_a_picture_is_anchored_at_the_threshold_and_outlines_both_regions() -> None:
+    image = np.full((60, 200, 3), 120, np.uint8)
+    mask = np.zeros((60, 200), bool)
+    mask[10:30, 10:60] = True
+    values = np.full((60, 200), 1.0, np.float32)
+    values[20:50, 100:150] = 5.0
+    values[:, 190:] = np.nan
+    shown = figure_images.drawn(image, mask, values, 4.0, ["a" * 300, "score"])
+    assert shown.shape[1] == figure_images.NARROWEST
+    left, right = shown[:60, :200], shown[:60, 206:406]
+    border = mask & ~scipy.ndimage.binary_erosion(mask, border_value=1)
+    assert (left[border] == figure_images.MASK).all()
+    assert (right[border] == figure_images.MASK).all()
+    assert (left[~border] == 120).all()
+    assert (right[20, 100:150] == CONTOUR).all() and (right[20:50, 100] == CONTOUR).all()
+    assert (right[45, 30] == 120).all()  # below half the threshold no colour
+    assert (right[:, 190:] == 120).all()  # not looked at
+    expected = figures.heat(image[:1, :1], np.full((1, 1), 5, np.float32), 2.0, 6.0)[0, 0]
+    assert (right[30, 120] == expected).all()
+    other = figure_images.drawn(image, mask, np.where(values == 5, 5, values * 0), 4.0, ["score"])
+    assert (other[30, 206 + 120] == expected).all()  # whatever else the map holds
+    assert other.shape[0] < shown.shape[0]  # long names go on in a next line
+    plain = figure_images.drawn(image, mask, values, None, ["score"])
+    assert not (plain[:60] == CONTOUR).all(-1).any()
+    assert figure_images.limits(values, None) == (1.0, 5.0)
+    assert figure_images.limits(values, -1.0) == (-7.0, 5.0)
 
 
 def test_gallery_of_a_run_without_anomalies_has_no_verdict(

@@ -4,17 +4,24 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
+import torch
 
 from patchcore.commands import report as command
-from patchcore.report import charts, page
-from patchcore.report.charts import Mark, Series
-from patchcore.report.galleries import SMALLEST_GALLERY
-from patchcore.report.table import read_runs
-from tests.run_folders import write_run, write_sweep
+from patchcore.metrics import ImageMetrics
+from patchcore.report import page
+from patchcore.report.galleries import GALLERY_BYTES, SMALLEST_GALLERY
+from patchcore.report.pagedata import SCORES_BYTES, Scores
+from patchcore.report.pictured import PICTURES_BYTES
+from patchcore.report.reading import RunFolder, read_run, read_scores
+from patchcore.report.table import Table, read_runs
+from tests.run_folders import write_overrides, write_run, write_scores, write_sweep
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -31,53 +38,9 @@ FLAGS = (
     "--window-size=1280,900",
     "--dump-dom",
 )
-PROBE = """
-<script>
-addEventListener("load", async () => {
-  const table = document.querySelector("#leaderboard table");
-  const heads = [...table.tHead.rows[0].cells];
-  const column = (name) => heads.findIndex((head) => head.innerText.includes(name));
-  const cells = (name) =>
-    [...table.tBodies[0].rows].map((row) => row.cells[column(name)].innerText);
-  const click = (name) => heads[column(name)].querySelector("button").click();
-  const seen = { heads: heads.map((head) => head.innerText), rank: cells("#") };
-  const sorted = () => heads.filter((head) => head.ariaSort);
-  seen.sorted = sorted().map((head) => [head.innerText, head.ariaSort]);
-  for (const name of ["patch", "pixel", "seconds", "backbone"]) {
-    seen[name] = [];
-    for (const _ of [1, 2]) {
-      click(name);
-      seen[name].push([heads[column(name)].ariaSort, cells(name)]);
-    }
-  }
-  seen.sortedColumns = sorted().length;
-  document.querySelectorAll("[data-gallery]")[1].click();
-  document.querySelector("[data-step='1']").click();
-  const large = document.querySelector("#viewer img");
-  await large.decode();
-  seen.viewer = [document.getElementById("viewer").open,
-                 document.getElementById("viewer-name").innerText];
-  document.querySelector("[data-close]").click();
-  seen.closed = !document.getElementById("viewer").open;
-  seen.images = [...document.images].map((image) => image.naturalWidth);
-  seen.charts = [...document.querySelectorAll("svg")].map((svg) => {
-    const box = svg.getBBox(), frame = svg.getBoundingClientRect();
-    const marks = [...svg.querySelectorAll(".mark")].map((mark) => mark.getBBox().width);
-    return [Math.min(box.width, box.height, frame.width, frame.height), Math.min(...marks)];
-  });
-  seen.tables = [...document.querySelectorAll("table")].map((table) => table.rows.length);
-  document.querySelectorAll("details").forEach((details) => { details.open = true; });
-  seen.overflow = document.documentElement.scrollWidth - innerWidth;
-  seen.width = innerWidth;
-  const text = JSON.stringify(seen);
-  if (parent !== window) parent.postMessage(text, "*");
-  const out = document.createElement("pre");
-  out.id = "probe";
-  out.textContent = text;
-  document.body.append(out);
-});
-</script>
-"""
+PROBE = Path(__file__).with_name("report_probe.js")
+LABELS = [0] * 30 + [1] * 20
+THRESHOLDS = {"decision_threshold": 0.5, "image_threshold": 0.75}
 FRAME = """<!doctype html><iframe src="probed.html" style="width:390px;height:800px;border:0">
 </iframe><script>
 addEventListener("message", (event) => {
@@ -111,6 +74,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     write_sweep(folder / "sweep")
     write_run(folder / "sweep" / "24", {"patch.size": 9})
+    chance = np.random.default_rng(0)
+    for i in range(24):
+        scores = np.round(chance.normal(LABELS, 0.8), 2).tolist()
+        run = write_scores(folder / "sweep" / str(i), scores, LABELS, **THRESHOLDS)
+        write_overrides(run, ["data=mtd", f"coreset.ratio={i}", "layers.names=[2,3]"])
     return page.write_report(read_runs([folder / "sweep"]), folder / "report")
 
 
@@ -119,7 +87,8 @@ def seen(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     """The page in Chromium, after its leaderboard was sorted and a gallery opened."""
     folder = tmp_path_factory.mktemp("browser")
     probed = folder / "probed.html"
-    probed.write_text(report.read_text().replace("</body>", f"{PROBE}</body>"))
+    start, _, end = report.read_text().rpartition("</body>")
+    probed.write_text(f"{start}<script>{PROBE.read_text()}</script></body>{end}")
     result, console = browse(probed, folder / "profile")
     assert console == []
     (folder / "phone.html").write_text(FRAME)
@@ -165,14 +134,127 @@ def test_undefined_sorts_last_both_ways(seen: dict[str, Any]) -> None:
     assert seen["seconds"][1][1][-1] == "undefined"
 
 
-def test_every_figure_is_drawn(seen: dict[str, Any]) -> None:
-    charts_and_signs = seen["charts"]
-    curves, shares, fronts, signs = 2 * 3, 1, 3, 8 + 6 + 3  # two numeric factors, three metrics
-    assert len(charts_and_signs) == curves + shares + fronts + signs
-    assert all(box > 0 and mark > 0 for box, mark in charts_and_signs)
+def test_every_chart_is_drawn(seen: dict[str, Any]) -> None:
+    assert len(seen["charts"]) == 5  # curves, parallel coordinates, shares, two factors, fronts
+    for chart in (*seen["charts"], *seen["filteredCharts"], *seen["phone"]["charts"]):
+        assert min(chart) > 0, chart
     assert len(seen["images"]) == 24 + 1  # the thumbnails, and the one shown large
     assert all(width == 420 for width in seen["images"])
     assert all(rows > 1 for rows in seen["tables"])
+
+
+def test_filters_leave_the_points_that_they_name_and_stand_in_the_address(
+    seen: dict[str, Any],
+) -> None:
+    sizes, names, address, status = seen["filtered"]
+    assert sorted(sizes) == ["3"] * 4 + ["5"] * 4
+    assert set(names) == {"wide_resnet50_2"}
+    assert "f.patch.size=3&f.patch.size=5&f.patch.size=9&f.backbone.name=wide_resnet50_2" in address
+    assert status == "8 of 25 points"
+    assert seen["filteredCharts"] != seen["charts"]
+    assert seen["reset"] == [25, "#view=all"]
+
+
+def test_another_metric_sorts_and_is_drawn(seen: dict[str, Any]) -> None:
+    heads, address, labels = seen["metric"]
+    assert heads == ["AUPRO"]
+    assert "metric=aupro" in address
+    assert all("AUPRO" in label for label in labels)
+
+
+def test_columns_can_be_hidden(seen: dict[str, Any]) -> None:
+    display, address = seen["hidden"]
+    assert display == "none"
+    assert "hide=image_false_negatives" in address
+
+
+def test_charts_answer_to_keys_and_clicks(seen: dict[str, Any]) -> None:
+    assert seen["readout"].startswith("#1 backbone.name=wide_resnet50_2")
+    assert seen["readout"].endswith("open run")
+    before, closer = seen["zoomed"]
+    assert before != closer
+    assert seen["unzoomed"] == before
+    assert seen["byKeys"][0] and seen["byKeys"][1].startswith("#2 ")
+    assert seen["runClosed"] == [False, "#view=all"]
+    assert seen["byClick"][0] and seen["byClick"][1]
+    assert seen["back"] is False
+
+
+def test_a_row_leads_to_its_run(seen: dict[str, Any]) -> None:
+    run = seen["run"]
+    assert run["name"].startswith("#3 backbone.name=wide_resnet50_2")
+    assert "run=" in run["hash"]
+    job = int(run["hash"].split("run=")[1])
+    assert run["code"] == f"patchcore train data=mtd coreset.ratio={job} 'layers.names=[2,3]'"
+    assert len(run["charts"]) == 3  # ROC, precision–recall, histogram
+    assert all(min(chart) > 0 for chart in run["charts"])
+    assert run["images"] == 1
+    numbers = dict(run["tables"]["Numbers of the run"])
+    assert float(numbers["image AUROC"]) > 0.9
+    assert numbers["memory patches"] == "11,940"
+    settings = dict(run["tables"]["Settings that differ"])
+    assert settings["backbone.weights"] == "weights/wide_resnet50_2.safetensors"
+    recall = run["tables"]["Recall by type of defect"]
+    assert [row[:2] for row in recall] == [["type", "images"], ["hole", "10"], ["scratch", "10"]]
+    _, nominal, anomalous = run["tables"]["Verdicts"]
+    assert [sum(map(int, row[1:])) for row in (nominal, anomalous)] == [30, 20]
+    wrong = run["tables"]["Images called wrong"][1:]
+    assert len(wrong) == int(nominal[2]) + int(anomalous[1])
+    assert f"{len(wrong)} images called wrong" in run["headings"]
+    assert seen["next"].startswith("#4 ")
+
+
+def test_two_runs_are_compared_image_by_image(seen: dict[str, Any]) -> None:
+    pair = seen["pair"]
+    assert "a=" in pair["hash"] and "b=" in pair["hash"] and not pair["open"]
+    assert len(pair["rows"]) == 40  # of 50
+    unlike = [row[7] != row[8] for row in pair["rows"]]
+    assert unlike == sorted(unlike, reverse=True)
+    assert f"Images: {sum(unlike)} of 50 with unlike verdicts" in pair["heading"]
+    apart = [
+        float(row[6].split()[0])
+        for row, differ in zip(pair["rows"], unlike, strict=True)
+        if not differ
+    ]
+    assert apart == sorted(apart, reverse=True)
+    assert all(min(chart) > 0 for chart in pair["charts"]) and pair["charts"]
+
+
+def test_the_scripts_statistics_are_those_of_the_metrics(
+    seen: dict[str, Any], report: Path
+) -> None:
+    found = seen["statistics"]
+    rows = [read_scores(report.parents[1] / "sweep" / name) for name in ("0", "1")]
+    images = found["images"]
+    assert [(i["path"], i["label"], i["kind"], i["score"]) for i in images] == [
+        (row.path, row.label, row.defect_type, row.score) for row in rows[0]
+    ]
+    scores, labels = (np.array([getattr(r, key) for r in rows[0]]) for key in ("score", "label"))
+    metric = ImageMetrics()
+    metric.update(torch.tensor(scores), torch.tensor(labels))
+    curves = {key: value.numpy() for key, value in metric.curves().items()}
+    roc = np.array([[row["fpr"], row["tpr"]] for row in found["curves"]["roc"]])
+    drawn = np.interp(np.linspace(0, 1, 301), roc[:, 0] + 1e-9 * roc[:, 1], roc[:, 1])
+    theirs = curves["fpr"] + 1e-9 * curves["tpr"]
+    expected = np.interp(np.linspace(0, 1, 301), theirs, curves["tpr"])
+    assert drawn == pytest.approx(expected, abs=1e-5)
+    recall = found["curves"]["pr"]
+    area = sum((b["recall"] - a["recall"]) * b["precision"] for a, b in pairwise(recall))
+    assert area == pytest.approx(metric.compute()["image_ap"])
+    alarms = scores >= 0.5
+    assert [found["counts"][key] for key in ("tp", "fn", "fp", "tn")] == [
+        int((alarms == called)[labels == label].sum())
+        for label, called in ((1, True), (1, False), (0, True), (0, False))
+    ]
+    ranks = [
+        (scipy.stats.rankdata([row.score for row in one]) - 1) / (len(one) - 1) for one in rows
+    ]
+    assert [image["rank"] for image in images] == pytest.approx(ranks[0])
+    others = np.array([row.score for row in rows[1]])
+    for path, unlike, apart in found["rows"]:
+        i = int(Path(path).stem)
+        assert apart == pytest.approx(abs(ranks[0][i] - ranks[1][i]))
+        assert unlike == ((scores[i] >= 0.5) != (others[i] >= 0.5))
 
 
 def test_gallery_opens_steps_and_closes(seen: dict[str, Any]) -> None:
@@ -186,11 +268,13 @@ def test_page_fits_a_phone(seen: dict[str, Any]) -> None:
     assert seen["phone"]["overflow"] <= 0
     assert seen["overflow"] <= 0
     assert seen["phone"]["charts"] != seen["charts"]
-    assert all(box > 0 for box, _ in seen["phone"]["charts"])
 
 
 def test_page_needs_nothing_else(report: Path) -> None:
     text = report.read_text()
+    for name in page.SCRIPTS:
+        assert page.vendored(name) in text
+        text = text.replace(page.vendored(name), "")
     assert re.search(r"https?://", text) is None
     sources = re.findall(r'(?:src|href)="([^"]*)"', text)
     assert all(source.startswith(("data:", "#")) for source in sources)
@@ -200,13 +284,13 @@ def test_page_needs_nothing_else(report: Path) -> None:
 
 def test_tables_are_told_to_screen_readers(report: Path) -> None:
     text = report.read_text()
+    for name in page.SCRIPTS:
+        text = text.replace(page.vendored(name), "")
     heads = re.findall(r"<th [^>]*>", text)
     assert heads
     assert all('scope="col"' in head or 'scope="row"' in head for head in heads)
     assert "<img" in text
     assert all(" alt=" in image for image in re.findall(r"<img[^>]*>", text))
-    drawn = re.findall(r"<svg[^>]*>", text)
-    assert all("aria-label=" in svg or "aria-hidden" in svg for svg in drawn)
     anchors = re.findall(r'href="#([^"]+)"', text)
     assert all(f'id="{anchor}"' in text for anchor in anchors)
 
@@ -217,6 +301,36 @@ def test_page_of_24_points_is_small(tmp_path: Path) -> None:
     text = path.read_text()
     assert path.stat().st_size < 8_000_000
     assert text.count("data:image/jpeg") == 24
+
+
+def test_page_of_500_points_stays_small() -> None:
+    runs = []
+    for i in range(500):
+        settings = {"patch.size": i % 5, "coreset.ratio": i // 5 % 10 / 10, "scoring.k": i // 50}
+        metrics = dict.fromkeys(("image_auroc", "aupro", "seconds", "memory_bytes"), 1 - i / 1000)
+        runs.append(RunFolder(Path(f"/nowhere/{i}"), settings, metrics))
+    text = page.page(Table(runs, root=Path("/nowhere")))
+    assert len(content(text)["points"]) == 500
+    budgets = GALLERY_BYTES + PICTURES_BYTES + SCORES_BYTES
+    assert len(text.encode()) + budgets < 12_000_000
+
+
+def test_scores_that_do_not_fit_are_left_out_the_worst_points_first(tmp_path: Path) -> None:
+    runs = []
+    for i in range(3):
+        folder = write_run(tmp_path / str(i), {"patch.size": i}, {"image_auroc": 0.9 - i / 10})
+        write_scores(folder, [0.1 + i, 0.5, 0.25], [0, 1, 0])
+        runs.append(read_run(folder))
+    whole = Scores(runs)
+    assert [whole.of(run)["bytes"] for run in runs] == [8, 8, 8]  # 0.1 is no float of 32 bits
+    assert len(whole.sets) == 1
+    exact = write_run(tmp_path / "exact", {}, {"image_auroc": 0.9})
+    narrow = read_run(write_scores(exact, [0.5, 0.25], [0, 1]))
+    assert Scores([narrow]).of(narrow)["bytes"] == 4
+    some = Scores(runs, 150)
+    assert some.of(runs[0]) and some.of(runs[1]) and not some.of(runs[2])
+    text = page.page(read_runs([tmp_path]))
+    assert sum(run["scores"] is not None for run in content(text)["runs"]) == 4
 
 
 def test_galleries_that_do_not_fit_are_told(tmp_path: Path) -> None:
@@ -256,14 +370,15 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
     assert "alert(1)" in text
     assert "<script>alert" not in text
     assert "<b>" not in text
-    assert text.count("<script>") == text.count("</script>") == 1
+    assert text.count("<script>") == len(page.SCRIPTS) + 1
+    assert text.count("</script>") == len(page.SCRIPTS) + 2  # and the data
 
 
 def test_page_of_one_run(tmp_path: Path) -> None:
     write_run(tmp_path / "0", {}, {"image_auroc": 0.9})
     text = page.page(read_runs([tmp_path]))
     sections = re.findall(r'<section id="(\w+)"', text)
-    assert sections == ["varied", "leaderboard", "runs"]
+    assert sections == ["run", "varied", "leaderboard", "runs"]
 
 
 def test_page_of_categories_and_seeds(tmp_path: Path) -> None:
@@ -277,49 +392,21 @@ def test_page_of_categories_and_seeds(tmp_path: Path) -> None:
                 write_run(folder, settings, None if failed else metrics)
     text = page.page(read_runs([tmp_path]))
     sections = re.findall(r'<section id="(\w+)"', text)
-    assert sections == ["varied", "leaderboard", "categories", "repeats", "curves", "runs"]
+    assert sections == [
+        *("varied", "leaderboard", "categories", "repeats", "curves", "pair", "runs"),
+    ]
     assert 'title="no finished run of cable at seed=2"' in text
     assert "0.9100 <small>± 0.0248</small>" in text  # t(0.975, 2) · 0.01 / sqrt(3)
     assert "0.8852 – 0.9348" in text
-    assert 'class="interval"' in text
+    best = content(text)["points"][0]["values"]["image_auroc"]
+    assert best == [pytest.approx(0.91), "0.9100 ± 0.0248", pytest.approx(0.0248, abs=1e-4)]
 
 
-def test_many_lines_share_the_colours_of_one_factor(tmp_path: Path) -> None:
-    for i in range(60):
-        settings = {"patch.size": 1 + i % 3, "image.crop": i // 3 % 5, "coreset.ratio": i // 15}
-        write_run(tmp_path / str(i), settings, {"image_auroc": i / 100})
-    text = page.page(read_runs([tmp_path]))
-    legends = re.findall(r'aria-label="Legend">(.*?)</ul>', text)
-    assert [re.findall(r"</svg>(.*?)</li>", legend) for legend in legends] == [
-        [f"crop={i}" for i in range(5)],
-        [f"crop={i}" for i in range(5)],
-        [f"ratio={i}" for i in range(4)],
-    ]
-
-
-def test_axes() -> None:
-    powers = charts.axis("ratio", [0.001, 0.01, 0.1])
-    assert powers.logarithmic
-    assert powers.ticks == pytest.approx([0.001, 0.01, 0.1])
-    assert powers.share(0.01) == pytest.approx(0.5)
-    plain = charts.axis("size", [1, 3, 5, 9], at=[1, 3, 5, 9])
-    assert not plain.logarithmic
-    assert plain.share(5) == pytest.approx(0.5)
-    fine = charts.axis("", [0.93, 0.97])
-    assert [fine.show(tick) for tick in fine.ticks] == ["0.93", "0.94", "0.95", "0.96", "0.97"]
-    alone = charts.axis("", [0.5])
-    assert 0 < alone.share(0.5) < 1
-    for low, high in ((0, 1e-9), (-5, 1e6), (3, 3), (0, 0), (1, 8)):
-        assert len(charts.axis("", [low, high]).ticks) > 1
-
-
-def test_labels_keep_apart() -> None:
-    ticks = [1, 1.001, 1.002, 2]
-    x, y = charts.axis("x", ticks, at=ticks), charts.axis("y", [0, 1])
-    drawn = page.figure(charts.chart([Series("s", [Mark(1, 0, "a < b")])], x, y, 'of "x"'))
-    assert drawn.count('text-anchor="middle"') == 2 + 1  # two ticks and the axis' name
-    assert "<title>a &lt; b</title>" in drawn
-    assert 'aria-label="of &#34;x&#34;"' in drawn
+def content(text: str) -> dict[str, Any]:
+    """The data of a page."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text)
+    assert found
+    return json.loads(found[1])
 
 
 def test_command_writes_all_four(

@@ -137,7 +137,7 @@ def test_metric_without_any_value_is_told_and_has_no_column(tmp_path: Path) -> N
     write_run(tmp_path / "0", {}, metrics)
     table = read_runs([tmp_path])
     assert table.metrics == ["image_auroc"]
-    assert table.never_defined == {"aupro": {"no masks": 1}}
+    assert table.without_column == {"aupro": {"no masks": 1}}
     assert "AUPRO in every run: no masks" in markdown(table)
 
 

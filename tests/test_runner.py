@@ -13,6 +13,9 @@ import patchcore
 from patchcore import InputError
 from patchcore.config import Config
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.report.folders import PICTURES, Images
+from patchcore.report.pictured import pictures_of
+from patchcore.report.reading import read_run
 from tests.images import write_mvtec
 from tests.runs import QUIET, config
 from tests.runs import patchcore as command
@@ -64,6 +67,21 @@ def test_a_run_is_taken_over_where_it_has_finished(tmp_path: Path) -> None:
     again = patchcore.run(config(tmp_path, resume=True), tmp_path / "again")
     assert again.record == first.record
     assert again.text == f"finished before, in {tmp_path / 'first'}"
+
+
+def test_pictures_of_single_images_are_drawn_and_taken_over(tmp_path: Path) -> None:
+    write_mvtec(tmp_path, (40, 36))
+    first = patchcore.run(config(tmp_path, pictures=Images.all), tmp_path / "first")
+    names = {path.relative_to(first.folder) for path in (first.folder / PICTURES).rglob("*.png")}
+    assert len(names) == 5
+    again = patchcore.run(config(tmp_path, pictures=Images.all, resume=True), tmp_path / "again")
+    assert again.text == f"finished before, in {first.folder}"
+    for name in [*names, Path("figures/images_all.csv")]:
+        assert (again.folder / name).read_bytes() == (first.folder / name).read_bytes()
+    found = pictures_of(read_run(again.folder))
+    assert {Path(picture) for picture in found.values()} == names
+    plain = patchcore.run(config(tmp_path, resume=True), tmp_path / "plain")
+    assert plain.record == first.record and not (plain.folder / "figures").exists()
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ UNTOLD = (
     "hydra",
     "logger",
     "objectives",
+    "pictures",
     "resume",
     "trainer",
 )

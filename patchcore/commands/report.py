@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 from patchcore.errors import InputError, printable
+from patchcore.report.conclusion import default_folder
+from patchcore.report.effects import check_against, parse_against
 from patchcore.report.page import write_report
-from patchcore.report.sentences import sentence
+from patchcore.report.sentences import best, sentence
 from patchcore.report.table import read_runs
 
 
@@ -28,27 +30,26 @@ def main() -> None:
     parser.add_argument(
         "--metric", default="image_auroc", metavar="KEY", help="ranked by (default: %(default)s)"
     )
+    parser.add_argument(
+        "--against",
+        metavar="KEY=VALUE",
+        help="tell what the other values of a setting change, in pairs of runs, such as "
+        "coreset.ratio=0.01",
+    )
     options = parser.parse_args()
     try:
         table = read_runs(options.folders, options.metric)
-        path = write_report(table, options.out or _default(options.folders[0]))
+        if options.against:
+            table.against = parse_against(options.against)
+            check_against(table, *table.against)
+        path = write_report(table, options.out or default_folder(options.folders[0]))
     except (InputError, OSError) as error:
         sys.exit(printable(f"error: {error}"))
     print(printable(sentence(table)))
     for part in table.parts[1:] and table.parts:
         print(printable(f"data {part.number}: {part.data}"))
+    for line in best(table):
+        print(printable(line))
     for run in table.unfinished:
         print(f"not counted: {table.name(run)}: {table.status(run)}")
     print(printable(f"report: {path}"))
-
-
-def _default(folder: Path) -> Path:
-    """Folder that a report goes to unless told otherwise.
-
-    Raises:
-        InputError: A link there leads elsewhere.
-    """
-    path = folder / "report"
-    if path.is_symlink():
-        raise InputError(f"{path}: is a link; name the folder to write to with --out DIR")
-    return path

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from patchcore.report.charts import Drawing
 from patchcore.report.points import Factor, Point, Summary
 from patchcore.report.table import Table
 from patchcore.report.words import falls, number, show, title
@@ -25,7 +24,7 @@ class Head:
         code: Whether the text is a key.
         breaks: Whether it may break after dots and underscores.
         place: Group of the column in Markdown, which has them in this order; None for none there.
-        corner: Names of both axes, of a table of two factors.
+        key: Metric or setting that the column holds; the page hides columns by it.
     """
 
     text: str
@@ -35,7 +34,7 @@ class Head:
     code: bool = False
     breaks: bool = False
     place: int | None = 0
-    corner: tuple[str, str] | None = None
+    key: str = ""
 
 
 @dataclass
@@ -49,7 +48,6 @@ class Cell:
         note: Smaller, behind the text.
         heads: Whether it is the row's header.
         mark: `code` for a key, `path` for a folder.
-        share: From 0 to 1, strength of the colour in a table of two factors.
         gallery: Anchor of a gallery that a button opens.
         value: The same in full precision, for CSV.
     """
@@ -61,7 +59,6 @@ class Cell:
     note: str = ""
     heads: bool = False
     mark: str = ""
-    share: float | None = None
     gallery: str = ""
     value: Any = None
 
@@ -104,30 +101,43 @@ class Lines(Block):
 
 @dataclass
 class Grid(Block):
-    """Table; one with a name is a region that can be scrolled to."""
+    """Table; one with a name is a region that can be scrolled to.
+
+    Attributes:
+        of: Kind of thing that the rows stand for, `point` or `run`; empty for neither.
+        ids: The place of each row's point or run in the page's data.
+    """
 
     heads: list[Head]
     rows: list[list[Cell]]
     kind: str = ""
     name: str = ""
+    of: str = ""
+    ids: list[int] = field(default_factory=list)
 
 
 @dataclass
-class Figure:
-    """Chart or table under a caption, whose second part is smaller."""
+class Chart(Block):
+    """Chart that the page's script draws from the page's data; only the page has it.
 
+    Attributes:
+        kind: Key of the function that makes it, in charts.js.
+        part: Place of the part of the table that it shows.
+        caption: Its name, which is read aloud.
+    """
+
+    kind: str
+    part: int
     caption: str
-    small: str = ""
-    drawing: Drawing | None = None
-    grid: Grid | None = None
+    forms: tuple[str, ...] = field(default=(PAGE,), kw_only=True)
 
 
 @dataclass
-class Figures(Block):
-    """Figures side by side, and the common legend of their series: (style, name)."""
+class Panel(Block):
+    """Place that the page's script fills: a run (`run`), two side by side (`pair`)."""
 
-    figures: list[Figure]
-    legend: list[tuple[int, str]] = field(default_factory=list)
+    kind: str
+    forms: tuple[str, ...] = field(default=(PAGE,), kw_only=True)
 
 
 @dataclass
@@ -182,12 +192,12 @@ def best_first(metric: str) -> str:
 
 def metric_head(metric: str, now: bool = False) -> Head:
     """Header of a metric's column."""
-    return Head(title(metric), best_first(metric), now, place=2)
+    return Head(title(metric), best_first(metric), now, place=2, key=metric)
 
 
 def key_head(key: str, kind: str = "") -> Head:
     """Header of a setting's column."""
-    return Head(key, "ascending", kind=kind, breaks=True, place=1)
+    return Head(key, "ascending", kind=kind, breaks=True, place=1, key=key)
 
 
 def text_head(text: str, kind: str = "text") -> Head:
@@ -248,12 +258,3 @@ def short(point: Point, factors: Sequence[Factor]) -> str:
         value if isinstance(value := point.settings[key], str) else f"{name}={show(value)}"
         for name, key in zip(names, keys, strict=True)
     )
-
-
-def tip(point: Point, metric: str) -> str:
-    """Text that hovering over a value shows."""
-    value = point.value(metric)
-    text = f"{point.label}\n{title(metric)} {number(metric, value.mean)}"
-    if not math.isnan(value.half):
-        text += f" ± {number(metric, value.half)} ({value.count} seeds)"
-    return f"{text}: {value.reason}" if value.reason else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from patchcore.errors import printable
+from patchcore.metrics import told
 
 if TYPE_CHECKING:
     from patchcore.report.run import GalleryItem, Run
@@ -25,10 +26,19 @@ COLOURS = matplotlib.colormaps["plasma"]
 OPACITY = 0.9  # of the highest score in a map; the lowest is clear
 TILE = 1.9  # inches, longer side of an image in the gallery
 COLUMNS = 8  # images in a row
+LETTERS = 20  # in a line of a name
+LINE = 0.155  # inches, height of a line of words
+
+
+def thresholds(run: Run) -> list[tuple[str, float, str]]:
+    """Return name, value and colour of each threshold of the image scores that the run has."""
+    keys = (("image_threshold", "black"), ("decision_threshold", "#7b3fa0"))
+    found = [(key, run.metrics.get(key, np.nan), colour) for key, colour in keys]
+    return [(told(key).title, value, colour) for key, value, colour in found if np.isfinite(value)]
 
 
 def draw_curves(run: Run, path: Path) -> None:
-    """ROC and precision–recall of the image scores, side by side."""
+    """ROC and precision–recall of the image scores, side by side, with their operating points."""
     figure = Figure(figsize=(9, 4.7), layout="constrained")
     roc, recall = figure.subplots(1, 2)
     curves = {key: value.numpy() for key, value in run.curves.items()}
@@ -43,8 +53,20 @@ def draw_curves(run: Run, path: Path) -> None:
             np.append(curves["precision"][0], curves["precision"]),
         )
         recall.step(x, y, where="pre", color=ANOMALOUS)
+    scores, labels = np.asarray(run.scores), run.labels
+    for name, threshold, colour in thresholds(run):
+        alarms = scores >= threshold
+        hits, false = int(alarms[labels == 1].sum()), int(alarms[labels == 0].sum())
+        style: dict[str, Any] = {"marker": "o", "linestyle": "", "color": colour}
+        style["label"] = f"{name} {threshold:.3g}"
+        if (labels == 1).any() and (labels == 0).any():
+            roc.plot(false / (labels == 0).sum(), hits / (labels == 1).sum(), **style)
+        if (labels == 1).any() and hits + false:
+            recall.plot(hits / (labels == 1).sum(), hits / (hits + false), **style)
     recall.set(xlabel="recall", ylabel="precision")
     for axes in (roc, recall):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(loc="lower center", fontsize=8)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
@@ -61,7 +83,7 @@ def _titled(axes: Axes, run: Run, key: str, title: str, metric: str) -> bool:
 
 
 def draw_histogram(run: Run, path: Path) -> None:
-    """Image scores of nominal and anomalous images, and the F1-optimal threshold."""
+    """Image scores of nominal and anomalous images, and the run's thresholds."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     scores, labels = np.asarray(run.scores), run.labels
@@ -70,10 +92,8 @@ def draw_histogram(run: Run, path: Path) -> None:
         part = scores[labels == kind]
         if len(part):
             axes.hist(part, bins, color=colour, alpha=0.6, label=f"{name} ({len(part)})")
-    threshold = run.metrics["image_threshold"]
-    if np.isfinite(threshold):
-        name = f"F1-optimal threshold {threshold:.3g}"
-        axes.axvline(threshold, color="black", linestyle="--", label=name)
+    for name, threshold, colour in thresholds(run):
+        axes.axvline(threshold, color=colour, linestyle="--", label=f"{name} {threshold:.3g}")
     axes.set(xlabel="image anomaly score", ylabel="images")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
@@ -127,7 +147,11 @@ def _draw_items(items: list[GalleryItem], path: Path) -> None:
     sizes = np.array([item.image.shape[:2] for item in items])  # (N, 2) height and width
     height, width = TILE * sizes.max(0) / sizes.max()
     across = max(columns * (max(width, 1.5) + 0.15), 4.0)  # room for the titles and the scale
-    heights = [2 * height + (0.95 if title else 0.65) for title, _ in rows]
+    longest = [max(len(_name(item)) for item in row) for _, row in rows]  # lines
+    heights = [
+        2 * height + (0.95 if title else 0.65) + LINE * (lines - 1)
+        for (title, _), lines in zip(rows, longest, strict=True)
+    ]
     total = sum(heights) + 0.8
     figure = Figure(figsize=(across, total))
     # One pair of axes in inches, downwards: one for each picture would take ten times as long.
@@ -144,7 +168,8 @@ def _draw_items(items: list[GalleryItem], path: Path) -> None:
         top += own
     scale = figure.add_axes((0.2 / across, 0.5 / total, 1 - 0.4 / across, 0.18 / total))
     colours = ScalarMappable(Normalize(*items[0].limits), COLOURS)
-    figure.colorbar(colours, cax=scale, orientation="horizontal", label="anomaly score of a pixel")
+    label = "anomaly score of a pixel; green line: marked defect"
+    figure.colorbar(colours, cax=scale, orientation="horizontal", label=label)
     with warnings.catch_warnings():  # a name may need a font that is not there: boxes will do
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         figure.savefig(path, dpi=100)
@@ -152,10 +177,8 @@ def _draw_items(items: list[GalleryItem], path: Path) -> None:
 
 def _draw_item(item: GalleryItem, axes: Axes, centre: float, top: float, height: float) -> None:
     """Both pictures, of at most `height`, below `top` and around `centre`; the words above."""
-    name = f"{item.sample.defect_type}/{printable(item.sample.path.stem)}"
-    name = name if len(name) <= 20 else f"…{name[-19:]}"
     colour = ANOMALOUS if item.verdict in ("missed", "false alarm") else "black"
-    words = f"{name}\n{item.score:.3g} {item.verdict}"
+    words = "\n".join([*_name(item), f"{item.score:.3g} {item.verdict}"])
     axes.text(
         *(centre, top - 0.13, words),
         fontsize=8,
@@ -173,6 +196,12 @@ def _draw_item(item: GalleryItem, axes: Axes, centre: float, top: float, height:
         if item.mask.any() and not item.mask.all():
             x, y = np.linspace(left, left + wide, columns), np.linspace(upper, upper + high, rows)
             axes.contour(x, y, item.mask, [0.5], colors=OUTLINE, linewidths=0.8)
+
+
+def _name(item: GalleryItem) -> list[str]:
+    """Return an image's type and name, in lines that fit above it."""
+    name = f"{item.sample.defect_type}/{printable(item.sample.path.stem)}"
+    return [name[i : i + LETTERS] for i in range(0, len(name), LETTERS)]
 
 
 def heat(

@@ -1,7 +1,24 @@
 """Folders of runs, and the files that are theirs."""
 
 import os
+from enum import Enum
 from pathlib import Path
+
+PICTURES = "figures/images"
+"""Folder in a run's folder with pictures of single test images."""
+
+
+class Images(Enum):
+    """Test images of which a run leaves a picture each."""
+
+    none = "none"
+    all = "all"
+    wrong = "wrong"  # those that the threshold gets wrong
+
+    @property
+    def list_name(self) -> str:
+        """Name, in figures/, of the file that lists the pictures: columns path and picture."""
+        return f"images_{self.value}.csv"
 
 
 def find_runs(folder: Path) -> list[Path]:

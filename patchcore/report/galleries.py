@@ -14,7 +14,7 @@ from patchcore.report.reading import RunFolder
 from patchcore.report.table import Table
 from patchcore.report.words import number, title
 
-GALLERY_BYTES = 6_000_000  # of all galleries together, as they stand in the page
+GALLERY_BYTES = 4_500_000  # of all galleries together, as they stand in the page
 SMALLEST_GALLERY = 40_000  # bytes; with less room than that a gallery is left out
 MOST_PIXELS = 40_000_000  # of a gallery that is opened at all
 LARGEST, SMALLEST = 1260, 320  # width of a gallery in the page, pixels
@@ -59,14 +59,14 @@ def pictures(table: Table, budget: int) -> dict[RunFolder, str]:
     drawn = [(run, path) for run, path in paths if path][: budget // SMALLEST_GALLERY]
     found = {}
     for i, (run, path) in enumerate(tqdm(drawn, "Shrinking galleries", disable=None)):
-        uri = _shrunk(path, budget // (len(drawn) - i))
+        uri = shrunk(path, budget // (len(drawn) - i))
         if uri:
             found[run] = uri
             budget -= len(uri)
     return found
 
 
-def _shrunk(path: Path, most: int) -> str:
+def shrunk(path: Path, most: int, widest: int = LARGEST) -> str:
     """A picture as a JPEG data URI of at most `most` characters; empty if it cannot be."""
     try:
         with Image.open(path, formats=["PNG"]) as opened:
@@ -77,7 +77,7 @@ def _shrunk(path: Path, most: int) -> str:
             original.paste(layer, mask=layer)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return ""
-    width = min(LARGEST, original.width)
+    width = min(widest, original.width)
     while width >= min(SMALLEST, original.width):
         height = max(1, round(original.height * width / original.width))
         file = io.BytesIO()

@@ -1,10 +1,12 @@
 """A table of runs as one HTML page that needs nothing but itself.
 
-Tables are HTML, charts inline SVG, galleries JPEGs inside the page. The only script sorts tables
-and opens galleries (page.js); without it everything but that still shows. The HTML is that of the
-templates beside this file, which escape all that they are given.
+Tables are HTML, galleries JPEGs inside the page. Charts are Vega-Lite's, whose scripts lie under
+vendor/ and go into the page; what they draw, and what filters and runs show, is JSON inside it.
+Without scripts the tables and galleries still show. The HTML is that of the templates beside this
+file, which escape all that they are given.
 """
 
+import json
 import re
 from datetime import datetime
 from functools import cache
@@ -12,15 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from patchcore.errors import printable
 from patchcore.report.blocks import PAGE
-from patchcore.report.charts import Drawing, outline
 from patchcore.report.galleries import GALLERY_BYTES
+from patchcore.report.pagedata import page_data
+from patchcore.report.pictured import Pictured
 from patchcore.report.sections import facts, sections
 from patchcore.report.sentences import sentence
 from patchcore.report.table import Table
 from patchcore.report.text import write_tables, write_text
+
+VENDOR = Path(__file__).parent / "vendor"
+SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
+"""Files of VENDOR, in the order in which they need each other."""
 
 
 def write_report(table: Table, folder: Path) -> Path:
@@ -28,31 +36,44 @@ def write_report(table: Table, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(table, folder)
     path = folder / "report.html"
-    write_text(path, page(table))
+    write_text(path, page(table, folder=folder))
     return path
 
 
-def page(table: Table, gallery_bytes: int = GALLERY_BYTES) -> str:
-    """Return the whole page; its galleries share `gallery_bytes`, the best points' first."""
-    return render(
-        "page.html",
-        name=printable(table.root.name),
-        sentence=sentence(table),
-        facts=facts(table),
-        sections=[(each, each.of(PAGE)) for each in sections(table, gallery_bytes)],
-        root=printable(str(table.root)),
-        when=f"{datetime.now():%Y-%m-%d %H:%M}",
+def page(table: Table, gallery_bytes: int = GALLERY_BYTES, folder: Path | None = None) -> str:
+    """Return the whole page; its galleries share `gallery_bytes`, the best points' first.
+
+    Args:
+        folder: Where it will lie, for links to the runs' folders.
+    """
+    runs = [run for part in table.parts for point in part.points for run in point.finished]
+    return (
+        _templates()
+        .get_template("page.html")
+        .render(
+            name=printable(table.root.name),
+            sentence=sentence(table),
+            facts=facts(table),
+            sections=[(each, each.of(PAGE)) for each in sections(table, gallery_bytes)],
+            data=script_json(page_data(table, folder, Pictured(runs))),
+            vendored=[vendored(name) for name in SCRIPTS],
+            root=printable(str(table.root)),
+            when=f"{datetime.now():%Y-%m-%d %H:%M}",
+        )
     )
 
 
-def figure(drawing: Drawing) -> str:
-    """Return a chart as an `<svg>`."""
-    return render("figure.html", drawing=drawing)
+def script_json(content: Any) -> Markup:
+    """Return JSON that can stand in a `<script>`: nothing in it ends that or begins markup."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return Markup(re.sub("[<>&]", lambda sign: f"\\u{ord(sign[0]):04x}", text))
 
 
-def render(template: str, **values: Any) -> str:
-    """Return what a template makes of values, all of them escaped."""
-    return _templates().get_template(template).render(values)
+@cache
+def vendored(name: str) -> Markup:
+    """Return a script of VENDOR, without the name of its source map, which is not there."""
+    text = (VENDOR / name).read_text("utf-8")
+    return Markup(re.sub(r"//# sourceMappingURL=\S+\s*$", "", text))
 
 
 @cache
@@ -64,7 +85,6 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.globals["outline"] = outline
     found.filters["pieces"] = _pieces
     return found
 

@@ -34,7 +34,16 @@ LARGEST_JSON = 1 << 26
 LARGEST_SCORES = 1 << 28
 SCORES = ("path", "label", "defect_type", "score")
 """Columns of scores.csv."""
-WITHOUT_EFFECT = ("cache", "figures", "hydra", "logger", "objectives", "paper", "resume")
+WITHOUT_EFFECT = (
+    "cache",
+    "figures",
+    "hydra",
+    "logger",
+    "objectives",
+    "paper",
+    "pictures",
+    "resume",
+)
 """Groups of settings that change no result, in folders that do not tell it themselves."""
 SETTINGS_WITHOUT_EFFECT = {
     "data.workers",
@@ -67,6 +76,7 @@ class RunFolder:
     idle: Settings = field(default_factory=dict)  # settings that had no effect on this run
     circumstances: Settings = field(default_factory=dict)  # code, versions, device, …
     traced: bool = False  # whether the folder tells which settings had an effect
+    overrides: list[str] = field(default_factory=list)  # empty where the folder does not tell them
 
     @property
     def finished(self) -> bool:
@@ -104,7 +114,19 @@ def read_run(folder: Path) -> RunFolder:
     if not run.settings:
         run.problem = run.problem or "config.yaml is missing"
     _fill(run, record)
+    run.overrides = read_overrides(folder)
     return run
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """Return the overrides that a run was started with; empty where its folder tells none."""
+    try:
+        text = _text(folder, ".hydra/overrides.yaml", LARGEST_YAML)
+        content = yaml.load(text or "[]", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return []
+    told = content if isinstance(content, list) else []
+    return told if all(isinstance(each, str) for each in told) else []
 
 
 def _read_settings(run: RunFolder) -> None:

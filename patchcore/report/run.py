@@ -25,7 +25,8 @@ from patchcore.metrics import ImageMetrics, told
 from patchcore.report import figures
 from patchcore.report.cells import harmless
 from patchcore.report.checks import STRUCTURES, is_number
-from patchcore.report.folders import own_file
+from patchcore.report.folders import Images, own_file
+from patchcore.report.images import verdict_of
 from patchcore.report.reading import read_record, read_scores, read_yaml
 from patchcore.subsets import SUBSETS
 
@@ -220,7 +221,7 @@ def _items(
                     group,
                     dataset.samples[i],
                     float(run.scores[i]),
-                    _verdict(
+                    verdict_of(
                         run.scores[i], dataset.samples[i].label, run.metrics["image_threshold"]
                     ),
                     _pixels(loaded["image"], dataset.image),
@@ -245,21 +246,20 @@ def _numbers(metrics: dict[str, float]) -> dict[str, float | None]:
     }
 
 
-def _verdict(score: float, label: int, threshold: float) -> str:
-    if math.isnan(threshold):
-        return ""
-    alarm = score >= threshold
-    return "correct" if alarm == bool(label) else "false alarm" if alarm else "missed"
-
-
 SOMETIMES = "misclassified.png"
 """Picture that a run draws only where the F1-optimal threshold gets an image wrong."""
 
 
-def picture_names(ratio_curve: bool = False) -> list[str]:
-    """Names of the pictures that a run always draws, with or without a curve over ratios."""
-    names = ["curves.png", "scores.png", "gallery.png"]
-    return [*names, "ratio_curve.png"] if ratio_curve else names
+def picture_names(
+    figures: bool = True, ratio_curve: bool = False, images: Images = Images.none
+) -> list[str]:
+    """Names, in figures/, of what a run with these settings always has there.
+
+    Pictures of single images are told by the file that lists them.
+    """
+    names = ["curves.png", "scores.png", "gallery.png"] if figures else []
+    names += ["ratio_curve.png"] if figures and ratio_curve else []
+    return names if images is Images.none else [*names, images.list_name]
 
 
 def write_run(run: Run, folder: Path, pictures: bool = True) -> None:

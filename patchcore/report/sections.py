@@ -17,6 +17,7 @@ from patchcore.report.blocks import (
     Heading,
     Lines,
     Note,
+    Panel,
     Section,
     best_first,
     factor_heads,
@@ -30,14 +31,20 @@ from patchcore.report.blocks import (
     text_head,
     value_cell,
 )
+from patchcore.report.comparisons import effect_blocks
 from patchcore.report.galleries import GALLERY_BYTES, anchor, galleries, pictures
-from patchcore.report.plots import curves, fronts, heat, shares
+from patchcore.report.plots import curves, fronts, heat, parallel, shares
 from patchcore.report.reading import CATEGORY, RunFolder
 from patchcore.report.sentences import left_out, spread, undefined_reasons
 from patchcore.report.table import Table
 from patchcore.report.words import number, show, title
 
 TEXT = (PAGE, MARKDOWN)
+PAIR = (
+    "Image by image, those first on which the two disagree. Scores of unlike models have unlike "
+    "scales, so images are compared by rank: 100 % is the most suspicious of the test set."
+)
+"""Note of the section that compares two runs."""
 
 
 def sections(
@@ -51,7 +58,12 @@ def sections(
     for part in table.parts:
         room = gallery_bytes // len(table.parts) if PAGE in forms else 0
         found += _of_part(part, room)
+    scored = sum(run.finished for run in table.runs)
+    alone = scored == 1 == len(table.runs)
+    found.insert(0, Section("run", "Run", [Panel("run")] if alone else []))
+    pair: list[Block] = [Note(PAIR), Panel("pair")] if scored > 1 else []
     found += [
+        Section("pair", "Two runs side by side", pair),
         Section("runs", "Runs", _runs(table), TEXT),
         Section("points", "Points", [_points(table)], (POINTS_CSV,)),
         Section("every-run", "Every run", [_every_run(table)], (RUNS_CSV,)),
@@ -64,10 +76,12 @@ def _of_part(table: Table, gallery_bytes: int) -> list[Section]:
     shrunk = pictures(table, gallery_bytes)
     found = [
         Section("leaderboard", "Leaderboard", _leaderboard(table, shrunk), TEXT),
+        Section("effects", "Effects", effect_blocks(table), TEXT),
         Section("paper", "Beside the paper", _paper(table), TEXT),
         Section("categories", "Categories", _categories(table), TEXT),
         Section("repeats", "Repeats over seeds", _repeats(table), TEXT),
         Section("curves", "Curves", curves(table)),
+        Section("parallel", "Parallel coordinates", parallel(table)),
         Section("shares", "Memory share within a run", shares(table)),
         Section("heat", "Two factors", heat(table)),
         Section("pareto", "Accuracy against cost", fronts(table)),
@@ -147,9 +161,9 @@ def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
     several = any(len(point.runs) > 1 for point in table.points)
     first = [key for key in table.metrics if key == table.metric]
     others = [key for key in table.metrics if key != table.metric]
-    heads = [Head("#", "ascending", place=0), *(metric_head(key, True) for key in first)]
+    heads = [Head("#", "ascending"), *(metric_head(key, True) for key in first)]
     heads += factor_heads(table)
-    heads += [Head("runs", "descending", place=None)] if several else []
+    heads += [Head("runs", "descending", place=None, key="runs")] if several else []
     heads += [Head("gallery", kind="tool", place=None)] if shrunk else []
     heads += [metric_head(key) for key in others]
     costs = {key: [table.cost(point, key) for point in table.points] for key in table.metrics}
@@ -176,12 +190,14 @@ def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
             row.append(Cell(f"gallery of {point.label}" if run else "", "", "tool", gallery=opens))
         row += [cells[key] for key in others]
         body.append(row)
-    note = "A click on a column sorts by it. Best of each column in colour."
+    note = "A click on a column sorts by it, one on a number opens its runs. Best of each column "
+    note += "in colour."
     averages = "Metrics are class averages: the mean over the categories."
     spreads = "± is half the 95 % interval over seeds (Student's t)."
     told = [averages] * bool(table.category_sets) + [spreads] * table.repeated
     blocks: list[Block] = [Note(" ".join([note, *told]), forms=(PAGE,))]
-    blocks.append(Grid(heads, body, "sortable", "Leaderboard"))
+    ids = list(table.ids.values())
+    blocks.append(Grid(heads, body, "sortable board", "Leaderboard", of="point", ids=ids))
     for name, lines in (("Left out", left_out(table)), ("Undefined", undefined_reasons(table))):
         blocks += [Lines(name, lines)] if lines else []
     return blocks
@@ -190,11 +206,13 @@ def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
 def _paper(table: Table) -> list[Block]:
     """Section of the runs' numbers beside those that the paper states."""
     body = []
+    ids = []
     for point in table.points:
         for metric in table.paper_metrics:
             ours, theirs = point.value(metric), point.paper(metric)
             if not math.isnan(theirs):
                 difference = value_cell(math.nan, "undefined")
+                ids.append(table.ids[point])
                 if ours.defined:
                     difference = value_cell(ours.mean - theirs, f"{ours.mean - theirs:+.4f}")
                 body.append(
@@ -208,7 +226,8 @@ def _paper(table: Table) -> list[Block]:
                 )
     heads = [*factor_heads(table), Head("metric", "ascending", kind="text", place=2)]
     heads += [Head(name, "descending", place=2) for name in ("ours", "paper", "difference")]
-    return [Grid(heads, body, "sortable", "Beside the paper")] if body else []
+    grid = Grid(heads, body, "sortable", "Beside the paper", of="point", ids=ids)
+    return [grid] if body else []
 
 
 def _categories(table: Table) -> list[Block]:
@@ -240,7 +259,9 @@ def _categories(table: Table) -> list[Block]:
             heads = [Head(name, best_first(metric), place=2) for name in (*names, "average")]
             heads = [*factor_heads(table), *heads]
             blocks.append(Heading([title(metric)]))
-            blocks.append(Grid(heads, body, "sortable", f"{title(metric)} of each category"))
+            ids = [table.ids[point] for point in points]
+            name = f"{title(metric)} of each category"
+            blocks.append(Grid(heads, body, "sortable", name, of="point", ids=ids))
     note = (
         "The average is the mean over the categories, as the papers report it; undefined where a "
         "category has no finished run or no value."
@@ -271,7 +292,8 @@ def _repeats(table: Table) -> list[Block]:
     heads += [Head(name, "descending", place=2) for name in ("seeds", "mean")]
     heads += [Head(name, "ascending", place=2) for name in ("standard deviation", "95 % interval")]
     note = Note("Intervals are Student’s; they sort by width.", forms=(PAGE,))
-    return [note, Grid(heads, body, "sortable", "Repeats over seeds")]
+    ids = [table.ids[point] for point in table.points for _ in table.main_metrics]
+    return [note, Grid(heads, body, "sortable", "Repeats over seeds", of="point", ids=ids)]
 
 
 def _runs(table: Table) -> list[Block]:
@@ -297,6 +319,7 @@ def _runs(table: Table) -> list[Block]:
             for run in runs
         ]
 
+    places = {run: i for i, run in enumerate(table.runs)}
     blocks: list[Block] = []
     if table.unfinished:
         body = [row[: 2 + len(keys)] for row in rows(table.unfinished)]
@@ -304,10 +327,19 @@ def _runs(table: Table) -> list[Block]:
         left = [(table.name(run), table.status(run)) for run in table.unfinished]
         blocks = [
             Heading(["Not finished"]),
-            Grid(head, body, "sortable", "Runs that did not finish", forms=(PAGE,)),
+            Grid(
+                head,
+                body,
+                "sortable",
+                "Runs that did not finish",
+                of="run",
+                ids=[places[run] for run in table.unfinished],
+                forms=(PAGE,),
+            ),
             Lines("", left, forms=(MARKDOWN,)),
         ]
-    every = Grid(heads, rows(table.runs), "sortable", "Every run")
+    ids = list(places.values())
+    every = Grid(heads, rows(table.runs), "sortable", "Every run", of="run", ids=ids)
     return [*blocks, Fold(f"All {len(table.runs)} runs", [every], forms=(PAGE,))]
 
 

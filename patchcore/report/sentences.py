@@ -25,11 +25,33 @@ def sentence(table: Table) -> str:
     return f"{' '.join(parts)}{told}.{unlike}"
 
 
+def best(table: Table, most: int = 5) -> list[str]:
+    """Return a heading and the best points, a line each; of every part of the table."""
+    lines = []
+    for part in table.parts:
+        placed = [point for point in part.points if point.value(part.metric).defined]
+        if not placed:
+            continue
+        where = f" of data {part.number}" if part.number else ""
+        lines.append(f"best by {title(part.metric)}{where}, {len(placed[:most])} of {len(placed)}:")
+        values = []
+        for point in placed[:most]:
+            value = point.value(part.metric)
+            half = f" ± {number(part.metric, value.half)}" if value.count > 1 else ""
+            values.append(number(part.metric, value.mean) + half)
+        wide = max(map(len, values))
+        lines += [
+            f"  {i}  {value:{wide}}  {point.label}"
+            for i, (value, point) in enumerate(zip(values, placed, strict=False), 1)
+        ]
+    return lines
+
+
 def undefined_reasons(table: Table) -> list[str]:
     """Return why cells are undefined, each reason once."""
     lines = []
-    for key, reasons in table.never_defined.items():
-        runs = reasons.total()
+    runs = len(table.runs) - len(table.unfinished)
+    for key, reasons in table.without_column.items():
         every = "every finished run" if table.unfinished else "every run"
         for why, count in reasons.items():
             where = every if count == runs else f"{count} of {runs} finished runs"

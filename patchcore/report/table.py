@@ -45,7 +45,9 @@ class Table:
     metric: str = "image_auroc"  # ranked by
     root: Path = Path()  # what the runs' folders have in common
     data: str = ""  # what tells the data from that of other parts
-    number: int = 0  # of the part
+    number: int = 0  # of the part; 0 where there is only one
+    against: tuple[str, str] | None = None  # key and value that effects are measured against
+    first: int = 0  # number of points in the parts before
 
     def name(self, run: RunFolder) -> str:
         """The run's folder, below what all have in common."""
@@ -60,9 +62,21 @@ class Table:
             return [self]
         parts = [Table(runs, self.metric, self.root, data) for data, runs in self._by_data]
         parts.sort(key=lambda part: not part.points[0].value(self.metric).defined)
+        first = 0
         for number, part in enumerate(parts, 1):
-            part.number = number
+            part.number, part.first, part.against = number, first, self.against
+            first += len(part.points)
         return parts
+
+    @property
+    def place(self) -> int:
+        """Place among the parts."""
+        return max(self.number - 1, 0)
+
+    @cached_property
+    def ids(self) -> dict[Point, int]:
+        """Place of each point among those of all parts."""
+        return {point: self.first + i for i, point in enumerate(self.points)}
 
     @cached_property
     def _by_data(self) -> list[tuple[str, list[RunFolder]]]:
@@ -182,12 +196,12 @@ class Table:
         return [key for key in (METRICS | shown) if shown.get(key)]
 
     @cached_property
-    def never_defined(self) -> dict[str, Counter[str]]:
-        """{metric: {why: number of finished runs}} of the metrics that no run has a value of."""
+    def without_column(self) -> dict[str, Counter[str]]:
+        """{metric: {why: number of finished runs}} of undefined metrics without a column."""
         finished = [run for run in self.runs if run.finished]
         keys = dict.fromkeys(key for run in finished for key in run.undefined)
         return {
-            key: Counter(run.why(key) for run in finished)
+            key: Counter(run.why(key) for run in finished if key not in run.metrics)
             for key in keys
             if key not in self.metrics and not key.startswith("seconds.")
         }

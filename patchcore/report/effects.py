@@ -1,0 +1,174 @@
+"""Effects of one setting: each of its values against a reference, in pairs of runs.
+
+A pair is two runs that differ in nothing but this setting (and what always changes with it), so
+they share category, seed, and with them the images. The differences of one category and seed are
+averaged over the settings of the other factors; the mean over categories and seeds has Student's
+95 % interval, of which each category and seed is one observation.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from patchcore.errors import InputError
+from patchcore.report.points import Factor, Point, Summary, summarise
+from patchcore.report.reading import RunFolder
+from patchcore.report.table import Table
+from patchcore.report.words import rank, show, token
+
+Unit = tuple[str, str]
+"""Category and seed."""
+
+
+@dataclass
+class Effect:
+    """Difference that one value of a setting makes.
+
+    Attributes:
+        value: The setting's.
+        others: Settings of the other factors in words; empty for the main effect, over all of them.
+        difference: Of the metric, value minus reference, over categories and seeds.
+        pairs: Number of pairs of runs.
+        missing: Runs that have no finished partner with this metric, or lack it themselves.
+        uneven: Whether some category or seed lacks pairs that others have.
+    """
+
+    value: str
+    others: str
+    metric: str
+    difference: Summary
+    pairs: int
+    missing: int
+    uneven: bool
+
+
+@dataclass
+class _Differences:
+    """Differences of pairs, by category and seed, then by the settings of other factors."""
+
+    found: dict[Unit, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    missing: int = 0
+
+    def over(self, chosen: str | None = None) -> tuple[list[float], int]:
+        """Return the mean difference of each unit, and the number of pairs; of one setting of the
+        others if it is chosen."""
+        each = [
+            [value for others, value in by.items() if chosen in (None, others)]
+            for by in self.found.values()
+        ]
+        return [fmean(values) for values in each if values], sum(map(len, each))
+
+
+def parse_against(text: str) -> tuple[str, str]:
+    """Return key and value of `KEY=VALUE`.
+
+    Raises:
+        InputError: It is none.
+    """
+    key, sign, value = text.partition("=")
+    if not (key and sign and value):
+        raise InputError(f"--against: {text!r} is no KEY=VALUE, such as coreset.ratio=0.01")
+    return key, value
+
+
+def check_against(table: Table, key: str, value: str) -> None:
+    """Refuse a reference that no runs have.
+
+    Raises:
+        InputError: No part of the table varied `key`, or none has the value.
+    """
+    factors = [found for part in table.parts if (found := _factor(part, key))]
+    if not factors:
+        known = ", ".join(dict.fromkeys(f.key for part in table.parts for f in part.factors))
+        advice = f"choose one of {known}" if known else "nothing varied but categories and seeds"
+        raise InputError(f"--against: {key} tells no points apart: {advice}")
+    known = list(dict.fromkeys(show(x) for factor in factors for x in factor.values))
+    if not any(_reference(factor, value) is not None for factor in factors):
+        raise InputError(f"--against: no run has {key}={value}: choose one of {', '.join(known)}")
+
+
+def effects(table: Table, key: str, value: str, metrics: list[str]) -> list[Effect]:
+    """Return the main effect of every other value, then those at each setting of other factors.
+
+    Empty where the table has no such setting or value.
+    """
+    factor = _factor(table, key)
+    reference = _reference(factor, value) if factor else None
+    if factor is None or reference is None:
+        return []
+    others = [other for other in table.factors if other is not factor]
+    ordered = sorted(table.points, key=lambda p: [rank(p.settings[o.key]) for o in others])
+    points = {(token(p.settings[factor.key]), _at(p, others)): p for p in ordered}
+    names = {_at(p, others): _words(p, others) for p in ordered}
+    main: list[Effect] = []
+    single: list[Effect] = []
+    for one in factor.values:
+        if token(one) == reference:
+            continue
+        for metric in metrics:
+            told = _Differences()
+            for (mine, at), point in points.items():
+                if mine != token(one):
+                    continue
+                for unit, difference in _pairs(point, points.get((reference, at)), metric):
+                    if difference is None:
+                        told.missing += 1
+                    else:
+                        told.found[unit][at] = difference
+            means, pairs = told.over()
+            uneven = len({frozenset(by) for by in told.found.values()}) > 1
+            shown = show(one)
+            main.append(Effect(shown, "", metric, _summary(means), pairs, told.missing, uneven))
+            for at in dict.fromkeys(at for by in told.found.values() for at in by):
+                means, pairs = told.over(at)
+                single.append(Effect(shown, names[at], metric, _summary(means), pairs, 0, False))
+    return main + (single if len(names) > 1 else [])
+
+
+def _summary(means: list[float]) -> Summary:
+    found = summarise(means)
+    return found if means else Summary(found.mean, reason="no pair of finished runs")
+
+
+def _factor(table: Table, key: str) -> Factor | None:
+    return next((factor for factor in table.factors if factor.key == key), None)
+
+
+def _reference(factor: Factor, value: str) -> str | None:
+    """Return the token of the value that is shown, or reads as the number, `value`."""
+
+    def same(known: Any) -> bool:
+        try:
+            return show(known) == value or float(known) == float(value)
+        except (TypeError, ValueError):
+            return False
+
+    return next((token(known) for known in factor.values if same(known)), None)
+
+
+def _at(point: Point, others: list[Factor]) -> str:
+    return token([token(point.settings[other.key]) for other in others])
+
+
+def _words(point: Point, others: list[Factor]) -> str:
+    return ", ".join(f"{other.key}={show(point.settings[other.key])}" for other in others)
+
+
+def _pairs(
+    point: Point, reference: Point | None, metric: str
+) -> Iterator[tuple[Unit, float | None]]:
+    """Yield the difference of every category and seed of a point; None without a partner."""
+    for seed, by_category in point.seeds.items():
+        for category, run in by_category.items():
+            twin = reference.seeds.get(seed, {}).get(category) if reference else None
+            yield (category, seed), _difference(run, twin, metric)
+
+
+def _difference(run: RunFolder, twin: RunFolder | None, metric: str) -> float | None:
+    if twin is None or not (run.finished and twin.finished):
+        return None
+    if metric not in run.metrics or metric not in twin.metrics:
+        return None
+    return run.metrics[metric] - twin.metrics[metric]

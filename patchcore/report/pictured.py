@@ -1,0 +1,77 @@
+"""Pictures of single test images in the page, shrunk until those of all runs fit into it."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from patchcore.report.cells import restored
+from patchcore.report.folders import Images, own_file
+from patchcore.report.galleries import shrunk
+from patchcore.report.reading import RunFolder, read_scores
+
+PICTURES_BYTES = 1_200_000  # of all of them together, as they stand in the page
+WIDEST = 640  # pixels
+LARGEST = 60_000  # bytes of one
+LARGEST_LIST = 1 << 24  # bytes of the file that lists a run's pictures
+
+
+class Pictured:
+    """Pictures of the runs' images: those that the threshold gets wrong first, of each run a share.
+
+    Attributes:
+        uris: The pictures as JPEG data URIs.
+    """
+
+    def __init__(self, runs: Sequence[RunFolder], budget: int = PICTURES_BYTES) -> None:
+        self.uris: list[str] = []
+        self._places: dict[RunFolder, dict[int, int]] = {}
+        listed = [(run, found) for run in runs if (found := pictures_of(run))]
+        for i, (run, found) in enumerate(listed):
+            budget -= self._add(run, found, budget // (len(listed) - i))
+
+    def of(self, run: RunFolder) -> dict[int, int]:
+        """Return {place of a test image in scores.csv: place of its picture in `uris`}."""
+        return self._places.get(run, {})
+
+    def _add(self, run: RunFolder, found: dict[str, str], budget: int) -> int:
+        """Take in a run's pictures; return the bytes that they have."""
+        threshold = run.metrics.get("decision_threshold", run.metrics.get("image_threshold"))
+        if threshold is None:
+            threshold = math.nan
+        try:
+            rows = list(enumerate(read_scores(run.folder)))
+        except (OSError, ValueError):
+            return 0
+        # Wrong ones first, then those nearest to the threshold.
+        rows.sort(key=lambda row: abs(row[1].score - threshold))
+        rows.sort(key=lambda row: (row[1].score >= threshold) == bool(row[1].label))
+        spent, places = 0, {}
+        for i, row in rows:
+            path = own_file(run.folder, found[row.path]) if row.path in found else None
+            if path is None:
+                continue
+            uri = shrunk(path, min(LARGEST, budget - spent), WIDEST)
+            if not uri:
+                break
+            places[i] = len(self.uris)
+            self.uris.append(uri)
+            spent += len(uri)
+        self._places[run] = places
+        return spent
+
+
+def pictures_of(run: RunFolder) -> dict[str, str]:
+    """Return {path of a test image, as in scores.csv: its picture in the run's folder}."""
+    for which in (Images.all, Images.wrong):
+        path = own_file(run.folder, f"figures/{which.list_name}")
+        if path is None or not run.finished or path.stat().st_size > LARGEST_LIST:
+            continue
+        text = path.read_text("utf-8", "surrogateescape")
+        try:
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        except csv.Error:
+            continue
+        found = {row.get("path"): row.get("picture") for row in rows}
+        return {restored(k): restored(v) for k, v in found.items() if k and v}
+    return {}

@@ -1,0 +1,150 @@
+"""Effects of a setting in pairs of runs, and the report at the end of a multirun."""
+
+import sys
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from patchcore.commands import report as command
+from patchcore.errors import InputError
+from patchcore.report.conclusion import conclude
+from patchcore.report.effects import check_against, effects, parse_against
+from patchcore.report.page import page
+from patchcore.report.table import Table, read_runs
+from patchcore.report.text import markdown
+from tests.run_folders import write_run
+
+SIZES, RATIOS, NAMES, SEEDS = (1, 3, 5), (0.01, 0.1), ("bottle", "cable"), (0, 1, 2)
+
+
+def auroc(size: int, ratio: float, name: str, seed: int) -> float:
+    """A value in which every setting counts, and size more at the larger ratio."""
+    chance = np.random.default_rng([size, round(1000 * ratio), NAMES.index(name), seed])
+    return 0.8 + 0.01 * size * (1 + ratio) + 0.03 * seed + chance.uniform(0, 0.01)
+
+
+def write_grid(folder: Path, *left_out: tuple[int, float, str, int]) -> Table:
+    for size, ratio, name, seed in product(SIZES, RATIOS, NAMES, SEEDS):
+        settings = {
+            "patch.size": size,
+            "coreset.ratio": ratio,
+            "data.category": name,
+            "seed": seed,
+        }
+        at = (size, ratio, name, seed)
+        metrics: dict[str, Any] = {"image_auroc": auroc(*at), "memory_bytes": 1e6 * ratio * size}
+        place = folder / "-".join(map(str, at))
+        write_run(place, settings, None if at in left_out else metrics)
+    return read_runs([folder])
+
+
+def test_effects_by_hand(tmp_path: Path) -> None:
+    table = write_grid(tmp_path)
+    found = effects(table, "patch.size", "3", ["image_auroc"])
+    assert [(effect.value, effect.others) for effect in found] == [
+        *[("1", ""), ("5", "")],
+        *[(size, f"coreset.ratio={ratio}") for size in "15" for ratio in (0.01, 0.1)],
+    ]
+    for effect in found:
+        ratios = [r for r in RATIOS if effect.others in ("", f"coreset.ratio={r}")]
+        size = int(effect.value)
+        differences = [
+            np.mean([auroc(size, r, name, seed) - auroc(3, r, name, seed) for r in ratios])
+            for name, seed in product(NAMES, SEEDS)
+        ]
+        test = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
+        value = effect.difference
+        assert value.mean == pytest.approx(np.mean(differences))
+        assert [value.mean - value.half, value.mean + value.half] == pytest.approx([*test])
+        assert (value.count, effect.pairs) == (6, 6 * len(ratios))
+        assert (effect.missing, effect.uneven) == (0, False)
+
+
+def test_missing_partners_are_left_out_and_told(tmp_path: Path) -> None:
+    table = write_grid(tmp_path, (3, 0.01, "cable", 1), (5, 0.1, "bottle", 0))
+    one, five = effects(table, "patch.size", "3", ["image_auroc"])[:2]
+    assert (one.pairs, one.missing, one.uneven) == (11, 1, True)
+    assert (five.pairs, five.missing, five.uneven) == (10, 2, True)
+    expected = [auroc(1, 0.1, "cable", 1) - auroc(3, 0.1, "cable", 1)]
+    for name, seed in product(NAMES, SEEDS):
+        if (name, seed) != ("cable", 1):
+            each = [auroc(1, r, name, seed) - auroc(3, r, name, seed) for r in RATIOS]
+            expected.append(np.mean(each))
+    assert one.difference.mean == pytest.approx(np.mean(expected))
+    table.against = ("patch.size", "3")
+    text = markdown(table)
+    assert "values are left out" in text
+    assert "lack pairs that others have" in text
+
+
+def test_runs_that_never_pair_have_an_undefined_effect(tmp_path: Path) -> None:
+    for size, ratio in ((1, 0.1), (3, 0.01), (3, 0.02)):
+        settings = {"patch.size": size, "coreset.ratio": ratio}
+        write_run(tmp_path / f"{size}{ratio}", settings, {"image_auroc": 0.9})
+    (effect,) = effects(read_runs([tmp_path]), "patch.size", "3", ["image_auroc"])
+    assert not effect.difference.defined
+    assert (effect.pairs, effect.missing) == (0, 1)
+
+
+def test_one_observation_has_no_interval(tmp_path: Path) -> None:
+    for size in (1, 3):
+        write_run(tmp_path / str(size), {"patch.size": size}, {"image_auroc": 0.9 + size / 100})
+    table = read_runs([tmp_path])
+    table.against = ("patch.size", "1")
+    assert "| 3 | image AUROC | +0.0200 | 1 | 1 |" in markdown(table)
+    assert '<section id="effects"' in page(table)
+    assert "+0.0200" in page(table)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("coreset.ratio", r"--against: 'coreset\.ratio' is no KEY=VALUE"),
+        ("=3", "is no KEY=VALUE"),
+        ("seed=0", r"seed tells no points apart: choose one of patch\.size, coreset\.ratio"),
+        ("patch.size=7", r"no run has patch\.size=7: choose one of 1, 3, 5"),
+    ],
+)
+def test_references_that_no_runs_have_are_refused(text: str, told: str, tmp_path: Path) -> None:
+    table = write_grid(tmp_path)
+    with pytest.raises(InputError, match=told):
+        check_against(table, *parse_against(text))
+    check_against(table, *parse_against("coreset.ratio=1e-2"))
+
+
+def test_command_tells_effects_and_the_best_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_grid(tmp_path / "runs")
+    arguments = ["patchcore report", str(tmp_path / "runs"), "--against", "patch.size=3"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    command.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert "best by image AUROC, 5 of 6:" in lines
+    first = lines[lines.index("best by image AUROC, 5 of 6:") + 1]
+    assert first.startswith("  1  0.8") and first.endswith("patch.size=5, coreset.ratio=0.1")
+    assert "## Effects" in (tmp_path / "runs/report/report.md").read_text()
+
+
+def test_a_multirun_is_concluded_with_its_report(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    lines = conclude(tmp_path, "aupro")  # which no run has: by image AUROC then
+    assert lines[0].startswith("6 points from 36 finished runs")
+    assert lines[1:7:5] == ["best by image AUROC, 5 of 6:", lines[6]]
+    assert lines[-1] == f"report: {tmp_path / 'report' / 'report.html'}"
+    assert (tmp_path / "report/report.html").is_file()
+
+
+def test_a_multirun_without_results_is_concluded_in_a_line(tmp_path: Path) -> None:
+    write_run(tmp_path / "0")
+    (line,) = conclude(tmp_path)
+    assert line.startswith("no report: ") and "none of its 1 runs is finished" in line
+    assert not (tmp_path / "report").exists()
+    write_run(tmp_path / "1", {}, {"image_auroc": 0.9})
+    (tmp_path / "report").write_text("")
+    (line,) = conclude(tmp_path)
+    assert line.startswith("no report: ")
