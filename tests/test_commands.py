@@ -496,10 +496,35 @@ def test_help_of_a_command_lists_groups_and_settings() -> None:
     assert re.search(r"^  logger +csv, none, tensorboard, wandb$", done.out, re.M)
 
 
-def test_an_unknown_command_is_named() -> None:
-    done = patchcore("trian")
+def test_help_has_examples_and_fits_on_a_screen() -> None:
+    lines = patchcore("--help").out.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert any(line.startswith("  patchcore train ") for line in lines)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    for option in ("-V", "--version"):
+        assert patchcore(option).out == f"patchcore {version('patchcore')}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("trian", "did you mean train?"),
+        ("reports", "did you mean report?"),
+        ("xyz", "there is train, test, "),
+        ("data=mtd", "options of runs follow patchcore train"),
+        ("--multirun", "options of runs follow patchcore train"),
+        ("tr\nain", "did you mean train?"),
+    ],
+)
+def test_an_unknown_command_is_named(typed: str, told: str) -> None:
+    done = patchcore(typed)
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith("error: no command 'trian'; there is")
+    assert done.err.startswith(f"error: no command {typed!r}; {told}")
+    assert done.err.count("\n") == 1
 
 
 def test_the_wheel_holds_all_settings_and_works_anywhere(tmp_path: Path) -> None:
