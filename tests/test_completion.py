@@ -79,9 +79,14 @@ def test_the_shell_completes(shell: str, all_words: Words, tmp_path: Path) -> No
         pytest.skip(f"needs {shell}")
     script = tmp_path / "script"
     script.write_text(SCRIPTS[shell](all_words))
+    (empty := tmp_path / "empty").mkdir()
     for typed, expected in CASES:
         done = subprocess.run(
-            [*PROGRAMS[shell], script, typed], capture_output=True, text=True, timeout=60
+            [*PROGRAMS[shell], script, typed],
+            cwd=empty,  # files are completed where nothing else is known
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert (done.stderr, done.stdout.split()) == ("", expected), typed
 
