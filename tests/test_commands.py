@@ -530,7 +530,7 @@ def test_an_unknown_command_is_named(typed: str, told: str) -> None:
 def test_the_wheel_holds_all_settings_and_works_anywhere(tmp_path: Path) -> None:
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "patchcore", "conf"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "patchcore", "conf"):
         (source / name).symlink_to(REPOSITORY / name)
     wheel = "from setuptools.build_meta import build_wheel; print(build_wheel('wheel'))"
     subprocess.run([sys.executable, "-c", wheel], cwd=source, check=True, capture_output=True)
@@ -539,6 +539,7 @@ def test_the_wheel_holds_all_settings_and_works_anywhere(tmp_path: Path) -> None
     conf = REPOSITORY / "conf"
     shipped = {path.relative_to(site / "patchcore/conf") for path in site.rglob("conf/**/*.yaml")}
     assert shipped == {path.relative_to(conf) for path in conf.rglob("*.yaml")}
+    assert (site / "patchcore/py.typed").is_file() and [*site.glob("*/licenses/LICENSE")]
     modules = {path.relative_to(site) for path in site.rglob("*.py")}
     assert modules >= {p.relative_to(REPOSITORY) for p in REPOSITORY.glob("patchcore/**/*.py")}
     # Editable installs come after the program's own folder.
