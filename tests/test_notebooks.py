@@ -23,7 +23,7 @@ SMALLER = {
         "ImageConfig(size=224": "ImageConfig(size=64",
     },
 }
-"""What is replaced in the source of each notebook, so that it takes a second."""
+"""Replacements in the source of each notebook, so that it takes seconds at most."""
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
 
@@ -59,7 +59,7 @@ def test_every_cell_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def outputs(path: Path) -> list[dict[str, Any]]:
-    """What the cells of a notebook have printed and drawn, as it is kept."""
+    """Texts and pictures that the cells of a notebook have left in it."""
     return [output for cell in cells(path) for output in cell["outputs"]]
 
 

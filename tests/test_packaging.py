@@ -1,4 +1,4 @@
-"""What the project says of itself in several files: versions, extras, commands agree."""
+"""Agreement of what several files say of the project: versions, extras, commands."""
 
 import re
 import tomllib
