@@ -122,6 +122,8 @@ def test_it_builds_without_warnings(
     assert [record.getMessage() for record in caplog.records] == []
     page = (tmp_path / "concepts.html").read_text()
     assert page.count("<math") >= 10 and "arithmatex" not in page
+    formulas = re.findall(r"<math.*?</math>", page, re.DOTALL)
+    assert [each for each in formulas if "\\" in each or "&#x29F5;" in each] == []  # not drawn
     assert "return squared.sqrt().mean(-1)" in re.sub(r"<[^>]+>", "", page)
     loaded = re.findall(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))', page)
     assert loaded == []  # pages open without a network
