@@ -125,8 +125,8 @@ def settings() -> str:
         text = str(option.metadata.get("help", ""))
         if choices:
             text += f" {choices}"
-        cells = [f"`{key}`", type_name(kind), f"`{default}`" if default else ""]
-        cells += ["; ".join(each for each in bounds if each), _effect(option), text]
+        cells = [f"`{key}`", type_name(kind).replace("|", ", "), f"`{default}`" if default else ""]
+        cells += ["; ".join(each for each in bounds if each), _effect(option), plain(text)]
         groups.setdefault(key.partition(".")[0] if "." in key else "", []).append(_row(cells))
     head = _row(["key", "type", "default", "unit; range", "changes results", "meaning"])
     parts = []
@@ -179,7 +179,7 @@ def _head(group: str, name: str) -> str:
             break
         if not line.startswith("#   "):
             lines.append(line.lstrip("# "))
-    return html.escape(" ".join(lines), quote=False)
+    return plain(" ".join(lines))
 
 
 def metrics() -> str:
@@ -211,6 +211,12 @@ def command(name: str) -> str:
     finally:
         sys.argv = before
     return f"```text\n{told.getvalue().strip()}\n```"
+
+
+def plain(text: str) -> str:
+    """Return text as Markdown that shows it as it is: braces would be taken for attributes."""
+    shown = html.escape(text, quote=False)
+    return shown.replace("{", "&#123;").replace("}", "&#125;")
 
 
 def _row(cells: list[str]) -> str:

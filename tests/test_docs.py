@@ -43,12 +43,15 @@ def rendered(generate: ModuleType) -> dict[str, str]:
     return {name: generate.rendered(text) for name, text in TEXTS.items()}
 
 
-def test_every_setting_and_metric_is_in_the_reference(rendered: dict[str, str]) -> None:
+def test_every_setting_and_metric_is_in_the_reference(
+    generate: ModuleType, rendered: dict[str, str]
+) -> None:
     settings, metrics = rendered["reference/settings.md"], rendered["reference/metrics.md"]
     for named, option, _ in options():
         key = named.partition(" ")[0]
         (row, *_) = re.findall(rf"^\| `{re.escape(key)}` \|.*$", settings, re.MULTILINE)
-        assert str(option.metadata.get("help", "")).replace("|", "\\|") in row, key
+        text = generate.plain(str(option.metadata.get("help", "")))
+        assert text.replace("|", "\\|") in row, key
     row = next(line for line in settings.splitlines() if line.startswith("| `coreset.ratio`"))
     assert "| number | `0.1` | in (0, 1] | depends |" in row
     assert [key for key in METRICS if f"| `{key}` | " not in metrics] == []
