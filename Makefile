@@ -39,7 +39,7 @@ test-next: .venv/next/installed
 	touch $@
 
 docs: .venv/documented
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "documentation: site/index.html"
 
 # Run the notebooks again and keep what they show.
