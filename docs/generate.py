@@ -21,7 +21,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "pages"
 PART = re.compile(r'^\{\{ (\w+)(?: ([\w./-]+))?(?: "(.*)")? \}\}$', re.MULTILINE)
 NAME = re.compile(r"`(patchcore(?:\.\w+)+)`")
-COMMANDS = ("train", "test", "predict", "extend", "export", "serve", "report", "fetch", "cache")
 
 
 def rendered(markdown: str) -> str:
@@ -197,7 +196,14 @@ def metrics() -> str:
     return "\n".join(rows)
 
 
-def command(name: str) -> str:
+def commands() -> str:
+    """Return a section for every command, with its help."""
+    from patchcore.commands import COMMANDS
+
+    return "\n\n".join(f"## {name}\n\n{_help(name)}" for name in COMMANDS)
+
+
+def _help(name: str) -> str:
     """Return what `patchcore NAME --help` prints; of `train` the part before its lists."""
     if name == "train":
         from patchcore.commands.settings_help import USAGE
@@ -234,7 +240,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "settings": settings,
     "choices": choices,
     "metrics": metrics,
-    "command": command,
+    "commands": commands,
 }
 
 

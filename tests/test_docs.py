@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from patchcore import PatchCore
+from patchcore.commands import COMMANDS
 from patchcore.commands.completion import Words
 from patchcore.commands.completion import words as find_words
+from patchcore.commands.overrides import choices
 from patchcore.commands.settings_help import options
 from patchcore.metrics import METRICS
 from tests.documents import blocks, check_command, commands
@@ -55,6 +57,16 @@ def test_every_setting_and_metric_is_in_the_reference(
     row = next(line for line in settings.splitlines() if line.startswith("| `coreset.ratio`"))
     assert "| number | `0.1` | in (0, 1] | depends |" in row
     assert [key for key in METRICS if f"| `{key}` | " not in metrics] == []
+
+
+def test_every_command_and_choice_is_in_the_reference(rendered: dict[str, str]) -> None:
+    texts = rendered["reference/commands.md"].split("\n## ")[1:]
+    assert [text.partition("\n")[0] for text in texts] == [*COMMANDS]
+    assert all("usage: patchcore" in text for text in texts)
+    page = rendered["reference/choices.md"]
+    for group in ("data", "coreset", "preset", "experiment", "hydra/launcher"):
+        missing = [name for name in choices()[group] if f"| `{name}` | " not in page]
+        assert missing == [], group
 
 
 def test_every_setting_has_help() -> None:
