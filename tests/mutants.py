@@ -36,7 +36,7 @@ from cosmic_ray.mutating import mutate_code  # noqa: E402
 from cosmic_ray.plugins import get_operator, operator_names  # noqa: E402
 
 PROJECT = Path(__file__).parents[1]
-COPIED = ("patchcore", "conf", "tests", "pyproject.toml", "experiments", "README.md")
+COPIED = ("patchcore", "conf", "tests", "pyproject.toml", "experiments", "README.md", "LICENSE")
 LIBRARIES = ("torch", "torchmetrics", "torchvision", "timm", "pytorch_lightning", "hydra.main")
 LIBRARIES += ("scipy.ndimage", "scipy.stats", "sklearn.metrics", "hypothesis", "pytest")
 EQUIVALENT = ("Is_Eq", "IsNot_NotEq")  # no difference for None and enums, which `is` is used for

@@ -512,16 +512,41 @@ def test_help_of_a_command_lists_groups_and_settings() -> None:
     assert re.search(r"^  logger +csv, mlflow, none, tensorboard, wandb$", done.out, re.M)
 
 
-def test_an_unknown_command_is_named() -> None:
-    done = patchcore("trian")
+def test_help_has_examples_and_fits_on_a_screen() -> None:
+    lines = patchcore("--help").out.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert any(line.startswith("  patchcore train ") for line in lines)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    from importlib.metadata import version
+
+    for option in ("-V", "--version"):
+        assert patchcore(option).out == f"patchcore {version('patchcore')}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("trian", "did you mean train?"),
+        ("reports", "did you mean report?"),
+        ("xyz", "there is train, test, "),
+        ("data=mtd", "options of runs follow patchcore train"),
+        ("--multirun", "options of runs follow patchcore train"),
+        ("tr\nain", "did you mean train?"),
+    ],
+)
+def test_an_unknown_command_is_named(typed: str, told: str) -> None:
+    done = patchcore(typed)
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith("error: no command 'trian'; there is")
+    assert done.err.startswith(f"error: no command {typed!r}; {told}")
+    assert done.err.count("\n") == 1
 
 
 def test_the_wheel_holds_all_settings_and_works_anywhere(tmp_path: Path) -> None:
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "patchcore", "conf"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "patchcore", "conf"):
         (source / name).symlink_to(REPOSITORY / name)
     wheel = "from setuptools.build_meta import build_wheel; print(build_wheel('wheel'))"
     subprocess.run([sys.executable, "-c", wheel], cwd=source, check=True, capture_output=True)
@@ -530,6 +555,7 @@ def test_the_wheel_holds_all_settings_and_works_anywhere(tmp_path: Path) -> None
     conf = REPOSITORY / "conf"
     shipped = {path.relative_to(site / "patchcore/conf") for path in site.rglob("conf/**/*.yaml")}
     assert shipped == {path.relative_to(conf) for path in conf.rglob("*.yaml")}
+    assert (site / "patchcore/py.typed").is_file() and [*site.glob("*/licenses/LICENSE")]
     modules = {path.relative_to(site) for path in site.rglob("*.py")}
     assert modules >= {p.relative_to(REPOSITORY) for p in REPOSITORY.glob("patchcore/**/*.py")}
     # Editable installs come after the program's own folder.

@@ -40,7 +40,7 @@ def test_riddles_are_found_wherever_they_stand() -> None:
     assert riddles(source) == ["1: Of maps.", "5: How many.", "9: Whether, too."]
 
 
-@pytest.mark.parametrize("folder", ["patchcore", "experiments", "tests"])
+@pytest.mark.parametrize("folder", ["patchcore", "experiments", "tests", "docs"])
 def test_docstrings_begin_with_a_noun_or_a_verb(folder: str) -> None:
     files = sorted((REPOSITORY / folder).rglob("*.py"))
     assert files

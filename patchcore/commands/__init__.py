@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from patchcore.errors import printable
+
 COMMANDS = {
     "train": "fit PatchCore on a category and test it",
     "test": "measure a kept or exported model on a data set",
@@ -26,7 +28,14 @@ COMMANDS = {
     "predict": "inspect images with a fitted model",
     "serve": "a page and an endpoint that inspect images",
     "cache": "show or clear what sweeps keep",
+    "completion": "print a script by which a shell completes with Tab",
 }
+EXAMPLES = """\
+  patchcore train                                        images that it draws
+  patchcore train data=folder data.nominal=GOOD artifact=true      your images
+  patchcore predict RUN/artifact IMAGES --overlays       by what that has left
+  patchcore train --multirun patch.size=1,3,5 seed=0,1   every combination
+  patchcore report multirun                              a page with all of them"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _command: int | None = None  # process id of the command, where its handlers are in place
@@ -36,15 +45,19 @@ _watched = False  # whether this launcher's process ends with the command
 
 def main() -> None:
     """Entry point: `patchcore COMMAND …`."""
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    command, *rest = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
-        print("usage: patchcore COMMAND [OPTIONS]\n")
-        for name, purpose in COMMANDS.items():
-            print(f"  {name:10} {purpose}")
-        print("\npatchcore COMMAND --help tells more.")
+        print(usage())
+        return
+    if command in ("-V", "--version"):
+        from importlib.metadata import version  # here, as other commands need not wait for it
+
+        print(f"patchcore {version('patchcore')}")
         return
     if command not in COMMANDS:
-        sys.exit(f"error: no command {command!r}; there is {', '.join(COMMANDS)}")
+        sys.exit(f"error: {printable(unknown(command))}")
+    if command == "train" and not {"-sc", "--shell-completion"}.isdisjoint(rest):
+        sys.exit("error: -sc: is now called patchcore completion bash, zsh or fish")
     sys.argv = [f"patchcore {command}", *sys.argv[2:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, and they are told below
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
@@ -53,6 +66,26 @@ def main() -> None:
             importlib.import_module(f"patchcore.commands.{command}").main()
     except Stopped as stop:
         end(stop)
+
+
+def usage() -> str:
+    """Return the help of `patchcore` itself, which fits on a screen of 80 by 24."""
+    commands = "\n".join(f"  {name:10} {purpose}" for name, purpose in COMMANDS.items())
+    return (
+        f"usage: patchcore COMMAND [OPTIONS]\n\n{commands}\n\nexamples:\n{EXAMPLES}\n\n"
+        "patchcore COMMAND --help tells more, patchcore --version which version this is."
+    )
+
+
+def unknown(command: str) -> str:
+    """Return what to say of a command that there is not: what was probably meant, or all."""
+    from difflib import get_close_matches
+
+    if "=" in command or command in ("-m", "--multirun", "--cfg"):
+        return f"no command {command!r}; options of runs follow patchcore train"
+    close = get_close_matches(command, COMMANDS, 1)
+    rest = f"did you mean {close[0]}?" if close else f"there is {', '.join(COMMANDS)}"
+    return f"no command {command!r}; {rest}"
 
 
 @contextmanager

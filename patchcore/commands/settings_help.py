@@ -43,7 +43,7 @@ def settings_help(width: int | None = None) -> str:
             lines += _entry(group, ", ".join(names), width)
     lines += ["", "options: type = default, text [unit; range]; (of these choices alone)"]
     for key, option, kind in options():
-        head = f"{key}: {_type(kind)}{_default(key, option)}"
+        head = f"{key}: {type_name(kind)}{default_text(key, option)}"
         lines += _entry(head, _said(option), width)
     lines += ["", "hydra.*: folders, launchers and sweepers, see patchcore train --hydra-help"]
     return "\n".join(lines)
@@ -123,21 +123,23 @@ def _said(option: Field[Any]) -> str:
     return " ".join([*([text] if text else []), *([f"[{'; '.join(more)}]"] if more else [])])
 
 
-def _type(kind: Any) -> str:
+def type_name(kind: Any) -> str:
+    """Return the type of an option in words: text, integer, or its values."""
     if get_origin(kind) in (Union, UnionType):
-        inner = [_type(each) for each in get_args(kind) if each is not type(None)]
+        inner = [type_name(each) for each in get_args(kind) if each is not type(None)]
         return " or ".join([*inner, "null"])
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "|".join(each.name for each in kind)
     if get_origin(kind) is list:
-        return f"list of {_type(get_args(kind)[0])}"
+        return f"list of {type_name(get_args(kind)[0])}"
     if get_origin(kind) in (dict, Mapping):
         return "mapping"
     names = {str: "text", int: "integer", float: "number", bool: "true|false"}
     return names.get(kind, getattr(kind, "__name__", str(kind)).removesuffix("Config").lower())
 
 
-def _default(key: str, option: Field[Any]) -> str:
+def default_text(key: str, option: Field[Any]) -> str:
+    """Return ` = ` and the default of an option; empty where there is none to show."""
     if re.search(r"\.(\w+_)?seed\b", key) and not key.startswith("backbone"):
         return " = the run's seed"
     value = option.default
