@@ -56,7 +56,7 @@ class Wandb(Tracker):
         told = run.record()
         experiment.summary.update({k: told[k] for k in told if k not in ("seconds", "ratio_curve")})
         for name, x, y in (("roc", "fpr", "tpr"), ("precision_recall", "recall", "precision")):
-            if points := Run.thinned(run.curves[x], run.curves[y]):
+            if points := run.thinned(run.curves[x], run.curves[y]):
                 table = wandb.Table(columns=[x, y], data=points)
                 experiment.log({name: wandb.plot.line(table, x, y, title=name.replace("_", " "))})
         if run.gallery:
