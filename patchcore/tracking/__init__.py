@@ -166,7 +166,7 @@ def tracking(chosen: Mapping[str, Any], folder: Path, make: Make) -> Iterator[Tr
             yield found
         except BaseException as error:
             found.close(error)
-            if found.started:
+            if found.started:  # `track_failure` has nothing to add
                 error.tracked = True  # type: ignore[attr-defined]
             raise
         found.close()
