@@ -31,7 +31,7 @@ from patchcore.data.mstc import MSTCConfig
 from patchcore.errors import InputError
 from patchcore.methods import PadimConfig
 from patchcore.scoring import Distance
-from patchcore.tracking import presets
+from patchcore.tracking import build_logger, environment, presets
 from tests.runs import REPOSITORY
 
 CONF = REPOSITORY / "conf"
@@ -165,7 +165,8 @@ def test_every_shipped_trainer_can_be_built(choice: str) -> None:
 @pytest.mark.parametrize("choice", of_group("logger"))
 def test_every_shipped_logger_can_be_built(choice: str, tmp_path: Path) -> None:
     for name, settings in composed(choice, folder=tmp_path).logger.items():
-        logger = build(f"logger.{name}", settings)
+        with environment(tmp_path):
+            logger = build_logger(name, settings, build)
         assert isinstance(logger, pl.loggers.Logger)
         assert str(logger.save_dir).startswith(str(tmp_path))
 

@@ -169,7 +169,7 @@ def tracking(chosen: Mapping[str, Any], folder: Path, make: Make) -> Iterator[Tr
             yield found
         except BaseException as error:
             found.close(error)
-            if found.started:
+            if found.started:  # `track_failure` has nothing to add
                 error.tracked = True  # type: ignore[attr-defined]
             raise
         found.close()
@@ -273,14 +273,10 @@ def build_logger(name: str, settings: Any, make: Make) -> "Logger":
 
 @contextmanager
 def environment(folder: Path) -> Iterator[None]:
-    """Keep what W&B writes inside the run's folder, and the variables that loggers change.
-
-    MLflow is allowed a store of files, which it refuses otherwise.
-    """
+    """Keep what W&B writes inside the run's folder, and the variables that loggers change."""
     before = {key: value for key, value in os.environ.items() if key.startswith(_VARIABLES)}
     for key, name in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
         os.environ.setdefault(key, str(folder / "wandb" / name))
-    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     try:
         yield
     finally:

@@ -69,7 +69,7 @@ class About:
 
     def notes(self) -> str:
         """Return the command that repeats the run, where a command started it, and its folder."""
-        given = [each for each in self.provenance.get("overrides") or []]
+        given = self.provenance.get("overrides")
         command = [f"patchcore train {shlex.join(given)}"] if given else []
         return "\n".join([*map(printable, command), printable(str(self.folder))])
 

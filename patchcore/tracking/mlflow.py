@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -45,7 +46,11 @@ class MLflow(Tracker):
     beside = True
 
     def more_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return tags with the empty ones left out, which MLflow does not take."""
+        """Return tags with the empty ones left out, which MLflow does not take.
+
+        It is allowed a store of files, which it refuses otherwise.
+        """
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         tags = settings.get("tags") or {}
         return {"tags": {str(k): str(v) for k, v in tags.items() if v is not None}}
 

@@ -48,7 +48,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Details:
-    """What a run knows when it has just been computed, and its folder does not hold.
+    """Knowledge of a run that has just been computed, which its folder does not hold.
 
     Attributes:
         nominal: Scores (n,) of nominal images that the model has not seen, ascending.
