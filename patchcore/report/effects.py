@@ -84,9 +84,9 @@ def check_against(table: Table, key: str, value: str) -> None:
         known = ", ".join(dict.fromkeys(f.key for part in table.parts for f in part.factors))
         advice = f"choose one of {known}" if known else "nothing varied but categories and seeds"
         raise InputError(f"--against: {key} tells no points apart: {advice}")
-    known = list(dict.fromkeys(show(x) for factor in factors for x in factor.values))
+    given = list(dict.fromkeys(show(x) for factor in factors for x in factor.values))
     if not any(_reference(factor, value) is not None for factor in factors):
-        raise InputError(f"--against: no run has {key}={value}: choose one of {', '.join(known)}")
+        raise InputError(f"--against: no run has {key}={value}: choose one of {', '.join(given)}")
 
 
 def effects(table: Table, key: str, value: str, metrics: list[str]) -> list[Effect]:

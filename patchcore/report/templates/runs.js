@@ -110,7 +110,7 @@ function scoresContent(run, images, drawings) {
         encoding: { x: { field: "from", type: "quantitative", title: "image anomaly score", scale: { zero: false } }, x2: { field: "to" },
                     y: { field: "zero", type: "quantitative", title: "images", axis: { tickMinStep: 1, format: "d" } }, y2: { field: "count" },
                     color: { field: "kind", type: "nominal", title: null, sort: { field: "label" },
-                             scale: { range: [css("--s0"), css("--s1")] }, legend: { columns: 1 } },
+                             scale: { range: [css("--s0"), css("--s1")] }, legend: { orient: "top" } },
                     tooltip: [{ field: "kind" }, { field: "count", title: "images" }, { field: "from", format: ".4~g" }, { field: "to", format: ".4~g" }] } },
       { data: { values: marks }, mark: { type: "rule", strokeWidth: 2, strokeDash: [5, 3] },
         encoding: { x: { field: "value", type: "quantitative" }, stroke: { field: "name", ...colours, legend: { columns: 1 } },
