@@ -101,9 +101,7 @@ class Config:
         Images.none, "test images to leave a picture each of, with map and verdict", effect=False
     )
     resume: bool = setting(
-        False,
-        "take over a finished run of the same settings and images; true in a multirun",
-        effect=False,
+        False, "take over a finished run of equal settings; true in a multirun", effect=False
     )
     objectives: list[Objective] = setting(
         factory=lambda: [Objective["image_auroc"]],
@@ -124,14 +122,8 @@ class Config:
             self._check_curve()
         if isinstance(self.trainer, Mapping):
             check_switches(self.trainer, self.augment.changes())
-        check_unused(
-            self.method,
-            layers=self.layers,
-            coreset=self.coreset,
-            patch=self.patch,
-            scoring=self.scoring,
-            index=self.index,
-        )
+        groups = ("layers", "coreset", "patch", "scoring", "index")
+        check_unused(self.method, **{group: getattr(self, group) for group in groups})
         if self.ensemble.members:
             self._check_ensemble()
         if self.decision.false_alarms is not None and self.augment.changes():

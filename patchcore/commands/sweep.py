@@ -198,10 +198,17 @@ def _tell_best(multirun: Multirun) -> None:
 
 
 def _summarise(multirun: Multirun) -> None:
-    """Leave the multirun's summary in its trackers; one that cannot be reached is told."""
+    """Write the multirun's report, print its best points, and leave its summary in its trackers.
+
+    A tracker that cannot be reached is told.
+    """
+    if not _points(multirun.folder, multirun.start):
+        return
+    from patchcore.report.conclusion import conclude  # templates that a start can do without
+
+    print("", *conclude(multirun.folder), sep="\n")
     try:
-        if _points(multirun.folder, multirun.start):
-            track_multirun(multirun.folder.absolute(), build)
+        track_multirun(multirun.folder.absolute(), build)
     except Exception as trouble:  # trackers have no common base of their errors
         print(f"warning: the summary of the multirun is not tracked: {trouble}", file=sys.stderr)
 

@@ -19,7 +19,7 @@ from patchcore._traced import traced
 from patchcore.backbones import Join
 from patchcore.errors import InputError
 from patchcore.methods.common import FeatureBuffer, interpolated
-from patchcore.methods.counted import Counted, Described, cells, objects
+from patchcore.methods.counted import Counted, Described, cells, described, objects
 from patchcore.methods.detector import Detector, Fitting, Parts, Prediction
 from patchcore.methods.origin import UNKNOWN
 from patchcore.methods.patchcore import PatchCore
@@ -125,7 +125,7 @@ class LayerBanks(Detector):
     def _described(self, features: Sequence[Any], maps: Sequence[Tensor]) -> list[Any]:
         """Features of the layers, each with the class token, if it is used."""
         each = zip(self.banks, features, strict=True)
-        return [bank.described(x, maps) for bank, x in each]
+        return [described(x, maps, bank.parts.layers.token) for bank, x in each]
 
     def _plain(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Patch features [(B, h, w, D), …] of the layers' maps."""

@@ -1,5 +1,6 @@
 """Positions of the patch grid that count, by the part of an image that a region lets count."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from patchcore.errors import InputError
 from patchcore.foreground import foreground
-from patchcore.scoring import cell_of
+from patchcore.methods.detector import Prediction
+from patchcore.scoring import ScoringConfig, Search, anomaly_maps, cell_of, score_images
 
 
 class Counted(NamedTuple):
@@ -61,6 +63,11 @@ def objects(features: Tensor, threshold: float, counts: Tensor | None = None) ->
     return torch.where(both.flatten(1).any(1)[:, None, None], both, counts)
 
 
+def described(features: Any, maps: Sequence[Tensor], token: bool) -> Any:
+    """Features with the class token, which is the last of the maps, if they have one."""
+    return Described(features, maps[-1].flatten(1).float()) if token else features
+
+
 def token_of(features: Any) -> Tensor | None:
     """Class token (B, C) that features come with; None where they do not."""
     return features.token if isinstance(features, Described) else None
@@ -78,3 +85,35 @@ def parts(features: Any) -> tuple[Any, Tensor | None]:
 def counted_rows(features: Tensor, counts: Tensor | None) -> Tensor:
     """Patch features (N, D), those that count, of (B, h, w, D)."""
     return features.flatten(0, 2) if counts is None else features[counts]
+
+
+def predict(
+    features: Tensor,
+    counts: Tensor | None,
+    size: tuple[int, int],
+    found: tuple[Tensor, Tensor],
+    memory: Tensor,
+    search: Search,
+    scoring: ScoringConfig,
+) -> Prediction:
+    """Return scores and maps from distances and rows (B·h·w, k) of the nearest in `memory`.
+
+    If some patches do not count, distances and rows are of the others alone.
+    """
+    squared, rows = found
+    if counts is None:
+        patches = features.flatten(1, 2)  # (B, h·w, D)
+        score, scores = score_images(patches, squared, rows, memory, search, scoring)
+        grid = scores.view(features.shape[:3])  # (B, h, w)
+        nearest = rows[:, 0].view_as(grid)
+    else:
+        each = counts.flatten(1).sum(1).tolist()
+        own = zip(features[counts].split(each), squared.split(each), rows.split(each), strict=True)
+        scored = [score_images(x[None], near, row, memory, search, scoring) for x, near, row in own]
+        score = torch.cat([one for one, _ in scored])
+        grid = torch.full(counts.shape, torch.nan, device=score.device)
+        grid[counts] = torch.cat([patch[0] for _, patch in scored])
+        nearest = torch.full(counts.shape, -1, device=score.device)
+        nearest[counts] = rows[:, 0]
+    maps = anomaly_maps(grid, size, scoring.sigma)
+    return Prediction(score, maps, grid, nearest)

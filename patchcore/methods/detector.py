@@ -66,7 +66,7 @@ class MethodConfig(Settings):
         scalable: Whether it measures `Fitting.scale`, as an ensemble's members must.
         nested: Whether its memory begins with that of every smaller `coreset.ratio`.
         shared: Whether several processes can fit it together, each from its own images.
-        untraceable: Why no graph for batches of any length can be made of it; empty if one can.
+        untraceable: Why no graph for batches of any length can be made; empty if one can.
     """
 
     GROUP: ClassVar[str] = "method"
@@ -96,17 +96,12 @@ class Parts:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
 
-STANDARD = Parts(MethodConfig())
-"""Settings of a detector for which none are named."""
-READ_BY_ALL = {"layers": ("names", "norm")}
-"""Settings that every method reads."""
+STANDARD = Parts(MethodConfig())  # settings of a detector for which none are named
+READ_BY_ALL = {"layers": ("names", "norm")}  # settings that every method reads
 
 
 class Kept(Protocol):
-    """Outcomes of earlier fits on the same layer maps, by the settings that they follow from.
-
-    `patch` and `sampler` are the settings of patch features and of a coreset.
-    """
+    """Outcomes of earlier fits on the same layer maps, by settings of patches and coreset."""
 
     def get(
         self, patch: Any, sampler: Any, valid: Callable[[dict[str, Tensor]], bool]
@@ -132,8 +127,8 @@ class Fitting:
         measured: The scale.
         seconds: Wall time of each stage.
         warm: Stages that read `kept`, so that their time is not that of computing.
-        costs: Seconds of stages that differ from their wall time: what they take when nothing is
-            read from `kept`; NaN where that is not known.
+        costs: Seconds that stages take when nothing is read from `kept`, if not `seconds`; NaN
+            where that is not known.
     """
 
     progress: bool = False

@@ -9,7 +9,7 @@ from torch import Tensor
 from patchcore.errors import InputError
 from patchcore.index import TorchIndex, nearest_rows
 from patchcore.methods.common import FeatureBuffer
-from patchcore.methods.counted import Counted, Described, counted_rows, parts
+from patchcore.methods.counted import Counted, Described, counted_rows, parts, predict
 from patchcore.methods.detector import Prediction
 from patchcore.methods.nearby import image_means
 from patchcore.methods.origin import patch_origins
@@ -38,7 +38,7 @@ def extend_memory(
             found = nearest_rows(model.memory, rows) if quick else exact(rows, k)  # serves both
             token = model.token_searched(batch)
             near = model._found(x, counts, token) if model.method.narrow else found
-            predictions.append(model._predict(x, counts, size, near, model.memory, exact))
+            predictions.append(predict(x, counts, size, near, model.memory, exact, model.scoring))
             covered.append(found[0][:, 0])
             own = x if counts is None else Counted(x, counts)
             buffer.append(own if token is None else Described(own, token))

@@ -30,7 +30,16 @@ from patchcore.index import (
     search_traced,
 )
 from patchcore.methods.common import FeatureBuffer, is_order, one_grid
-from patchcore.methods.counted import Counted, Described, cells, counted_rows, objects, parts
+from patchcore.methods.counted import (
+    Counted,
+    Described,
+    cells,
+    counted_rows,
+    described,
+    objects,
+    parts,
+    predict,
+)
 from patchcore.methods.detector import Detector, Fitting, Parts, Prediction
 from patchcore.methods.growing import extend_memory, forget_images
 from patchcore.methods.nearby import Nearby, found_nearby, image_means, nearby_part
@@ -38,7 +47,7 @@ from patchcore.methods.origin import UNKNOWN, patch_origins
 from patchcore.methods.scale import nominal_scale
 from patchcore.methods.switches import Followed, PatchCoreConfig, untraceable
 from patchcore.patches import Mapping, PatchConfig, PatchFeatures
-from patchcore.scoring import ScoringConfig, Search, anomaly_maps, comparable, score_images
+from patchcore.scoring import ScoringConfig, comparable
 from patchcore.whitening import fit_whitening, whiten
 
 OTHERS = ("centre", "whitener", "pooled")
@@ -174,8 +183,10 @@ class PatchCore(Detector):
         """Patch features of layer maps: see `plain`; with a foreground, those that count."""
         features, threshold = self.plain(maps), self.method.foreground
         if threshold is None:
-            return self.described(features, maps)
-        return self.described(Counted(features, objects(features, threshold)), maps)
+            return described(features, maps, self.parts.layers.token)
+        return described(
+            Counted(features, objects(features, threshold)), maps, self.parts.layers.token
+        )
 
     @torch.inference_mode()
     def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Any:
@@ -184,15 +195,7 @@ class PatchCore(Detector):
         counts = cells(inside, (features.shape[1], features.shape[2]))
         if threshold is not None:
             counts = objects(features, threshold, counts)
-        return self.described(Counted(features, counts), maps)
-
-    def described(self, features: Any, maps: Sequence[Tensor]) -> Any:
-        """Features with the class token among the maps, where similar images are found by it."""
-        return (
-            Described(features, maps[-1].flatten(1).float())
-            if self.parts.layers.token
-            else features
-        )
+        return described(Counted(features, counts), maps, self.parts.layers.token)
 
     def token_searched(self, features: Any) -> Tensor | None:
         """Class token (B, C) as it is compared; None where features come without."""
@@ -340,7 +343,7 @@ class PatchCore(Detector):
         with torch.autocast(x.device.type, enabled=False):
             x = self._searched(x)
             found = self._found(x, counts, self.token_searched(features))  # (B·h·w, k)
-            return self._predict(x, counts, size, found, self.memory, self.search)
+            return predict(x, counts, size, found, self.memory, self.search, self.scoring)
 
     @torch.inference_mode()
     def score_prefixes(
@@ -364,45 +367,9 @@ class PatchCore(Detector):
             else:
                 found = prefixes.search(counted_rows(x, counts), self.scoring.neighbours)
             return [
-                self._predict(x, counts, size, nearest, index.memory, index.search)
+                predict(x, counts, size, nearest, index.memory, index.search, self.scoring)
                 for nearest, index in zip(found, prefixes.indexes, strict=True)
             ]
-
-    def _predict(
-        self,
-        features: Tensor,
-        counts: Tensor | None,
-        size: tuple[int, int],
-        found: tuple[Tensor, Tensor],
-        memory: Tensor,
-        search: Search,
-    ) -> Prediction:
-        """Return scores and maps from distances and rows (B·h·w, k) of the nearest in `memory`.
-
-        If some patches do not count, distances and rows are of the others alone.
-        """
-        squared, rows = found
-        if counts is None:
-            patches = features.flatten(1, 2)  # (B, h·w, D)
-            score, scores = score_images(patches, squared, rows, memory, search, self.scoring)
-            grid = scores.view(features.shape[:3])  # (B, h, w)
-            nearest = rows[:, 0].view_as(grid)
-        else:
-            each = counts.flatten(1).sum(1).tolist()
-            own = zip(
-                features[counts].split(each), squared.split(each), rows.split(each), strict=True
-            )
-            scored = [
-                score_images(x[None], near, row, memory, search, self.scoring)
-                for x, near, row in own
-            ]
-            score = torch.cat([one for one, _ in scored])
-            grid = torch.full(counts.shape, torch.nan, device=score.device)
-            grid[counts] = torch.cat([patch[0] for _, patch in scored])
-            nearest = torch.full(counts.shape, -1, device=score.device)
-            nearest[counts] = rows[:, 0]
-        maps = anomaly_maps(grid, size, self.scoring.sigma)
-        return Prediction(score, maps, grid, nearest)
 
     @property
     def untraceable(self) -> str:
