@@ -18,7 +18,7 @@ from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.overrides import as_typed, check_overrides
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ASIDE = {"make", "wandb", "pip", "docker"}
+ASIDE = {"make", "mlflow", "wandb", "pip", "docker"}
 """Programs that are not the project's."""
 OWN_CHOICES = {"experiment=mine"}
 """Choices that a reader makes first."""
@@ -41,7 +41,10 @@ def check_command(line: str, words: Words) -> None:
     What trains is composed to checked settings, one point of a sweep; nothing runs.
     """
     subprocess.run(["bash", "-n", "-c", line], check=True, capture_output=True)
-    program, *arguments = shlex.split(line)
+    words_typed = shlex.split(line)
+    while re.fullmatch(r"[A-Z_]+=\w+", words_typed[0]):  # a variable of the environment
+        words_typed.pop(0)
+    program, *arguments = words_typed
     assert program in ASIDE or program == "patchcore", line
     assert harmless(line), f"zsh or bash would change it: {line}"
     if program != "patchcore":

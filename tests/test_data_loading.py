@@ -34,6 +34,7 @@ def test_test_batches(tmp_path: Path) -> None:
     assert first["mask"].shape == (3, 8, 8) and first["mask"].dtype == torch.bool
     assert first["label"].dtype == first["index"].dtype == torch.int64
     assert first["has_mask"].dtype == torch.bool
+    assert all(second >= 0 for second in first.pop("seconds"))
     whole = {key: torch.cat([batch[key] for batch in batches]) for key in first}
     assert whole["index"].tolist() == [0, 1, 2, 3, 4]
     assert whole["label"].tolist() == [sample.label for sample in data.split.test]

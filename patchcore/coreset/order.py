@@ -191,7 +191,7 @@ def greedy_order(
             )[1:].tolist()
             heights.append(np.sqrt(fall).astype(np.float32))
     radii = np.concatenate([*heights, covering])[1:]  # (M,)
-    seconds = torch.tensor(spent)  # (M,); of picks that one round made, evenly
+    seconds = torch.tensor(spent, dtype=torch.float32)  # (M,); evenly within a round
     return Order(picks.cpu(), torch.from_numpy(radii), best.clamp_(min=0).cpu(), seconds)
 
 
