@@ -15,7 +15,6 @@ INSTALL := $(if $(TORCH),$(BIN)/uv pip install --python $(BIN)/python --torch-ba
 demo: .venv/installed
 	$(BIN)/patchcore train --multirun data.category=texture,object coreset.ratio=0.02 logger=csv \
 	    hydra.sweep.dir=outputs/demo
-	$(BIN)/patchcore report outputs/demo
 
 test: .venv/developed
 	$(BIN)/ruff check .

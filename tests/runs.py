@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import signal
-import subprocess
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
@@ -95,17 +94,3 @@ def patchcore(*arguments: str) -> Outcome:
             for each, handler_before in signals.items():
                 signal.signal(each, handler_before)
     return Outcome(code, out.getvalue(), err.getvalue())
-
-
-def installed(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> Outcome:
-    """The installed command in a process of its own."""
-    command = Path(sys.executable).with_name("patchcore")
-    done = subprocess.run(
-        [command, *arguments],
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)

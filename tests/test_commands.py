@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ from patchcore.subsets import SUBSETS
 from tests import reference
 from tests.images import write_image, write_mask, write_mvtec
 from tests.processes import execute
-from tests.runs import REPOSITORY, Outcome, installed, patchcore
+from tests.runs import REPOSITORY, Outcome, patchcore
 from tests.runs import TINY as SIZES
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
@@ -441,15 +442,17 @@ def test_a_truncated_training_image_gets_one_line_from_a_loader_process_too(
 def test_a_truncated_test_image_is_all_that_the_installed_command_says(tmp_path: Path) -> None:
     culprit = write_mvtec(tmp_path / "data", (40, 36)) / "test/scratch/001.png"
     culprit.write_bytes(culprit.read_bytes()[:300])
-    done = installed(
+    command = Path(sys.executable).with_name("patchcore").read_text()
+    told = execute(
+        f"try:\n{indent(command, '    ')}\nexcept SystemExit as end:\n    print(end)",
         *("train", *TINY, *nut(tmp_path / "data"), "logger=csv", "data.workers=1"),
         "trainer.enable_progress_bar=false",
-        cwd=tmp_path,
+        folder=tmp_path,
     )
-    assert refused(done, tmp_path / "outputs").startswith(f"{culprit}: cannot be read as an image")
-    warning, _ = done.err.splitlines()
+    warning, mistake = told.splitlines()
     assert warning.startswith("warning: backbone resnet18 has random weights")
-    assert done.out == ""
+    assert mistake.startswith(f"error: {culprit}: cannot be read as an image")
+    assert not list(tmp_path.rglob("metrics.json")) and not list(tmp_path.rglob("scores.csv"))
 
 
 def test_a_misspelt_option_is_all_that_is_said_and_leaves_nothing(
