@@ -70,7 +70,7 @@ RUNNING = (
     f"{PACKAGE}.commands.composed",
     f"{PACKAGE}.config",
     f"{PACKAGE}.commands.train",
-    f"{PACKAGE}.crew",
+    f"{PACKAGE}.distributed",
     f"{PACKAGE}.keeping",
     f"{PACKAGE}.report.run",
     f"{PACKAGE}.runner",

@@ -19,10 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from patchcore.config import Config
-from patchcore.crew import Crew, accompany
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Sample, Split
 from patchcore.digests import ChangedError
+from patchcore.distributed import ProcessGroup, accompany
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
 from patchcore.keeping import Keeper
@@ -129,12 +129,12 @@ def run(
     settings = plain(config) if settings is None else settings
     keeper = Keeper(config.artifact, config.objectives[0], folder, multirun)
     check_shared(config)
-    with Crew(config.trainer) as crew:
-        if crew.seat.rank:  # torchrun or SLURM has started this process: the first one writes
+    with ProcessGroup(config.trainer) as group:
+        if group.process.rank:  # torchrun or SLURM has started this process: the first one writes
             accompany(take_part)
             return Finish(folder, {}, [], None, "")
         with RunFolder(folder) as place:
-            run_in = partial(_run_in, place, config, settings, make, origin or {}, keeper, crew)
+            run_in = partial(_run_in, place, config, settings, make, origin or {}, keeper, group)
             try:
                 text = run_in()
             except ChangedError as error:
@@ -153,7 +153,7 @@ def _run_in(
     make: Make,
     origin: Mapping[str, Any],
     keeper: Keeper,
-    crew: Crew,
+    group: ProcessGroup,
 ) -> str:
     """`run` in a folder that is locked; returns the summary for the screen."""
     folder = place.path
@@ -180,7 +180,7 @@ def _run_in(
         if not (folder / METRICS).exists():  # else it names what lies there
             (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
         finished.started(name, folder)
-        done = train(config, split, settings, provenance, folder, place.new, make, keeper, crew)
+        done = train(config, split, settings, provenance, folder, place.new, make, keeper, group)
         what = "figures and tables" if config.figures else "tables"
         text = f"{done.summary()}\n\n{what}: {folder}"
     else:
@@ -205,23 +205,23 @@ def train(
     new: Path,
     make: Make,
     keeper: Keeper,
-    crew: Crew,
+    group: ProcessGroup,
 ) -> Run:
     """Fit and test one model or ensemble, and write its results to `new`.
 
     `new` stands for `folder`, where they will be put. `split` is what `config.data` has given, and
-    `provenance` what results follow from. The processes of `crew` take part.
+    `provenance` what results follow from. The processes of `group` take part.
 
     Raises:
         ChangedError: A file of the data has changed meanwhile.
     """
-    if crew.seat.size > 1:
-        check_batches(crew.seat.size, split, config.data.batch_size)
+    if group.process.size > 1:
+        check_batches(group.process.size, split, config.data.batch_size)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     with tracking(moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         loggers = list(trackers.loggers.values())
         # First: it may refuse its settings.
-        trainer = build_trainer(config, new, loggers, make, seat=crew.seat)
+        trainer = build_trainer(config, new, loggers, make, process=group.process)
         models = [build_detector(parts(own)) for own in config.members()]
         trackers.start(settings, provenance)
         module: ScoringModule
@@ -235,7 +235,7 @@ def train(
         else:
             module, data = prepare(config, models.pop(), trainer, split)
             fitted = [module.model]
-        with crew.working(Task(config, split, new, make)):
+        with group.working(Task(config, split, new, make)):
             if isinstance(module, DetectorModule):
                 fit(trainer, module, data)
             record = test(trainer, module, data)

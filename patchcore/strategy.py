@@ -1,4 +1,4 @@
-"""Lightning's strategy for a crew: each process has its own batches, and nothing is averaged.
+"""Lightning's strategy: each process has its own batches, and nothing is averaged.
 
 Lightning's data-parallel strategies give every process equally many images, some of them twice, and
 average gradients. Here every image is in one batch of one process, in the batches that one process
@@ -19,9 +19,9 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 from torch.utils.data import DataLoader
 
-from patchcore.crew import Seat
 from patchcore.data.dataset import Loader
 from patchcore.data.sample import Split
+from patchcore.distributed import Process
 from patchcore.errors import InputError
 
 
@@ -67,15 +67,15 @@ class OwnBatches:
         return len(range(first, len(self.batches), self.size))
 
 
-class Seated(ClusterEnvironment):
-    """A crew as Lightning sees it: its processes run already, and are connected."""
+class Connected(ClusterEnvironment):
+    """A group as Lightning sees it: its processes run already, and are connected."""
 
     creates_processes_externally = True
     main_address, main_port = "127.0.0.1", 0
 
-    def __init__(self, seat: Seat) -> None:
+    def __init__(self, process: Process) -> None:
         super().__init__()
-        self.seat = seat
+        self.process = process
 
     @staticmethod
     def detect() -> bool:
@@ -84,42 +84,42 @@ class Seated(ClusterEnvironment):
 
     def world_size(self) -> int:
         """Return the number of processes."""
-        return self.seat.size
+        return self.process.size
 
     def set_world_size(self, size: int) -> None:
         """Do nothing: it is known."""
 
     def global_rank(self) -> int:
         """Return the number of this process."""
-        return self.seat.rank
+        return self.process.rank
 
     def set_global_rank(self, rank: int) -> None:
         """Do nothing: it is known."""
 
     def local_rank(self) -> int:
         """Return the number of this process on its machine."""
-        return self.seat.local
+        return self.process.local
 
     def node_rank(self) -> int:
         """Return the number of this machine, if all have as many processes."""
-        return (self.seat.rank - self.seat.local) // max(self._on_each(), 1)
+        return (self.process.rank - self.process.local) // max(self._on_each(), 1)
 
     def _on_each(self) -> int:
-        return torch.cuda.device_count() or self.seat.size
+        return torch.cuda.device_count() or self.process.size
 
 
 class Sharded(DDPStrategy):
     """Distributes batches, and leaves the model as it is: what it learns is shared by itself.
 
     Args:
-        seat: Of this process.
+        process: This one.
     """
 
     strategy_name = "sharded"
 
-    def __init__(self, seat: Seat) -> None:
-        super().__init__(cluster_environment=Seated(seat))
-        self.seat = seat
+    def __init__(self, process: Process) -> None:
+        super().__init__(cluster_environment=Connected(process))
+        self.process = process
 
     def setup(self, trainer: pl.Trainer) -> None:
         """Prepare the model; every process begins to fit with the first one's weights."""
@@ -138,7 +138,7 @@ class Sharded(DDPStrategy):
         assert isinstance(dataloader, DataLoader)
         assert self.lightning_module is not None
         fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
-        batches = OwnBatches(dataloader.batch_sampler, self.seat.rank, self.seat.size, fits)
+        batches = OwnBatches(dataloader.batch_sampler, self.process.rank, self.process.size, fits)
         return Loader(
             dataloader.dataset,
             batch_sampler=batches,

@@ -19,9 +19,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from patchcore.cache import MapCache, network_digest
 from patchcore.config import Config
-from patchcore.crew import Seat
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Split
+from patchcore.distributed import Process
 from patchcore.errors import InputError
 from patchcore.keeping import Keep
 from patchcore.members import Member
@@ -47,12 +47,12 @@ class Task:
     make: Make
 
 
-def take_part(task: Task, seat: Seat) -> None:
+def take_part(task: Task, process: Process) -> None:
     """Do the share of one process that is not the first: compute, and write nothing."""
     quiet()
     config = replace(task.config, trainer={**task.config.trainer, "enable_progress_bar": False})
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    trainer = build_trainer(config, task.new, [], task.make, seat=seat)
+    trainer = build_trainer(config, task.new, [], task.make, process=process)
     module, data = prepare(config, build_detector(parts(config)), trainer, task.split)
     fit(trainer, module, data)
     trainer.test(module, data, verbose=False)
@@ -142,11 +142,11 @@ def build_trainer(
     loggers: list[Logger],
     make: Make,
     whose: str = "",
-    seat: Seat | None = None,
+    process: Process | None = None,
 ) -> pl.Trainer:
     """The Trainer that the settings ask for, callbacks included; its bars end with `whose`.
 
-    With a `seat` it is that of one of several processes.
+    With a `process` it is the Trainer of one of several.
 
     Raises:
         InputError: It does not take them, or would use another device or precision.
@@ -160,9 +160,9 @@ def build_trainer(
         callbacks.append(ProgressBar(whose))
     if loggers:
         callbacks.append(Progress())
-    size = 1 if seat is None else seat.size
-    if seat is not None and size > 1:
-        settings |= {"strategy": Sharded(seat), "use_distributed_sampler": False}
+    size = 1 if process is None else process.size
+    if process is not None and size > 1:
+        settings |= {"strategy": Sharded(process), "use_distributed_sampler": False}
     trainer: pl.Trainer = make(
         "trainer",
         settings,

@@ -38,13 +38,13 @@ _CLOSED = re.compile(
     r"gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe|a process has ended",
     re.IGNORECASE,
 )
-Work = Callable[[Any, "Seat"], None]
-"""Does what the first process has sent: its content, and the seat of this process."""
+Work = Callable[[Any, "Process"], None]
+"""Does what the first process has sent: its content, and which process this one is."""
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Place of this process in a crew.
+class Process:
+    """One of the processes that share a run.
 
     Attributes:
         rank: Its number; 0 is the first.
@@ -57,7 +57,7 @@ class Seat:
     size: int
 
 
-class Follower(Protocol):
+class Worker(Protocol):
     """A process that the first has started."""
 
     def poll(self) -> int | None:
@@ -77,13 +77,13 @@ class Started(subprocess.Popen[bytes]):
     """A process of this machine, which ends when its standard input does."""
 
     def close(self) -> None:
-        """See `Follower.close`."""
+        """See `Worker.close`."""
         assert self.stdin is not None
         self.stdin.close()
 
 
-def outside() -> Seat | None:
-    """Return the seat that torchrun or SLURM has given this process; None where neither has."""
+def outside() -> Process | None:
+    """Return what torchrun or SLURM has started this process as; None where neither has."""
     from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     environment: Any = None
@@ -95,7 +95,7 @@ def outside() -> Seat | None:
         os.environ.setdefault("MASTER_PORT", str(environment.main_port))
     if environment is None or environment.world_size() < 2:
         return None
-    return Seat(environment.global_rank(), environment.local_rank(), environment.world_size())
+    return Process(environment.global_rank(), environment.local_rank(), environment.world_size())
 
 
 def check_size(trainer: Mapping[str, Any]) -> None:
@@ -104,48 +104,48 @@ def check_size(trainer: Mapping[str, Any]) -> None:
     Raises:
         InputError: torchrun or SLURM has started another number than the settings ask for.
     """
-    asked, seat = processes(trainer), outside()
-    if seat is not None and seat.size != asked:
+    asked, process = processes(trainer), outside()
+    if process is not None and process.size != asked:
         raise InputError(
-            f"trainer.devices × trainer.num_nodes is {asked}, and {seat.size} processes were "
+            f"trainer.devices × trainer.num_nodes is {asked}, and {process.size} processes were "
             "started: set them to what torchrun or SLURM starts"
         )
-    if seat is None and int(trainer.get("num_nodes") or 1) > 1:
+    if process is None and int(trainer.get("num_nodes") or 1) > 1:
         raise InputError(
             "trainer.num_nodes: start the command with torchrun or SLURM on every machine, or set "
             "it to 1"
         )
 
 
-class Crew:
+class ProcessGroup:
     """All processes of a run, as the first sees them; without effect for a run of one process.
 
     Use it as a context around the run, and `working` around what all do together.
 
     Args:
         trainer: Arguments of Lightning's Trainer.
-        launch: Starts a process: seat, port and the file for its last words to `Follower`.
+        launch: Starts a worker, given its `Process`, the port, and the file for its last words.
     """
 
     def __init__(
         self,
         trainer: Mapping[str, Any],
-        launch: Callable[[Seat, int, Path], Follower] | None = None,
+        launch: Callable[[Process, int, Path], Worker] | None = None,
     ) -> None:
         check_size(trainer)
-        self.seat = outside() or Seat(0, 0, processes(trainer))
+        self.process = outside() or Process(0, 0, processes(trainer))
         self._backend = backend({} if outside() else trainer)
         self._launch = launch or start
-        self._followers: list[Follower] = []
+        self._workers: list[Worker] = []
         self._folder: Path | None = None
         self._lost = threading.Event()
         self._threads = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "ProcessGroup":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.seat.size == 1 or self.seat.rank:
+        if self.process.size == 1 or self.process.rank:
             return
         if outside() is not None:
             if kind is None:
@@ -164,7 +164,7 @@ class Crew:
         Raises:
             InputError: One of the others has ended; or whatever ended it.
         """
-        if self.seat.size == 1:
+        if self.process.size == 1:
             yield
             return
         try:
@@ -187,34 +187,34 @@ class Crew:
         if outside() is not None:
             connect_outside()
             return
-        self._folder = Path(tempfile.mkdtemp(prefix="patchcore-crew-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="patchcore-group-"))
         self._lost = threading.Event()
-        store = dist.TCPStore("127.0.0.1", 0, self.seat.size, True, wait_for_workers=False)
-        for rank in range(1, self.seat.size):
-            seat = Seat(rank, rank, self.seat.size)
-            self._followers.append(self._launch(seat, store.port, self._folder / str(rank)))
-        waiting = [f"here{rank}" for rank in range(1, self.seat.size)]
+        store = dist.TCPStore("127.0.0.1", 0, self.process.size, True, wait_for_workers=False)
+        for rank in range(1, self.process.size):
+            process = Process(rank, rank, self.process.size)
+            self._workers.append(self._launch(process, store.port, self._folder / str(rank)))
+        waiting = [f"here{rank}" for rank in range(1, self.process.size)]
         while not store.check(waiting):
-            if any(each.poll() is not None for each in self._followers):
+            if any(each.poll() is not None for each in self._workers):
                 raise ConnectionError("a process has ended")
             time.sleep(0.02)
-        for each in self._followers:
+        for each in self._workers:
             threading.Thread(
                 target=_watch, args=(each, self._lost, "nccl" in self._backend), daemon=True
             ).start()
-        _connect(self.seat, self._backend, store)
+        _connect(self.process, self._backend, store)
 
     def _cause(self, error: BaseException) -> BaseException:
-        """Return what ended the work: an error of this process, or that of a follower."""
+        """Return what ended the work: an error of this process, or that of a worker."""
         if isinstance(error, InputError) or not isinstance(error, Exception):
             return error
         if not (isinstance(error, ConnectionError) or _CLOSED.search(str(error))):
             return error
-        if not self._followers:
+        if not self._workers:
             return InputError("another process of the run has ended: see what it says")
         end = time.monotonic() + 10
         while time.monotonic() < end:
-            ended = [each.poll() for each in self._followers]
+            ended = [each.poll() for each in self._workers]
             if any(code is not None for code in ended):
                 break
             time.sleep(0.02)
@@ -225,14 +225,14 @@ class Crew:
         for rank, (code, said) in enumerate(zip(ended, words, strict=True), 1):
             if code is not None and code != 0 and said is None:
                 return InputError(
-                    f"trainer.devices: process {rank} of {self.seat.size} was killed or ended "
+                    f"trainer.devices: process {rank} of {self.process.size} was killed or ended "
                     f"without a word (exit code {code}), most often for lack of memory: set fewer "
                     "devices, or a smaller data.batch_size"
                 )
         return error
 
     def _last_words(self, i: int) -> BaseException | None:
-        """Error that ended the i-th follower; None if it has left none."""
+        """Error that ended the i-th worker; None if it has left none."""
         assert self._folder is not None
         try:
             said: BaseException = pickle.loads((self._folder / str(i + 1)).read_bytes())
@@ -241,8 +241,8 @@ class Crew:
         return said
 
     def _dismiss(self, at_once: bool = False) -> None:
-        """End the followers and the connection."""
-        for each in self._followers:
+        """End the workers and the connection."""
+        for each in self._workers:
             with suppress(subprocess.TimeoutExpired):
                 if not at_once:
                     each.wait(30)
@@ -250,7 +250,7 @@ class Crew:
                 each.kill()
                 each.wait()
             each.close()
-        self._followers = []
+        self._workers = []
         if dist.is_initialized():
             with suppress(RuntimeError):
                 dist.destroy_process_group()
@@ -268,9 +268,9 @@ class Crew:
             os.environ.pop("OMP_NUM_THREADS", None)
 
 
-def _watch(follower: Follower, lost: threading.Event, abort: bool) -> None:
-    """Wait until a follower ends. One that fails breaks off what the others wait for."""
-    if follower.wait() != 0:
+def _watch(worker: Worker, lost: threading.Event, abort: bool) -> None:
+    """Wait until a worker ends. One that fails breaks off what the others wait for."""
+    if worker.wait() != 0:
         lost.set()
         if abort and dist.is_initialized():  # gloo sees the closed connection by itself
             with suppress(Exception):
@@ -284,10 +284,10 @@ def backend(trainer: Mapping[str, Any]) -> str:
     return "cpu:gloo,cuda:nccl" if cuda else "gloo"
 
 
-def start(seat: Seat, port: int, words: Path) -> Follower:
-    """Start a process of the crew on this machine."""
-    program = "from patchcore.crew import main; main()"
-    arguments = [str(seat.rank), str(seat.size), str(port), str(words)]
+def start(process: Process, port: int, words: Path) -> Worker:
+    """Start a worker on this machine."""
+    program = "from patchcore.distributed import main; main()"
+    arguments = [str(process.rank), str(process.size), str(port), str(words)]
     paths = os.pathsep.join(path for path in sys.path if path)
     return Started(
         [sys.executable, "-c", program, *arguments],
@@ -302,32 +302,32 @@ def main() -> None:
     rank, size, port, words = sys.argv[1:]
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the first decides
-    follow(Seat(int(rank), int(rank), int(size)), int(port), Path(words))
+    follow(Process(int(rank), int(rank), int(size)), int(port), Path(words))
 
 
-def follow(seat: Seat, port: int, words: Path) -> None:
+def follow(process: Process, port: int, words: Path) -> None:
     """Do what the first process says until it is done; leave an error in the file `words`."""
     from patchcore.training import take_part  # here: it imports this file
 
     warnings.simplefilter("ignore")  # the first tells them
     try:
-        store = dist.TCPStore("127.0.0.1", port, seat.size, False)
-        store.set(f"here{seat.rank}", "")
-        _connect(seat, None, store)
-        serve(take_part, seat)
+        store = dist.TCPStore("127.0.0.1", port, process.size, False)
+        store.set(f"here{process.rank}", "")
+        _connect(process, None, store)
+        serve(take_part, process)
     except BaseException as error:
         words.write_bytes(_legible(error))
-        os._exit(1)  # at once: connections of a broken crew may wait for long
+        os._exit(1)  # at once: connections of a broken group may wait for long
     dist.destroy_process_group()
 
 
-def serve(work: Work, seat: Seat) -> bool:
+def serve(work: Work, process: Process) -> bool:
     """Do the tasks of one run, until the first process is done; return whether more may come."""
     while True:
         kind, content = _receive()
         if kind != "work":
             return bool(kind == "done")
-        work(pickle.loads(content), seat)
+        work(pickle.loads(content), process)
 
 
 def accompany(work: Work, always: bool = False) -> None:
@@ -337,28 +337,30 @@ def accompany(work: Work, always: bool = False) -> None:
         work: See `Work`.
         always: Until the first ends, and not just for one run.
     """
-    seat = outside()
-    assert seat is not None
+    process = outside()
+    assert process is not None
     connect_outside()
-    while serve(work, seat) and always:
+    while serve(work, process) and always:
         pass
 
 
 def part() -> None:
     """Let the other processes that torchrun or SLURM has started end too."""
-    seat = outside()
-    if seat is not None and seat.rank == 0:
+    process = outside()
+    if process is not None and process.rank == 0:
         connect_outside()
         _send(("end", None))
 
 
 def connect_outside() -> None:
     """Connect processes that torchrun or SLURM has started."""
-    seat = outside()
-    assert seat is not None
+    process = outside()
+    assert process is not None
     if not dist.is_initialized():
         ways = backend({})
-        dist.init_process_group(ways, "env://", PATIENCE, rank=seat.rank, world_size=seat.size)
+        dist.init_process_group(
+            ways, "env://", PATIENCE, rank=process.rank, world_size=process.size
+        )
 
 
 def pickled(task: Any) -> bytes:
@@ -372,14 +374,14 @@ def pickled(task: Any) -> bytes:
         ) from None
 
 
-def _connect(seat: Seat, name: str | None, store: Any) -> None:
+def _connect(process: Process, name: str | None, store: Any) -> None:
     """Connect the processes of a store; the first says how."""
     if name is None:
         name = store.get("backend").decode()
     else:
         store.set("backend", name)
     dist.init_process_group(
-        name, store=store, rank=seat.rank, world_size=seat.size, timeout=PATIENCE
+        name, store=store, rank=process.rank, world_size=process.size, timeout=PATIENCE
     )
 
 

@@ -29,9 +29,9 @@ from patchcore.coreset import (
     Start,
     subsample,
 )
-from patchcore.crew import Seat, follow
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.decision import DecisionConfig
+from patchcore.distributed import Process, follow
 from patchcore.methods import SpadeConfig
 from patchcore.patches import PatchConfig
 from patchcore.switches import check_switches, processes
@@ -42,12 +42,12 @@ from tests.runs import patchcore as command
 
 
 class Forked:
-    """A process as `patchcore.crew.start` starts it, of a fork that has imported the libraries."""
+    """A process as `patchcore.distributed.start` starts it, of a fork with the libraries."""
 
     started: list[BaseProcess] = []  # noqa: RUF012
 
-    def __init__(self, seat: Seat, port: int, words: Path) -> None:
-        self.process = forkserver().Process(target=follow, args=(seat, port, words))
+    def __init__(self, process: Process, port: int, words: Path) -> None:
+        self.process = forkserver().Process(target=follow, args=(process, port, words))
         self.process.start()
         self.lock = Lock()
         self.started.append(self.process)
@@ -84,7 +84,7 @@ class Witness(pl.Callback):
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> list[BaseProcess]:
-    monkeypatch.setattr("patchcore.crew.start", Forked)
+    monkeypatch.setattr("patchcore.distributed.start", Forked)
     Forked.started.clear()
     return Forked.started
 
