@@ -40,10 +40,10 @@ def main() -> None:
         with concluded():
             command()
         return
-    from patchcore.crew import accompany, outside, part
+    from patchcore.distributed import accompany, outside, part
     from patchcore.training import take_part
 
-    if (seat := outside()) is not None and seat.rank:
+    if (process := outside()) is not None and process.rank:
         accompany(take_part, always=True)  # the first process alone has a run
         return
     with concluded():
