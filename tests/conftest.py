@@ -8,6 +8,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
+
+# Tests compute little at a time: a second thread gains nothing, and on a busy machine it waits in a
+# loop for its turn. Set before PyTorch is imported, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import timm
 import torch
 from hypothesis import settings
