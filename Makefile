@@ -62,10 +62,12 @@ lock: .venv/installed
 	touch $@
 
 .venv/developed: .venv/installed
+	$(if $(TORCH),$(BIN)/pip install --quiet uv)
 	$(INSTALL) --editable '.[dev]'
 	touch $@
 
 .venv/documented: .venv/installed
+	$(if $(TORCH),$(BIN)/pip install --quiet uv)
 	$(INSTALL) --editable '.[docs]'
 	touch $@
 

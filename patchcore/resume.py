@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import math
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from patchcore.data.sample import Sample
 from patchcore.digests import digest
 from patchcore.report.cells import harmless
 from patchcore.report.checks import STRUCTURES
+from patchcore.report.folders import PICTURES, Images
 
 FINGERPRINT_FILE = "fingerprint.txt"
 PROVENANCE_FILE = "provenance.json"
@@ -117,18 +119,41 @@ def read_source(folder: Path) -> str:
         return ""
 
 
-def copy_scores(source: Path, samples: Sequence[Sample], folder: Path) -> None:
+def copy_scores(source: Path, samples: Sequence[Sample], folder: Path) -> dict[str, str]:
     """Write the scores of the finished run in `source` beside the paths of these samples.
 
-    They are the test images in its order, as another run finds them.
+    They are the test images in its order, as another run finds them. Returns their paths there by
+    those in `source`.
     """
+    names = [harmless(sample.name) for sample in samples]
     with (source / "scores.csv").open(newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(head)
-        for sample, row in zip(samples, rows, strict=True):
-            writer.writerow([harmless(sample.name), *row[1:]])
+        for name, row in zip(names, rows, strict=True):
+            writer.writerow([name, *row[1:]])
+    return dict(zip((row[0] for row in rows), names, strict=True))
+
+
+def copy_pictures(source: Path, images: Images, names: Mapping[str, str], folder: Path) -> None:
+    """Copy pictures of single test images from a finished run, and the list of them.
+
+    Args:
+        source: Folder of the run.
+        images: Of which images they are.
+        names: Paths of the images by those in `source`.
+        folder: Where to.
+    """
+    if (source / PICTURES).is_dir():  # there are none where the threshold gets nothing wrong
+        shutil.copytree(source / PICTURES, folder / PICTURES)
+    told = f"figures/{images.list_name}"
+    with (source / told).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        head, *rows = csv.reader(file)
+    with (folder / told).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        writer.writerows([names.get(path, path), picture] for path, picture in rows)
 
 
 def _pointed(pointer: Path) -> Path | None:

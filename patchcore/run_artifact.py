@@ -15,7 +15,7 @@ from patchcore.decision import Decision
 from patchcore.errors import InputError
 from patchcore.explanation import cut_crops
 from patchcore.inspector import SOURCES, Inspector
-from patchcore.keeping import FOLDER
+from patchcore.keeping import FOLDER, Keep
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import Scale
@@ -65,17 +65,31 @@ def write_artifact(
     }
     images = [own.image for own in config.members()]
     shared = None if config.data.region is None else split.train[0].region
-    region = None if shared is None else read_truth(shared)
+    region = None if shared is None else read_truth(shared, config.image.limit)
     inspector = Inspector(model, images, decision, details, precision, region)
     if config.artifact.crops:
         inspector.crops = cut_crops(inspector)
     save(inspector, folder / FOLDER, weights=config.artifact.weights)
 
 
+def check_kept(config: Any) -> None:
+    """Refuse to keep a model that would score other images by another rule than the run's own.
+
+    Raises:
+        InputError: The regions are of single images, and those of images to come are not known.
+    """
+    if config.artifact.keep is not Keep.none and config.data.regions is not None:
+        raise InputError(
+            "artifact: a kept model cannot know data.regions of images to come: set data.region, "
+            "one mask that all images share, or artifact=false"
+        )
+
+
 def is_whole(run: Path) -> bool:
-    """Return whether the artifact in a run's folder is undamaged; warn if it is not."""
+    """Return whether the artifact in a run's folder is as the run has left it; warn if not."""
     try:
-        check(run / FOLDER)
+        if len(check(run / FOLDER)["lineage"]) > 1:
+            raise InputError(f"{run / FOLDER}: was extended")
     except InputError as error:
         reason = str(error).removesuffix(f": {REMEDY}")  # which is what is done
         warnings.warn(f"{reason}; the run is made again", stacklevel=2)

@@ -5,7 +5,6 @@ Hydra's rules, so that this file needs no Hydra.
 """
 
 import json
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from patchcore.keeping import Keeper
 from patchcore.members import EnsembleModule, Member
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
-from patchcore.report.folders import PICTURES, Images
+from patchcore.report.folders import Images
 from patchcore.report.images import write_images
 from patchcore.report.run import (
     SOMETIMES,
@@ -43,13 +42,14 @@ from patchcore.resume import (
     FINGERPRINT_FILE,
     SOURCE_FILE,
     Finished,
+    copy_pictures,
     copy_scores,
     finished_fingerprint,
     read_provenance,
     read_source,
     write_provenance,
 )
-from patchcore.run_artifact import copy_artifact, is_whole, write_artifact
+from patchcore.run_artifact import check_kept, copy_artifact, is_whole, write_artifact
 from patchcore.runfolder import METRICS, RunFolder
 from patchcore.settings import plain
 from patchcore.strategy import check_batches
@@ -157,6 +157,7 @@ def _run_in(
 ) -> str:
     """`run` in a folder that is locked; returns the summary for the screen."""
     folder = place.path
+    check_kept(config)
     split = config.data.read().recorded(weights_files(config))
     if config.decision.false_alarms is not None and any(x.label for x in split.train):
         raise InputError(
@@ -286,14 +287,14 @@ def take_over(
 
     Numbers are those of the source; paths, pictures and trackers are what these settings ask for.
     """
-    copy_scores(source, samples, new)
+    names = copy_scores(source, samples, new)
     if wanted := _pictures(config):
         (new / "figures").mkdir()
         for picture in [*wanted, SOMETIMES]:
             if (source / "figures" / picture).is_file():
                 (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
         if config.pictures is not Images.none:
-            shutil.copytree(source / PICTURES, new / PICTURES)
+            copy_pictures(source, config.pictures, names, new)
     if keeper.wants(*_told(source)):
         copy_artifact(source, new)
     origin = source

@@ -108,7 +108,7 @@ def check_shared(config: Any) -> None:
     sampler = type(config.coreset).__name__.removesuffix("Config").lower()
     refused = {
         f"method={config.method.name}": not config.method.shared,
-        "layers.join=separate": config.layers.join is not Join.concat,
+        f"layers.join={config.layers.join.name}": config.layers.join is not Join.concat,
         **{f"method.{key}={value}": True for key, value in switched_on(config.method).items()},
         "an ensemble": bool(config.ensemble.members),
         "decision.false_alarms": config.decision.false_alarms is not None,

@@ -18,7 +18,7 @@ from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.overrides import as_typed, check_overrides
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ASIDE = {"make", "mlflow", "wandb", "pip", "docker"}
+ASIDE = {"docker", "make", "mkdir", "mlflow", "pip", "wandb"}
 """Programs that are not the project's."""
 OWN_CHOICES = {"experiment=mine"}
 """Choices that a reader makes first."""

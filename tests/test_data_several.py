@@ -114,6 +114,12 @@ def test_shares_that_cannot_be(tmp_path: Path, share: float, message: str) -> No
         config(write_categories(tmp_path), "bolt", contamination=share).read()
 
 
+def test_without_anomalous_images_none_can_be_moved() -> None:
+    nominal = [Sample(Path(f"{i}.png"), 0) for i in range(10)]
+    with pytest.raises(InputError, match=r"^data.contamination: there are no anomalous images"):
+        contaminated(Split(nominal, nominal[:2]), [], 0.1, 0)
+
+
 def test_images_of_one_thing_move_together() -> None:
     a, b, c = ([Sample(Path(f"{x}{i}.png"), i % 2, "cut") for i in range(4)] for x in "abc")
     nominal = [Sample(Path(f"{i}.png"), 0) for i in range(10)]

@@ -17,6 +17,7 @@ import torch
 
 import patchcore
 from patchcore import InputError
+from patchcore.backbones import Join, LayersConfig
 from patchcore.coreset import (
     AllConfig,
     ApproximateConfig,
@@ -260,6 +261,7 @@ def test_the_command_starts_its_own_processes(tmp_path: Path) -> None:
     ("groups", "message"),
     [
         ({"method": SpadeConfig()}, "method=spade is for one device alone"),
+        ({"layers": LayersConfig(["2", "3"], Join.scaled)}, "layers.join=scaled is for one device"),
         ({"coreset": LearnedConfig()}, "coreset=learned is for one device alone"),
         ({"decision": DecisionConfig(false_alarms=0.1)}, "decision.false_alarms is for one device"),
     ],

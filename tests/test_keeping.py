@@ -16,10 +16,12 @@ import yaml
 from PIL import Image
 
 from patchcore import GreedyConfig, InputError, load, runner
+from patchcore.artifact import save
 from patchcore.cache import CacheConfig
 from patchcore.commands.overrides import as_typed
 from patchcore.config import Config, Objective
 from patchcore.data.images import read_image
+from patchcore.extend import extend
 from patchcore.keeping import ArtifactConfig, Contest, Keep, Keeper, holders
 from patchcore.methods import Detector
 from tests.images import write_mvtec
@@ -190,8 +192,15 @@ def test_a_finished_run_is_made_again_only_for_an_artifact_that_it_lacks(
     expected = [score for _, score in scores]
     paths = [path for path, _ in scores]
     assert scored(tmp_path / "other/artifact", paths) == pytest.approx(expected, rel=1e-6)
-    (folder / "artifact/model.safetensors").write_bytes(b"")
+    grown = load(folder / "artifact")
+    extend(grown, paths[:1])
+    save(grown, folder / "artifact", weights=True)
     shutil.rmtree(tmp_path / "other")
+    with pytest.warns(UserWarning, match=r"artifact: was extended; the run is made again"):
+        assert again(kept, tmp_path / "other") == files[:2]
+    assert scored(tmp_path / "other/artifact", paths) == pytest.approx(expected, rel=1e-6)
+    shutil.rmtree(tmp_path / "other")
+    (folder / "artifact/model.safetensors").write_bytes(b"")
     with pytest.warns(
         UserWarning, match=r"model\.safetensors: is damaged: [^:]*; the run is made again"
     ):
@@ -229,6 +238,7 @@ def test_artifact_is_typed_as_people_guess() -> None:
 def test_mistakes_are_told(root: Path, tmp_path: Path) -> None:
     for typed, told in (
         (["artifact=yes"], "artifact=yes: there is no such choice; there are true (all), false"),
+        (["artifact=true", "data.regions=x"], "artifact: a kept model cannot know data.regions of"),
         (["artifact.weights=true"], "artifact.weights has no effect alone: add artifact=true"),
     ):
         done = run(root, tmp_path, *typed)

@@ -88,6 +88,17 @@ def test_record_names_what_is_undefined() -> None:
     json.dumps(record, allow_nan=False)
 
 
+def test_types_of_several_categories_stay_as_they_were_read() -> None:
+    run = make_run(*MIXED)
+    run.metrics["decision_threshold"] = 0.5
+    read = {"a/scratch": {"images": 1, "recall": 1.0}, "b/scratch": {"images": 1, "recall": 0.0}}
+    run.subsets = {"defect_types": read}  # scores.csv has no categories
+    assert run.record()["defect_types"] == read
+    run.subsets = {"defect_types": {"scratch": {"metrics": {}}}}
+    expected = {"scratch": {"metrics": {}, "images": 2, "recall": 0.5}}
+    assert run.record()["defect_types"] == expected
+
+
 def test_summary_is_a_table_with_reasons() -> None:
     lines = make_run(*NOMINAL).summary().splitlines()
     assert "image_auroc              undefined: no anomalous images in the test set" in lines

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from patchcore.data.sample import Sample
+from patchcore.report.folders import Images
 from patchcore.resume import (
     FINGERPRINT_FILE,
     PROVENANCE_FILE,
     Finished,
+    copy_pictures,
     copy_scores,
     damage,
     finished_fingerprint,
@@ -140,7 +142,22 @@ def test_results_are_taken_over_under_the_paths_of_this_run(tmp_path: Path) -> N
     folder = tmp_path / "new"
     folder.mkdir()
     samples = [Sample(Path("new, place/a.png"), 0), Sample(Path("new/b.png"), 1, "scratch")]
-    copy_scores(source, samples, folder)
+    names = copy_scores(source, samples, folder)
     rows = (folder / "scores.csv").read_text().splitlines()
     assert rows[1:] == ['"new, place/a.png",0,good,1.5', "new/b.png,1,scratch,2.5"]
     assert read_provenance(source)["warm"] == ["score"]
+    # So are pictures of single images; of those called wrong there may be none.
+    (source / "figures").mkdir(exist_ok=True)
+    (folder / "figures").mkdir()
+    before = [row.split(",")[0] for row in (source / "scores.csv").read_text().splitlines()[1:]]
+    listed = f"path,picture\n{before[1]},figures/images/b.png\n"
+    for which, text in ((Images.all, listed), (Images.wrong, "path,picture\n")):
+        (source / "figures" / which.list_name).write_text(text)
+    copy_pictures(source, Images.wrong, names, folder)
+    assert (folder / "figures/images_wrong.csv").read_text().splitlines() == ["path,picture"]
+    (source / "figures/images").mkdir()
+    (source / "figures/images/b.png").write_bytes(b"picture")
+    copy_pictures(source, Images.all, names, folder)
+    copied = (folder / "figures/images_all.csv").read_text().splitlines()
+    assert copied == ["path,picture", "new/b.png,figures/images/b.png"]
+    assert (folder / "figures/images/b.png").read_bytes() == b"picture"

@@ -282,6 +282,8 @@ def contaminated(
             break
         moved.update(found[i])
     told = f"data.contamination: {share:g} of {len(split.train)} training images"
+    if not total:
+        raise InputError("data.contamination: there are no anomalous images to move: set it to 0")
     if not moved:
         raise InputError(f"{told} is not one image; raise it, or set it to 0")
     if sum(sample.label for sample in moved) >= total:

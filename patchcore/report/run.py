@@ -116,7 +116,8 @@ class Run:
         record |= self.subsets
         if types := self.defect_types:
             known = self.subsets.get("defect_types", {})
-            record["defect_types"] = {k: {**known.get(k, {}), **v} for k, v in types.items()}
+            if known.keys() <= types.keys():  # else they were read, and are by category
+                record["defect_types"] = {k: {**known.get(k, {}), **v} for k, v in types.items()}
         if self.ratio_curve:
             record["ratio_curve"] = [_numbers(row) for row in self.ratio_curve]
         if self.members:
