@@ -9,8 +9,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from patchcore.commands.overrides import as_typed
+from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mtd import MTDConfig, MTDSplit
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.realiad import RealIADConfig
 from patchcore.data.sample import DataConfig, Sample, Split, contaminated
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask
@@ -118,6 +120,12 @@ def test_without_anomalous_images_none_can_be_moved() -> None:
     nominal = [Sample(Path(f"{i}.png"), 0) for i in range(10)]
     with pytest.raises(InputError, match=r"^data.contamination: there are no anomalous images"):
         contaminated(Split(nominal, nominal[:2]), [], 0.1, 0)
+
+
+@pytest.mark.parametrize("kind", [MSTCConfig, RealIADConfig])
+def test_frames_of_a_video_and_views_of_a_part_are_one_thing(kind: type[DataConfig]) -> None:
+    test = [Sample(Path(f"{folder}/{i}.jpg"), i % 2) for folder in "ab" for i in range(3)]
+    assert kind()._inseparable(test) == [test[:3], test[3:]]
 
 
 def test_images_of_one_thing_move_together() -> None:

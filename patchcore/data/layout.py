@@ -304,3 +304,11 @@ def _masks(
         if len(paths) > 1:
             raise InputError(f"{paths[1]}: {name} has the mask {paths[0]} already; remove one")
     return {key: paths[0] for key, paths in found.items()}
+
+
+def by_folder(samples: Iterable[Sample]) -> list[list[Sample]]:
+    """Samples by the folder that holds them, as of one part from several sides, or of one video."""
+    groups: dict[Path, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.path.parent, []).append(sample)
+    return list(groups.values())

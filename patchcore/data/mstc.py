@@ -17,7 +17,7 @@ saved by NumPy, (frames,) and (frames, H, W), and not 0 where anomalous. Trainin
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +26,7 @@ import numpy as np
 
 from patchcore.data.files import Files
 from patchcore.data.images import open_array
-from patchcore.data.layout import find_root, images_in, no_category
+from patchcore.data.layout import by_folder, find_root, images_in, no_category
 from patchcore.data.sample import Category, DataConfig, Masks, Sample, Split
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
@@ -84,6 +84,10 @@ class MSTCConfig(DataConfig):
             sample for video in test_videos for sample in _test_samples(files, video)[:: self.every]
         ]
         return Split(train, test)
+
+    def _inseparable(self, test: Sequence[Sample]) -> list[list[Sample]]:
+        """See `DataConfig`: the frames of one video, which have a folder."""
+        return by_folder(test)
 
 
 def _videos(files: Files, folder: Path) -> list[Path]:

@@ -14,12 +14,13 @@ request only: this layout is that which programs read, not one that was seen her
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from patchcore.data.files import Files
-from patchcore.data.layout import find_root, marks, no_category
+from patchcore.data.layout import by_folder, find_root, marks, no_category
 from patchcore.data.sample import Category, DataConfig, Sample, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.errors import InputError, printable
@@ -101,6 +102,10 @@ class RealIADConfig(DataConfig):
         if any(sample.label for sample in train) and "fuiad" not in self.table:
             raise InputError(f"{table}: lists anomalous images to train on; restore the file")
         return Split(train, test)
+
+    def _inseparable(self, test: Sequence[Sample]) -> list[list[Sample]]:
+        """See `DataConfig`: the views of one part, which have a folder."""
+        return by_folder(test)
 
 
 def _lists(table: Path) -> list[list[Any]]:
