@@ -77,9 +77,9 @@ def code(name: str, text: str) -> str:
     end = at + 1
     while _open("".join(lines[at:end])) and end < len(lines):
         end += 1
-    file = Path(inspect.getsourcefile(found(name)) or "")
-    if "patchcore" in file.parts:
-        file = Path(*file.parts[file.parts.index("patchcore", len(ROOT.parts)) :])
+    package = importlib.import_module(name.partition(".")[0])
+    source = Path(inspect.getsourcefile(inspect.unwrap(found(name))) or "")
+    file = source.relative_to(Path(str(package.__file__)).parents[1])
     title = f"{name}, line {start + at} of {file}"
     quoted = inspect.cleandoc("".join(lines[at:end]))
     return f'``` {{ .python title="{title}" linenums="{start + at}" }}\n{quoted}\n```'

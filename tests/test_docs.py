@@ -77,6 +77,7 @@ def test_every_setting_has_help() -> None:
 def test_quoted_lines_are_those_of_the_code(generate: ModuleType) -> None:
     quoted = generate.code("patchcore.scoring.euclidean", "sqrt")
     assert "return squared.sqrt().mean(-1)" in quoted
+    assert " of patchcore/scoring.py" in quoted
     (line,) = re.findall(r'linenums="(\d+)"', quoted)
     source = (REPOSITORY / "patchcore/scoring.py").read_text().splitlines()
     assert source[int(line) - 1].strip() == "return squared.sqrt().mean(-1)"
