@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+from datetime import timedelta
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -187,7 +188,8 @@ FEATURES = [
 def _memories(rank: int, port: int) -> list[Coreset]:
     """Memories of all samplers, made by two processes that have every other image."""
     store = torch.distributed.TCPStore("127.0.0.1", port, 2, False)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    patience = timedelta(minutes=5)  # should the other process have died
+    torch.distributed.init_process_group("gloo", None, patience, 2, rank, store)
     images = list(range(rank, len(IMAGES), 2))
     shard = Shard.of(images, [IMAGES[i] for i in images])
     found = []
