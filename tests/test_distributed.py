@@ -251,7 +251,7 @@ def test_the_command_starts_its_own_processes(tmp_path: Path) -> None:
     done = command(
         *("train", "data=mvtec", f"data.root={tmp_path}", "data.category=nut", "data.batch_size=2"),
         *("image.resize=32", "image.crop=32", "layers.names=[2,3]", "patch=average"),
-        *("coreset.ratio=0.5", "trainer=cpu", "trainer.devices=2", "logger=none", "figures=false"),
+        *("coreset.ratio=0.5", "trainer=cpu", "trainer.devices=2", "logger=csv", "figures=false"),
         *(f"cache.root={tmp_path / 'cache'}", f"hydra.run.dir={tmp_path / 'run'}"),
     )
     assert done.code == 0, done.err

@@ -290,6 +290,7 @@ def read_results(folder: Path) -> Run:
     record = read_record(folder)
     rows = read_scores(folder)
     metric = ImageMetrics()
+    metric.distributed_available_fn = bool  # no other process takes part
     if rows:
         scores = torch.tensor([row.score for row in rows], dtype=torch.float64)
         metric.update(scores, torch.tensor([row.label for row in rows]))

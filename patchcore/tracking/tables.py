@@ -176,6 +176,7 @@ def defect_types(run: Run) -> Table:
     for kind in dict.fromkeys(kinds[run.labels == 1].tolist()):
         own = torch.from_numpy(kinds == kind) & (labels == 1)
         metric = ImageMetrics()
+        metric.distributed_available_fn = bool  # no other process takes part
         metric.update(scores[own | (labels == 0)], labels[own | (labels == 0)])
         values = metric.compute()
         recall = (
