@@ -306,6 +306,12 @@ def _masks(
     return {key: paths[0] for key, paths in found.items()}
 
 
+def with_validation(files: Files, folder: Path, split: Split, layout: str) -> Split:
+    """A category's split with the nominal images in `validation/good` to train on, too."""
+    more = images_in(files, folder / "validation" / "good", layout)
+    return Split(split.train + [Sample(path, 0) for path in more], split.test)
+
+
 def by_folder(samples: Iterable[Sample]) -> list[list[Sample]]:
     """Samples by the folder that holds them, as of one part from several sides, or of one video."""
     groups: dict[Path, list[Sample]] = {}

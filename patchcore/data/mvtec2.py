@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from patchcore.data.files import Files
-from patchcore.data.layout import find_category, find_root, images_in, read_category
-from patchcore.data.sample import Category, DataConfig, Sample, Split
+from patchcore.data.layout import find_category, find_root, read_category, with_validation
+from patchcore.data.sample import Category, DataConfig, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.settings import setting
 
@@ -66,7 +66,4 @@ class MVTec2Config(DataConfig):
         folder = find_category(root, self.category, LAYOUT)
         public = "test_public"
         split = read_category(files, folder, LAYOUT, test=public, truth=f"{public}/ground_truth")
-        if not self.validation:
-            return split
-        more = images_in(files, folder / "validation" / "good", LAYOUT)
-        return Split(split.train + [Sample(path, 0) for path in more], split.test)
+        return with_validation(files, folder, split, LAYOUT) if self.validation else split

@@ -18,7 +18,7 @@ from patchcore.metrics.measures import (
 )
 from patchcore.metrics.overlap import MapScores
 from patchcore.metrics.regions import region_areas
-from patchcore.metrics.sweep import Sweep, precision_recall_curve, roc_curve, sweep
+from patchcore.metrics.sweep import Sweep, curves, sweep
 
 
 class ImageMetrics(Metric):
@@ -69,11 +69,9 @@ class ImageMetrics(Metric):
         return self._undefined
 
     def curves(self) -> dict[str, Tensor]:
-        """`fpr` and `tpr` of `roc_curve`, `precision` and `recall` of `precision_recall_curve`."""
+        """See `patchcore.metrics.sweep.curves`."""
         self.compute()
-        fpr, tpr = roc_curve(self._counts)
-        precision, recall = precision_recall_curve(self._counts)
-        return {"fpr": fpr, "tpr": tpr, "precision": precision, "recall": recall}
+        return curves(self._counts)
 
 
 class PixelMetrics(Metric):

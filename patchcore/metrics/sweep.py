@@ -163,6 +163,13 @@ def precision_recall_curve(
     return counts.tp / (counts.tp + counts.fp), recall
 
 
+def curves(counts: Sweep) -> dict[str, Tensor]:
+    """Return `fpr` and `tpr` of the ROC curve, and `precision` and `recall`, each by its name."""
+    fpr, tpr = roc_curve(counts)
+    precision, recall = precision_recall_curve(counts)
+    return {"fpr": fpr, "tpr": tpr, "precision": precision, "recall": recall}
+
+
 def area_under(
     x: Float[Tensor, " corners"], y: Float[Tensor, " corners"], limit: float = 1.0
 ) -> float:

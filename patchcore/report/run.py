@@ -21,7 +21,7 @@ from torch import Tensor
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
-from patchcore.metrics import ImageMetrics, told
+from patchcore.metrics import curves, sweep, told
 from patchcore.report import figures
 from patchcore.report.cells import harmless
 from patchcore.report.checks import STRUCTURES, is_number
@@ -289,11 +289,8 @@ def read_results(folder: Path) -> Run:
     """
     record = read_record(folder)
     rows = read_scores(folder)
-    metric = ImageMetrics()
-    metric.distributed_available_fn = bool  # no other process takes part
-    if rows:
-        scores = torch.tensor([row.score for row in rows], dtype=torch.float64)
-        metric.update(scores, torch.tensor([row.label for row in rows]))
+    scores = torch.tensor([row.score for row in rows], dtype=torch.float64)
+    anomalous = torch.tensor([bool(row.label) for row in rows], dtype=torch.bool)
     names = sorted(path.name for path in folder.glob("figures/*.png"))
     found = (own_file(folder, f"figures/{name}") for name in names)
     return Run(
@@ -303,7 +300,7 @@ def read_results(folder: Path) -> Run:
         seconds=record.get("seconds", {}),
         samples=[Sample(Path(row.path), row.label, row.defect_type) for row in rows],
         scores=[row.score for row in rows],
-        curves=metric.curves(),
+        curves=curves(sweep(scores[~anomalous], scores[anomalous])),
         ratio_curve=[_values(row) for row in record.get("ratio_curve", [])],
         members=[
             {**member, "metrics": _values(member.get("metrics", {}))}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchcore.data.dataset import ImageDataset
 from patchcore.decision import Decision, p_values
-from patchcore.metrics import ImageMetrics
+from patchcore.metrics import image_metrics, sweep
 from patchcore.report.run import Run
 
 BINS = 30  # of the score histograms
@@ -175,10 +175,7 @@ def defect_types(run: Run) -> Table:
     rows = []
     for kind in dict.fromkeys(kinds[run.labels == 1].tolist()):
         own = torch.from_numpy(kinds == kind) & (labels == 1)
-        metric = ImageMetrics()
-        metric.distributed_available_fn = bool  # no other process takes part
-        metric.update(scores[own | (labels == 0)], labels[own | (labels == 0)])
-        values = metric.compute()
+        values = image_metrics(sweep(scores[labels == 0], scores[own]))
         recall = (
             None if threshold is None else float((scores[own] >= threshold.value).double().mean())
         )
