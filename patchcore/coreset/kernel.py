@@ -83,13 +83,7 @@ def rounds(
             between, candidates, norms, best, places, picks, fall, state,
             pool, count, blur, end, lanes, **_OPTIONS,
         )  # fmt: skip
-        for rows, points in space.stored():
-            grid = (triton.cdiv(len(points), _ROWS),)
-            _lower[grid](
-                best[rows], own[rows], points, centre, x, norms, places,
-                state, len(points), x.shape[1], space.shifted,
-                _ROWS, _PICKS, _DEPTH, **_OPTIONS,
-            )  # fmt: skip
+        _lower_all(space, best, own, centre, x, norms, places, state)
         last, seen = seen, _read(state)
         if last is not None:  # one round late, so that the device never waits for the host
             now = last()
@@ -146,13 +140,7 @@ def shared_rounds(
         batch = candidates[places.long()]
         picks.scatter_(0, before + lane, batch)  # the next round overwrites what is no pick
         space.mark(best, torch.where(lane < state[_MADE.value], batch, -1))
-        for rows, points in space.stored():
-            grid = (triton.cdiv(len(points), _ROWS),)
-            _lower[grid](
-                best[rows], own[rows], points, centre, x, norms, places,
-                state, len(points), x.shape[1], space.shifted,
-                _ROWS, _PICKS, _DEPTH, **_OPTIONS,
-            )  # fmt: skip
+        _lower_all(space, best, own, centre, x, norms, places, state)
         last, seen = seen, _read(state)
         if last is not None:  # one round late, as in `rounds`
             now = last()
@@ -161,6 +149,26 @@ def shared_rounds(
                 dist.broadcast(fall, 0)
                 return picks[:now], fall[:now].cpu().numpy()
             made = now
+
+
+def _lower_all(
+    space: Space,
+    best: Tensor,
+    own: Tensor,
+    centre: Tensor,
+    x: Tensor,
+    norms: Tensor,
+    places: Tensor,
+    state: Tensor,
+) -> None:
+    """Lower the distances `best` of all points of this process by a round's picks."""
+    for rows, points in space.stored():
+        grid = (triton.cdiv(len(points), _ROWS),)
+        _lower[grid](
+            best[rows], own[rows], points, centre, x, norms, places,
+            state, len(points), x.shape[1], space.shifted,
+            _ROWS, _PICKS, _DEPTH, **_OPTIONS,
+        )  # fmt: skip
 
 
 def _read(state: Tensor) -> Callable[[], int]:
