@@ -88,6 +88,8 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
             else:
                 stop.kept = _kept(folder)
             raise
+    if not done.record:  # the first process of the run tells
+        return None
     print(done.text)
     return objectives(done.record, list(cfg.objectives), done.warm, done.costs)
 
