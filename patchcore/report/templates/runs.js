@@ -181,11 +181,12 @@ function showRun(anew = false) {
   if (inline) {
     if (!same) fill(inline, finished[0]);
   } else if (!run) {
-    if (runview.open) runview.close();
+    shut();
   } else if (!same) {
     document.getElementById("runview-name").textContent = nameOf(run);
     fill(runview.querySelector(".body"), run);
     if (!runview.open) runview.showModal();
+    byPage = false;
     runview.append(tip);
   }
   showPair(anew);
@@ -199,13 +200,21 @@ function fill(place, run) {
   running = running.then(() => drawAll(drawings));
 }
 
-function closeRun() {
+let byPage = true; // what closed the dialog: the page itself, or the browser for Escape
+
+function shut() {
+  byPage = true;
   if (runview.open) runview.close();
   document.body.append(tip);
+}
+
+function closeRun() {
+  shut();
   if (state.get("run")) go({ run: null });
 }
 
-runview.addEventListener("close", closeRun); // by Escape too, which tells of it later
+// The event comes a frame after the closing, when another run may have been opened already.
+runview.addEventListener("close", () => { if (!byPage && !runview.open) closeRun(); });
 runview.addEventListener("click", (event) => {
   const button = event.target.closest("header button");
   if (event.target === runview || button?.hasAttribute("data-close")) closeRun();
