@@ -199,6 +199,11 @@ class Inspector(Preparing):
         return [self.model]
 
     @property
+    def counted(self) -> list[Tensor]:
+        """Pixels (h, w) bool of each member's input that count by the model's region; or none."""
+        return list(self._inside)
+
+    @property
     def device(self) -> torch.device:
         """Device of the model."""
         return self.members[0].device

@@ -47,16 +47,22 @@ class InspectorModule(ScoringModule):
         pixels = batch["image"].round().byte().permute(0, 2, 3, 1)  # (B, 3, h, w) → (B, h, w, 3)
         found = self.inspector.score(pixels)
         pair = (self.image_metrics, self.pixel_metrics)
-        counts = None
-        known = isinstance(self.inspector, Inspector) and self.inspector.region is not None
-        if known and isinstance(found, Prediction):
-            height, width = found.map.shape[1:]
-            counts = cell_pixels(~found.patch_score.isnan().cpu(), (height, width))
-        elif "inside" in batch:
+        own = self.inspector.counted if isinstance(self.inspector, Inspector) else []
+        asked = batch.get("inside")
+        if asked is not None and not own:
             raise InputError(
                 "data.region: the model was kept without a region, so all of an image counts: "
                 "leave data.region and data.regions out"
             )
+        if asked is not None and not bool((asked == own[0].to(asked.device)).all()):
+            raise InputError(
+                "data.region: other pixels count in it than in the region that the model was "
+                "fitted with, which a test cannot change: leave data.region out"
+            )
+        counts = None
+        if own and isinstance(found, Prediction):
+            height, width = found.map.shape[1:]
+            counts = cell_pixels(~found.patch_score.isnan().cpu(), (height, width))
         return [(pair, found.score.cpu(), found.map.cpu(), counts)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:

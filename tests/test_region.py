@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
 from patchcore.extend import change_artifact
+from patchcore.measuring import kept_data, measure
 from patchcore.methods.counted import Counted, cells
 from patchcore.methods.detector import Fitting
 from patchcore.metrics import PixelMetrics
@@ -380,6 +382,12 @@ def test_runs_keep_to_their_region_and_so_do_their_artifacts(root: Path, tmp_pat
     assert other["memory_patches"] > half["memory_patches"]  # the cached order is another's
     # The artifact alone gives the scores of the test.
     shutil.move(tmp_path / "half" / "artifact", tmp_path / "model")
+    data = kept_data(load(tmp_path / "model").details)
+    assert isinstance(data, MVTecConfig) and data.region == str(region)
+    tested = measure(load(tmp_path / "model"), data)
+    assert tested.metrics["image_auroc"] == half["image_auroc"]
+    with pytest.raises(InputError, match=r"data.region: other pixels count in it than in the regi"):
+        measure(load(tmp_path / "model"), replace(data, region=str(again)))
     region.unlink()
     inspector = load(tmp_path / "model")
     rows = (tmp_path / "half" / "scores.csv").read_text().splitlines()[1:]
