@@ -320,7 +320,7 @@ def test_nominal_images_only(tmp_path: Path) -> None:
         **dict.fromkeys(pixels, "no anomalous pixels in the test set"),
     }
     assert (found["train_images"], found["test_images"]) == (5, 1)
-    assert "image_auroc              undefined: no anomalous images in the test set" in done.out
+    assert "undefined                no anomalous images in the test set: image_auroc" in done.out
     assert len(list((tmp_path / "run/figures").iterdir())) == 3
 
 

@@ -8,6 +8,7 @@ import csv
 import json
 import math
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,12 +131,9 @@ class Run:
         """The metrics as a table for a terminal."""
         lines = []
         for key, value in self.record().items():
-            if key in STRUCTURES:
+            if key in STRUCTURES or value is None:
                 continue
-            if value is None:
-                text = f"undefined: {self.undefined.get(key, '')}"
-            else:
-                text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+            text = f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
             lines.append(f"{key:24} {text}")
         for key, value in self.seconds.items():
             lines.append(f"{f'seconds.{key}':24} {value:.4f}")
@@ -156,6 +154,12 @@ class Run:
             ratio, patches = row["ratio"], row["memory_patches"]
             auroc = f"image_auroc {row['image_auroc']:.4f}"
             lines.append(f"{f'at ratio {ratio:g}':24} {auroc}, {patches:,} patches")
+        reasons: dict[str, list[str]] = {}
+        for key in (key for key, value in self.record().items() if value is None):
+            reasons.setdefault(self.undefined.get(key, "no reason is known"), []).append(key)
+        for reason, keys in reasons.items():
+            text = f"{'undefined':24} {reason}: {', '.join(keys)}"
+            lines += textwrap.wrap(text, 100, subsequent_indent=" " * 25)
         return "\n".join(lines)
 
     @staticmethod
