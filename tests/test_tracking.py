@@ -95,7 +95,8 @@ def read_wandb(path: Path) -> Tracked:
 
 def finished_run(folder: Path) -> Tracked:
     """The one W&B run below `folder`, as soon as its writer, another process, has closed it."""
-    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    found = folder.glob("wandb/offline-run-*/run-*.wandb")
+    (file,) = (path for path in found if not path.parent.is_symlink())  # those are of points
     end = time.monotonic() + 120
     while (tracked := read_wandb(file)).exit_code is None and time.monotonic() < end:
         time.sleep(0.05)

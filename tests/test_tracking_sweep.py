@@ -124,6 +124,18 @@ def test_the_multirun_has_one_summary_run(sweep: Path, points: list[Tracked]) ->
     assert axes == {"coreset.ratio"} | ({"patch.size"} if SIZES[1:] else set())
 
 
+def test_all_runs_stand_beside_the_summary_run_in_one_folder(sweep: Path) -> None:
+    beside = {path.name: path for path in (sweep / "wandb").glob("offline-run-*")}
+    own = {name for name, path in beside.items() if not path.is_symlink()}
+    runs = [next((sweep / str(n)).glob("wandb/offline-run-*")) for n in range(len(POINTS))]
+    assert len(own) == 1 and set(beside) - own == {run.name for run in runs}
+    for run in runs:
+        assert not beside[run.name].readlink().is_absolute()
+        assert beside[run.name].resolve() == run.resolve()
+    files = offline_runs(sweep)  # none twice, and under their own paths
+    assert [file.parent for file in files] == sorted([*runs, *(sweep / "wandb" / x for x in own)])
+
+
 def test_a_sweep_that_was_moved_is_sent_whole(sweep: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(sweep, copy)

@@ -42,9 +42,14 @@ def sync(folder: Path) -> list[Path]:
 
 
 def offline_runs(folder: Path) -> list[Path]:
-    """Return the files of the offline runs in or below a folder."""
+    """Return the files of the offline runs in or below a folder, each once.
+
+    A multirun's summary run has links to those of the points beside it, or copies of them where the
+    folder was copied so.
+    """
     found = folder.resolve().rglob("wandb/offline-run-*/run-*.wandb")
-    return sorted(path for path in found if path.is_file())
+    deepest_last = sorted(found, key=lambda path: len(path.parts))
+    return sorted({path.parent.name: path for path in deepest_last if path.is_file()}.values())
 
 
 def relocate(file: Path) -> int:

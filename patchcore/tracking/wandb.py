@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -138,6 +139,9 @@ class Wandb(Tracker):
             experiment.log({name: wandb.Table(columns=table.columns, data=table.rows)})
         if page is not None:
             experiment.log({"page": wandb.Html(page.read_text("utf-8"), inject=False)})
+            own, multirun = Path(experiment.dir).parents[1], page.parents[1]
+            if own == multirun / BESIDE:
+                link_runs(own)
 
     def log_end(self, logger: Any, status: str, reason: str) -> None:
         """Mark a run that did not finish, with the reason."""
@@ -196,6 +200,22 @@ def drop_attempts(folder: Path) -> None:
     for run in (folder / BESIDE).glob("*run-*"):
         if (BESIDE, run.name) not in kept and run.is_dir() and not run.is_symlink():
             shutil.rmtree(run, ignore_errors=True)
+
+
+def link_runs(folder: Path) -> None:
+    """Link the runs of a multirun's points in its own folder of W&B's, so that one view has all.
+
+    Points in subfolders are found too. Links are relative, for the multirun may be moved; links of
+    runs that have been replaced are removed.
+    """
+    for link in folder.glob("*run-*"):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+    for run in sorted(folder.parent.rglob(f"{BESIDE}/*run-*")):
+        link = folder / run.name
+        if run.is_dir() and not os.path.lexists(link):
+            with suppress(OSError):  # where links are not allowed: they are a convenience
+                link.symlink_to(os.path.relpath(run, folder), target_is_directory=True)
 
 
 def with_pictures(table: Table, run: Run, details: Details) -> Table:
