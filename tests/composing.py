@@ -15,6 +15,7 @@ from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import Overrides
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from patchcore.commands.generations import NEXT
 from patchcore.commands.targets import OWN
@@ -52,6 +53,7 @@ def remembered() -> Iterator[None]:
         key = repr((_sources(repo), fields))
         if key not in composed:
             composed[key] = compose(self, defaults, repo)
+            OmegaConf.clear_cache(composed[key])  # of ${now:…} and ${unique:}, new for each run
         return copy.deepcopy(composed[key])
 
     def search(self: Any, config_name: str | None, overrides: Any, repo: Any) -> None:
