@@ -68,3 +68,12 @@ def networks() -> Iterator[None]:
 
     with mock.patch("timm.create_model", copied):
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def settings_once() -> Iterator[None]:
+    """Compose what all tests compose once; see `tests/composing.py`."""
+    from tests.composing import remembered  # imports the package, whose functions are wrapped first
+
+    with remembered():
+        yield

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,52 +94,52 @@ IMPORT = """
 import json, sys
 sockets = []
 sys.addaudithook(lambda event, args: sockets.append(event) if event.startswith("socket.") else None)
+import patchcore.commands
+at_once = sorted(sys.modules)
 from patchcore import *
-print(json.dumps({"sockets": sockets, "modules": sorted(sys.modules)}))
+found = {"at_once": at_once, "sockets": sockets[:], "modules": sorted(sys.modules)}
 """
-
-
-def test_import_is_light_and_opens_no_socket() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, timeout=120
-    )
-    found = json.loads(done.stdout)
-    assert "patchcore.methods.patchcore" in found["modules"]
-    assert found["sockets"] == []
-    # Seconds of import time each, and some of them ask a server.
-    heavy = LIGHTNING | HYDRA
-    heavy |= {"albumentations", "faiss", "matplotlib", "timm", "torchmetrics", "torchvision"}
-    heavy |= {"omegaconf", "wandb", "cv2", "PIL", "pandas", "sklearn"}
-    assert heavy.isdisjoint(found["modules"])
-    assert done.stderr == ""
-
-
-def test_the_package_alone_and_its_command_are_there_at_once() -> None:
-    """A signal is only told in words when it comes after the first imports."""
-    source = "import sys, patchcore.commands; print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=120
-    )
-    assert done.stdout == "False\n"
-
-
 MISTAKE = """
-import sys
 from patchcore.commands import main
 sys.argv = ["patchcore", "train", "nonsense=1"]
 try:
     main()
 except SystemExit as end:
-    print(end, *sorted(sys.modules), sep="\\n")
+    found |= {"told": str(end), "to_tell": sorted(sys.modules)}
 """
 
 
-def test_a_mistake_is_told_without_the_libraries_of_a_run() -> None:
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, Any]:
+    """Modules that a new process has loaded after each of three steps, and what it opened."""
     done = subprocess.run(
-        [sys.executable, "-c", MISTAKE], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", IMPORT + MISTAKE + "print(json.dumps(found))"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
-    told, *modules = done.stdout.splitlines()
-    assert "nonsense" in told and "hydra" in modules
+    assert done.stderr == ""
+    return dict(json.loads(done.stdout))
+
+
+def test_import_is_light_and_opens_no_socket(loaded: dict[str, Any]) -> None:
+    assert "patchcore.methods.patchcore" in loaded["modules"]
+    assert loaded["sockets"] == []
+    # Seconds of import time each, and some of them ask a server.
+    heavy = LIGHTNING | HYDRA
+    heavy |= {"albumentations", "faiss", "matplotlib", "timm", "torchmetrics", "torchvision"}
+    heavy |= {"omegaconf", "wandb", "cv2", "PIL", "pandas", "sklearn"}
+    assert heavy.isdisjoint(loaded["modules"])
+
+
+def test_the_package_alone_and_its_command_are_there_at_once(loaded: dict[str, Any]) -> None:
+    """A signal is only told in words when it comes after the first imports."""
+    assert "patchcore.commands" in loaded["at_once"] and "torch" not in loaded["at_once"]
+
+
+def test_a_mistake_is_told_without_the_libraries_of_a_run(loaded: dict[str, Any]) -> None:
+    assert "nonsense" in loaded["told"] and "hydra" in loaded["to_tell"]
     # Seconds of import time each.
     heavy = {"albumentations", "lightning_fabric", "matplotlib", "pytorch_lightning"}
     heavy |= {
@@ -150,12 +151,15 @@ def test_a_mistake_is_told_without_the_libraries_of_a_run() -> None:
         "torchvision",
         "wandb",
     }
-    assert heavy.isdisjoint(modules)
+    assert heavy.isdisjoint(loaded["to_tell"])
 
 
 def test_the_audit_hook_sees_sockets() -> None:
     source = IMPORT.replace("from patchcore import *", "import socket; socket.socket().close()")
     done = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, check=True
+        [sys.executable, "-c", source + "print(json.dumps(found))"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(done.stdout)["sockets"] == ["socket.__new__"]

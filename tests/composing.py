@@ -1,0 +1,91 @@
+"""Hydra composes settings once for each choice of groups, not once for each test.
+
+What comes of this package's own files and registries is the same every time; half of a tiny run's
+time went there. Values (`key=value`) are applied, and mistakes found, by Hydra as ever.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import Overrides
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from patchcore.commands.generations import NEXT
+from patchcore.commands.targets import OWN
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Let Hydra 1.3 remember lists of defaults and what they compose to."""
+    if NEXT:  # composes elsewhere; slower is all that it is without this
+        yield
+        return
+    lists: dict[str, Any] = {}
+    composed: dict[str, Any] = {}
+    create = config_loader_impl.create_defaults_list
+    compose = ConfigLoaderImpl._compose_config_from_defaults_list
+    find = ConfigLoaderImpl._process_config_searchpath
+    store = ConfigStore.store
+
+    def create_defaults_list(
+        repo: Any, config_name: str | None, overrides_list: Any, **more: Any
+    ) -> Any:
+        if not _own(repo):
+            return create(repo, config_name, overrides_list, **more)
+        asked = Overrides(repo=repo, overrides_list=overrides_list)
+        groups = (asked.override_choices, asked.append_group_defaults, asked.deletions)
+        key = repr((_sources(repo), config_name, groups, sorted(more.items())))
+        if key not in lists:
+            lists[key] = create(repo, config_name, overrides_list, **more)
+        return replace(lists[key], config_overrides=asked.config_overrides)
+
+    def compose_from(self: Any, defaults: Any, repo: Any) -> Any:
+        if not _own(repo):
+            return compose(self, defaults, repo)
+        fields = [(each, each.is_self, each.primary, each.override_key) for each in defaults]
+        key = repr((_sources(repo), fields))
+        if key not in composed:
+            composed[key] = compose(self, defaults, repo)
+            OmegaConf.clear_cache(composed[key])  # of ${now:…} and ${unique:}, new for each run
+        return copy.deepcopy(composed[key])
+
+    def search(self: Any, config_name: str | None, overrides: Any, repo: Any) -> None:
+        asked = any(each.get_key_element() == "hydra.searchpath" for each in overrides)
+        if asked or config_name != "config" or not _own(repo):  # our own names no further folders
+            find(self, config_name, overrides, repo)
+
+    def forget(self: Any, *arguments: Any, **more: Any) -> None:
+        lists.clear()
+        composed.clear()
+        store(self, *arguments, **more)
+
+    def share(self: Any, delegate: Any) -> None:
+        self.delegate = copy.copy(delegate)  # deeply in Hydra; sources hold nothing that changes
+        self.cache = {}
+
+    with ExitStack() as patches:
+        for owner, name, own in (
+            (config_loader_impl, "create_defaults_list", create_defaults_list),
+            (config_loader_impl.CachingConfigRepository, "__init__", share),
+            (ConfigLoaderImpl, "_compose_config_from_defaults_list", compose_from),
+            (ConfigLoaderImpl, "_process_config_searchpath", search),
+            (ConfigStore, "store", forget),
+        ):
+            patches.enter_context(mock.patch.object(owner, name, own))
+        yield
+
+
+def _sources(repo: Any) -> list[tuple[str, str, str]]:
+    return [(each.scheme(), each.provider, each.path) for each in repo.get_sources()]
+
+
+def _own(repo: Any) -> bool:
+    """Whether all files are this package's or Hydra's: others change while tests run."""
+    return all(scheme == "structured" or path in OWN for scheme, _, path in _sources(repo))
