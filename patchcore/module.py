@@ -284,13 +284,14 @@ class DetectorModule(ScoringModule):
         self.seconds["extract"] = time.perf_counter() - self._started
         fitting = Fitting(self.trainer.progress_bar_callback is not None, self._sources)
         fitting.scale = self.scale_config
+        orders: KeptOrders | None = None
         if self.trainer.world_size > 1:
             fitting.places, self.train_images = self._places, total(self.train_images)
         if self.cache is not None and len(self._keys) == self.train_images:
-            fitting.kept = KeptOrders(self.cache.store, self._keys)
+            fitting.kept = orders = KeptOrders(self.cache.store, self._keys)
         if self._kept is not None:
             if self.label_free is not None:
-                given = (self.model, self._kept.batches, self._sources, fitting.kept)
+                given = (self.model, self._kept.batches, self._sources, orders)
                 self.costs.add(f"{LABEL_FREE}.fit", *self.label_free.measure(*given))
                 self.seconds[LABEL_FREE] = self.label_free.seconds
                 self.warm |= {LABEL_FREE} & {stage.split(".")[0] for stage in self.costs.cached}

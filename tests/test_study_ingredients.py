@@ -8,12 +8,12 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-import patchcore
 from patchcore import GreedyConfig
 from patchcore.backbones import Join, LayersConfig
 from patchcore.cache import CacheConfig
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.methods import PatchCoreConfig
+from patchcore.runner import run
 from patchcore.scoring import ScoringConfig
 from tests.images import write_mvtec
 from tests.runs import config
@@ -68,7 +68,7 @@ def costs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[set[str], dict
         bits += [bits[0] ^ bits[1] ^ bits[2], bits[1] ^ bits[2] ^ bits[3]]
         on = {name for name, bit in zip(names, bits, strict=True) if bit}
         settings = config(root, cache=cache, coreset=GreedyConfig(ratio=0.5), **groups(on))
-        patchcore.run(settings, root / str(number))
+        run(settings, root / str(number))
         told = json.loads((root / str(number) / "provenance.json").read_text())
         found.append((on, told["costs"]))
     return found

@@ -69,7 +69,7 @@ def draw_defect(
         least, more = SIZES[kind]
         distance = blob(rng, x, y, least + more * strength, middle)  # (H, W), negative inside
         if kind == "warp":
-            drawn, share = _warp(rng, image, strength, distance, unit)
+            drawn, share = _warp(rng, image, strength, distance, float(unit))
         else:
             over, share = _covered(rng, image, kind, strength, distance)
             drawn = mix(image, over, share)
@@ -88,8 +88,8 @@ def _covered(
         noise = smooth(rng, size, int(rng.integers(6, 24)))[: len(distance), : distance.shape[1]]
         turned = np.rot90(image, 2) if rng.uniform() < 0.5 else image[:, ::-1]
         tint = _tint(rng, image, 0.3)
-        share = rise(-distance / 4) * rise(noise * 2 - 0.2) * (0.25 + 0.6 * strength)
-        return turned * tint, share
+        spots = rise(-distance / 4) * rise(noise * 2 - 0.2)
+        return turned * tint, spots * (0.25 + 0.6 * strength)
     shade = rng.choice([0.55, 1.45]) * _tint(rng, image, 0.1)
     share = rise(-distance / 5 + 0.3) * (0.25 + 0.55 * strength)
     return image * shade + rng.choice([0, 12]), share
