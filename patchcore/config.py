@@ -21,6 +21,7 @@ from patchcore.decision import DecisionConfig
 from patchcore.errors import InputError
 from patchcore.index import IndexConfig
 from patchcore.keeping import ArtifactConfig
+from patchcore.label_free import LabelFreeConfig
 from patchcore.methods import MethodConfig, check_unused
 from patchcore.methods.scale import ScaleConfig
 from patchcore.metrics import Objective
@@ -58,6 +59,11 @@ def _own_used(run: Mapping[str, Any], group: str) -> bool:
     return not members or any(getattr(member, group) is None for member in members)
 
 
+def _label_free(config: LabelFreeConfig, objectives: list[Objective]) -> bool:
+    """Whether a run measures its label-free score."""
+    return config.enabled or Objective["label_free"] in objectives
+
+
 @dataclass
 class Config:
     """One experiment: a category, a model, and how it is run and tracked."""
@@ -79,6 +85,10 @@ class Config:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     decision: DecisionConfig = field(default_factory=DecisionConfig)
+    label_free: LabelFreeConfig = setting(
+        factory=LabelFreeConfig,
+        effect=lambda run: _label_free(run["label_free"], run["objectives"]),
+    )
     trainer: dict[str, Any] = setting(
         MISSING, "arguments of pytorch_lightning.Trainer", without=WITHOUT_EFFECT
     )
@@ -131,6 +141,8 @@ class Config:
                 "decision.false_alarms needs training images as test images are, which augmented "
                 "ones are not: set augment=none, or decision.false_alarms=null"
             )
+        if self.judged:
+            self._check_judged()
 
     def _check_complete(self) -> None:
         """Refuse what a Python user has left out; the command has a choice for each."""
@@ -161,6 +173,22 @@ class Config:
             )
             for member in self.ensemble.members
         ]
+
+    @property
+    def judged(self) -> bool:
+        """Whether the run measures its label-free score."""
+        return _label_free(self.label_free, self.objectives)
+
+    def _check_judged(self) -> None:
+        if self.augment.changes():
+            raise InputError(
+                "label_free needs training images as test images are, which augmented ones are "
+                "not: set augment=none, or another of objectives"
+            )
+        if self.ensemble.members:
+            raise InputError(
+                "label_free is of one network alone: set ensemble=none, or another of objectives"
+            )
 
     def _check_ensemble(self) -> None:
         if not self.method.scalable:

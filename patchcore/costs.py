@@ -5,8 +5,9 @@ beside the outcome. So a point of a multirun tells the same costs whether it cam
 
 Stages are `extract` (training images) and `score` (test images), each with its parts `decode`
 (files to pixels), `network` (pixels to layer maps) and `patches` (layer maps to features),
-`score.search` (features to scores and anomaly maps), `score.metrics`, and what the method names,
-such as `coreset`.
+`score.search` (features to scores and anomaly maps), `score.metrics`, `label_free` (synthetic
+defects, if they are asked for) with `decode`, `network`, `patches` and `fit`, and what the method
+names, such as `coreset`.
 """
 
 import math
@@ -66,12 +67,15 @@ class Costs:
         self._settle()
         return self._seconds.get(stage, 0.0)
 
-    def clear(self, stage: str = "") -> None:
-        """Forget a stage with its parts; all of them by default."""
+    def clear(self, stage: str = "", but: str | None = None) -> None:
+        """Forget a stage with its parts, all of them by default; `but` and its parts stay."""
         self._settle()
-        for key in [key for key in self._seconds if is_part(key, stage)]:
-            del self._seconds[key]
-        self.cached = {key for key in self.cached if not is_part(key, stage)}
+
+        def goes(key: str) -> bool:
+            return is_part(key, stage) and (but is None or not is_part(key, but))
+
+        self._seconds = {key: each for key, each in self._seconds.items() if not goes(key)}
+        self.cached = {key for key in self.cached if not goes(key)}
 
     def include(self, others: "Costs") -> None:
         """Add those of another run."""

@@ -183,6 +183,18 @@ def input_digest(recipe: list[Any], image: Any, contents: str) -> str:
     return digest(recipe, image.mean, image.std, contents)
 
 
+def defective_digest(image: str, region: Sequence[str], defect: Sequence[Any]) -> str:
+    """Return a digest of a network's input with a synthetic defect.
+
+    Args:
+        image: Digest of the input without it.
+        region: Digests of the files that say what counts, where the defect's middle lies.
+        defect: Its kind, and all numbers that it is drawn from.
+    """
+    code = source_digest([f"{PACKAGE}.data.defects"])
+    return digest(image, list(region), list(defect), code, versions(("numpy", "scipy")))
+
+
 def network_digest(
     network: nn.Module, layers: Sequence[str], precision: str, device: torch.device
 ) -> str:

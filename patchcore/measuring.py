@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,7 +12,7 @@ from torch import Tensor
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
-from patchcore.data.transforms import AugmentConfig, ImageConfig
+from patchcore.data.transforms import AugmentConfig, pixels_alone
 from patchcore.errors import InputError
 from patchcore.export import ExportedModel
 from patchcore.inspector import Inspector
@@ -24,7 +23,7 @@ from patchcore.scoring import cell_pixels
 from patchcore.settings import plain
 from patchcore.subsets import by_subset
 
-AS_KEPT = ("memory_patches", "memory_bytes", "train_images")
+AS_KEPT = ("memory_patches", "memory_bytes", "train_images", "label_free")
 """Metrics that a test does not change: those of the run that the model is from."""
 
 
@@ -114,11 +113,6 @@ def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
         curves=record.curves,
         subsets=by_subset(split.test, record.scores, module.pixel_metrics.of),
     )
-
-
-def pixels_alone(image: ImageConfig) -> ImageConfig:
-    """The same size and view with a normalisation that leaves pixels 0 to 255 as they are."""
-    return replace(image, mean=[0.0] * 3, std=[1 / 255] * 3)
 
 
 def kept_data(details: Mapping[str, Any]) -> DataConfig | None:

@@ -24,6 +24,8 @@ from patchcore.costs import METRICS, Costs
 from patchcore.decision import Decision, DecisionConfig, DecisionCounts, decide
 from patchcore.errors import InputError
 from patchcore.gathering import gather_flags, gather_images, gather_metrics, total
+from patchcore.label_free import STAGE as LABEL_FREE
+from patchcore.label_free import LabelFree
 from patchcore.methods.detector import Detector, Fitting
 from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted
 from patchcore.methods.scale import Scale, ScaleConfig
@@ -99,7 +101,7 @@ class ScoringModule(pl.LightningModule):
 
     @abstractmethod
     def sizes(self) -> dict[str, float]:
-        """Return metrics of the memory, and the number of training images."""
+        """Return metrics that no test image takes part in: of the memory and the training."""
 
     def configure_optimizers(self) -> Any:
         """Return None unless something is trained."""
@@ -181,6 +183,8 @@ class DetectorModule(ScoringModule):
             memory begins with theirs, so one pass over the test images serves all.
         scale: How to measure the scale of the scores, if the model is to score with others.
         decision: Which threshold nominal images are to give, if any.
+        label_free: Judges the settings without an anomalous image, if that is asked for. The
+            synthetic defects are to pass through `predict_step` before the training.
 
     Attributes:
         model: The model; fitted once training has ended.
@@ -197,9 +201,11 @@ class DetectorModule(ScoringModule):
         curve: Sequence[float] = (),
         scale: ScaleConfig | None = None,
         decision: DecisionConfig | None = None,
+        label_free: LabelFree | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self.label_free = label_free
         self.decision_config = decision or DecisionConfig()
         self.left_out: LeftOut | None = None
         self._sizes: dict[int, tuple[int, int]] = {}  # of the training images
@@ -231,18 +237,19 @@ class DetectorModule(ScoringModule):
         self._buffer = self.model.buffer(images)
         self._kept: FeatureBatches | None = None
         self.decision, self.left_out, self._sizes = None, None, {}
-        if self.decision_config.false_alarms is not None:
+        decides = self.decision_config.false_alarms is not None
+        if decides or self.label_free is not None:
             if self._trains:
                 raise InputError(
-                    "decision.false_alarms needs a method that makes its memory from features "
-                    "alone, and this one trains: set it to null"
+                    f"{'decision.false_alarms' if decides else 'label_free'} needs a method that "
+                    "makes its memory from features alone, and this one trains: leave it out"
                 )
             self._kept = FeatureBatches(images)
         self._keys, self._sources, self._places = [], [], []
         self.train_images = 0
         self.warm.clear()
         self.seconds.clear()
-        self.costs.clear()
+        self.costs.clear(but=LABEL_FREE)  # whose network has run already
         self._step = self._stepping() if self._trains else None
         self._started = time.perf_counter()
 
@@ -263,33 +270,50 @@ class DetectorModule(ScoringModule):
             keys = [self.cache.key(image, len(batch["key"])) for image in batch["key"]]
             self._keys += keys if inside is None else map(identity.counted_key, keys, inside)
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Gather the features of synthetic defects; return the numbers of their images."""
+        assert self.label_free is not None
+        maps = self._maps(LABEL_FREE, batch)
+        with self.costs.measure(f"{LABEL_FREE}.patches", self.device):
+            features = self.model.of_maps(maps, batch.get("inside"))
+        self.label_free.append(features, batch["index"].tolist())
+        index: Tensor = batch["index"]
+        return index
+
     def on_train_end(self) -> None:
         self.seconds["extract"] = time.perf_counter() - self._started
         fitting = Fitting(self.trainer.progress_bar_callback is not None, self._sources)
         fitting.scale = self.scale_config
+        orders: KeptOrders | None = None
         if self.trainer.world_size > 1:
             fitting.places, self.train_images = self._places, total(self.train_images)
         if self.cache is not None and len(self._keys) == self.train_images:
-            fitting.kept = KeptOrders(self.cache.store, self._keys)
+            fitting.kept = orders = KeptOrders(self.cache.store, self._keys)
         if self._kept is not None:
-            self._cross_fit(self._kept)
+            if self.label_free is not None:
+                given = (self.model, self._kept.batches, self._sources, orders)
+                self.costs.add(f"{LABEL_FREE}.fit", *self.label_free.measure(*given))
+                self.seconds[LABEL_FREE] = self.label_free.seconds
+                self.warm |= {LABEL_FREE} & {stage.split(".")[0] for stage in self.costs.cached}
+            if self.decision_config.false_alarms is not None:
+                self._cross_fit(self._kept)
+            for features in self._kept.empty():
+                self._buffer.append(features)
         start = time.perf_counter()
         self.model.build_from(self._buffer, fitting)
         self.seconds |= fitting.seconds or {"build": time.perf_counter() - start}
         self.warm |= fitting.warm
         for stage, seconds in self.seconds.items():
-            if stage != "extract":
+            if stage not in ("extract", LABEL_FREE):
                 self.costs.add(stage, fitting.costs.get(stage, seconds), stage in fitting.warm)
         self.scale = fitting.measured
 
     def _cross_fit(self, kept: FeatureBatches) -> None:
-        """Make the decision, then hand the features on to the buffer."""
+        """Make the decision."""
         start, config = time.perf_counter(), self.decision_config
         bar = self.trainer.progress_bar_callback is not None
         division = (config.folds, config.seed, bar)
         left_out = cross_fitted(self.model, kept.batches, self._sources, *division)
-        for batch in kept.empty():
-            self._buffer.append(batch)
         left_out.sizes = dict(self._sizes)
         maps = (
             anomaly_maps(grid[None], left_out.sizes[i], self.model.scoring.sigma)
@@ -349,7 +373,8 @@ class DetectorModule(ScoringModule):
             "memory_patches": self.model.memory_patches,
             "memory_bytes": self.model.memory_bytes,
         }
-        return {**memory, **self._share_used(-1), "train_images": self.train_images}
+        told = {} if self.label_free is None else {LABEL_FREE: self.label_free.score}
+        return {**memory, **self._share_used(-1), **told, "train_images": self.train_images}
 
     def ratio_curve(self) -> list[dict[str, float]]:
         """See `Record.ratio_curve`; empty if no curve was asked for."""

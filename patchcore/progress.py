@@ -26,6 +26,9 @@ class ProgressBar(TQDMProgressBar):
     def init_test_tqdm(self) -> Tqdm:
         return self._bar("Scoring test images")
 
+    def init_predict_tqdm(self) -> Tqdm:
+        return self._bar("Extracting synthetic defects")
+
     def on_train_epoch_start(self, trainer: Any, *args: Any) -> None:
         bar, epochs = self.train_progress_bar, trainer.max_epochs
         bar.reset(trainer.num_training_batches)
@@ -41,7 +44,8 @@ class ProgressBar(TQDMProgressBar):
 
     def on_exception(self, *args: Any) -> None:
         """Leave the bar's line, so that the message gets one of its own."""
-        for bar in (self._train_progress_bar, self._test_progress_bar):
+        bars = (self._train_progress_bar, self._test_progress_bar, self._predict_progress_bar)
+        for bar in bars:
             if bar is not None:
                 bar.close()
 

@@ -159,10 +159,16 @@ def _run_in(
     folder = place.path
     check_kept(config)
     split = config.data.read().recorded(weights_files(config))
-    if config.decision.false_alarms is not None and any(x.label for x in split.train):
+    contaminated = any(x.label for x in split.train)
+    if config.decision.false_alarms is not None and contaminated:
         raise InputError(
             "decision.false_alarms guarantees a rate from nominal training images, and some are "
             "anomalous (data.contamination): set it to null"
+        )
+    if config.judged and contaminated:
+        raise InputError(
+            "label_free is of nominal training images alone, and some are anomalous "
+            "(data.contamination): set that to 0, or another of objectives"
         )
     identity = identify(config, split)
     name, provenance = identity.fingerprint, {**identity.provenance, **origin}

@@ -112,6 +112,7 @@ def check_shared(config: Any) -> None:
         **{f"method.{key}={value}": True for key, value in switched_on(config.method).items()},
         "an ensemble": bool(config.ensemble.members),
         "decision.false_alarms": config.decision.false_alarms is not None,
+        "label_free": config.judged,
         f"coreset={sampler}": not config.coreset.shared,
     }
     for what, cannot in refused.items():

@@ -6,6 +6,8 @@
 import gc
 import logging
 import os
+import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -24,6 +27,7 @@ from patchcore.data.sample import Split
 from patchcore.distributed import Process
 from patchcore.errors import InputError
 from patchcore.keeping import Keep
+from patchcore.label_free import LabelFree
 from patchcore.members import Member
 from patchcore.methods import Detector, Parts, build_detector
 from patchcore.methods.scale import ScaleConfig
@@ -71,7 +75,8 @@ def prepare(
         network = network_digest(model, trainer.precision, trainer.strategy.root_device)
         cache = MapCache(store, network, config.cache.precision, model.backbone.channels)
     data = AnomalyDataModule(config.data, config.image, config.augment, cache, split)
-    return DetectorModule(model, cache, config.curve, scale, config.decision), data
+    judge = LabelFree(config.label_free, len(split.train)) if config.judged else None
+    return DetectorModule(model, cache, config.curve, scale, config.decision, judge), data
 
 
 def parts(config: Config) -> Parts:
@@ -109,10 +114,21 @@ def fit_members(
 def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) -> None:
     """Collect from every training image, in every epoch, and build the memory.
 
+    Synthetic defects pass through the network first, if the label-free score is asked for.
+
     Raises:
         InputError: Lightning refuses its settings, or a callback ended it early.
     """
+    judge = module.label_free
     try:
+        if judge is not None:
+            print(judge.plan(), file=sys.stderr)
+            defective = data.defective_dataloader(judge.numbers, *judge.drawing)
+            start = time.perf_counter()
+            with torch.random.fork_rng([]):  # a loader draws a seed, which training is to draw
+                trainer.predict(module, defective, return_predictions=False)
+            judge.seconds = time.perf_counter() - start
+            _check_count("synthetic", len(judge.sources), len(judge.numbers) * judge.config.defects)
         trainer.fit(module, data)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error

@@ -37,6 +37,7 @@ from patchcore.decision import DecisionConfig
 from patchcore.errors import InputError
 from patchcore.identity import device_class, identify, image_recipe, order_key, samples_digest
 from patchcore.index import FaissFlatConfig, TorchIndexConfig
+from patchcore.label_free import LabelFreeConfig
 from patchcore.methods import PadimConfig, PatchCoreConfig, SpadeConfig, build_detector
 from patchcore.methods.scale import ScaleConfig
 from patchcore.module import DetectorModule
@@ -109,6 +110,8 @@ TWO = EnsembleConfig([MemberConfig(image=ImageConfig(32, crop=32)) for _ in rang
          {"patch": PatchConfig(mapping=Mapping.average, layer_channels=9)}),
         ({"ensemble": EnsembleConfig(scale=ScaleConfig(seed=1))}, {}),
         ({"decision": DecisionConfig(folds=3, seed=1)}, {}),
+        ({"label_free": LabelFreeConfig(folds=3, seed=1)}, {}),
+        ({"label_free": LabelFreeConfig(enabled=True)}, {"objectives": [Objective["label_free"]]}),
         ({"ensemble": TWO, "image": ImageConfig(300)}, {"ensemble": TWO}),
         ({"cache": CacheConfig(precision=Precision.bfloat16)}, {}),
         ({"cache": CacheConfig(enabled=True, root="/a", limit_gib=1)}, {}),
@@ -151,6 +154,8 @@ def test_settings_with_effect_make_another_run(monkeypatch: pytest.MonkeyPatch) 
         {"method": SpadeConfig(), "coreset": AllConfig(), "patch": PatchConfig()},
         {"method": PadimConfig(seed=3), "coreset": AllConfig(), "patch": PatchConfig()},
         *({"decision": DecisionConfig(0.01, *more)} for more in ((), (5,), (10, 1))),
+        *({"label_free": LabelFreeConfig(True, *m)} for m in ((), (9,), (60, 9), (60, 5, 9))),
+        {"label_free": LabelFreeConfig(seed=1), "objectives": [Objective["label_free"]]},
         {"ensemble": TWO},
         {"ensemble": replace(TWO, scale=ScaleConfig(seed=1))},
         {"cache": CacheConfig(enabled=True, precision=Precision.bfloat16)},
@@ -321,6 +326,9 @@ EVERY = {"images", "maps", "orders", "run"}
         ("methods.ensemble", {"run"}),
         ("methods.folds", {"run"}),
         ("decision", {"run"}),
+        ("label_free", {"run"}),
+        ("data.defects", {"run"}),
+        ("data.defective", {"run"}),
         ("methods.spade", {"run"}),
         ("data.synthesis", {"run"}),  # of the data set that is chosen
         ("data.layout", {"run"}),

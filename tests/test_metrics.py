@@ -504,7 +504,7 @@ def test_a_metric_is_declared_once_with_all_that_is_told_of_it() -> None:
     assert {each.name for each in Objective} == {
         *("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_f1"),
         *("aupro", "aupro_005", "aupimo"),
-        *("memory_bytes", "memory_patches", "seconds", "score_seconds"),
+        *("label_free", "memory_bytes", "memory_patches", "seconds", "score_seconds"),
     }
     assert {key for key, measure in METRICS.items() if measure.better == ""} == {
         *("image_threshold", "train_images", "test_images", "decision_images"),

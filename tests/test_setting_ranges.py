@@ -10,6 +10,7 @@ from patchcore.coreset import SAMPLERS
 from patchcore.decision import DecisionConfig
 from patchcore.errors import InputError
 from patchcore.index import INDEXES
+from patchcore.label_free import LabelFreeConfig
 from patchcore.methods import METHODS
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
@@ -20,6 +21,7 @@ GROUPS = [
     *(("index", config) for config in INDEXES.values()),
     *(("method", config) for config in METHODS.values()),
     ("decision", DecisionConfig),
+    ("label_free", LabelFreeConfig),
     ("patch", PatchConfig),
     ("scoring", ScoringConfig),
 ]

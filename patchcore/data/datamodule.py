@@ -1,14 +1,16 @@
 """The data set as Lightning sees it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from patchcore.cache import MapCache
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.dataset import EpochSampler, ImageDataset, Loader, collate
+from patchcore.data.defective import DefectiveImages
 from patchcore.data.sample import DataConfig, Split
 from patchcore.data.transforms import ImageConfig
 
@@ -67,11 +69,19 @@ class AnomalyDataModule(pl.LightningDataModule):
             self.split.test, self.image, cache=self.cache, snapshot=self.split.snapshot
         )
 
-    def _loader(self, dataset: ImageDataset, train: bool) -> DataLoader[dict[str, Any]]:
+    def defective_dataloader(
+        self, numbers: Sequence[int], defects: int, seed: int
+    ) -> DataLoader[dict[str, Any]]:
+        """Images of `split.train`, by their numbers, with synthetic defects: `DefectiveImages`."""
+        of = (self.split.train, self.image, self.cache, self.split.snapshot)
+        return self._loader(DefectiveImages(numbers, defects, seed, *of), train=False)
+
+    def _loader(self, dataset: Dataset[dict[str, Any]], train: bool) -> DataLoader[dict[str, Any]]:
+        sized: Any = dataset
         return Loader(
             dataset,
             batch_size=self.data.batch_size,
-            sampler=EpochSampler(len(dataset)) if train else SequentialSampler(dataset),
+            sampler=EpochSampler(len(sized)) if train else SequentialSampler(sized),
             num_workers=self.data.workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),

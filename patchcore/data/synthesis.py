@@ -38,11 +38,11 @@ def draw_texture(
     x, y = _grid(size)
     mask = np.zeros((size, size), dtype=bool)
     turn = radians(rng.uniform(-2.5, 2.5))
-    u = cos(turn) * x + sin(turn) * y + 1.2 * _smooth(rng, size, 4) + rng.uniform(256, 512)
-    v = cos(turn) * y - sin(turn) * x + 1.2 * _smooth(rng, size, 4) + rng.uniform(256, 512)
+    u = cos(turn) * x + sin(turn) * y + 1.2 * smooth(rng, size, 4) + rng.uniform(256, 512)
+    v = cos(turn) * y - sin(turn) * x + 1.2 * smooth(rng, size, 4) + rng.uniform(256, 512)
     if defect == "weave":
-        distance = _blob(flaw, x, y, 15 + 12 * strength)
-        push = (4.5 + 4.0 * strength) * _rise(-distance / 13)
+        distance = blob(flaw, x, y, 15 + 12 * strength)
+        push = (4.5 + 4.0 * strength) * rise(-distance / 13)
         direction = flaw.uniform(0, 2 * pi)
         u = u + cos(direction) * push
         v = v + sin(direction) * push
@@ -69,28 +69,28 @@ def draw_texture(
     picture = colour * shade[..., None]
 
     if defect == "blot":
-        distance = _blob(flaw, x, y, 11 + 12 * strength)
-        stain = _rise(-distance / 4 + 0.3) * (0.5 + 0.40 * strength)
-        picture = _mix(picture, picture * _rgb(150, 118, 84) / 200, stain)
+        distance = blob(flaw, x, y, 11 + 12 * strength)
+        stain = rise(-distance / 4 + 0.3) * (0.5 + 0.40 * strength)
+        picture = mix(picture, picture * _rgb(150, 118, 84) / 200, stain)
         mask = distance < 0
     elif defect == "hole":
-        distance = _blob(flaw, x, y, 3.5 + 7 * strength) + 0.8 * fuzz
-        picture = _mix(picture, _rgb(34, 32, 36) * (1 + 0.2 * fuzz[..., None]), _cover(distance, 2))
+        distance = blob(flaw, x, y, 3.5 + 7 * strength) + 0.8 * fuzz
+        picture = mix(picture, _rgb(34, 32, 36) * (1 + 0.2 * fuzz[..., None]), cover(distance, 2))
         rim = np.exp(-((distance / 1.6) ** 2)) * (0.2 + 0.3 * strength)
-        picture = _mix(picture, _rgb(214, 208, 194), rim)
+        picture = mix(picture, _rgb(214, 208, 194), rim)
         mask = distance < 1
     elif defect == "scratch":
-        distance = _stroke(flaw, x, y, 50 + 70 * strength, bend=0.15) - (1.3 + 1.0 * strength)
-        worn = _cover(distance, 2) * (0.6 + 0.40 * strength) * (1 + 0.3 * fuzz)
-        picture = _mix(picture, 0.35 * picture + 0.75 * _rgb(196, 198, 200), worn)
+        distance = stroke(flaw, x, y, 50 + 70 * strength, bend=0.15) - (1.3 + 1.0 * strength)
+        worn = cover(distance, 2) * (0.6 + 0.40 * strength) * (1 + 0.3 * fuzz)
+        picture = mix(picture, 0.35 * picture + 0.75 * _rgb(196, 198, 200), worn)
         mask = distance < 1
     elif defect == "thread":
-        distance = _stroke(flaw, x, y, 45 + 60 * strength, bend=1.2) - (1.0 + 0.6 * strength)
-        shadow = _moved(_cover(distance - 1, 3), 2.0) * 0.4
-        picture = _mix(picture, 0.25 * picture, shadow)
+        distance = stroke(flaw, x, y, 45 + 60 * strength, bend=1.2) - (1.0 + 0.6 * strength)
+        shadow = _moved(cover(distance - 1, 3), 2.0) * 0.4
+        picture = mix(picture, 0.25 * picture, shadow)
         shade = (0.75 - 0.22 * distance + 0.1 * fuzz)[..., None]
         tint = _rgb(*((176, 58, 52), (220, 214, 196), (60, 62, 74))[flaw.integers(3)])
-        picture = _mix(picture, tint * shade, _cover(distance, 1.5))
+        picture = mix(picture, tint * shade, cover(distance, 1.5))
         mask = distance < 0.5
     return _expose(rng, picture, light=0.07), mask
 
@@ -123,7 +123,7 @@ def draw_object(
     if defect == "broken_tooth":
         tooth = turn + 2 * pi * int(flaw.integers(16)) / 16
         place = centre + zoom * (108 - 4 * strength) * _towards(tooth)
-        bite = _blob(flaw, x, y, 6 + 7 * strength, place)
+        bite = blob(flaw, x, y, 6 + 7 * strength, place)
         mask = (bite < 2) & (rim < 0)  # with its bevel
         rim = np.maximum(rim, -bite)
     bore = radius - 24
@@ -132,7 +132,7 @@ def draw_object(
     # The mat, with the shadow of the wheel.
     mat = _rgb(52, 57, 64) * (1 + 0.09 * scipy.ndimage.uniform_filter1d(grain, 3, 1))[..., None]
     far = np.hypot(dx + 5 * light[0], dy + 5 * light[1])
-    mat = mat * (0.35 + 0.65 * _rise(np.where(far < 60, 24 - far, far - 100) / 14))[..., None]
+    mat = mat * (0.35 + 0.65 * rise(np.where(far < 60, 24 - far, far - 100) / 14))[..., None]
 
     # Turned steel: grooves around the axis, and the two bright fans that they reflect.
     turned = rng.standard_normal(512, dtype=np.float32)
@@ -143,7 +143,7 @@ def draw_object(
     for edge, sign in ((rim, 1), (-(radius - 24), -1), (np.abs(radius - 44) - 3, 0)):
         bevel = np.exp(-((edge + 2) ** 2) / 4)
         steel = steel + 0.26 * bevel * (sign * facing if sign else facing * np.sign(44 - radius))
-    steel = steel - 0.10 * _cover(np.abs(radius - 44) - 2.5, 2)
+    steel = steel - 0.10 * cover(np.abs(radius - 44) - 2.5, 2)
     metal = _rgb(196, 200, 206) * steel[..., None]
 
     chosen = flaw.integers(6)
@@ -166,20 +166,20 @@ def draw_object(
         _put_screw(metal, seat, head, tint, slot, light)
 
     if defect == "scratch":
-        distance = _stroke(
+        distance = stroke(
             flaw, x, y, 28 + 50 * strength, bend=0.1, middle=_on_ring(flaw, centre, 50, 90)
         )
-        groove = _cover(distance - 0.4 - 0.6 * strength, 1.6) * (0.35 + 0.55 * strength)
-        metal = _mix(metal, _rgb(242, 244, 246), groove)
-        metal = _mix(metal, 0.3 * metal, _moved(groove, 1.0) * 0.6)
+        groove = cover(distance - 0.4 - 0.6 * strength, 1.6) * (0.35 + 0.55 * strength)
+        metal = mix(metal, _rgb(242, 244, 246), groove)
+        metal = mix(metal, 0.3 * metal, _moved(groove, 1.0) * 0.6)
         mask = (distance < 1.8) & (body < 0)
     elif defect == "blot":
-        distance = _blob(flaw, x, y, 6 + 9 * strength, _on_ring(flaw, centre, 36, 92))
-        speckle = _smooth(flaw, size, 40)
-        rust = _rise(-distance / 5 + 0.3) * (0.35 + 0.45 * strength) * (1 + 0.25 * speckle)
-        metal = _mix(metal, metal * _rgb(158, 104, 66) / 190, np.clip(rust, 0, 1))
+        distance = blob(flaw, x, y, 6 + 9 * strength, _on_ring(flaw, centre, 36, 92))
+        speckle = smooth(flaw, size, 40)
+        rust = rise(-distance / 5 + 0.3) * (0.35 + 0.45 * strength) * (1 + 0.25 * speckle)
+        metal = mix(metal, metal * _rgb(158, 104, 66) / 190, np.clip(rust, 0, 1))
         mask = (distance < 0) & (body < 0)
-    picture = _mix(mat, metal, _cover(body, 1.5))
+    picture = mix(mat, metal, cover(body, 1.5))
     return _expose(rng, picture, light=0.07), mask
 
 
@@ -193,16 +193,16 @@ def _put_screw(
     window = np.s_[max(low[1], 0) : high[1], max(low[0], 0) : high[0]]
     x, y, under = x[window], y[window], metal[window]
     hole = np.hypot(x - seat[0], y - seat[1])
-    under = _mix(under, 0.35 * under, _cover(hole - 12.5, 2))
-    under = _mix(under, _rgb(30, 31, 34), _cover(hole - 8, 2))
+    under = mix(under, 0.35 * under, cover(hole - 12.5, 2))
+    under = mix(under, _rgb(30, 31, 34), cover(hole - 8, 2))
     if head is not None:
         dx, dy = x - head[0], y - head[1]
         distance = np.hypot(dx, dy)
         facing = (dx * light[0] + dy * light[1]) / 11
         shade = 0.85 + 0.30 * facing * np.minimum(distance / 7, 1)
         shade += 0.25 * np.exp(-((dx - 4 * light[0]) ** 2 + (dy - 4 * light[1]) ** 2) / 12)
-        shade *= 1 - 0.6 * _cover(np.abs(dx * sin(slot) - dy * cos(slot)) - 1.3, 1.5)
-        under = _mix(under, tint * shade[..., None], _cover(distance - 11, 1.5))
+        shade *= 1 - 0.6 * cover(np.abs(dx * sin(slot) - dy * cos(slot)) - 1.3, 1.5)
+        under = mix(under, tint * shade[..., None], cover(distance - 11, 1.5))
     metal[window] = under
 
 
@@ -213,7 +213,7 @@ def _expose(rng: np.random.Generator, picture: Array, light: float) -> NDArray[n
     way = rng.uniform(0, 2 * pi)
     slope = (cos(way) * (x - 128) + sin(way) * (y - 128)) / 128
     gain = 1 + light * (0.6 * rng.uniform(-1, 1) + rng.uniform(0, 1) * slope)
-    gain = gain + 0.2 * light * _smooth(rng, size, 3)
+    gain = gain + 0.2 * light * smooth(rng, size, 3)
     balance = 1 + 0.015 * rng.standard_normal(3, dtype=np.float32)
     noise = 2.5 * rng.standard_normal(picture.shape, dtype=np.float32)
     return np.clip(picture * gain[..., None] * balance + noise, 0, 255).astype(np.uint8)
@@ -236,14 +236,14 @@ def _spline(size: int, cells: int) -> Array:
     return np.where(t < 1, near, np.clip(2 - t, 0, None) ** 3 / 6).astype(np.float32)
 
 
-def _smooth(rng: np.random.Generator, size: int, cells: int) -> Array:
+def smooth(rng: np.random.Generator, size: int, cells: int) -> Array:
     """Smooth random field of about unit variance, with cells bumps a side, (size, size)."""
     weights = _spline(size, cells)
     knots = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
     return weights @ knots @ weights.T / np.float32(0.48)
 
 
-def _blob(
+def blob(
     rng: np.random.Generator,
     x: Array,
     y: Array,
@@ -263,7 +263,7 @@ def _blob(
     return np.hypot(p, q) - radius * outline
 
 
-def _stroke(
+def stroke(
     rng: np.random.Generator,
     x: Array,
     y: Array,
@@ -302,13 +302,13 @@ def _rgb(red: float, green: float, blue: float) -> Array:
     return np.array([red, green, blue], dtype=np.float32)
 
 
-def _rise(t: Array) -> Array:
+def rise(t: Array) -> Array:
     """Smooth step from 0 at t ≤ 0 to 1 at t ≥ 1."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
 
 
-def _cover(distance: Array, softness: float) -> Array:
+def cover(distance: Array, softness: float) -> Array:
     """Share of a pixel that lies inside an edge, given its signed distance."""
     return np.clip(0.5 - distance / softness, 0, 1)
 
@@ -319,5 +319,5 @@ def _moved(field: Array, way: float) -> Array:
     return np.pad(field, ((n, 0), (n, 0)))[:-n, :-n]
 
 
-def _mix(under: Array, over: Array, share: Array) -> Array:
+def mix(under: Array, over: Array, share: Array) -> Array:
     return under + (over - under) * share[..., None]

@@ -5,7 +5,7 @@ No region of a mask is lost on the way without being counted.
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -315,6 +315,11 @@ def geometry(size: int, view: View) -> dict[str, Any]:
     if view is View.crop:
         return {"resize": round(size * 8 / 7), "stretch": False, "crop": size}
     return {"resize": size, "stretch": view is View.square, "crop": None}
+
+
+def pixels_alone(image: ImageConfig) -> ImageConfig:
+    """The same size and view with a normalisation that leaves pixels 0 to 255 as they are."""
+    return replace(image, mean=[0.0] * 3, std=[1 / 255] * 3)
 
 
 def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) -> Preparation:

@@ -11,7 +11,7 @@ been filled if the image had never been there. experiments/false_alarms/ measure
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from patchcore.coreset import SizedConfig
 from patchcore.errors import InputError
-from patchcore.methods.detector import Detector
+from patchcore.methods.detector import Detector, Fitting, Prediction
 from patchcore.methods.patchcore import PatchCore
 
 
@@ -109,20 +109,47 @@ def cross_fitted(
     first = {number: place for place, number in reversed(list(enumerate(images)))}
     found = LeftOut()
     for out in tqdm(sorted(set(fold.values())), "Folds", disable=not progress):
-        kept = [fold[number] != out for number in images]
-        fitted = unfitted(model, sum(kept) / len(kept))
-        buffer = fitted.buffer(sum(kept))
-        for _, part in _parts(batches, kept):
-            buffer.append(part)
-        fitted.build_from(buffer)
+        fitted = fitted_without(model, batches, images, {n for n in fold if fold[n] == out})
         scored = [fold[n] == out and first[n] == place for place, n in enumerate(images)]
-        for places, part in _parts(batches, scored):
-            part = tree_map(lambda x: x.to(model.device), part)
-            prediction = fitted.score(part, (1, 1))
+        for places, prediction in predictions(fitted, batches, scored):
             numbers = [images[place] for place in places]
             found.scores.update(zip(numbers, prediction.score.tolist(), strict=True))
             found.grids.update(zip(numbers, prediction.patch_score.cpu(), strict=True))
     return found
+
+
+def fitted_without(
+    model: Detector,
+    batches: Sequence[Any],
+    images: Sequence[int],
+    out: Collection[int],
+    fitting: Fitting | None = None,
+) -> Detector:
+    """Return a copy of the method, with the same network, fitted to all images but some.
+
+    Args:
+        model: See `cross_fitted`.
+        batches: See `cross_fitted`.
+        images: See `cross_fitted`.
+        out: Numbers of the images that it is not to see.
+        fitting: Circumstances of the fit, and its report.
+    """
+    kept = [number not in out for number in images]
+    fitted = unfitted(model, sum(kept) / len(kept))
+    buffer = fitted.buffer(sum(kept))
+    for _, part in _parts(batches, kept):
+        buffer.append(part)
+    fitted.build_from(buffer, fitting)
+    return fitted
+
+
+def predictions(
+    fitted: Detector, batches: Sequence[Any], wanted: Sequence[bool]
+) -> Iterator[tuple[list[int], Prediction]]:
+    """Yield places and scores, batch by batch, of the images that are wanted; maps are of 1 px."""
+    for places, part in _parts(batches, wanted):
+        part = tree_map(lambda x: x.to(fitted.device), part)
+        yield places, fitted.score(part, (1, 1))
 
 
 def unfitted(model: Detector, share: float) -> Detector:

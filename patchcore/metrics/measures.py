@@ -37,7 +37,8 @@ class Measure:
     Attributes:
         title: Name for people, with the unit where there is one.
         of: Where its value comes from: a sweep over `images` or `pixels`, all `maps` one by one,
-            counts of `masks`, the threshold of a `decision`, or the `run` itself.
+            counts of `masks`, the threshold of a `decision`, `nominal` images alone, or the `run`
+            itself.
         compute: For images and pixels: its value from the sweep and AUPRO's limit of the
             false-positive rate. It is called only where an anomalous score exists, and nominal ones
             if it needs them. For maps: its value from `MapScores`; it may raise UndefinedError.
@@ -152,6 +153,8 @@ METRICS = {
     ),
     "decision_pixel_false_alarms": false_rate("share of nominal pixels at the nominal threshold"),
     "decision_images": count("nominal images behind the threshold", "decision", better=""),
+    # With `objectives=[label_free]`: patchcore.label_free computes it.
+    "label_free": rate("AUROC of synthetic defects", "nominal"),
     # all stages together; metrics.json has a mapping of the stages
     "seconds": duration("seconds", "s", objective=True, cost=True),
     "score_seconds": duration("seconds of scoring", "s", objective=True),

@@ -117,6 +117,30 @@ class Grid(Block):
 
 
 @dataclass
+class Forest(Block):
+    """Values with their intervals around zero, one below the other, drawn without a script."""
+
+    @dataclass
+    class Row:
+        """A value, half its interval and both in words; `kind` is good, bad or neither."""
+
+        name: str
+        value: float
+        half: float
+        text: str
+        kind: str = ""
+
+    name: str
+    rows: list[Row]
+    forms: tuple[str, ...] = field(default=(PAGE,), kw_only=True)
+
+    @property
+    def reach(self) -> float:
+        """Largest distance from zero that is drawn."""
+        return max((abs(row.value) + row.half for row in self.rows), default=0.0) or 1.0
+
+
+@dataclass
 class Chart(Block):
     """Chart that the page's script draws from the page's data; only the page has it.
 

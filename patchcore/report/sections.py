@@ -32,6 +32,7 @@ from patchcore.report.blocks import (
     value_cell,
 )
 from patchcore.report.comparisons import effect_blocks
+from patchcore.report.factorial import factorial_blocks
 from patchcore.report.galleries import GALLERY_BYTES, anchor, galleries, pictures
 from patchcore.report.plots import curves, fronts, heat, parallel, shares
 from patchcore.report.reading import CATEGORY, RunFolder
@@ -77,6 +78,7 @@ def _of_part(table: Table, gallery_bytes: int) -> list[Section]:
     found = [
         Section("leaderboard", "Leaderboard", _leaderboard(table, shrunk), TEXT),
         Section("effects", "Effects", effect_blocks(table), TEXT),
+        Section("factorial", "Effects and interactions", factorial_blocks(table), TEXT),
         Section("paper", "Beside the paper", _paper(table), TEXT),
         Section("categories", "Categories", _categories(table), TEXT),
         Section("repeats", "Repeats over seeds", _repeats(table), TEXT),

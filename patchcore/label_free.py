@@ -1,0 +1,182 @@
+"""Score of a run's settings from nominal images alone: how well synthetic defects are told apart.
+
+Some training images are held out, as the folds of `patchcore.methods.folds` are. Each is scored by
+the method fitted to the others, once as it is and several times with a synthetic defect drawn on it
+(`patchcore.data.defects`). The label-free score is the AUROC of those with a defect against those
+without. No test image takes part, nor any label, so that whoever has good parts alone can look for
+the best of several settings; experiments/label_free/ measures how near to the best that leads.
+
+Settings are compared on the same images with the same defects. The score says nothing on how well
+real defects are found: it ranks settings.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from patchcore.cache import KeptOrders
+from patchcore.errors import InputError
+from patchcore.methods.detector import Detector, Fitting
+from patchcore.methods.folds import FeatureBatches, fitted_without, folds_of, predictions
+from patchcore.metrics import image_metrics, sweep
+from patchcore.settings import Settings, setting
+
+STAGE = "label_free"
+"""Name of the metric, and of the stage among seconds and costs."""
+
+
+@dataclass
+class LabelFreeConfig(Settings):
+    """Settings of the score that needs no anomalous image."""
+
+    GROUP: ClassVar[str] = "label_free"
+
+    enabled: bool = setting(False, "measure it, though it is none of objectives", effect=False)
+    images: int = setting(
+        60,
+        "training images that are held out in turn, fold by fold until there are so many",
+        unit="images",
+        low=1,
+    )
+    folds: int = setting(
+        5, "folds of training images that the method is fitted without", unit="folds", low=2
+    )
+    defects: int = setting(2, "synthetic defects of each image held out", unit="images", low=1)
+    seed: int = setting(0, "seed of the division into folds and of the defects")
+
+
+def held_out(images: int, config: LabelFreeConfig) -> list[list[int]]:
+    """Return the numbers of the images that are held out together, fold by fold.
+
+    Args:
+        images: Number of training images.
+        config: How many folds, and how many images at least; all of them if there are fewer.
+
+    >>> [len(fold) for fold in held_out(100, LabelFreeConfig(images=30, folds=5))]
+    [20, 20]
+    """
+    fold = folds_of(range(images), min(config.folds, images), config.seed)
+    found: list[list[int]] = []
+    for number in range(min(config.folds, images)):
+        if sum(map(len, found)) >= config.images:
+            break
+        found.append([image for image in sorted(fold) if fold[image] == number])
+    return found
+
+
+class LabelFree:
+    """Gathers features of synthetic defects, then judges a method by them.
+
+    Args:
+        config: How it is measured.
+        images: Number of training images.
+
+    Attributes:
+        folds: See `held_out`.
+        sources: Numbers of the images whose defects were gathered, in their order.
+        score: The label-free score, once it is measured.
+        seconds: Wall time of all that, once it is measured.
+
+    Raises:
+        InputError: There are fewer than two training images.
+    """
+
+    def __init__(self, config: LabelFreeConfig, images: int) -> None:
+        if images < 2:
+            raise InputError(
+                "label_free needs at least two training images, one to be held out: give more, or "
+                "set another of objectives"
+            )
+        self.config = config
+        self.images = images
+        self.folds = held_out(images, config)
+        self.sources: list[int] = []
+        self.score = float("nan")
+        self.seconds = 0.0
+        self._defective = FeatureBatches(len(self.numbers) * config.defects)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of the images that are held out, fold by fold."""
+        return [number for fold in self.folds for number in fold]
+
+    @property
+    def drawing(self) -> tuple[int, int]:
+        """How many defects each image has, and the seed of their drawings."""
+        return self.config.defects, self.config.seed
+
+    def plan(self) -> str:
+        """Return a sentence on what it will cost."""
+        count, fits = len(self.numbers), len(self.folds)
+        return (
+            f"label_free: {count} of {self.images} training images are held out, with "
+            f"{count * self.config.defects} synthetic defects to extract and "
+            f"{fits} further {'memory' if fits == 1 else 'memories'} to build"
+        )
+
+    def append(self, features: Any, images: Sequence[int]) -> None:
+        """Add features of a batch of images with a defect, by the images' numbers."""
+        self._defective.append(features)
+        self.sources += images
+
+    @torch.inference_mode()
+    def measure(
+        self,
+        model: Detector,
+        batches: Sequence[Any],
+        images: Sequence[int],
+        orders: KeptOrders | None = None,
+    ) -> tuple[float, bool]:
+        """Measure the score; what was gathered of defects is forgotten.
+
+        Args:
+            model: The method; copies of it are fitted.
+            batches: Features of all training images, batch by batch.
+            images: Their numbers, in this order; copies of one share its number, and the first is
+                scored.
+            orders: Where coreset orders of these images are looked for and kept.
+
+        Returns:
+            Seconds that the fits and scores cost if no order is read, and whether any was.
+        """
+        start, defective = time.perf_counter(), list(self._defective.empty())
+        first = {number: place for place, number in reversed(list(enumerate(images)))}
+        nominal: list[float] = []
+        anomalous: list[float] = []
+        more, warm = 0.0, False
+        for fold in map(set, self.folds):
+            fitting = Fitting(images=[number for number in images if number not in fold])
+            if orders is not None:
+                maps = zip(images, orders.maps, strict=True)
+                kept = [key for number, key in maps if number not in fold]
+                fitting.kept = KeptOrders(orders.store, kept)
+            fitted = fitted_without(model, batches, images, fold, fitting)
+            own = [number in fold and first[number] == place for place, number in enumerate(images)]
+            nominal += _scores(fitted, batches, own)
+            anomalous += _scores(fitted, defective, [number in fold for number in self.sources])
+            fresh = {stage: fitting.costs.get(stage, x) for stage, x in fitting.seconds.items()}
+            more += sum(fresh.values()) - sum(fitting.seconds.values())
+            warm = warm or bool(fitting.warm)
+        self.score = separation(nominal, anomalous)
+        spent = time.perf_counter() - start
+        self.seconds += spent
+        return spent + more, warm
+
+
+def separation(nominal: Sequence[float], anomalous: Sequence[float]) -> float:
+    """Return the AUROC of scores of images with a defect against scores of images without.
+
+    >>> separation([0.1, 0.2], [0.15, 0.3])
+    0.75
+    """
+    both = (torch.tensor(scores, dtype=torch.float64) for scores in (nominal, anomalous))
+    return float(image_metrics(sweep(*both))["image_auroc"])
+
+
+def _scores(fitted: Detector, batches: Sequence[Any], wanted: Sequence[bool]) -> list[float]:
+    """Anomaly scores of the images that are wanted, in their order."""
+    found = predictions(fitted, batches, wanted)
+    return [score for _, prediction in found for score in prediction.score.tolist()]

@@ -1,0 +1,201 @@
+"""Main effects and interactions of settings that varied together, as a forest of intervals.
+
+An effect is the difference that one value makes against the setting's reference, in pairs of runs
+that are alike in all else; an interaction is by how much another setting's value changes that
+difference (the difference of the differences, of four runs that are alike in all else). Both are
+averaged over the settings of the other factors within a category and seed. The mean over categories
+and seeds has Student's 95 % interval, of which each category and seed is one observation.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+from patchcore.report.blocks import (
+    MARKDOWN,
+    Block,
+    Forest,
+    Grid,
+    Head,
+    Note,
+    text_cell,
+    value_cell,
+)
+from patchcore.report.points import Factor, Summary, summarise
+from patchcore.report.table import Table
+from patchcore.report.words import falls, number, show, title, token
+
+MOST = 40
+"""Terms that are shown, the largest first."""
+Unit = tuple[str, str]
+"""Category and seed."""
+Values = dict[tuple[tuple[str, str], ...], float]
+"""Values of a metric by keys and tokens of the factors' values."""
+
+
+@dataclass
+class Term:
+    """Effect of one value, or interaction of two.
+
+    Attributes:
+        values: Settings, {key: value in words}: one or two.
+        difference: Of the metric, over categories and seeds.
+        runs: How many pairs, or fours, of runs it is from.
+    """
+
+    values: dict[str, str]
+    difference: Summary
+    runs: int
+
+    @property
+    def name(self) -> str:
+        """The settings in words."""
+        return " × ".join(f"{key}={value}" for key, value in self.values.items())
+
+
+def terms(table: Table, metric: str) -> list[Term]:
+    """Return effects of all values, then interactions of all pairs, of which runs are there."""
+    factors = [factor for factor in table.factors if len(factor.values) > 1]
+    known = _values(table, factors, metric)
+    found = [
+        term
+        for factor in factors
+        for value in _others(factor)
+        if (term := _effect(known, [(factor, value)]))
+    ]
+    found += [
+        term
+        for one, two in combinations(factors, 2)
+        for value in _others(one)
+        for other in _others(two)
+        if (term := _effect(known, [(one, value), (two, other)]))
+    ]
+    return found
+
+
+def factorial_blocks(table: Table) -> list[Block]:
+    """Effects and interactions of the metric that is ranked by; empty unless factors crossed."""
+    found = terms(table, table.metric)
+    if not any(len(term.values) > 1 for term in found):
+        return []
+    crossed = [factor for factor in table.factors if len(factor.values) > 1]
+    against = ", ".join(f"{factor.key}={show(reference(factor))}" for factor in crossed)
+    text = (
+        f"What a setting changes of {title(table.metric)}, against {against}, in pairs of runs "
+        "that are alike in all else, averaged over the others. An interaction (×) is by how much "
+        "the one changes the effect of the other. "
+    )
+    if any(term.difference.count > 1 for term in found):
+        text += "Lines are Student’s 95 % intervals over categories and seeds."
+    else:
+        text += "One category and seed alone: there are no intervals."
+    found.sort(key=lambda term: (len(term.values), -abs(term.difference.mean)))
+    shown = found if len(found) <= MOST else _largest(found)
+    blocks: list[Block] = [Note(text)]
+    if len(shown) < len(found):
+        blocks.append(Note(f"The {len(shown)} largest of {len(found)} are shown."))
+    rows = [_row(term, table.metric) for term in shown]
+    name = f"Effects and interactions: {title(table.metric)}"
+    return [*blocks, Forest(name, rows), _grid(shown, table.metric)]
+
+
+def reference(factor: Factor) -> Any:
+    """Return the value of a factor that others are compared with: off if it has that, or its first.
+
+    Off is null, or else false or 0.
+    """
+    for off in (None, False, 0):
+        for value in factor.values:
+            if value is off or (off == 0 and type(value) in (int, float) and value == 0):
+                return value
+    return factor.values[0]
+
+
+def _others(factor: Factor) -> list[Any]:
+    return [value for value in factor.values if token(value) != token(reference(factor))]
+
+
+def _values(table: Table, factors: list[Factor], metric: str) -> dict[Unit, Values]:
+    """Values of the metric by category and seed, then by the factors' settings."""
+    found: dict[Unit, Values] = {}
+    for point in table.points:
+        at = tuple((factor.key, token(point.settings[factor.key])) for factor in factors)
+        for seed, by_category in point.seeds.items():
+            for category, run in by_category.items():
+                if run.finished and metric in run.metrics:
+                    found.setdefault((category, seed), {})[at] = run.metrics[metric]
+    return found
+
+
+def _effect(known: dict[Unit, Values], chosen: list[tuple[Factor, Any]]) -> Term | None:
+    """Effect of a value, or interaction of two; None without runs to tell it from."""
+    means, runs = [], 0
+    tokens = [(factor.key, token(reference(factor)), token(value)) for factor, value in chosen]
+    for values in known.values():
+        found = list(_differences(values, tokens))
+        runs += len(found)
+        if found:
+            means.append(fmean(found))
+    if not means:
+        return None
+    return Term({factor.key: show(value) for factor, value in chosen}, summarise(means), runs)
+
+
+def _differences(values: Values, chosen: list[tuple[str, str, str]]) -> Iterator[float]:
+    """Differences, or differences of differences, at each setting of the other factors.
+
+    `chosen` are keys with the tokens of their reference and of the value compared with it.
+    """
+    for at in values:
+        setting = dict(at)
+        if all(setting[key] == value for key, _, value in chosen):
+            difference = _difference(values, setting, chosen)
+            if difference is not None:
+                yield difference
+
+
+def _difference(
+    values: Values, setting: dict[str, str], chosen: list[tuple[str, str, str]]
+) -> float | None:
+    """One of them; None where a run is missing."""
+    if not chosen:
+        return values.get(tuple(setting.items()))
+    (key, off, value), *others = chosen
+    one, other = (_difference(values, {**setting, key: each}, others) for each in (value, off))
+    return None if one is None or other is None else one - other
+
+
+def _largest(found: list[Term]) -> list[Term]:
+    """The largest terms, in the order of `found`."""
+    by_size = sorted(found, key=lambda term: -abs(term.difference.mean))
+    kept = {id(term) for term in by_size[:MOST]}
+    return [term for term in found if id(term) in kept]
+
+
+def _row(term: Term, metric: str) -> Forest.Row:
+    value = term.difference
+    half = value.half if value.count > 1 else 0.0
+    sure = value.count > 1 and abs(value.mean) > value.half
+    good = (value.mean < 0) == falls(metric)
+    kind = ("good" if good else "bad") if sure else ""
+    return Forest.Row(term.name, value.mean, half, _signed(metric, term), kind)
+
+
+def _signed(metric: str, term: Term) -> str:
+    value = term.difference
+    half = f" ± {number(metric, value.half)}" if value.count > 1 else ""
+    return f"{'+' * (value.mean > 0)}{number(metric, value.mean)}{half}"
+
+
+def _grid(found: list[Term], metric: str) -> Grid:
+    """The same as a table, for Markdown, where there are no pictures."""
+    heads = [Head("setting", kind="text"), Head("difference"), Head("observations"), Head("runs")]
+    rows = []
+    for term in found:
+        value = term.difference
+        row = [text_cell(term.name), value_cell(value.mean, _signed(metric, term))]
+        row += [value_cell(n, str(n)) for n in (value.count, term.runs * 2 ** len(term.values))]
+        rows.append(row)
+    return Grid(heads, rows, "", "Effects and interactions", forms=(MARKDOWN,))
