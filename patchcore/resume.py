@@ -91,6 +91,8 @@ def damage(folder: Path) -> str | None:
         (PROVENANCE_FILE, _check_provenance),
     ):
         try:
+            if (folder / file).exists() and not (folder / file).is_file():
+                raise ValueError("it is no file")  # a pipe would never end
             check(folder)
         except _DAMAGE as error:
             reason = error.strerror if isinstance(error, OSError) else error

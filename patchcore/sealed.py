@@ -90,6 +90,8 @@ def check_files(folder: Path, found: dict[str, Any]) -> None:
 
 def read_description(path: Path, newest: int) -> dict[str, Any]:
     """Return the contents of a description alone; raises InputError as `read_sealed` does."""
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise InputError(f"{path}: is no file: {REMEDY}")
     try:
         data = path.read_bytes() if path.stat().st_size <= LARGEST else b""
     except (FileNotFoundError, NotADirectoryError):
