@@ -154,6 +154,12 @@ def _(folder: Path) -> Any:
     return read_run(run).finished and Finished(folder / "runs").find("a1") == run.resolve()
 
 
+def piped(path: Path) -> None:
+    """Put a pipe in the place of a file, which whoever reads it waits for."""
+    path.unlink()
+    os.mkfifo(path)
+
+
 ACCUSED = "damaged: metrics.json"
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
 left("metrics: empty", text("metrics.json", ""), ACCUSED)
@@ -208,6 +214,7 @@ left(
     told=False,
 )
 left("settings: cut off", text("config.yaml", "seed: [1, 2"), "config.yaml: not YAML", told=False)
+left("scores: a pipe", lambda run: piped(run / "scores.csv"), "damaged: scores.csv")
 left("unfinished", lambda run: (run / "metrics.json").unlink(), "unfinished: no metrics.json")
 
 
@@ -349,6 +356,7 @@ artifact(
     "its description edited", lambda f: changed(f / "artifact.yaml", -9), "is damaged or was edited"
 )
 artifact("its description another file", text("artifact.yaml", "seed: 1\n"), "none of patchcore's")
+artifact("its description a pipe", lambda f: piped(f / "artifact.yaml"), "is no file")
 artifact("the folder of its run", moved, "it is a run's folder: give ")
 artifact("of a newer format", signed(lambda x: x.update(format=99)), "install a newer patchcore")
 artifact(
