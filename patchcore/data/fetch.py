@@ -325,7 +325,7 @@ def _not_unpacked(archive: Path, reason: str) -> _ArchiveError:
 
 _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, BadGzipFile, lzma.LZMAError, zlib.error, EOFError),
-    *(ValueError, OverflowError, KeyError, struct.error),  # of numbers and names in headers
+    *(ValueError, OverflowError, LookupError, struct.error),  # of numbers and names in headers
 )
 _UNREADABLE = (RuntimeError, NotImplementedError)  # encrypted, or of an unknown compression
 _NAMES = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)

@@ -408,6 +408,11 @@ def _(folder: Path) -> Any:
     return table(folder, "image,label\na.png,1\n")
 
 
+@case("folders", "an empty table", REFUSED, "1cls.csv: the columns should be object")
+def _(folder: Path) -> Any:
+    return table(folder, "")
+
+
 @case("folders", "a table with a quote that never ends", REFUSED, "1cls.csv: cannot be read")
 def _(folder: Path) -> Any:
     return table(folder, ",".join(COLUMNS) + '\npcb1,"train' + "\nx" * 100_000)
