@@ -305,7 +305,9 @@ def _parts(settings: Mapping[str, Any]) -> Parts:
 
 
 def _settings(kind: type, values: Any) -> Any:
-    """Settings of a class from plain values."""
+    """Settings of a class from plain values, none of which OmegaConf may look up elsewhere."""
+    if "${" in str(values):
+        raise ValueError("settings refer to something else")
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
 
 

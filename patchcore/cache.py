@@ -146,7 +146,7 @@ class Store:
         tensors: dict[str, Tensor] = {}
         try:
             tensors = load(data)
-            intact = bytes(tensors.pop(_CHECKSUM).numpy()) == _checksum(key, tensors)
+            intact = tensors.pop(_CHECKSUM).numpy().tobytes() == _checksum(key, tensors)
         except (SafetensorError, KeyError, TypeError, ValueError):
             intact = False
         if intact:

@@ -103,10 +103,12 @@ def read_map(path: Path) -> Map:
             return np.asarray(np.load(path, allow_pickle=False), np.float32)
         with Image.open(path, formats=["PNG"]) as file:
             scale = json.loads(file.info[SCALE])
+            offset, step = float(scale["offset"]), float(scale["step"])
             levels = np.array(file)
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: is no map of predict's ({error})") from error
-    values = (scale["offset"] + scale["step"] * levels.astype(np.float64)).astype(np.float32)
+    except Exception as error:  # decoders raise many kinds, all of which mean a bad file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: is no map of predict's ({reason})") from error
+    values = (offset + step * levels.astype(np.float64)).astype(np.float32)
     values[levels == 0] = np.nan
     return values
 

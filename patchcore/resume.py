@@ -76,6 +76,13 @@ def finished_fingerprint(folder: Path) -> str | None:
     return _read_fingerprint(folder) if finished else None
 
 
+_DAMAGE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(OverflowError, RecursionError, csv.Error),
+)
+"""Errors that reading a damaged file may end with."""
+
+
 def damage(folder: Path) -> str | None:
     """Reason not to rely on the results of a finished run: a file and its fault; or None."""
     for file, check in (
@@ -84,8 +91,10 @@ def damage(folder: Path) -> str | None:
         (PROVENANCE_FILE, _check_provenance),
     ):
         try:
+            if (folder / file).exists() and not (folder / file).is_file():
+                raise ValueError("it is no file")  # a pipe would never end
             check(folder)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             reason = error.strerror if isinstance(error, OSError) else error
             return f"{folder / file} is damaged ({' '.join(str(reason).split())})"
     return None
@@ -106,7 +115,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """Read what the results in `folder` follow from; empty if that is not there or not legible."""
     try:
         found = json.loads((folder / PROVENANCE_FILE).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -90,6 +90,8 @@ def check_files(folder: Path, found: dict[str, Any]) -> None:
 
 def read_description(path: Path, newest: int) -> dict[str, Any]:
     """Return the contents of a description alone; raises InputError as `read_sealed` does."""
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise InputError(f"{path}: is no file: {REMEDY}")
     try:
         data = path.read_bytes() if path.stat().st_size <= LARGEST else b""
     except (FileNotFoundError, NotADirectoryError):
@@ -106,14 +108,27 @@ def read_description(path: Path, newest: int) -> dict[str, Any]:
     try:
         found = dict(yaml.safe_load(body))
         number = found["format"]
-    except (yaml.YAMLError, UnicodeError, TypeError, ValueError, KeyError) as error:
+    except (yaml.YAMLError, TypeError, ValueError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: is not understood ({type(error).__name__})") from error
     if not isinstance(number, int) or number > newest:
         raise InputError(
             f"{path}: is of format {number}, and this version reads up to {newest}: install a "
             "newer patchcore"
         )
+    if not _lists_files(found.get("files")):
+        raise InputError(f"{path}: is not understood (its list of files)")
     return found
+
+
+def _lists_files(files: Any) -> bool:
+    """Whether it is a list of files as `write_sealed` makes it, all in one folder."""
+    return isinstance(files, dict) and all(
+        isinstance(name, str)
+        and Path(name).name == name
+        and isinstance(told, dict)
+        and {"bytes", "sha256"} <= set(told)
+        for name, told in files.items()
+    )
 
 
 def _signed(found: dict[str, Any], folder: Path) -> bytes:

@@ -22,8 +22,10 @@ def forkserver() -> ForkServerContext:
     return context
 
 
-def execute(program: str, *arguments: str, folder: Path) -> str:
+def execute(program: str, *arguments: str, folder: Path, patience: float = 300) -> str:
     """Run a program in `folder`, as `python -c` does; return its output.
+
+    It has so many seconds.
 
     Raises:
         AssertionError: It failed; with all that it printed.
@@ -31,7 +33,7 @@ def execute(program: str, *arguments: str, folder: Path) -> str:
     log = folder / "program.log"
     process = forkserver().Process(target=_execute, args=(program, arguments, folder, log))
     process.start()
-    process.join(300)
+    process.join(patience)
     if process.exitcode is None:
         process.kill()
         process.join()

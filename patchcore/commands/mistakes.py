@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -112,6 +113,9 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if (message := _of_the_machine(error)) is not None:
         return message
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        place, words = error.problem_mark, " ".join(str(error.problem).split())
+        return f"{place.name}: line {place.line + 1} is not understood ({words}): mend the file"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         known = f"there are {', '.join(error.options)}"
@@ -127,7 +131,8 @@ def explain(error: Exception) -> str | None:
     key = getattr(cause, "full_key", None)
     if not key:
         words = re.sub(r"(?s)^Error when parsing index:.*?(?=Error parsing)", "", str(error))
-        return " ".join(words.partition("\nSee https:")[0].split())
+        words = words.partition("\nSee https:")[0].partition("\n    full_key:")[0]
+        return " ".join(words.split())
     if isinstance(cause, MissingMandatoryValue):
         return f"{key} is missing: give {key}=…"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):

@@ -39,6 +39,15 @@ class Multirun:
     start: float  # seconds since the epoch
     name: str
     search: bool  # whether a sweeper looks for the best point
+    before: dict[Path, int]  # times of change of what started earlier points there, nanoseconds
+
+    def points(self) -> list[Path]:
+        """Folders of the points that it has started, in their order."""
+        return _points(self.folder, self.start, self.before)
+
+    def failures(self) -> list[tuple[Path, str]]:
+        """Return those that did not finish, and why."""
+        return failures(self.folder, self.start, self.name, self.before)
 
 
 _multiruns: list[Multirun] = []
@@ -53,7 +62,9 @@ class Conclusion(Callback):
         search = not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
         folder = Path(str(config.hydra.sweep.dir))
         start = time.time() - 2  # file systems may round times
-        _multiruns.append(Multirun(folder, start, os.environ[_NAME], search))
+        # Clocks may jump, and those of file servers differ: what is new there counts, too.
+        before = {path: path.stat().st_mtime_ns for path in _started(folder)}
+        _multiruns.append(Multirun(folder, start, os.environ[_NAME], search, before))
 
 
 def record_failure(folder: Path, error: BaseException) -> None:
@@ -95,13 +106,19 @@ def _plain(cfg: DictConfig, key: str) -> Any:
         return None
 
 
-def failures(folder: Path, since: float = 0.0, name: str = "") -> list[tuple[Path, str]]:
-    """Points below a multirun's folder that were started after `since` and did not finish.
+def failures(
+    folder: Path,
+    since: float = 0.0,
+    name: str = "",
+    before: Mapping[Path, int] | None = None,
+) -> list[tuple[Path, str]]:
+    """Points below a multirun's folder that it has started and that did not finish.
 
-    Earlier results may lie in their folders all the same. `name` is the multirun's.
+    Earlier results may lie in their folders all the same. `name` is the multirun's; for `since` and
+    `before` see `Multirun`.
     """
     found = []
-    for point in _points(folder, since):
+    for point in _points(folder, since, before):
         told = [point / _refusal(name), point / ERROR_FILE]
         lines = [line for file in told if file.is_file() for line in _lines(file)]
         told[0].unlink(missing_ok=True)
@@ -143,7 +160,7 @@ def _conclude() -> bool:
     """Print what there is to tell of this process's multiruns; whether any point failed."""
     missing = []
     for multirun in _multiruns:
-        missing += failures(multirun.folder, multirun.start, multirun.name)
+        missing += multirun.failures()
         if multirun.search:
             _tell_undefined(multirun)
         _tell_best(multirun)
@@ -175,7 +192,7 @@ def _explained(error: Exception) -> str | None:
 def _tell_undefined(multirun: Multirun) -> None:
     """Tell which finished points the search could not use, by the reason."""
     points = defaultdict(list)
-    for point in _points(multirun.folder, multirun.start):
+    for point in multirun.points():
         try:
             record = json.loads((point / METRICS).read_text())
             wanted = OmegaConf.load(point / "config.yaml").objectives
@@ -202,7 +219,7 @@ def _summarise(multirun: Multirun) -> None:
 
     A tracker that cannot be reached is told.
     """
-    if not _points(multirun.folder, multirun.start):
+    if not multirun.points():
         return
     from patchcore.report.conclusion import conclude  # templates that a start can do without
 
@@ -214,20 +231,30 @@ def _summarise(multirun: Multirun) -> None:
 
 
 def _kept(multirun: Multirun) -> str:
-    lost = len(failures(multirun.folder, multirun.start, multirun.name))
-    done = len(_points(multirun.folder, multirun.start)) - lost
+    lost = len(multirun.failures())
+    done = len(multirun.points()) - lost
     return (
         f"{done} finished points are kept in {multirun.folder}; started again, the same command "
         "computes only the others"
     )
 
 
-def _points(folder: Path, since: float) -> list[Path]:
-    """Folders of the points that were started after `since`, in their order."""
+def _points(folder: Path, since: float, before: Mapping[Path, int] | None = None) -> list[Path]:
+    """Folders of the points that were started after `since` or are not as `before`, in order."""
+    found = []
+    for path in _started(folder):
+        status = path.stat()
+        changed = before is not None and before.get(path) != status.st_mtime_ns
+        if changed or status.st_mtime >= since:
+            found.append(path.parents[1])
+    return found
+
+
+def _started(folder: Path) -> list[Path]:
+    """Files that Hydra writes as it starts the points of a multirun, in their order."""
     if not os.path.isdir(folder):  # unlike Path's, it takes a name that is too long
         return []
-    started = sorted(folder.rglob(".hydra/overrides.yaml"), key=numerically)
-    return [path.parents[1] for path in started if path.stat().st_mtime >= since]
+    return sorted(folder.rglob(".hydra/overrides.yaml"), key=numerically)
 
 
 def _refusal(name: str) -> str:

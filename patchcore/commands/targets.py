@@ -91,7 +91,12 @@ class FileConfigSource(file_config_source.FileConfigSource):
     """Settings files of a folder, checked. Hydra tells sources apart by the class's name."""
 
     def load_config(self, config_path: str) -> ConfigResult:
-        return _checked(f"{self.path}/{config_path}", config_path, super().load_config(config_path))
+        file = f"{self.path}/{config_path}"
+        try:
+            return _checked(file, config_path, super().load_config(config_path))
+        except RecursionError:
+            name = f"{file.removesuffix('.yaml')}.yaml"
+            raise InputError(f"{name}: is nested too deep: mend the file") from None
 
 
 class ImportlibResourcesConfigSource(

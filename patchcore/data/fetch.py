@@ -5,12 +5,14 @@ is unpacked only if all of its members are plain files and folders that stay ins
 folder that gets its name when it is complete.
 """
 
+import errno
 import hashlib
 import json
 import lzma
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -284,6 +286,7 @@ def unpack(archive: Path, folder: Path, holds: tuple[str, ...], root: Path) -> N
 
 
 def _extract(archive: Path, folder: Path, root: Path) -> None:
+    folder.mkdir()
     try:
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
@@ -304,14 +307,29 @@ def _extract(archive: Path, folder: Path, root: Path) -> None:
                 f"{archive.name}: is neither a zip nor a tar archive, and was removed; the address "
                 "leads to something else now"
             )
+    except InputError:
+        raise
     except (*_DAMAGED, *_UNREADABLE) as error:
-        raise _ArchiveError(
-            f"{archive.name}: cannot be unpacked ({error}) and was removed; download it again"
-        ) from error
+        raise _not_unpacked(archive, str(error)) from error
+    except OSError as error:
+        if error.errno not in _NAMES:
+            raise
+        raise _not_unpacked(archive, str(error.strerror)) from error
 
 
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
+def _not_unpacked(archive: Path, reason: str) -> _ArchiveError:
+    return _ArchiveError(
+        f"{archive.name}: cannot be unpacked ({reason}) and was removed; download it again"
+    )
+
+
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, BadGzipFile, lzma.LZMAError, zlib.error, EOFError),
+    *(ValueError, OverflowError, LookupError, struct.error),  # of numbers and names in headers
+)
 _UNREADABLE = (RuntimeError, NotImplementedError)  # encrypted, or of an unknown compression
+_NAMES = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
+"""Errors of members whose names no folder can hold, or not beside each other."""
 
 
 def _check_member(archive: Path, name: str, plain: bool) -> None:

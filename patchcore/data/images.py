@@ -170,8 +170,9 @@ def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such array of masks") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{path}: cannot be read as an array ({error}); replace it") from error
+    except Exception as error:  # headers are Python literals and archives: many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: cannot be read as an array ({reason}); replace it") from error
     if not isinstance(array, np.ndarray) or array.ndim != dimensions:
         raise InputError(f"{path}: the array should have {dimensions} dimensions; replace it")
     return array

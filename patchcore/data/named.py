@@ -1,5 +1,6 @@
 """Images that a command names: files, folders, globs, lists in files or on stdin."""
 
+import codecs
 import glob
 import os
 import sys
@@ -32,7 +33,7 @@ def named_images(arguments: Sequence[str], files: Files | None = None) -> Iterat
     files = files or Files(unreadable=True)
     for argument in arguments:
         if argument == STDIN:
-            yield from _lines(sys.stdin.buffer)
+            yield from _lines(sys.stdin.buffer, STDIN)
         elif argument.startswith("@") and not os.path.lexists(argument):
             yield from listed(argument[1:])
         else:
@@ -44,7 +45,7 @@ def listed(file: str) -> Iterator[Path]:
     path = expanded(file, KEY)
     try:
         with path.open("rb") as lines:
-            yield from _lines(lines)
+            yield from _lines(lines, str(path))
     except OSError as error:
         raise InputError(f"{KEY}: the list {path} cannot be read ({error.strerror})") from None
 
@@ -54,8 +55,12 @@ def endless(arguments: Sequence[str]) -> bool:
     return STDIN in arguments
 
 
-def _lines(file: BinaryIO | Iterable[bytes]) -> Iterator[Path]:
-    for line in file:
+def _lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path]:
+    for number, line in enumerate(file):
+        if number == 0:  # Windows marks the encoding there
+            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise InputError(f"{KEY}: the list {path} is in UTF-16: save it in UTF-8")
+            line = line.removeprefix(codecs.BOM_UTF8)
         name = line.rstrip(b"\r\n")
         if name.strip():
             yield Path(os.fsdecode(name))

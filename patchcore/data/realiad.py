@@ -113,7 +113,7 @@ def _lists(table: Path) -> list[list[Any]]:
     try:
         found = json.loads(table.read_text(encoding="utf-8"))
         sides = [found["train"], found["test"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         sides = [None]
     if not all(isinstance(side, list) for side in sides):
         raise InputError(f"{table}: has no lists train and test; restore the file")

@@ -101,10 +101,10 @@ def _rows(table: Path) -> list[dict[str, str]]:
     try:
         with table.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, restval="")
-            rows = list(reader)
+            names, rows = reader.fieldnames, list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: cannot be read ({error}); restore the file") from None
-    if reader.fieldnames != COLUMNS:
+    if names != COLUMNS:
         raise InputError(f"{table}: the columns should be {', '.join(COLUMNS)}; restore the file")
     for line, row in enumerate(rows, start=2):
         sides, labels = ("train", "test"), ("normal", "anomaly")

@@ -148,6 +148,9 @@ def _read_settings(run: RunFolder) -> None:
         settings = provenance.get("settings")
         if not isinstance(settings, dict) or not settings:
             raise ValueError("provenance.json: settings must be a mapping")
+        own, told = _text(folder, "fingerprint.txt", LARGEST_YAML), provenance.get("fingerprint")
+        if own is not None and told is not None and own.strip() != told:
+            raise ValueError("provenance.json: of another run than fingerprint.txt")
         run.settings = flatten(settings)
         if CATEGORY in whole:  # names the column where it is part of the data, not of the settings
             run.settings.setdefault(CATEGORY, whole[CATEGORY])

@@ -1,0 +1,47 @@
+"""Kills at random moments: what has finished stays, and the table is as if nothing had happened."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.processes import execute
+from tests.soak import point_settings
+
+FAULTS = """
+import sys
+from tests.faults import main
+main(["--launchers", sys.argv[1], "--seed", "1", "--kills", *sys.argv[2:]])
+"""
+SOAK = """
+import sys
+from tests.soak import main
+main(["--points", sys.argv[1], "--kills", sys.argv[2]])
+"""
+LONG = "PATCHCORE_LONG" in os.environ
+HOURS = 3 if LONG else 0.1
+
+
+def test_multiruns_killed_at_random_moments_end_with_the_same_table(tmp_path: Path) -> None:
+    """Ten kills of one multirun; 200 by hand, over launchers too: `python -m tests.faults`."""
+    asked = ("basic,processes", "200") if LONG else ("basic", "10", "--short")
+    told = execute(FAULTS, *asked, folder=tmp_path, patience=3600 * HOURS).splitlines()[-1]
+    kills = int(re.match(r"(\d+) kills", told)[1])  # type: ignore[index]
+    assert kills >= 10 and "tables equal, no finished point computed twice" in told
+    print(told)
+
+
+def test_a_long_multirun_killed_again_and_again(tmp_path: Path) -> None:
+    """The short form; 1,000 points and 20 kills by hand: `python -m tests.soak`."""
+    points, kills = ("1000", "20") if LONG else ("2", "1")
+    run = execute(SOAK, points, kills, folder=tmp_path, patience=3600 * HOURS)
+    told = run.splitlines()[-1]
+    assert told.startswith(f"{points} points: ") and "tables equal" in told
+    print(told)
+
+
+@pytest.mark.parametrize("count", [6, 1000, 7])
+def test_a_long_multirun_has_as_many_points_as_asked_for(count: int) -> None:
+    sizes = [text.count(",") + 1 for text in point_settings(count)]
+    assert sizes[0] * sizes[1] * sizes[2] == count
