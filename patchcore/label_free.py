@@ -105,7 +105,7 @@ class LabelFree:
 
     @property
     def drawing(self) -> tuple[int, int]:
-        """How many defects each image has, and the seed of their drawings."""
+        """Number of defects in each image, and the seed of their drawings."""
         return self.config.defects, self.config.seed
 
     def plan(self) -> str:

@@ -243,7 +243,7 @@ def _is_alive(group: int) -> bool:
 
 @dataclass
 class Campaign:
-    """What many kills have come to.
+    """Outcome of many kills.
 
     Attributes:
         kills: Signals that hit a running process, by name.

@@ -48,7 +48,7 @@ from tests.corpus.lists import tarred, zipped
 MEGAPIXELS = 0.5  # larger ones would only take time
 NOISE = np.random.default_rng(0).integers(0, 256, (9, 11, 4), dtype=np.uint8)
 Edit = tuple[int, int, bytes]
-"""What to do (0 to 5), where, and with which bytes: see `edited`."""
+"""Action (0 to 5), place and bytes: see `edited`."""
 
 
 def edited(data: bytes, edits: Sequence[Edit]) -> bytes:

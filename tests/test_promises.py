@@ -1,4 +1,4 @@
-"""What the documentation promises, and that each promise has its tests."""
+"""Promises of the documentation: each has its tests."""
 
 import ast
 import re

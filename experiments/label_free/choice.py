@@ -1,4 +1,4 @@
-"""How near to the best of several settings the label-free score leads, in finished multiruns.
+"""Distance of the label-free choice from the best of several settings, in finished multiruns.
 
     python experiments/label_free/choice.py RUNS [RUNS …] [--metric image_auroc]
 
@@ -21,7 +21,7 @@ SCORE = "label_free"
 
 @dataclass
 class Choice:
-    """What a choice by the label-free score comes to.
+    """Outcome of a choice by the label-free score.
 
     Attributes:
         settings: How many there were.
@@ -41,7 +41,7 @@ class Choice:
 
     @property
     def regret(self) -> float:
-        """By how much the best is above the one chosen."""
+        """Difference between the best and the one chosen."""
         return self.best - self.chosen
 
 

@@ -49,7 +49,7 @@ def case(
 
 @dataclass(frozen=True)
 class Found:
-    """What came of an input: `RIGHT`, `WARNED`, `REFUSED`, "wrong" or "crash", and in which words.
+    """Outcome of an input: `RIGHT`, `WARNED`, `REFUSED`, "wrong" or "crash", and in which words.
 
     A user's mistake is told as `patchcore` tells it.
     """

@@ -1,4 +1,4 @@
-"""What earlier runs have left, and weights: run folders, cache entries, artifacts."""
+"""Remains of earlier runs, and weights: run folders, cache entries, artifacts."""
 
 import json
 import os
