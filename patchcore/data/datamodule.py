@@ -70,7 +70,8 @@ class AnomalyDataModule(pl.LightningDataModule):
     def _loader(self, dataset: ImageDataset, train: bool) -> DataLoader[dict[str, Any]]:
         return Loader(
             dataset,
-            batch_size=self.data.batch_size,
+            # Tiles are a batch; of images in their own sizes hardly two make one.
+            batch_size=self.data.batch_size if self.image.tiles is None else 1,
             sampler=EpochSampler(len(dataset)) if train else SequentialSampler(dataset),
             num_workers=self.data.workers,
             collate_fn=collate,
