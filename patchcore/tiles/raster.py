@@ -46,19 +46,19 @@ def cells_of(network: Any) -> Cells:
     side = network.input.side
     alone = copy.deepcopy(network).cpu().double()
     try:
-        maps, height = _seen(alone, side, 2 * side // 7), 2 * side // 7  # which is quicker
+        maps = _seen(alone, side, 2 * side // 7)  # which is quicker
     except InputError:
-        maps, height = _seen(alone, side, side), side
+        maps = _seen(alone, side, side)
     strides, reach, seen_all = [], 0, False
     for x in maps:
-        rows, columns = x.shape[-2:]
+        columns = x.shape[-1]
         if columns == 1 and side > 64:  # a class token
             strides.append(0)
             continue
-        if side % columns or height * columns != side * rows:
+        if side % columns:
             raise InputError(
-                f"image.tiles: {network.name} makes {rows} × {columns} cells of {height} × {side} "
-                "px, which cannot be stitched: choose another backbone, or set image.tiles=null"
+                f"image.tiles: {network.name} makes {columns} cells of {side} px, which cannot be "
+                "stitched: choose another backbone, or set image.tiles=null"
             )
         strides.append(side // columns)
         cells = int(x.isnan().flatten(1, 2).any(1).sum(1).max())  # of (2, columns)
