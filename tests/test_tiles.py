@@ -200,7 +200,7 @@ def detector(network: Toy, **settings: Any) -> Detector:
     parts.coreset, parts.scoring, parts.patch = coreset, scoring, patch
     with mock.patch("patchcore.methods.detector.Backbone", lambda *_: network):
         model: Detector = build_detector(parts)
-    tile(model, 32, 16)
+    tile(model, 32, None if parts.patch.stride == 1 else 0)
     return model
 
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from patchcore.coreset import CoresetConfig, SizedConfig, subsample
+from patchcore.coreset import CoresetConfig, LearnedConfig, SizedConfig, subsample
 from patchcore.errors import InputError
 
 
@@ -34,7 +34,7 @@ class Thinning:
     device: torch.device
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sampler, SizedConfig):
+        if isinstance(self.sampler, LearnedConfig) or not isinstance(self.sampler, SizedConfig):
             raise InputError(
                 "method.per_image needs a sampler that keeps a share of the patches: set "
                 "coreset=greedy, approximate or random, or method.per_image=null"
