@@ -84,6 +84,13 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture(autouse=True)
+def small_bands() -> Any:
+    """Bands of one or two rows of units, so that every image has several."""
+    with mock.patch("patchcore.tiles.maps.AREA", 20):
+        yield
+
+
 # --- maps ------------------------------------------------------------------------------------
 
 

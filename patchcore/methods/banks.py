@@ -25,12 +25,9 @@ from patchcore.methods.origin import UNKNOWN
 from patchcore.methods.patchcore import PatchCore
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.methods.switches import PatchCoreConfig
-from patchcore.methods.tiled import predicted
+from patchcore.methods.tiled import ONE, predicted
 from patchcore.scoring import anomaly_maps, highest
 from patchcore.tiles import Streamed, TiledMaps
-
-ONE = (1, 1)
-"""Size of the banks' own maps, which nobody looks at."""
 
 
 class OneLayer(nn.Module):

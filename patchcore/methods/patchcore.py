@@ -47,7 +47,7 @@ from patchcore.methods.origin import UNKNOWN, patch_origins
 from patchcore.methods.scale import nominal_scale
 from patchcore.methods.switches import Followed, PatchCoreConfig, untraceable
 from patchcore.methods.thinning import Thinning
-from patchcore.methods.tiled import predicted
+from patchcore.methods.tiled import ONE, predicted
 from patchcore.patches import Mapping, PatchConfig, PatchFeatures
 from patchcore.scoring import ScoringConfig, comparable
 from patchcore.tiles import Streamed, TiledMaps
@@ -353,7 +353,7 @@ class PatchCore(Detector):
         Where patches do not count, `Prediction.nearest` is -1.
         """
         if isinstance(features, Streamed):
-            return predicted([self.score(x, size) for x in features], size, self.scoring)
+            return predicted([self.score(x, ONE) for x in features], size, self.scoring)
         # Under bfloat16 autocast the search would confuse neighbours, and maps have 8 bits.
         x, counts = parts(features)
         with torch.autocast(x.device.type, enabled=False):
@@ -372,7 +372,7 @@ class PatchCore(Detector):
         """
         sizes = list(patches)
         if isinstance(features, Streamed):
-            each = zip(*(self.score_prefixes(x, size, sizes) for x in features), strict=True)
+            each = zip(*(self.score_prefixes(x, ONE, sizes) for x in features), strict=True)
             return [predicted(bands, size, self.scoring) for bands in each]
         prefixes = self._prefixes
         if prefixes is None or prefixes.memory is not self.memory or prefixes.sizes != sizes:

@@ -10,6 +10,9 @@ from patchcore.methods.detector import Detector, Prediction
 from patchcore.scoring import ScoringConfig, anomaly_maps, highest
 from patchcore.tiles import Tiling
 
+ONE = (1, 1)
+"""Size of the maps of bands and banks alone, which nobody looks at."""
+
 
 def tile(
     model: Detector,

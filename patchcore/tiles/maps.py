@@ -13,6 +13,7 @@ from patchcore.errors import InputError
 from patchcore.tiles.raster import Axis, axis_of, cells_of
 
 PIXELS = 1 << 20  # of the tiles that pass the network at a time, unless one alone has more
+AREA = 1 << 11  # units of a band, unless one row of them has more
 QUARTER = 4  # of a tile is shared with each neighbour where the network sees all of it
 
 
@@ -224,16 +225,21 @@ class TiledMaps(Sequence[Tensor]):
                     _add(pending[i], maps[i], at, (tall[i][number], wide[i][place]))
             # No later row has a part in what lies above this unit.
             final = min([stop, *(x + cut for x in down.starts[number + 1 : number + 2])])
-            if final - top <= 2 * tiling.halo:
-                continue
-            maps = [x[:, :, : (final - top) * n] for x, n in zip(pending, cells, strict=True)]
             if final == down.total and tokens:
                 self._token = torch.stack(tokens).mean(0)
-            share = (final - 2 * tiling.halo) / down.units
-            yield Band(maps, (final - top, across.total), tiling.halo, share)
-            gone = final - 2 * tiling.halo - top
+            base, around = top, 2 * tiling.halo
+            while final - top > around:
+                end = min(final, top + around + max(1, AREA // across.total))
+                part = slice(top - base, end - base)
+                maps = [
+                    x[:, :, part.start * n : part.stop * n]
+                    for x, n in zip(pending, cells, strict=True)
+                ]
+                share = (end - around) / down.units
+                yield Band(maps, (end - top, across.total), tiling.halo, share)
+                top = end - around
+            gone = top - base
             pending = [x[:, :, gone * n :].clone() for x, n in zip(pending, cells, strict=True)]
-            top += gone
 
     def _row_of_tiles(
         self, rows: Tensor, columns: Sequence[Tensor]
