@@ -167,9 +167,11 @@ def samples_digest(samples: Sequence[Sample], split: Split) -> str:
 def image_recipe(image: Any) -> list[Any]:
     """Return all that a decoded image follows from besides its file: settings, code, libraries.
 
-    Mean and standard deviation are left out: pixels are kept before they are normalised.
+    Mean and standard deviation are left out, and tiles: pixels are kept before they are normalised
+    and cut.
     """
-    size = {**effective(image), "mean": None, "std": None}
+    later = dict.fromkeys(("mean", "std", "tiles", "overlap"))
+    size = {**effective(image), **later}
     return [size, source_digest([f"{PACKAGE}.data.dataset"]), versions(IMAGE_LIBRARIES)]
 
 

@@ -43,7 +43,8 @@ class InspectorModule(ScoringModule):
 
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """See `ScoringModule.predictions`."""
-        pixels = batch["image"].round().byte().permute(0, 2, 3, 1)  # (B, 3, h, w) → (B, h, w, 3)
+        pixels = batch["image"].permute(0, 2, 3, 1)  # (B, 3, h, w) → (B, h, w, 3)
+        pixels = pixels if pixels.dtype == torch.uint8 else pixels.round().byte()
         found = self.inspector.score(pixels)
         pair = (self.image_metrics, self.pixel_metrics)
         own = self.inspector.counted if isinstance(self.inspector, Inspector) else []

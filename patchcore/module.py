@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,6 +32,7 @@ from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.metrics import ImageMetrics, MaskCounts, PixelMetrics
 from patchcore.scoring import anomaly_maps, cell_pixels
+from patchcore.tiles import TiledMaps
 
 Batch = dict[str, Any]
 """See `patchcore.data.dataset.collate`."""
@@ -395,7 +397,7 @@ class DetectorModule(ScoringModule):
             for ratio, size in self._points.items()
         ]
 
-    def _maps(self, stage: str, batch: Batch) -> list[Tensor]:
+    def _maps(self, stage: str, batch: Batch) -> Sequence[Tensor]:
         """Layer maps [(B, C, h, w), …] of a batch: those that it brings, or the backbone's."""
         cached, network = batch.get("cached", False), f"{stage}.network"
         decode, before = batch.get("seconds", (math.nan, math.nan))
@@ -407,11 +409,14 @@ class DetectorModule(ScoringModule):
             return [x.permute(0, 3, 1, 2) for x in batch["maps"]]  # (B, h, w, C) → (B, C, h, w)
         so_far = self.costs.seconds(network) if self.cache is not None else 0.0
         with self.costs.measure(network, self.device):
-            maps: list[Tensor] = self.model.backbone(batch["image"])
+            maps: Any = self.model.backbone(batch["image"])
+        if isinstance(maps, TiledMaps):  # made later, as they are asked for
+            maps.watch = partial(self.costs.measure, network, self.device)
         if self.cache is not None and "key" in batch:
             seconds = self.costs.seconds(network) - so_far + before
             maps = self.cache.put(batch["key"], maps, seconds)
-        return maps
+        found: Sequence[Tensor] = maps
+        return found
 
     def _stepping(self) -> Callable[[Tensor], None]:
         """Return the function that makes a step of the optimiser by a loss."""

@@ -1,13 +1,77 @@
 """PatchCore on one page, in plain NumPy: slow, obvious, and what every fast path is compared with.
 
-From layer maps to metrics, in the order of an image's way: patch features, coreset, search and
-scores, anomaly map, scale of an ensemble's member, the baselines, metrics.
+From layer maps to metrics, in the order of an image's way: tiles, patch features, coreset, search
+and scores, anomaly map, scale of an ensemble's member, the baselines, metrics.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import scipy.ndimage
+
+# --- tiles -----------------------------------------------------------------------------------
+
+
+def stitched(
+    image: np.ndarray,
+    network: Callable[[np.ndarray], list[np.ndarray]],
+    strides: list[int],
+    side: int,
+    overlap: int,
+    cut: int,
+    unit: int,
+    halo: int = 0,
+) -> list[np.ndarray]:
+    """Layer maps [(C, h, w), …] of an image (3, H, W) from those of its tiles, cell by cell.
+
+    `halo` units around the image, which shift the raster, are made too and left out.
+    """
+    step = side - overlap
+    units = [-(-n // unit) + 2 * halo for n in image.shape[1:]]
+    first = [
+        (n - (u - 2 * halo) * unit) // 2 - halo * unit - overlap // 2
+        for n, u in zip(image.shape[1:], units, strict=True)
+    ]
+    sums, weights = {}, {}
+    for i in range(-(-units[0] * unit // step)):
+        for j in range(-(-units[1] * unit // step)):
+            rows = [mirror(first[0] + i * step + p, image.shape[1]) for p in range(side)]
+            columns = [mirror(first[1] + j * step + p, image.shape[2]) for p in range(side)]
+            for layer, x in enumerate(network(image[:, rows][:, :, columns])):
+                stride = strides[layer]
+                shape = [u * unit // stride for u in units]
+                total = sums.setdefault(layer, np.zeros((len(x), *shape)))
+                weight = weights.setdefault(layer, np.zeros(shape))
+                for y in range(side // stride):
+                    for z in range(side // stride):
+                        place = [
+                            k * step // stride - overlap // 2 // stride + cell
+                            for k, cell in ((i, y), (j, z))
+                        ]
+                        if all(0 <= p < n for p, n in zip(place, shape, strict=True)):
+                            own = 1.0
+                            for cell in (y, z):
+                                centre = (cell + 0.5) * stride
+                                inner = min(centre, side - centre) - cut
+                                ramp = overlap - 2 * cut
+                                own *= np.clip(inner / ramp, 0, 1) if ramp else float(inner > 0)
+                            total[:, place[0], place[1]] += own * x[:, y, z]
+                            weight[place[0], place[1]] += own
+    found = []
+    for layer, stride in enumerate(strides):
+        edge = halo * unit // stride
+        whole = sums[layer] / weights[layer]
+        found.append(whole[:, edge : whole.shape[1] - edge, edge : whole.shape[2] - edge])
+    return found
+
+
+def mirror(place: int, length: int) -> int:
+    """Pixel at a place beyond a side that is mirrored at both ends."""
+    while not 0 <= place < length:
+        place = -1 - place if place < 0 else 2 * length - 1 - place
+    return place
+
 
 # --- patches ---------------------------------------------------------------------------------
 

@@ -80,7 +80,8 @@ class AnomalyDataModule(pl.LightningDataModule):
         sized: Any = dataset
         return Loader(
             dataset,
-            batch_size=self.data.batch_size,
+            # Tiles are a batch; of images in their own sizes hardly two make one.
+            batch_size=self.data.batch_size if self.image.tiles is None else 1,
             sampler=EpochSampler(len(sized)) if train else SequentialSampler(sized),
             num_workers=self.data.workers,
             collate_fn=collate,

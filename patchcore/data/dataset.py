@@ -29,7 +29,8 @@ from patchcore.identity import image_key, image_recipe, input_digest
 class ImageDataset(Dataset[dict[str, Any]]):
     """Reads, transforms and describes images.
 
-    Item i is a dict: `image` (3, H, W) float32, normalised; `label` 0 or 1; `mask` (H, W) bool,
+    Item i is a dict: `image` (3, H, W) float32, normalised, or uint8 if it passes the network in
+    tiles, which are normalised one by one; `label` 0 or 1; `mask` (H, W) bool,
     True where anomalous; `has_mask`, False where that is not known (an anomalous image without a
     mask, or whose mask marks nothing, or nothing inside the crop); `regions` (6,) int64, what
     became of the mask's regions (`patchcore.data.transforms.Regions`); `index` into `samples`;
@@ -88,7 +89,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def __getitems__(self, items: list[int]) -> list[dict[str, Any]]:
         """The items of one batch, made side by side; PyTorch's loader asks for them together."""
-        if self.cache is None:
+        if self.cache is None or self.image.tiles is not None:  # whose maps are never whole
             return self._items(items, normalise=True)
         keys = [self._input_digest(self.samples[item % len(self)]) for item in items]
         maps = self.cache.get_timed(keys)
@@ -127,6 +128,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
             described["cached"] = cached
         if not normalise:
             return described
+        if self.image.tiles is not None:
+            return {"image": torch.from_numpy(pixels).permute(2, 0, 1), **described}
         start = time.perf_counter()
         image = self.normalise(pixels)
         described["seconds"][1] = (time.perf_counter() - start) / beside
@@ -253,7 +256,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         )
     batch: dict[str, Any] = {
         "label": torch.tensor([item["label"] for item in items]),
-        "mask": torch.stack([item["mask"] for item in items]),
+        "mask": _stacked([item["mask"] for item in items]),
         "has_mask": torch.tensor([item["has_mask"] for item in items]),
         "regions": torch.stack([item["regions"] for item in items]),
         "index": torch.tensor([item["index"] for item in items]),
@@ -269,8 +272,13 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         layers = zip(*(item["maps"] for item in items), strict=True)
         return {"maps": [torch.stack(layer) for layer in layers], **batch}
     # Channels last in memory, as pixels come and networks run fastest: nothing is reordered.
-    images = torch.stack([item["image"].permute(1, 2, 0) for item in items])  # (B, H, W, 3)
+    images = _stacked([item["image"].permute(1, 2, 0) for item in items])  # (B, H, W, 3)
     return {"image": images.permute(0, 3, 1, 2), **batch}
+
+
+def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors as one; a single one is not copied, for it may be large."""
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]
 
 
 class Loader(DataLoader[dict[str, Any]]):

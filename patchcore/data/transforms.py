@@ -163,6 +163,23 @@ class ImageConfig(Settings):
         "set's",
         kw_only=True,
     )
+    tiles: int | None = setting(
+        None,
+        "side of the tiles in which images pass the network; its maps are stitched; null: whole. "
+        "Images keep their own size unless size or view is given",
+        unit="px",
+        low=1,
+        kw_only=True,
+    )
+    overlap: int | None = setting(
+        None,
+        "pixels that neighbouring tiles share; null: as many as it takes that no seam shows, or a "
+        "quarter of a tile where the network sees all of it",
+        unit="px",
+        low=0,
+        effect=lambda image: image["tiles"] is not None,
+        kw_only=True,
+    )
     resize: int | None = setting(
         MISSING, "length of the shorter side; null keeps the size on disk", unit="px", low=1
     )
@@ -201,7 +218,10 @@ class ImageConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         size = SIZE if self.size is None else self.size
-        for key, value in geometry(size, self.view or View.crop).items():
+        usual = geometry(size, self.view or View.crop)
+        if self.tiles is not None and self.size is None and self.view is None:
+            usual = {"resize": None, "stretch": False, "crop": None}
+        for key, value in usual.items():
             if getattr(self, key) == MISSING:
                 setattr(self, key, value)
         self.mean = list(InputRecord.mean) if self.mean is None else self.mean
@@ -209,6 +229,11 @@ class ImageConfig(Settings):
         if self.resize is not None and self.crop is not None and self.crop > self.resize:
             raise InputError(
                 f"image.crop must be at most image.resize ({self.resize}), got {self.crop}"
+            )
+        if self.overlap is not None and self.tiles is None:
+            raise InputError(
+                f"image.overlap={self.overlap} has no effect without image.tiles: set both, or "
+                "leave it out"
             )
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:
@@ -245,6 +270,8 @@ class ImageConfig(Settings):
             )
         rows, columns = self.resized(height, width)
         seen = rows * columns if crop is None else crop * crop
+        if self.tiles is not None and (rows, columns) == (height, width):
+            return
         if seen > LARGEST or (augmented and rows * columns > LARGEST):
             raise InputError(
                 f"image.resize: {self.resize} makes {columns}×{rows} pixels of the "
@@ -372,7 +399,8 @@ def _prepare(
     config: ImageConfig, augment: Any, image: Pixels, mask: Mask, seed: int
 ) -> tuple[Pixels, Mask]:
     size = config.resized(*image.shape[:2])
-    if size[0] * size[1] > LARGEST:
+    as_it_is = config.tiles is not None and size == image.shape[:2]
+    if size[0] * size[1] > LARGEST and not as_it_is:
         return _prepare_part(config, augment, image, mask, size)
     if size != image.shape[:2]:
         image = _resize(image, size)

@@ -46,8 +46,11 @@ from patchcore.methods.nearby import Nearby, found_nearby, image_means, nearby_p
 from patchcore.methods.origin import UNKNOWN, patch_origins
 from patchcore.methods.scale import nominal_scale
 from patchcore.methods.switches import Followed, PatchCoreConfig, untraceable
+from patchcore.methods.thinning import Thinning
+from patchcore.methods.tiled import ONE, predicted
 from patchcore.patches import Mapping, PatchConfig, PatchFeatures
 from patchcore.scoring import ScoringConfig, comparable
+from patchcore.tiles import Streamed, TiledMaps
 from patchcore.whitening import fit_whitening, whiten
 
 OTHERS = ("centre", "whitener", "pooled")
@@ -176,11 +179,15 @@ class PatchCore(Detector):
     @torch.inference_mode()
     def plain(self, maps: Sequence[Tensor]) -> Tensor:
         """Patch features (B, h, w, D), float32, of the backbone's layer maps [(B, C, h, w), …]."""
+        if isinstance(maps, TiledMaps):
+            return maps.streamed(self.plain).whole()
         return self.patches(maps[: len(self.parts.layers.names)]).float()
 
     @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> Any:
         """Patch features of layer maps: see `plain`; with a foreground, those that count."""
+        if isinstance(maps, TiledMaps) and self.method.local and not self.scoring.reweight:
+            return maps.streamed(self.plain)
         features, threshold = self.plain(maps), self.method.foreground
         if threshold is None:
             return described(features, maps, self.parts.layers.token)
@@ -215,7 +222,13 @@ class PatchCore(Detector):
 
     def buffer(self, images: int = 0) -> FeatureBuffer:
         """See `Detector.buffer`."""
-        return FeatureBuffer(images)
+        return FeatureBuffer(images, thinning=self.thinning)
+
+    @property
+    def thinning(self) -> Thinning | None:
+        """Choice of the patches that each nominal image hands on; None: all."""
+        per_image, device = self.method.per_image, self.memory.device
+        return None if per_image is None else Thinning(per_image, self.coreset_config, device)
 
     def build_from(self, buffer: FeatureBuffer, fitting: Fitting | None = None) -> None:
         """See `Detector.build_from`; a coreset order is kept, and the scale measured, if asked."""
@@ -266,7 +279,8 @@ class PatchCore(Detector):
 
     def _followed(self) -> Followed:
         """Settings that the patch features follow from."""
-        own = (self.method.whitening, self.method.shrinkage, self.method.foreground)
+        method = self.method
+        own = (method.whitening, method.shrinkage, method.foreground, method.per_image)
         return Followed(self.patch_config, list(self.backbone.layers), *own)
 
     def build(
@@ -338,6 +352,8 @@ class PatchCore(Detector):
 
         Where patches do not count, `Prediction.nearest` is -1.
         """
+        if isinstance(features, Streamed):
+            return predicted([self.score(x, ONE) for x in features], size, self.scoring)
         # Under bfloat16 autocast the search would confuse neighbours, and maps have 8 bits.
         x, counts = parts(features)
         with torch.autocast(x.device.type, enabled=False):
@@ -355,6 +371,9 @@ class PatchCore(Detector):
         predictions of as many models, for little more than the search in the largest.
         """
         sizes = list(patches)
+        if isinstance(features, Streamed):
+            each = zip(*(self.score_prefixes(x, ONE, sizes) for x in features), strict=True)
+            return [predicted(bands, size, self.scoring) for bands in each]
         prefixes = self._prefixes
         if prefixes is None or prefixes.memory is not self.memory or prefixes.sizes != sizes:
             prefixes = self._prefixes = PrefixIndex(self.memory, sizes, self.index_config)

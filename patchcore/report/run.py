@@ -332,7 +332,9 @@ def _draw(run: Run, folder: Path) -> None:
 
 
 def _pixels(image: Tensor, config: ImageConfig) -> NDArray[np.uint8]:
-    """A normalised image (3, H, W) as it was, (H, W, 3)."""
+    """A normalised image (3, H, W) as it was, (H, W, 3); one in uint8 is that."""
+    if image.dtype == torch.uint8:
+        return image.permute(1, 2, 0).numpy()
     mean, std = torch.tensor(config.mean), torch.tensor(config.std)
     pixels = image.permute(1, 2, 0) * std + mean  # (H, W, 3)
     return (pixels * 255).round().clamp(0, 255).byte().numpy()
