@@ -107,7 +107,7 @@ def fit_members(
 
 
 def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) -> None:
-    """Collect from every training image, in every epoch, and build the memory.
+    """Collect from every training image, in every epoch and fixed pose, and build the memory.
 
     Raises:
         InputError: Lightning refuses its settings, or a callback ended it early.
@@ -116,7 +116,7 @@ def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) ->
         trainer.fit(module, data)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    asked = len(data.split.train) * (trainer.max_epochs or 1)
+    asked = len(data.split.train) * (trainer.max_epochs or 1) * len(data.augment.poses())
     _check_count("training", module.train_images, asked)
 
 

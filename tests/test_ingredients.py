@@ -590,5 +590,5 @@ def test_a_coreset_order_is_that_of_its_switches(tmp_path: Path) -> None:
         assert metrics.items() <= warm.record.items()
     assert found[0].record["memory_bytes"] != found[1].record["memory_bytes"]
     switches = ({"whitening": 0.9}, {"whitening": 0.9, "shrinkage": 0.1}, {"foreground": 1.0}, {})
-    followed = [str(detector(**each)._followed()) for each in switches]
+    followed = [str(detector(**each).followed()) for each in switches]
     assert len({*followed}) == 4

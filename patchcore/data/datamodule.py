@@ -16,8 +16,9 @@ from patchcore.data.transforms import ImageConfig
 class AnomalyDataModule(pl.LightningDataModule):
     """Nominal training images and labelled test images of one category, always in one order.
 
-    Training images are augmented anew in each epoch, test images never. Batches are those of
-    `patchcore.data.dataset.collate`; `index` counts in `split.train` or `split.test`.
+    Training images are augmented anew in each epoch, or come in fixed poses, test images never.
+    Batches are those of `patchcore.data.dataset.collate`, all poses of an image in one; `index`
+    counts in `split.train` or `split.test`.
 
     Args:
         split: What `data.read()` has given; otherwise the disk is read on first use, once. With its
@@ -70,7 +71,7 @@ class AnomalyDataModule(pl.LightningDataModule):
     def _loader(self, dataset: ImageDataset, train: bool) -> DataLoader[dict[str, Any]]:
         return Loader(
             dataset,
-            batch_size=self.data.batch_size,
+            batch_size=max(1, self.data.batch_size // len(dataset.poses)),
             sampler=EpochSampler(len(dataset)) if train else SequentialSampler(dataset),
             num_workers=self.data.workers,
             collate_fn=collate,
