@@ -77,10 +77,12 @@ def sampled(
         stage: Name of the stage.
     """
     kept = fitting.kept if settings[1].ordered and fitting.places is None else None
-    entry = kept and kept.get(*settings, lambda entry: is_order(entry, len(features)))
-    order = Order(**entry) if entry else None
-    if order is not None:
-        fitting.warm.add(stage)
+    order = None
+    if kept is not None:
+        entry = kept.get(*settings, lambda entry: is_order(entry, len(features)))
+        if entry is not None:
+            order = Order(**entry)
+            fitting.warm.add(stage)
     coreset = make(features, order)
     if kept is not None and coreset.order is not order:
         kept.put(*settings, vars(coreset.order))
