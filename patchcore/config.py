@@ -136,6 +136,17 @@ class Config:
         check_unused(self.method, **{group: getattr(self, group) for group in groups})
         if self.ensemble.members:
             self._check_ensemble()
+        pruning = getattr(self.method, "pruning", None) is not None
+        if pruning and self.ensemble.members:
+            raise InputError(
+                "method.pruning names the images that one memory distrusts: set ensemble=none, or "
+                "method.pruning=null"
+            )
+        if pruning and self.decision.false_alarms is not None:
+            raise InputError(
+                "decision.false_alarms takes all training images for nominal, which method.pruning "
+                "does not: set one of them to null"
+            )
         if self.decision.false_alarms is not None and self.augment.changes():
             raise InputError(
                 "decision.false_alarms needs training images as test images are, which augmented "

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SOURCES = "sources"
 """Key of the details: path of each training image by its number, null where it was removed."""
+POSES = "poses"
+"""Key of the details' `data`: in how many poses each training image is remembered, if several."""
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Dtypes of the Trainer's precisions under which a network's dtype is not that of its weights."""
 
@@ -277,6 +279,12 @@ class Inspector(Preparing):
             else each.to(self.device).permute(0, 3, 1, 2)  # tiles are normalised one by one
             for each, image in zip(batches, self.images, strict=True)
         ]
+
+
+def poses_of(inspector: Any) -> int:
+    """Return in how many poses a model remembers each of its images."""
+    data = inspector.details.get("data")
+    return int(data.get(POSES, 1)) if isinstance(data, Mapping) else 1
 
 
 def _usual_image(member: Detector) -> ImageConfig:

@@ -193,7 +193,8 @@ class DetectorModule(ScoringModule):
         left_out: Scores of the training images by models that have not seen them, once training
             has ended, if a decision was asked for.
         scale: Scale of its scores, once training has ended, if it was asked for.
-        train_images: Images collected, counted once for every epoch.
+        distrusted: See `Fitting`, once training has ended.
+        train_images: Images collected, counted once for every epoch and every fixed pose.
     """
 
     def __init__(
@@ -215,6 +216,7 @@ class DetectorModule(ScoringModule):
         self.curve = list(curve)
         self.scale_config = scale
         self.scale: Scale | None = None
+        self.distrusted: dict[int, float] | None = None
         self.train_images = 0
         self.smaller = nn.ModuleDict()  # {memory size: metrics} of the curve's other points
         self._points: dict[float, int] = {}  # {ratio: memory size} of the curve
@@ -235,7 +237,7 @@ class DetectorModule(ScoringModule):
         self._images = images = len(loader.dataset)
         if self.trainer.world_size > 1:
             images = len(loader) * loader.batch_sampler.batch_size  # of this process
-        images *= self.trainer.max_epochs or 1
+        images *= (self.trainer.max_epochs or 1) * len(loader.dataset.poses)
         self._buffer = self.model.buffer(images)
         self._kept: FeatureBatches | None = None
         self.decision, self.left_out, self._sizes = None, None, {}
@@ -308,7 +310,7 @@ class DetectorModule(ScoringModule):
         for stage, seconds in self.seconds.items():
             if stage not in ("extract", LABEL_FREE):
                 self.costs.add(stage, fitting.costs.get(stage, seconds), stage in fitting.warm)
-        self.scale = fitting.measured
+        self.scale, self.distrusted = fitting.measured, fitting.distrusted
 
     def _cross_fit(self, kept: FeatureBatches) -> None:
         """Make the decision."""

@@ -116,7 +116,7 @@ def fit_members(
 
 
 def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) -> None:
-    """Collect from every training image, in every epoch, and build the memory.
+    """Collect from every training image, in every epoch and fixed pose, and build the memory.
 
     Synthetic defects pass through the network first, if the label-free score is asked for.
 
@@ -136,7 +136,7 @@ def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) ->
         trainer.fit(module, data)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    asked = len(data.split.train) * (trainer.max_epochs or 1)
+    asked = len(data.split.train) * (trainer.max_epochs or 1) * len(data.augment.poses())
     _check_count("training", module.train_images, asked)
 
 

@@ -127,6 +127,59 @@ def adaptive_average(x: np.ndarray, m: int) -> np.ndarray:
     return np.stack([x[..., k * n // m : -(-(k + 1) * n // m)].mean(-1) for k in range(m)], axis=-1)
 
 
+# --- poses of training images, trusted patches -------------------------------------------------
+
+
+def pose(image: np.ndarray, mirrored: bool, degrees: float) -> np.ndarray:
+    """An image (H, W, C), mirrored left to right or not, then turned to the left in its frame.
+
+    Each pixel is looked up at its place before the turn, bilinearly; borders mirror.
+    """
+    height, width, _ = image.shape
+    image = image[:, ::-1] if mirrored else image
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turned = np.zeros(image.shape)
+    for i in range(height):
+        for j in range(width):
+            y, x = i - (height - 1) / 2, j - (width - 1) / 2
+            y, x = cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2
+            top, left = int(np.floor(y)), int(np.floor(x))
+            for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                weight = (1 - abs(y - top - a)) * (1 - abs(x - left - b))
+                turned[i, j] += weight * image[inward(top + a, height), inward(left + b, width)]
+    return turned
+
+
+def inward(place: int, length: int) -> int:
+    """A place beyond the border, mirrored at the pixel there until it lies inside."""
+    while not 0 <= place < length:
+        place = -place if place < 0 else 2 * (length - 1) - place
+    return place
+
+
+def distrust(
+    patches: list[np.ndarray], sources: list[int], rows: list[tuple[int, int]], k: int
+) -> tuple[list[float], list[np.ndarray]]:
+    """Distrust of some patches, and which of these is nearest to each patch of each image.
+
+    `patches` are (P, D) of each image, `sources` the images' numbers, of which copies of one share
+    theirs; `rows` name an image and a patch of it; `k` other images need to have its like.
+    """
+    reach = []
+    for image, place in rows:
+        away: dict[int, float] = {}
+        for source, others in zip(sources, patches, strict=True):
+            if source != sources[image] and len(others):
+                nearest_one = np.linalg.norm(others - patches[image][place], axis=1).min()
+                away[source] = min(away.get(source, np.inf), nearest_one)
+        reach.append(sorted(away.values())[k - 1])
+    logarithms = np.log(reach)
+    middle = sorted(logarithms)[(len(reach) - 1) // 2]
+    spread = 1.4826 * sorted(np.abs(logarithms - middle))[(len(reach) - 1) // 2]
+    judged = np.stack([patches[image][place] for image, place in rows])
+    return list((logarithms - middle) / spread), [nearest(x, judged, 1)[1][:, 0] for x in patches]
+
+
 # --- whitening, foreground --------------------------------------------------------------------
 
 

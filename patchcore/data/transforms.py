@@ -20,6 +20,7 @@ from PIL import Image
 from patchcore._record import InputRecord
 from patchcore.data.augment import AugmentConfig, build_augmentation
 from patchcore.data.images import LIMIT
+from patchcore.data.poses import UPRIGHT, Pose
 from patchcore.data.view import SIZE, View
 from patchcore.errors import InputError
 from patchcore.settings import Settings, setting
@@ -259,7 +260,7 @@ class ImageConfig(Settings):
         Args:
             shape: Of the image on disk.
             path: Its file, for the message.
-            augmented: Whether it is changed at random, which needs all of it resized.
+            augmented: Whether it is changed or turned, which needs all of it resized.
         """
         height, width = shape
         crop = self.crop
@@ -349,8 +350,10 @@ def pixels_alone(image: ImageConfig) -> ImageConfig:
     return replace(image, mean=[0.0] * 3, std=[1 / 255] * 3)
 
 
-def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) -> Preparation:
-    """The way from disk to the network's size: resize, augment, crop the centre.
+def build_preparation(
+    image: ImageConfig, augment: AugmentConfig | None = None, pose: Pose = UPRIGHT
+) -> Preparation:
+    """The way from disk to the network's size: resize, augment, turn, crop the centre.
 
     Shrinking antialiases (Pillow's bilinear filter, which the paper's implementation uses too);
     masks take the nearest pixel, and none of their regions is lost: see `resize_regions`. Of an
@@ -362,7 +365,7 @@ def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) 
         is smaller than the crop or would have more than `LARGEST` pixels. Threads may share it if
         nothing is augmented.
     """
-    return partial(_prepare, image, None if augment is None else build_augmentation(augment))
+    return partial(_prepare, image, None if augment is None else build_augmentation(augment), pose)
 
 
 def build_normalisation(image: ImageConfig) -> Normalisation:
@@ -396,12 +399,12 @@ def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) ->
 
 
 def _prepare(
-    config: ImageConfig, augment: Any, image: Pixels, mask: Mask, seed: int
+    config: ImageConfig, augment: Any, pose: Pose, image: Pixels, mask: Mask, seed: int
 ) -> tuple[Pixels, Mask]:
     size = config.resized(*image.shape[:2])
     as_it_is = config.tiles is not None and size == image.shape[:2]
     if size[0] * size[1] > LARGEST and not as_it_is:
-        return _prepare_part(config, augment, image, mask, size)
+        return _prepare_part(config, augment, pose, image, mask, size)
     if size != image.shape[:2]:
         image = _resize(image, size)
         mask = resize_regions(mask, size)[0] > 0
@@ -409,6 +412,8 @@ def _prepare(
         augment.set_random_seed(seed)
         changed = augment(image=np.ascontiguousarray(image), mask=mask.astype(np.uint8))
         image, mask = changed["image"], changed["mask"].astype(bool)
+    if pose != UPRIGHT:
+        image, mask = pose.apply(image, mask)
     kept = config.kept(*image.shape[:2])
     image, mask = image[kept], mask[kept]
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)  # (H', W', 3), (H', W')
@@ -423,12 +428,17 @@ def _normalise(offset: Channels, scale: Channels, pixels: Pixels) -> torch.Tenso
 
 
 def _prepare_part(
-    config: ImageConfig, augment: Any, image: Pixels, mask: Mask, size: tuple[int, int]
+    config: ImageConfig,
+    augment: Any,
+    pose: Pose,
+    image: Pixels,
+    mask: Mask,
+    size: tuple[int, int],
 ) -> tuple[Pixels, Mask]:
     """The crop alone of an image that is too large, once resized, to be made as a whole."""
     rows, columns = config.kept(*size)
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    if height * width > LARGEST or augment is not None:
+    if height * width > LARGEST or augment is not None or pose != UPRIGHT:
         raise ValueError(f"{size[1]}×{size[0]} pixels are too many for a network")
     y, x = image.shape[0] / size[0], image.shape[1] / size[1]  # pixels of the file for one
     box = (columns.start * x, rows.start * y, columns.stop * x, rows.stop * y)

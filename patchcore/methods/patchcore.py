@@ -1,6 +1,5 @@
 """PatchCore: a memory of nominal patch features, and distances to it (Roth et al., CVPR 2022)."""
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +28,7 @@ from patchcore.index import (
     build_index,
     search_traced,
 )
-from patchcore.methods.common import FeatureBuffer, is_order, one_grid
+from patchcore.methods.common import FeatureBuffer, one_grid
 from patchcore.methods.counted import (
     Counted,
     Described,
@@ -41,6 +40,7 @@ from patchcore.methods.counted import (
     predict,
 )
 from patchcore.methods.detector import Detector, Fitting, Parts, Prediction
+from patchcore.methods.gathered import Gathered, pruned, sampled, told_cost
 from patchcore.methods.growing import extend_memory, forget_images
 from patchcore.methods.nearby import Nearby, found_nearby, image_means, nearby_part
 from patchcore.methods.origin import UNKNOWN, patch_origins
@@ -233,24 +233,24 @@ class PatchCore(Detector):
     def build_from(self, buffer: FeatureBuffer, fitting: Fitting | None = None) -> None:
         """See `Detector.build_from`; a coreset order is kept, and the scale measured, if asked."""
         fitting = fitting or Fitting()
+        self.grid = one_grid(buffer.grids, self.method.radius is not None)
+        gathered = Gathered.of(buffer, fitting.images)
+        if self.method.pruning is not None:
+            gathered, judged = pruned(self, gathered, fitting)
+            fitting.distrusted = judged.images
+        places, widths, images = gathered.places, gathered.widths, gathered.images
+        tokens = [comparable(token, self.scoring) for token in gathered.tokens]
         with fitting.stage("coreset"):
-            places, grids = buffer.places, buffer.grids
-            self.grid = one_grid(grids, self.method.radius is not None)
-            widths = [width for _, width in grids]
-            tokens = [comparable(token, self.scoring) for token in buffer.tokens]
-            counts, features = buffer.counts, buffer.take()
-            images = range(len(counts)) if fitting.images is None else fitting.images
-            settings, order = (self._followed(), self.coreset_config), None
+            counts, features = gathered.counts, gathered.features
+            del gathered  # its features may be freed before the end
             shard = None if fitting.places is None else Shard.of(fitting.places, counts)
-            kept = fitting.kept if self.coreset_config.ordered and shard is None else None
-            if kept is not None:
-                entry = kept.get(*settings, lambda entry: is_order(entry, len(features)))
-                if entry is not None:
-                    order = Order(**entry)
-                    fitting.warm.add("coreset")
-            coreset = self.build(features, fitting.progress, order, shard)
-            if kept is not None and coreset.order is not order:
-                kept.put(*settings, vars(coreset.order))
+            coreset = sampled(
+                features,
+                lambda x, order: self.build(x, fitting.progress, order, shard),
+                (self.followed(), self.coreset_config),
+                fitting,
+                "coreset",
+            )
             if coreset.indices is not None:
                 of = partial(patch_origins, places=places, widths=widths, images=images)
                 chosen = coreset.indices
@@ -261,8 +261,7 @@ class PatchCore(Detector):
             if self.method.retrieval is not None:
                 means = image_means(comparable(features, self.scoring), counts, images, tokens)
                 self.pooled_of, self.pooled = (x.to(self.memory.device) for x in means)
-        whole = math.nan if coreset.whole is None else coreset.whole
-        fitting.costs["coreset"] = fitting.seconds["coreset"] - coreset.spent + whole
+        told_cost(fitting, "coreset", coreset)
         if fitting.scale is not None:
             nearby = partial(nearby_part, self, places, widths, tokens)
             with fitting.stage("scale"):
@@ -277,11 +276,11 @@ class PatchCore(Detector):
                     nearby if self.method.narrow else None,
                 )
 
-    def _followed(self) -> Followed:
-        """Settings that the patch features follow from."""
+    def followed(self) -> Followed:
+        """Return the settings that the patch features follow from."""
         method = self.method
         own = (method.whitening, method.shrinkage, method.foreground, method.per_image)
-        return Followed(self.patch_config, list(self.backbone.layers), *own)
+        return Followed(self.patch_config, list(self.backbone.layers), *own, method.pruning)
 
     def build(
         self,

@@ -38,6 +38,7 @@ class Followed:
     shrinkage: float | None
     foreground: float | None
     per_image: int | None
+    pruning: int | None
 
 
 @dataclass
@@ -102,6 +103,14 @@ class PatchCoreConfig(MethodConfig):
         low=1,
     )
 
+    pruning: int | None = setting(
+        None,
+        "other training images in which a patch needs to have its like, to be remembered; images "
+        "with patches that have none are named, and not remembered; null: all are",
+        unit="images",
+        low=1,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shrinkage is not None and self.whitening is None:
@@ -113,6 +122,12 @@ class PatchCoreConfig(MethodConfig):
     def build(self, parts: Parts) -> Detector:
         """See `MethodConfig.build`; with separate layers a detector of several banks."""
         if parts.layers.join is not Join.concat:
+            if self.pruning is not None:
+                raise InputError(
+                    f"layers.join={parts.layers.join.name} makes several memories, and "
+                    "method.pruning judges the patches of one: set layers.join=concat, or "
+                    "method.pruning=null"
+                )
             from patchcore.methods.banks import LayerBanks  # which read these settings
 
             return LayerBanks(parts)
