@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from patchcore.data.datamodule import AnomalyDataModule
+from patchcore.data.dataset import pixels_alone
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
-from patchcore.data.transforms import AugmentConfig, pixels_alone
+from patchcore.data.transforms import AugmentConfig
 from patchcore.errors import InputError
 from patchcore.export import ExportedModel
 from patchcore.inspector import Inspector

@@ -51,7 +51,7 @@ def write_artifact(
         model = Ensemble(models, config.ensemble.scale)
         model.scales = list(scales)
     name = next((name for name, kind in DATA_SETS.items() if type(config.data) is kind), "")
-    details = {
+    details: dict[str, Any] = {
         "data": {
             "set": name,
             "settings": config.data,

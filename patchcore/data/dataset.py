@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache as remembered
 from itertools import chain
 from typing import Any
@@ -30,6 +31,11 @@ from patchcore.identity import image_key, image_recipe, input_digest
 
 Decoded = tuple[Pixels, Mask, Mask | None]
 """Pixels (H, W, 3), mask (H, W) and region that counts (H, W) of an image's files."""
+
+
+def pixels_alone(image: ImageConfig) -> ImageConfig:
+    """The same size and view with a normalisation that leaves pixels 0 to 255 as they are."""
+    return replace(image, mean=[0.0] * 3, std=[1 / 255] * 3)
 
 
 class ImageDataset(Dataset[dict[str, Any]]):

@@ -5,7 +5,7 @@ No region of a mask is lost on the way without being counted.
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -345,11 +345,6 @@ def geometry(size: int, view: View) -> dict[str, Any]:
     return {"resize": size, "stretch": view is View.square, "crop": None}
 
 
-def pixels_alone(image: ImageConfig) -> ImageConfig:
-    """The same size and view with a normalisation that leaves pixels 0 to 255 as they are."""
-    return replace(image, mean=[0.0] * 3, std=[1 / 255] * 3)
-
-
 def build_preparation(
     image: ImageConfig, augment: AugmentConfig | None = None, pose: Pose = UPRIGHT
 ) -> Preparation:
@@ -404,14 +399,15 @@ def _prepare(
     size = config.resized(*image.shape[:2])
     as_it_is = config.tiles is not None and size == image.shape[:2]
     if size[0] * size[1] > LARGEST and not as_it_is:
-        return _prepare_part(config, augment, pose, image, mask, size)
+        changed = augment is not None or pose != UPRIGHT
+        return _prepare_part(config, changed, image, mask, size)
     if size != image.shape[:2]:
         image = _resize(image, size)
         mask = resize_regions(mask, size)[0] > 0
     if augment is not None:
         augment.set_random_seed(seed)
-        changed = augment(image=np.ascontiguousarray(image), mask=mask.astype(np.uint8))
-        image, mask = changed["image"], changed["mask"].astype(bool)
+        found = augment(image=np.ascontiguousarray(image), mask=mask.astype(np.uint8))
+        image, mask = found["image"], found["mask"].astype(bool)
     if pose != UPRIGHT:
         image, mask = pose.apply(image, mask)
     kept = config.kept(*image.shape[:2])
@@ -428,17 +424,12 @@ def _normalise(offset: Channels, scale: Channels, pixels: Pixels) -> torch.Tenso
 
 
 def _prepare_part(
-    config: ImageConfig,
-    augment: Any,
-    pose: Pose,
-    image: Pixels,
-    mask: Mask,
-    size: tuple[int, int],
+    config: ImageConfig, changed: bool, image: Pixels, mask: Mask, size: tuple[int, int]
 ) -> tuple[Pixels, Mask]:
     """The crop alone of an image that is too large, once resized, to be made as a whole."""
     rows, columns = config.kept(*size)
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    if height * width > LARGEST or augment is not None or pose != UPRIGHT:
+    if height * width > LARGEST or changed:
         raise ValueError(f"{size[1]}×{size[0]} pixels are too many for a network")
     y, x = image.shape[0] / size[0], image.shape[1] / size[1]  # pixels of the file for one
     box = (columns.start * x, rows.start * y, columns.stop * x, rows.stop * y)

@@ -55,9 +55,10 @@ def extend_memory(
             raise InputError(
                 f"count must be at most the {len(features)} patches of the images, got {count}"
             )
-        near = (each for batch in covered for each in batch)
-        own = [each[place.to(each.device)] for each, place in zip(near, places, strict=True)]
-        chosen = model.coreset_config.extend(features, torch.cat(own), count, model.device)
+        images_covered = (each for batch in covered for each in batch)  # (h·w) each
+        pairs = zip(images_covered, places, strict=True)
+        distances = torch.cat([each[place.to(each.device)] for each, place in pairs])
+        chosen = model.coreset_config.extend(features, distances, count, model.device)
         origin = patch_origins(chosen, places, widths, images).to(model.device)
         added = features[chosen.to(features.device)].to(model.memory)
     with torch.inference_mode(False):
