@@ -1,8 +1,9 @@
 """The typed tree of all settings.
 
 Every parameter is declared once, in the dataclass beside the code that it steers. This file only
-nests those; `patchcore.conflicts` checks what depends on several. `commands/groups.py` makes a group of choices from
-each registry; the YAML files under conf/ are other choices, and list what differs.
+nests those; `patchcore.conflicts` checks what depends on several. `commands/groups.py` makes a
+group of choices from each registry; the YAML files under conf/ are other choices, and list what
+differs.
 """
 
 from collections.abc import Mapping
