@@ -18,7 +18,7 @@ QUARTER = 4  # of a tile is shared with each neighbour where the network sees al
 
 
 class Tiling:
-    """How images are cut to tiles, and their maps joined.
+    """Cutting of images to tiles, and joining of their maps.
 
     Args:
         network: The `Backbone` whose maps are joined.
