@@ -126,6 +126,7 @@ class Backbone(nn.Module):
         layers: Module names of the layers, in the order of the output; last, where it is asked for,
             `CLASS_TOKEN`: a map (B, C, 1, 1).
         channels: Channels C of each.
+        tiling: `patchcore.tiles.Tiling` of images that come in tiles; None: they are seen whole.
         input: Input that the weights were trained for.
 
     Raises:
@@ -147,6 +148,7 @@ class Backbone(nn.Module):
                 raise InputError(
                     f"layers.names repeats a layer: {one!r} and {other!r} are both {layer}"
                 )
+        self.tiling: Any = None
         self._maps: dict[str, Any] = {}
         self._fused: dict[torch.dtype, nn.Module] = {}  # by the convolutions' precision
         images = torch.zeros(1, 3, self.input.side, self.input.side)
@@ -185,8 +187,12 @@ class Backbone(nn.Module):
             self.layers.append(CLASS_TOKEN)
         self.channels = [x.shape[1] for x in self._as_maps(outputs, images)]
 
+    def forward(self, images: Tensor) -> Any:
+        """See `whole`; of images in tiles, maps that are made as they are asked for."""
+        return self.whole(images) if self.tiling is None else self.tiling.maps(self, images)
+
     @torch.inference_mode()
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def whole(self, images: Tensor) -> list[Tensor]:
         """Layer maps [(B, C, h, w), …] of normalised images (B, 3, H, W), in the network's dtype.
 
         Raises:

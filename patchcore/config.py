@@ -1,8 +1,9 @@
 """The typed tree of all settings.
 
 Every parameter is declared once, in the dataclass beside the code that it steers. This file only
-nests those and checks what depends on several. `commands/groups.py` makes a group of choices from
-each registry; the YAML files under conf/ are other choices, and list what differs.
+nests those; `patchcore.conflicts` checks what depends on several. `commands/groups.py` makes a
+group of choices from each registry; the YAML files under conf/ are other choices, and list what
+differs.
 """
 
 from collections.abc import Mapping
@@ -11,9 +12,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from patchcore.backbones import BackboneConfig, Join, LayersConfig
+from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.cache import CacheConfig
-from patchcore.coreset import CoresetConfig, SizedConfig
+from patchcore.conflicts import check_conflicts
+from patchcore.coreset import CoresetConfig
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.sample import DataConfig
 from patchcore.data.transforms import ImageConfig
@@ -128,21 +130,11 @@ class Config:
             raise InputError(f"seed must be in [0, 2^32), got {self.seed}")
         if not self.objectives:
             raise InputError("objectives is empty: name at least one, such as image_auroc")
-        if self.curve:
-            self._check_curve()
         if isinstance(self.trainer, Mapping):
             check_switches(self.trainer, self.augment.changes())
         groups = ("layers", "coreset", "patch", "scoring", "index")
         check_unused(self.method, **{group: getattr(self, group) for group in groups})
-        if self.ensemble.members:
-            self._check_ensemble()
-        if self.decision.false_alarms is not None and self.augment.changes():
-            raise InputError(
-                "decision.false_alarms needs training images as test images are, which augmented "
-                "ones are not: set augment=none, or decision.false_alarms=null"
-            )
-        if self.judged:
-            self._check_judged()
+        check_conflicts(self)
 
     def _check_complete(self) -> None:
         """Refuse what a Python user has left out; the command has a choice for each."""
@@ -178,51 +170,3 @@ class Config:
     def judged(self) -> bool:
         """Whether the run measures its label-free score."""
         return _label_free(self.label_free, self.objectives)
-
-    def _check_judged(self) -> None:
-        if self.augment.changes():
-            raise InputError(
-                "label_free needs training images as test images are, which augmented ones are "
-                "not: set augment=none, or another of objectives"
-            )
-        if self.ensemble.members:
-            raise InputError(
-                "label_free is of one network alone: set ensemble=none, or another of objectives"
-            )
-
-    def _check_ensemble(self) -> None:
-        if not self.method.scalable:
-            raise InputError("ensemble.members needs method=patchcore: set ensemble=none")
-        if self.curve:
-            raise InputError("curve is of one memory: leave it out, or set ensemble=none")
-        if any(member.layers.join is not Join.concat for member in self.members()):
-            raise InputError("ensemble.members need layers.join=concat: leave layers.join out")
-        first, *others = (member.image for member in self.members())
-        for number, image in enumerate(others, 2):
-            if not image.same_view(first):
-                raise InputError(
-                    f"ensemble.members: member {number} would see another part of an image than "
-                    "member 1, so their maps cannot be averaged: give their images one ratio of "
-                    "crop to resize, and one stretch"
-                )
-
-    def _check_curve(self) -> None:
-        if not self.method.nested:
-            raise InputError("curve needs method=patchcore: no other keeps a coreset")
-        if self.layers.join is not Join.concat:
-            raise InputError("curve is of one memory: leave it out, or set layers.join=concat")
-        coreset = self.coreset
-        if not coreset.nested:
-            raise InputError(
-                "curve needs coreset=greedy, approximate or random, whose memories of different "
-                "ratios contain each other"
-            )
-        assert isinstance(coreset, SizedConfig)
-        if coreset.count is not None or getattr(coreset, "radius", None) is not None:
-            raise InputError("curve needs coreset.ratio: set coreset.count and radius to null")
-        for ratio in self.curve:
-            if not 0 < ratio <= coreset.ratio:
-                raise InputError(
-                    f"curve must lie in (0, {coreset.ratio}], the largest being coreset.ratio, "
-                    f"got {ratio}"
-                )

@@ -31,7 +31,8 @@ class Costs:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
-        self._running: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._running: list[tuple[str, str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._open: list[str] = []  # stages that are measured now, the innermost last
         self.cached: set[str] = set()
 
     def add(self, stage: str, seconds: float, cached: bool = False) -> None:
@@ -49,18 +50,29 @@ class Costs:
 
     @contextmanager
     def measure(self, stage: str, device: torch.device) -> Iterator[None]:
-        """Measure what is done; on a GPU by its own clock, so that nothing waits for it."""
+        """Measure what is done; on a GPU by its own clock, so that nothing waits for it.
+
+        What is measured inside another stage does not count for that one.
+        """
         self._seconds.setdefault(stage, 0.0)
+        around = self._open[-1] if self._open else ""
+        self._open.append(stage)
+        try:
+            yield from self._measured(stage, around, device)
+        finally:
+            self._open.pop()
+
+    def _measured(self, stage: str, around: str, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             yield
             end.record()
-            self._running.append((stage, begin, end))
+            self._running.append((stage, around, begin, end))
         else:
             start = time.perf_counter()
             yield
-            self.add(stage, time.perf_counter() - start)
+            self._spent(stage, around, time.perf_counter() - start)
 
     def seconds(self, stage: str) -> float:
         """Seconds of a stage so far; waits for a GPU that is at it."""
@@ -95,10 +107,15 @@ class Costs:
         }
 
     def _settle(self) -> None:
-        for stage, begin, end in self._running:
+        for stage, around, begin, end in self._running:
             end.synchronize()
-            self.add(stage, begin.elapsed_time(end) / 1000)
+            self._spent(stage, around, begin.elapsed_time(end) / 1000)
         self._running.clear()
+
+    def _spent(self, stage: str, around: str, seconds: float) -> None:
+        self.add(stage, seconds)
+        if around:
+            self.add(around, -seconds)
 
 
 def is_part(key: str, stage: str) -> bool:

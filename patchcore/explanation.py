@@ -16,7 +16,7 @@ from torch import Tensor
 from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig
 from patchcore.errors import InputError
-from patchcore.inspector import SOURCES
+from patchcore.inspector import SOURCES, poses_of
 
 Pixels = NDArray[np.uint8]
 
@@ -154,6 +154,11 @@ def check_explains(inspector: Any) -> None:
     if not hasattr(inspector, "members"):
         raise InputError("--explain: an exported model has no memory to look at: give the artifact")
     _sources(inspector, "--explain")
+    if poses_of(inspector) > 1:
+        raise InputError(
+            "--explain: the memory holds images in several poses, and knows no places in them as "
+            "they are: leave it out, or fit without augment.rotations and augment.mirrored"
+        )
     member = inspector.members[0]
     rows = torch.arange(member.memory_patches, device=inspector.device)
     if not bool((member.origins(rows)[:, 0] >= 0).any()):

@@ -26,7 +26,7 @@ from patchcore import artifact
 from patchcore.data.images import read_image
 from patchcore.digests import file_digest
 from patchcore.errors import InputError, printable
-from patchcore.inspector import SOURCES, Inspector
+from patchcore.inspector import SOURCES, Inspector, poses_of
 from patchcore.methods.detector import Prediction
 from patchcore.methods.ensemble import Ensemble, combined
 
@@ -62,6 +62,11 @@ def extend(
     Raises:
         InputError: A file is unreadable or in the model already, or the model cannot be extended.
     """
+    if (poses := poses_of(inspector)) > 1:
+        raise InputError(
+            f"the model remembers its images in {poses} poses each, and one can be added as it is "
+            "only: fit again with all images"
+        )
     names = [str(path.absolute()) for path in images]
     sources = _sources(inspector)
     known = sorted({name for name in names if name in sources})

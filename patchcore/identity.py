@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patchcore.data.poses import UPRIGHT, Pose
 from patchcore.data.sample import Sample, Split
 from patchcore.digests import digest, file_digest, tensors_digest
 from patchcore.settings import effective
@@ -51,7 +52,9 @@ taken for the code that runs; nothing short of a lock on the checkout could excl
 """
 
 EXTRACTION = (f"{PACKAGE}.backbones", f"{PACKAGE}.data.dataset")
-ORDERING = tuple(f"{PACKAGE}.{name}" for name in ("coreset", "patches", "whitening", "foreground"))
+ORDERING = tuple(
+    f"{PACKAGE}.{name}" for name in ("coreset", "patches", "whitening", "foreground", "pruning")
+)
 RESULTS = (
     f"{PACKAGE}.module",
     f"{PACKAGE}.members",
@@ -63,6 +66,7 @@ STEERING = (
     f"{PACKAGE}.methods.banks",
     f"{PACKAGE}.methods.counted",
     f"{PACKAGE}.methods.detector",
+    f"{PACKAGE}.methods.gathered",
     f"{PACKAGE}.methods.patchcore",
 )
 """Modules that call stages: their text counts for these, but not that of all they import."""
@@ -164,13 +168,16 @@ def samples_digest(samples: Sequence[Sample], split: Split) -> str:
     )
 
 
-def image_recipe(image: Any) -> list[Any]:
+def image_recipe(image: Any, pose: Pose = UPRIGHT) -> list[Any]:
     """Return all that a decoded image follows from besides its file: settings, code, libraries.
 
-    Mean and standard deviation are left out: pixels are kept before they are normalised.
+    Mean and standard deviation are left out, and tiles: pixels are kept before they are normalised
+    and cut. Of the fixed poses, an image as it is has the recipe of a run without them.
     """
-    size = {**effective(image), "mean": None, "std": None}
-    return [size, source_digest([f"{PACKAGE}.data.dataset"]), versions(IMAGE_LIBRARIES)]
+    later = dict.fromkeys(("mean", "std", "tiles", "overlap"))
+    size = {**effective(image), **later}
+    recipe = [size, source_digest([f"{PACKAGE}.data.dataset"]), versions(IMAGE_LIBRARIES)]
+    return recipe if pose == UPRIGHT else [*recipe, pose.mirrored, pose.degrees]
 
 
 def image_key(recipe: list[Any], contents: tuple[str | None, ...]) -> str:

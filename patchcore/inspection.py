@@ -331,7 +331,9 @@ def _batch(inspector: Any, items: list[_Decoded]) -> list[_Scored | Broken]:
     """Score images of one size; if the model refuses them, one by one, to know which."""
     if not items:
         return []
-    batches = [torch.from_numpy(np.stack(x)) for x in zip(*(i.inputs for i in items), strict=True)]
+    each = zip(*(item.inputs for item in items), strict=True)
+    # One image alone, which may be large, is not copied.
+    batches = [torch.from_numpy(np.stack(x) if len(x) > 1 else x[0][None]) for x in each]
     try:
         found = inspector.score(batches[0] if len(batches) == 1 else batches)
     except InputError as error:
@@ -343,7 +345,8 @@ def _batch(inspector: Any, items: list[_Decoded]) -> list[_Scored | Broken]:
     results: list[_Scored | Broken] = []
     for item, score, values, grid, row in zip(items, scores, maps, grids, rows, strict=True):
         if bool(score.isfinite()) and np.isfinite(values).all():
-            results.append(_Scored(item.path, item.size, score, values.copy(), grid, row))
+            own = values.copy() if len(items) > 1 else values
+            results.append(_Scored(item.path, item.size, score, own, grid, row))
         else:
             name = printable(str(item.path))
             results.append(Broken(item.path, f"{name}: its score or map is NaN or infinite"))

@@ -19,12 +19,16 @@ from patchcore.data.transforms import ImageConfig, Pixels, build_preparation, of
 from patchcore.errors import InputError
 from patchcore.methods.detector import Detector, Method, Prediction
 from patchcore.methods.ensemble import Ensemble
+from patchcore.methods.tiled import tile
+from patchcore.tiles import whole
 
 if TYPE_CHECKING:
     from patchcore.explanation import Crops
 
 SOURCES = "sources"
 """Key of the details: path of each training image by its number, null where it was removed."""
+POSES = "poses"
+"""Key of the details' `data`: in how many poses each training image is remembered, if several."""
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Dtypes of the Trainer's precisions under which a network's dtype is not that of its weights."""
 
@@ -67,6 +71,10 @@ def placed(
             f"the map has {values.shape} values, but an image of {size} gets {expected}: give the "
             "size (height, width) of the image that it was made from"
         )
+    if resized == tuple(size):  # its pixels are the image's
+        found = np.full(size, np.nan, np.float32)
+        found[kept] = values
+        return found
     rows, top, bottom, down = _along(size[0], resized[0], kept[0])
     columns, left, right, across = _along(size[1], resized[1], kept[1])
     tall = values[top] * (1 - down[:, None]) + values[bottom] * down[:, None]  # (H seen, w)
@@ -177,6 +185,8 @@ class Inspector(Preparing):
                 "images were given: give one for all, or one for each"
             )
         super().__init__(each, decision, details)
+        for member, own in zip(members, each, strict=True):
+            tile(member, own.tiles, own.overlap, offset_and_scale(own))
         self.precision = precision
         self.crops: Crops | None = None
         self.region = region
@@ -223,7 +233,7 @@ class Inspector(Preparing):
         with self._autocast():
             inputs = self._inputs(batch)
             each = zip(self.members, inputs, self._counted(len(inputs[0])), strict=True)
-            return [member.embed(images, inside) for member, images, inside in each]
+            return [whole(member.embed(images, inside)) for member, images, inside in each]
 
     @torch.inference_mode()
     def score(self, batch: Tensor | Sequence[Tensor]) -> Prediction:
@@ -265,8 +275,16 @@ class Inspector(Preparing):
             )
         return [
             normalised(each.to(self.device), image)
+            if image.tiles is None
+            else each.to(self.device).permute(0, 3, 1, 2)  # tiles are normalised one by one
             for each, image in zip(batches, self.images, strict=True)
         ]
+
+
+def poses_of(inspector: Any) -> int:
+    """Return in how many poses a model remembers each of its images."""
+    data = inspector.details.get("data")
+    return int(data.get(POSES, 1)) if isinstance(data, Mapping) else 1
 
 
 def _usual_image(member: Detector) -> ImageConfig:

@@ -10,9 +10,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from patchcore.data.datamodule import AnomalyDataModule
+from patchcore.data.dataset import pixels_alone
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
-from patchcore.data.transforms import AugmentConfig, pixels_alone
+from patchcore.data.transforms import AugmentConfig
 from patchcore.errors import InputError
 from patchcore.export import ExportedModel
 from patchcore.inspector import Inspector
@@ -43,7 +44,8 @@ class InspectorModule(ScoringModule):
 
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """See `ScoringModule.predictions`."""
-        pixels = batch["image"].round().byte().permute(0, 2, 3, 1)  # (B, 3, h, w) → (B, h, w, 3)
+        pixels = batch["image"].permute(0, 2, 3, 1)  # (B, 3, h, w) → (B, h, w, 3)
+        pixels = pixels if pixels.dtype == torch.uint8 else pixels.round().byte()
         found = self.inspector.score(pixels)
         pair = (self.image_metrics, self.pixel_metrics)
         own = self.inspector.counted if isinstance(self.inspector, Inspector) else []

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -31,6 +32,7 @@ from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.metrics import ImageMetrics, MaskCounts, PixelMetrics
 from patchcore.scoring import anomaly_maps, cell_pixels
+from patchcore.tiles import TiledMaps
 
 Batch = dict[str, Any]
 """See `patchcore.data.dataset.collate`."""
@@ -191,7 +193,8 @@ class DetectorModule(ScoringModule):
         left_out: Scores of the training images by models that have not seen them, once training
             has ended, if a decision was asked for.
         scale: Scale of its scores, once training has ended, if it was asked for.
-        train_images: Images collected, counted once for every epoch.
+        distrusted: See `Fitting`, once training has ended.
+        train_images: Images collected, counted once for every epoch and every fixed pose.
     """
 
     def __init__(
@@ -213,6 +216,7 @@ class DetectorModule(ScoringModule):
         self.curve = list(curve)
         self.scale_config = scale
         self.scale: Scale | None = None
+        self.distrusted: dict[int, float] | None = None
         self.train_images = 0
         self.smaller = nn.ModuleDict()  # {memory size: metrics} of the curve's other points
         self._points: dict[float, int] = {}  # {ratio: memory size} of the curve
@@ -233,7 +237,7 @@ class DetectorModule(ScoringModule):
         self._images = images = len(loader.dataset)
         if self.trainer.world_size > 1:
             images = len(loader) * loader.batch_sampler.batch_size  # of this process
-        images *= self.trainer.max_epochs or 1
+        images *= (self.trainer.max_epochs or 1) * len(loader.dataset.poses)
         self._buffer = self.model.buffer(images)
         self._kept: FeatureBatches | None = None
         self.decision, self.left_out, self._sizes = None, None, {}
@@ -306,7 +310,7 @@ class DetectorModule(ScoringModule):
         for stage, seconds in self.seconds.items():
             if stage not in ("extract", LABEL_FREE):
                 self.costs.add(stage, fitting.costs.get(stage, seconds), stage in fitting.warm)
-        self.scale = fitting.measured
+        self.scale, self.distrusted = fitting.measured, fitting.distrusted
 
     def _cross_fit(self, kept: FeatureBatches) -> None:
         """Make the decision."""
@@ -395,7 +399,7 @@ class DetectorModule(ScoringModule):
             for ratio, size in self._points.items()
         ]
 
-    def _maps(self, stage: str, batch: Batch) -> list[Tensor]:
+    def _maps(self, stage: str, batch: Batch) -> Sequence[Tensor]:
         """Layer maps [(B, C, h, w), …] of a batch: those that it brings, or the backbone's."""
         cached, network = batch.get("cached", False), f"{stage}.network"
         decode, before = batch.get("seconds", (math.nan, math.nan))
@@ -407,11 +411,14 @@ class DetectorModule(ScoringModule):
             return [x.permute(0, 3, 1, 2) for x in batch["maps"]]  # (B, h, w, C) → (B, C, h, w)
         so_far = self.costs.seconds(network) if self.cache is not None else 0.0
         with self.costs.measure(network, self.device):
-            maps: list[Tensor] = self.model.backbone(batch["image"])
+            maps: Any = self.model.backbone(batch["image"])
+        if isinstance(maps, TiledMaps):  # made later, as they are asked for
+            maps.watch = partial(self.costs.measure, network, self.device)
         if self.cache is not None and "key" in batch:
             seconds = self.costs.seconds(network) - so_far + before
             maps = self.cache.put(batch["key"], maps, seconds)
-        return maps
+        found: Sequence[Tensor] = maps
+        return found
 
     def _stepping(self) -> Callable[[Tensor], None]:
         """Return the function that makes a step of the optimiser by a loss."""

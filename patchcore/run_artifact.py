@@ -14,7 +14,7 @@ from patchcore.data.sets import DATA_SETS
 from patchcore.decision import Decision
 from patchcore.errors import InputError
 from patchcore.explanation import cut_crops
-from patchcore.inspector import SOURCES, Inspector
+from patchcore.inspector import POSES, SOURCES, Inspector
 from patchcore.keeping import FOLDER, Keep
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
@@ -51,7 +51,7 @@ def write_artifact(
         model = Ensemble(models, config.ensemble.scale)
         model.scales = list(scales)
     name = next((name for name, kind in DATA_SETS.items() if type(config.data) is kind), "")
-    details = {
+    details: dict[str, Any] = {
         "data": {
             "set": name,
             "settings": config.data,
@@ -63,6 +63,8 @@ def write_artifact(
         "metrics": record,
         "lineage": [step("fit", images=len(split.train), fingerprint=provenance["fingerprint"])],
     }
+    if (poses := len(config.augment.poses())) > 1:
+        details["data"][POSES] = poses
     images = [own.image for own in config.members()]
     shared = None if config.data.region is None else split.train[0].region
     region = None if shared is None else read_truth(shared, config.image.limit)
@@ -76,12 +78,18 @@ def check_kept(config: Any) -> None:
     """Refuse to keep a model that would score other images by another rule than the run's own.
 
     Raises:
-        InputError: The regions are of single images, and those of images to come are not known.
+        InputError: The regions are of single images, and those of images to come are not known; or
+            places in the memory's images are not to be had, and crops are asked for.
     """
     if config.artifact.keep is not Keep.none and config.data.regions is not None:
         raise InputError(
             "artifact: a kept model cannot know data.regions of images to come: set data.region, "
             "one mask that all images share, or artifact=false"
+        )
+    if config.artifact.crops and len(config.augment.poses()) > 1:
+        raise InputError(
+            "artifact.crops are of images as they are, and the memory holds them turned too: leave "
+            "it out, or augment.rotations and augment.mirrored"
         )
 
 

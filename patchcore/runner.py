@@ -28,6 +28,7 @@ from patchcore.keeping import Keeper
 from patchcore.members import EnsembleModule, Member
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
+from patchcore.report.distrusted import DISTRUSTED, write_distrusted
 from patchcore.report.folders import Images
 from patchcore.report.images import write_images
 from patchcore.report.run import (
@@ -174,6 +175,8 @@ def _run_in(
     name, provenance = identity.fingerprint, {**identity.provenance, **origin}
     finished = Finished(config.cache.folder() / "runs")
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
+    if getattr(config.method, "pruning", None) is not None:
+        wanted.append(DISTRUSTED)
     source = finished.find(name, wanted, folder) if config.resume else None
     if source is not None and keeper.wants(*_told(source)):
         wanted += config.artifact.files(len(config.members()))
@@ -189,7 +192,7 @@ def _run_in(
         finished.started(name, folder)
         done = train(config, split, settings, provenance, folder, place.new, make, keeper, group)
         what = "figures and tables" if config.figures else "tables"
-        text = f"{done.summary()}\n\n{what}: {folder}"
+        text = "\n".join([done.summary(), *done.notes, "", f"{what}: {folder}"])
     else:
         there = read_provenance(source)
         spent: dict[str, Any] = {key: there[key] for key in ("warm", "costs") if key in there}
@@ -246,7 +249,9 @@ def train(
             if isinstance(module, DetectorModule):
                 fit(trainer, module, data)
             record = test(trainer, module, data)
+        distrusted = getattr(module, "distrusted", None)  # an ensemble's module has none
         done = Run(
+            notes=[] if distrusted is None else [write_distrusted(new, split.train, distrusted)],
             settings=settings,
             metrics=record.metrics,
             undefined=record.undefined,
@@ -303,6 +308,8 @@ def take_over(
             copy_pictures(source, config.pictures, names, new)
     if keeper.wants(*_told(source)):
         copy_artifact(source, new)
+    if (source / DISTRUSTED).is_file():
+        (new / DISTRUSTED).write_bytes((source / DISTRUSTED).read_bytes())
     origin = source
     if source == folder.resolve():  # only trackers or other settings without effect are new
         origin = Path(text) if (text := read_source(source)) else source

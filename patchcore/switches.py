@@ -111,6 +111,7 @@ def check_shared(config: Any) -> None:
         f"layers.join={config.layers.join.name}": config.layers.join is not Join.concat,
         **{f"method.{key}={value}": True for key, value in switched_on(config.method).items()},
         "an ensemble": bool(config.ensemble.members),
+        "augment.rotations or mirrored": len(config.augment.poses()) > 1,
         "decision.false_alarms": config.decision.false_alarms is not None,
         "label_free": config.judged,
         f"coreset={sampler}": not config.coreset.shared,

@@ -24,6 +24,7 @@ from patchcore.cache import MapCache, network_digest
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Split
+from patchcore.data.transforms import offset_and_scale
 from patchcore.distributed import Process
 from patchcore.errors import InputError
 from patchcore.keeping import Keep
@@ -31,6 +32,7 @@ from patchcore.label_free import LabelFree
 from patchcore.members import Member
 from patchcore.methods import Detector, Parts, build_detector
 from patchcore.methods.scale import ScaleConfig
+from patchcore.methods.tiled import tile
 from patchcore.module import DetectorModule, Record, ScoringModule
 from patchcore.progress import ProgressBar
 from patchcore.strategy import Sharded
@@ -76,6 +78,8 @@ def prepare(
         cache = MapCache(store, network, config.cache.precision, model.backbone.channels)
     data = AnomalyDataModule(config.data, config.image, config.augment, cache, split)
     judge = LabelFree(config.label_free, len(split.train)) if config.judged else None
+    image = config.image
+    tile(model, image.tiles, image.overlap, offset_and_scale(image))
     return DetectorModule(model, cache, config.curve, scale, config.decision, judge), data
 
 
@@ -112,7 +116,7 @@ def fit_members(
 
 
 def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) -> None:
-    """Collect from every training image, in every epoch, and build the memory.
+    """Collect from every training image, in every epoch and fixed pose, and build the memory.
 
     Synthetic defects pass through the network first, if the label-free score is asked for.
 
@@ -132,7 +136,7 @@ def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) ->
         trainer.fit(module, data)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    asked = len(data.split.train) * (trainer.max_epochs or 1)
+    asked = len(data.split.train) * (trainer.max_epochs or 1) * len(data.augment.poses())
     _check_count("training", module.train_images, asked)
 
 

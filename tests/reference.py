@@ -1,13 +1,77 @@
 """PatchCore on one page, in plain NumPy: slow, obvious, and what every fast path is compared with.
 
-From layer maps to metrics, in the order of an image's way: patch features, coreset, search and
-scores, anomaly map, scale of an ensemble's member, the baselines, metrics.
+From layer maps to metrics, in the order of an image's way: tiles, patch features, coreset, search
+and scores, anomaly map, scale of an ensemble's member, the baselines, metrics.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 import scipy.ndimage
+
+# --- tiles -----------------------------------------------------------------------------------
+
+
+def stitched(
+    image: np.ndarray,
+    network: Callable[[np.ndarray], list[np.ndarray]],
+    strides: list[int],
+    side: int,
+    overlap: int,
+    cut: int,
+    unit: int,
+    halo: int = 0,
+) -> list[np.ndarray]:
+    """Layer maps [(C, h, w), …] of an image (3, H, W) from those of its tiles, cell by cell.
+
+    `halo` units around the image, which shift the raster, are made too and left out.
+    """
+    step = side - overlap
+    units = [-(-n // unit) + 2 * halo for n in image.shape[1:]]
+    first = [
+        (n - (u - 2 * halo) * unit) // 2 - halo * unit - overlap // 2
+        for n, u in zip(image.shape[1:], units, strict=True)
+    ]
+    sums, weights = {}, {}
+    for i in range(-(-units[0] * unit // step)):
+        for j in range(-(-units[1] * unit // step)):
+            rows = [mirror(first[0] + i * step + p, image.shape[1]) for p in range(side)]
+            columns = [mirror(first[1] + j * step + p, image.shape[2]) for p in range(side)]
+            for layer, x in enumerate(network(image[:, rows][:, :, columns])):
+                stride = strides[layer]
+                shape = [u * unit // stride for u in units]
+                total = sums.setdefault(layer, np.zeros((len(x), *shape)))
+                weight = weights.setdefault(layer, np.zeros(shape))
+                for y in range(side // stride):
+                    for z in range(side // stride):
+                        place = [
+                            k * step // stride - overlap // 2 // stride + cell
+                            for k, cell in ((i, y), (j, z))
+                        ]
+                        if all(0 <= p < n for p, n in zip(place, shape, strict=True)):
+                            own = 1.0
+                            for cell in (y, z):
+                                centre = (cell + 0.5) * stride
+                                inner = min(centre, side - centre) - cut
+                                ramp = overlap - 2 * cut
+                                own *= np.clip(inner / ramp, 0, 1) if ramp else float(inner > 0)
+                            total[:, place[0], place[1]] += own * x[:, y, z]
+                            weight[place[0], place[1]] += own
+    found = []
+    for layer, stride in enumerate(strides):
+        edge = halo * unit // stride
+        whole = sums[layer] / weights[layer]
+        found.append(whole[:, edge : whole.shape[1] - edge, edge : whole.shape[2] - edge])
+    return found
+
+
+def mirror(place: int, length: int) -> int:
+    """Pixel at a place beyond a side that is mirrored at both ends."""
+    while not 0 <= place < length:
+        place = -1 - place if place < 0 else 2 * length - 1 - place
+    return place
+
 
 # --- patches ---------------------------------------------------------------------------------
 
@@ -61,6 +125,59 @@ def adaptive_average(x: np.ndarray, m: int) -> np.ndarray:
     """Average n entries of the last axis to m runs ⌊kn/m⌋ … ⌈(k+1)n/m⌉."""
     n = x.shape[-1]
     return np.stack([x[..., k * n // m : -(-(k + 1) * n // m)].mean(-1) for k in range(m)], axis=-1)
+
+
+# --- poses of training images, trusted patches -------------------------------------------------
+
+
+def pose(image: np.ndarray, mirrored: bool, degrees: float) -> np.ndarray:
+    """An image (H, W, C), mirrored left to right or not, then turned to the left in its frame.
+
+    Each pixel is looked up at its place before the turn, bilinearly; borders mirror.
+    """
+    height, width, _ = image.shape
+    image = image[:, ::-1] if mirrored else image
+    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turned = np.zeros(image.shape)
+    for i in range(height):
+        for j in range(width):
+            y, x = i - (height - 1) / 2, j - (width - 1) / 2
+            y, x = cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2
+            top, left = int(np.floor(y)), int(np.floor(x))
+            for a, b in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                weight = (1 - abs(y - top - a)) * (1 - abs(x - left - b))
+                turned[i, j] += weight * image[inward(top + a, height), inward(left + b, width)]
+    return turned
+
+
+def inward(place: int, length: int) -> int:
+    """A place beyond the border, mirrored at the pixel there until it lies inside."""
+    while not 0 <= place < length:
+        place = -place if place < 0 else 2 * (length - 1) - place
+    return place
+
+
+def distrust(
+    patches: list[np.ndarray], sources: list[int], rows: list[tuple[int, int]], k: int
+) -> tuple[list[float], list[np.ndarray]]:
+    """Distrust of some patches, and which of these is nearest to each patch of each image.
+
+    `patches` are (P, D) of each image, `sources` the images' numbers, of which copies of one share
+    theirs; `rows` name an image and a patch of it; `k` other images need to have its like.
+    """
+    reach = []
+    for image, place in rows:
+        away: dict[int, float] = {}
+        for source, others in zip(sources, patches, strict=True):
+            if source != sources[image] and len(others):
+                nearest_one = np.linalg.norm(others - patches[image][place], axis=1).min()
+                away[source] = min(away.get(source, np.inf), nearest_one)
+        reach.append(sorted(away.values())[k - 1])
+    logarithms = np.log(reach)
+    middle = sorted(logarithms)[(len(reach) - 1) // 2]
+    spread = 1.4826 * sorted(np.abs(logarithms - middle))[(len(reach) - 1) // 2]
+    judged = np.stack([patches[image][place] for image, place in rows])
+    return list((logarithms - middle) / spread), [nearest(x, judged, 1)[1][:, 0] for x in patches]
 
 
 # --- whitening, foreground --------------------------------------------------------------------

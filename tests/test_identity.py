@@ -31,6 +31,7 @@ from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.folder import FolderConfig
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.poses import Mirror
 from patchcore.data.sample import Masks, Sample, Split
 from patchcore.data.transforms import ImageConfig
 from patchcore.decision import DecisionConfig
@@ -136,6 +137,8 @@ def test_settings_with_effect_make_another_run(monkeypatch: pytest.MonkeyPatch) 
         {"seed": 1, "trainer": {**TRAINER, "callbacks": [{"_target_": "x"}]}},
         {"augment": AugmentConfig(noise=0.1, seed=1)},
         {"augment": AugmentConfig(noise=0.1, seed=2)},
+        {"augment": AugmentConfig(rotations=2)},
+        {"augment": AugmentConfig(mirrored=Mirror.vertical)},
         {"backbone": BackboneConfig("resnet18", "none", 1)},
         {"backbone": BackboneConfig("resnet18", "none", 2)},
         {"layers": LayersConfig(["layer3", "layer2"])},

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "patchcore"
 ALGORITHMS = {"backbones", "patches", "coreset", "index", "scoring", "metrics"}
-ALGORITHMS |= {"foreground", "whitening"}
+ALGORITHMS |= {"foreground", "pruning", "tiles", "whitening"}
 # What an algorithm may import of this package besides its own files.
 COMMON = {"errors", "settings", "_embedded", "_fusion", "_record", "_traced", "_weights"}
 LIGHTNING = {"pytorch_lightning", "lightning"}

@@ -102,6 +102,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "retrieval": {"retrieval": 2},
     "whitening": {"whitening": 0.9},
     "foreground": {"foreground": 1.0},
+    "pruning": {"pruning": 1},
     "scaled radius and retrieval": {"join": Join.scaled, "radius": 1, "retrieval": 2},
     "all": {"join": Join.scaled, "radius": 1, "retrieval": 2, "whitening": 0.9, "foreground": 1.0},
 }
@@ -116,7 +117,7 @@ def test_a_model_is_kept_with_its_switches(name: str, tmp_path: Path) -> None:
     read = load(tmp_path / "model").model
     assert read.parts == replace(model.parts, backbone=read.parts.backbone)
     assert_same(predict(model, test), predict(read, test))
-    if name != "radius":  # on which the memory does not depend
+    if name not in ("radius", "pruning"):  # of the search alone, and of the fit alone
         with pytest.raises(InputError, match="build it with the same settings"):
             detector().load_state_dict(model.state_dict())
 
@@ -589,6 +590,12 @@ def test_a_coreset_order_is_that_of_its_switches(tmp_path: Path) -> None:
         metrics = {key: value for key, value in cold.record.items() if "seconds" not in key}
         assert metrics.items() <= warm.record.items()
     assert found[0].record["memory_bytes"] != found[1].record["memory_bytes"]
-    switches = ({"whitening": 0.9}, {"whitening": 0.9, "shrinkage": 0.1}, {"foreground": 1.0}, {})
-    followed = [str(detector(**each)._followed()) for each in switches]
-    assert len({*followed}) == 4
+    switches = (
+        {"whitening": 0.9},
+        {"whitening": 0.9, "shrinkage": 0.1},
+        {"foreground": 1.0},
+        {"pruning": 1},
+        {},
+    )
+    followed = [str(detector(**each).followed()) for each in switches]
+    assert len({*followed}) == 5

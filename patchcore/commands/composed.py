@@ -18,6 +18,8 @@ LARGEST = {
     "image.size": 2**16,
     "image.resize": 2**16,
     "image.crop": 2**16,
+    "image.tiles": 2**16,
+    "image.overlap": 2**16,
     "data.size": 2**14,
     "data.workers": 1024,
     "patch.size": 2**10,
@@ -114,7 +116,9 @@ def _fill(backbone: DictConfig, image: DictConfig, size: int, view: View) -> Non
     config = BackboneConfig(backbone.name, backbone.weights)
     record = config.input()
     backbone.weights = config.resolved()
-    known = {"mean": list(record.mean), "std": list(record.std), "size": size, "view": view}
+    known: dict[str, Any] = {"mean": list(record.mean), "std": list(record.std)}
+    if image.tiles is None or image.size is not None or image.view is not None:
+        known |= {"size": size, "view": view}
     for key, value in known.items():
         if image[key] is None:
             image[key] = value

@@ -1,22 +1,40 @@
-"""Random changes of training images, made by Albumentations."""
+"""Changes of training images: a fixed set of poses, or random ones, made by Albumentations."""
 
 import os
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from patchcore.data.poses import Mirror, Pose, poses
+from patchcore.errors import InputError
 from patchcore.settings import Settings, setting
+
+FIXED = ("rotations", "mirrored")
+"""Settings of the fixed set; the others are of random changes."""
 
 
 @dataclass
 class AugmentConfig(Settings):
-    """Random changes of training images; all off by default.
+    """Changes of training images; all off by default.
 
     Only what also happens to nominal parts in production belongs here: what a change can produce is
-    nominal from then on.
+    nominal from then on. A fixed set of poses is remembered in one epoch, the same in every run;
+    random changes are drawn anew in each epoch. One excludes the other.
     """
 
     GROUP: ClassVar[str] = "augment"
 
+    rotations: int = setting(
+        1,
+        "fixed rotations, evenly around the circle, in each of which every training image is "
+        "remembered; 1: as it is",
+        low=1,
+        high=360,
+    )
+    mirrored: Mirror = setting(
+        Mirror.none,
+        "mirror images that are remembered as well: none, horizontal (left and right exchanged), "
+        "vertical (top and bottom) or both",
+    )
     horizontal_flip: bool = setting(False, "mirror half of the images left to right")
     vertical_flip: bool = setting(False, "mirror half of the images top to bottom")
     rotate: float = setting(
@@ -45,21 +63,35 @@ class AugmentConfig(Settings):
         0,
         "seed of all random changes",
         low=0,
-        effect=lambda augment: any(augment[key] for key in augment if key != "seed"),
+        effect=lambda augment: any(augment[key] for key in augment if key not in (*FIXED, "seed")),
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.poses()) > 1 and self.changes():
+            raise InputError(
+                "augment.rotations and augment.mirrored are fixed poses, other changes are random: "
+                "leave one kind out"
+            )
+
+    def poses(self) -> list[Pose]:
+        """Return the poses in which every training image is remembered, itself first."""
+        return poses(self.rotations, self.mirrored)
+
     def changes(self) -> bool:
-        """Whether anything is on."""
-        return any(getattr(self, each.name) for each in fields(self) if each.name != "seed")
+        """Whether anything random is on."""
+        names = [each.name for each in fields(self) if each.name not in (*FIXED, "seed")]
+        return any(getattr(self, name) for name in names)
 
     def moves(self) -> bool:
         """Whether anything is on that moves pixels."""
         flips = self.horizontal_flip or self.vertical_flip
-        return bool(flips or self.rotate or self.translate or self.scale)
+        turns = self.rotate or len(self.poses()) > 1
+        return bool(flips or turns or self.translate or self.scale)
 
 
 def build_augmentation(config: AugmentConfig) -> Any:
-    """Return Albumentations' composition of the changes that are on; None where none is."""
+    """Return Albumentations' composition of the random changes that are on; None where none is."""
     return _albumentations().Compose(_augmentations(config)) if config.changes() else None
 
 

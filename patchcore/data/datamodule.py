@@ -18,8 +18,9 @@ from patchcore.data.transforms import ImageConfig
 class AnomalyDataModule(pl.LightningDataModule):
     """Nominal training images and labelled test images of one category, always in one order.
 
-    Training images are augmented anew in each epoch, test images never. Batches are those of
-    `patchcore.data.dataset.collate`; `index` counts in `split.train` or `split.test`.
+    Training images are augmented anew in each epoch, or come in fixed poses, test images never.
+    Batches are those of `patchcore.data.dataset.collate`, all poses of an image in one; `index`
+    counts in `split.train` or `split.test`.
 
     Args:
         split: What `data.read()` has given; otherwise the disk is read on first use, once. With its
@@ -78,9 +79,11 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     def _loader(self, dataset: Dataset[dict[str, Any]], train: bool) -> DataLoader[dict[str, Any]]:
         sized: Any = dataset
+        poses = len(getattr(dataset, "poses", ())) or 1
         return Loader(
             dataset,
-            batch_size=self.data.batch_size,
+            # Tiles are a batch; of images in their own sizes hardly two make one.
+            batch_size=max(1, self.data.batch_size // poses) if self.image.tiles is None else 1,
             sampler=EpochSampler(len(sized)) if train else SequentialSampler(sized),
             num_workers=self.data.workers,
             collate_fn=collate,

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import scipy
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import (
+    ExifTags,
+    Image,
+    ImageCms,
+    ImageFile,
+    ImageOps,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
 from patchcore.data.formats import FORMATS
 from patchcore.data.sample import Masks
@@ -243,7 +251,10 @@ def _frames(image: Image.Image) -> int:
 def _upright(image: Image.Image, path: Path) -> Image.Image:
     """The decoded pixels, turned as Exif says."""
     try:
-        return ImageOps.exif_transpose(image)  # loads the pixels
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # where nothing is turned, Pillow's way would make a copy
+        return ImageOps.exif_transpose(image)
     except MemoryError:
         raise InputError(
             f"{path}: there is too little memory for its {image.width}×{image.height} pixels; "
@@ -309,7 +320,7 @@ def _over_black(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode != "LAB":
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
     assert converted is not None  # only a change in place returns None

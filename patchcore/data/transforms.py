@@ -5,7 +5,7 @@ No region of a mask is lost on the way without being counted.
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from PIL import Image
 from patchcore._record import InputRecord
 from patchcore.data.augment import AugmentConfig, build_augmentation
 from patchcore.data.images import LIMIT
+from patchcore.data.poses import UPRIGHT, Pose
 from patchcore.data.view import SIZE, View
 from patchcore.errors import InputError
 from patchcore.settings import Settings, setting
@@ -163,6 +164,23 @@ class ImageConfig(Settings):
         "set's",
         kw_only=True,
     )
+    tiles: int | None = setting(
+        None,
+        "side of the tiles in which images pass the network; its maps are stitched; null: whole. "
+        "Images keep their own size unless size or view is given",
+        unit="px",
+        low=1,
+        kw_only=True,
+    )
+    overlap: int | None = setting(
+        None,
+        "pixels that neighbouring tiles share; null: as many as it takes that no seam shows, or a "
+        "quarter of a tile where the network sees all of it",
+        unit="px",
+        low=0,
+        effect=lambda image: image["tiles"] is not None,
+        kw_only=True,
+    )
     resize: int | None = setting(
         MISSING, "length of the shorter side; null keeps the size on disk", unit="px", low=1
     )
@@ -201,7 +219,10 @@ class ImageConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         size = SIZE if self.size is None else self.size
-        for key, value in geometry(size, self.view or View.crop).items():
+        usual = geometry(size, self.view or View.crop)
+        if self.tiles is not None and self.size is None and self.view is None:
+            usual = {"resize": None, "stretch": False, "crop": None}
+        for key, value in usual.items():
             if getattr(self, key) == MISSING:
                 setattr(self, key, value)
         self.mean = list(InputRecord.mean) if self.mean is None else self.mean
@@ -209,6 +230,11 @@ class ImageConfig(Settings):
         if self.resize is not None and self.crop is not None and self.crop > self.resize:
             raise InputError(
                 f"image.crop must be at most image.resize ({self.resize}), got {self.crop}"
+            )
+        if self.overlap is not None and self.tiles is None:
+            raise InputError(
+                f"image.overlap={self.overlap} has no effect without image.tiles: set both, or "
+                "leave it out"
             )
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:
@@ -234,7 +260,7 @@ class ImageConfig(Settings):
         Args:
             shape: Of the image on disk.
             path: Its file, for the message.
-            augmented: Whether it is changed at random, which needs all of it resized.
+            augmented: Whether it is changed or turned, which needs all of it resized.
         """
         height, width = shape
         crop = self.crop
@@ -245,6 +271,8 @@ class ImageConfig(Settings):
             )
         rows, columns = self.resized(height, width)
         seen = rows * columns if crop is None else crop * crop
+        if self.tiles is not None and (rows, columns) == (height, width):
+            return
         if seen > LARGEST or (augmented and rows * columns > LARGEST):
             raise InputError(
                 f"image.resize: {self.resize} makes {columns}×{rows} pixels of the "
@@ -317,13 +345,10 @@ def geometry(size: int, view: View) -> dict[str, Any]:
     return {"resize": size, "stretch": view is View.square, "crop": None}
 
 
-def pixels_alone(image: ImageConfig) -> ImageConfig:
-    """The same size and view with a normalisation that leaves pixels 0 to 255 as they are."""
-    return replace(image, mean=[0.0] * 3, std=[1 / 255] * 3)
-
-
-def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) -> Preparation:
-    """The way from disk to the network's size: resize, augment, crop the centre.
+def build_preparation(
+    image: ImageConfig, augment: AugmentConfig | None = None, pose: Pose = UPRIGHT
+) -> Preparation:
+    """The way from disk to the network's size: resize, augment, turn, crop the centre.
 
     Shrinking antialiases (Pillow's bilinear filter, which the paper's implementation uses too);
     masks take the nearest pixel, and none of their regions is lost: see `resize_regions`. Of an
@@ -335,7 +360,7 @@ def build_preparation(image: ImageConfig, augment: AugmentConfig | None = None) 
         is smaller than the crop or would have more than `LARGEST` pixels. Threads may share it if
         nothing is augmented.
     """
-    return partial(_prepare, image, None if augment is None else build_augmentation(augment))
+    return partial(_prepare, image, None if augment is None else build_augmentation(augment), pose)
 
 
 def build_normalisation(image: ImageConfig) -> Normalisation:
@@ -369,18 +394,22 @@ def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) ->
 
 
 def _prepare(
-    config: ImageConfig, augment: Any, image: Pixels, mask: Mask, seed: int
+    config: ImageConfig, augment: Any, pose: Pose, image: Pixels, mask: Mask, seed: int
 ) -> tuple[Pixels, Mask]:
     size = config.resized(*image.shape[:2])
-    if size[0] * size[1] > LARGEST:
-        return _prepare_part(config, augment, image, mask, size)
+    as_it_is = config.tiles is not None and size == image.shape[:2]
+    if size[0] * size[1] > LARGEST and not as_it_is:
+        changed = augment is not None or pose != UPRIGHT
+        return _prepare_part(config, changed, image, mask, size)
     if size != image.shape[:2]:
         image = _resize(image, size)
         mask = resize_regions(mask, size)[0] > 0
     if augment is not None:
         augment.set_random_seed(seed)
-        changed = augment(image=np.ascontiguousarray(image), mask=mask.astype(np.uint8))
-        image, mask = changed["image"], changed["mask"].astype(bool)
+        found = augment(image=np.ascontiguousarray(image), mask=mask.astype(np.uint8))
+        image, mask = found["image"], found["mask"].astype(bool)
+    if pose != UPRIGHT:
+        image, mask = pose.apply(image, mask)
     kept = config.kept(*image.shape[:2])
     image, mask = image[kept], mask[kept]
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)  # (H', W', 3), (H', W')
@@ -395,12 +424,12 @@ def _normalise(offset: Channels, scale: Channels, pixels: Pixels) -> torch.Tenso
 
 
 def _prepare_part(
-    config: ImageConfig, augment: Any, image: Pixels, mask: Mask, size: tuple[int, int]
+    config: ImageConfig, changed: bool, image: Pixels, mask: Mask, size: tuple[int, int]
 ) -> tuple[Pixels, Mask]:
     """The crop alone of an image that is too large, once resized, to be made as a whole."""
     rows, columns = config.kept(*size)
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    if height * width > LARGEST or augment is not None:
+    if height * width > LARGEST or changed:
         raise ValueError(f"{size[1]}×{size[0]} pixels are too many for a network")
     y, x = image.shape[0] / size[0], image.shape[1] / size[1]  # pixels of the file for one
     box = (columns.start * x, rows.start * y, columns.stop * x, rows.stop * y)

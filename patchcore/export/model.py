@@ -242,6 +242,11 @@ def _prepared(inspector: Inspector, image: Pixels) -> Pixels:
 def _size(inspector: Inspector, images: Sequence[Path]) -> tuple[int, int]:
     """Height and width of the images that the model takes."""
     image = inspector.image
+    if any(each.tiles is not None for each in inspector.images):
+        raise InputError(
+            "image.tiles: a graph is of one size, and tiles are for images of any: use the model "
+            "itself, or fit it with image.tiles=null"
+        )
     if images:
         first = read_image(images[0], image.bits, image.limit)
         height, width = _prepared(inspector, first).shape[:2]

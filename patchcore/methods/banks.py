@@ -25,10 +25,9 @@ from patchcore.methods.origin import UNKNOWN
 from patchcore.methods.patchcore import PatchCore
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.methods.switches import PatchCoreConfig
+from patchcore.methods.tiled import ONE, predicted
 from patchcore.scoring import anomaly_maps, highest
-
-ONE = (1, 1)
-"""Size of the banks' own maps, which nobody looks at."""
+from patchcore.tiles import Streamed, TiledMaps
 
 
 class OneLayer(nn.Module):
@@ -105,8 +104,10 @@ class LayerBanks(Detector):
         self.scales = [Scale(*scale) for scale in values["scales"]]
 
     @torch.inference_mode()
-    def features(self, maps: Sequence[Tensor]) -> list[Any]:
+    def features(self, maps: Sequence[Tensor]) -> list[Any] | Streamed:
         """Patch features [(B, h, w, D), …] of the layers' maps [(B, C, h, w), …]."""
+        if isinstance(maps, TiledMaps) and self.banks[0].method.local:
+            return maps.streamed(self._plain)
         features = self._plain(maps)
         if self.threshold is None:
             return self._described(features, maps)
@@ -129,6 +130,9 @@ class LayerBanks(Detector):
 
     def _plain(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Patch features [(B, h, w, D), …] of the layers' maps."""
+        if isinstance(maps, TiledMaps):
+            found: list[Tensor] = maps.streamed(self._plain).whole()
+            return found
         return [bank.plain([x]) for bank, x in zip(self.banks, maps, strict=False)]  # token last
 
     def _joined(self, features: Sequence[Tensor]) -> Tensor:
@@ -157,9 +161,17 @@ class LayerBanks(Detector):
 
     @torch.inference_mode()
     def score(
-        self, features: Sequence[Tensor | Counted | Described], size: tuple[int, int]
+        self, features: Sequence[Tensor | Counted | Described] | Streamed, size: tuple[int, int]
     ) -> Prediction:
         """Score the `features` of images of `size` (H, W)."""
+        if isinstance(features, Streamed):
+            bands = [
+                [bank.score(x, ONE) for bank, x in zip(self.banks, each, strict=True)]
+                for each in features
+            ]
+            return self._combined(
+                [predicted(own, ONE, self.scoring) for own in zip(*bands, strict=True)], size
+            )
         found = [bank.score(x, ONE) for bank, x in zip(self.banks, features, strict=True)]
         return self._combined(found, size)
 
@@ -247,8 +259,14 @@ class BanksBuffer:
     def __init__(self, parts: Sequence[FeatureBuffer]) -> None:
         self.parts = parts
 
-    def append(self, features: Sequence[Tensor | Counted | Described]) -> None:
+    def append(self, features: Sequence[Tensor | Counted | Described] | Streamed) -> None:
         """Add the features of a batch."""
+        if isinstance(features, Streamed):
+            for image in features.each():
+                for band, share in image.shares():
+                    for part, x in zip(self.parts, band, strict=True):
+                        part.append_band(x, share)
+            return
         for part, x in zip(self.parts, features, strict=True):
             part.append(x)
 

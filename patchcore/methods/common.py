@@ -8,6 +8,8 @@ from torch import Tensor
 
 from patchcore.errors import InputError
 from patchcore.methods.counted import Counted, Described, parts, token_of
+from patchcore.methods.thinning import Thinning
+from patchcore.tiles import Streamed
 
 
 class FeatureBuffer:
@@ -16,6 +18,7 @@ class FeatureBuffer:
     Args:
         images: How many images will come; the buffer grows if there are more, or larger ones.
         device: Where to keep the features; by default where the first batch is, if it has room.
+        thinning: Choice of those that are gathered of each image; None: all.
 
     Attributes:
         grids: h and w of each image's grid that was gathered since `take`.
@@ -23,17 +26,29 @@ class FeatureBuffer:
         tokens: (C,) class token of each of them, where they have any.
     """
 
-    def __init__(self, images: int = 0, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        images: int = 0,
+        device: torch.device | None = None,
+        thinning: Thinning | None = None,
+    ) -> None:
         self._images = images
+        self._thinning = thinning
         self._device = device
         self._features: Tensor | None = None
         self._filled = 0
         self.grids: list[tuple[int, int]] = []
         self.places: list[Tensor] = []
         self.tokens: list[Tensor] = []
+        self._band: int | None = None  # rows so far of an image that comes in bands
 
-    def append(self, features: Tensor | Counted | Described) -> None:
+    def append(self, features: Tensor | Counted | Described | Streamed) -> None:
         """Add the patch features (B, h, w, D) of a batch, those that count."""
+        if isinstance(features, Streamed):
+            for image in features.each():
+                for band, share in image.shares():
+                    self.append_band(band, share)
+            return
         x, counts = parts(features)
         if not len(x):
             return
@@ -43,8 +58,46 @@ class FeatureBuffer:
         else:
             rows = x[counts]  # (N, D)
             places = [each.flatten().nonzero()[:, 0].cpu() for each in counts]
+        if (thinning := self._thinning) is not None:
+            each = rows.split([len(place) for place in places])
+            kept = [thinning.chosen(own, thinning.patches) for own in each]
+            places = [place[chosen] for place, chosen in zip(places, kept, strict=True)]
+            rows = torch.cat([own[chosen] for own, chosen in zip(each, kept, strict=True)])
+        self._add(rows, max(self._images, len(x)) * -(-len(rows) // len(x)))
+        self.grids += [(x.shape[1], x.shape[2])] * len(x)
+        self.places += places
+        token = token_of(features)
+        self.tokens += [] if token is None else list(token)
+
+    def append_band(self, features: Tensor, share: float) -> None:
+        """Add further rows (1, h, w, D) of an image that comes from top to bottom.
+
+        Args:
+            features: Of all its patches there.
+            share: Part of the image down to their end; 1 ends it.
+        """
+        _, height, width, _ = features.shape
+        done = 0 if self._band is None else self._band
+        rows = features.flatten(0, 2)
+        place = torch.arange(len(rows)) + done * width
+        if (thinning := self._thinning) is not None:
+            before = 0 if self._band is None else len(self.places[-1])
+            chosen = thinning.chosen(rows, thinning.before(share) - before)
+            place, rows = place[chosen], rows[chosen]
+        if self._band is None:
+            self.grids.append((height, width))
+            self.places.append(place)
+        else:
+            self.grids[-1] = (done + height, width)
+            self.places[-1] = torch.cat((self.places[-1], place))
+        whole = round((done + height) * width / share)
+        whole = whole if thinning is None else min(whole, thinning.patches)
+        self._add(rows, max(self._images, 1) * whole)
+        self._band = None if share == 1 else done + height
+
+    def _add(self, rows: Tensor, expected: int) -> None:
+        """Add rows (N, D); the first ones say how many are `expected` in all."""
         if self._features is None:
-            expected = max(self._images, len(x)) * -(-len(rows) // len(x))
             self._features = self._allocate(expected, rows)
         if self._filled + len(rows) > len(self._features):
             kept = self._features[: self._filled]
@@ -52,10 +105,6 @@ class FeatureBuffer:
             self._features[: self._filled] = kept
         self._features[self._filled : self._filled + len(rows)] = rows
         self._filled += len(rows)
-        self.grids += [(x.shape[1], x.shape[2])] * len(x)
-        self.places += places
-        token = token_of(features)
-        self.tokens += [] if token is None else list(token)
 
     @property
     def counts(self) -> list[int]:

@@ -11,6 +11,7 @@ from patchcore.errors import InputError
 from patchcore.foreground import foreground
 from patchcore.methods.detector import Prediction
 from patchcore.scoring import ScoringConfig, Search, anomaly_maps, cell_of, score_images
+from patchcore.tiles import TiledMaps, whole
 
 
 class Counted(NamedTuple):
@@ -65,7 +66,10 @@ def objects(features: Tensor, threshold: float, counts: Tensor | None = None) ->
 
 def described(features: Any, maps: Sequence[Tensor], token: bool) -> Any:
     """Features with the class token, which is the last of the maps, if they have one."""
-    return Described(features, maps[-1].flatten(1).float()) if token else features
+    if not token:
+        return features
+    last = maps.token if isinstance(maps, TiledMaps) else maps[-1]
+    return Described(features, last.flatten(1).float())
 
 
 def token_of(features: Any) -> Tensor | None:
@@ -74,7 +78,8 @@ def token_of(features: Any) -> Tensor | None:
 
 
 def parts(features: Any) -> tuple[Any, Tensor | None]:
-    """Features and the positions that count; None where all do."""
+    """Features and the positions that count, as tensors; None where all do."""
+    features = whole(features)
     if isinstance(features, Described):
         features = features.features
     return (

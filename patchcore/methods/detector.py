@@ -125,6 +125,8 @@ class Fitting:
         kept: Where outcomes of costly stages are looked for and kept; None: nowhere.
         scale: How to measure the scale of the scores; None: it is not measured.
         measured: The scale.
+        distrusted: Images that the method has doubts about, {number: distrust}, the worst first;
+            None: it was not asked.
         seconds: Wall time of each stage.
         warm: Stages that read `kept`, so that their time is not that of computing.
         costs: Seconds that stages take when nothing is read from `kept`, if not `seconds`; NaN
@@ -137,6 +139,7 @@ class Fitting:
     kept: Kept | None = None
     scale: ScaleConfig | None = None
     measured: Scale | None = None
+    distrusted: dict[int, float] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     warm: set[str] = field(default_factory=set)
     costs: dict[str, float] = field(default_factory=dict)
@@ -421,12 +424,7 @@ class Detector(Method):
 
 
 def check_unused(method: MethodConfig, **groups: Any) -> None:
-    """Raise InputError for a setting that differs from its default but has no effect on `method`.
-
-    Args:
-        method: Settings of the method, which say what it reads.
-        groups: Settings of the groups to check, as in `Parts`.
-    """
+    """Raise InputError for a setting of `groups` that is no default and that `method` ignores."""
     for group, settings in groups.items():
         default, read = getattr(STANDARD, group), method.reads.get(group, ())
         if not isinstance(settings, read if isinstance(read, type) else type(default)):

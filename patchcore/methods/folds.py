@@ -24,6 +24,7 @@ from patchcore.coreset import SizedConfig
 from patchcore.errors import InputError
 from patchcore.methods.detector import Detector, Fitting, Prediction
 from patchcore.methods.patchcore import PatchCore
+from patchcore.tiles import whole
 
 
 @dataclass
@@ -56,6 +57,7 @@ class FeatureBatches:
 
     def append(self, features: Any) -> None:
         """Add what a method's `features` gave for a batch."""
+        features = whole(features)
         tensors = tree_leaves(features)
         device = tensors[0].device
         if not self.batches and device.type == "cuda":

@@ -27,7 +27,8 @@ def extend_memory(
     count: int | None,
 ) -> list[Prediction]:
     """Let a memory take up further images: see `PatchCore.extend`."""
-    predictions, covered, buffer = [], [], FeatureBuffer(len(images), model.device)
+    predictions, covered = [], []
+    buffer = FeatureBuffer(len(images), model.device, model.thinning)
     with torch.autocast(model.device.type, enabled=False):
         exact = model.search if model.index_config.exact else TorchIndex(model.memory).search
         for batch, size in zip(batches, sizes, strict=True):
@@ -39,7 +40,7 @@ def extend_memory(
             token = model.token_searched(batch)
             near = model._found(x, counts, token) if model.method.narrow else found
             predictions.append(predict(x, counts, size, near, model.memory, exact, model.scoring))
-            covered.append(found[0][:, 0])
+            covered.append(_at_places(found[0][:, 0], x, counts))  # (B, h·w)
             own = x if counts is None else Counted(x, counts)
             buffer.append(own if token is None else Described(own, token))
         places, widths = buffer.places, [width for _, width in buffer.grids]
@@ -54,7 +55,10 @@ def extend_memory(
             raise InputError(
                 f"count must be at most the {len(features)} patches of the images, got {count}"
             )
-        chosen = model.coreset_config.extend(features, torch.cat(covered), count, model.device)
+        images_covered = (each for batch in covered for each in batch)  # (h·w) each
+        pairs = zip(images_covered, places, strict=True)
+        distances = torch.cat([each[place.to(each.device)] for each, place in pairs])
+        chosen = model.coreset_config.extend(features, distances, count, model.device)
         origin = patch_origins(chosen, places, widths, images).to(model.device)
         added = features[chosen.to(features.device)].to(model.memory)
     with torch.inference_mode(False):
@@ -65,6 +69,15 @@ def extend_memory(
             model.pooled = torch.cat((model.pooled, means[1]))
     model.coreset, model._gathered = None, whole
     return predictions
+
+
+def _at_places(values: Tensor, features: Tensor, counts: Tensor | None) -> Tensor:
+    """Values of the patches that count, at the places (B, h·w) of all."""
+    if counts is None:
+        return values.view(len(features), -1)
+    found = values.new_full(counts.shape, torch.inf)
+    found[counts] = values
+    return found.flatten(1)
 
 
 def forget_images(model: "PatchCore", images: Collection[int]) -> None:

@@ -1,6 +1,5 @@
 """PatchCore: a memory of nominal patch features, and distances to it (Roth et al., CVPR 2022)."""
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +28,7 @@ from patchcore.index import (
     build_index,
     search_traced,
 )
-from patchcore.methods.common import FeatureBuffer, is_order, one_grid
+from patchcore.methods.common import FeatureBuffer, one_grid
 from patchcore.methods.counted import (
     Counted,
     Described,
@@ -41,13 +40,17 @@ from patchcore.methods.counted import (
     predict,
 )
 from patchcore.methods.detector import Detector, Fitting, Parts, Prediction
+from patchcore.methods.gathered import Gathered, pruned, sampled, told_cost
 from patchcore.methods.growing import extend_memory, forget_images
 from patchcore.methods.nearby import Nearby, found_nearby, image_means, nearby_part
 from patchcore.methods.origin import UNKNOWN, patch_origins
 from patchcore.methods.scale import nominal_scale
 from patchcore.methods.switches import Followed, PatchCoreConfig, untraceable
+from patchcore.methods.thinning import Thinning
+from patchcore.methods.tiled import ONE, predicted
 from patchcore.patches import Mapping, PatchConfig, PatchFeatures
 from patchcore.scoring import ScoringConfig, comparable
+from patchcore.tiles import Streamed, TiledMaps
 from patchcore.whitening import fit_whitening, whiten
 
 OTHERS = ("centre", "whitener", "pooled")
@@ -176,11 +179,15 @@ class PatchCore(Detector):
     @torch.inference_mode()
     def plain(self, maps: Sequence[Tensor]) -> Tensor:
         """Patch features (B, h, w, D), float32, of the backbone's layer maps [(B, C, h, w), …]."""
+        if isinstance(maps, TiledMaps):
+            return maps.streamed(self.plain).whole()
         return self.patches(maps[: len(self.parts.layers.names)]).float()
 
     @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> Any:
         """Patch features of layer maps: see `plain`; with a foreground, those that count."""
+        if isinstance(maps, TiledMaps) and self.method.local and not self.scoring.reweight:
+            return maps.streamed(self.plain)
         features, threshold = self.plain(maps), self.method.foreground
         if threshold is None:
             return described(features, maps, self.parts.layers.token)
@@ -215,29 +222,35 @@ class PatchCore(Detector):
 
     def buffer(self, images: int = 0) -> FeatureBuffer:
         """See `Detector.buffer`."""
-        return FeatureBuffer(images)
+        return FeatureBuffer(images, thinning=self.thinning)
+
+    @property
+    def thinning(self) -> Thinning | None:
+        """Choice of the patches that each nominal image hands on; None: all."""
+        per_image, device = self.method.per_image, self.memory.device
+        return None if per_image is None else Thinning(per_image, self.coreset_config, device)
 
     def build_from(self, buffer: FeatureBuffer, fitting: Fitting | None = None) -> None:
         """See `Detector.build_from`; a coreset order is kept, and the scale measured, if asked."""
         fitting = fitting or Fitting()
+        self.grid = one_grid(buffer.grids, self.method.radius is not None)
+        gathered = Gathered.of(buffer, fitting.images)
+        if self.method.pruning is not None:
+            gathered, judged = pruned(self, gathered, fitting)
+            fitting.distrusted = judged.images
+        places, widths, images = gathered.places, gathered.widths, gathered.images
+        tokens = [comparable(token, self.scoring) for token in gathered.tokens]
         with fitting.stage("coreset"):
-            places, grids = buffer.places, buffer.grids
-            self.grid = one_grid(grids, self.method.radius is not None)
-            widths = [width for _, width in grids]
-            tokens = [comparable(token, self.scoring) for token in buffer.tokens]
-            counts, features = buffer.counts, buffer.take()
-            images = range(len(counts)) if fitting.images is None else fitting.images
-            settings, order = (self._followed(), self.coreset_config), None
+            counts, features = gathered.counts, gathered.features
+            del gathered  # its features may be freed before the end
             shard = None if fitting.places is None else Shard.of(fitting.places, counts)
-            kept = fitting.kept if self.coreset_config.ordered and shard is None else None
-            if kept is not None:
-                entry = kept.get(*settings, lambda entry: is_order(entry, len(features)))
-                if entry is not None:
-                    order = Order(**entry)
-                    fitting.warm.add("coreset")
-            coreset = self.build(features, fitting.progress, order, shard)
-            if kept is not None and coreset.order is not order:
-                kept.put(*settings, vars(coreset.order))
+            coreset = sampled(
+                features,
+                lambda x, order: self.build(x, fitting.progress, order, shard),
+                (self.followed(), self.coreset_config),
+                fitting,
+                "coreset",
+            )
             if coreset.indices is not None:
                 of = partial(patch_origins, places=places, widths=widths, images=images)
                 chosen = coreset.indices
@@ -248,8 +261,7 @@ class PatchCore(Detector):
             if self.method.retrieval is not None:
                 means = image_means(comparable(features, self.scoring), counts, images, tokens)
                 self.pooled_of, self.pooled = (x.to(self.memory.device) for x in means)
-        whole = math.nan if coreset.whole is None else coreset.whole
-        fitting.costs["coreset"] = fitting.seconds["coreset"] - coreset.spent + whole
+        told_cost(fitting, "coreset", coreset)
         if fitting.scale is not None:
             nearby = partial(nearby_part, self, places, widths, tokens)
             with fitting.stage("scale"):
@@ -264,10 +276,11 @@ class PatchCore(Detector):
                     nearby if self.method.narrow else None,
                 )
 
-    def _followed(self) -> Followed:
-        """Settings that the patch features follow from."""
-        own = (self.method.whitening, self.method.shrinkage, self.method.foreground)
-        return Followed(self.patch_config, list(self.backbone.layers), *own)
+    def followed(self) -> Followed:
+        """Return the settings that the patch features follow from."""
+        method = self.method
+        own = (method.whitening, method.shrinkage, method.foreground, method.per_image)
+        return Followed(self.patch_config, list(self.backbone.layers), *own, method.pruning)
 
     def build(
         self,
@@ -338,6 +351,8 @@ class PatchCore(Detector):
 
         Where patches do not count, `Prediction.nearest` is -1.
         """
+        if isinstance(features, Streamed):
+            return predicted([self.score(x, ONE) for x in features], size, self.scoring)
         # Under bfloat16 autocast the search would confuse neighbours, and maps have 8 bits.
         x, counts = parts(features)
         with torch.autocast(x.device.type, enabled=False):
@@ -355,6 +370,9 @@ class PatchCore(Detector):
         predictions of as many models, for little more than the search in the largest.
         """
         sizes = list(patches)
+        if isinstance(features, Streamed):
+            each = zip(*(self.score_prefixes(x, ONE, sizes) for x in features), strict=True)
+            return [predicted(bands, size, self.scoring) for bands in each]
         prefixes = self._prefixes
         if prefixes is None or prefixes.memory is not self.memory or prefixes.sizes != sizes:
             prefixes = self._prefixes = PrefixIndex(self.memory, sizes, self.index_config)

@@ -6,11 +6,14 @@ Each is independent of the others. What they cannot be had with is refused when 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from patchcore.backbones import Join, LayersConfig
 from patchcore.coreset import CoresetConfig, LearnedConfig
 from patchcore.errors import InputError
 from patchcore.index import IndexConfig, TorchIndexConfig
 from patchcore.methods.detector import Detector, MethodConfig, Parts
+from patchcore.methods.thinning import Thinning
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
@@ -34,6 +37,8 @@ class Followed:
     whitening: float | None
     shrinkage: float | None
     foreground: float | None
+    per_image: int | None
+    pruning: int | None
 
 
 @dataclass
@@ -90,6 +95,22 @@ class PatchCoreConfig(MethodConfig):
         low=0,
     )
 
+    per_image: int | None = setting(
+        None,
+        "patches of each nominal image that the coreset chooses from, chosen by the same sampler, "
+        "so that large images take no more memory in fitting; null: all",
+        unit="patches",
+        low=1,
+    )
+
+    pruning: int | None = setting(
+        None,
+        "other training images in which a patch needs to have its like, to be remembered; images "
+        "with patches that have none are named, and not remembered; null: all are",
+        unit="images",
+        low=1,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shrinkage is not None and self.whitening is None:
@@ -101,6 +122,12 @@ class PatchCoreConfig(MethodConfig):
     def build(self, parts: Parts) -> Detector:
         """See `MethodConfig.build`; with separate layers a detector of several banks."""
         if parts.layers.join is not Join.concat:
+            if self.pruning is not None:
+                raise InputError(
+                    f"layers.join={parts.layers.join.name} makes several memories, and "
+                    "method.pruning judges the patches of one: set layers.join=concat, or "
+                    "method.pruning=null"
+                )
             from patchcore.methods.banks import LayerBanks  # which read these settings
 
             return LayerBanks(parts)
@@ -110,12 +137,24 @@ class PatchCoreConfig(MethodConfig):
         return PatchCore(parts.backbone, parts.layers, *groups, method=self)
 
     @property
+    def local(self) -> bool:
+        """Whether a patch's score follows from it and the memory alone, not from its image."""
+        return not self.narrow and self.foreground is None
+
+    @property
     def narrow(self) -> bool:
         """Whether patches are compared with a part of the memory each."""
         return self.radius is not None or self.retrieval is not None
 
     def check(self, coreset: CoresetConfig, index: IndexConfig) -> None:
         """Raise InputError for a switch that coreset or search cannot go with."""
+        if self.per_image is not None:
+            if self.retrieval is not None:
+                raise InputError(
+                    "method.per_image would leave method.retrieval a part of each nominal image to "
+                    "compare images by: set one of them to null"
+                )
+            Thinning(self.per_image, coreset, torch.device("cpu"))
         if not self.narrow:
             return
         key = "radius" if self.radius is not None else "retrieval"

@@ -70,6 +70,7 @@ class Run:
         members: Of an ensemble, each with its `metrics` and what else is to be told of it.
         subsets: Metrics of parts of the test: see `patchcore.subsets.by_subset`.
         pictures: Files of the pictures; empty for a run that was not read.
+        notes: Lines that the screen shows after the metrics; empty for a run that was read.
     """
 
     settings: dict[str, Any]
@@ -85,6 +86,7 @@ class Run:
     members: list[dict[str, Any]] = field(default_factory=list)
     subsets: dict[str, Any] = field(default_factory=dict)
     pictures: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -332,7 +334,9 @@ def _draw(run: Run, folder: Path) -> None:
 
 
 def _pixels(image: Tensor, config: ImageConfig) -> NDArray[np.uint8]:
-    """A normalised image (3, H, W) as it was, (H, W, 3)."""
+    """A normalised image (3, H, W) as it was, (H, W, 3); one in uint8 is that."""
+    if image.dtype == torch.uint8:
+        return image.permute(1, 2, 0).numpy()
     mean, std = torch.tensor(config.mean), torch.tensor(config.std)
     pixels = image.permute(1, 2, 0) * std + mean  # (H, W, 3)
     return (pixels * 255).round().clamp(0, 255).byte().numpy()

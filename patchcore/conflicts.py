@@ -1,0 +1,105 @@
+"""Settings of a run that exclude one another, each refused in one line with what to do."""
+
+from typing import Any
+
+from patchcore.backbones import Join
+from patchcore.coreset import SizedConfig
+from patchcore.errors import InputError
+
+
+def check_conflicts(run: Any) -> None:
+    """Refuse settings that cannot be had together.
+
+    Args:
+        run: The whole tree of settings, a `patchcore.config.Config`.
+
+    Raises:
+        InputError: The first such pair, and what to do.
+    """
+    if run.curve:
+        _check_curve(run)
+    if run.ensemble.members:
+        _check_ensemble(run)
+    if getattr(run.method, "pruning", None) is not None:
+        _check_pruning(run)
+    if run.decision.false_alarms is not None and run.augment.changes():
+        raise InputError(
+            "decision.false_alarms needs training images as test images are, which augmented ones "
+            "are not: set augment=none, or decision.false_alarms=null"
+        )
+    if run.judged:
+        _check_label_free(run)
+
+
+def _check_curve(run: Any) -> None:
+    if not run.method.nested:
+        raise InputError("curve needs method=patchcore: no other keeps a coreset")
+    if run.layers.join is not Join.concat:
+        raise InputError("curve is of one memory: leave it out, or set layers.join=concat")
+    coreset = run.coreset
+    if not coreset.nested:
+        raise InputError(
+            "curve needs coreset=greedy, approximate or random, whose memories of different "
+            "ratios contain each other"
+        )
+    assert isinstance(coreset, SizedConfig)
+    if coreset.count is not None or getattr(coreset, "radius", None) is not None:
+        raise InputError("curve needs coreset.ratio: set coreset.count and radius to null")
+    for ratio in run.curve:
+        if not 0 < ratio <= coreset.ratio:
+            raise InputError(
+                f"curve must lie in (0, {coreset.ratio}], the largest being coreset.ratio, "
+                f"got {ratio}"
+            )
+
+
+def _check_ensemble(run: Any) -> None:
+    if not run.method.scalable:
+        raise InputError("ensemble.members needs method=patchcore: set ensemble=none")
+    if run.curve:
+        raise InputError("curve is of one memory: leave it out, or set ensemble=none")
+    if any(member.layers.join is not Join.concat for member in run.members()):
+        raise InputError("ensemble.members need layers.join=concat: leave layers.join out")
+    first, *others = (member.image for member in run.members())
+    for number, image in enumerate(others, 2):
+        if not image.same_view(first):
+            raise InputError(
+                f"ensemble.members: member {number} would see another part of an image than "
+                "member 1, so their maps cannot be averaged: give their images one ratio of crop "
+                "to resize, and one stretch"
+            )
+
+
+def _check_pruning(run: Any) -> None:
+    if run.ensemble.members:
+        raise InputError(
+            "method.pruning names the images that one memory distrusts: set ensemble=none, or "
+            "method.pruning=null"
+        )
+    if run.decision.false_alarms is not None:
+        raise InputError(
+            "decision.false_alarms takes all training images for nominal, which method.pruning "
+            "does not: set one of them to null"
+        )
+
+
+def _check_label_free(run: Any) -> None:
+    if run.augment.changes() or len(run.augment.poses()) > 1:
+        raise InputError(
+            "label_free needs training images as test images are, which augmented ones are not: "
+            "set augment=none, or another of objectives"
+        )
+    if run.ensemble.members:
+        raise InputError(
+            "label_free is of one network alone: set ensemble=none, or another of objectives"
+        )
+    if run.image.tiles is not None:
+        raise InputError(
+            "label_free draws its defects on whole images, not on tiles: set image.tiles=null, or "
+            "another of objectives"
+        )
+    if getattr(run.method, "pruning", None) is not None:
+        raise InputError(
+            "label_free takes all training images for nominal, which method.pruning does not: set "
+            "method.pruning=null, or another of objectives"
+        )

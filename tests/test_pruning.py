@@ -1,0 +1,191 @@
+"""Pruning of nominal patches: the judgement against its naive version, and a run with it."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import patchcore.pruning
+from patchcore import AllConfig, BackboneConfig, GreedyConfig, InputError, PatchConfig, run
+from patchcore.backbones import Backbone, Join, LayersConfig
+from patchcore.cache import CacheConfig
+from patchcore.config import EnsembleConfig, MemberConfig
+from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.transforms import ImageConfig
+from patchcore.decision import DecisionConfig
+from patchcore.methods import Parts, PatchCoreConfig, build_detector
+from patchcore.methods.common import FeatureBuffer
+from patchcore.methods.detector import Fitting
+from patchcore.pruning import IMAGE_LIMIT, deviations, judged_patches, prune, support
+from patchcore.report.distrusted import DISTRUSTED
+from tests import reference
+from tests.images import write_image, write_mvtec
+from tests.runs import config
+
+CPU = torch.device("cpu")
+LAYERS = ["layer2", "layer3"]
+
+
+def detector(coreset: Any = None, join: Join = Join.concat, **settings: Any) -> Any:
+    parts = Parts(PatchCoreConfig(**settings), layers=LayersConfig(LAYERS, join))
+    parts.coreset, parts.patch = coreset or AllConfig(), PatchConfig(channels=24)
+    network = Backbone(BackboneConfig(), LayersConfig(LAYERS))
+    with mock.patch("patchcore.methods.detector.Backbone", lambda *_: network):
+        return build_detector(parts)
+
+
+def images(count: int, seed: int = 0, patches: int = 12, strange: int = 0) -> list[Tensor]:
+    """Patches (P, 6) of images of one kind, of which the last ones have three patches of their own.
+
+    Numbers of patches differ.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    kinds = torch.randn(5, 6, generator=generator)
+    found = []
+    for number in range(count):
+        kind = torch.randint(5, (patches + number % 3,), generator=generator)
+        x = kinds[kind] + 0.1 * torch.randn(len(kind), 6, generator=generator)
+        if number >= count - strange:
+            x[:3] += 4 * torch.randn(1, 6, generator=generator)
+        found.append(x)
+    return found
+
+
+@pytest.mark.parametrize("others", [1, 3, 7])
+@pytest.mark.parametrize("chunk", [2**24, 40])
+def test_the_judgement_equals_the_naive_version(others: int, chunk: int) -> None:
+    patches = images(9, strange=2)
+    sources = [0, 1, 2, 3, 4, 4, 5, 6, 7]  # two of them are poses of one
+    counts = [len(x) for x in patches]
+    rows = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(1))[:30]
+    starts = np.cumsum([0, *counts])
+    named = [(int(np.searchsorted(starts, r, "right")) - 1, r) for r in rows.tolist()]
+    places = [(image, row - int(starts[image])) for image, row in named]
+    expected, assigned = reference.distrust([x.numpy() for x in patches], sources, places, others)
+    with mock.patch.object(patchcore.pruning, "_CHUNK", chunk):
+        reach, nearest = support(torch.cat(patches), counts, sources, rows, others, CPU)
+    assert np.allclose(deviations(reach), expected, rtol=1e-3, atol=1e-3)
+    assert np.array_equal(nearest, np.concatenate(assigned))
+
+
+def test_an_image_with_patches_of_its_own_is_named_and_not_remembered() -> None:
+    patches = images(30, strange=2)
+    counts = [len(x) for x in patches]
+    rows = torch.arange(sum(counts))
+    found = prune(torch.cat(patches), counts, range(30), rows, 2, CPU)
+    assert set([*found.images][:2]) == {28, 29} and len(found.images) <= 4  # tails of a normal law
+    assert list(found.images.values()) == sorted(found.images.values(), reverse=True)
+    each = found.patches.split(counts)
+    assert not each[28].any() and not each[29].any()
+    assert torch.cat(each[:28]).float().mean() > 0.85
+
+
+def test_images_that_are_alike_are_all_trusted() -> None:
+    one = images(1)[0]
+    found = prune(torch.cat([one] * 4), [len(one)] * 4, range(4), torch.arange(48), 3, CPU)
+    assert bool(found.patches.all()) and not found.images
+
+
+def test_too_few_images_to_compare_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^method.pruning=1 needs more training images than"):
+        support(images(1)[0], [12], [0], torch.arange(3), 1, CPU)
+    assert [judged_patches(*x) for x in ((10, 4), (1000, 4), (80_000, 100))] == [10, 32, 800]
+
+
+def write_contaminated(root: Path) -> None:
+    """Twelve training images alike but for noise, and anomalous ones each with a patch of its own.
+
+    The test images are another of the first kind, and eight of the second.
+    """
+    write_mvtec(root, (48, 48))
+    generator = np.random.default_rng(0)
+    stripes = np.indices((48, 48)).sum(0)[..., None] * np.array([5, 3, 4]) % 160
+    for folder, count, strange in (("train/good", 12, 0), ("test/good", 2, 0), ("test/bent", 8, 1)):
+        for number in range(count):
+            pixels = stripes + generator.integers(0, 8, (48, 48, 3))
+            if strange:
+                pixels[16:32, 16:32] = generator.integers(0, 256, 3)
+            path = write_image(root / "nut" / folder / f"{number:03d}.png")
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def contaminated(root: Path, **groups: Any) -> Any:
+    data = MVTecConfig(root=str(root), category="nut", batch_size=4, contamination=0.1)
+    image = ImageConfig(resize=48, crop=48)
+    return config(root, **{"data": data, "image": image, "coreset": AllConfig(), **groups})
+
+
+def test_a_run_names_the_images_that_it_distrusts_and_forgets_them(tmp_path: Path) -> None:
+    write_contaminated(tmp_path)
+    cache = CacheConfig(enabled=True, root=str(tmp_path / "cache"))
+    method = PatchCoreConfig(pruning=2)
+    settings = {"cache": cache, "method": method, "resume": True}
+    found = run(contaminated(tmp_path, **settings), tmp_path / "run")
+    with (tmp_path / "run" / DISTRUSTED).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    split = contaminated(tmp_path).data.read()
+    moved = [x for x in split.train if x.label]
+    assert len(moved) == 1
+    assert [row["path"] for row in rows] == [str(x.path) for x in moved]
+    assert rows[0]["label"] == "1" and float(rows[0]["distrust"]) > IMAGE_LIMIT
+    assert "\n1 of 13 training images are distrusted, and not remembered: see " in found.text
+    plain = run(contaminated(tmp_path), tmp_path / "plain")
+    assert not (tmp_path / "plain" / DISTRUSTED).exists() and "distrusted" not in plain.text
+    assert found.record["train_images"] == plain.record["train_images"] == 13
+    kept = plain.record["memory_patches"] - found.record["memory_patches"]
+    assert kept >= plain.record["memory_patches"] / 13  # at least all patches of that image
+    again = run(contaminated(tmp_path, **settings), tmp_path / "again")
+    assert again.text.startswith("finished before")
+    there, taken = ((tmp_path / x / DISTRUSTED).read_bytes() for x in ("run", "again"))
+    assert there == taken
+    (tmp_path / "again" / DISTRUSTED).unlink()
+    (tmp_path / "run" / DISTRUSTED).unlink()
+    warm = run(contaminated(tmp_path, **settings), tmp_path / "run")
+    assert "pruning" in warm.warm and (tmp_path / "run" / DISTRUSTED).read_bytes() == there
+    numbers = {key: value for key, value in found.record.items() if "seconds" not in key}
+    assert numbers.items() <= warm.record.items()
+
+
+def test_a_memory_is_that_of_the_trusted_patches_alone() -> None:
+    model = detector(GreedyConfig(0.3), pruning=2)
+    patches = [torch.cat((x, x), 1).repeat(1, 2) for x in images(20, strange=2)]  # (P, 24)
+    buffer, fitting = FeatureBuffer(20), Fitting(images=range(5, 25))
+    for x in patches:
+        buffer.append(x[None, None])  # (1, 1, P, D)
+    model.build_from(buffer, fitting)
+    assert set([*fitting.distrusted][:2]) == {23, 24}
+    assert not set(fitting.distrusted) & set(model.origin[:, 0].tolist())
+    rows = [patches[image - 5][column] for image, _, column in model.origin.tolist()]
+    assert torch.equal(torch.stack(rows), model.memory)
+    assert {"pruning", "coreset"} == set(fitting.seconds) == set(fitting.costs)
+    assert all(map(math.isfinite, fitting.costs.values()))
+    plain = detector(GreedyConfig(0.3))
+    for x in patches:
+        buffer.append(x[None, None])
+    plain.build_from(buffer, fitting := Fitting())
+    assert fitting.distrusted is None and len(plain.memory) > len(model.memory)
+
+
+def test_pruned_orders_are_kept_apart() -> None:
+    followed = [str(detector(pruning=x).followed()) for x in (None, 1, 2)]
+    assert len({*followed}) == 3
+
+
+def test_what_pruning_cannot_be_had_with_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^layers.join=separate makes several memories"):
+        detector(join=Join.separate, pruning=1)
+    method = PatchCoreConfig(pruning=1)
+    with pytest.raises(InputError, match=r"^decision.false_alarms takes all training images"):
+        config(tmp_path, method=method, decision=DecisionConfig(0.1))
+    two = EnsembleConfig([MemberConfig(), MemberConfig()])
+    with pytest.raises(InputError, match=r"^method.pruning names the images that one memory"):
+        config(tmp_path, method=method, ensemble=two)
+    with pytest.raises(InputError, match=r"^method.pruning must be at least 1, got 0"):
+        PatchCoreConfig(pruning=0)
