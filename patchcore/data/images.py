@@ -1,24 +1,17 @@
 """Image files to arrays: any common mode comes out as 8-bit RGB, any mask as booleans."""
 
+import math
 import threading
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
-from PIL import (
-    ExifTags,
-    Image,
-    ImageCms,
-    ImageFile,
-    ImageOps,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-)
+from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from patchcore.data.formats import FORMATS
 from patchcore.data.sample import Masks
@@ -41,9 +34,30 @@ DARK = (
     "16-bit images use only the lowest 12 bits and so are almost black: set image.bits to the "
     "depth of their camera, 10 or 12"
 )
+P = ParamSpec("P")
+T = TypeVar("T")
 _OPENING = threading.Lock()
 
 
+def _named(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
+    """Let a reader name the file, wherever the memory is not enough for its pixels."""
+
+    @wraps(read)
+    def reader(path: Path, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(path, *args, **kwargs)
+        except MemoryError:
+            with _open(path, math.inf) as file:
+                width, height = file.size
+            raise InputError(
+                f"{path}: there is too little memory for its {width}×{height} pixels; lower "
+                "data.batch_size, or save the image smaller"
+            ) from None
+
+    return reader
+
+
+@_named
 def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDArray[np.uint8]:
     """Read an image as RGB, (H, W, 3) uint8.
 
@@ -88,6 +102,7 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
     return np.array(_rgb(image))
 
 
+@_named
 def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
     """Read a ground-truth mask, (H, W) bool, by the rule of `marked_pixels`.
 
@@ -252,14 +267,11 @@ def _upright(image: Image.Image, path: Path) -> Image.Image:
     """The decoded pixels, turned as Exif says."""
     try:
         image.load()
-        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        if image.getexif().get(ORIENTATION, 1) == 1:
             return image  # where nothing is turned, Pillow's way would make a copy
         return ImageOps.exif_transpose(image)
     except MemoryError:
-        raise InputError(
-            f"{path}: there is too little memory for its {image.width}×{image.height} pixels; "
-            "lower data.batch_size, or save the image smaller"
-        ) from None
+        raise
     except Exception as error:
         raise _unreadable(path, error) from error
 
