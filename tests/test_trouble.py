@@ -116,7 +116,7 @@ def _train_in_little_memory(root: Path, place: Path, log: Path) -> None:
 
 def test_an_image_beyond_the_memory_is_named_with_what_to_lower(tmp_path: Path) -> None:
     write_mvtec(tmp_path, (40, 36))
-    Image.new("1", (16_000, 16_000)).save(tmp_path / "nut/train/good/003.png")
+    Image.new("1", (22_000, 22_000)).save(tmp_path / "nut/train/good/003.png")
     context = multiprocessing.get_context("fork")
     given = (tmp_path, tmp_path, tmp_path / "log")
     process = context.Process(target=_train_in_little_memory, args=given)
@@ -124,7 +124,7 @@ def test_an_image_beyond_the_memory_is_named_with_what_to_lower(tmp_path: Path) 
     process.join(120)
     assert process.exitcode == 0
     line = (tmp_path / "log").read_text()
-    assert "003.png: there is too little memory for its 16000×16000 pixels; lower data.ba" in line
+    assert "003.png: there is too little memory for its 22000×22000 pixels; lower data.ba" in line
     assert not (tmp_path / "run/metrics.json").exists()
 
 
