@@ -237,7 +237,8 @@ class DetectorModule(ScoringModule):
         self._images = images = len(loader.dataset)
         if self.trainer.world_size > 1:
             images = len(loader) * loader.batch_sampler.batch_size  # of this process
-        images *= (self.trainer.max_epochs or 1) * len(loader.dataset.poses)
+        poses = len(getattr(loader.dataset, "poses", ())) or 1  # a user's own has none
+        images *= (self.trainer.max_epochs or 1) * poses
         self._buffer = self.model.buffer(images)
         self._kept: FeatureBatches | None = None
         self.decision, self.left_out, self._sizes = None, None, {}

@@ -119,7 +119,7 @@ def test_every_shipped_choice_becomes_real_settings(choice: str) -> None:
         return
     if not hasattr(config, group):  # it sets other groups, or Hydra
         return
-    # What the file says is what the settings hold.
+    # Settings hold what the file says.
     path = CONF / group / f"{name}.yaml"
     written = presets()[name] if group == "logger" else yaml.safe_load(path.read_text()) or {}
     settings: Any = getattr(config, group)
@@ -208,7 +208,7 @@ def test_the_papers_methods_set_what_they_are_named_after() -> None:
         assert isinstance(config.coreset, GreedyConfig)
         assert config.coreset.ratio == pytest.approx(percent / 100)
         assert config.backbone.name == "wide_resnet50_2" and config.image.crop == 224
-    # What is typed comes last.
+    # The command line comes last.
     typed = composed("preset=patchcore_1", "experiment=paper/table_1", "backbone=resnet50")
     assert typed.backbone.name == "resnet50"
 

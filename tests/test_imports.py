@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "patchcore"
 ALGORITHMS = {"backbones", "patches", "coreset", "index", "scoring", "metrics"}
 ALGORITHMS |= {"foreground", "pruning", "tiles", "whitening"}
-# What an algorithm may import of this package besides its own files.
+# Modules of this package that an algorithm may import besides its own files.
 COMMON = {"errors", "settings", "_embedded", "_fusion", "_record", "_traced", "_weights"}
 LIGHTNING = {"pytorch_lightning", "lightning"}
 HYDRA = {"hydra", "hydra_plugins"}

@@ -89,6 +89,15 @@ def test_memory_equals_that_of_fit_without_lightning(
     assert not module.model.backbone.training
 
 
+def test_a_users_own_data_set_has_no_poses(
+    root: Path, tested: tuple[DetectorModule, dict[str, float]]
+) -> None:
+    own: Any = list(data(root).train_dataloader().dataset)
+    module = DetectorModule(model())
+    trainer().fit(module, torch.utils.data.DataLoader(own, 3, collate_fn=collate))
+    assert torch.equal(module.model.memory, tested[0].model.memory)
+
+
 def test_epochs_without_augmentation_repeat_and_with_it_add_context(root: Path) -> None:
     plain = fit(data(root), max_epochs=2).model.memory
     assert torch.equal(plain[:64], plain[64:]) and len(plain) == 2 * 64
