@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import timm
 import torch
 from hypothesis import settings
+from matplotlib.legend import Legend
 from torch import nn
 
 from tests.shapes import check_shapes
@@ -50,6 +51,19 @@ def interrupts() -> None:
     """Let SIGINT end runs, also in a shell's background job, which is started to ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def legends() -> Iterator[None]:
+    """Refuse a legend without a place: matplotlib looks for the best one and warns where that
+    takes it a second, which a busy machine does now and then."""
+
+    def refused(self: Legend, *_: Any) -> None:
+        raise AssertionError(f"the legend of {self.get_texts()} states no place (loc=)")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Legend, "_find_best_position", refused)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -61,7 +61,7 @@ def main() -> None:
             axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
             axes.grid(alpha=0.3)
         if any(run.category for run in point.finished):
-            roc.legend(fontsize=7)
+            roc.legend(loc="lower right", fontsize=7)
     figure.savefig(options.out, dpi=120)
     print(f"{len(points)} methods: {options.out}")
 

@@ -96,7 +96,7 @@ def draw_histogram(run: Run, path: Path) -> None:
         axes.axvline(threshold, color=colour, linestyle="--", label=f"{name} {threshold:.3g}")
     axes.set(xlabel="image anomaly score", ylabel="images")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=120)
 
 
@@ -115,7 +115,7 @@ def draw_ratio_curve(run: Run, path: Path) -> None:
     axes.set(xlabel="memory, % of the training patches", ylabel="metric")
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend()
+        figure.legend(loc="outside right upper")
     figure.savefig(path, dpi=120)
 
 
