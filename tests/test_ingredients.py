@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 import patchcore.index.exact
+import patchcore.index.local
 import patchcore.whitening
 from patchcore import (
     AllConfig,
@@ -239,6 +240,13 @@ def origins_and_means(model: Any, nominal: list[Tensor]) -> tuple[np.ndarray, di
     return rows, {i: x.flatten(0, 1).mean(0).numpy() for i, x in enumerate(features)}
 
 
+@pytest.fixture(params=[0, 2**30], ids=["blocks", "whole"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut the grid into blocks, or not."""
+    monkeypatch.setattr(patchcore.index.local, "_FEW", {"cpu": request.param})
+
+
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize(
     ("radius", "retrieval"), [(0, None), (1, None), (3, None), (None, 1), (None, 3), (1, 2)]
 )
@@ -270,6 +278,7 @@ def test_a_part_of_the_memory_equals_the_naive_version(
         assert np.array_equal(rows[0].flatten(), part[1][:, 0])
 
 
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("count", [40, 400])  # of which each query has few or very many
 def test_equal_patches_are_taken_from_near_places(count: int) -> None:
     places = torch.stack((torch.arange(count) % 4, torch.zeros(count, dtype=torch.int64)), 1)

@@ -123,7 +123,7 @@ def main() -> None:
         "--networks", nargs="+", default=["embedded", "resnet18", "densenet201", "vit_tiny"]
     )
     parser.add_argument("--scorings", nargs="+", default=[*SCORINGS], choices=[*SCORINGS])
-    parser.add_argument("--ratios", nargs=2, type=float, default=[0.01, 0.1])
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.01, 0.1])
     parser.add_argument("--train", type=int, help="training images; all by default")
     parser.add_argument("--test", type=int, help="test images; all by default")
     parser.add_argument("--threads", type=int, default=2)
@@ -140,11 +140,11 @@ def main() -> None:
     }
     split = MTDConfig(root=options.root).read()
     train, test = spread(split.train, options.train), spread(split.test, options.test)
-    low, high = sorted(options.ratios)
+    high = max(options.ratios)
     for name in options.networks:
         whole = fitted(networks[name], train, high)
         patches = whole.members[0].memory_patches
-        for ratio in (low, high):
+        for ratio in sorted(options.ratios):
             kept = max(1, round(patches * ratio / high))
             for scoring in options.scorings:
                 inspector = smaller(whole, kept, SCORINGS[scoring])

@@ -12,6 +12,7 @@ from torch import Tensor
 from patchcore.index.exact import _CANDIDATES, TorchIndex, TorchIndexConfig, check_neighbours
 
 _BLOCK = 4  # cells of a block's side, at least: more are fewer products, of more pairs that are far
+_FEW = {"cpu": 2**20, "cuda": 2**25}  # pairs of query and row that take less time than blocks
 
 
 class LocalIndex(TorchIndex):
@@ -77,7 +78,7 @@ class LocalIndex(TorchIndex):
             return distances, found
         reach = self._reach(neighbours, among)[places[:, 0], places[:, 1]]  # (Q,)
         held = self.places[rows]  # (m, 2)
-        for block in self._blocks(places):
+        for block in self._blocks(places, len(rows)):
             low = (places[block] - reach[block, None]).amin(0)
             high = (places[block] + reach[block, None]).amax(0)
             near = ((held >= low) & (held <= high)).all(1).nonzero()[:, 0]
@@ -88,9 +89,11 @@ class LocalIndex(TorchIndex):
                 distances[some], found[some] = part.search(queries[some], neighbours, allowed)
         return distances, found
 
-    def _blocks(self, places: Int64[Tensor, "queries 2"]) -> list[Tensor]:
-        """Numbers of the queries that lie in each block of the grid."""
+    def _blocks(self, places: Int64[Tensor, "queries 2"], rows: int) -> list[Tensor]:
+        """Numbers of the queries that lie in each block of the grid; of few pairs, all in one."""
         assert self._radius is not None
+        if len(places) * rows <= _FEW.get(places.device.type, _FEW["cpu"]):
+            return [torch.arange(len(places), device=places.device)]
         side = max(_BLOCK, 2 * self._radius + 1)
         row, column = (places // side).unbind(1)
         block = row * (self._grid[1] // side + 1) + column  # (Q,)
