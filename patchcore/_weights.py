@@ -159,8 +159,8 @@ def _tags(name: str) -> list[str]:
     """Tags of timm's weights of a network, its default first. Raises InputError if unknown."""
     import timm
 
-    models = timm.list_models()
-    if name not in models:
+    if name not in timm.list_models(name):  # given a name, it sorts no list of a thousand
+        models = timm.list_models()
         base, _, tag = name.partition(".")
         close = difflib.get_close_matches(name, models, 3, 0.5)
         hint = f"; did you mean {', '.join(close)}?" if close else ""

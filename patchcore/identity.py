@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -265,7 +265,7 @@ def source_digest(followed: Iterable[str], alone: Iterable[str] = ()) -> str:
     """
     reached: set[str] = set()
     foreign: dict[str, str | None] = {}
-    waiting = list(followed)
+    waiting, modules = list(followed), frozenset(SOURCES)
     while waiting:
         name = waiting.pop()
         if name in SOURCES and name not in reached:
@@ -273,12 +273,15 @@ def source_digest(followed: Iterable[str], alone: Iterable[str] = ()) -> str:
             parts = name.split(".")
             parents = {".".join(parts[:depth]) for depth in range(2, len(parts))}
             # Whoever imports anything imports the package's own first file: it counts alone.
-            waiting += {*parents, *_imports(name, SOURCES[name], frozenset(SOURCES))} - {PACKAGE}
+            waiting += {*parents, *_imports(name, SOURCES[name], modules)} - {PACKAGE}
         elif name not in SOURCES:
             file = getattr(sys.modules.get(name), "__file__", None)
             foreign[name] = file_digest(Path(file)) if file and Path(file).is_file() else None
     counted = sorted(reached | {PACKAGE, *alone} & SOURCES.keys())
-    return digest({name: SOURCES[name] for name in counted}, foreign)
+    return digest({name: _source_digest(SOURCES[name]) for name in counted}, foreign)
+
+
+_source_digest = lru_cache(maxsize=1024)(digest)
 
 
 @lru_cache(maxsize=1024)
@@ -304,10 +307,14 @@ def versions(libraries: Iterable[str]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for library in libraries:
         try:
-            found[library] = metadata.version(library)
+            found[library] = version(library)
         except metadata.PackageNotFoundError:
             found[library] = None
     return found
+
+
+version = cache(metadata.version)
+"""Version of an installed library: what a process has imported stays as it is."""
 
 
 def device_class(accelerator: str) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -72,6 +71,7 @@ from patchcore.training import (
     take_part,
     test,
 )
+from patchcore.yaml_text import read_settings, write_settings
 
 
 @dataclass
@@ -184,7 +184,7 @@ def _run_in(
         source = source if source is not None and is_whole(source) else None
     if source == folder.resolve() and _settings_in(folder) == settings:
         return f"finished before, in {source}"
-    OmegaConf.save(OmegaConf.create(settings), place.new / "config.yaml")
+    (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
     (place.new / FINGERPRINT_FILE).write_text(f"{name}\n")
     if source is None:
         if not (folder / METRICS).exists():  # else it names what lies there
@@ -329,8 +329,8 @@ def _pictures(config: Config) -> list[str]:
 def _settings_in(folder: Path) -> Any:
     """The settings of the run in `folder`, or None if they cannot be read."""
     try:
-        return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, UnicodeError, YAMLError, OmegaConfBaseException):
+        return read_settings((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
         return None
 
 

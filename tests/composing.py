@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from hydra._internal import config_loader_impl
+from hydra._internal import config_loader_impl, defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.defaults_list import Overrides
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -29,8 +30,11 @@ def remembered() -> Iterator[None]:
         return
     lists: dict[str, Any] = {}
     composed: dict[str, Any] = {}
+    files: dict[str, Any] = {}
     create = config_loader_impl.create_defaults_list
+    mapped = defaults_list._create_interpolation_map
     compose = ConfigLoaderImpl._compose_config_from_defaults_list
+    read = CachingConfigRepository.load_config
     find = ConfigLoaderImpl._process_config_searchpath
     store = ConfigStore.store
 
@@ -46,6 +50,12 @@ def remembered() -> Iterator[None]:
             lists[key] = create(repo, config_name, overrides_list, **more)
         return replace(lists[key], config_overrides=asked.config_overrides)
 
+    def interpolation_map(overrides: Any, defaults: Any, self_added: bool) -> Any:
+        """Only where an entry names another's choice: it is a third of the work on a list."""
+        if any(each.is_interpolation() for each in defaults):
+            return mapped(overrides, defaults, self_added)
+        return None
+
     def compose_from(self: Any, defaults: Any, repo: Any) -> Any:
         if not _own(repo):
             return compose(self, defaults, repo)
@@ -56,6 +66,18 @@ def remembered() -> Iterator[None]:
             OmegaConf.clear_cache(composed[key])  # of ${now:…} and ${unique:}, new for each run
         return copy.deepcopy(composed[key])
 
+    def load_config(self: Any, config_path: str) -> Any:
+        if not _own(self):
+            return read(self, config_path)
+        if config_path not in self.cache:
+            key = repr((_sources(self), config_path))
+            if key not in files:
+                files[key] = read(self, config_path)
+            found = self.cache[config_path] = copy.copy(files[key])
+            if found is not None and found.is_schema_source:  # composing fills it
+                found.config = copy.deepcopy(found.config)
+        return self.cache[config_path]
+
     def search(self: Any, config_name: str | None, overrides: Any, repo: Any) -> None:
         asked = any(each.get_key_element() == "hydra.searchpath" for each in overrides)
         if asked or config_name != "config" or not _own(repo):  # our own names no further folders
@@ -64,6 +86,7 @@ def remembered() -> Iterator[None]:
     def forget(self: Any, *arguments: Any, **more: Any) -> None:
         lists.clear()
         composed.clear()
+        files.clear()
         store(self, *arguments, **more)
 
     def share(self: Any, delegate: Any) -> None:
@@ -73,7 +96,9 @@ def remembered() -> Iterator[None]:
     with ExitStack() as patches:
         for owner, name, own in (
             (config_loader_impl, "create_defaults_list", create_defaults_list),
-            (config_loader_impl.CachingConfigRepository, "__init__", share),
+            (defaults_list, "_create_interpolation_map", interpolation_map),
+            (CachingConfigRepository, "__init__", share),
+            (CachingConfigRepository, "load_config", load_config),
             (ConfigLoaderImpl, "_compose_config_from_defaults_list", compose_from),
             (ConfigLoaderImpl, "_process_config_searchpath", search),
             (ConfigStore, "store", forget),

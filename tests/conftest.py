@@ -2,7 +2,7 @@ import os
 import signal
 from collections.abc import Iterator
 from copy import deepcopy
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +16,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import timm
 import torch
 from hypothesis import settings
+from lightning_fabric.utilities.registry import _load_external_callbacks as external_callbacks
 from matplotlib.legend import Legend
+from pytorch_lightning.trainer.connectors import callback_connector as connector
 from torch import nn
 
 from tests.shapes import check_shapes
@@ -81,6 +83,13 @@ def networks() -> Iterator[None]:
         return deepcopy(drawn(name, torch.initial_seed(), (*sizes.items(),)))
 
     with mock.patch("timm.create_model", copied):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def extensions_once() -> Iterator[None]:
+    """Let Lightning look for other packages' callbacks once, not for every trainer."""
+    with mock.patch.object(connector, "_load_external_callbacks", cache(external_callbacks)):
         yield
 
 

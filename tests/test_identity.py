@@ -403,7 +403,7 @@ def test_another_version_of_a_library_makes_another_run_where_it_takes_part(
     def version(name: str, real: Callable[[str], str] = metadata.version) -> str:
         return "0.0.1" if name == library else real(name)
 
-    found = changed(config(**groups), lambda: monkeypatch.setattr(metadata, "version", version))
+    found = changed(config(**groups), lambda: monkeypatch.setattr(identity, "version", version))
     # An order's key holds those of its training images' maps, which name the libraries.
     assert found - {"orders"} == stages - {"orders"}
 

@@ -52,7 +52,7 @@ def told(done: Outcome) -> str:
 # --- disk -------------------------------------------------------------------------------------
 
 STEPS = [
-    "patchcore.runner.OmegaConf.save",
+    "patchcore.runner.write_settings",
     "patchcore.runner.write_provenance",
     "patchcore.report.run.csv.writer",
     "patchcore.runner.write_run",

@@ -24,6 +24,7 @@ from patchcore.errors import InputError
 from patchcore.keeping import FOLDER, holders, numerically
 from patchcore.runfolder import METRICS, InUseError, unfinished
 from patchcore.tracking import track_failure, track_multirun
+from patchcore.yaml_text import read_settings
 
 ERROR_FILE = "error.txt"
 """File in the folder of a point that failed: why, and for anything but bad input the traceback."""
@@ -195,7 +196,7 @@ def _tell_undefined(multirun: Multirun) -> None:
     for point in multirun.points():
         try:
             record = json.loads((point / METRICS).read_text())
-            wanted = OmegaConf.load(point / "config.yaml").objectives
+            wanted = _settings(point)["objectives"]
         except (OSError, ValueError):
             continue
         for key in wanted:
@@ -210,7 +211,7 @@ def _tell_best(multirun: Multirun) -> None:
     """Print where the best point's model is, if it alone was to be kept."""
     found = holders(multirun.folder) if os.path.isdir(multirun.folder) else []
     for point in found:
-        if OmegaConf.load(point / "config.yaml").artifact.keep == "best":
+        if _settings(point)["artifact"]["keep"] == "best":
             print(f"artifact of the best point: {point / FOLDER}")
 
 
@@ -255,6 +256,10 @@ def _started(folder: Path) -> list[Path]:
     if not os.path.isdir(folder):  # unlike Path's, it takes a name that is too long
         return []
     return sorted(folder.rglob(".hydra/overrides.yaml"), key=numerically)
+
+
+def _settings(point: Path) -> Any:
+    return read_settings((point / "config.yaml").read_text(encoding="utf-8"))
 
 
 def _refusal(name: str) -> str:

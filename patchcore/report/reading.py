@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from omegaconf import OmegaConf
 
 from patchcore.costs import fresh
-from patchcore.errors import printable
+from patchcore.errors import InputError, printable
 from patchcore.report.cells import restored
 from patchcore.report.checks import STRUCTURES, is_finite, is_metric, problems
 from patchcore.report.folders import own_file
 from patchcore.report.words import flatten
+from patchcore.yaml_text import read_settings
 
 Settings = dict[str, Any]
 """{dotted key: value}; a list is a value."""
@@ -192,14 +192,11 @@ def read_yaml(folder: Path, name: str) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise ValueError(f"{name}: YAML anchors and aliases are not read")
-            if getattr(event, "tag", None):
-                raise ValueError(f"{name}: YAML tags are not read")
-        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(str(error) if name in str(error) else f"{name}: not settings") from None
+        content = read_settings(text)
+    except InputError as error:
+        raise ValueError(f"{name}: {error}") from None
+    except ValueError:
+        raise ValueError(f"{name}: not settings") from None
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         at = "" if line is None else f" at line {line + 1}"
