@@ -49,6 +49,7 @@ from patchcore.resume import (
     read_source,
     write_provenance,
 )
+from patchcore.reuse import networks_kept
 from patchcore.run_artifact import check_kept, copy_artifact, is_whole, write_artifact
 from patchcore.runfolder import METRICS, RunFolder
 from patchcore.settings import plain
@@ -130,7 +131,7 @@ def run(
     settings = plain(config) if settings is None else settings
     keeper = Keeper(config.artifact, config.objectives[0], folder, multirun)
     check_shared(config)
-    with ProcessGroup(config.trainer) as group:
+    with networks_kept(multirun is not None), ProcessGroup(config.trainer) as group:
         if group.process.rank:  # torchrun or SLURM has started this process: the first one writes
             accompany(take_part)
             return Finish(folder, {}, [], None, "")

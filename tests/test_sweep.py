@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import pickle
 import random
 import time
 from multiprocessing.process import BaseProcess
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from patchcore import AllConfig, GreedyConfig, PatchConfig, RandomConfig, ScoringConfig, runner
 from patchcore.backbones import Backbone
 from patchcore.cache import CacheConfig, Precision, Store
+from patchcore.commands.generations import Points
 from patchcore.commands.sweep import failures, record_failure
 from patchcore.coreset import ApproximateConfig, Projection, SizedConfig, Start
 from patchcore.costs import fresh
@@ -434,3 +437,50 @@ def test_every_point_of_the_wandb_sweep_is_a_run(tmp_path: Path) -> None:
         done = patchcore("train", *sweep["command"][2:-1], *point, "--cfg", "job")
         assert done.code == 0, done.err
         assert sweep["metric"]["name"] == "image_auroc"
+
+
+class Loader:
+    """A loader of settings that counts what it composes."""
+
+    def __init__(self) -> None:
+        self.composed: list[str] = []
+
+    def load_sweep_config(self, master: Any, overrides: list[str]) -> dict[str, Any]:
+        self.composed.append(overrides[0])
+        return {"point": overrides[0], "job": {}}
+
+    def list_groups(self) -> list[str]:
+        return ["backbone"]
+
+
+def test_a_point_is_composed_once_to_be_checked_and_run() -> None:
+    inner = Loader()
+    points = Points(inner)
+    for point in ("a", "b"):  # Hydra checks them all, then runs one after the other
+        points.load_sweep_config({}, [point])["job"]["checked"] = True
+    first = points.load_sweep_config({}, ["a"])
+    assert first == {"point": "a", "job": {}}  # without what became of the one checked
+    first["job"]["id"] = 0
+    assert points.load_sweep_config({}, ["a"]) == {"point": "a", "job": {}}  # drawn by a search
+    assert inner.composed == ["a", "b", "a"]
+    assert points.list_groups() == ["backbone"]
+    assert pickle.loads(pickle.dumps(points)).load_sweep_config({}, ["b"])["point"] == "b"
+
+
+def test_of_many_points_some_are_composed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Points, "MOST", 2)
+    inner = Loader()
+    points = Points(inner)
+    for _ in range(2):
+        for point in "abc":
+            points.load_sweep_config({}, [point])
+    assert inner.composed == ["a", "b", "c", "c"]
+
+
+def test_a_multirun_composes_each_point_once(root: Path, tmp_path: Path) -> None:
+    read = ConfigLoaderImpl.load_sweep_config
+    with mock.patch.object(ConfigLoaderImpl, "load_sweep_config", autospec=True) as composed:
+        composed.side_effect = read
+        ended = multirun(root, tmp_path, tmp_path / "sweep", *TWO)
+    assert ended.code == 0, ended.err
+    assert composed.call_count == 2

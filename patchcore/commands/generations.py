@@ -3,11 +3,13 @@
 Each generation is used as it asks to be, without what it deprecates.
 """
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -17,6 +19,53 @@ NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
 
 VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
 """Argument of `hydra.main` and of `hydra.initialize…`, which Hydra 1.4 deprecates."""
+
+
+class Points:
+    """Loader of a multirun's settings that composes each point once, for as many as it keeps.
+
+    Hydra composes every point to check it, and again to run it. What it gets is its own to change.
+    """
+
+    MOST = 200  # about half a megabyte each
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._kept: dict[tuple[str, ...], Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __getstate__(self) -> Any:
+        return self._loader  # all that another process needs
+
+    def __setstate__(self, loader: Any) -> None:
+        self._loader, self._kept = loader, {}
+
+    def load_sweep_config(self, master_config: Any, sweep_overrides: list[str]) -> Any:
+        """Called by Hydra."""
+        point = tuple(sweep_overrides)
+        if point in self._kept:
+            return self._kept.pop(point)
+        made = self._loader.load_sweep_config(master_config, sweep_overrides)
+        if len(self._kept) < self.MOST:
+            self._kept[point] = copy.deepcopy(made)
+        return made
+
+
+_multirun = Hydra.multirun
+
+
+def _multirun_once(self: Hydra, *arguments: Any, **more: Any) -> Any:
+    loader = self.config_loader
+    self.config_loader = Points(loader)  # type: ignore[assignment]
+    try:
+        return _multirun(self, *arguments, **more)
+    finally:
+        self.config_loader = loader
+
+
+Hydra.multirun = _multirun_once  # type: ignore[method-assign]
 
 
 def entry(task: Callable[..., Any]) -> Callable[[], Any]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
-from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
+from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.coreset import SAMPLERS, AllConfig, CoresetConfig
 from patchcore.errors import InputError
 from patchcore.index import INDEXES, IndexConfig, TorchIndexConfig
@@ -33,6 +33,7 @@ from patchcore.methods.origin import UNKNOWN
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.methods.stateful import Stateful
 from patchcore.patches import PatchConfig
+from patchcore.reuse import make_backbone
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import Settings
 
@@ -243,7 +244,8 @@ class Detector(Method):
         super().__init__()
         check_unused(parts.method, layers=parts.layers, scoring=parts.scoring)
         self.parts = parts
-        self.backbone = Backbone(parts.backbone, parts.layers) if network is None else network
+        own = network is None
+        self.backbone = make_backbone(parts.backbone, parts.layers) if own else network
         self.scoring = parts.scoring
 
     @abstractmethod
