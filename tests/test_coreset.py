@@ -1,8 +1,13 @@
 """The greedy order against the plain one in float64, and the other samplers."""
 
 import importlib.util
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -539,17 +544,24 @@ def test_kernels_in_the_interpreter(tmp_path: Path) -> None:
 def interpret_kernels() -> None:
     """The CUDA rounds, interpreted on the CPU, make the plain rounds' picks."""
     from patchcore.coreset import kernel
-    from patchcore.coreset import order as scheme
 
-    plain = scheme._kernel
+    def interpreted(best: Tensor) -> Any:
+        return kernel if best.dtype == torch.float32 else None
+
+    @contextmanager
+    def kernels() -> Iterator[None]:
+        with (
+            mock.patch("patchcore.coreset.order.kernels", interpreted),
+            mock.patch("patchcore.coreset.space.kernels", interpreted),
+        ):
+            yield
 
     def compare(
         points: Tensor, pool: int, start: Start = Start.random, shard: Shard | None = None
     ) -> None:
         expected = greedy_order(points, 20, pool=pool, chunk=64, start=start)
-        scheme._kernel = lambda best: kernel if best.dtype == torch.float32 else None
-        order = greedy_order(points, 20, pool=pool, chunk=64, start=start, shard=shard)
-        scheme._kernel = plain
+        with kernels():
+            order = greedy_order(points, 20, pool=pool, chunk=64, start=start, shard=shard)
         assert order.indices[:20].equal(expected.indices[:20])
         torch.testing.assert_close(order.radii[:20], expected.radii[:20])
         if start is Start.random:
@@ -572,6 +584,35 @@ def interpret_kernels() -> None:
     for points in (normal(150, 40) + 3, *ties):
         compare(points, 16, shard=Shard(torch.arange(150), 150))
     dist.destroy_process_group()
+    # Two processes: the very pools, picks and radii of one.
+    many = [normal(2500, 8), *ties, torch.randint(9, (2500, 2)).float()]
+    with kernels():
+        alone = [greedy_order(x, 60, pool=32, chunk=64, start=Start.mean) for x in many]
+        child = os.fork()
+        rank = 0 if child else 1
+        dist.init_process_group(
+            "gloo", f"file://{os.path.abspath('store')}", rank=rank, world_size=2
+        )
+        try:
+            for points, expected in zip(many, alone, strict=True):
+                rows = torch.arange(len(points))
+                own = rows[(rows // 7 % 3 == 0) == (rank == 0)]
+                shard = Shard(own, len(points))
+                order = greedy_order(
+                    points[own], 60, pool=32, chunk=64, start=Start.mean, shard=shard
+                )
+                assert order.indices.equal(expected.indices)
+                torch.testing.assert_close(order.radii, expected.radii)
+                if points is not many[0]:  # products of whole numbers are exact here, too
+                    assert order.radii.equal(expected.radii)
+                    assert order.remaining.equal(expected.remaining[own])
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        dist.destroy_process_group()
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @cuda

@@ -241,7 +241,7 @@ def test_what_a_test_set_lacks_is_undefined() -> None:
 def network() -> Iterator[None]:
     """One network for all methods."""
     built = Backbone(BackboneConfig(), LayersConfig(["layer2", "layer3"]))
-    with mock.patch("patchcore.methods.detector.Backbone", lambda *_: built):
+    with mock.patch("patchcore.methods.detector.make_backbone", lambda *_: built):
         yield
 
 

@@ -51,7 +51,7 @@ LAYERS = ["layer2", "layer3"]
 def shared_networks() -> Any:
     """One network for all: it is frozen, and most of what a small model takes to build."""
     built = Backbone(BackboneConfig(), LayersConfig(LAYERS))
-    with mock.patch("patchcore.methods.detector.Backbone", lambda *_: built):
+    with mock.patch("patchcore.methods.detector.make_backbone", lambda *_: built):
         yield
 
 
@@ -157,7 +157,7 @@ def test_separate_layers_equal_the_naive_version(join: Join, scoring: ScoringCon
 def test_a_single_layer_has_one_memory_whatever_the_join() -> None:
     settings = {"layers": LayersConfig(["layer2"], Join.separate), "coreset": GreedyConfig(0.5)}
     network = Backbone(BackboneConfig(), LayersConfig(["layer2"]))
-    with mock.patch("patchcore.methods.detector.Backbone", lambda *_: network):
+    with mock.patch("patchcore.methods.detector.make_backbone", lambda *_: network):
         separate = build_detector(Parts(PatchCoreConfig(), **settings))  # type: ignore[arg-type]
         settings["layers"] = LayersConfig(["layer2"])
         concat = build_detector(Parts(PatchCoreConfig(), **settings))  # type: ignore[arg-type]
@@ -386,7 +386,7 @@ def test_similar_images_are_those_of_similar_class_tokens(join: Join, inside: bo
         maps.append(token)
     layers = LayersConfig(LAYERS, join, token=True)
     parts = Parts(PatchCoreConfig(retrieval=1), layers=layers, patch=PatchConfig(channels=24))
-    with mock.patch("patchcore.methods.detector.Backbone", lambda *_: Tokens()):
+    with mock.patch("patchcore.methods.detector.make_backbone", lambda *_: Tokens()):
         model: Any = build_detector(parts)
         model = fit(model, nominal, scale=None if join is not Join.concat else ScaleConfig())
     model.extend([model.features(more)], [SIZE], [4, 5])

@@ -151,7 +151,7 @@ def build(name: str) -> Any:
 def shared_networks() -> Iterator[None]:
     """One network for all: it is frozen, and most of what a small model takes to build."""
     built = Backbone(BackboneConfig(), LayersConfig(["layer2", "layer3"]))
-    with mock.patch("patchcore.methods.detector.Backbone", lambda *_: built):
+    with mock.patch("patchcore.methods.detector.make_backbone", lambda *_: built):
         yield
 
 

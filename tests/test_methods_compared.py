@@ -55,7 +55,7 @@ def shared_backbones() -> Iterator[None]:
         name = f"{config.name} {layers.names}"
         return built[name] if name in built else built.setdefault(name, Backbone(config, layers))
 
-    with mock.patch("patchcore.methods.detector.Backbone", share):
+    with mock.patch("patchcore.methods.detector.make_backbone", share):
         yield
 
 

@@ -37,7 +37,7 @@ def detector(coreset: Any = None, join: Join = Join.concat, **settings: Any) -> 
     parts = Parts(PatchCoreConfig(**settings), layers=LayersConfig(LAYERS, join))
     parts.coreset, parts.patch = coreset or AllConfig(), PatchConfig(channels=24)
     network = Backbone(BackboneConfig(), LayersConfig(LAYERS))
-    with mock.patch("patchcore.methods.detector.Backbone", lambda *_: network):
+    with mock.patch("patchcore.methods.detector.make_backbone", lambda *_: network):
         return build_detector(parts)
 
 

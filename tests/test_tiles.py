@@ -205,7 +205,7 @@ def detector(network: Toy, **settings: Any) -> Detector:
     coreset, patch = settings.pop("coreset", AllConfig()), settings.pop("patch", PatchConfig())
     parts = Parts(PatchCoreConfig(**settings), layers=LayersConfig(["2", "3"], join))
     parts.coreset, parts.scoring, parts.patch = coreset, scoring, patch
-    with mock.patch("patchcore.methods.detector.Backbone", lambda *_: network):
+    with mock.patch("patchcore.methods.detector.make_backbone", lambda *_: network):
         model: Detector = build_detector(parts)
     tile(model, 32, None if parts.patch.stride == 1 else 0)
     return model
@@ -278,7 +278,7 @@ def test_switches_that_need_a_whole_image_have_it(name: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_tiles(method: str) -> None:
     network = Toy()
-    with mock.patch("patchcore.methods.detector.Backbone", lambda *_: network):
+    with mock.patch("patchcore.methods.detector.make_backbone", lambda *_: network):
         own: Any = METHODS[method](**({"channels": 5} if method == "padim" else {}))
         model = build_detector(Parts(own, layers=LayersConfig(["2", "3"])))
     tile(model, 32, 16)

@@ -2,7 +2,8 @@
 
 Each process makes the same images that one process alone would make, in the same batches, so picks,
 memory, scores and metrics have to be the same; the table says whether they are. Images are made on
-the device, outside the times. A first, smaller round warms up.
+the device, outside the times. A first round of the same size warms up: what is compiled for a size
+is compiled then.
 
     python experiments/benchmarks/devices.py --device cuda     two GPUs, 600,000 patches
     python experiments/benchmarks/devices.py --images 24 --test 8 --backbone resnet18 --size 64
@@ -71,7 +72,7 @@ def work(rank: int, args: Any, size: int, port: int, target: Path) -> None:
     ways = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     hour = timedelta(hours=1)
     dist.init_process_group(ways, store=store, rank=rank, world_size=size, timeout=hour)
-    measured(args, device, 2 * args.batch * size, args.batch * size)
+    measured(args, device, args.images, args.test)
     found = measured(args, device, args.images, args.test)
     if rank == 0:
         target.write_text(json.dumps({"name": "ours" if size == 1 else f"{size} devices", **found}))
@@ -91,6 +92,8 @@ def measured(args: Any, device: torch.device, images: int, tests: int) -> dict[s
     buffer = model.buffer(-(-images // size))
     batches = list(torch.arange(images).split(args.batch))[rank::size]
     pictures = [nominal(batch, args.size, device) for batch in batches]
+    with torch.inference_mode():
+        model.features(model.backbone(pictures[0]))  # which sets the network up for the device
 
     start = watch()
     for batch in pictures:

@@ -8,15 +8,18 @@ from enum import Enum
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from patchcore.coreset.order import Order, Start, greedy_order
 from patchcore.coreset.sampler import Coreset, SizedConfig
 from patchcore.coreset.shards import Shard
-from patchcore.coreset.space import chunk_size, free_memory, full_precision, slices, take
+from patchcore.coreset.space import chunk_size, free_memory, full_precision, slices, summed, take
 from patchcore.errors import InputError
 from patchcore.settings import setting
+
+_PROJECTED = 2**15  # rows in one product of the projection on CUDA, padded by zeros if need be
 
 
 class Projection(Enum):
@@ -201,9 +204,17 @@ def project(
     with full_precision(device):
         fits = 4 * n * small <= free_memory(device) // 2
         points = torch.empty(n, small, device=device if fits else "cpu", dtype=real)
-        for rows in slices(n, config.chunk or chunk_size(device, full)):
-            points[rows] = features[rows].to(device, torch.float32) @ matrix
-        return points.sub_(points.mean(0) if shard is None else shard.mean(points))
+        chunk = config.chunk or chunk_size(device, full)
+        if device.type == "cuda":
+            chunk = min(chunk, _PROJECTED)
+        for rows in slices(n, chunk):
+            x = features[rows].to(device, torch.float32)
+            if x.is_cuda:  # products of one shape round alike, however many processes share them
+                points[rows] = (F.pad(x, (0, 0, 0, chunk - len(x))) @ matrix)[: len(x)]
+            else:
+                points[rows] = x @ matrix
+        mean = (summed(points) / n).float() if shard is None else shard.mean(points)
+        return points.sub_(mean)
 
 
 def _projects(settings: Mapping[str, Any]) -> bool:

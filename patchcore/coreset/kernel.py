@@ -96,11 +96,15 @@ def rounds(
 class SharedSpace(Space, Protocol):
     """Part of `shards.SharedSpace` that the kernels need."""
 
-    def farthest(self, best: Tensor, pool: int, blur: float) -> tuple[Tensor, Tensor]: ...
-
-    def take(self, values: Tensor, which: Tensor) -> Tensor: ...
+    def __len__(self) -> int: ...
 
     def mark(self, best: Tensor, picks: Tensor) -> None: ...
+
+    def pooled(
+        self, places: Tensor, best: Tensor, floor: Tensor, pool: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+    def described(self, which: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def shared_rounds(
@@ -114,22 +118,43 @@ def shared_rounds(
 ) -> tuple[Tensor, np.ndarray]:
     """Return `rounds` of points that lie in several processes, which call this together.
 
-    Picks are those of the first process, should the hardware of another round otherwise.
+    Rounds have the pools of one process that has all points, so picks are the same, and are those
+    of the first process, should the hardware of another round otherwise.
     """
-    size = count + 2 * pool
+    n, size = len(best), count + 2 * pool
     picks = torch.zeros(size, dtype=torch.int64, device=best.device)
     chosen, fall = torch.empty_like(picks), best.new_empty(size)
     told = torch.zeros(8 + pool, dtype=torch.int32, device=best.device)
     state, places = told[:5], told[8:]  # one message; the kernels like aligned addresses
     state[_SIZE.value] = pool
+    floor = state[_FLOOR.value : _FLOOR.value + 1].view(torch.float32)
     centre, own = space.centre.float(), space.norms(torch.float32)
     lane = torch.arange(pool, device=best.device)
+    candidates, reach = lane, best
+    counts = torch.empty(_LEVELS, dtype=torch.int32, device=best.device)
+    blocks = triton.cdiv(n, _BLOCK)
+    inside = torch.empty(blocks, dtype=torch.int32, device=best.device)
+    mine = torch.empty_like(lane)  # places of own points in the pool
     made, seen = 0, None
     while True:
-        candidates, floor = space.farthest(best, pool, blur)
-        state[_FLOOR.value : _FLOOR.value + 1] = floor.float()[None].view(torch.int32)
-        x = space.rows(candidates, torch.float32)  # (K, d)
-        norms, reach = space.take(own, candidates), space.take(best, candidates)  # (K,)
+        if pool < len(space):
+            counts.zero_()
+            _histogram[(blocks,)](best, counts, n, blur, _BLOCK, _LEVELS, _SHIFT)
+            dist.all_reduce(counts)
+            _threshold[(blocks,)](
+                best, counts, inside, state, n, blur, pool, _BLOCK, _LEVELS, _SHIFT
+            )
+            mine.fill_(-1)
+            _gather[(blocks,)](
+                best, inside, mine, state, n, blur, pool, blocks,
+                triton.next_power_of_2(blocks), _BLOCK, _LEVELS, _SHIFT,
+            )  # fmt: skip
+            candidates, reach, held, outside = space.pooled(mine, best, floor, pool)
+            floor.copy_(outside)
+            state[_SIZE.value : _SIZE.value + 1] = held
+        x, norms = space.described(candidates, own)  # (K, d) and (K,)
+        if pool >= len(space):
+            reach = space.described(candidates, best)[1]
         between = torch.addmm(norms, x, x.T, alpha=-2)  # (K, K), less the row's own norm
         before = state[_TOTAL.value : _TOTAL.value + 1].clone()
         _pick[(1,)](
@@ -149,6 +174,15 @@ def shared_rounds(
                 dist.broadcast(fall, 0)
                 return picks[:now], fall[:now].cpu().numpy()
             made = now
+
+
+def lower(space: Space, best: Tensor, y: Tensor) -> None:
+    """Lower squared distances `best` to those from the centred rows `y`, as rounds do."""
+    state = torch.zeros(5, dtype=torch.int32, device=best.device)
+    state[_MADE.value] = len(y)
+    places = torch.arange(len(y), dtype=torch.int32, device=best.device)
+    centre, own = space.centre.float(), space.norms(torch.float32)
+    _lower_all(space, best, own, centre, y.contiguous(), y.square().sum(1), places, state)
 
 
 def _lower_all(

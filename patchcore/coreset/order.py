@@ -36,7 +36,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -45,7 +44,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patchcore.coreset.shards import Shard, SharedSpace
-from patchcore.coreset.space import Space, draw, full_precision, squared_distances
+from patchcore.coreset.space import Space, draw, full_precision, kernels, squared_distances
 
 # Squared distances below these shares of the largest squared norm are not told apart: under the
 # first, float32 gives way to float64; under the second, two patches count as equal.
@@ -217,7 +216,7 @@ def _rounds(
     report: Callable[[int], None],
 ) -> tuple[Int64[Tensor, " picks"], Float[np.ndarray, " picks"]]:
     """One round, or on CUDA as many as `count` more picks need."""
-    kernel = _kernel(best)
+    kernel = kernels(best)
     if kernel is not None:
         rounds = kernel.shared_rounds if isinstance(space, SharedSpace) else kernel.rounds
         batch, fall = rounds(space, best, pool, blur, max(blur, end), count, report)
@@ -258,17 +257,6 @@ def _pick(
         place = int(reach.argmax())
         if not reach[place] > end:
             return torch.tensor(places, device=between.device), np.array(fall)
-
-
-def _kernel(best: Float[Tensor, " points"]) -> ModuleType | None:
-    """Kernels for float32 on CUDA, or None where Triton is not installed."""
-    if not best.is_cuda or best.dtype != torch.float32:
-        return None
-    try:
-        from patchcore.coreset import kernel
-    except ImportError:
-        return None
-    return kernel
 
 
 def _pool_size(n: int) -> int:

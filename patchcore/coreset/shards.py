@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int64, Shaped
+from jaxtyping import Bool, Float, Int32, Int64, Shaped
 from torch import Tensor
 
-from patchcore.coreset.space import Space
+from patchcore.coreset.space import Space, summed
 
 
 class Shard:
@@ -109,8 +109,7 @@ class Shard:
 
     def mean(self, values: Float[Tensor, "rows channels"]) -> Float[Tensor, " channels"]:
         """Mean of the rows of all processes."""
-        own = values.mean(0).double() * len(values)
-        return (self.sum(own) / self.total).to(values.dtype)
+        return (self.sum(summed(values)) / self.total).to(values.dtype)
 
 
 class SharedSpace(Space):
@@ -201,6 +200,56 @@ class SharedSpace(Space):
         # The first of more equals than the pool holds must be in it.
         candidates[-1] = torch.where((candidates == first).any(), candidates[-1], first)
         return candidates.sort().values, values[-1].to(best.dtype).clamp(min=blur)
+
+    def pooled(
+        self,
+        places: Int64[Tensor, " pool"],
+        best: Float[Tensor, " points"],
+        floor: Float[Tensor, "1"],
+        pool: int,
+    ) -> tuple[
+        Int64[Tensor, " pool"], Float[Tensor, " pool"], Int32[Tensor, "1"], Float[Tensor, "1"]
+    ]:
+        """Return the pool of all processes by what each would put into it.
+
+        Args:
+            places: Own points of a pool, ascending; -1 after the last.
+            best: Squared distances of the own points.
+            floor: The largest that the own pool leaves out.
+            pool: Most that the pool may hold, of which the first by number are taken.
+
+        Returns:
+            Numbers among all, ascending, and squared distances, both 0 after the last; how many
+            there are; and the largest squared distance that the pool leaves out.
+        """
+        there = places >= 0
+        place = places.clamp(min=0)
+        # Float64 holds both distances and numbers, so that they travel at once.
+        numbers = self._numbers(best, place).double().masked_fill_(~there, math.inf)
+        heights = best[place].double().masked_fill_(~there, 0)
+        all_numbers, all_heights, floors = _gathered(
+            torch.stack((numbers, heights, floor.double().expand(len(places))))
+        ).unbind(1)
+        order = all_numbers.flatten().argsort(stable=True)
+        numbers, heights = all_numbers.flatten()[order], all_heights.flatten()[order]
+        there = numbers < math.inf
+        held = there.sum().clamp(max=pool).int()[None]
+        outside = torch.cat((floors[:, 0], heights[pool:])).amax()
+        numbers = numbers.masked_fill(~there, 0)[:pool].long()
+        return numbers, heights[:pool].to(best.dtype), held, outside.to(best.dtype)[None]
+
+    def described(
+        self, which: Int64[Tensor, " rows"], values: Float[Tensor, " points"]
+    ) -> tuple[Float[Tensor, "rows dimensions"], Float[Tensor, " rows"]]:
+        """Return centred rows in the dtype of `values`, and those values of the own points."""
+        mine, place = self.shard.find(which.to(self.points.device))
+        x = self.points[place].to(self.device, values.dtype)
+        found = torch.cat((x, values[place.to(self.device), None]), 1)
+        found.masked_fill_(~mine.to(self.device)[:, None], 0)
+        dist.all_reduce(found)
+        x = found[:, :-1].contiguous()
+        x = x - self.centre.to(x.dtype) if self.shifted else x
+        return x, found[:, -1].contiguous()
 
     def agreed(
         self, places: Int64[Tensor, " picks"], fall: Float[np.ndarray, " picks"]

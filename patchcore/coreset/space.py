@@ -4,10 +4,11 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from patchcore.errors import InputError
@@ -30,6 +31,14 @@ def take(
 def slices(n: int, chunk: int) -> Iterator[slice]:
     """Slices of at most `chunk` that cover `n` rows in order."""
     return (slice(i, min(i + chunk, n)) for i in range(0, n, chunk))
+
+
+def summed(points: Float[Tensor, "points channels"]) -> Float64[Tensor, " channels"]:
+    """Sum of points in float64, so that the mean is the same however they are shared out."""
+    total = torch.zeros(points.shape[1], dtype=torch.float64, device=points.device)
+    for rows in slices(len(points), 2**15):
+        total += points[rows].double().sum(0)
+    return total
 
 
 def squared_distances(
@@ -55,6 +64,17 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return 4 * 2**30
+
+
+def kernels(best: Float[Tensor, " points"]) -> ModuleType | None:
+    """Kernels for float32 on CUDA, or None where Triton is not installed."""
+    if not best.is_cuda or best.dtype != torch.float32:
+        return None
+    try:
+        from patchcore.coreset import kernel
+    except ImportError:
+        return None
+    return kernel
 
 
 @contextmanager
@@ -209,6 +229,10 @@ class Space:
 
     def lower(self, best: Float[Tensor, " points"], y: Float[Tensor, "rows dimensions"]) -> None:
         """Lower squared distances `best` to those from the rows `y`, in place."""
+        kernel = kernels(best)
+        if kernel is not None:
+            kernel.lower(self, best, y)
+            return
         norms = self.norms(best.dtype)
         constants = y.square().sum(1)  # (m,)
         buffer = y.new_empty(min(self.chunk, len(best)), len(y))
