@@ -72,14 +72,15 @@ class ProgressBar(TQDMProgressBar):
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
         images, taken = len(batch["label"]), time.perf_counter() - self._since
+        alike = images * trainer.world_size  # other processes are at it, too
         decoding = math.nan if batch.get("cached") else batch["seconds"][0]
         workers, threads = loader.num_workers, torch.get_num_threads()
         gathering = getattr(module, "gathering", None)
         return Plan(
             len(data.split.train) * len(data.augment.poses()) * (trainer.max_epochs or 1),
             len(data.split.test),
-            images * max(1, workers) / max(decoding, 1e-9),
-            images / max(taken, 1e-9),
+            alike * max(1, workers) / max(decoding, 1e-9),
+            alike / max(taken, 1e-9),
             _counted(workers, "process") if workers else _counted(min(threads, images), "thread"),
             bool(workers) or loader.ahead,
             getattr(gathering, "nbytes", 0),
