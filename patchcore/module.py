@@ -239,7 +239,7 @@ class DetectorModule(ScoringModule):
             images = len(loader) * loader.batch_sampler.batch_size  # of this process
         poses = len(getattr(loader.dataset, "poses", ())) or 1  # a user's own has none
         images *= (self.trainer.max_epochs or 1) * poses
-        self._buffer = self.model.buffer(images)
+        self.gathering = self.model.buffer(images)
         self._kept: FeatureBatches | None = None
         self.decision, self.left_out, self._sizes = None, None, {}
         decides = self.decision_config.false_alarms is not None
@@ -260,7 +260,7 @@ class DetectorModule(ScoringModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         inside = batch.get("inside")
-        gathered = self._buffer if self._kept is None else self._kept
+        gathered = self.gathering if self._kept is None else self._kept
         maps = self._maps("extract", batch)
         with self.costs.measure("extract.patches", self.device):
             gathered.append(self.model.learn(maps, self._step, inside))
@@ -303,9 +303,9 @@ class DetectorModule(ScoringModule):
             if self.decision_config.false_alarms is not None:
                 self._cross_fit(self._kept)
             for features in self._kept.empty():
-                self._buffer.append(features)
+                self.gathering.append(features)
         start = time.perf_counter()
-        self.model.build_from(self._buffer, fitting)
+        self.model.build_from(self.gathering, fitting)
         self.seconds |= fitting.seconds or {"build": time.perf_counter() - start}
         self.warm |= fitting.warm
         for stage, seconds in self.seconds.items():

@@ -1,10 +1,17 @@
 """Progress bars that name what is being done."""
 
+import math
 import sys
+import time
 from typing import Any
 
+import torch
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
+
+from patchcore.data.datamodule import AnomalyDataModule
+from patchcore.data.dataset import Loader
+from patchcore.plan import Plan
 
 
 class ProgressBar(TQDMProgressBar):
@@ -42,6 +49,44 @@ class ProgressBar(TQDMProgressBar):
         if bar.total is None:
             bar.reset(sum(trainer.num_test_batches))
 
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell the plan once the second batch has shown the pace: the first one warms up."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        first = trainer.current_epoch == 0 and batch_idx == 1 < trainer.num_training_batches - 1
+        if first and self.is_enabled and (plan := self._plan(trainer, pl_module, batch)):
+            self.train_progress_bar.write(str(plan) + self.whose, file=sys.stderr)
+
+    def _plan(self, trainer: Any, module: Any, batch: Any) -> Plan | None:
+        """Return the plan by the pace of a batch; None where the data are a user's own."""
+        data, loader = trainer.datamodule, trainer.train_dataloader
+        if not isinstance(data, AnomalyDataModule) or not isinstance(loader, Loader):
+            return None
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+        images, taken = len(batch["label"]), time.perf_counter() - self._since
+        alike = images * trainer.world_size  # other processes are at it, too
+        decoding = math.nan if batch.get("cached") else batch["seconds"][0]
+        workers, threads = loader.num_workers, torch.get_num_threads()
+        gathering = getattr(module, "gathering", None)
+        return Plan(
+            len(data.split.train) * len(data.augment.poses()) * (trainer.max_epochs or 1),
+            len(data.split.test),
+            alike * max(1, workers) / max(decoding, 1e-9),
+            alike / max(taken, 1e-9),
+            _counted(workers, "process") if workers else _counted(min(threads, images), "thread"),
+            bool(workers) or loader.ahead,
+            getattr(gathering, "nbytes", 0),
+            getattr(gathering, "free", 0),
+        )
+
     def on_exception(self, *args: Any) -> None:
         """Leave the bar's line, so that the message gets one of its own."""
         bars = (self._train_progress_bar, self._test_progress_bar, self._predict_progress_bar)
@@ -60,3 +105,8 @@ class ProgressBar(TQDMProgressBar):
             file=sys.stderr,
             bar_format=self.BAR_FORMAT,
         )
+
+
+def _counted(number: int, what: str) -> str:
+    plural = "es" if what.endswith("s") else "s"
+    return f"{number} {what}{plural if number > 1 else ''}"

@@ -140,20 +140,27 @@ def check_ranges(settings: Any, group: str) -> None:
     Raises InputError that begins with `group`.name.
     """
     for option in fields(settings):
-        value = getattr(settings, option.name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            continue
-        low, high, above, below = _bounds(option)
-        inside = (
-            (low is None or value >= low)
-            and (high is None or value <= high)
-            and (above is None or value > above)
-            and (below is None or value < below)
-        )
-        if not inside:
-            raise InputError(f"{group}.{option.name} must be {allowed_range(option)}, got {value}")
-        if not math.isfinite(value):
-            raise InputError(f"{group}.{option.name} must be a finite number, got {value}")
+        check_range(option, getattr(settings, option.name), f"{group}.{option.name}")
+
+
+def check_range(option: Field[Any], value: Any, key: str) -> None:
+    """Refuse a number that its declaration does not allow, or that is not finite.
+
+    What is no number passes. Raises InputError that begins with `key`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    low, high, above, below = _bounds(option)
+    inside = (
+        (low is None or value >= low)
+        and (high is None or value <= high)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+    if not inside:
+        raise InputError(f"{key} must be {allowed_range(option)}, got {value}")
+    if not math.isfinite(value):
+        raise InputError(f"{key} must be a finite number, got {value}")
 
 
 def _bounds(option: Field[Any]) -> list[float | None]:

@@ -1,4 +1,8 @@
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,7 +12,7 @@ from PIL import Image
 
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.datamodule import AnomalyDataModule
-from patchcore.data.dataset import EpochSampler, ImageDataset, collate
+from patchcore.data.dataset import EpochSampler, ImageDataset, Loader, collate, one_ahead
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
@@ -73,6 +77,64 @@ def test_augmentation_differs_by_epoch_and_not_by_workers(tmp_path: Path) -> Non
     assert torch.equal(tested[0], tested[1])
 
 
+def test_batches_made_ahead_are_those_of_plain_loading(tmp_path: Path) -> None:
+    write_mvtec(tmp_path)
+    data = module(tmp_path, AugmentConfig(brightness=0.3, rotate=30, noise=0.1))
+
+    def epochs(ahead: bool) -> list[dict[str, Any]]:
+        loader: Any = data.train_dataloader()
+        assert loader.ahead is False  # there is no GPU to be ahead of
+        loader.ahead, found = ahead, []
+        torch.manual_seed(0)
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            found += list(loader)
+        return [*found, {"drawn": torch.rand(3)}]
+
+    plain, ahead = epochs(False), epochs(True)
+    assert len(plain) == len(ahead) == 5
+    for one, other in zip(plain, ahead, strict=True):
+        one.pop("seconds", None), other.pop("seconds", None)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_batch_is_made_while_the_last_one_is_worked_on() -> None:
+    second = threading.Event()
+
+    def batches() -> Iterator[int]:
+        yield 1
+        second.set()
+        yield 2
+
+    found = []
+    for batch in one_ahead(batches()):
+        found.append(batch)
+        assert second.wait(60)
+    assert found == [1, 2]
+
+
+def test_reading_ahead_ends_with_whoever_asks() -> None:
+    before = threading.active_count()
+    batches = one_ahead(iter(range(9)))
+    assert next(batches) == 0
+    batches.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "ahead"), [("cuda", 0, True), ("cpu", 0, False), ("cuda", 1, False)]
+)
+def test_only_a_gpu_leaves_the_cores_to_decoding(
+    tmp_path: Path, device: str, workers: int, ahead: bool
+) -> None:
+    write_mvtec(tmp_path)
+    data = module(tmp_path, workers=workers)
+    data.trainer = mock.Mock(strategy=mock.Mock(root_device=torch.device(device)))
+    for loader in (data.train_dataloader(), data.test_dataloader()):
+        assert isinstance(loader, Loader) and loader.ahead is ahead
+
+
 @pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(noise=0.2, rotate=30)])
 def test_a_batch_made_side_by_side_holds_the_items(tmp_path: Path, augment: AugmentConfig) -> None:
     paths = [write_image(tmp_path / f"{i}.png", (20 + i, 30), seed=i) for i in range(40)]
@@ -131,13 +193,15 @@ def test_with_a_trainer(tmp_path: Path) -> None:
     assert recorder.tested == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_truncated_image_is_one_clear_line(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "ahead"), [(0, False), (1, False), (0, True)])
+def test_a_truncated_image_is_one_clear_line(tmp_path: Path, workers: int, ahead: bool) -> None:
     folder = write_mvtec(tmp_path, (64, 64))
     path = folder / "test/good/001.png"
     path.write_bytes(path.read_bytes()[:2000])
+    loader: Any = module(tmp_path, workers=workers).test_dataloader()
+    loader.ahead = ahead
     with pytest.raises(InputError) as caught:
-        list(module(tmp_path, workers=workers).test_dataloader())
+        list(loader)
     message = str(caught.value)
     assert message.startswith(f"{path}: cannot be read as an image")
     assert "\n" not in message

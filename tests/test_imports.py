@@ -1,6 +1,7 @@
 """Directions of the imports, and the cost of `import patchcore`."""
 
 import ast
+import gc
 import json
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from patchcore.commands import load
 
 PACKAGE = Path(__file__).parents[1] / "patchcore"
 ALGORITHMS = {"backbones", "patches", "coreset", "index", "scoring", "metrics"}
@@ -99,21 +102,25 @@ at_once = sorted(sys.modules)
 from patchcore import *
 found = {"at_once": at_once, "sockets": sockets[:], "modules": sorted(sys.modules)}
 """
-MISTAKE = """
+MISTAKES = """
 from patchcore.commands import main
-sys.argv = ["patchcore", "train", "nonsense=1"]
-try:
-    main()
-except SystemExit as end:
-    found |= {"told": str(end), "to_tell": sorted(sys.modules)}
+told = []
+for mistake in ("nonsense=1", "coreset.ratio=7"):
+    sys.argv = ["patchcore", "train", "logger=none", mistake]
+    try:
+        main()
+    except SystemExit as end:
+        told.append(str(end))
+found |= {"told": told, "to_tell": sorted(sys.modules)}
 """
 
 
 @pytest.fixture(scope="module")
-def loaded() -> dict[str, Any]:
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Modules that a new process has loaded after each of three steps, and what it opened."""
     done = subprocess.run(
-        [sys.executable, "-c", IMPORT + MISTAKE + "print(json.dumps(found))"],
+        [sys.executable, "-c", IMPORT + MISTAKES + "print(json.dumps(found))"],
+        cwd=tmp_path_factory.mktemp("outputs"),
         capture_output=True,
         text=True,
         check=True,
@@ -139,7 +146,8 @@ def test_the_package_alone_and_its_command_are_there_at_once(loaded: dict[str, A
 
 
 def test_a_mistake_is_told_without_the_libraries_of_a_run(loaded: dict[str, Any]) -> None:
-    assert "nonsense" in loaded["told"] and "hydra" in loaded["to_tell"]
+    assert loaded["told"][0].startswith("error: nonsense: there is no such option")
+    assert loaded["told"][1:] == ["error: coreset.ratio must be in (0, 1], got 7.0"]
     # Seconds of import time each.
     heavy = {"albumentations", "lightning_fabric", "matplotlib", "pytorch_lightning"}
     heavy |= {
@@ -152,6 +160,35 @@ def test_a_mistake_is_told_without_the_libraries_of_a_run(loaded: dict[str, Any]
         "wandb",
     }
     assert heavy.isdisjoint(loaded["to_tell"])
+
+
+def test_a_wrong_flag_is_told_before_pytorch_is_imported() -> None:
+    source = """
+import sys
+from patchcore.commands import main
+sys.argv = ["patchcore", "train", "data=mtd", "--mulitrun", "seed=0,1"]
+try:
+    main()
+except SystemExit as end:
+    print(end, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    told = "error: --mulitrun: there is no such option; did you mean --multirun?"
+    assert (done.stdout, done.stderr) == (f"{told} False\n", "")
+
+
+def test_modules_are_loaded_without_a_search_for_garbage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "seen_at_import.py").write_text("import gc\nsearched = gc.isenabled()\n")
+    (tmp_path / "not_to_be_had.py").write_text("import nothing_of_the_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = gc.get_freeze_count()
+    assert load("seen_at_import").searched is False
+    assert gc.isenabled() and gc.get_freeze_count() > before
+    with pytest.raises(ModuleNotFoundError):
+        load("not_to_be_had")
+    assert gc.isenabled()
 
 
 def test_the_audit_hook_sees_sockets() -> None:

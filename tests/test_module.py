@@ -1,3 +1,4 @@
+import re
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -244,5 +245,20 @@ def test_bars_say_what_is_being_done(root: Path, capsys: CaptureFixture[str]) ->
     assert out == ""
     assert "Extracting patch features, epoch 2 of 2: 100%" in err and "2/2" in err
     assert "Scoring test images: 100%" in err
-    for word in ("Epoch", "Testing", "DataLoader", "v_num"):
+    for word in ("Epoch", "Testing", "DataLoader", "v_num", "plan:"):  # two batches need none
         assert word not in err
+
+
+def test_the_second_batch_shows_the_plan(root: Path, capsys: CaptureFixture[str]) -> None:
+    settings: dict[str, Any] = {"enable_progress_bar": True, "callbacks": [ProgressBar()]}
+    loaded = data(root)
+    loaded.data.batch_size = 1
+    trainer(max_epochs=2, **settings).fit(DetectorModule(model()), loaded)
+    out, err = capsys.readouterr()
+    told = re.findall(r"plan: .*", err)
+    assert out == "" and len(told) == 1
+    images = f"plan: {2 * len(loaded.split.train)} training and {len(loaded.split.test)} test"
+    assert told[0].startswith(images)
+    assert re.search(
+        r" images/s decoded \(1 thread\), .* MB of patch features \(.* free\)$", told[0]
+    )

@@ -1,10 +1,12 @@
 """Mistyped overrides get one line with the form to type."""
 
+import re
 import shlex
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from patchcore.commands.flags import check_flags
 from patchcore.commands.mistakes import CHOICES, GROUPS, PRESETS, renamed_in_file
 from patchcore.commands.overrides import as_typed, check_overrides, choices, quoted
 from patchcore.commands.settings_help import options, settings_help
@@ -166,3 +168,24 @@ def test_a_settings_file_with_old_names_is_told(content: dict[str, object], prob
     told = next(renamed_in_file(content, in_root=True))
     assert told.endswith(f"is now called {problem}")
     assert list(renamed_in_file({"defaults": [{"override /method": "spade"}]}, True)) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--mulitrun"], "--mulitrun: there is no such option; did you mean --multirun?"),
+        (["a=1", "-x", "b=2"], "-x: there is no such option; patchcore train --help tells them"),
+        (["--config-dri=x"], "--config-dri: there is no such option; did you mean --config-dir?"),
+        (["--cfg"], "--cfg/-c: expected one argument"),
+        (["--cfg", "jobs"], "--cfg/-c: invalid choice: 'jobs' (choose from"),
+        (["--run", "--verson"], "--verson: there is no such option; did you mean"),
+    ],
+)
+def test_flags_that_hydra_does_not_have(arguments: list[str], told: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(told)}"):
+        check_flags(arguments)
+
+
+@pytest.mark.parametrize("flags", ["", "--multirun a=1,2", "-m", "--cfg job -p x", "--version"])
+def test_flags_that_hydra_has(flags: str) -> None:
+    check_flags(flags.split())

@@ -13,6 +13,7 @@ from patchcore.config import Config
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
 from patchcore.errors import InputError
+from patchcore.settings import check_range
 
 LARGEST = {
     "image.size": 2**16,
@@ -41,6 +42,7 @@ def to_config(cfg: DictConfig) -> Config:
     OmegaConf.resolve(cfg)  # once, for all that look at it
     reject_added(cfg)
     check_numbers(values)
+    check_declared(cfg)  # before timm is imported for what the weights record
     fill_inputs(cfg)
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, Config):
@@ -59,6 +61,24 @@ def reject_added(node: DictConfig) -> None:
             raise InputError(no_such_option(node._get_full_key(key), schema))
         if not OmegaConf.is_missing(node, key) and isinstance(child := node[key], DictConfig):
             reject_added(child)
+
+
+def check_declared(node: DictConfig) -> None:
+    """Refuse numbers outside of the ranges that their settings declare.
+
+    Raises:
+        InputError: As the settings object itself raises it.
+    """
+    schema = OmegaConf.get_type(node)
+    declared = {option.name: option for option in fields(schema)} if is_dataclass(schema) else {}
+    for key in node:
+        if OmegaConf.is_missing(node, key):
+            continue
+        value = node[key]
+        if isinstance(value, DictConfig):
+            check_declared(value)
+        elif key in declared:
+            check_range(declared[str(key)], value, node._get_full_key(key))
 
 
 def check_numbers(value: Any, key: str = "") -> None:

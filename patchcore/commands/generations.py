@@ -11,6 +11,7 @@ from typing import Any
 import hydra
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -66,6 +67,25 @@ def _multirun_once(self: Hydra, *arguments: Any, **more: Any) -> Any:
 
 
 Hydra.multirun = _multirun_once  # type: ignore[method-assign]
+
+
+def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+    """Return `hydra.mode` as composed.
+
+    Hydra's own function hides what goes wrong there, and a mistake is told only when all has been
+    composed again.
+    """
+    composed = self.compose_config(
+        config_name=config_name,
+        overrides=overrides,
+        run_mode=RunMode.MULTIRUN,
+        with_log_configuration=False,
+        validate_sweep_overrides=False,
+    )
+    return composed.hydra.mode
+
+
+Hydra.get_mode = _mode  # type: ignore[method-assign]
 
 
 def entry(task: Callable[..., Any]) -> Callable[[], Any]:

@@ -5,12 +5,12 @@ Options and choices of earlier versions are among them: they are told with their
 
 import errno
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
-import torch
 import yaml  # type: ignore[import-untyped]
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import (
@@ -172,7 +172,9 @@ def _of_the_machine(error: Exception) -> str | None:
             "data.workers: a loader process was killed, most often for lack of memory: set "
             "data.workers or data.batch_size lower"
         )
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    torch = sys.modules.get("torch")  # what is not imported yet has raised nothing
+    memory = isinstance(error, MemoryError)
+    memory |= torch is not None and isinstance(error, torch.OutOfMemoryError)
     memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
     if memory or (isinstance(error, RuntimeError) and "can't allocate memory" in words):
         return (

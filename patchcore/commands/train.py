@@ -57,8 +57,6 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
     A sweeper also gets None where an objective is undefined, which it counts as a failed trial.
     A module's function, so that launchers can name it to other processes.
     """
-    from patchcore.runner import run as run_one  # here: Lightning takes seconds, a mistake none
-
     run = HydraConfig.get()
     folder = Path(run.runtime.output_dir)
     multirun = run.mode is RunMode.MULTIRUN
@@ -66,6 +64,8 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
         try:
             (folder / ERROR_FILE).unlink(missing_ok=True)
             config = to_config(cfg)  # fills in cfg what follows from the weights
+            from patchcore.runner import run as run_one  # Lightning takes seconds, a mistake none
+
             done = run_one(
                 config,
                 folder,

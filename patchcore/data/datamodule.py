@@ -88,4 +88,9 @@ class AnomalyDataModule(pl.LightningDataModule):
             num_workers=self.data.workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
+            ahead=self.data.workers == 0 and self._on_gpu(),
         )
+
+    def _on_gpu(self) -> bool:
+        """Whether the network leaves the cores to decoding: on a CPU it uses them all itself."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"

@@ -325,12 +325,34 @@ def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 class Loader(DataLoader[dict[str, Any]]):
-    """Batches of a data set; a worker's InputError is handed on as its one line alone."""
+    """Batches of a data set; a worker's InputError is handed on as its one line alone.
+
+    Args:
+        ahead: Whether a thread makes the next batch while the last one is worked on. It alone
+            reads, in order, so that batches are what they are without it.
+    """
+
+    def __init__(self, *args: Any, ahead: bool = False, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.ahead = ahead
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         try:
-            yield from super().__iter__()
+            batches = super().__iter__()
+            yield from one_ahead(batches) if self.ahead else batches
         except InputError as error:
             last_line = str(error).strip().splitlines()[-1]
             kind = type(error)
             raise kind(last_line.split(f"{kind.__name__}: ", 1)[-1]) from None
+
+
+_END: Any = object()
+
+
+def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield the same batches, each made while the one before it is worked on."""
+    with ThreadPoolExecutor(1, "loader") as reader:
+        coming = reader.submit(next, batches, _END)
+        while (batch := coming.result()) is not _END:
+            coming = reader.submit(next, batches, _END)
+            yield batch

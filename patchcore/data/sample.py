@@ -146,7 +146,7 @@ class DataConfig(Settings):
     )
     workers: int = setting(
         0,
-        "loader processes; 0 loads in the main process",
+        "loader processes; 0 loads in threads of the main one, a batch ahead of a GPU",
         unit="processes",
         low=0,
         effect=False,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchcore.errors import InputError
+from patchcore.machine import available_memory
 from patchcore.methods.counted import Counted, Described, parts, token_of
 from patchcore.methods.thinning import Thinning
 from patchcore.tiles import Streamed
@@ -24,6 +25,7 @@ class FeatureBuffer:
         grids: h and w of each image's grid that was gathered since `take`.
         places: (n,) positions of the patches that each of them has, in its grid.
         tokens: (C,) class token of each of them, where they have any.
+        free: Bytes that were free on the device when the features were given theirs; 0 before.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class FeatureBuffer:
         self.places: list[Tensor] = []
         self.tokens: list[Tensor] = []
         self._band: int | None = None  # rows so far of an image that comes in bands
+        self.free = 0
 
     def append(self, features: Tensor | Counted | Described | Streamed) -> None:
         """Add the patch features (B, h, w, D) of a batch, those that count."""
@@ -63,7 +66,10 @@ class FeatureBuffer:
             kept = [thinning.chosen(own, thinning.patches) for own in each]
             places = [place[chosen] for place, chosen in zip(places, kept, strict=True)]
             rows = torch.cat([own[chosen] for own, chosen in zip(each, kept, strict=True)])
-        self._add(rows, max(self._images, len(x)) * -(-len(rows) // len(x)))
+        expected = max(self._images, len(x)) * -(-len(rows) // len(x))
+        if self._features is None and counts is None and len(x) > 1:  # all are of this size
+            self._check_room(expected * rows.shape[1] * rows.element_size(), rows.device)
+        self._add(rows, expected)
         self.grids += [(x.shape[1], x.shape[2])] * len(x)
         self.places += places
         token = token_of(features)
@@ -107,6 +113,11 @@ class FeatureBuffer:
         self._filled += len(rows)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the features take, those still to come included."""
+        return 0 if self._features is None else self._features.nbytes
+
+    @property
     def counts(self) -> list[int]:
         """Numbers of patches of the images that were gathered since `take`."""
         return [len(places) for places in self.places]
@@ -128,11 +139,26 @@ class FeatureBuffer:
         device = self._device or like.device
         if device.type == "cuda":
             needed = rows * like.shape[1] * like.element_size()
-            free, _ = torch.cuda.mem_get_info(device)
+            self.free, _ = torch.cuda.mem_get_info(device)
             # The coreset needs a projection and some work space beside the features.
-            device = device if 2 * needed < free else torch.device("cpu")
+            device = device if 2 * needed < self.free else torch.device("cpu")
+        if device.type == "cpu":
+            self.free = available_memory() or 0
         with torch.inference_mode(False):  # an ordinary tensor, whoever calls
             return torch.empty(rows, like.shape[1], dtype=like.dtype, device=device)
+
+    def _check_room(self, needed: int, device: torch.device) -> None:
+        """Refuse what the system would end without a word; the first batch shows it."""
+        free = available_memory()
+        if device.type == "cuda":  # they stay there, or else come to the host
+            free = free and max(free, torch.cuda.mem_get_info(device)[0] // 2)
+        if free is not None and needed > free:
+            most = max(1, self._images * free // needed)
+            raise InputError(
+                f"data.shots: the patch features of {self._images:,} images take "
+                f"{needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: use at most {most:,} of "
+                "them (each pose and epoch counts as one), or a lower image.size"
+            )
 
 
 class ImageBuffer:

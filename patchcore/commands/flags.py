@@ -1,0 +1,42 @@
+"""Flags of `patchcore train`, which are Hydra's, checked before anything slow is imported."""
+
+import io
+from argparse import Action, ArgumentParser
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from difflib import get_close_matches
+
+from hydra._internal.utils import get_args_parser
+
+from patchcore.errors import InputError, printable
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Refuse a flag that Hydra does not have, or one without its value.
+
+    Args:
+        arguments: Of the command line, without the program.
+
+    Raises:
+        InputError: One line with the flag, and the nearest one that there is.
+    """
+    parser: ArgumentParser = get_args_parser()
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told), redirect_stdout(io.StringIO()):
+            _, strange = parser.parse_known_args(arguments)
+    except SystemExit as end:
+        if not end.code:  # --version, which the command itself is to tell
+            return
+        reason = told.getvalue().strip().rpartition("error: ")[2]
+        raise InputError(reason.removeprefix("argument ")) from None
+    for each in strange:
+        if each.startswith("-"):
+            flag = each.partition("=")[0]
+            near = get_close_matches(flag, _flags(parser._actions), 1)
+            hint = f"did you mean {near[0]}?" if near else "patchcore train --help tells them"
+            raise InputError(f"{printable(flag)}: there is no such option; {hint}")
+
+
+def _flags(actions: Sequence[Action]) -> list[str]:
+    return [flag for action in actions for flag in action.option_strings if flag[:2] == "--"]

@@ -1,0 +1,51 @@
+"""Memory that this process can still have."""
+
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
+_UNLIMITED = 1 << 60  # what version 1 says where there is no limit is about 2^63
+
+
+def available_memory() -> int | None:
+    """Return bytes of memory and swap that are free or hold nothing but copies of files.
+
+    The limit of a container (cgroup, version 2 or 1) counts too. None where the system does not
+    tell.
+    """
+    found = [each for each in (_of_the_machine(), _of_the_container()) if each is not None]
+    return min(found, default=None)
+
+
+def _of_the_machine() -> int | None:
+    try:
+        lines = [line.split() for line in MEMINFO.read_text().splitlines()]
+        kilobytes = {line[0]: int(line[1]) for line in lines if len(line) > 1}
+        return 1024 * (kilobytes["MemAvailable:"] + kilobytes.get("SwapFree:", 0))
+    except (OSError, KeyError, ValueError):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError):
+            return None
+
+
+def _of_the_container() -> int | None:
+    for folder, limit, used, files in (
+        (CGROUP, "memory.max", "memory.current", "inactive_file"),
+        (
+            CGROUP / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ):
+        try:
+            most = int((folder / limit).read_text())  # "max" where there is none
+            taken = int((folder / used).read_text())
+            rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            if most < _UNLIMITED:
+                return max(0, most - taken + int(rows.get(files, 0)))
+        except (OSError, ValueError):
+            continue
+    return None
