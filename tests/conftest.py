@@ -1,9 +1,11 @@
 import os
 import signal
+import typing
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -90,6 +92,27 @@ def networks() -> Iterator[None]:
 def extensions_once() -> Iterator[None]:
     """Let Lightning look for other packages' callbacks once, not for every trainer."""
     with mock.patch.object(connector, "_load_external_callbacks", cache(external_callbacks)):
+        yield
+
+
+@pytest.fixture(scope="session")
+def hints_once() -> Iterator[None]:
+    """Let PyTorch look up the types of a class's fields once as it reads exported programs.
+
+    It does so for every node of a graph, which takes half of the reading.
+    """
+    from torch._export.serde import serialize  # slow to import
+
+    @cache
+    def hints(kind: type) -> dict[str, Any]:
+        return typing.get_type_hints(kind, globalns=vars(serialize.schema))
+
+    def known(kind: type, globalns: Any) -> dict[str, Any]:
+        assert globalns is vars(serialize.schema)
+        return hints(kind)
+
+    own = SimpleNamespace(**{**vars(typing), "get_type_hints": known})
+    with mock.patch.object(serialize, "typing", own):
         yield
 
 

@@ -53,6 +53,7 @@ BUILDERS: dict[str, Callable[[], Model]] = {
 METHODS = ("patchcore", "spade", "padim", "ensemble")
 TRACED = ("spade", "padim", "ensemble")  # whose members are PatchCore's, one of them reweighted
 pytestmark = [
+    pytest.mark.usefixtures("hints_once"),
     pytest.mark.filterwarnings("ignore:backbone test_resnet has random weights"),
     pytest.mark.filterwarnings("ignore:.torch.jit.trace"),
     # PyTorch, of convolutions' weights that lie channels last.

@@ -511,6 +511,7 @@ def test_json_lines_with_maps_and_overlays(
         assert record["regions"] == [] if not marked.any() else record["regions"]
 
 
+@pytest.mark.usefixtures("hints_once")
 def test_an_exported_model_inspects_too(
     artifact: Path, parts: Path, thresholds: Thresholds, tmp_path: Path
 ) -> None:

@@ -180,6 +180,19 @@ def test_pictures_of_any_test_set(scores: list[float], labels: list[int], tmp_pa
     assert plt.get_fignums() == []  # nothing is left in matplotlib's global state
 
 
+def test_figures_are_those_of_matplotlibs_own_way_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = (figures.draw_curves, figures.draw_histogram)
+    for number, each in enumerate(draw):
+        each(make_run(*MIXED), tmp_path / f"once{number}.png")
+    monkeypatch.setattr(figures, "_save", lambda figure, path: figure.savefig(path, dpi=120))
+    for number, each in enumerate(draw):
+        each(make_run(*MIXED), tmp_path / f"twice{number}.png")
+        once, twice = (read_image(tmp_path / f"{name}{number}.png") for name in ("once", "twice"))
+        assert np.array_equal(once, twice)
+
+
 @pytest.mark.parametrize("size", [(40, 30), (24, 96), (96, 24)])
 @pytest.mark.parametrize("groups", [["a"], ["a", "a", "a", "b"]])
 def test_gallery_keeps_shapes_and_clips_nothing(

@@ -25,6 +25,7 @@ NOMINAL, ANOMALOUS, OUTLINE = "#2a6f97", "#d1495b", "#00e5a0"
 COLOURS = matplotlib.colormaps["plasma"]
 OPACITY = 0.9  # of the highest score in a map; the lowest is clear
 TILE = 1.9  # inches, longer side of an image in the gallery
+DPI = 120  # of figures with axes
 COLUMNS = 8  # images in a row
 LETTERS = 20  # in a line of a name
 LINE = 0.155  # inches, height of a line of words
@@ -69,7 +70,17 @@ def draw_curves(run: Run, path: Path) -> None:
             axes.legend(loc="lower center", fontsize=8)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Lay a figure out and draw it, once each; `savefig` draws one more time to lay it out."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        figure.set_dpi(DPI)
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+    figure.savefig(path, dpi=DPI)
 
 
 def _titled(axes: Axes, run: Run, key: str, title: str, metric: str) -> bool:
@@ -97,7 +108,7 @@ def draw_histogram(run: Run, path: Path) -> None:
     axes.set(xlabel="image anomaly score", ylabel="images")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def draw_ratio_curve(run: Run, path: Path) -> None:
@@ -116,7 +127,7 @@ def draw_ratio_curve(run: Run, path: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         figure.legend(loc="outside right upper")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def draw_gallery(run: Run, path: Path) -> None:
