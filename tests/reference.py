@@ -378,6 +378,21 @@ def anomaly_map(scores: np.ndarray, size: tuple[int, int], sigma: float) -> np.n
     return scipy.ndimage.gaussian_filter(upsampled, sigma) if sigma else upsampled
 
 
+def pixel_score(anomaly_map: np.ndarray, grid: np.ndarray, share: float) -> float:
+    """Mean of the `share` of a map's pixels (H, W) that are highest, in cells (h, w) that count.
+
+    A cell whose score is NaN does not count.
+    """
+    (height, width), (h, w) = anomaly_map.shape, grid.shape
+    pixels = [
+        anomaly_map[i, j]
+        for i in range(height)
+        for j in range(width)
+        if not np.isnan(grid[i * h // height, j * w // width])
+    ]
+    return float(np.mean(sorted(pixels)[::-1][: max(1, round(share * len(pixels)))]))
+
+
 def nominal_scale(
     images: list[np.ndarray],
     sources: list[int],
