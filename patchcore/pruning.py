@@ -25,7 +25,7 @@ from torch import Tensor
 
 from patchcore.errors import InputError
 
-IMAGE_LIMIT = 2.0  # deviations above which an image is not remembered
+IMAGE_LIMIT = 2.0  # deviations above which an image is not remembered: see experiments/contamination
 _CHUNK = 2**24  # distances at a time
 _CONSISTENT = 1.4826  # of the median absolute deviation with a normal law's standard deviation
 
