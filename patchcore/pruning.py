@@ -25,7 +25,8 @@ from torch import Tensor
 
 from patchcore.errors import InputError
 
-IMAGE_LIMIT = 2.0  # deviations above which an image is not remembered: see experiments/contamination
+# Deviations above which an image is not remembered: see experiments/contamination.
+IMAGE_LIMIT = 2.0
 _CHUNK = 2**24  # distances at a time
 _CONSISTENT = 1.4826  # of the median absolute deviation with a normal law's standard deviation
 
