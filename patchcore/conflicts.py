@@ -5,6 +5,7 @@ from typing import Any
 from patchcore.backbones import Join
 from patchcore.coreset import SizedConfig
 from patchcore.errors import InputError
+from patchcore.scoring import Pool
 
 
 def check_conflicts(run: Any) -> None:
@@ -29,6 +30,8 @@ def check_conflicts(run: Any) -> None:
         )
     if run.judged:
         _check_label_free(run)
+    if run.scoring.pool is Pool.pixels:
+        _check_pixels(run)
 
 
 def _check_curve(run: Any) -> None:
@@ -103,3 +106,17 @@ def _check_label_free(run: Any) -> None:
             "label_free takes all training images for nominal, which method.pruning does not: set "
             "method.pruning=null, or another of objectives"
         )
+
+
+def _check_pixels(run: Any) -> None:
+    others = {
+        "decision.false_alarms": run.decision.false_alarms is not None,
+        "label_free": run.judged,
+        "ensemble.members": bool(run.ensemble.members),
+    }
+    for name, is_set in others.items():
+        if is_set:
+            raise InputError(
+                f"{name} scores left-out training images by their patches, without maps: leave it "
+                "out, or set scoring.pool=patches"
+            )

@@ -1,17 +1,18 @@
-"""Pruning of patches that have no like in other training images, some of which may be anomalous.
+"""Pruning of nominal images that have patches without their like in others: some may be anomalous.
 
 A greedy coreset seeks patches far from all others, so a defect among the training images is sure to
 enter the memory, and everything like it then counts as nominal. Nominal patches recur from image to
 image; those of a defect do so in few. Each patch of a first coreset is judged by its distance to
 the k-th nearest other image, where an image is as far as its nearest patch: defects that are alike
-support each other only if k or more images have them. The logarithms of these distances have a
-median and a median absolute deviation, which a minority of defects moves little (Rousseeuw and
-Croux, 1993), and a patch's distrust is how many such deviations it lies above the median.
+support each other only if k or more images have them. An image is judged by its worst patch. The
+logarithms of the images' distances have a median and a median absolute deviation, which a minority
+of anomalous images moves little (Rousseeuw and Croux, 1993), and an image's distrust is how many
+such deviations it lies above the median.
 
-All patches of the training images follow the judgement on the coreset's patch that is nearest to
-them. SoftPatch (Jiang et al., NeurIPS 2022) weighs patches by local outlier factors at one place of
-the grid, which needs images that are aligned. Patch by patch this is `distrust` in
-tests/reference.py.
+Distrusted images are forgotten whole, and no patches of others: a rare nominal patch looks like one
+of a defect, and losing it costs more than keeping the defect's (experiments/contamination).
+SoftPatch (Jiang et al., NeurIPS 2022) weighs patches by local outlier factors at one place of the
+grid, which needs images that are aligned. Image by image this is `distrust` in tests/reference.py.
 """
 
 import math
@@ -24,9 +25,8 @@ from torch import Tensor
 
 from patchcore.errors import InputError
 
-# Limits on trial: set on one draw of screws (MVTec AD), and not yet on other data.
-PATCH_LIMIT = 2.0  # deviations above which a patch is not remembered
-IMAGE_LIMIT = 2.5  # deviations of its worst patch above which an image is not
+# Deviations above which an image is not remembered: see experiments/contamination.
+IMAGE_LIMIT = 2.0
 _CHUNK = 2**24  # distances at a time
 _CONSISTENT = 1.4826  # of the median absolute deviation with a normal law's standard deviation
 
@@ -38,8 +38,8 @@ def support(
     rows: Int64[Tensor, " rows"],
     others: int,
     device: torch.device,
-) -> tuple[Float32[Tensor, " rows"], Int64[Tensor, " patches"]]:
-    """Return how far the like of some patches is, and which of them is nearest to each patch.
+) -> Float32[Tensor, " rows"]:
+    """Return how far the like of some patches is in other images, on the CPU.
 
     Args:
         features: Of all images, one image after another, on any device.
@@ -48,10 +48,6 @@ def support(
         rows: Patches that are judged.
         others: How many other images have a patch as near.
         device: Where the work is done.
-
-    Returns:
-        Distances of the judged patches, and for every patch the place in `rows` of that nearest to
-        it, both on the CPU.
 
     Raises:
         InputError: There are no more images than that.
@@ -64,8 +60,7 @@ def support(
         )
     sources = image.repeat_interleave(torch.tensor(list(counts)))[rows]  # (M,)
     centre = features[rows.to(features.device)].to(device).float().mean(0)  # takes length: rounding
-    reach, nearest = torch.empty(len(rows)), torch.zeros(len(features), dtype=torch.int64)
-    nearest_squared = torch.full((len(features),), math.inf)
+    reach = torch.empty(len(rows))
     at_once = max(1, _CHUNK // max(counts))
     for start in range(0, len(rows), at_once):
         some = rows[start : start + at_once].to(features.device)
@@ -80,20 +75,15 @@ def support(
             squared = torch.addmm(lengths[:, None], judged, x.T, alpha=-2)
             squared = squared.add_(x.square().sum(1)).clamp_min_(0)  # (m, P)
             least[:, number] = torch.minimum(least[:, number], squared.amin(1))
-            found, place = (each.cpu() for each in squared.min(0))
-            here = slice(first, first + count)
-            nearer = found < nearest_squared[here]
-            nearest[here] = torch.where(nearer, place + start, nearest[here])
-            nearest_squared[here] = torch.where(nearer, found, nearest_squared[here])
             first += count
         own = sources[start : start + at_once].to(device)
         least.scatter_(1, own[:, None], math.inf)
         reach[start : start + at_once] = least.kthvalue(others, 1).values.sqrt().cpu()
-    return reach, nearest
+    return reach
 
 
-def deviations(reach: Float32[Tensor, " rows"]) -> Float32[Tensor, " rows"]:
-    """Return the distrust of patches by their distances from `support`.
+def deviations(reach: Float32[Tensor, " images"]) -> Float32[Tensor, " images"]:
+    """Return the distrust of images by the distances of their worst patches.
 
     It is 0 throughout where no distance differs from the median beyond rounding.
     """
@@ -113,7 +103,7 @@ class Pruned:
     """Judgement on the patches of nominal images.
 
     Attributes:
-        patches: Whether each patch is trusted, on the CPU; none of a distrusted image is.
+        patches: Whether each patch is of a trusted image, on the CPU.
         images: Distrusted images, {number: distrust of its most distrusted patch}, the worst first.
     """
 
@@ -133,12 +123,11 @@ def prune(
 
     Arguments are those of `support`; `rows` are the coreset.
     """
-    reach, nearest = support(features, counts, images, rows, others, device)
-    distrust = deviations(reach)  # (M,)
+    reach = support(features, counts, images, rows, others, device)
     image = torch.tensor(list(images)).repeat_interleave(torch.tensor(list(counts)))  # (N,)
-    worst: dict[int, float] = {}
-    for number, value in zip(image[rows].tolist(), distrust.tolist(), strict=True):
-        worst[number] = max(value, worst.get(number, -math.inf))
-    found = {number: value for number, value in worst.items() if value > IMAGE_LIMIT}
-    trusted = (distrust <= PATCH_LIMIT)[nearest] & ~torch.isin(image, torch.tensor(list(found)))
+    numbers, place = image[rows].unique(return_inverse=True)  # images with a judged patch
+    worst = torch.zeros(len(numbers)).scatter_reduce_(0, place, reach, "amax")
+    distrust = zip(numbers.tolist(), deviations(worst).tolist(), strict=True)
+    found = {number: value for number, value in distrust if value > IMAGE_LIMIT}
+    trusted = ~torch.isin(image, torch.tensor(list(found), dtype=torch.int64))
     return Pruned(trusted, dict(sorted(found.items(), key=lambda each: -each[1])))

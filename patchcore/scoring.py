@@ -33,6 +33,13 @@ class Distance(Enum):
     cosine = "cosine"  # 1 − cos; patch features are searched at unit length
 
 
+class Pool(Enum):
+    """Values whose highest are the score of an image."""
+
+    patches = "patches"  # the paper
+    pixels = "pixels"  # of the anomaly map, as RAD has it
+
+
 @dataclass
 class ScoringConfig(Settings):
     """Settings of how patch distances become scores."""
@@ -57,6 +64,10 @@ class ScoringConfig(Settings):
     sigma: float = setting(
         4.0, "standard deviation of the anomaly map's Gaussian; 0: none", unit="px", low=0
     )
+    pool: Pool = setting(
+        Pool.patches,
+        "what the highest are taken of: an image's patches, or the pixels of its anomaly map",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +75,11 @@ class ScoringConfig(Settings):
             raise InputError(
                 f"scoring.reweight must be 0 (off) or at least 2, got {self.reweight}; with one "
                 "neighbour Eq. 7 makes every score 0"
+            )
+        if self.reweight and self.pool is Pool.pixels:
+            raise InputError(
+                f"scoring.reweight={self.reweight} is a factor of patches' scores, and "
+                "scoring.pool=pixels takes the image's score from its map: set one of them back"
             )
 
 
@@ -220,6 +236,26 @@ def anomaly_maps(
     rows = _upsample_and_blur(scores.shape[1], size[0], sigma).to(scores)  # (H, h)
     columns = _upsample_and_blur(scores.shape[2], size[1], sigma).to(scores)  # (W, w)
     return rows @ scores @ columns.T  # (B, H, W)
+
+
+def pixel_scores(
+    maps: Float[Tensor, "images height width"],
+    scores: Float[Tensor, "images h w"],
+    config: ScoringConfig,
+) -> Float[Tensor, " images"]:
+    """Return scores of images by their anomaly maps: see `Pool.pixels`.
+
+    Args:
+        maps: From `anomaly_maps`.
+        scores: Of the patches, NaN for those that do not count; nor do the pixels in their cells.
+        config: `top_share` is the share of the pixels, the highest, whose mean is the score.
+    """
+    counts = ~scores.isnan()
+    if traced() or bool(counts.all()):
+        return highest(maps.flatten(1), config.top_share)[0].mean(1)
+    inside = cell_pixels(counts, (maps.shape[1], maps.shape[2]))
+    each = [highest(x[own][None], config.top_share)[0] for x, own in zip(maps, inside, strict=True)]
+    return torch.stack([top.mean() for top in each])
 
 
 @lru_cache(maxsize=16)

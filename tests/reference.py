@@ -159,25 +159,26 @@ def inward(place: int, length: int) -> int:
 
 def distrust(
     patches: list[np.ndarray], sources: list[int], rows: list[tuple[int, int]], k: int
-) -> tuple[list[float], list[np.ndarray]]:
-    """Distrust of some patches, and which of these is nearest to each patch of each image.
+) -> dict[int, float]:
+    """Distrust of images by some of their patches, {number: deviations of the worst}.
 
     `patches` are (P, D) of each image, `sources` the images' numbers, of which copies of one share
     theirs; `rows` name an image and a patch of it; `k` other images need to have its like.
     """
-    reach = []
+    worst: dict[int, float] = {}
     for image, place in rows:
         away: dict[int, float] = {}
         for source, others in zip(sources, patches, strict=True):
             if source != sources[image] and len(others):
                 nearest_one = np.linalg.norm(others - patches[image][place], axis=1).min()
                 away[source] = min(away.get(source, np.inf), nearest_one)
-        reach.append(sorted(away.values())[k - 1])
-    logarithms = np.log(reach)
-    middle = sorted(logarithms)[(len(reach) - 1) // 2]
-    spread = 1.4826 * sorted(np.abs(logarithms - middle))[(len(reach) - 1) // 2]
-    judged = np.stack([patches[image][place] for image, place in rows])
-    return list((logarithms - middle) / spread), [nearest(x, judged, 1)[1][:, 0] for x in patches]
+        reach = sorted(away.values())[k - 1]
+        worst[sources[image]] = max(reach, worst.get(sources[image], 0.0))
+    logarithms = {number: np.log(reach) for number, reach in worst.items()}
+    middle = sorted(logarithms.values())[(len(worst) - 1) // 2]
+    away_from = sorted(abs(value - middle) for value in logarithms.values())
+    spread = 1.4826 * away_from[(len(worst) - 1) // 2]
+    return {number: (value - middle) / spread for number, value in logarithms.items()}
 
 
 # --- whitening, foreground --------------------------------------------------------------------
@@ -376,6 +377,21 @@ def anomaly_map(scores: np.ndarray, size: tuple[int, int], sigma: float) -> np.n
     """Patch scores (h, w) interpolated to `size` (H, W), then a Gaussian of `sigma` px."""
     upsampled = interpolate(scores.astype(np.float64)[None], size)[0]
     return scipy.ndimage.gaussian_filter(upsampled, sigma) if sigma else upsampled
+
+
+def pixel_score(anomaly_map: np.ndarray, grid: np.ndarray, share: float) -> float:
+    """Mean of the `share` of a map's pixels (H, W) that are highest, in cells (h, w) that count.
+
+    A cell whose score is NaN does not count.
+    """
+    (height, width), (h, w) = anomaly_map.shape, grid.shape
+    pixels = [
+        anomaly_map[i, j]
+        for i in range(height)
+        for j in range(width)
+        if not np.isnan(grid[i * h // height, j * w // width])
+    ]
+    return float(np.mean(sorted(pixels)[::-1][: max(1, round(share * len(pixels)))]))
 
 
 def nominal_scale(

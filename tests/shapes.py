@@ -17,6 +17,7 @@ from jaxtyping import install_import_hook
 
 PACKAGE = Path(__file__).parents[1] / "patchcore"
 ALGORITHMS = ["patches", "coreset", "index", "scoring", "metrics"]
+ALGORITHMS += ["foreground", "pruning", "tiles", "whitening"]
 # Triton compiles their functions from the source.
 COMPILED = {"patchcore.coreset.kernel", "patchcore.index.fused"}
 

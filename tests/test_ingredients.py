@@ -30,13 +30,19 @@ from patchcore import (
 )
 from patchcore.backbones import CLASS_TOKEN, Backbone, Join
 from patchcore.cache import CacheConfig
+from patchcore.config import EnsembleConfig, MemberConfig
+from patchcore.decision import DecisionConfig
 from patchcore.foreground import foreground
 from patchcore.index import LocalIndex
 from patchcore.methods import METHODS, Parts, PatchCoreConfig, build_detector
 from patchcore.methods.counted import objects
 from patchcore.methods.detector import Detector, Fitting, Prediction
+from patchcore.methods.ensemble import Ensemble
+from patchcore.methods.folds import cross_fitted
 from patchcore.methods.nearby import image_means
-from patchcore.scoring import Distance
+from patchcore.methods.tiled import predicted
+from patchcore.metrics import Objective
+from patchcore.scoring import Distance, Pool
 from patchcore.whitening import fit_whitening, whiten
 from tests import reference
 from tests.images import write_mvtec
@@ -104,6 +110,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "whitening": {"whitening": 0.9},
     "foreground": {"foreground": 1.0},
     "pruning": {"pruning": 1},
+    "per_image": {"per_image": 9, "coreset": GreedyConfig(0.5)},
+    "pixels": {"scoring": ScoringConfig(top_share=0.1, pool=Pool.pixels)},
     "scaled radius and retrieval": {"join": Join.scaled, "radius": 1, "retrieval": 2},
     "all": {"join": Join.scaled, "radius": 1, "retrieval": 2, "whitening": 0.9, "foreground": 1.0},
 }
@@ -118,7 +126,7 @@ def test_a_model_is_kept_with_its_switches(name: str, tmp_path: Path) -> None:
     read = load(tmp_path / "model").model
     assert read.parts == replace(model.parts, backbone=read.parts.backbone)
     assert_same(predict(model, test), predict(read, test))
-    if name not in ("radius", "pruning"):  # of the search alone, and of the fit alone
+    if name not in ("radius", "pruning", "per_image", "pixels"):  # of search, fit or score alone
         with pytest.raises(InputError, match="build it with the same settings"):
             detector().load_state_dict(model.state_dict())
 
@@ -152,6 +160,53 @@ def test_separate_layers_equal_the_naive_version(join: Join, scoring: ScoringCon
         assert float(found.score[i]) == pytest.approx(top.mean(), rel=1e-4)
         expected = reference.anomaly_map(expected, SIZE, scoring.sigma)
         assert np.allclose(found.map[i], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("join", [Join.concat, Join.separate])
+@pytest.mark.parametrize("share", [0.0, 0.03])
+def test_scores_of_pixels_equal_the_naive_version(join: Join, share: float) -> None:
+    nominal, test = layer_maps(4, 0), layer_maps(2, 1)
+    scoring = ScoringConfig(top_share=share, pool=Pool.pixels)
+    model = fit(detector(join, scoring=scoring), nominal)
+    inside = torch.ones(2, *SIZE, dtype=torch.bool)
+    inside[1, :, :24] = False
+    for found in (predict(model, test), model.score(model.counted(test, inside), SIZE)):
+        for score, anomaly_map, grid in zip(found.score, found.map, found.patch_score, strict=True):
+            expected = reference.pixel_score(anomaly_map.numpy(), grid.numpy(), share)
+            assert float(score) == pytest.approx(expected, rel=1e-5)
+
+    if join is Join.concat:  # rows of tiles, one after another
+        whole = predict(model, test)
+        grid, nearest = whole.patch_score, whole.nearest
+        halves = (slice(0, 3), slice(3, None))
+        bands = [whole._replace(patch_score=grid[:, i], nearest=nearest[:, i]) for i in halves]
+        assert_same(predicted(bands, SIZE, scoring), whole)
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"decision": DecisionConfig(0.1)},
+        {"objectives": [Objective["label_free"]]},
+        {"ensemble": EnsembleConfig([MemberConfig(), MemberConfig()])},
+    ],
+    ids=lambda groups: next(iter(groups)),
+)
+def test_what_scores_without_maps_cannot_be_had_with_pixels(
+    groups: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r" scores left-out training images by their patches, "):
+        config(tmp_path, scoring=ScoringConfig(pool=Pool.pixels), **groups)
+
+
+def test_scores_of_pixels_need_maps_and_no_factor_of_patches() -> None:
+    with pytest.raises(InputError, match=r"^scoring.reweight=3 is a factor of patches' scores"):
+        ScoringConfig(reweight=3, pool=Pool.pixels)
+    model = fit(detector(scoring=ScoringConfig(pool=Pool.pixels)), layer_maps(3, 0))
+    with pytest.raises(InputError, match=r"^scores without maps need scoring.pool=patches"):
+        cross_fitted(model, [model.features(layer_maps(3, 0))], range(3), 2)
+    with pytest.raises(InputError, match=r"members need scoring.pool=patches"):
+        Ensemble([model])
 
 
 def test_a_single_layer_has_one_memory_whatever_the_join() -> None:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from patchcore.coreset import Coreset, Order, greedy_order, reconstruction_loss, subsample
 from patchcore.coreset.all import AllConfig
+from patchcore.foreground import foreground
 from patchcore.index import TorchIndex
 from patchcore.metrics import region_areas, sweep
 from patchcore.patches import PatchConfig, PatchFeatures
 from patchcore.scoring import ScoringConfig, anomaly_maps, patch_scores
+from patchcore.tiles import Band, Tiling, mirrored
 from tests.shapes import COMPILED, checked_modules
 
 ROWS, INTS = torch.rand(4, 3), torch.arange(4)
@@ -24,6 +27,7 @@ def test_every_file_of_the_algorithms_is_checked() -> None:
     names = set(checked_modules())
     assert names >= {f"patchcore.{name}" for name in ("patches", "scoring")}
     assert names >= {f"patchcore.{n}" for n in ("coreset.order", "index.exact", "metrics.sweep")}
+    assert names >= {"patchcore.tiles.maps", "patchcore.tiles.raster", "patchcore.whitening"}
     assert not names & COMPILED
     import_module("patchcore.metrics.states")  # the one that waits until it is asked for
     assert names <= set(sys.modules)
@@ -45,6 +49,10 @@ def test_every_file_of_the_algorithms_is_checked() -> None:
         lambda: sweep(ROWS, ROWS[0]),
         lambda: sweep(ROWS[0], ROWS[0], torch.ones(5)),
         lambda: region_areas(ROWS[None]),
+        lambda: Band([ROWS], (1, 1), 0, 1.0),
+        lambda: Tiling.tile(Mock(), ROWS, INTS, INTS),
+        lambda: mirrored(0, 4, ROWS),
+        lambda: foreground(ROWS, 1.0),
     ],
 )
 def test_a_wrong_shape_or_kind_is_seen(call: Callable[[], Tensor]) -> None:

@@ -26,7 +26,7 @@ from patchcore.methods.patchcore import PatchCore
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.methods.switches import PatchCoreConfig
 from patchcore.methods.tiled import ONE, predicted
-from patchcore.scoring import anomaly_maps, highest
+from patchcore.scoring import Pool, anomaly_maps, highest, pixel_scores
 from patchcore.tiles import Streamed, TiledMaps
 
 
@@ -53,7 +53,8 @@ class Bank(PatchCore):
     def __init__(self, parts: Parts, network: Any, number: int) -> None:
         assert isinstance(parts.method, PatchCoreConfig)
         layer = OneLayer(network, number, parts.layers.token)
-        groups = (parts.patch, parts.coreset, parts.index, parts.scoring)
+        scoring = replace(parts.scoring, pool=Pool.patches)  # a bank alone has no map
+        groups = (parts.patch, parts.coreset, parts.index, scoring)
         layers = replace(parts.layers, names=[layer.layers[0]], join=Join.concat)
         super().__init__(parts.backbone, layers, *groups, method=parts.method, network=layer)
 
@@ -192,6 +193,8 @@ class LayerBanks(Detector):
                 each = [x[~x.isnan()][None] for x in grid]
                 score = torch.cat([highest(x, share)[0].mean(1) for x in each])
             maps = anomaly_maps(grid, size, self.scoring.sigma)
+            if self.scoring.pool is Pool.pixels:
+                score = pixel_scores(maps, grid, self.scoring)
         return Prediction(score, maps, grid, found[0].nearest)
 
     @torch.inference_mode()

@@ -10,7 +10,15 @@ from torch import Tensor
 from patchcore.errors import InputError
 from patchcore.foreground import foreground
 from patchcore.methods.detector import Prediction
-from patchcore.scoring import ScoringConfig, Search, anomaly_maps, cell_of, score_images
+from patchcore.scoring import (
+    Pool,
+    ScoringConfig,
+    Search,
+    anomaly_maps,
+    cell_of,
+    pixel_scores,
+    score_images,
+)
 from patchcore.tiles import TiledMaps, whole
 
 
@@ -121,4 +129,6 @@ def predict(
         nearest = torch.full(counts.shape, -1, device=score.device)
         nearest[counts] = rows[:, 0]
     maps = anomaly_maps(grid, size, scoring.sigma)
+    if scoring.pool is Pool.pixels:
+        score = pixel_scores(maps, grid, scoring)
     return Prediction(score, maps, grid, nearest)

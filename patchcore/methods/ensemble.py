@@ -14,7 +14,7 @@ from patchcore.backbones import Join
 from patchcore.errors import InputError
 from patchcore.methods.detector import Detector, Fitting, Method, Prediction
 from patchcore.methods.scale import Scale, ScaleConfig
-from patchcore.scoring import anomaly_maps, cell_pixels
+from patchcore.scoring import Pool, anomaly_maps, cell_pixels
 
 
 def combined_scores(scores: Sequence[Tensor], scales: Sequence[Scale]) -> Tensor:
@@ -87,6 +87,8 @@ class Ensemble(Method):
                 raise InputError(f"an ensemble cannot have {name} as a member: no scale")
             if parts.layers.join is not Join.concat:
                 raise InputError("an ensemble's members need layers.join=concat")
+            if parts.scoring.pool is Pool.pixels:
+                raise InputError("an ensemble's members need scoring.pool=patches: see their scale")
         self.members: Sequence[Detector] = nn.ModuleList(members)  # type: ignore[assignment]
         self.config = config or ScaleConfig()
         self.scales: list[Scale] = []

@@ -24,6 +24,7 @@ from patchcore.coreset import SizedConfig
 from patchcore.errors import InputError
 from patchcore.methods.detector import Detector, Fitting, Prediction
 from patchcore.methods.patchcore import PatchCore
+from patchcore.scoring import Pool
 from patchcore.tiles import whole
 
 
@@ -148,7 +149,13 @@ def fitted_without(
 def predictions(
     fitted: Detector, batches: Sequence[Any], wanted: Sequence[bool]
 ) -> Iterator[tuple[list[int], Prediction]]:
-    """Yield places and scores, batch by batch, of the images that are wanted; maps are of 1 px."""
+    """Yield places and scores, batch by batch, of the images that are wanted; maps are of 1 px.
+
+    Raises:
+        InputError: Scores are of the maps' pixels.
+    """
+    if fitted.scoring.pool is Pool.pixels:
+        raise InputError("scores without maps need scoring.pool=patches")
     for places, part in _parts(batches, wanted):
         part = tree_map(lambda x: x.to(fitted.device), part)
         yield places, fitted.score(part, (1, 1))

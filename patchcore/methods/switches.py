@@ -105,8 +105,8 @@ class PatchCoreConfig(MethodConfig):
 
     pruning: int | None = setting(
         None,
-        "other training images in which a patch needs to have its like, to be remembered; images "
-        "with patches that have none are named, and not remembered; null: all are",
+        "other training images in which each patch of an image needs to have its like; images that "
+        "are outliers by it are named, and not remembered; null: all are remembered",
         unit="images",
         low=1,
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from patchcore.methods.detector import Detector, Prediction
-from patchcore.scoring import ScoringConfig, anomaly_maps, highest
+from patchcore.scoring import Pool, ScoringConfig, anomaly_maps, highest, pixel_scores
 from patchcore.tiles import Tiling
 
 ONE = (1, 1)
@@ -52,5 +52,9 @@ def predicted(
 ) -> Prediction:
     """Return scores and maps of images of `size` (H, W) by those of their bands; no reweighting."""
     grid, nearest = stacked(bands)
-    score = highest(grid.flatten(1), scoring.top_share)[0].mean(1)
-    return Prediction(score, anomaly_maps(grid, size, scoring.sigma), grid, nearest)
+    maps = anomaly_maps(grid, size, scoring.sigma)
+    if scoring.pool is Pool.pixels:
+        score = pixel_scores(maps, grid, scoring)
+    else:
+        score = highest(grid.flatten(1), scoring.top_share)[0].mean(1)
+    return Prediction(score, maps, grid, nearest)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from patchcore.errors import InputError
@@ -45,7 +46,7 @@ class Tiling:
         overlap: int | None = None,
         halo: int = 0,
         multiple: int = 1,
-        normalisation: tuple[Tensor, Tensor] | None = None,
+        normalisation: tuple[Float[Tensor, "3"], Float[Tensor, "3"]] | None = None,
     ) -> None:
         cells = cells_of(network)
         unit = cells.unit * multiple
@@ -95,7 +96,12 @@ class Tiling:
         """Return the raster of tiles along one side of an image, px."""
         return axis_of(length, self.side, self.overlap, self.cut, self.unit, self.halo)
 
-    def tile(self, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def tile(
+        self,
+        images: Shaped[Tensor, "images 3 height width"],
+        rows: Int64[Tensor, " side"],
+        columns: Int64[Tensor, " side"],
+    ) -> Float[Tensor, "images 3 side side"]:
         """Return the pixels of a tile (B, 3, side, side), normalised."""
         x = images[:, :, rows[:, None], columns]
         if self.normalisation is None or x.dtype != torch.uint8:
@@ -115,7 +121,7 @@ class Band:
         share: Part of the image's rows that the band is, and all bands before it with it.
     """
 
-    maps: list[Tensor]
+    maps: list[Float[Tensor, "images _ _ _"]]
     units: tuple[int, int]
     halo: int
     share: float
@@ -172,14 +178,14 @@ class TiledMaps(Sequence[Tensor]):
         return found
 
     @property
-    def token(self) -> Tensor:
+    def token(self) -> Float[Tensor, "images channels 1 1"]:
         """Mean (B, C, 1, 1) of the tiles' class tokens, once bands or all maps were made."""
         if self._token is None:
             self.joined()
         assert self._token is not None
         return self._token
 
-    def joined(self) -> list[Tensor]:
+    def joined(self) -> list[Float[Tensor, "images _ _ _"]]:
         """Return the maps [(B, C, h, w), …] of the images, without halo."""
         if self._joined is None:
             bands = []
@@ -242,7 +248,7 @@ class TiledMaps(Sequence[Tensor]):
             pending = [x[:, :, gone * n :].clone() for x, n in zip(pending, cells, strict=True)]
 
     def _row_of_tiles(
-        self, rows: Tensor, columns: Sequence[Tensor]
+        self, rows: Int64[Tensor, " side"], columns: Sequence[Int64[Tensor, " side"]]
     ) -> Iterator[tuple[int, list[Tensor]]]:
         """Yield number and maps [(B, C, h, w), …] of the tiles of a row."""
         tiling, images = self.tiling, self.images
@@ -298,7 +304,9 @@ def whole(features: Any) -> Any:
     return features.whole() if isinstance(features, Streamed) else features
 
 
-def _taller(x: Tensor, height: int, width: int) -> Tensor:
+def _taller(
+    x: Float[Tensor, "images channels h w"], height: int, width: int
+) -> Float[Tensor, "images channels {height} {width}"]:
     """Maps (B, C, h, w) with zeros below; of another width, zeros alone."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     shape = (len(x), height, width, x.shape[1])
@@ -309,7 +317,12 @@ def _taller(x: Tensor, height: int, width: int) -> Tensor:
     return found
 
 
-def _add(joined: Tensor, maps: Tensor, at: tuple[int, int], weights: tuple[Tensor, Tensor]) -> None:
+def _add(
+    joined: Float[Tensor, "images channels height width"],
+    maps: Float[Tensor, "images channels h w"],
+    at: tuple[int, int],
+    weights: tuple[Float[Tensor, " h"], Float[Tensor, " w"]],
+) -> None:
     """Add a tile's maps (B, C, h, w) to the joined ones, where its first cell is `at` there."""
     places, kept, shares = [], [], []
     for start, weight in zip(at, weights, strict=True):

@@ -69,7 +69,7 @@ def cells_of(network: Any) -> Cells:
     return _KNOWN[network]
 
 
-def _seen(network: Any, side: int, height: int) -> list[torch.Tensor]:
+def _seen(network: Any, side: int, height: int) -> list[Float[torch.Tensor, "2 _ _ _"]]:
     """Maps of two images (3, height, side), of which one is NaN at the left, one at the right."""
     images = torch.zeros(2, 3, height, side)
     images[0, :, :, 0], images[1, :, :, -1] = math.nan, math.nan
@@ -130,7 +130,7 @@ def axis_of(length: int, side: int, overlap: int, cut: int, unit: int, halo: int
     return Axis(length, side, overlap, cut, unit, halo)
 
 
-def mirrored(start: int, count: int, length: int) -> Int64[torch.Tensor, " pixels"]:
+def mirrored(start: int, count: int, length: int) -> Int64[torch.Tensor, " {count}"]:
     """Return `count` places from `start` on along a side that is mirrored at both ends.
 
     >>> mirrored(-2, 6, 3).tolist()
