@@ -209,10 +209,9 @@ def project(
             chunk = min(chunk, _PROJECTED)
         for rows in slices(n, chunk):
             x = features[rows].to(device, torch.float32)
-            if x.is_cuda:  # products of one shape round alike, however many processes share them
-                points[rows] = (F.pad(x, (0, 0, 0, chunk - len(x))) @ matrix)[: len(x)]
-            else:
-                points[rows] = x @ matrix
+            # On CUDA products of one shape round alike, however many processes share them.
+            x = F.pad(x, (0, 0, 0, chunk - len(x))) if x.is_cuda else x
+            points[rows] = (x @ matrix)[: len(points[rows])]
         mean = (summed(points) / n).float() if shard is None else shard.mean(points)
         return points.sub_(mean)
 
