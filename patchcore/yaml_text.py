@@ -5,6 +5,7 @@ values are all that is asked for. Here libyaml parses, where PyYAML was built wi
 values that OmegaConf could change or refuse are given to it.
 """
 
+import re
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,9 @@ from patchcore.errors import InputError
 
 DEEPEST = 100
 """Lists and mappings inside each other that are read; more could end the process."""
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""Surrogates, which stand for bytes of file names that are no UTF-8: libyaml reads none."""
 
 _SIMPLE = {str, int, float, bool, type(None)}
 
@@ -33,7 +37,8 @@ def read_settings(text: str) -> Any:
         omegaconf.errors.OmegaConfBaseException: A value that no settings can have.
     """
     depth = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    quick = yaml.__with_libyaml__ and not _HALF.search(text)
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader if quick else yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
@@ -42,7 +47,7 @@ def read_settings(text: str) -> Any:
             raise InputError("YAML anchors and aliases are not read")
         if getattr(event, "tag", None):
             raise InputError("YAML tags are not read")
-    content = yaml.load(text, _loader())
+    content = yaml.load(text, _quick_loader() if quick else get_yaml_loader())
     return {} if content is None else _as_settings(content)
 
 
@@ -70,16 +75,16 @@ def _as_settings(value: Any) -> Any:
         return [_as_settings(each) for each in value]
     if type(value) is dict and all(type(key) is str for key in value):
         return {key: _as_settings(each) for key, each in value.items()}
-    checked: Any = OmegaConf.to_container(OmegaConf.create([value]), resolve=False)
+    checked: Any = OmegaConf.to_container(
+        OmegaConf.create([value]), resolve=False, enum_to_str=True
+    )
     return checked[0]
 
 
 @cache
-def _loader() -> Any:
+def _quick_loader() -> Any:
     """Return OmegaConf's own loader, whose rules tell numbers from text, on libyaml's parser."""
     rules = get_yaml_loader()
-    if not yaml.__with_libyaml__:
-        return rules
     from yaml.cyaml import CParser  # type: ignore[import-untyped]
 
     class Loader(CParser, rules):  # type: ignore[misc,valid-type]

@@ -1,6 +1,7 @@
 """Settings as YAML text: the values and the text that OmegaConf reads and writes."""
 
 import io
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -38,6 +39,22 @@ def test_settings_are_written_and_read_as_omegaconf_does(settings: dict[str, Any
     text = write_settings(settings)
     assert text == OmegaConf.to_yaml(OmegaConf.create(settings))
     assert read_settings(text) == slowly(text) == settings
+
+
+class Kind(Enum):
+    left = 1
+
+
+def test_choices_are_written_by_name_as_omegaconf_does() -> None:
+    settings = {"a": Kind.left, "b": [{"c": Kind.left}]}
+    text = write_settings(settings)
+    assert text == OmegaConf.to_yaml(OmegaConf.create(settings))
+    assert read_settings(text) == {"a": "left", "b": [{"c": "left"}]}
+
+
+def test_file_names_that_are_no_utf_8_are_read_again() -> None:
+    settings = {"root": b"/data/\xff\xa0\xc3".decode("utf-8", "surrogateescape")}
+    assert read_settings(write_settings(settings)) == settings
 
 
 @pytest.mark.parametrize(
@@ -100,5 +117,5 @@ def test_without_libyaml_the_same_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     quick = read_settings(text)
     monkeypatch.setattr(yaml, "__with_libyaml__", False)
     monkeypatch.delattr(yaml, "CSafeLoader")
-    monkeypatch.setattr(yaml_text, "_loader", yaml_text._loader.__wrapped__)
+    monkeypatch.delattr(yaml_text, "_quick_loader")
     assert read_settings(text) == quick == {"a": 1e-5, "b": ["2020-01-01", "${a}", {"c": None}]}
