@@ -174,7 +174,8 @@ def test_a_settings_file_with_old_names_is_told(content: dict[str, object], prob
     ("arguments", "told"),
     [
         (["--mulitrun"], "--mulitrun: there is no such option; did you mean --multirun?"),
-        (["a=1", "-x", "b=2"], "-x: there is no such option; patchcore train --help tells them"),
+        (["a=1", "-x", "b=2"], "-x: there is no such option; patchcore train --help lists them"),
+        (["a=1", "-m", "b=1,2"], "b=1,2: a flag stands between this setting and those before it"),
         (["--config-dri=x"], "--config-dri: there is no such option; did you mean --config-dir?"),
         (["--cfg"], "--cfg/-c: expected one argument"),
         (["--cfg", "jobs"], "--cfg/-c: invalid choice: 'jobs' (choose from"),
@@ -186,6 +187,6 @@ def test_flags_that_hydra_does_not_have(arguments: list[str], told: str) -> None
         check_flags(arguments)
 
 
-@pytest.mark.parametrize("flags", ["", "--multirun a=1,2", "-m", "--cfg job -p x", "--version"])
+@pytest.mark.parametrize("flags", ["", "--multirun a=1,2", "-m", "-m a=1 b=2", "--version"])
 def test_flags_that_hydra_has(flags: str) -> None:
     check_flags(flags.split())

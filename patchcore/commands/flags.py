@@ -12,13 +12,14 @@ from patchcore.errors import InputError, printable
 
 
 def check_flags(arguments: Sequence[str]) -> None:
-    """Refuse a flag that Hydra does not have, or one without its value.
+    """Refuse a flag that Hydra does not have, one without its value, or one between settings.
 
     Args:
         arguments: Of the command line, without the program.
 
     Raises:
-        InputError: One line with the flag, and the nearest one that there is.
+        InputError: One line with the flag and the nearest one that there is, or with the setting
+            that stands apart.
     """
     parser: ArgumentParser = get_args_parser()
     told = io.StringIO()
@@ -34,8 +35,13 @@ def check_flags(arguments: Sequence[str]) -> None:
         if each.startswith("-"):
             flag = each.partition("=")[0]
             near = get_close_matches(flag, _flags(parser._actions), 1)
-            hint = f"did you mean {near[0]}?" if near else "patchcore train --help tells them"
+            hint = f"did you mean {near[0]}?" if near else "patchcore train --help lists them"
             raise InputError(f"{printable(flag)}: there is no such option; {hint}")
+    if strange:  # Hydra's parser takes settings from one place alone
+        raise InputError(
+            f"{printable(strange[0])}: a flag stands between this setting and those before it; "
+            "write flags such as --multirun before all settings"
+        )
 
 
 def _flags(actions: Sequence[Action]) -> list[str]:
