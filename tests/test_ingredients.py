@@ -334,6 +334,14 @@ def test_a_part_of_the_memory_equals_the_naive_version(
 
 
 @pytest.mark.usefixtures("blocks")
+def test_no_patches_find_none() -> None:
+    memory, places = torch.rand(6, 3), torch.tensor([[0, 0], [1, 1]] * 3)
+    index = patchcore.index.local.LocalIndex(memory, places, (2, 2), 1)
+    squared, rows = index.search_local(memory[:0], places[:0], 2)
+    assert (squared.shape, rows.shape) == ((0, 2), (0, 2))
+
+
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("count", [40, 400])  # of which each query has few or very many
 def test_equal_patches_are_taken_from_near_places(count: int) -> None:
     places = torch.stack((torch.arange(count) % 4, torch.zeros(count, dtype=torch.int64)), 1)

@@ -92,7 +92,7 @@ class LocalIndex(TorchIndex):
     def _blocks(self, places: Int64[Tensor, "queries 2"], rows: int) -> list[Tensor]:
         """Numbers of the queries that lie in each block of the grid; of few pairs, all in one."""
         assert self._radius is not None
-        if len(places) * rows <= _FEW.get(places.device.type, _FEW["cpu"]):
+        if 0 < len(places) * rows <= _FEW.get(places.device.type, _FEW["cpu"]):
             return [torch.arange(len(places), device=places.device)]
         side = max(_BLOCK, 2 * self._radius + 1)
         row, column = (places // side).unbind(1)
