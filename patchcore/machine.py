@@ -31,21 +31,22 @@ def _of_the_machine() -> int | None:
 
 
 def _of_the_container() -> int | None:
-    for folder, limit, used, files in (
-        (CGROUP, "memory.max", "memory.current", "inactive_file"),
+    for folder, limit, used, prefix in (
+        (CGROUP, "memory.max", "memory.current", ""),
         (
             CGROUP / "memory",
             "memory.limit_in_bytes",
             "memory.usage_in_bytes",
-            "total_inactive_file",
+            "total_",
         ),
     ):
         try:
             most = int((folder / limit).read_text())  # "max" where there is none
             taken = int((folder / used).read_text())
             rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            files = sum(int(rows.get(f"{prefix}{age}_file", 0)) for age in ("active", "inactive"))
             if most < _UNLIMITED:
-                return max(0, most - taken + int(rows.get(files, 0)))
+                return max(0, most - taken + files)
         except (OSError, ValueError):
             continue
     return None

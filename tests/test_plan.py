@@ -40,6 +40,14 @@ MEMINFO = "MemTotal: 9000 kB\nMemFree: 100 kB\nMemAvailable: 5000 kB\nSwapFree: 
         ({}, 6000 * 1024),
         ({"memory.max": "max\n", "memory.current": "7", "memory.stat": ""}, 6000 * 1024),
         ({"memory.max": "900", "memory.current": "500", "memory.stat": "inactive_file 50"}, 450),
+        (
+            {
+                "memory.max": "900",
+                "memory.current": "800",
+                "memory.stat": "anon 5\nactive_file 500\ninactive_file 50",
+            },
+            650,
+        ),
         ({"memory.max": "900", "memory.current": "999", "memory.stat": "anon 5"}, 0),
         (
             {
