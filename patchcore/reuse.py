@@ -1,8 +1,8 @@
-"""Networks of one point of a multirun, for the next ones in the same process.
+"""Networks that are built for one point of a multirun and copied for later ones.
 
-Building a network takes longer than copying it: its weights are drawn or read, and images run
-through it until all about its layers is known. A point of a sweep over coresets or patch sizes has
-the network of the point before.
+Building a network takes longer than copying it: its weights are drawn or read, and an image runs
+through it to show what its layers give. The points of a sweep over coresets or patch sizes all
+have the same network.
 """
 
 import copy
@@ -18,13 +18,13 @@ from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 MOST = 4
 """Networks that are kept; an ensemble has about as many members."""
 
-_kept: OrderedDict[str, tuple[Backbone, list[str]]] = OrderedDict()
+_kept: OrderedDict[str, tuple[Backbone, list[Warning | str]]] = OrderedDict()
 _wanted = False
 
 
 @contextmanager
 def networks_kept(wanted: bool) -> Iterator[None]:
-    """Let `make_backbone` keep networks, and copy those that it has kept."""
+    """Let `make_backbone` keep networks in this process and copy those kept, if that is wanted."""
     global _wanted
     before, _wanted = _wanted, wanted
     try:
@@ -34,9 +34,9 @@ def networks_kept(wanted: bool) -> Iterator[None]:
 
 
 def make_backbone(config: BackboneConfig, layers: LayersConfig) -> Backbone:
-    """Return `Backbone(config, layers)`, as a copy where that is kept.
+    """Return `Backbone(config, layers)`; in `networks_kept`, a copy of the one that is kept.
 
-    A copy shares nothing with the network that is kept, and tells the warnings of building it.
+    A copy shares nothing with the network that is kept, and repeats the warnings of building it.
     """
     if not _wanted:
         return Backbone(config, layers)
@@ -45,7 +45,7 @@ def make_backbone(config: BackboneConfig, layers: LayersConfig) -> Backbone:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", UserWarning)
             made = Backbone(config, layers)
-        _kept[key] = made, [str(one.message) for one in told if one.category is UserWarning]
+        _kept[key] = made, [one.message for one in told]
     _kept.move_to_end(key)
     while len(_kept) > MOST:
         _kept.popitem(last=False)
@@ -56,7 +56,7 @@ def make_backbone(config: BackboneConfig, layers: LayersConfig) -> Backbone:
 
 
 def _key(config: BackboneConfig, layers: LayersConfig) -> str:
-    """All that a network follows from: settings, and of weights in a file which state of it."""
+    """Return all that a network follows from: settings, and the state of a file of weights."""
     weights = config.resolved()
     state = None
     if is_file(weights) and Path(weights).is_file():

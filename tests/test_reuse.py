@@ -1,5 +1,6 @@
 """Networks that a multirun keeps from point to point are as good as new ones."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from safetensors.torch import save_file
 
 from patchcore import reuse
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
+from patchcore.errors import InputError
 from patchcore.reuse import make_backbone, networks_kept
 
 LAYERS = LayersConfig(["2", "3"])
@@ -80,3 +82,33 @@ def test_no_more_are_kept_than_an_ensemble_has() -> None:
             with pytest.warns(UserWarning, match="random weights"):
                 make_backbone(BackboneConfig(weights="none", seed=number), LAYERS)
     assert len(reuse._kept) == reuse.MOST
+
+
+def test_warnings_of_any_kind_are_told_with_every_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(config: BackboneConfig, layers: LayersConfig) -> Backbone:
+        warnings.warn("weights from afar", FutureWarning, stacklevel=1)
+        return Backbone(config, layers)
+
+    monkeypatch.setattr(reuse, "Backbone", build)
+    with networks_kept(True):
+        for _ in range(2):
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                make_backbone(BackboneConfig(), LAYERS)
+            assert [(one.category, str(one.message)) for one in told] == [
+                (FutureWarning, "weights from afar")
+            ]
+
+
+def test_a_network_that_cannot_be_built_leaves_nothing_behind(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"no weights")
+    config = BackboneConfig(weights=str(file))
+    with networks_kept(True):
+        with pytest.raises(InputError, match="cannot be read"):
+            make_backbone(config, LAYERS)
+        assert not reuse._kept
+        network = Backbone(BackboneConfig(), LAYERS).network
+        save_file({key: x.contiguous() for key, x in network.state_dict().items()}, file)
+        make_backbone(config, LAYERS)
+    assert len(reuse._kept) == 1
