@@ -475,6 +475,7 @@ def test_of_many_points_some_are_composed_again(monkeypatch: pytest.MonkeyPatch)
         for point in "abc":
             points.load_sweep_config({}, [point])
     assert inner.composed == ["a", "b", "c", "c"]
+    assert not points._kept  # c has run: none is kept for a third time
 
 
 def test_a_multirun_composes_each_point_once(root: Path, tmp_path: Path) -> None:

@@ -23,16 +23,18 @@ VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
 
 
 class Points:
-    """Loader of a multirun's settings that composes each point once, for as many as it keeps.
+    """Loader of a multirun's settings that composes each of the first points once, not twice.
 
-    Hydra composes every point to check it, and again to run it. What it gets is its own to change.
+    Hydra composes all points to check them, and each again to run it. Every time it gets settings
+    that it may change.
     """
 
-    MOST = 200  # about half a megabyte each
+    MOST = 200  # kept at a time, of about half a megabyte each
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
         self._kept: dict[tuple[str, ...], Any] = {}
+        self._checked: set[tuple[str, ...]] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -41,16 +43,17 @@ class Points:
         return self._loader  # all that another process needs
 
     def __setstate__(self, loader: Any) -> None:
-        self._loader, self._kept = loader, {}
+        self._loader, self._kept, self._checked = loader, {}, set()
 
     def load_sweep_config(self, master_config: Any, sweep_overrides: list[str]) -> Any:
-        """Called by Hydra."""
+        """Return the settings of a point; called by Hydra."""
         point = tuple(sweep_overrides)
         if point in self._kept:
             return self._kept.pop(point)
         made = self._loader.load_sweep_config(master_config, sweep_overrides)
-        if len(self._kept) < self.MOST:
+        if point not in self._checked and len(self._kept) < self.MOST:
             self._kept[point] = copy.deepcopy(made)
+        self._checked.add(point)
         return made
 
 
@@ -70,10 +73,9 @@ Hydra.multirun = _multirun_once  # type: ignore[method-assign]
 
 
 def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-    """Return `hydra.mode` as composed.
+    """Return `hydra.mode` of the composed settings.
 
-    Hydra's own function hides what goes wrong there, and a mistake is told only when all has been
-    composed again.
+    Hydra's own function hides errors, so that a mistake is told only after composing again.
     """
     composed = self.compose_config(
         config_name=config_name,
