@@ -1,4 +1,4 @@
-"""Pruning of nominal images that have patches without their like in others: some may be anomalous.
+"""Pruning of nominal images with patches unlike those of all others, for they may be anomalous.
 
 A greedy coreset seeks patches far from all others, so a defect among the training images is sure to
 enter the memory, and everything like it then counts as nominal. Nominal patches recur from image to
@@ -85,7 +85,8 @@ def support(
 def deviations(reach: Float32[Tensor, " images"]) -> Float32[Tensor, " images"]:
     """Return the distrust of images by the distances of their worst patches.
 
-    It is 0 throughout where no distance differs from the median beyond rounding.
+    It is 0 throughout where half of the distances or more equal the median but for rounding: there
+    is no deviation to measure by.
     """
     logarithms = reach.clamp_min(1e-12).log()
     away = logarithms - logarithms.median()
@@ -104,7 +105,7 @@ class Pruned:
 
     Attributes:
         patches: Whether each patch is of a trusted image, on the CPU.
-        images: Distrusted images, {number: distrust of its most distrusted patch}, the worst first.
+        images: Distrusted images, {number: distrust}, the most distrusted first.
     """
 
     patches: Bool[Tensor, " patches"]

@@ -66,7 +66,7 @@ class ScoringConfig(Settings):
     )
     pool: Pool = setting(
         Pool.patches,
-        "what the highest are taken of: an image's patches, or the pixels of its anomaly map",
+        "values whose highest give an image's score: its patches', or its anomaly map's pixels'",
     )
 
     def __post_init__(self) -> None:

@@ -328,8 +328,8 @@ class Loader(DataLoader[dict[str, Any]]):
     """Batches of a data set; a worker's InputError is handed on as its one line alone.
 
     Args:
-        ahead: Whether a thread makes the next batch while the last one is worked on. It alone
-            reads, in order, so that batches are what they are without it.
+        ahead: Whether a thread makes the next batch while the last one is worked on. It is the
+            only one that asks for batches, and in order, so that they are the same as without it.
     """
 
     def __init__(self, *args: Any, ahead: bool = False, **settings: Any) -> None:

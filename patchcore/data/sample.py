@@ -146,7 +146,7 @@ class DataConfig(Settings):
     )
     workers: int = setting(
         0,
-        "loader processes; 0 loads in threads of the main one, a batch ahead of a GPU",
+        "loader processes; 0: threads of the main process load, for a GPU one batch ahead",
         unit="processes",
         low=0,
         effect=False,

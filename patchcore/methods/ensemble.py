@@ -88,7 +88,10 @@ class Ensemble(Method):
             if parts.layers.join is not Join.concat:
                 raise InputError("an ensemble's members need layers.join=concat")
             if parts.scoring.pool is Pool.pixels:
-                raise InputError("an ensemble's members need scoring.pool=patches: see their scale")
+                raise InputError(
+                    "an ensemble's members need scoring.pool=patches: their scores are measured "
+                    "without maps"
+                )
         self.members: Sequence[Detector] = nn.ModuleList(members)  # type: ignore[assignment]
         self.config = config or ScaleConfig()
         self.scales: list[Scale] = []

@@ -105,8 +105,8 @@ class PatchCoreConfig(MethodConfig):
 
     pruning: int | None = setting(
         None,
-        "other training images in which each patch of an image needs to have its like; images that "
-        "are outliers by it are named, and not remembered; null: all are remembered",
+        "other training images in which every patch of an image should have its like; images whose "
+        "worst patch is far from that many are named and not remembered; null: all are remembered",
         unit="images",
         low=1,
     )
