@@ -25,7 +25,7 @@ def check_flags(arguments: Sequence[str]) -> None:
     told = io.StringIO()
     try:
         with redirect_stderr(told), redirect_stdout(io.StringIO()):
-            _, strange = parser.parse_known_args(arguments)
+            given, strange = parser.parse_known_args(arguments)
     except SystemExit as end:
         if not end.code:  # --version, which the command itself is to tell
             return
@@ -37,7 +37,7 @@ def check_flags(arguments: Sequence[str]) -> None:
             near = get_close_matches(flag, _flags(parser._actions), 1)
             hint = f"did you mean {near[0]}?" if near else "patchcore train --help lists them"
             raise InputError(f"{printable(flag)}: there is no such option; {hint}")
-    if strange:  # Hydra's parser takes settings from one place alone
+    if strange and not given.help:  # Hydra's parser takes settings from one place alone
         raise InputError(
             f"{printable(strange[0])}: a flag stands between this setting and those before it; "
             "write flags such as --multirun before all settings"
