@@ -187,6 +187,8 @@ def test_flags_that_hydra_does_not_have(arguments: list[str], told: str) -> None
         check_flags(arguments)
 
 
-@pytest.mark.parametrize("flags", ["", "--multirun a=1,2", "-m", "-m a=1 b=2", "a=1 --help b=2", "--version"])
+@pytest.mark.parametrize(
+    "flags", ["", "--multirun a=1,2", "-m", "-m a=1 b=2", "a=1 --help b=2", "--version"]
+)
 def test_flags_that_hydra_has(flags: str) -> None:
     check_flags(flags.split())
