@@ -27,7 +27,7 @@ test: .venv/developed
 NEXT := hydra-core>=1.4.0rc3,<1.5 omegaconf>=2.4.0,<2.5 hydra-joblib-launcher>=1.4.0rc3,<1.5 \
     hydra-submitit-launcher>=1.4.0rc3,<1.5 hydra-optuna-sweeper>=1.4.0rc3,<1.5 optuna>=4.9,<6
 NEXT_TESTS := tests/test_config.py tests/test_names.py tests/test_overrides.py \
-    tests/test_targets.py tests/test_sweep.py
+    tests/test_targets.py tests/test_sweep.py tests/test_yaml_text.py
 
 test-next: .venv/next/installed
 	PYTHONPATH=.venv/next $(BIN)/python -m pytest $(NEXT_TESTS)

@@ -11,11 +11,14 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
-from omegaconf._utils import get_omega_conf_dumper, get_yaml_loader
-from yaml.constructor import SafeConstructor  # type: ignore[import-untyped]
-from yaml.resolver import Resolver  # type: ignore[import-untyped]
+from omegaconf._utils import get_omega_conf_dumper
 
 from patchcore.errors import InputError
+
+try:
+    from omegaconf._yaml import get_yaml_loader  # type: ignore[import-not-found,unused-ignore]
+except ImportError:  # OmegaConf 2.3
+    from omegaconf._utils import get_yaml_loader
 
 DEEPEST = 100
 """Lists and mappings inside each other that are read; more could end the process."""
@@ -47,7 +50,7 @@ def read_settings(text: str) -> Any:
             raise InputError("YAML anchors and aliases are not read")
         if getattr(event, "tag", None):
             raise InputError("YAML tags are not read")
-    content = yaml.load(text, _quick_loader() if quick else get_yaml_loader())
+    content = yaml.load(text, _loader(quick))
     return {} if content is None else _as_settings(content)
 
 
@@ -57,13 +60,21 @@ def write_settings(settings: dict[str, Any]) -> str:
     Raises:
         omegaconf.errors.OmegaConfBaseException: A value that no settings can have.
     """
-    text: str = yaml.dump(
-        _as_settings(settings),
-        Dumper=get_omega_conf_dumper(),
-        default_flow_style=False,
-        allow_unicode=True,
-        sort_keys=False,
-    )
+    value, dumper = _as_settings(settings), get_omega_conf_dumper()
+    try:
+        return _dumped(value, dumper)
+    except (
+        UnicodeEncodeError
+    ):  # libyaml's, which OmegaConf 2.4 takes, writes no half of a character
+        own = {
+            key: getattr(dumper, key) for key in ("yaml_representers", "yaml_implicit_resolvers")
+        }
+        return _dumped(value, type("Plain", (yaml.Dumper,), own))
+
+
+def _dumped(value: Any, dumper: Any) -> str:
+    form = {"default_flow_style": False, "allow_unicode": True, "sort_keys": False}
+    text: str = yaml.dump(value, Dumper=dumper, **form)
     return text
 
 
@@ -82,15 +93,22 @@ def _as_settings(value: Any) -> Any:
 
 
 @cache
-def _quick_loader() -> Any:
-    """Return OmegaConf's own loader, whose rules tell numbers from text, on libyaml's parser."""
-    rules = get_yaml_loader()
-    from yaml.cyaml import CParser  # type: ignore[import-untyped]
+def _loader(quick: bool) -> Any:
+    """Return a loader with OmegaConf's rules for numbers, on libyaml's parser if `quick`."""
+    base: Any = yaml.CSafeLoader if quick else yaml.SafeLoader
 
-    class Loader(CParser, rules):  # type: ignore[misc,valid-type]
-        def __init__(self, stream: str) -> None:
-            CParser.__init__(self, stream)
-            SafeConstructor.__init__(self)
-            Resolver.__init__(self)
+    class Loader(base):
+        yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            names = set()
+            for key, _ in node.value:
+                if key.tag == yaml.resolver.BaseResolver.DEFAULT_SCALAR_TAG:
+                    if key.value in names:
+                        raise yaml.constructor.ConstructorError(
+                            None, None, f"duplicate key {key.value}", key.start_mark
+                        )
+                    names.add(key.value)
+            return super().construct_mapping(node, deep)
 
     return Loader

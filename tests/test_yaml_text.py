@@ -1,6 +1,7 @@
 """Settings as YAML text: the values and the text that OmegaConf reads and writes."""
 
 import io
+import json
 from enum import Enum
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_what_is_no_yaml_is_refused(text: str) -> None:
 
 def test_no_text_reaches_the_limits_of_the_parser() -> None:
     deepest = "[" * DEEPEST + "]" * DEEPEST
-    assert read_settings(deepest) == slowly(deepest)
+    assert read_settings(deepest) == json.loads(deepest)
     for text in ("[" * 500, "{a: " * 500, "- " * 50_000):
         with pytest.raises(InputError, match="nested deeper than 100"):
             read_settings(text)
@@ -117,5 +118,5 @@ def test_without_libyaml_the_same_is_read(monkeypatch: pytest.MonkeyPatch) -> No
     quick = read_settings(text)
     monkeypatch.setattr(yaml, "__with_libyaml__", False)
     monkeypatch.delattr(yaml, "CSafeLoader")
-    monkeypatch.delattr(yaml_text, "_quick_loader")
+    monkeypatch.setattr(yaml_text, "_loader", yaml_text._loader.__wrapped__)
     assert read_settings(text) == quick == {"a": 1e-5, "b": ["2020-01-01", "${a}", {"c": None}]}
