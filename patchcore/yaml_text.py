@@ -63,13 +63,10 @@ def write_settings(settings: dict[str, Any]) -> str:
     value, dumper = _as_settings(settings), get_omega_conf_dumper()
     try:
         return _dumped(value, dumper)
-    except (
-        UnicodeEncodeError
-    ):  # libyaml's, which OmegaConf 2.4 takes, writes no half of a character
-        own = {
-            key: getattr(dumper, key) for key in ("yaml_representers", "yaml_implicit_resolvers")
-        }
-        return _dumped(value, type("Plain", (yaml.Dumper,), own))
+    except UnicodeEncodeError:  # by libyaml, which OmegaConf 2.4 writes with: it has no surrogates
+        names = ("yaml_representers", "yaml_implicit_resolvers")
+        plain = type("Plain", (yaml.Dumper,), {name: getattr(dumper, name) for name in names})
+        return _dumped(value, plain)
 
 
 def _dumped(value: Any, dumper: Any) -> str:

@@ -86,8 +86,8 @@ def usage() -> str:
 def load(name: str) -> Any:
     """Return a module, imported without a search for garbage.
 
-    Importing PyTorch makes a million objects, none of which is garbage: to look them all through
-    again and again takes a tenth of the time, and they are not looked through later either.
+    Importing PyTorch makes very many objects, none of which is garbage: it takes time to look them
+    all through again and again, and they are not looked through later either.
     """
     if name in sys.modules or not gc.isenabled():
         return importlib.import_module(name)
