@@ -104,7 +104,7 @@ class SharedSpace(Space, Protocol):
         self, places: Tensor, best: Tensor, floor: Tensor, pool: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
-    def described(self, which: Tensor, values: Tensor) -> tuple[Tensor, Tensor]: ...
+    def take(self, values: Tensor, which: Tensor) -> Tensor: ...
 
 
 def shared_rounds(
@@ -152,9 +152,10 @@ def shared_rounds(
             candidates, reach, held, outside = space.pooled(mine, best, floor, pool)
             floor.copy_(outside)
             state[_SIZE.value : _SIZE.value + 1] = held
-        x, norms = space.described(candidates, own)  # (K, d) and (K,)
-        if pool >= len(space):
-            reach = space.described(candidates, best)[1]
+        else:
+            reach = space.take(best, candidates)
+        x = space.rows(candidates, torch.float32)  # (K, d)
+        norms = space.take(own, candidates)  # (K,)
         between = torch.addmm(norms, x, x.T, alpha=-2)  # (K, K), less the row's own norm
         before = state[_TOTAL.value : _TOTAL.value + 1].clone()
         _pick[(1,)](

@@ -238,19 +238,6 @@ class SharedSpace(Space):
         numbers = numbers.masked_fill(~there, 0)[:pool].long()
         return numbers, heights[:pool].to(best.dtype), held, outside.to(best.dtype)[None]
 
-    def described(
-        self, which: Int64[Tensor, " rows"], values: Float[Tensor, " points"]
-    ) -> tuple[Float[Tensor, "rows dimensions"], Float[Tensor, " rows"]]:
-        """Return centred rows in the dtype of `values`, and those values of the own points."""
-        mine, place = self.shard.find(which.to(self.points.device))
-        x = self.points[place].to(self.device, values.dtype)
-        found = torch.cat((x, values[place.to(self.device), None]), 1)
-        found.masked_fill_(~mine.to(self.device)[:, None], 0)
-        dist.all_reduce(found)
-        x = found[:, :-1].contiguous()
-        x = x - self.centre.to(x.dtype) if self.shifted else x
-        return x, found[:, -1].contiguous()
-
     def agreed(
         self, places: Int64[Tensor, " picks"], fall: Float[np.ndarray, " picks"]
     ) -> tuple[Int64[Tensor, " picks"], Float[np.ndarray, " picks"]]:

@@ -1,7 +1,6 @@
 """Points as a greedy order sees them, and helpers that other samplers use too."""
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -12,6 +11,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from patchcore.errors import InputError
+from patchcore.machine import available_memory
 
 NOT_FINITE = "features hold NaN or infinite values: check images and backbone"
 
@@ -60,10 +60,8 @@ def free_memory(device: torch.device) -> int:
     """Free memory in bytes, of a CUDA device or of this machine."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return 4 * 2**30
+    known = available_memory()
+    return 4 * 2**30 if known is None else known
 
 
 def kernels(best: Float[Tensor, " points"]) -> ModuleType | None:
