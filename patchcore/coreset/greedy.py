@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from patchcore._precision import full_precision
 from patchcore.coreset.order import Order, Start, greedy_order
 from patchcore.coreset.sampler import Coreset, SizedConfig
 from patchcore.coreset.shards import Shard
-from patchcore.coreset.space import chunk_size, free_memory, full_precision, slices, summed, take
+from patchcore.coreset.space import chunk_size, free_memory, slices, summed, take
 from patchcore.errors import InputError
 from patchcore.settings import setting
 

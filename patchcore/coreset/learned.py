@@ -7,9 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from patchcore._precision import full_precision
 from patchcore.coreset.order import Order
 from patchcore.coreset.sampler import Coreset, SizedConfig
-from patchcore.coreset.space import NOT_FINITE, draw, full_precision, squared_distances, take
+from patchcore.coreset.space import NOT_FINITE, draw, squared_distances, take
 from patchcore.errors import InputError
 from patchcore.settings import setting
 

@@ -43,8 +43,9 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from tqdm import tqdm
 
+from patchcore._precision import full_precision
 from patchcore.coreset.shards import Shard, SharedSpace
-from patchcore.coreset.space import Space, draw, full_precision, kernels, squared_distances
+from patchcore.coreset.space import Space, draw, kernels, squared_distances
 
 # Squared distances below these shares of the largest squared norm are not told apart: under the
 # first, float32 gives way to float64; under the second, two patches count as equal.

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 
 import numpy as np
@@ -73,18 +72,6 @@ def kernels(best: Float[Tensor, " points"]) -> ModuleType | None:
     except ImportError:
         return None
     return kernel
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 products in float32, whatever the caller's settings for training are."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class Space:

@@ -5,6 +5,7 @@ what they cannot tell apart is measured in float32.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
+from patchcore._precision import full_precision
 from patchcore.errors import InputError
 from patchcore.settings import Settings, setting
 
@@ -25,7 +27,7 @@ NOT_FINITE = (
     "backbone.weights and trainer.precision"
 )
 _ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-9}
-_TF32 = 2.0**-10  # of float32 on CUDA, where a switch anywhere may cut factors off to 10 bits
+_TF32 = 2.0**-10  # of float32 on CUDA where NVIDIA_TF32_OVERRIDE cuts factors off to 10 bits
 _CPU_CHUNK = 2**22  # distances at a time that stay in the processor's cache
 _CANDIDATES = 64  # measured at most for one query
 _TRACED_SPARE = 3  # measured beyond those asked for, where rounding cannot be bounded
@@ -108,8 +110,8 @@ def product_error(points: Tensor) -> float:
     Both factors and the result are rounded; sums over the dimension are float32.
     """
     roundoff = _ROUNDOFF[points.dtype]
-    if points.is_cuda and points.dtype == torch.float32:
-        roundoff = _TF32
+    if points.is_cuda and os.environ.get("NVIDIA_TF32_OVERRIDE", "0") != "0":
+        roundoff = max(roundoff, _TF32)
     return 3 * roundoff + sum_error(points.shape[1])
 
 
@@ -250,7 +252,8 @@ class TorchIndex:
         found: tuple[Tensor, Tensor] | None = None
         results = []
         for start, stop in zip([0, *sizes[:-1]], sizes, strict=True):
-            products = centred @ self._products.points[start:stop].T  # (Q, m)
+            with full_precision(queries.device):
+                products = centred @ self._products.points[start:stop].T  # (Q, m)
             norms = self._products.norms[start:stop]
             partial = torch.add(norms, products, alpha=-2)  # (Q, m), less ‖q‖²
             if neighbours == 1 and stop > start:

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
+from patchcore._precision import full_precision
 from patchcore.index.exact import _CANDIDATES, TorchIndex, TorchIndexConfig, check_neighbours
 
 _BLOCK = 4  # cells of a block's side, at least: more are fewer products, of more pairs that are far
-_FEW = {"cpu": 2**20, "cuda": 2**25}  # pairs of query and row that take less time than blocks
+_FEW = {"cpu": 2**20, "cuda": 2**30}  # pairs of query and row that take less time than blocks
 
 
 class LocalIndex(TorchIndex):
@@ -49,7 +50,8 @@ class LocalIndex(TorchIndex):
         queries: Float[Tensor, "queries channels"],
         places: Int64[Tensor, "queries 2"],
         neighbours: int,
-        among: Int64[Tensor, " rows"] | None = None,
+        images: Int64[Tensor, " queries"] | None = None,
+        among: Bool[Tensor, "images memory"] | None = None,
     ) -> tuple[Float32[Tensor, "queries neighbours"], Int64[Tensor, "queries neighbours"]]:
         """Return the nearest memory patches of each query that are near its place.
 
@@ -57,7 +59,8 @@ class LocalIndex(TorchIndex):
             queries: Patch features.
             places: Grid row and grid column of each.
             neighbours: How many are wanted.
-            among: Memory rows that may be found, ascending; None: all.
+            images: Image of each query, from 0; None: all are of one.
+            among: Flags of the memory rows that the queries of each image may find; None: all rows.
 
         Returns:
             Squared distances and memory rows, as `Index.search`.
@@ -65,60 +68,90 @@ class LocalIndex(TorchIndex):
         Raises:
             InputError: Fewer than `neighbours` may be found.
         """
-        every = torch.arange(len(self.memory), device=self.memory.device)
-        rows = every if among is None else among
-        check_neighbours(neighbours, len(rows))
-        queries, places = queries.to(self.memory.dtype), places.to(self.memory.device)
+        device = self.memory.device
+        queries, places = queries.to(self.memory.dtype), places.to(device)
+        image = torch.zeros_like(places[:, 0]) if images is None else images.to(device)
+        most = len(self.memory) if among is None else int(among.sum(1).min())
+        check_neighbours(neighbours, most)
+        reach = None
+        if self._radius is not None:
+            radii = self._reach(neighbours, among)  # (B, h, w)
+            reach = radii[0 if among is None else image, places[:, 0], places[:, 1]]  # (Q,)
         distances = torch.empty(len(queries), neighbours, device=queries.device)
         found = torch.empty(len(queries), neighbours, device=queries.device, dtype=torch.int64)
-        if self._radius is None:
-            part = _Part(self, rows)
-            for some in torch.arange(len(queries), device=queries.device).split(part.at_once):
-                distances[some], found[some] = part.search(queries[some], neighbours)
-            return distances, found
-        reach = self._reach(neighbours, among)[places[:, 0], places[:, 1]]  # (Q,)
-        held = self.places[rows]  # (m, 2)
-        for block in self._blocks(places, len(rows)):
-            low = (places[block] - reach[block, None]).amin(0)
-            high = (places[block] + reach[block, None]).amax(0)
-            near = ((held >= low) & (held <= high)).all(1).nonzero()[:, 0]
-            part, around = _Part(self, rows[near]), held[near]  # (m', 2)
+        for block in self._blocks(places, image, among):
+            mask = among if among is None else among[image[block].unique()]  # (b, M)
+            near = self._near(places[block], None if reach is None else reach[block], mask)
+            part = _Part(self, near)
             for some in block.split(part.at_once):
-                away = (places[some][:, None] - around).abs().amax(2)  # (q, m')
-                allowed = away <= reach[some][:, None]
+                allowed = None
+                if reach is not None:
+                    allowed = _within(places[some], self.places[near], reach[some])
+                if mask is not None and len(mask) > 1:
+                    assert among is not None
+                    own = among[:, near][image[some]]  # (q, m)
+                    allowed = own if allowed is None else allowed & own
                 distances[some], found[some] = part.search(queries[some], neighbours, allowed)
         return distances, found
 
-    def _blocks(self, places: Int64[Tensor, "queries 2"], rows: int) -> list[Tensor]:
-        """Numbers of the queries that lie in each block of the grid; of few pairs, all in one."""
-        assert self._radius is not None
-        if 0 < len(places) * rows <= _FEW.get(places.device.type, _FEW["cpu"]):
+    def _blocks(
+        self,
+        places: Int64[Tensor, "queries 2"],
+        image: Int64[Tensor, " queries"],
+        among: Bool[Tensor, "images memory"] | None,
+    ) -> list[Tensor]:
+        """Numbers of the queries of each block of the grid and image; of few pairs, all."""
+        few = _FEW.get(places.device.type, _FEW["cpu"])
+        if 0 < len(places) * len(self.memory) <= few:
             return [torch.arange(len(places), device=places.device)]
-        side = max(_BLOCK, 2 * self._radius + 1)
-        row, column = (places // side).unbind(1)
-        block = row * (self._grid[1] // side + 1) + column  # (Q,)
-        _, sizes = block.unique(return_counts=True)
-        return list(block.argsort(stable=True).split(sizes.tolist()))
+        key = torch.zeros_like(image) if among is None else image
+        if self._radius is not None:
+            rows = key.new_tensor([len(self.memory)]) if among is None else among.sum(1)  # (B,)
+            pairs = key.bincount(minlength=len(rows)) * rows
+            side = max(_BLOCK, 2 * self._radius + 1)
+            down, across = (length // side + 1 for length in self._grid)
+            row, column = (places // side).unbind(1)
+            block = torch.where(pairs[key] <= few, 0, row * across + column)  # (Q,)
+            key = key * down * across + block
+        _, sizes = key.unique(return_counts=True)
+        return list(key.argsort(stable=True).split(sizes.tolist()))
 
-    def _reach(self, neighbours: int, among: Tensor | None) -> Int64[Tensor, "h w"]:
-        """Radius at each place of the grid: the least from `radius` on with enough patches."""
+    def _near(
+        self, places: Tensor, reach: Tensor | None, among: Bool[Tensor, "images memory"] | None
+    ) -> Int64[Tensor, " rows"]:
+        """Memory rows, ascending, that any query of a block may find."""
+        near = torch.ones_like(self.places[:, 0], dtype=torch.bool)
+        if among is not None:
+            near = among.any(0)
+        if reach is not None:
+            low, high = (places - reach[:, None]).amin(0), (places + reach[:, None]).amax(0)
+            near = near & ((self.places >= low) & (self.places <= high)).all(1)
+        return near.nonzero()[:, 0]
+
+    def _reach(
+        self, neighbours: int, among: Bool[Tensor, "images memory"] | None
+    ) -> Int64[Tensor, "images h w"]:
+        """Radius at each place of the grid: the least from `radius` on with enough patches.
+
+        Where all rows of the memory may be found, it is the same for every image, and stated once.
+        """
         if among is None and neighbours in self._reaches:
             return self._reaches[neighbours]
         assert self._radius is not None
         height, width = self._grid
-        places = (self.places if among is None else self.places[among]).cpu()
-        held = (places[:, 0] * width + places[:, 1]).bincount(minlength=height * width)
-        total = torch.zeros(
-            height + 1, width + 1, dtype=torch.int64
-        )  # of all places above and left
-        total[1:, 1:] = held.view(height, width).cumsum(0).cumsum(1)
-        reach = torch.full((height, width), self._radius)
+        flags = torch.ones_like(self.places[None, :, 0]) if among is None else among.long()
+        cell = self.places[:, 0] * width + self.places[:, 1]  # (M,)
+        held = flags.new_zeros(len(flags), height * width).index_add_(1, cell, flags).cpu()
+        total = torch.zeros(len(flags), height + 1, width + 1, dtype=torch.int64)
+        # Of all places above and left.
+        total[:, 1:, 1:] = held.view(-1, height, width).cumsum(1).cumsum(2)
+        reach = torch.full((len(flags), height, width), self._radius)
         row, column = torch.arange(height), torch.arange(width)
         for radius in range(self._radius, max(height, width)):
             top, bottom = (row - radius).clamp(min=0), (row + radius + 1).clamp(max=height)
             left, right = (column - radius).clamp(min=0), (column + radius + 1).clamp(max=width)
-            count = total[bottom] - total[top]  # (h, w + 1)
-            short = count[:, right] - count[:, left] < neighbours
+            count = total[:, bottom] - total[:, top]  # (B, h, w + 1)
+            short = count[..., right] - count[..., left] < neighbours
             if not bool(short.any()):
                 break
             reach[short] = radius + 1
@@ -126,6 +159,16 @@ class LocalIndex(TorchIndex):
         if among is None:
             self._reaches[neighbours] = reach
         return reach
+
+
+def _within(
+    places: Int64[Tensor, "queries 2"],
+    around: Int64[Tensor, "rows 2"],
+    reach: Int64[Tensor, " queries"],
+) -> Bool[Tensor, "queries rows"]:
+    """Whether rows and columns are both at most `reach` away."""
+    near = (places[:, :1] - around[:, 0]).abs() <= reach[:, None]
+    return near & ((places[:, 1:] - around[:, 1]).abs() <= reach[:, None])
 
 
 class _Part:
@@ -149,7 +192,9 @@ class _Part:
     ) -> tuple[Float32[Tensor, "queries neighbours"], Int64[Tensor, "queries neighbours"]]:
         """Nearest of the rows to each query, among those that are `allowed`."""
         centred, blur = self._index._products.centred(queries)
-        partial = torch.add(self._norms, centred @ self._points.T, alpha=-2)  # (Q, m), less ‖q‖²
+        with full_precision(queries.device):
+            products = centred @ self._points.T  # (Q, m)
+        partial = torch.add(self._norms, products, alpha=-2)  # (Q, m), less ‖q‖²
         if allowed is not None:
             partial = partial.masked_fill(~allowed, torch.inf)
         bound = partial.topk(neighbours, largest=False).values[:, -1]  # (Q,)

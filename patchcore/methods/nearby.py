@@ -63,11 +63,15 @@ class Nearby:
             )
         self.memory = self.whole = memory
         self._index = LocalIndex(memory, origin[:, 1:].long(), grid, radius, index)
-        self._image = origin[:, 0].long()
         self._retrieval = retrieval
         if means is not None:
-            known = torch.isin(means[0][:, 0], self._image)
-            self._numbers, self._means = means[0][known, 0], means[1][known]
+            image = origin[:, 0].long()
+            known = torch.isin(means[0][:, 0], image)
+            numbers, order = means[0][known, 0].sort()
+            self._means = means[1][known][order]
+            # Every image of the memory has a mean.
+            self._of_row = torch.searchsorted(numbers, image)  # (M,) which of the means
+            self._counts = self._of_row.bincount(minlength=len(self._means))
 
     def search(
         self,
@@ -93,24 +97,25 @@ class Nearby:
         check_neighbours(neighbours, len(self.memory))
         if self._retrieval is None:
             return self._index.search_local(queries, places, neighbours)
-        _, counts = images.unique_consecutive(return_counts=True)
-        sizes = counts.tolist()
-        parts = queries.split(sizes)
-        whole = [x.mean(0) for x in parts] if tokens is None else list(tokens)
-        found = [
-            self._index.search_local(x, place, neighbours, self._rows(one, neighbours))
-            for x, place, one in zip(parts, places.split(sizes), whole, strict=True)
-        ]
-        return torch.cat([each for each, _ in found]), torch.cat([rows for _, rows in found])
+        if not len(queries):
+            return self._index.search_local(queries, places, neighbours)
+        numbers, image, counts = images.unique_consecutive(return_inverse=True, return_counts=True)
+        parts = queries.split(counts.tolist())
+        whole = [x.mean(0) for x in parts] if tokens is None else list(tokens[numbers])
+        among = self._alike(whole, neighbours)
+        return self._index.search_local(queries, places, neighbours, image, among)
 
-    def _rows(self, mean: Tensor, neighbours: int) -> Tensor:
-        """Memory rows (m,), ascending, of the images most like one with this mean (D,)."""
+    def _alike(self, means: Sequence[Tensor], neighbours: int) -> Tensor:
+        """Flags (B, M) of the memory rows of the images most like those with these means (D,)."""
         assert self._retrieval is not None
-        order = (self._means - mean).square().sum(1).argsort(stable=True)  # (I,)
-        patches = (self._image == self._numbers[order, None]).sum(1).cumsum(0)  # (I,)
-        enough = int((patches < neighbours).sum()) + 1
-        chosen = self._numbers[order[: max(self._retrieval, enough)]]
-        return torch.isin(self._image, chosen).nonzero()[:, 0]
+        away = torch.stack([(self._means - mean).square().sum(1) for mean in means])  # (B, I)
+        order = away.argsort(dim=1, stable=True)
+        patches = self._counts[order].cumsum(1)  # (B, I)
+        enough = (patches < neighbours).sum(1, keepdim=True) + 1  # (B, 1)
+        rank = torch.arange(order.shape[1], device=order.device)
+        chosen = torch.zeros_like(order, dtype=torch.bool)
+        chosen.scatter_(1, order, rank < enough.clamp(min=self._retrieval))
+        return chosen[:, self._of_row]
 
 
 def image_means(
