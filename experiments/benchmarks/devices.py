@@ -38,7 +38,8 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=256, help="test images")
     parser.add_argument("--batch", type=int, default=32, help="images at once")
     parser.add_argument("--size", type=int, default=224, help="of the images, in px")
-    parser.add_argument("--backbone", default="wide_resnet50_2", help="with random weights")
+    parser.add_argument("--backbone", default="wide_resnet50_2")
+    parser.add_argument("--weights", default="none", help="of it: a file, or none for random ones")
     parser.add_argument("--ratio", type=float, default=0.1, help="share of the patches picked")
     args = parser.parse_args()
     results = [run(args, 1), run(args, args.devices)]
@@ -84,7 +85,7 @@ def measured(args: Any, device: torch.device, images: int, tests: int) -> dict[s
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     model = PatchCore(
-        BackboneConfig(args.backbone, "none"),
+        BackboneConfig(args.backbone, args.weights),
         LayersConfig(["layer2", "layer3"] if "resnet" in args.backbone else ["2", "3"]),
         PatchConfig(mapping=Mapping.average),
         GreedyConfig(ratio=args.ratio),

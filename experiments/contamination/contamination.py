@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=2, help="patch in each direction, for speed")
     parser.add_argument("--ratio", type=float, help="of a greedy coreset; all patches without")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     mtd = options.data == "mtd"
@@ -143,7 +144,7 @@ def main() -> None:
         away = distances(features).cpu()
         clean, plain = [], []
         table: dict[tuple[int, float], list[tuple[float, float, float]]] = {}
-        for seed in range(options.seeds):
+        for seed in range(options.first, options.first + options.seeds):
             generator = np.random.default_rng(seed)
             train, moved, test = divided(labels, None if mtd else trained, generator)
             scores = Scores(features, away, labels, test, options.ratio)

@@ -4,11 +4,13 @@ The device alone knows how many picks a round makes, so the host queues round af
 waiting for one; rounds queued past the end make no picks and cost next to nothing.
 
 The pool need not be the K farthest points exactly: any set will do if the floor is the largest
-distance outside it. So it is chosen by a histogram of the distances, in three short kernels where
-a sort of all points would take longer than the rest of the round.
+distance outside it. So it is chosen by a histogram of the distances, and a second one within the
+level that the pool cannot hold whole, in four short kernels where a sort of all points would take
+longer than the rest of the round. Points fall behind only where thousands differ by rounding alone.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -20,7 +22,8 @@ from torch import Tensor
 
 _ROWS, _PICKS, _DEPTH = 128, 64, 32  # tile of the update: points, picks, dimensions
 _BLOCK = 1024  # points that one program of the selection looks at
-_LEVELS, _SHIFT = 4096, 14  # bins of the histogram, and bits of a float32 that a bin ignores: 0.2 %
+_LEVELS = 4096  # bins of a histogram
+_SHIFT, _FINE = 14, 2  # bits of a float32 that the first and the second ignore: 0.2 %, 5e-7
 _TOTAL, _MADE, _FLOOR, _LEVEL, _SIZE = map(tl.constexpr, range(5))  # entries of the state
 _OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}  # set, for defaults change with Triton
 
@@ -61,21 +64,12 @@ def rounds(
     centre, own = space.centre.float(), space.norms(torch.float32)
     lanes = triton.next_power_of_2(pool)
     candidates = torch.arange(pool, device=best.device)  # (K,)
-    counts = torch.empty(_LEVELS, dtype=torch.int32, device=best.device)
-    blocks = triton.cdiv(n, _BLOCK)
-    inside = torch.empty(blocks, dtype=torch.int32, device=best.device)  # of the pool, by block
+    counts = torch.empty(2 * _LEVELS, dtype=torch.int32, device=best.device)
+    inside = torch.empty(triton.cdiv(n, _BLOCK), dtype=torch.int32, device=best.device)
     made, seen = 0, None
     while True:
         if pool < n:
-            counts.zero_()
-            _histogram[(blocks,)](best, counts, n, blur, _BLOCK, _LEVELS, _SHIFT)
-            _threshold[(blocks,)](
-                best, counts, inside, state, n, blur, pool, _BLOCK, _LEVELS, _SHIFT
-            )
-            _gather[(blocks,)](
-                best, inside, candidates, state, n, blur, pool, blocks,
-                triton.next_power_of_2(blocks), _BLOCK, _LEVELS, _SHIFT,
-            )  # fmt: skip
+            _select(best, counts, inside, candidates, state, blur, pool)
         x = space.rows(candidates, torch.float32)  # (K, d)
         norms = own.index_select(0, candidates)  # (K,)
         between = torch.addmm(norms, x, x.T, alpha=-2)  # (K, K), less the row's own norm
@@ -101,7 +95,12 @@ class SharedSpace(Space, Protocol):
     def mark(self, best: Tensor, picks: Tensor) -> None: ...
 
     def pooled(
-        self, places: Tensor, best: Tensor, floor: Tensor, pool: int
+        self,
+        places: Tensor,
+        best: Tensor,
+        floor: Tensor,
+        pool: int,
+        keys: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
     def take(self, values: Tensor, which: Tensor) -> Tensor: ...
@@ -131,25 +130,16 @@ def shared_rounds(
     centre, own = space.centre.float(), space.norms(torch.float32)
     lane = torch.arange(pool, device=best.device)
     candidates, reach = lane, best
-    counts = torch.empty(_LEVELS, dtype=torch.int32, device=best.device)
-    blocks = triton.cdiv(n, _BLOCK)
-    inside = torch.empty(blocks, dtype=torch.int32, device=best.device)
+    counts = torch.empty(2 * _LEVELS, dtype=torch.int32, device=best.device)
+    inside = torch.empty(triton.cdiv(n, _BLOCK), dtype=torch.int32, device=best.device)
     mine = torch.empty_like(lane)  # places of own points in the pool
     made, seen = 0, None
     while True:
         if pool < len(space):
-            counts.zero_()
-            _histogram[(blocks,)](best, counts, n, blur, _BLOCK, _LEVELS, _SHIFT)
-            dist.all_reduce(counts)
-            _threshold[(blocks,)](
-                best, counts, inside, state, n, blur, pool, _BLOCK, _LEVELS, _SHIFT
-            )
             mine.fill_(-1)
-            _gather[(blocks,)](
-                best, inside, mine, state, n, blur, pool, blocks,
-                triton.next_power_of_2(blocks), _BLOCK, _LEVELS, _SHIFT,
-            )  # fmt: skip
-            candidates, reach, held, outside = space.pooled(mine, best, floor, pool)
+            _select(best, counts, inside, mine, state, blur, pool)
+            keys = partial(_keys, blur=blur)
+            candidates, reach, held, outside = space.pooled(mine, best, floor, pool, keys)
             floor.copy_(outside)
             state[_SIZE.value : _SIZE.value + 1] = held
         else:
@@ -175,6 +165,41 @@ def shared_rounds(
                 dist.broadcast(fall, 0)
                 return picks[:now], fall[:now].cpu().numpy()
             made = now
+
+
+def _select(
+    best: Tensor,
+    counts: Tensor,
+    inside: Tensor,
+    candidates: Tensor,
+    state: Tensor,
+    blur: float,
+    pool: int,
+) -> None:
+    """Write the farthest points, at most `pool`, into `candidates`, ascending; floor and size.
+
+    All points of one key are in it or none is, unless it is of one key alone, and not full.
+
+    Args:
+        best: (N,) squared distances, float32.
+        counts: (2 levels,) int32 for the histograms.
+        inside: (blocks,) int32 for the points of the pool in each block.
+    """
+    n, blocks = len(best), len(inside)
+    grid, scale = (blocks,), (_BLOCK, _LEVELS, _SHIFT)
+    counts.zero_()
+    _histogram[grid](best, counts, n, blur, *scale)
+    _histogram_within[grid](best, counts, n, blur, pool, *scale, _FINE)
+    _threshold[grid](best, counts, inside, state, n, blur, pool, *scale, _FINE)
+    all_blocks = triton.next_power_of_2(blocks)
+    _gather[grid](best, inside, candidates, state, n, blur, pool, blocks, all_blocks, *scale, _FINE)
+
+
+def _keys(best: Tensor, blur: float) -> Tensor:
+    """Fine levels of squared distances, as the kernels see them; -1 where not above `blur`."""
+    lowest = best.new_tensor(blur).view(torch.int32)
+    keys = (best.view(torch.int32) - lowest).clamp(max=(_LEVELS << _SHIFT) - 1) >> _FINE
+    return torch.where(best > blur, keys, -1)
 
 
 def lower(space: Space, best: Tensor, y: Tensor) -> None:
@@ -222,48 +247,78 @@ def _read(state: Tensor) -> Callable[[], int]:
 
 
 @triton.jit
-def _level(value, blur, levels: tl.constexpr, shift: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Bin of squared distances above `blur`. A float's bits rise as it does, in even steps of its
-    logarithm, and from blur to the largest distance that there can be they span seven octaves."""
+def _key(value, blur, levels: tl.constexpr, shift: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Place of squared distances above `blur` on a scale of two levels, as one integer.
+
+    A float's bits rise as it does, in even steps of its logarithm, and from blur to the largest
+    distance that there can be they span seven octaves.
+    """
     lowest = (value * 0 + blur).to(tl.int32, bitcast=True)
-    bits = value.to(tl.int32, bitcast=True)
-    return tl.minimum((bits - lowest) >> shift, levels - 1)
+    return tl.minimum(value.to(tl.int32, bitcast=True) - lowest, (levels << shift) - 1)
+
+
+@triton.jit
+def _overflow(counts, pool, levels: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Highest level from which upwards a pool does not hold all points, or -1; points above it."""
+    bins = tl.arange(0, levels)
+    count = tl.load(counts + bins)
+    level = tl.sum((tl.cumsum(count, 0, reverse=True) > pool).to(tl.int32), 0) - 1
+    return level, tl.sum(tl.where(bins > level, count, 0), 0)
 
 
 @triton.jit
 def _histogram(  # type: ignore[no-untyped-def]
     best, counts, n, blur, block: tl.constexpr, levels: tl.constexpr, shift: tl.constexpr
 ):
+    """Count the points of each level."""
     row = tl.program_id(0) * block + tl.arange(0, block)
     value = tl.load(best + row, row < n, -1.0)
     far = value > blur
-    tl.atomic_add(counts + tl.where(far, _level(value, blur, levels, shift), 0), 1, far)
+    level = _key(value, blur, levels, shift) >> shift
+    tl.atomic_add(counts + tl.where(far, level, 0), 1, far)
+
+
+@triton.jit
+def _histogram_within(  # type: ignore[no-untyped-def]
+    best, counts, n, blur, pool,
+    block: tl.constexpr, levels: tl.constexpr, shift: tl.constexpr, fine: tl.constexpr,
+):  # fmt: skip
+    """Count the points of each fine level within the level that a pool does not hold."""
+    overflow, _ = _overflow(counts, pool, levels)
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    value = tl.load(best + row, row < n, -1.0)
+    key = _key(value, blur, levels, shift)
+    there = (value > blur) & ((key >> shift) == overflow)
+    tl.atomic_add(counts + levels + tl.where(there, (key >> fine) & (levels - 1), 0), 1, there)
 
 
 @triton.jit
 def _threshold(  # type: ignore[no-untyped-def]
     best, counts, inside, state, n, blur, pool,
-    block: tl.constexpr, levels: tl.constexpr, shift: tl.constexpr,
+    block: tl.constexpr, levels: tl.constexpr, shift: tl.constexpr, fine: tl.constexpr,
 ):  # fmt: skip
-    """Lowest level from which upwards a pool holds all points; how many each block has."""
-    bins = tl.arange(0, levels)
-    count = tl.load(counts + bins)
-    upwards = tl.cumsum(count, 0, reverse=True)
-    level = tl.sum((upwards > pool).to(tl.int32), 0)
-    level = tl.minimum(level, tl.max(tl.where(count > 0, bins, 0), 0))  # the farthest at least
+    """Lowest fine level from which upwards a pool holds all points; how many each block has."""
+    overflow, above = _overflow(counts, pool, levels)
+    within, _ = _overflow(counts + levels, pool - above, levels)
+    lowest = (overflow << (shift - fine)) + within + 1
+    if above == 0:  # the farthest at least
+        bins = tl.arange(0, levels)
+        top = tl.max(tl.where(tl.load(counts + levels + bins) > 0, bins, 0), 0)
+        lowest = tl.minimum(lowest, (overflow << (shift - fine)) + top)
+    lowest = tl.where(overflow < 0, 0, lowest)  # all points fit
     row = tl.program_id(0) * block + tl.arange(0, block)
     value = tl.load(best + row, row < n, -1.0)
-    chosen = (value > blur) & (_level(value, blur, levels, shift) >= level)
+    chosen = (value > blur) & ((_key(value, blur, levels, shift) >> fine) >= lowest)
     tl.store(inside + tl.program_id(0), tl.sum(chosen.to(tl.int32), 0))
     if tl.program_id(0) == 0:
-        tl.store(state + _LEVEL, level)
+        tl.store(state + _LEVEL, lowest)
         tl.store(state + _FLOOR, 0)
 
 
 @triton.jit
 def _gather(  # type: ignore[no-untyped-def]
     best, inside, candidates, state, n, blur, pool, blocks, all_blocks: tl.constexpr,
-    block: tl.constexpr, levels: tl.constexpr, shift: tl.constexpr,
+    block: tl.constexpr, levels: tl.constexpr, shift: tl.constexpr, fine: tl.constexpr,
 ):  # fmt: skip
     """Write the pool in the points' own order, and the largest distance that it leaves out."""
     number = tl.arange(0, all_blocks)
@@ -271,8 +326,8 @@ def _gather(  # type: ignore[no-untyped-def]
     first = tl.sum(tl.where(number < tl.program_id(0), count, 0), 0)
     row = tl.program_id(0) * block + tl.arange(0, block)
     value = tl.load(best + row, row < n, -1.0)
-    level = tl.load(state + _LEVEL)
-    chosen = (value > blur) & (_level(value, blur, levels, shift) >= level)
+    lowest = tl.load(state + _LEVEL)
+    chosen = (value > blur) & ((_key(value, blur, levels, shift) >> fine) >= lowest)
     place = first + tl.cumsum(chosen.to(tl.int32), 0) - 1
     chosen = chosen & (place < pool)  # the farthest level alone may be too much
     tl.store(candidates + place, row.to(tl.int64), chosen)

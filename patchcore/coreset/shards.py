@@ -207,16 +207,21 @@ class SharedSpace(Space):
         best: Float[Tensor, " points"],
         floor: Float[Tensor, "1"],
         pool: int,
+        keys: Callable[[Tensor], Tensor],
     ) -> tuple[
         Int64[Tensor, " pool"], Float[Tensor, " pool"], Int32[Tensor, "1"], Float[Tensor, "1"]
     ]:
         """Return the pool of all processes by what each would put into it.
 
+        It is the pool that one process with all points would have: the farthest of all as long as
+        they fit, those of one key together.
+
         Args:
             places: Own points of a pool, ascending; -1 after the last.
             best: Squared distances of the own points.
             floor: The largest that the own pool leaves out.
-            pool: Most that the pool may hold, of which the first by number are taken.
+            pool: Most that the pool may hold. Of a key that is too much alone the first by number.
+            keys: Makes integers of distances that rise with them, -1 of those that count as none.
 
         Returns:
             Numbers among all, ascending, and squared distances, both 0 after the last; how many
@@ -225,18 +230,26 @@ class SharedSpace(Space):
         there = places >= 0
         place = places.clamp(min=0)
         # Float64 holds both distances and numbers, so that they travel at once.
-        numbers = self._numbers(best, place).double().masked_fill_(~there, math.inf)
+        numbers = self._numbers(best, place).double()
         heights = best[place].double().masked_fill_(~there, 0)
         all_numbers, all_heights, floors = _gathered(
             torch.stack((numbers, heights, floor.double().expand(len(places))))
         ).unbind(1)
-        order = all_numbers.flatten().argsort(stable=True)
-        numbers, heights = all_numbers.flatten()[order], all_heights.flatten()[order]
-        there = numbers < math.inf
-        held = there.sum().clamp(max=pool).int()[None]
-        outside = torch.cat((floors[:, 0], heights[pool:])).amax()
-        numbers = numbers.masked_fill(~there, 0)[:pool].long()
-        return numbers, heights[:pool].to(best.dtype), held, outside.to(best.dtype)[None]
+        numbers, heights = all_numbers.flatten(), all_heights.flatten()
+        key, own_limits = keys(heights.to(best.dtype)), keys(floors[:, 0].to(best.dtype))
+        # The first key that is too much: of those here, or of one that a process left out.
+        beyond = key.sort(descending=True).values[pool : pool + 1]
+        limit = torch.cat((beyond, own_limits)).max()
+        chosen = key > limit
+        chosen |= ~chosen.any() & (key == key.max()) & (key >= 0)
+        order = numbers.masked_fill(~chosen, math.inf).argsort(stable=True)
+        chosen, numbers, heights = chosen[order], numbers[order], heights[order]
+        held = chosen.sum().clamp(max=pool).int()[None]
+        chosen[pool:] = False
+        outside = torch.maximum(floors.max(), heights.masked_fill(chosen, 0).max())
+        numbers = numbers.masked_fill(~chosen, 0)[:pool].long()
+        heights = heights.masked_fill(~chosen, 0)[:pool]
+        return numbers, heights.to(best.dtype), held, outside.to(best.dtype)[None]
 
     def agreed(
         self, places: Int64[Tensor, " picks"], fall: Float[np.ndarray, " picks"]
