@@ -32,7 +32,7 @@ from patchcore.backbones import CLASS_TOKEN, Backbone, Join
 from patchcore.cache import CacheConfig
 from patchcore.config import EnsembleConfig, MemberConfig
 from patchcore.decision import DecisionConfig
-from patchcore.foreground import foreground
+from patchcore.foreground import foreground, orthonormal_by_cholesky, orthonormal_by_qr
 from patchcore.index import LocalIndex
 from patchcore.methods import METHODS, Parts, PatchCoreConfig, build_detector
 from patchcore.methods.counted import objects
@@ -597,6 +597,28 @@ def test_the_foreground_equals_the_naive_version(threshold: float) -> None:
 
 def test_an_image_without_content_is_its_own_foreground() -> None:
     assert foreground(torch.ones(1, 5, 4, 3), 0.0).all()
+
+
+def test_both_ways_to_right_angles_span_the_same() -> None:
+    columns = torch.randn(3, 40, 8, generator=torch.Generator().manual_seed(0))
+    columns = columns * 10.0 ** torch.arange(0, -4, -0.5)  # of very unlike lengths
+    plain, fast = orthonormal_by_qr(columns), orthonormal_by_cholesky(columns)
+    assert torch.allclose(fast.mT @ fast, torch.eye(8).expand(3, 8, 8), atol=1e-5)
+    assert torch.allclose(fast @ fast.mT, plain @ plain.mT, atol=1e-4)
+    # Columns that depend on each other, or that are 0, make no number that is none.
+    assert orthonormal_by_cholesky(torch.ones(2, 5, 3)).isfinite().all()
+    assert not orthonormal_by_cholesky(torch.zeros(2, 5, 3)).any()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 5.0])
+def test_the_foreground_is_the_same_by_either(
+    threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = objects_on_ground(3, 5)
+    plain = foreground(features, threshold)
+    monkeypatch.setattr("patchcore.foreground.orthonormal_by_qr", orthonormal_by_cholesky)
+    assert torch.equal(foreground(features, threshold), plain)
+    assert 0 < plain.float().mean() < 1
 
 
 @pytest.mark.parametrize("join", [Join.concat, Join.separate])
