@@ -103,17 +103,26 @@ class Crops:
         """Return those of other images."""
         return Crops({place: x for place, x in self._coded.items() if place[0] not in images})
 
+    def joined(self, others: "Crops") -> "Crops":
+        """Return these and others."""
+        return Crops({**self._coded, **others._coded})
 
-def cut_crops(inspector: Any) -> Crops:
+
+def cut_crops(inspector: Any, sources: Sequence[str | None] | None = None, since: int = 0) -> Crops:
     """Return a crop around each nominal patch of an inspector's memory, from its image's file.
 
     Of an ensemble it is the first member's memory, which its predictions name.
+
+    Args:
+        inspector: The model.
+        sources: Path of each image by its number; by default those that the model knows.
+        since: Number of the first image that is wanted.
 
     Raises:
         InputError: The model does not know its patches' images, a file is unreadable, or there are
             more than `MOST`.
     """
-    sources = _sources(inspector, "artifact.crops")
+    sources = _sources(inspector, "artifact.crops") if sources is None else sources
     member = inspector.members[0]
     if member.memory_patches > MOST:
         raise InputError(
@@ -123,7 +132,7 @@ def cut_crops(inspector: Any) -> Crops:
     places = member.origins(torch.arange(member.memory_patches, device=inspector.device))
     known: dict[int, list[tuple[int, int]]] = {}
     for number, row, column in sorted(map(tuple, places.tolist())):
-        if number >= 0:
+        if number >= since:
             known.setdefault(number, []).append((row, column))
     grids: dict[tuple[int, int], tuple[int, int]] = {}
     coded: dict[Place, bytes] = {}

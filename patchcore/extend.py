@@ -26,6 +26,7 @@ from patchcore import artifact
 from patchcore.data.images import read_image
 from patchcore.digests import file_digest
 from patchcore.errors import InputError, printable
+from patchcore.explanation import cut_crops
 from patchcore.inspector import SOURCES, Inspector, poses_of
 from patchcore.methods.detector import Prediction
 from patchcore.methods.ensemble import Ensemble, combined
@@ -92,9 +93,13 @@ def extend(
             member.extend(batches, sizes, numbers, count)
             for member, batches in zip(inspector.members, each, strict=True)
         ]
+        crops = inspector.crops
+        if crops is not None:
+            crops = crops.joined(cut_crops(inspector, [*sources, *names], len(sources)))
     except InputError:
         model.load_state_dict(state)
         raise
+    inspector.crops = crops
     predictions = [
         combined(parts, model.scales) if isinstance(model, Ensemble) else parts[0]
         for parts in zip(*found, strict=True)

@@ -9,6 +9,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ from patchcore.data.view import View
 from patchcore.decision import Decision
 from patchcore.explanation import Crops, cell_at, cut, cut_crops
 from patchcore.export import export, load_model
+from patchcore.extend import extend
 from patchcore.inspection import Broken, Inspection, Region, Thresholds, find_regions, predict
 from patchcore.inspector import normalised
 from patchcore.overlays import (
@@ -316,6 +318,23 @@ def test_crops_are_kept_in_the_artifact(
     assert all(gone.get((2, y, 0)) is None for y in range(3))
     np.testing.assert_array_equal(gone.get((3, 1, 1)), inspector.crops.get((3, 1, 1)))
     assert len(gone) == len(inspector.crops) * 5 // 6
+
+
+def test_images_that_are_added_have_crops_too(
+    explained: tuple[Inspector, list[Path]], tmp_path: Path
+) -> None:
+    inspector = deepcopy(explained[0])
+    Image.fromarray(texture(9)).save(tmp_path / "added.png")
+    extend(inspector, [tmp_path / "added.png"])
+    assert inspector.crops is not None
+    assert len(inspector.crops) == inspector.model.memory_patches == 7 * 64
+    everything = Thresholds(pixel=-1.0)
+    paths = [tmp_path / "added.png"]
+    (result,) = predict(inspector, paths, thresholds=everything, explain=True)
+    assert isinstance(result, Inspection)
+    near = result.regions[0].nearest
+    assert near is not None and near.image == str(paths[0])
+    assert near.crop is not None and near.crop.shape == (48, 48, 3)
 
 
 def test_models_that_cannot_explain_say_so(model: PatchCore, parts: Path) -> None:
