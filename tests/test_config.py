@@ -282,7 +282,7 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["data.root=${oc.env:NO_SUCH_VARIABLE}"], "data.root: "),
         (
             ["experiment=mdt"],
-            "experiment=mdt: there is no such choice; there are example, ingredients, mtd",
+            "experiment=mdt: there is no such choice; there are example, ingredients, mapping, mtd",
         ),
     ],
 )

@@ -15,12 +15,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hydra import initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError
 
 from patchcore import AllConfig, GreedyConfig, PatchConfig, RandomConfig, ScoringConfig, runner
 from patchcore.backbones import Backbone
 from patchcore.cache import CacheConfig, Precision, Store
-from patchcore.commands.generations import Points
+from patchcore.commands.generations import VERSION_BASE, Points
 from patchcore.commands.sweep import failures, record_failure
 from patchcore.coreset import ApproximateConfig, Projection, SizedConfig, Start
 from patchcore.costs import fresh
@@ -439,49 +445,84 @@ def test_every_point_of_the_wandb_sweep_is_a_run(tmp_path: Path) -> None:
         assert sweep["metric"]["name"] == "image_auroc"
 
 
-class Loader:
-    """A loader of settings that counts what it composes."""
-
-    def __init__(self) -> None:
-        self.composed: list[str] = []
-
-    def load_sweep_config(self, master: Any, overrides: list[str]) -> dict[str, Any]:
-        self.composed.append(overrides[0])
-        return {"point": overrides[0], "job": {}}
-
-    def list_groups(self) -> list[str]:
-        return ["backbone"]
+@pytest.fixture(scope="module")
+def composing() -> tuple[Any, Any]:
+    """Hydra's loader, and the settings of a multirun that it has composed."""
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
+        loader = GlobalHydra.instance().config_loader()
+        given = ["hydra.job.chdir=false", "hydra.sweep.dir=somewhere"]
+        return loader, loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
 
 
-def test_a_point_is_composed_once_to_be_checked_and_run() -> None:
-    inner = Loader()
-    points = Points(inner)
-    for point in ("a", "b"):  # Hydra checks them all, then runs one after the other
-        points.load_sweep_config({}, [point])["job"]["checked"] = True
-    first = points.load_sweep_config({}, ["a"])
-    assert first == {"point": "a", "job": {}}  # without what became of the one checked
-    first["job"]["id"] = 0
-    assert points.load_sweep_config({}, ["a"]) == {"point": "a", "job": {}}  # drawn by a search
-    assert inner.composed == ["a", "b", "a"]
-    assert points.list_groups() == ["backbone"]
-    assert pickle.loads(pickle.dumps(points)).load_sweep_config({}, ["b"])["point"] == "b"
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["patch.size=5", "coreset.ratio=0.2", "method.radius=null"],
+        ["patch.size=${seed}", "layers.names=[layer2,layer3]", "cache.root='a=b,c'"],
+        ["backbone=resnet18", "backbone.weights=none", "seed=4"],
+        ["coreset.ratio=0.2", "patch=reference", "+trainer.callbacks=[]", "scoring.neighbours=2"],
+        ["hydra.job.name=other", "seed=3"],
+        ["~trainer.enable_progress_bar", "++data.root=x", "seed=3"],
+    ],
+)
+def test_a_points_settings_are_those_that_hydra_composes(
+    composing: tuple[Any, Any], more: list[str]
+) -> None:
+    loader, master = composing
+    points = Points(loader)
+    overrides = ["figures=false", "image.size=64", *more]
+    points.load_sweep_config(master, ["figures=false", "image.size=32", "seed=9"])
+    plain = loader.load_sweep_config(master, overrides)
+    for _ in range(2):  # once to be checked, once to be run
+        made = points.load_sweep_config(master, overrides)
+        assert OmegaConf.to_yaml(made) == OmegaConf.to_yaml(plain)
+        assert made._metadata == plain._metadata
+        with pytest.raises(ConfigAttributeError):
+            made.nothing = 1
+        made.seed = 77  # Hydra and the run may change it
 
 
-def test_of_many_points_some_are_composed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_points_that_choose_alike_are_composed_once(composing: tuple[Any, Any]) -> None:
+    loader, master = composing
+    points = pickle.loads(pickle.dumps(Points(loader)))
+    assert points is not loader
+    points = Points(loader)
+    read = ConfigLoaderImpl.load_sweep_config
+    with mock.patch.object(ConfigLoaderImpl, "load_sweep_config", autospec=True) as composed:
+        composed.side_effect = read
+        for size in ("1", "3"):
+            for mapping in ("patch=average", "patch=reference"):
+                points.load_sweep_config(master, [mapping, f"patch.size={size}"])
+    assert composed.call_count == 2
+    assert points.list_groups("backbone") == loader.list_groups("backbone")
+
+
+def test_of_many_compositions_the_last_are_kept(
+    composing: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Points, "MOST", 2)
-    inner = Loader()
-    points = Points(inner)
-    for _ in range(2):
-        for point in "abc":
-            points.load_sweep_config({}, [point])
-    assert inner.composed == ["a", "b", "c", "c"]
-    assert not points._kept  # c has run: none is kept for a third time
+    points = Points(composing[0])
+    for name in ("average", "reference", "p3_to_384"):
+        assert points.load_sweep_config(composing[1], [f"patch={name}"])
+    assert list(points._composed) == [("patch=p3_to_384",)]
 
 
-def test_a_multirun_composes_each_point_once(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrong", ["patch.sise=3", "patch.size=three", "seed=[1", "nothing=3"])
+def test_mistakes_are_told_as_hydra_tells_them(composing: tuple[Any, Any], wrong: str) -> None:
+    loader, master = composing
+    told = []
+    for each in (loader, Points(loader)):
+        with pytest.raises(HydraException) as error:
+            each.load_sweep_config(master, ["seed=1", wrong])
+        told.append(str(error.value))
+    assert told[0] == told[1]
+
+
+def test_a_multirun_composes_its_files_once(root: Path, tmp_path: Path) -> None:
     read = ConfigLoaderImpl.load_sweep_config
     with mock.patch.object(ConfigLoaderImpl, "load_sweep_config", autospec=True) as composed:
         composed.side_effect = read
         ended = multirun(root, tmp_path, tmp_path / "sweep", *TWO)
     assert ended.code == 0, ended.err
-    assert composed.call_count == 2
+    assert composed.call_count == 1  # both choose alike

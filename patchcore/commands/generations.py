@@ -9,8 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -23,18 +26,18 @@ VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
 
 
 class Points:
-    """Loader of a multirun's settings that composes each of the first points once, not twice.
+    """Loader of a multirun's settings that composes files once for all points that choose alike.
 
-    Hydra composes all points to check them, and each again to run it. Every time it gets settings
-    that it may change.
+    Hydra composes every point from its files, once to check it and again to run it. Points that
+    differ in values alone are copies of one composition here, to which their values are applied as
+    Hydra does it. Every time Hydra gets settings that it may change.
     """
 
-    MOST = 200  # kept at a time, of about half a megabyte each
+    MOST = 200  # compositions kept, of about half a megabyte each
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self._kept: dict[tuple[str, ...], Any] = {}
-        self._checked: set[tuple[str, ...]] = set()
+        self._composed: dict[tuple[str, ...], Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -43,18 +46,35 @@ class Points:
         return self._loader  # all that another process needs
 
     def __setstate__(self, loader: Any) -> None:
-        self._loader, self._kept, self._checked = loader, {}, set()
+        self._loader, self._composed = loader, {}
 
     def load_sweep_config(self, master_config: Any, sweep_overrides: list[str]) -> Any:
         """Return the settings of a point; called by Hydra."""
-        point = tuple(sweep_overrides)
-        if point in self._kept:
-            return self._kept.pop(point)
-        made = self._loader.load_sweep_config(master_config, sweep_overrides)
-        if point not in self._checked and len(self._kept) < self.MOST:
-            self._kept[point] = copy.deepcopy(made)
-        self._checked.add(point)
-        return made
+        parsed = OverridesParser.create().parse_overrides(sweep_overrides)
+        values = [override for override in parsed if self._is_value(override)]
+        chosen = tuple(str(each.input_line) for each in parsed if each not in values)
+        if chosen not in self._composed:
+            made = self._loader.load_sweep_config(master_config, list(chosen))
+            if len(self._composed) >= self.MOST:
+                self._composed.clear()
+            self._composed[chosen] = made
+        point = copy.deepcopy(self._composed[chosen])
+        ConfigLoaderImpl._apply_overrides_to_config(values, point)
+        own = [override for override in parsed if not override.is_hydra_override()]
+        point.hydra.overrides.task = [override.input_line for override in own]
+        names = point.hydra.job.config.override_dirname
+        point.hydra.job.override_dirname = get_overrides_dirname(
+            own, names.exclude_keys, names.item_sep, names.kv_sep
+        )
+        OmegaConf.copy_cache(from_config=master_config, to_config=point)
+        return point
+
+    def _is_value(self, override: Override) -> bool:
+        """Whether an override only changes a value that any composition has."""
+        plain = override.type is OverrideType.CHANGE and override.package is None
+        if not plain or override.is_sweep_override() or override.is_hydra_override():
+            return False
+        return not self._loader.repository.group_exists(override.key_or_group)
 
 
 _multirun = Hydra.multirun
