@@ -4,6 +4,9 @@ import contextlib
 import json
 import os
 import signal
+import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -244,6 +247,28 @@ def test_a_signal_that_a_library_swallows_still_ends_the_command(
         with contextlib.suppress(BaseException):
             os.kill(os.getpid(), signal.SIGTERM)
         raise after("no such option")
+    assert caught.value.code == 143
+
+
+class Finalised:
+    """An object during whose end the process is told to stop."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def finalise_by_reference() -> None:
+    """Have the process told by a callback that waits for an object's end."""
+    weakref.finalize(Stopped(2), os.kill, os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("finalise", [Finalised, finalise_by_reference])
+def test_a_signal_is_not_lost_in_a_finaliser(finalise: Callable[[], Any]) -> None:
+    end = time.monotonic() + 60
+    with pytest.raises(Stopped) as caught, stoppable():
+        finalise()
+        while time.monotonic() < end:  # the signal comes again
+            pass
     assert caught.value.code == 143
 
 

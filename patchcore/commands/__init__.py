@@ -173,6 +173,9 @@ def stoppable() -> Iterator[None]:
         if _seen is not None:
             os.write(2, b"\ninterrupted again: ended at once\n")
             os._exit(128 + number)
+        if _finalises(frame):
+            _again_soon(number)
+            return
         _seen = number
         raise Stopped(number)
 
@@ -195,6 +198,22 @@ def stoppable() -> Iterator[None]:
         _command, _seen = outer, None
         for each, old in before.items():
             signal.signal(each, old)
+
+
+def _finalises(frame: FrameType | None) -> bool:
+    """Whether an object is being finalised, where Python prints an exception and forgets it."""
+    while frame is not None:
+        if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__") == "weakref":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _again_soon(number: int) -> None:
+    """Send this process the same signal once more, a moment later."""
+    timer = threading.Timer(0.01, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def raise_if_stopped() -> None:
@@ -229,6 +248,9 @@ def job() -> Iterator[None]:
     _end_with_parent()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if _finalises(frame):
+            _again_soon(number)
+            return
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Stopped(number)
 
