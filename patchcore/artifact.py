@@ -205,8 +205,8 @@ def _plain_parts(parts: Parts) -> dict[str, Any]:
             kinds = [name for name, kind in registry.items() if type(settings) is kind]
             if not kinds:
                 raise InputError(
-                    f"{option.name}: {type(settings).__name__} is not registered, so that nobody "
-                    "could load it: see CONTRIBUTING.md"
+                    f"{option.name}: {type(settings).__name__} is not registered, so nobody could "
+                    "load the model: see CONTRIBUTING.md"
                 )
             found[option.name] = {"kind": kinds[0], **found[option.name]}
     weights = parts.backbone.resolved()
@@ -265,7 +265,11 @@ def _built(folder: Path, member: dict[str, Any]) -> Detector:
     try:
         detector = build_detector(replace(parts, backbone=backbone))
     except InputError as error:
-        way = "" if inside else "; its weights are not inside: save it with artifact.weights=true"
+        way = (
+            ""
+            if inside
+            else ("; the artifact does not contain the weights: save it with artifact.weights=true")
+        )
         raise InputError(f"{folder / DESCRIPTION}: {error}{way}") from error
     detector.parts = parts
     detector.to(getattr(torch, network["dtype"]))
@@ -273,13 +277,14 @@ def _built(folder: Path, member: dict[str, Any]) -> Detector:
     if found != network["digest"] or detector.backbone.layers != network["layers"]:
         raise InputError(
             f"{folder / (inside or DESCRIPTION)}: the weights {backbone.weights} of "
-            f"{backbone.name} are not those that the model was fitted with: bring those back, or "
-            "fit again"
+            f"{backbone.name} are not the weights that the model was fitted with: restore those "
+            "weights, or fit again"
         )
     if member["drawn"] != _drawn_digest(detector):
         raise InputError(
-            f"{folder / DESCRIPTION}: {parts.method.name} draws other numbers here than where it "
-            "was fitted: install the versions of its `versions`, or fit again"
+            f"{folder / DESCRIPTION}: {parts.method.name} draws different random numbers here than "
+            "where it was fitted: install the library versions that its `versions` lists, or fit "
+            "again"
         )
     return detector
 
@@ -295,7 +300,7 @@ def _parts(settings: Mapping[str, Any]) -> Parts:
             if name not in _REGISTRIES[key]:
                 raise InputError(
                     f"{DESCRIPTION}: {key}={name} is not known to this version: install or import "
-                    "what registers it"
+                    "the package that registers it"
                 )
             kind = _REGISTRIES[key][name]
         if kind is None:
@@ -337,6 +342,6 @@ def _device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         if reason.startswith("Expected one of"):  # and twenty names follow
-            raise InputError(f"device: {device} is no device; there are cpu, cuda, …") from error
-        raise InputError(f"device: {device} is not to be had here ({reason})") from error
+            raise InputError(f"device: {device} is not a device; choose cpu, cuda, …") from error
+        raise InputError(f"device: {device} is not available here ({reason})") from error
     return place

@@ -51,7 +51,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not (folder / DESCRIPTION).exists():
-        raise InputError(f"{folder}: is no artifact, for {_advice(folder)}")
+        raise InputError(f"{folder}: is not an artifact: {_advice(folder)}")
     return sealed.read_description(folder / DESCRIPTION, FORMAT)
 
 
@@ -92,5 +92,8 @@ def _advice(folder: Path) -> str:
     if not folder.is_dir():
         return "there is no such folder"
     if (folder / "export.yaml").is_file():
-        return "it is an export, which predict and test take: give the artifact that it was made of"
+        return (
+            "it is an export, which only predict and test accept: give the artifact that it was "
+            "made from"
+        )
     return f"it has no {DESCRIPTION}: give the artifact folder of a run with artifact=true"

@@ -106,7 +106,9 @@ class Preparing:
         self.details = dict(details or {})
         first, *others = self.images
         if not all(other.same_view(first) for other in others):
-            raise InputError("image: the members must see one part of an image: give one view")
+            raise InputError(
+                "image: all members must see the same part of an image: give them one view"
+            )
         self._prepare = [build_preparation(image) for image in self.images]
         self._alike = all(
             (other.resize, other.stretch, other.crop) == (first.resize, first.stretch, first.crop)
@@ -223,8 +225,8 @@ class Inspector(Preparing):
         if self.region is not None and pixels.shape[:2] != self.region.shape:
             (height, width), (tall, wide) = pixels.shape[:2], self.region.shape
             raise InputError(
-                f"data.region: the model's region is of images of {wide}×{tall} pixels, this one "
-                f"has {width}×{height}"
+                f"data.region: the model's region is for images of {wide}×{tall} pixels, but this "
+                f"image has {width}×{height}"
             )
         return super().prepare(pixels)
 

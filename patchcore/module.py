@@ -247,7 +247,7 @@ class DetectorModule(ScoringModule):
             if self._trains:
                 raise InputError(
                     f"{'decision.false_alarms' if decides else 'label_free'} needs a method that "
-                    "makes its memory from features alone, and this one trains: leave it out"
+                    "makes its memory bank from features alone, but this one trains: leave it out"
                 )
             self._kept = FeatureBatches(images)
         self._keys, self._sources, self._places = [], [], []

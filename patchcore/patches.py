@@ -50,22 +50,28 @@ class PatchConfig(Settings):
     GROUP: ClassVar[str] = "patch"
 
     size: int = setting(
-        3, "p of Eq. 1, the side of a neighbourhood; odd", unit="positions of a layer's map", low=1
+        3,
+        "p of Eq. 1: the side of a neighbourhood; has to be odd",
+        unit="positions of a layer's map",
+        low=1,
     )
-    stride: int = setting(1, "s of Eq. 3", unit="positions of a layer's map", low=1)
+    stride: int = setting(
+        1, "s of Eq. 3: the stride of the patch grid", unit="positions of a layer's map", low=1
+    )
     mapping: Mapping = setting(
         Mapping.auto,
-        "reference, average, or auto: the reference's if layers have more than `channels`",
+        "reference, average, or auto: reference if the layers have more channels than "
+        "patch.channels, else average",
     )
     layer_channels: int = setting(
         1024,
-        "values that each layer's neighbourhood is pooled to",
+        "number of values to which the neighbourhood of each layer is pooled",
         low=1,
         effect=lambda patch: patch["mapping"] is not Mapping.average,
     )
     channels: int = setting(
         1024,
-        "values that all layers together are pooled to: the patch feature's size",
+        "number of values to which all layers together are pooled: the size of a patch feature",
         low=1,
         effect=lambda patch: patch["mapping"] is not Mapping.average,
     )

@@ -47,17 +47,25 @@ class ScoringConfig(Settings):
     GROUP: ClassVar[str] = "scoring"
 
     neighbours: int = setting(
-        1, "nearest memory patches whose distances are averaged", unit="patches", low=1
+        1,
+        "number of nearest patches in the memory bank whose distances are averaged",
+        unit="patches",
+        low=1,
     )
     reweight: int = setting(
-        0, "b of Eq. 7, the nearest neighbour counted; 0: no reweighting", unit="patches", low=0
+        0,
+        "b of Eq. 7, including the nearest neighbour itself; 0: no reweighting",
+        unit="patches",
+        low=0,
     )
     distance: Distance = setting(
-        Distance.euclidean, "euclidean as in the paper, squared as in the reference, or cosine"
+        Distance.euclidean,
+        "euclidean (as in the paper), squared (as in the authors' implementation) or cosine",
     )
     top_share: float = setting(
         0.0,
-        "share of an image's patches, the highest, whose mean is its score; 0: the maximum",
+        "an image's score is the mean over this share of its patches, those with the highest "
+        "scores; 0: the maximum",
         low=0,
         high=1,
     )
@@ -66,7 +74,8 @@ class ScoringConfig(Settings):
     )
     pool: Pool = setting(
         Pool.patches,
-        "values whose highest give an image's score: its patches', or its anomaly map's pixels'",
+        "patches or pixels: whether an image's score comes from the scores of its patches or from "
+        "the pixels of its anomaly map",
     )
 
     def __post_init__(self) -> None:
@@ -78,8 +87,8 @@ class ScoringConfig(Settings):
             )
         if self.reweight and self.pool is Pool.pixels:
             raise InputError(
-                f"scoring.reweight={self.reweight} is a factor of patches' scores, and "
-                "scoring.pool=pixels takes the image's score from its map: set one of them back"
+                f"scoring.reweight={self.reweight} weights the patches' scores, but "
+                "scoring.pool=pixels takes the image's score from its map: use only one of them"
             )
 
 

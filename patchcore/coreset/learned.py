@@ -19,14 +19,14 @@ from patchcore.settings import setting
 class LearnedConfig(SizedConfig):
     """Learn proxies that reconstruct the patches (Eq. 8), trained by Adam."""
 
-    steps: int = setting(1000, "steps of training", low=1)
-    batch: int = setting(1024, "patches a step", unit="patches", low=1)
+    steps: int = setting(1000, "number of training steps", low=1)
+    batch: int = setting(1024, "number of patches per step", unit="patches", low=1)
     learning_rate: float = setting(
         0.01, "learning rate", unit="standard deviations of the features", above=0
     )
     temperature: float | None = setting(
         0.02,
-        "temperature of the weights; null: 1 in the features' own unit, as the paper prints it",
+        "temperature of the weights; null: 1 in the unit of the features, as in the paper",
         unit="mean distances from a patch to its nearest proxy at the start",
         above=0,
     )

@@ -81,8 +81,8 @@ class CoresetConfig(Settings):
             InputError: The sampler makes its memory as a whole.
         """
         raise InputError(
-            "coreset: this sampler makes its memory as a whole, which cannot be extended: fit "
-            "again with all images"
+            "coreset: this sampler makes the memory bank as a whole, so it cannot be extended: "
+            "fit again with all images"
         )
 
 
@@ -92,15 +92,15 @@ class SizedConfig(CoresetConfig):
 
     ratio: float = setting(
         0.1,
-        "share of the patches kept",
+        "share of the patches that are kept",
         above=0,
         high=1,
         effect=lambda sampler: sampler["count"] is None and sampler.get("radius") is None,
     )
     count: int | None = setting(
-        None, "patches kept; overrides ratio unless null", unit="patches", low=1
+        None, "number of patches that are kept; overrides ratio unless null", unit="patches", low=1
     )
-    seed: int = setting(0, "seed of everything random")
+    seed: int = setting(0, "seed for everything random")
 
     def size(self, patches: int) -> int:
         """Number of patches kept out of `patches`. Raises InputError if `count` is more."""

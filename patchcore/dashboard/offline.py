@@ -74,8 +74,8 @@ def relocate(file: Path) -> int:
                 here = root / "wandb" / "data" / entry.local_path.rpartition(STAGED)[2]
                 if not here.is_file():
                     raise InputError(
-                        f"{file}: {here} is missing, which {entry.path} is sent from: copy the "
-                        "run's folder whole"
+                        f"{file}: {here} is missing, but {entry.path} is sent from it: copy the "
+                        "complete folder of the run"
                     )
                 entry.local_path, moved = str(here), moved + 1
         contents.append(record.SerializeToString() if moved else content)
@@ -96,7 +96,7 @@ def records(file: Path) -> Iterator[bytes]:
     """
     data, whole = file.read_bytes(), b""
     if data[:4] != MARK:
-        raise InputError(f"{file}: is no file of a W&B run")
+        raise InputError(f"{file}: is not the file of a W&B run")
     place = HEAD
     while place + HEAD <= len(data):
         left = BLOCK - place % BLOCK

@@ -53,7 +53,7 @@ def from_folder(folder: Path, metric: str, entity: str = "", project: str = "") 
     group = wandb[0].get("group") if wandb else None
     if not group:
         raise InputError(
-            f"{folder}: its runs are in no group of W&B: a dashboard needs a multirun with "
+            f"{folder}: its runs are not in a W&B group: a dashboard needs a multirun with "
             "logger=wandb"
         )
     return Sweep(

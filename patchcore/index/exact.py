@@ -126,7 +126,7 @@ class TorchIndexConfig(IndexConfig):
 
     chunk_mib: int = setting(
         256,
-        "working memory: queries are searched in chunks that fit",
+        "working memory; queries are searched in chunks that fit into it",
         unit="MiB",
         low=1,
         effect=False,

@@ -80,8 +80,8 @@ class LayerBanks(Detector):
         assert isinstance(parts.method, PatchCoreConfig)
         if parts.scoring.reweight:
             raise InputError(
-                f"scoring.reweight={parts.scoring.reweight} is of one memory's neighbourhoods: "
-                "set it to 0, or layers.join=concat"
+                f"scoring.reweight={parts.scoring.reweight} needs a single memory bank: set it to "
+                "0, or layers.join=concat"
             )
         network = self.backbone
         banks = [Bank(parts, network, number) for number in range(len(parts.layers.names))]

@@ -55,7 +55,7 @@ def cells(inside: Tensor, grid: tuple[int, int]) -> Tensor:
     counts = (2 * covered >= area) & (area > 0)
     if not bool(counts.flatten(1).any(1).all()):
         raise InputError(
-            "data.region: it covers less than half of every patch of an image: mark more of it"
+            "data.region: it covers less than half of every patch of an image: mark a larger part"
         )
     return counts
 

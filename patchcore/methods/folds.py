@@ -105,8 +105,8 @@ def cross_fitted(
     """
     if len(set(images)) < 2:
         raise InputError(
-            "decision.false_alarms needs at least two training images, each to be scored by a "
-            "model without it: give more, or set it to null"
+            "decision.false_alarms needs at least two training images, because each is scored by "
+            "a model without it: give more, or set it to null"
         )
     fold = folds_of(images, min(folds, len(set(images))), seed)
     first = {number: place for place, number in reversed(list(enumerate(images)))}

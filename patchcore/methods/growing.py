@@ -86,8 +86,8 @@ def forget_images(model: "PatchCore", images: Collection[int]) -> None:
     left, needed = int((~out).sum()), max(model.scoring.neighbours, model.scoring.reweight)
     if left < needed:
         raise InputError(
-            f"without these images {left} patches would be left, and {needed} neighbours are "
-            "looked for: keep some, or fit again"
+            f"without these images only {left} patches would be left, but {needed} neighbours are "
+            "needed: remove fewer, or fit again"
         )
     rows = (~out).to(model.memory.device)
     model._gathered = round(model._gathered * left / len(model.memory))

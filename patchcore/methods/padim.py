@@ -42,12 +42,13 @@ class PadimConfig(MethodConfig):
 
     channels: int | None = setting(
         100,
-        "channels drawn from all layers' (paper: 100, or 550 of a wide ResNet-50); null: all",
+        "number of channels, drawn from all layers (paper: 100, or 550 for a wide ResNet-50); "
+        "null: all",
         unit="channels",
         low=1,
     )
     seed: int = setting(
-        0, "seed of the draw of channels", effect=lambda padim: padim["channels"] is not None
+        0, "seed for drawing the channels", effect=lambda padim: padim["channels"] is not None
     )
 
     def build(self, parts: Parts) -> "Padim":
@@ -283,7 +284,10 @@ class Padim(Detector):
                 known = (self.number > 0).view(1, height, width).expand_as(grid)
                 counts = known if counts is None else counts & known
                 if not bool(counts.flatten(1).any(1).all()):
-                    raise InputError("data.region: an image counts only where no nominal one did")
+                    raise InputError(
+                        "data.region: no position that counts in this image counted in a nominal "
+                        "image"
+                    )
                 grid = torch.where(counts, grid, torch.nan)
                 scores = torch.where(counts, grid, -torch.inf).flatten(1)
             nearest = torch.arange(height * width, device=grid.device).view(height, width)

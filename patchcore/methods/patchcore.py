@@ -97,7 +97,7 @@ class PatchCore(Detector):
     ) -> None:
         if layers is not None and layers.join is not Join.concat:
             raise InputError(
-                f"layers.join={layers.join.name} is of several memories: build it by "
+                f"layers.join={layers.join.name} needs several memory banks: build the method with "
                 "patchcore.methods.build_detector"
             )
         self.patch_config = patch or PatchConfig()

@@ -26,9 +26,12 @@ class ScaleConfig(Settings):
     GROUP: ClassVar[str] = "ensemble.scale"
 
     images: int = setting(
-        50, "nominal training images that are scored for it, at most", unit="images", low=1
+        50,
+        "largest number of nominal training images that are scored to find the common scale",
+        unit="images",
+        low=1,
     )
-    seed: int = setting(0, "seed of the draw, where there are more")
+    seed: int = setting(0, "seed for drawing them if there are more")
 
 
 @dataclass(frozen=True)

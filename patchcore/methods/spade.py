@@ -46,19 +46,22 @@ class SpadeConfig(MethodConfig):
     levels: ClassVar = ("1", "2", "3")
     reads: ClassVar[dict[str, Any]] = {"index": TorchIndexConfig, "scoring": ("sigma",)}
     untraceable: ClassVar[str] = (
-        "it searches other nominal images for every image, one after another, so that a graph "
-        "would hold for batches of one length only"
+        "it searches the nominal images for each image, one after another, so a graph would work "
+        "only for one batch size"
     )
 
     neighbours: int = setting(
-        50, "K nearest nominal images; all, if there are fewer", unit="images", low=1
+        50, "K, the number of nearest nominal images; all, if there are fewer", unit="images", low=1
     )
-    pixel_neighbours: int = setting(1, "κ nearest of their pixels", unit="pixels", low=1)
+    pixel_neighbours: int = setting(
+        1, "κ, the number of nearest pixels in these images", unit="pixels", low=1
+    )
     pyramid: int | None = setting(
-        3, "finest layers that make the pyramid; null: all", unit="layers", low=1
+        3, "number of layers in the pyramid, from the finest on; null: all", unit="layers", low=1
     )
     storage: Storage = setting(
-        Storage.float32, "how the nominal images' maps are kept; float16 takes half the memory"
+        Storage.float32,
+        "data type in which the maps of nominal images are stored; float16 takes half the memory",
     )
 
     def build(self, parts: Parts) -> "Spade":
@@ -219,8 +222,8 @@ class Spade(Detector):
         for x in (*pyramid, pooled):
             if not bool(torch.stack(x.aminmax()).isfinite().all()):
                 raise InputError(
-                    "the backbone's maps are infinite or not numbers; if its weights are right, "
-                    "set method.storage=float32"
+                    "the backbone's maps are infinite or NaN; if its weights are right, set "
+                    "method.storage=float32"
                 )
         for i, x in enumerate(pyramid):
             setattr(self, f"layer_{i}", x.to(self.device))
