@@ -1,6 +1,7 @@
-"""PatchCore's own settings: switches, off by default, for what other memory banks do.
+"""PatchCore's own settings: switches, off by default, for the ideas of later memory-bank methods.
 
-Each is independent of the others. What they cannot be had with is refused when a model is built.
+The switches are independent of each other. Combinations that cannot work are refused when a model
+is built.
 """
 
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ class PatchCoreConfig(MethodConfig):
 
     @property
     def local(self) -> bool:
-        """Whether a patch's score follows from it and the memory alone, not from its image."""
+        """Whether a patch's score depends only on the patch and the memory, not on its image."""
         return not self.narrow and self.foreground is None
 
     @property
