@@ -42,9 +42,9 @@ class Mapping(Enum):
 class PatchConfig(Settings):
     """Settings of how layer maps become patch features.
 
-    The reference's mapping was made for wide networks. A network with fewer channels than it maps
-    to (ResNet-18: 128 + 256) would have its neighbourhoods taken apart by it, not pooled, which
-    costs accuracy; hence `auto`.
+    The reference's mapping was made for wide networks. If a network has fewer channels than the
+    mapping's output (ResNet-18: 128 + 256), the mapping splits its neighbourhoods instead of
+    pooling them, which costs accuracy. Therefore the default is `auto`.
     """
 
     GROUP: ClassVar[str] = "patch"

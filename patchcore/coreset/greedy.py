@@ -24,7 +24,7 @@ _PROJECTED = 2**15  # rows in one product of the projection on CUDA, padded by z
 
 
 class Projection(Enum):
-    """Seeded random map to fewer dimensions that nearly keeps distances."""
+    """Seeded random map to fewer dimensions that nearly preserves distances."""
 
     auto = (
         "auto"  # gaussian where it shrinks features more than fourfold, else none: little to gain
@@ -182,7 +182,8 @@ def project(
     device: torch.device | str | None = None,
     shard: Shard | None = None,
 ) -> Float[Tensor, "patches dimensions"]:
-    """Random projection of features to fewer dimensions, float32, centred; or they as they are.
+    """Random projection of features to fewer dimensions, float32, centred; or the features
+    unchanged.
 
     The map is drawn on the CPU from `config.seed`, so it is the same everywhere. With
     `dimension=None`, d = 4 ln N / (e^2/2 - e^3/3) keeps all squared distances within a share e =

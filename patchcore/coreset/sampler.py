@@ -69,12 +69,12 @@ class CoresetConfig(Settings):
         count: int,
         device: torch.device,
     ) -> Int64[Tensor, " kept"]:
-        """Return which of further features a memory takes up, `count` of them, on the CPU.
+        """Return the numbers of `count` new features that are added to a memory, on the CPU.
 
         Args:
             features: Of further nominal images, as the memory is searched.
             covered: Their squared distances to the memory.
-            count: How many to take up.
+            count: Number of features to add.
             device: Where the work is done.
 
         Raises:
@@ -131,7 +131,7 @@ def subsample(
             features are.
         order: Stored order of the same features and settings, used as it is or continued.
         progress: Whether to show a progress bar.
-        shard: Which of the features of several processes these are; None: they are all.
+        shard: Position of these features among those of several processes; None: these are all.
 
     Raises:
         InputError: Features are empty or not finite, or settings do not fit them.

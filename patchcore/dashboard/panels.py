@@ -1,7 +1,7 @@
 """Panels, workspace and report of a sweep, made with wandb-workspaces.
 
-A panel reads the runs' settings by their dotted keys. wandb-workspaces takes a dot for nesting,
-which the runs' configuration does not have, so that its names are put right in `flat`.
+A panel reads the runs' settings by their dotted keys. wandb-workspaces interprets a dot as nesting,
+which the configuration of the runs does not have. `flat` corrects the names.
 """
 
 import re

@@ -56,7 +56,7 @@ class FaissIVFPQConfig(IndexConfig):
             )
 
     def needed(self) -> int:
-        """Patches that training needs: one for every list, and for every code."""
+        """Number of patches that training needs: one for every list, and one for every code."""
         return max(self.lists, 2**self.bits)
 
     def build(self, memory: Float[Tensor, "memory channels"]) -> "Index":
@@ -67,9 +67,9 @@ class FaissIVFPQConfig(IndexConfig):
 class FaissFactoryConfig(IndexConfig):
     """Search by any index that `faiss.index_factory` can describe, on the CPU.
 
-    Which patches are found is up to that index ("Flat": the nearest; "HNSW32", "IVF256,PQ32":
-    most of them). Their distances are measured anew in float32, so that they are exact for the
-    patches found, whatever codes or transforms the index works with.
+    The index decides which patches are found ("Flat": the nearest; "HNSW32", "IVF256,PQ32": most of
+    the nearest). Their distances are measured again in float32. So distances are exact for the
+    patches that were found, whatever codes or transforms the index uses.
     """
 
     exact: ClassVar[bool] = False
@@ -217,7 +217,7 @@ def _check_ivfpq(config: FaissIVFPQConfig, size: int, dimension: int) -> None:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Reason in an error of faiss, without the place in its source."""
+    """Reason that an error of faiss gives, without the place in faiss's source."""
     reason = str(error).partition("Error: ")[2] or str(error)
     return " ".join(reason.split())
 
