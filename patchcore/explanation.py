@@ -241,8 +241,8 @@ def _sources(inspector: Any, key: str) -> Sequence[str | None]:
     found: Sequence[str | None] = inspector.details.get(SOURCES) or ()
     if not any(found):
         raise InputError(
-            f"{key}: the model does not know which images its memory bank comes from: save it with "
-            "artifact=true, or save it with details={{SOURCES!r}: paths}"
+            f"{key}: the model does not know which images its memory bank comes from: train with "
+            f"artifact=true, or save it with details={{{SOURCES!r}: paths}}"
         )
     return found
 
