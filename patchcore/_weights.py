@@ -35,8 +35,8 @@ def default_weights(name: str) -> str:
     tags = _tags(name)
     if not tags:
         raise InputError(
-            f"backbone.weights: timm has no weights of {name!r}: give a .safetensors or .pth file, "
-            "or none"
+            f"backbone.weights: timm has no weights for {name!r}: give a .safetensors or .pth "
+            "file, or none"
         )
     return "tv_in1k" if "tv_in1k" in tags else tags[0]
 
@@ -133,8 +133,8 @@ def load_file(network: nn.Module, path: Path) -> None:
             continue
         if key not in state:
             raise InputError(
-                f"backbone.weights: {path} lacks {key!r}; is it another network's, or cut before "
-                "the deepest of layers.names?"
+                f"backbone.weights: {path} lacks {key!r}; is it another network's, or was it cut "
+                "before the deepest of layers.names?"
             )
         loaded = state[key]
         if loaded.shape != value.shape:
@@ -165,7 +165,7 @@ def _tags(name: str) -> list[str]:
         close = difflib.get_close_matches(name, models, 3, 0.5)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         if base in models:
-            hint = f"; write backbone.name={base} backbone.weights={tag}"
+            hint = f"; use backbone.name={base} backbone.weights={tag}"
         raise InputError(f"backbone.name: timm has no network {name!r}{hint}")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
     default = timm.get_pretrained_cfg(name).tag
@@ -190,7 +190,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
         found = re.search(r"(?:GLOBAL|global|class|function) '?([\w.]+\.\w+)", text)
         return (
-            "it is no plain file of tensors"
+            "it is not a plain file of tensors"
             + (f", but holds {found[1]}" if found else "")
             + "; save the network's state_dict alone, best as .safetensors"
         )

@@ -3,30 +3,33 @@
 What an artifact holds
 ----------------------
 
-`artifact.yaml`, whose first line is the SHA-256 of all that follows it:
+`artifact.yaml`. Its first line is the SHA-256 of everything below it. Its keys are:
 
-- `format`: number of this layout; a program refuses those that are newer than its own.
-- `members`: for a single model one, for an ensemble one each. `settings` are those of `Parts`, with
-  the registered names of method, coreset and index in `kind`; `image` are those of the network's
-  input; `network` names the weights' digest, dtype, layers and, where they are inside, their file;
-  `drawn` is a digest of what the method draws by its seed, and `load` draws again.
+- `format`: number of this layout; a program refuses a format newer than its own.
+- `members`: one entry for a single model, and one for each member of an ensemble. `settings` are
+  those of `Parts`, with the registered names of method, coreset and index in `kind`; `image` holds
+  the settings of the network's input; `network` holds the digest, dtype and layers of the weights,
+  and their file if they are inside; `drawn` is a digest of the random numbers of the method, which
+  `load` draws again.
 - `scale`: how an ensemble's scales were measured; null for other models.
 - `precision`: of the Trainer that fitted the model.
-- `decision`: threshold and calibration, null without; its nominal scores are in a file.
+- `decision`: threshold and calibration, or null; its nominal scores are in a file.
 - `files`: size and SHA-256 of every other file.
-- `data`, `metrics`, `versions`, `lineage` and whatever else was given as details. `lineage` lists
-  what made the model, first `fit`, then each `extend` and `remove`; `data` is that of the fit.
-  `sources` are the training images' paths by their numbers, which each row of a memory has.
+- `data`, `metrics`, `versions`, `lineage` and any other details that were given. `lineage` lists
+  the steps that made the model: first `fit`, then each `extend` and `remove`. `data` describes the
+  data of the fit. `sources` are the paths of the training images by their numbers; each row of a
+  memory has such a number.
 
 `model.safetensors` holds the state of the model without its networks: memories in their own dtype,
-and what a method has learnt. `weights.safetensors` holds the network as far as it is used, if that
-was asked for (`weights_1.safetensors`, … for the members of an ensemble); otherwise `load` finds
-the weights as a run does (`backbone.weights`), and compares their digest. `decision.safetensors`
-holds the decision's nominal scores, `crops.safetensors` small pictures of the memory's patches, if
-they were asked for, `region.safetensors` the pixels of an image that count, if not all do.
+and everything that a method has learnt. `weights.safetensors` holds the used part of the network,
+if the artifact was saved with weights (`weights_1.safetensors`, … for the members of an ensemble).
+Otherwise, `load` finds the weights like a run (`backbone.weights`), and compares their digest.
+`decision.safetensors` holds the nominal scores of the decision. `crops.safetensors` holds small
+pictures of the memory's patches, if it was saved with crops. `region.safetensors` holds the pixels
+that count, if not all of them do.
 
-Every byte is covered by a digest, so that no damaged artifact gives an answer. Nothing is pickled.
-The digests are against accidents: whoever can write to the folder can change them, too.
+Every byte is covered by a digest, so a damaged artifact never gives an answer. Nothing is pickled.
+The digests protect against accidents only: anyone who can write to the folder can change them, too.
 """
 
 from collections.abc import Mapping
@@ -79,16 +82,16 @@ _MADE = ("format", "members", "scale", "precision", "decision", "files")
 
 
 def save(inspector: Inspector, folder: str | Path, *, weights: bool = False) -> None:
-    """Write an artifact, all at once; one that is there already is replaced when this is complete.
+    """Write an artifact in one step; an existing one is replaced when the new one is complete.
 
     Args:
-        inspector: Its model is fitted. What `details` lack of `versions` and `lineage` is added.
+        inspector: Its model is fitted. `details` get `versions` and `lineage` if they lack them.
         folder: Made with its parents; nothing else may be in it.
         weights: Whether the networks' weights are kept inside.
 
     Raises:
-        InputError: The model is not fitted or of no registered kind, the details are no plain
-            values, the folder holds something else or cannot be written.
+        InputError: The model is not fitted or not of a registered kind, the details are not plain
+            values, the folder holds something else, or the folder cannot be written.
     """
     description, tensors = _described(inspector, weights)
     write_folder(Path(folder), description, tensors)
@@ -100,8 +103,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
     No training data is needed, and no network where the weights are inside or local.
 
     Raises:
-        InputError: Begins with the file. It is missing, damaged, of a newer format or no artifact,
-            the weights are not to be had or not those of the artifact, or there is no such device.
+        InputError: Begins with the file. It is missing, damaged, of a newer format or not an
+            artifact; the weights are not available or not those of the artifact; or there is no
+            such device.
     """
     folder = Path(folder)
     place = _device(device)
@@ -191,7 +195,7 @@ def _described(
 
 
 def step(name: str, **more: Any) -> dict[str, Any]:
-    """Return an entry of a lineage: what was done, when, and more that it followed from."""
+    """Return an entry of a lineage: the step, its time, and further facts about it."""
     return {"step": name, "time": datetime.now(UTC).isoformat(timespec="seconds"), **more}
 
 
@@ -205,8 +209,8 @@ def _plain_parts(parts: Parts) -> dict[str, Any]:
             kinds = [name for name, kind in registry.items() if type(settings) is kind]
             if not kinds:
                 raise InputError(
-                    f"{option.name}: {type(settings).__name__} is not registered, so that nobody "
-                    "could load it: see CONTRIBUTING.md"
+                    f"{option.name}: {type(settings).__name__} is not registered, so nobody could "
+                    "load the model: see CONTRIBUTING.md"
                 )
             found[option.name] = {"kind": kinds[0], **found[option.name]}
     weights = parts.backbone.resolved()
@@ -231,7 +235,8 @@ def _network_digest(network: nn.Module) -> str:
 def _drawn_digest(member: Detector) -> str:
     """Digest of the numbers that a method draws by its seed, or else makes again from its settings.
 
-    Another version of a library could draw others. What is rounded is left out: it may differ.
+    Another version of a library could draw other numbers. Rounded values are left out, since they
+    may differ.
     """
     own, kept = _network_keys(member), member.state_dict()
     drawn = [(key, x) for key, x in member.named_buffers() if key not in kept]
@@ -265,7 +270,11 @@ def _built(folder: Path, member: dict[str, Any]) -> Detector:
     try:
         detector = build_detector(replace(parts, backbone=backbone))
     except InputError as error:
-        way = "" if inside else "; its weights are not inside: save it with artifact.weights=true"
+        way = (
+            ""
+            if inside
+            else ("; the artifact does not contain the weights: save it with artifact.weights=true")
+        )
         raise InputError(f"{folder / DESCRIPTION}: {error}{way}") from error
     detector.parts = parts
     detector.to(getattr(torch, network["dtype"]))
@@ -273,13 +282,14 @@ def _built(folder: Path, member: dict[str, Any]) -> Detector:
     if found != network["digest"] or detector.backbone.layers != network["layers"]:
         raise InputError(
             f"{folder / (inside or DESCRIPTION)}: the weights {backbone.weights} of "
-            f"{backbone.name} are not those that the model was fitted with: bring those back, or "
-            "fit again"
+            f"{backbone.name} are not the weights that the model was fitted with: restore those "
+            "weights, or fit again"
         )
     if member["drawn"] != _drawn_digest(detector):
         raise InputError(
-            f"{folder / DESCRIPTION}: {parts.method.name} draws other numbers here than where it "
-            "was fitted: install the versions of its `versions`, or fit again"
+            f"{folder / DESCRIPTION}: {parts.method.name} draws different random numbers here than "
+            "where it was fitted: install the library versions that its `versions` lists, or fit "
+            "again"
         )
     return detector
 
@@ -295,7 +305,7 @@ def _parts(settings: Mapping[str, Any]) -> Parts:
             if name not in _REGISTRIES[key]:
                 raise InputError(
                     f"{DESCRIPTION}: {key}={name} is not known to this version: install or import "
-                    "what registers it"
+                    "the package that registers it"
                 )
             kind = _REGISTRIES[key][name]
         if kind is None:
@@ -312,7 +322,7 @@ def _settings(kind: type, values: Any) -> Any:
 
 
 def _restore(model: Method, state: dict[str, Tensor]) -> None:
-    """Give a model the state that was kept of it, in its own dtypes."""
+    """Load the saved state into a model, in its own dtypes."""
     left, unknown = model.load_state_dict(state, strict=False, assign=True)
     left = [key for key in left if not key.startswith(_network_keys(model))]
     if left or unknown:
@@ -337,6 +347,6 @@ def _device(device: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         if reason.startswith("Expected one of"):  # and twenty names follow
-            raise InputError(f"device: {device} is no device; there are cpu, cuda, …") from error
-        raise InputError(f"device: {device} is not to be had here ({reason})") from error
+            raise InputError(f"device: {device} is not a device; choose cpu, cuda, …") from error
+        raise InputError(f"device: {device} is not available here ({reason})") from error
     return place

@@ -20,7 +20,7 @@ FORMAT = 1
 def write_folder(
     folder: Path, description: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]
 ) -> None:
-    """Write an artifact, all at once; one that is there already is replaced when this is complete.
+    """Write an artifact in one step; an existing one is replaced when the new one is complete.
 
     Args:
         folder: Made with its parents.
@@ -44,19 +44,19 @@ def write_folder(
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return the contents of artifact.yaml, once they are known to be undamaged.
+    """Return the contents of artifact.yaml, after checking that they are not damaged.
 
     Raises:
         InputError: Begins with the file: it is missing, damaged, of a newer format, or none.
     """
     folder = Path(folder)
     if not (folder / DESCRIPTION).exists():
-        raise InputError(f"{folder}: is no artifact, for {_advice(folder)}")
+        raise InputError(f"{folder}: is not an artifact: {_advice(folder)}")
     return sealed.read_description(folder / DESCRIPTION, FORMAT)
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """Return the contents of artifact.yaml, once all files are known to be undamaged.
+    """Return the contents of artifact.yaml, after checking that no file is damaged.
 
     Raises:
         InputError: See `patchcore.artifact.load`.
@@ -67,7 +67,7 @@ def check(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, name: str, description: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a file, of the very bytes that its digest is of."""
+    """Tensors of a file, read from the same bytes as its digest."""
     path = folder / name
     try:
         data = path.read_bytes()
@@ -81,7 +81,7 @@ def read_tensors(folder: Path, name: str, description: dict[str, Any]) -> dict[s
 
 
 def _advice(folder: Path) -> str:
-    """Reason why a folder is no artifact, and a place where one may be."""
+    """Reason why a folder is not an artifact, and a place where one may be."""
     aside = sealed.aside(folder.absolute())
     if aside.is_dir():
         return f"a save was killed; the earlier artifact is {aside}: rename it"
@@ -92,5 +92,8 @@ def _advice(folder: Path) -> str:
     if not folder.is_dir():
         return "there is no such folder"
     if (folder / "export.yaml").is_file():
-        return "it is an export, which predict and test take: give the artifact that it was made of"
+        return (
+            "it is an export, which only predict and test accept: give the artifact that it was "
+            "made from"
+        )
     return f"it has no {DESCRIPTION}: give the artifact folder of a run with artifact=true"

@@ -39,12 +39,12 @@ class BackboneConfig:
     """Network, and the source of its weights."""
 
     name: str = setting(
-        EMBEDDED, "architecture of timm's, or embedded: the network that ships in the package"
+        EMBEDDED, "timm architecture, or embedded: the network that ships with the package"
     )
     weights: str | None = setting(
         None,
-        "tag of timm's, a .safetensors or .pth file, or none: random; null: the shipped ones of "
-        "embedded, of others tv_in1k, or else timm's default",
+        "timm's tag, a .safetensors or .pth file, or none (random weights); null: the shipped "
+        "weights for embedded; else tv_in1k if it exists, or timm's default",
     )
     seed: int = setting(
         0, "seed of random weights", effect=lambda network: network["weights"] == "none"
@@ -93,16 +93,16 @@ class LayersConfig:
     )
     join: Join = setting(
         Join.concat,
-        "concat: one memory; separate: one a layer, distances averaged; scaled: averaged in "
-        "standard deviations from the nominal mean",
+        "concat: one memory bank; separate: one for each layer, distances are averaged; scaled: "
+        "the same with standardised distances",
     )
     norm: bool = setting(
-        False, "normalise a vision transformer's tokens as it does its last ones, by its own norm"
+        False, "normalise a vision transformer's tokens by the norm after its last layer"
     )
     token: bool = setting(
         False,
-        "find similar images (method.retrieval) by a vision transformer's class token, after the "
-        "last layer named",
+        "find similar images (method.retrieval) by the class token of a vision transformer, taken "
+        "after the last of the named layers",
     )
 
     def __post_init__(self) -> None:
@@ -156,8 +156,8 @@ class Backbone(nn.Module):
         self._norm = NORM if layers.norm else ""
         if self._norm and not (_token_size(self.network) and hasattr(self.network, NORM)):
             raise InputError(
-                f"layers.norm=true normalises tokens of a vision transformer, which {self.name} is "
-                "not: leave it out"
+                f"layers.norm=true normalises the tokens of a vision transformer, but {self.name} "
+                "is not one: leave it out"
             )
         if self._norm in self.layers:
             raise InputError("layers.norm=true would normalise the layer norm twice: leave it out")
@@ -309,8 +309,8 @@ class Backbone(nn.Module):
             ) from None
         if (height, width) != (side, side):
             raise InputError(
-                f"image.size: {self.name} takes no images of {height} × {width} px, whatever "
-                f"layers.names are ({text}); it surely takes image.size={side}"
+                f"image.size: {self.name} cannot process images of {height} × {width} px with any "
+                f"layers.names ({text}); image.size={side} works"
             ) from None
 
 
@@ -412,8 +412,8 @@ def _layout(network: nn.Module, name: str, x: Any, side: int) -> str:
     if not layout:
         got = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise InputError(
-            f"layers.names: {name!r} gives no map of the image but {got}; name a layer before the "
-            "pooling, such as a level"
+            f"layers.names: {name!r} gives {got} instead of a map of the image; name a layer "
+            "before the pooling, such as a level"
         )
     return layout
 

@@ -64,18 +64,21 @@ class CacheConfig(Settings):
 
     enabled: bool = setting(False, "keep intermediate results for later runs", effect=False)
     root: str | None = setting(
-        None, "folder; null: $PATCHCORE_CACHE, or patchcore/features in ~/.cache", effect=False
+        None,
+        "folder of the cache; null: $PATCHCORE_CACHE, or patchcore/features in ~/.cache",
+        effect=False,
     )
     limit_gib: float = setting(
         20.0,
-        "size at most; what was used longest ago goes first",
+        "largest size of the cache; the entries not used for the longest time are deleted first",
         unit="GiB",
         above=0,
         effect=False,
     )
     precision: Precision = setting(
         Precision.float32,
-        "of layer maps; float32 gives the results of a run without the cache",
+        "precision of layer maps in the cache; float32 gives the same results as a run without "
+        "the cache",
         effect=lambda cache: cache["enabled"] and cache["precision"] is not Precision.float32,
     )
 
@@ -158,7 +161,7 @@ class Store:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
         if _EARLIER not in tensors:
-            told = "is damaged or another's; it is dropped and will be rebuilt"
+            told = "is damaged or belongs to another entry; it is dropped and will be rebuilt"
             warnings.warn(f"the cache entry {path} {told}", stacklevel=2)
         return None
 

@@ -48,7 +48,8 @@ class EnsembleConfig:
     """Networks that score together, each with its own memory; none: the run's own network alone."""
 
     members: list[MemberConfig] = setting(
-        factory=list, help="each with a backbone, layers or image of its own: {backbone: {…}}"
+        factory=list,
+        help="list of members, each with its own backbone, layers or image: {backbone: {…}}",
     )
     scale: ScaleConfig = setting(
         factory=ScaleConfig, effect=lambda ensemble: len(ensemble["members"]) > 0
@@ -95,7 +96,7 @@ class Config:
         MISSING, "arguments of pytorch_lightning.Trainer", without=WITHOUT_EFFECT
     )
     logger: dict[str, Any] = setting(
-        MISSING, "trackers: {name: a Lightning logger and its arguments}", effect=False
+        MISSING, "trackers, as {name: a Lightning logger and its arguments}", effect=False
     )
     # handed down to the seeds of the groups, which are what has an effect
     seed: int = setting(
@@ -104,24 +105,29 @@ class Config:
         effect=lambda run: bool(run["trainer"].get("callbacks")),
     )
     curve: list[float] = setting(
-        factory=list, help="ratios to test at besides coreset.ratio, which is the largest"
+        factory=list,
+        help="smaller ratios at which the model is tested, too; coreset.ratio is the largest",
     )
     cache: CacheConfig = field(default_factory=CacheConfig)
     artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
-    figures: bool = setting(True, "draw a run's pictures, which takes seconds", effect=False)
+    figures: bool = setting(True, "draw a run's figures, which takes a few seconds", effect=False)
     pictures: Images = setting(
-        Images.none, "test images to leave a picture each of, with map and verdict", effect=False
+        Images.none,
+        "test images of which to save a picture each, with map and verdict",
+        effect=False,
     )
     resume: bool = setting(
-        False, "take over a finished run of equal settings; true in a multirun", effect=False
+        False,
+        "take over the results of a finished run with equal settings; true in a multirun",
+        effect=False,
     )
     objectives: list[Objective] = setting(
         factory=lambda: [Objective["image_auroc"]],
-        help="metrics or costs that a search looks for the best of",
+        help="metrics or costs that a search optimises",
         effect=False,
     )
     paper: dict[str, float] = setting(
-        factory=dict, help="values that the paper states for this run", effect=False
+        factory=dict, help="values that the paper reports for this run", effect=False
     )
 
     def __post_init__(self) -> None:

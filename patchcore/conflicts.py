@@ -25,8 +25,8 @@ def check_conflicts(run: Any) -> None:
         _check_pruning(run)
     if run.decision.false_alarms is not None and run.augment.changes():
         raise InputError(
-            "decision.false_alarms needs training images as test images are, which augmented ones "
-            "are not: set augment=none, or decision.false_alarms=null"
+            "decision.false_alarms needs training images that are like test images, and augmented "
+            "images are not: set augment=none, or decision.false_alarms=null"
         )
     if run.judged:
         _check_label_free(run)
@@ -38,12 +38,14 @@ def _check_curve(run: Any) -> None:
     if not run.method.nested:
         raise InputError("curve needs method=patchcore: no other keeps a coreset")
     if run.layers.join is not Join.concat:
-        raise InputError("curve is of one memory: leave it out, or set layers.join=concat")
+        raise InputError(
+            "curve needs a single memory bank: leave it out, or set layers.join=concat"
+        )
     coreset = run.coreset
     if not coreset.nested:
         raise InputError(
-            "curve needs coreset=greedy, approximate or random, whose memories of different "
-            "ratios contain each other"
+            "curve needs coreset=greedy, approximate or random, in which a larger memory bank "
+            "contains the smaller ones"
         )
     assert isinstance(coreset, SizedConfig)
     if coreset.count is not None or getattr(coreset, "radius", None) is not None:
@@ -60,51 +62,51 @@ def _check_ensemble(run: Any) -> None:
     if not run.method.scalable:
         raise InputError("ensemble.members needs method=patchcore: set ensemble=none")
     if run.curve:
-        raise InputError("curve is of one memory: leave it out, or set ensemble=none")
+        raise InputError("curve needs a single memory bank: leave it out, or set ensemble=none")
     if any(member.layers.join is not Join.concat for member in run.members()):
         raise InputError("ensemble.members need layers.join=concat: leave layers.join out")
     first, *others = (member.image for member in run.members())
     for number, image in enumerate(others, 2):
         if not image.same_view(first):
             raise InputError(
-                f"ensemble.members: member {number} would see another part of an image than "
-                "member 1, so their maps cannot be averaged: give their images one ratio of crop "
-                "to resize, and one stretch"
+                f"ensemble.members: member {number} would see a different part of an image than "
+                "member 1, so their maps cannot be averaged: give all members the same ratio of "
+                "crop to resize, and the same stretch"
             )
 
 
 def _check_pruning(run: Any) -> None:
     if run.ensemble.members:
         raise InputError(
-            "method.pruning names the images that one memory distrusts: set ensemble=none, or "
-            "method.pruning=null"
+            "method.pruning works with one memory bank, and an ensemble has several: set "
+            "ensemble=none, or method.pruning=null"
         )
     if run.decision.false_alarms is not None:
         raise InputError(
-            "decision.false_alarms takes all training images for nominal, which method.pruning "
-            "does not: set one of them to null"
+            "decision.false_alarms assumes that all training images are nominal, but "
+            "method.pruning does not: set one of them to null"
         )
 
 
 def _check_label_free(run: Any) -> None:
     if run.augment.changes() or len(run.augment.poses()) > 1:
         raise InputError(
-            "label_free needs training images as test images are, which augmented ones are not: "
-            "set augment=none, or another of objectives"
+            "label_free needs training images that are like test images, and augmented images are "
+            "not: set augment=none, or choose another objective"
         )
     if run.ensemble.members:
         raise InputError(
-            "label_free is of one network alone: set ensemble=none, or another of objectives"
+            "label_free needs a single network: set ensemble=none, or choose another objective"
         )
     if run.image.tiles is not None:
         raise InputError(
             "label_free draws its defects on whole images, not on tiles: set image.tiles=null, or "
-            "another of objectives"
+            "choose another objective"
         )
     if getattr(run.method, "pruning", None) is not None:
         raise InputError(
-            "label_free takes all training images for nominal, which method.pruning does not: set "
-            "method.pruning=null, or another of objectives"
+            "label_free assumes that all training images are nominal, but method.pruning does "
+            "not: set method.pruning=null, or choose another objective"
         )
 
 

@@ -43,21 +43,21 @@ class DecisionConfig(Settings):
     false_alarms: float | None = setting(
         None,
         "share of nominal images, and of their pixels, that may be called anomalous; null: no "
-        "threshold is looked for",
+        "threshold is computed",
         above=0,
         below=1,
         effect=lambda decision: decision["false_alarms"] is not None,
     )
     folds: int = setting(
         10,
-        "folds of training images that the method is fitted without in turn, to score them",
+        "number of folds; the method is fitted without each fold in turn and then scores it",
         unit="folds",
         low=2,
         effect=lambda decision: decision["false_alarms"] is not None,
     )
     seed: int = setting(
         0,
-        "seed of the division into folds",
+        "seed for dividing the images into folds",
         effect=lambda decision: decision["false_alarms"] is not None,
     )
 
@@ -113,7 +113,7 @@ def pixel_threshold(maps: Iterable[Tensor], images: int, rate: float) -> tuple[f
             kept = values >= lowest
             values, shares = values[kept], shares[kept]
     if not len(values):
-        raise InputError("decision: there are no nominal images to find a threshold from")
+        raise InputError("decision: there are no nominal images from which to compute a threshold")
     threshold = _above(lowest if math.isfinite(lowest) else float(values[-1]))
     return threshold, (float(shares[values >= threshold].sum()) + 1) / (images + 1)
 
@@ -216,7 +216,7 @@ class Decision:
             decision = cls(scores=scores, **{key: values[key] for key in own})
             alike = decision.values() == dict(values)
         except (KeyError, TypeError) as error:
-            raise InputError(f"decision: {error} is missing or no number") from error
+            raise InputError(f"decision: {error} is missing or not a number") from error
         if not alike:
             raise InputError("decision: its threshold or rate is not that of its nominal scores")
         return decision
@@ -311,7 +311,7 @@ def _ratio(part: float, whole: int) -> float:
 def checked(scores: Tensor) -> Tensor:
     """Scores, once they are known to be numbers. Raises InputError for NaN and infinity."""
     if not bool(scores.isfinite().all()):
-        raise InputError("decision: a score is NaN or infinite, of which nothing can be decided")
+        raise InputError("decision: a score is NaN or infinite, so there is no verdict")
     return scores
 
 

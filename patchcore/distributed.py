@@ -211,7 +211,7 @@ class ProcessGroup:
         if not (isinstance(error, ConnectionError) or _CLOSED.search(str(error))):
             return error
         if not self._workers:
-            return InputError("another process of the run has ended: see what it says")
+            return InputError("another process of the run has ended: see its message")
         end = time.monotonic() + 10
         while time.monotonic() < end:
             ended = [each.poll() for each in self._workers]
@@ -226,8 +226,8 @@ class ProcessGroup:
             if code is not None and code != 0 and said is None:
                 return InputError(
                     f"trainer.devices: process {rank} of {self.process.size} was killed or ended "
-                    f"without a word (exit code {code}), most often for lack of memory: set fewer "
-                    "devices, or a smaller data.batch_size"
+                    f"without a message (exit code {code}), most often for lack of memory: use "
+                    "fewer devices, or a smaller data.batch_size"
                 )
         return error
 
@@ -369,8 +369,8 @@ def pickled(task: Any) -> bytes:
         return pickle.dumps(task)
     except (pickle.PickleError, AttributeError, TypeError) as error:
         raise InputError(
-            f"trainer.devices: the other processes cannot be sent what the run is made of "
-            f"({error}): define its classes in a module, or set trainer.devices=1"
+            "trainer.devices: the parts of the run cannot be sent to the other processes "
+            f"({error}): define their classes in a module, or set trainer.devices=1"
         ) from None
 
 

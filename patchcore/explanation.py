@@ -165,14 +165,16 @@ def check_explains(inspector: Any) -> None:
     _sources(inspector, "--explain")
     if poses_of(inspector) > 1:
         raise InputError(
-            "--explain: the memory holds images in several poses, and knows no places in them as "
-            "they are: leave it out, or fit without augment.rotations and augment.mirrored"
+            "--explain: the memory bank holds images in several poses, so it cannot locate "
+            "patches in the original images: leave it out, or fit without augment.rotations and "
+            "augment.mirrored"
         )
     member = inspector.members[0]
     rows = torch.arange(member.memory_patches, device=inspector.device)
     if not bool((member.origins(rows)[:, 0] >= 0).any()):
         raise InputError(
-            f"--explain: the memory of {member.parts.method.name} holds no patch of any one image"
+            f"--explain: the memory bank of {member.parts.method.name} holds no patches of single "
+            "images"
         )
 
 
@@ -248,7 +250,7 @@ def _sources(inspector: Any, key: str) -> Sequence[str | None]:
     found: Sequence[str | None] = inspector.details.get(SOURCES) or ()
     if not any(found):
         raise InputError(
-            f"{key}: the model does not know which images its memory comes from: keep it with "
+            f"{key}: the model does not know which images its memory bank comes from: train with "
             f"artifact=true, or save it with details={{{SOURCES!r}: paths}}"
         )
     return found

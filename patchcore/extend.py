@@ -65,8 +65,8 @@ def extend(
     """
     if (poses := poses_of(inspector)) > 1:
         raise InputError(
-            f"the model remembers its images in {poses} poses each, and one can be added as it is "
-            "only: fit again with all images"
+            f"the memory bank holds each image in {poses} poses, but an added image would have "
+            "only one: fit again with all images"
         )
     names = [str(path.absolute()) for path in images]
     sources = _sources(inspector)
@@ -271,10 +271,13 @@ def _number(sources: Sequence[str | None], path: str | Path) -> int:
         return fitting[0]
     shown = printable(str(path))
     if fitting:
-        raise InputError(f"{shown}: {len(fitting)} images of the model end so; write more of it")
+        raise InputError(
+            f"{shown}: {len(fitting)} images of the model end like this; give a longer part of the "
+            "path"
+        )
     if not any(sources):
         raise InputError(f"{shown}: the model does not know its images' paths: fit again without")
-    raise InputError(f"{shown}: is no image of the model's memory")
+    raise InputError(f"{shown}: is not among the images in the model's memory bank")
 
 
 def _note(inspector: Inspector, step: str, change: Change, sources: Sequence[str | None]) -> None:

@@ -2,8 +2,8 @@
 
     paths → decode (threads) → batches → score → regions, pictures (threads) → results
 
-Every stage runs a bounded number of images ahead of the next, so that the memory used does not
-grow with the number of images.
+Every stage is at most a fixed number of images ahead of the next one, so memory use does not grow
+with the number of images.
 """
 
 import os
@@ -42,8 +42,9 @@ class Region:
         box: Left, top, right and bottom in px of the image; right and bottom are just outside.
         area: Pixels.
         peak: Highest value of the map.
-        at: x and y of it, in px of the image.
-        nearest: Nominal patch that is most like the one there, if it was asked for and is known.
+        at: x and y of the peak, in px of the image.
+        nearest: Nominal patch that is nearest to the patch at the peak, if it was requested and is
+            known.
     """
 
     box: tuple[int, int, int, int]
@@ -71,8 +72,8 @@ class Inspection:
         path: As it was given.
         size: Height and width of the image, px.
         score: Raw anomaly score of the image.
-        map: (h, w) float32, at the size of the network's input: `Inspector.place` brings it to that
-            of the image.
+        map: (h, w) float32, in the size of the network's input; `Inspector.place` maps it to the
+            pixels of the image.
         p_value: Share of nominal images that score as high, by the model's decision; None without.
         anomalous: Verdict; None where neither the model nor the caller has a threshold.
         regions: Anomalous regions, from the highest peak down; None without a pixel threshold.
@@ -89,7 +90,7 @@ class Inspection:
     files: dict[str, Path] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
-        """Plain values of all but the map, as JSON holds them; null is what is not known."""
+        """Plain values for JSON of everything except the map; unknown values are null."""
         verdict = None
         if self.anomalous is not None:
             verdict = "anomalous" if self.anomalous else "nominal"
@@ -139,7 +140,7 @@ class Thresholds:
 def find_regions(values: Map, threshold: float) -> list[Region]:
     """Return the regions of a map (H, W) at or above a threshold, from the highest peak down.
 
-    NaN, where the view did not look, belongs to none.
+    NaN marks pixels outside the view; they belong to no region.
     """
     with np.errstate(invalid="ignore"):
         marked = values >= threshold
@@ -171,9 +172,9 @@ def predict(
     Args:
         inspector: An `Inspector`, or an exported model with the same methods.
         paths: Image files, which may come one by one without end.
-        thresholds: In place of those of the model's decision, where they are not None.
+        thresholds: Replace those of the model's decision, unless they are None.
         pictures: Pictures to write of every image.
-        explain: Whether regions come with the nominal patch nearest to their peak.
+        explain: Whether each region gets the nominal patch that is nearest to its peak.
         batch: Images that are scored together; those of a batch have one size.
         workers: Threads that decode and write; by default one for each processor, at most 16.
         stop: Whether an image that cannot be inspected is an error; else it is yielded as `Broken`.
@@ -202,7 +203,7 @@ def inspect_image(
     explain: bool = False,
     limit: float | None = None,
 ) -> Inspection | Broken:
-    """Inspect one image: what `predict` yields for it, by these thresholds alone.
+    """Inspect one image with these thresholds alone; the result is the same as in `predict`.
 
     Args:
         limit: Most megapixels that are decoded; by default those of the model's images.
@@ -239,7 +240,7 @@ def _predict(
 def ahead(
     pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], most: int
 ) -> Iterator[U]:
-    """Yield `function(item)` in the order of the items, at most so many of which are under way."""
+    """Yield `function(item)` in the order of the items; at most so many calls run at a time."""
     waiting: deque[Future[U]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -328,7 +329,9 @@ def _scores(inspector: Any, items: list[_Decoded | Broken]) -> Iterator[_Scored 
 
 
 def _batch(inspector: Any, items: list[_Decoded]) -> list[_Scored | Broken]:
-    """Score images of one size; if the model refuses them, one by one, to know which."""
+    """Score images of one size; if the model refuses them, score them one by one to find the bad
+    ones.
+    """
     if not items:
         return []
     each = zip(*(item.inputs for item in items), strict=True)

@@ -1,4 +1,4 @@
-"""A fitted model with all that it takes to inspect an image, from pixels to a map in its own size.
+"""A fitted model with everything needed to inspect an image, from pixels to a map in its own size.
 
 pixels of a file → prepare → score → place
 """
@@ -45,9 +45,9 @@ def normalised(batch: Tensor, image: ImageConfig) -> Tensor:
 def placed(
     values: NDArray[np.float32], size: tuple[int, int], image: ImageConfig
 ) -> NDArray[np.float32]:
-    """A map of the network's input in the pixels of the image that this was made from.
+    """Anomaly map of the network's input, brought to the pixels of the original image.
 
-    Pixels take the map at their centre, bilinearly; at its edge the nearest value.
+    Each pixel takes the map's value at its centre, bilinearly; at the edge, the nearest value.
 
     Args:
         values: (h, w) map.
@@ -84,15 +84,15 @@ def placed(
 
 
 class Preparing:
-    """Base of what inspects images: their way to the model, and that of maps back to them.
+    """Base of models that inspect images: from images to the model, and from maps back to images.
 
     Attributes:
         images: How the input of the model, or of each member of an ensemble, is made.
         decision: A `patchcore.decision.Decision`, or None where none was made.
-        details: What else is known of the model, as plain values.
+        details: Further facts about the model, as plain values.
 
     Raises:
-        InputError: The members see several parts of an image.
+        InputError: The members see different parts of an image.
     """
 
     def __init__(
@@ -106,7 +106,9 @@ class Preparing:
         self.details = dict(details or {})
         first, *others = self.images
         if not all(other.same_view(first) for other in others):
-            raise InputError("image: the members must see one part of an image: give one view")
+            raise InputError(
+                "image: all members must see the same part of an image: give them one view"
+            )
         self._prepare = [build_preparation(image) for image in self.images]
         self._alike = all(
             (other.resize, other.stretch, other.crop) == (first.resize, first.stretch, first.crop)
@@ -144,7 +146,7 @@ class Preparing:
 
 
 class Inspector(Preparing):
-    """A fitted model, and how images come to it.
+    """A fitted model, and the preparation of its images.
 
     Args:
         model: Fitted; set to evaluation mode.
@@ -223,8 +225,8 @@ class Inspector(Preparing):
         if self.region is not None and pixels.shape[:2] != self.region.shape:
             (height, width), (tall, wide) = pixels.shape[:2], self.region.shape
             raise InputError(
-                f"data.region: the model's region is of images of {wide}×{tall} pixels, this one "
-                f"has {width}×{height}"
+                f"data.region: the model's region is for images of {wide}×{tall} pixels, but this "
+                f"image has {width}×{height}"
             )
         return super().prepare(pixels)
 

@@ -49,24 +49,26 @@ class ArtifactConfig:
     """Settings of the artifact that a run leaves, which `patchcore.load` reads."""
 
     keep: Keep = setting(
-        Keep.none, "none, all, or best: the best point of a multirun alone", effect=False
+        Keep.none, "none, all, or best (only the best point of a multirun)", effect=False
     )
     weights: bool = setting(
         False,
-        "keep the networks' weights inside, so that it can be read without a network",
+        "save the networks' weights in the artifact, so that it can be loaded without internet",
         effect=False,
     )
 
     crops: bool = setting(
         False,
-        "keep a small picture of every patch in the memory, for predict --explain and serve",
+        "save a small picture of every patch in the memory bank, for predict --explain and serve",
         effect=False,
     )
 
     def __post_init__(self) -> None:
         for key in ("weights", "crops"):
             if getattr(self, key) and self.keep is Keep.none:
-                raise InputError(f"artifact.{key} has no effect alone: add artifact=true or best")
+                raise InputError(
+                    f"artifact.{key} has no effect on its own: add artifact=true or best"
+                )
 
     def files(self, members: int) -> list[str]:
         """Return files that a run's folder holds with such an artifact of so many networks."""

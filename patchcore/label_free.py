@@ -34,18 +34,24 @@ class LabelFreeConfig(Settings):
 
     GROUP: ClassVar[str] = "label_free"
 
-    enabled: bool = setting(False, "measure it, though it is none of objectives", effect=False)
+    enabled: bool = setting(
+        False, "measure label_free also if it is not among the objectives", effect=False
+    )
     images: int = setting(
         60,
-        "training images that are held out in turn, fold by fold until there are so many",
+        "least number of training images to hold out; folds are held out one by one until there "
+        "are so many",
         unit="images",
         low=1,
     )
-    folds: int = setting(
-        5, "folds of training images that the method is fitted without", unit="folds", low=2
+    folds: int = setting(5, "number of folds of training images", unit="folds", low=2)
+    defects: int = setting(
+        2,
+        "number of images with synthetic defects that are made from each held-out image",
+        unit="images",
+        low=1,
     )
-    defects: int = setting(2, "synthetic defects of each image held out", unit="images", low=1)
-    seed: int = setting(0, "seed of the division into folds and of the defects")
+    seed: int = setting(0, "seed for the division into folds and for the defects")
 
 
 def held_out(images: int, config: LabelFreeConfig) -> list[list[int]]:
@@ -87,8 +93,8 @@ class LabelFree:
     def __init__(self, config: LabelFreeConfig, images: int) -> None:
         if images < 2:
             raise InputError(
-                "label_free needs at least two training images, one to be held out: give more, or "
-                "set another of objectives"
+                "label_free needs at least two training images, because one is held out: give "
+                "more, or choose another objective"
             )
         self.config = config
         self.images = images

@@ -52,13 +52,13 @@ class InspectorModule(ScoringModule):
         asked = batch.get("inside")
         if asked is not None and not own:
             raise InputError(
-                "data.region: the model was kept without a region, so all of an image counts: "
-                "leave data.region and data.regions out"
+                "data.region: the model was saved without a region, so the whole image counts: "
+                "leave out data.region and data.regions"
             )
         if asked is not None and not bool((asked == own[0].to(asked.device)).all()):
             raise InputError(
-                "data.region: other pixels count in it than in the region that the model was "
-                "fitted with, which a test cannot change: leave data.region out"
+                "data.region: it differs from the region that the model was fitted with, and a "
+                "test cannot change that: leave out data.region"
             )
         counts = None
         if own and isinstance(found, Prediction):
@@ -85,8 +85,8 @@ def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
     first = inspector.image
     if any((x.resize, x.crop) != (first.resize, first.crop) for x in inspector.images):
         raise InputError(
-            "ensemble.members: their images are of several sizes, of which a test makes one only: "
-            "test them as patchcore train does"
+            "ensemble.members: their images have several sizes, but this command prepares only "
+            "one: test them with patchcore train"
         )
     split = data.read()
     loaded = AnomalyDataModule(data, pixels_alone(first), AugmentConfig(), split=split)

@@ -1,7 +1,7 @@
 """The LightningModule: collects in training, builds the memory at its end, scores in testing.
 
-`DetectorModule` drives any detector; `patchcore.members` tests what several say together. Both
-leave one `Record`.
+`DetectorModule` runs any detector; `patchcore.members` tests several detectors together. Both make
+one `Record`.
 """
 
 import math
@@ -41,7 +41,7 @@ Pair = tuple[ImageMetrics, PixelMetrics]
 
 @dataclass
 class Record:
-    """Everything that a test says.
+    """All results of a test.
 
     Attributes:
         scores: {index of the test image: anomaly score}.
@@ -68,7 +68,7 @@ class Record:
 
 
 class ScoringModule(pl.LightningModule):
-    """A module that is tested, and collects what it says.
+    """A module that is tested, and collects the results.
 
     Attributes:
         image_metrics, pixel_metrics, mask_counts: Metrics of the last test.
@@ -94,7 +94,7 @@ class ScoringModule(pl.LightningModule):
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """Metrics, the scores (B,) and maps (B, H, W) for them, and pixels that count (None: all).
 
-        There are several where a method is tested with parts of its memory too; the record's last.
+        Several if a method is also tested with parts of its memory; the record's are last.
         """
 
     @abstractmethod
@@ -103,7 +103,7 @@ class ScoringModule(pl.LightningModule):
 
     @abstractmethod
     def sizes(self) -> dict[str, float]:
-        """Return metrics that no test image takes part in: of the memory and the training."""
+        """Return metrics that do not depend on test images: those of the memory and of training."""
 
     def configure_optimizers(self) -> Any:
         """Return None unless something is trained."""
@@ -157,7 +157,7 @@ class ScoringModule(pl.LightningModule):
         self.log_dict({**record.metrics, **seconds})
 
     def gather(self) -> None:
-        """Bring what several processes have found together in the first."""
+        """Collect the results of several processes in the first one."""
         gather_metrics([self.image_metrics, self.pixel_metrics, self.mask_counts])
         self.record.scores = gather_images(self.record.scores)
         self.record.grids = gather_images(self.record.grids)
@@ -184,14 +184,14 @@ class DetectorModule(ScoringModule):
         curve: Shares of the patches at which to test too, at most the coreset's own ratio: a nested
             memory begins with theirs, so one pass over the test images serves all.
         scale: How to measure the scale of the scores, if the model is to score with others.
-        decision: Which threshold nominal images are to give, if any.
-        label_free: Judges the settings without an anomalous image, if that is asked for. The
-            synthetic defects are to pass through `predict_step` before the training.
+        decision: Settings of the threshold from nominal images, if one is wanted.
+        label_free: Judges the settings without any anomalous image, if this is wanted. The
+            synthetic defects have to pass through `predict_step` before the training.
 
     Attributes:
         model: The model; fitted once training has ended.
-        left_out: Scores of the training images by models that have not seen them, once training
-            has ended, if a decision was asked for.
+        left_out: Scores of the training images by models that have not seen them, after training,
+            if a decision is wanted.
         scale: Scale of its scores, once training has ended, if it was asked for.
         distrusted: See `Fitting`, once training has ended.
         train_images: Images collected, counted once for every epoch and every fixed pose.
@@ -247,7 +247,7 @@ class DetectorModule(ScoringModule):
             if self._trains:
                 raise InputError(
                     f"{'decision.false_alarms' if decides else 'label_free'} needs a method that "
-                    "makes its memory from features alone, and this one trains: leave it out"
+                    "makes its memory bank from features alone, but this one trains: leave it out"
                 )
             self._kept = FeatureBatches(images)
         self._keys, self._sources, self._places = [], [], []
@@ -401,7 +401,7 @@ class DetectorModule(ScoringModule):
         ]
 
     def _maps(self, stage: str, batch: Batch) -> Sequence[Tensor]:
-        """Layer maps [(B, C, h, w), …] of a batch: those that it brings, or the backbone's."""
+        """Layer maps [(B, C, h, w), …] of a batch: its own, or else from the backbone."""
         cached, network = batch.get("cached", False), f"{stage}.network"
         decode, before = batch.get("seconds", (math.nan, math.nan))
         if cached:

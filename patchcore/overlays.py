@@ -107,7 +107,7 @@ def read_map(path: Path) -> Map:
             levels = np.array(file)
     except Exception as error:  # decoders raise many kinds, all of which mean a bad file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: is no map of predict's ({reason})") from error
+        raise InputError(f"{path}: is not a map that predict wrote ({reason})") from error
     values = (offset + step * levels.astype(np.float64)).astype(np.float32)
     values[levels == 0] = np.nan
     return values

@@ -42,30 +42,36 @@ class Mapping(Enum):
 class PatchConfig(Settings):
     """Settings of how layer maps become patch features.
 
-    The reference's mapping was made for wide networks. A network with fewer channels than it maps
-    to (ResNet-18: 128 + 256) would have its neighbourhoods taken apart by it, not pooled, which
-    costs accuracy; hence `auto`.
+    The reference's mapping was made for wide networks. If a network has fewer channels than the
+    mapping's output (ResNet-18: 128 + 256), the mapping splits its neighbourhoods instead of
+    pooling them, which costs accuracy. Therefore the default is `auto`.
     """
 
     GROUP: ClassVar[str] = "patch"
 
     size: int = setting(
-        3, "p of Eq. 1, the side of a neighbourhood; odd", unit="positions of a layer's map", low=1
+        3,
+        "p of Eq. 1: the side of a neighbourhood; has to be odd",
+        unit="positions of a layer's map",
+        low=1,
     )
-    stride: int = setting(1, "s of Eq. 3", unit="positions of a layer's map", low=1)
+    stride: int = setting(
+        1, "s of Eq. 3: the stride of the patch grid", unit="positions of a layer's map", low=1
+    )
     mapping: Mapping = setting(
         Mapping.auto,
-        "reference, average, or auto: the reference's if layers have more than `channels`",
+        "reference, average, or auto: reference if the layers have more channels than "
+        "patch.channels, else average",
     )
     layer_channels: int = setting(
         1024,
-        "values that each layer's neighbourhood is pooled to",
+        "number of values to which the neighbourhood of each layer is pooled",
         low=1,
         effect=lambda patch: patch["mapping"] is not Mapping.average,
     )
     channels: int = setting(
         1024,
-        "values that all layers together are pooled to: the patch feature's size",
+        "number of values to which all layers together are pooled: the size of a patch feature",
         low=1,
         effect=lambda patch: patch["mapping"] is not Mapping.average,
     )

@@ -83,13 +83,13 @@ def check_kept(config: Any) -> None:
     """
     if config.artifact.keep is not Keep.none and config.data.regions is not None:
         raise InputError(
-            "artifact: a kept model cannot know data.regions of images to come: set data.region, "
-            "one mask that all images share, or artifact=false"
+            "artifact: a saved model cannot know the data.regions of future images: set "
+            "data.region (one mask for all images), or artifact=false"
         )
     if config.artifact.crops and len(config.augment.poses()) > 1:
         raise InputError(
-            "artifact.crops are of images as they are, and the memory holds them turned too: leave "
-            "it out, or augment.rotations and augment.mirrored"
+            "artifact.crops shows images as they are, but the memory bank also holds them turned: "
+            "leave out artifact.crops, or augment.rotations and augment.mirrored"
         )
 
 

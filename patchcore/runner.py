@@ -164,13 +164,13 @@ def _run_in(
     contaminated = any(x.label for x in split.train)
     if config.decision.false_alarms is not None and contaminated:
         raise InputError(
-            "decision.false_alarms guarantees a rate from nominal training images, and some are "
-            "anomalous (data.contamination): set it to null"
+            "decision.false_alarms needs nominal training images, but some are anomalous "
+            "(data.contamination): set it to null"
         )
     if config.judged and contaminated:
         raise InputError(
-            "label_free is of nominal training images alone, and some are anomalous "
-            "(data.contamination): set that to 0, or another of objectives"
+            "label_free needs nominal training images, but some are anomalous "
+            "(data.contamination): set that to 0, or choose another objective"
         )
     identity = identify(config, split)
     name, provenance = identity.fingerprint, {**identity.provenance, **origin}

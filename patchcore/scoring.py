@@ -34,7 +34,7 @@ class Distance(Enum):
 
 
 class Pool(Enum):
-    """Values whose highest are the score of an image."""
+    """Values from which the score of an image is computed."""
 
     patches = "patches"  # the paper
     pixels = "pixels"  # of the anomaly map, as RAD has it
@@ -47,17 +47,25 @@ class ScoringConfig(Settings):
     GROUP: ClassVar[str] = "scoring"
 
     neighbours: int = setting(
-        1, "nearest memory patches whose distances are averaged", unit="patches", low=1
+        1,
+        "number of nearest patches in the memory bank whose distances are averaged",
+        unit="patches",
+        low=1,
     )
     reweight: int = setting(
-        0, "b of Eq. 7, the nearest neighbour counted; 0: no reweighting", unit="patches", low=0
+        0,
+        "b of Eq. 7, including the nearest neighbour itself; 0: no reweighting",
+        unit="patches",
+        low=0,
     )
     distance: Distance = setting(
-        Distance.euclidean, "euclidean as in the paper, squared as in the reference, or cosine"
+        Distance.euclidean,
+        "euclidean (as in the paper), squared (as in the authors' implementation) or cosine",
     )
     top_share: float = setting(
         0.0,
-        "share of an image's patches, the highest, whose mean is its score; 0: the maximum",
+        "an image's score is the mean over this share of its patches, those with the highest "
+        "scores; 0: the maximum",
         low=0,
         high=1,
     )
@@ -66,7 +74,8 @@ class ScoringConfig(Settings):
     )
     pool: Pool = setting(
         Pool.patches,
-        "values whose highest give an image's score: its patches', or its anomaly map's pixels'",
+        "patches or pixels: whether an image's score comes from the scores of its patches or from "
+        "the pixels of its anomaly map",
     )
 
     def __post_init__(self) -> None:
@@ -78,8 +87,8 @@ class ScoringConfig(Settings):
             )
         if self.reweight and self.pool is Pool.pixels:
             raise InputError(
-                f"scoring.reweight={self.reweight} is a factor of patches' scores, and "
-                "scoring.pool=pixels takes the image's score from its map: set one of them back"
+                f"scoring.reweight={self.reweight} weights the patches' scores, but "
+                "scoring.pool=pixels takes the image's score from its map: use only one of them"
             )
 
 
@@ -100,7 +109,7 @@ def cosine(squared: Float[Tensor, "*patches neighbours"]) -> Float[Tensor, "*pat
 
 @dataclass(frozen=True)
 class Rule:
-    """Score of a patch by its squared distances to the neighbours, and how they are searched."""
+    """Score of a patch from its squared distances to the neighbours, and the form of the search."""
 
     score: Callable[[Tensor], Tensor]  # (…, k) squared distances → (…) scores
     unit_length: bool = False  # whether features are searched at unit length
@@ -116,9 +125,9 @@ RULES = {
 def comparable(
     features: Float[Tensor, "*patches channels"], config: ScoringConfig
 ) -> Float[Tensor, "*patches channels"]:
-    """Features as they are searched: for the cosine distance at unit length.
+    """Features in the form for the search: with unit length for the cosine distance.
 
-    There |x − y|² = 2 (1 − cos), so every back end searches by it. A vector of zeros stays one.
+    Then |x − y|² = 2 (1 − cos), so every back end can search by it. A zero vector stays zero.
     """
     return F.normalize(features, dim=-1) if RULES[config.distance].unit_length else features
 
@@ -167,7 +176,7 @@ def highest(
 ) -> tuple[Float[Tensor, "images top"], Int64[Tensor, "images top"]]:
     """Highest of the patch scores, falling, and the patches where they lie.
 
-    They are that share of the patches, rounded, but at least one: the maximum of Eq. 6.
+    Their number is that share of the patches, rounded, but at least one (the maximum of Eq. 6).
     """
     count = max(1, round(share * int(scores.shape[1]))) if share else 1
     if count == 1:
@@ -223,8 +232,8 @@ def anomaly_maps(
 
     Bilinear upsampling (pixel centres at half integers), then a Gaussian of `sigma` px, cut at 4σ,
     with the border mirrored. Both are linear and separable, so each axis is one fixed matrix.
-    A patch whose score is NaN does not count: the others' weights then sum to 1 at every pixel of a
-    patch that counts, and the map is 0 elsewhere.
+    A patch whose score is NaN does not count. The weights of the other patches then sum to 1 at
+    every pixel of a patch that counts, and the map is 0 elsewhere.
     """
     if traced():
         return _anomaly_maps_traced(scores, size, sigma)

@@ -101,10 +101,10 @@ def read_description(path: Path, newest: int) -> dict[str, Any]:
     first, _, body = data.partition(b"\n")
     if not first.startswith(_MARK):
         raise InputError(
-            f"{path}: is damaged, or none of patchcore's: its first line is another: {REMEDY}"
+            f"{path}: is damaged or was not written by patchcore: its first line differs: {REMEDY}"
         )
     if data != _with_digest(body):
-        raise InputError(f"{path}: is damaged or was edited: its digest is another: {REMEDY}")
+        raise InputError(f"{path}: is damaged or was edited: its digest differs: {REMEDY}")
     try:
         found = dict(yaml.safe_load(body))
         number = found["format"]
@@ -167,7 +167,7 @@ def _check_replaceable(folder: Path, description: str) -> None:
     others = sorted(name for name in os.listdir(folder) if name not in ours)
     if others:
         raise InputError(
-            f"{folder}: holds {others[0]!r}, which is none of ours: give another folder"
+            f"{folder}: holds {others[0]!r}, which patchcore did not write: give another folder"
         )
 
 

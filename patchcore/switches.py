@@ -18,12 +18,15 @@ _EVERY_IMAGE = "would leave images out of the numbers: leave it out; "
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "limit_train_batches": ((None, 1.0), _EVERY_IMAGE + "data.shots takes fewer training images"),
     "limit_test_batches": ((None, 1.0), _EVERY_IMAGE + "try things out on a smaller data set"),
-    "limit_val_batches": ((None, 1.0), "has no effect, for nothing is validated: leave it out"),
-    "limit_predict_batches": ((None, 1.0), "has no effect, for nothing is predicted: leave it out"),
+    "limit_val_batches": ((None, 1.0), "has no effect, because nothing is validated: leave it out"),
+    "limit_predict_batches": (
+        (None, 1.0),
+        "has no effect, because nothing is predicted: leave it out",
+    ),
     "overfit_batches": ((None, 0, 0.0), _EVERY_IMAGE + "data.shots takes fewer training images"),
     "fast_dev_run": ((None, False, 0), _EVERY_IMAGE + "try things out with data=generated"),
-    "max_steps": ((None, -1), _EVERY_IMAGE + "max_epochs says how often each is used"),
-    "min_steps": ((None,), "has no effect but to repeat images: leave it out, or set max_epochs"),
+    "max_steps": ((None, -1), _EVERY_IMAGE + "max_epochs says how often each image is used"),
+    "min_steps": ((None,), "only repeats images: leave it out, or set max_epochs"),
     "min_epochs": ((None, 0, 1), "has no effect: leave it out, or set trainer.max_epochs"),
     "max_time": ((None,), _EVERY_IMAGE + "end a run with Ctrl-C or SIGTERM"),
     "accumulate_grad_batches": ((None, 1), "has no effect, for nothing is optimised: leave it out"),
@@ -79,8 +82,8 @@ def check_switches(trainer: Mapping[str, Any], augmented: bool) -> None:
             )
     if trainer.get("strategy", "auto") not in ("auto", None):
         raise InputError(
-            f"trainer.strategy must be auto, got {trainer['strategy']}: trainer.devices says how "
-            "many devices share a run, in the one way that gives its numbers"
+            f"trainer.strategy must be auto, got {trainer['strategy']}: only this strategy gives "
+            "the same numbers on any number of devices (trainer.devices)"
         )
 
 
@@ -143,7 +146,7 @@ def _check_epochs(epochs: Any, augmented: bool) -> None:
         raise InputError(f"trainer.max_epochs must be a whole number from 1 on, got {epochs}")
     if epochs > 1 and not augmented:
         raise InputError(
-            f"trainer.max_epochs={epochs} would put the same patches into the memory {epochs} "
+            f"trainer.max_epochs={epochs} would put the same patches into the memory bank {epochs} "
             "times: set it to 1, or turn on augmentation, such as augment=flip"
         )
 

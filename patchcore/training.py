@@ -193,12 +193,12 @@ def build_trainer(
     if trainer.world_size != size:
         raise InputError(
             f"trainer.devices={settings.get('devices')} means {trainer.world_size} devices here: "
-            "set it to their number"
+            "set trainer.devices to that number"
         )
     if trainer.precision != asked_precision(settings):
         device = trainer.strategy.root_device.type
         raise InputError(
-            f"trainer.precision={settings.get('precision')} is not to be had on this device "
+            f"trainer.precision={settings.get('precision')} is not available on this device "
             f"({device}): set {trainer.precision} or 32-true"
         )
     return trainer
@@ -221,8 +221,8 @@ def construct(key: str, settings: Mapping[str, Any], **more: Any) -> Any:
 def _check_count(kind: str, used: int, asked: int) -> None:
     if used != asked:
         raise InputError(
-            f"trainer: {used} {kind} images were used, not {asked}: leave out what ends it early, "
-            "such as callbacks"
+            f"trainer: {used} {kind} images were used, not {asked}: leave out everything that ends "
+            "it early, such as callbacks"
         )
 
 

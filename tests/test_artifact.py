@@ -283,9 +283,9 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda x: x["members"][0]["settings"].update(oven={}), "is not understood"),
         (lambda x: x["members"][0]["settings"]["patch"].update(hue=1), "this version lacks"),
         (lambda x: x["members"][0]["settings"]["method"].update(kind="x"), "method=x is not known"),
-        (lambda x: x["members"][0]["settings"]["patch"].update(channels=8), "draws other"),
+        (lambda x: x["members"][0]["settings"]["patch"].update(channels=8), "draws different"),
         (lambda x: x["members"][0]["settings"]["patch"].update(size=1), "patch.size=3"),
-        (lambda x: x["members"][0]["network"].update(digest="0"), "not those that the model"),
+        (lambda x: x["members"][0]["network"].update(digest="0"), "not the weights that the model"),
         (lambda x: x["members"][0].update(drawn="0"), "patchcore draws other numbers here"),
     ],
 )
@@ -303,13 +303,13 @@ def test_other_folders_are_no_artifacts(kept: Path, tmp_path: Path) -> None:
         load(tmp_path / "none")
     with pytest.raises(InputError, match=r"has no artifact\.yaml"):
         load(tmp_path)
-    with pytest.raises(InputError, match="is no artifact"):
+    with pytest.raises(InputError, match="is not an artifact"):
         load(kept / "artifact.yaml")
     shutil.copytree(kept, tmp_path / "artifact")
     with pytest.raises(InputError, match=f"run's folder: give {tmp_path}/artifact"):
         load(tmp_path)
     (tmp_path / "artifact/artifact.yaml").write_text("mean: [1, 2, 3]\n")
-    with pytest.raises(InputError, match="none of patchcore's"):
+    with pytest.raises(InputError, match="was not written by patchcore"):
         load(tmp_path / "artifact")
     with pytest.raises(InputError, match="device: abacus"):
         load(kept, "abacus")

@@ -152,7 +152,7 @@ def test_a_class_token_comes_last(norm: bool) -> None:
 def test_a_norm_that_the_network_has_not_is_refused() -> None:
     for name, layers in (("embedded", ["2"]), ("test_resnet", ["2"])):
         weights = None if name == "embedded" else "none"
-        with pytest.raises(InputError, match=r"^layers.norm=true normalises tokens"):
+        with pytest.raises(InputError, match=r"^layers.norm=true normalises the tokens"):
             Backbone(BackboneConfig(name, weights), LayersConfig(layers, norm=True))
     with pytest.raises(InputError, match=r"^layers.norm=true would normalise"):
         Backbone(BackboneConfig("test_vit", "none"), LayersConfig(["2", "norm"], norm=True))
@@ -234,7 +234,7 @@ def odd_file(folder: Path, kind: str) -> Path:
         ("complex", "as complex64, but the network needs float32"),
         ("nan", "NaN or infinite values in 'layer1.0.conv1.weight'"),
         ("infinite", "NaN or infinite values in 'layer1.0.conv1.weight'"),
-        ("code", "no plain file of tensors.*mkdir.*safetensors"),
+        ("code", "not a plain file of tensors.*mkdir.*safetensors"),
         ("folder", "is a folder"),
         ("text", "cannot be read"),
         ("nothing", "cannot be read"),

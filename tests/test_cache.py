@@ -271,7 +271,9 @@ def test_an_entry_under_anothers_name_is_noticed(tmp_path: Path) -> None:
     shutil.copy(store.root / f"maps/b{SUFFIX}", store.root / f"maps/a{SUFFIX}")
     shutil.copy(store.root / f"maps/b{SUFFIX}", store.root / f"images/a{SUFFIX}")
     for key in ("maps/a", "images/a"):
-        with pytest.warns(UserWarning, match="is damaged or another's; it is dropped"):
+        with pytest.warns(
+            UserWarning, match="is damaged or belongs to another entry; it is dropped"
+        ):
             assert store.get(key) is None
         store.put(key, some(1))
         assert same(store.get(key), some(1))

@@ -389,7 +389,7 @@ def refused(done: Outcome, folder: Path) -> str:
         (["ensemble.members=[{bckbone:{}}]"], "bckbone: there is no such option; did you mean ba"),
         (["ensemble.members=[{},{image:{}}]"], "ensemble.members: member 2 would see another part"),
         (["ensemble.members=[{},{layers:{names:['7']}}]"], "layers.names: the network has no hier"),
-        (["ensemble.members=[{}]", "curve=[0.1]"], "curve is of one memory: leave it out, or"),
+        (["ensemble.members=[{}]", "curve=[0.1]"], "curve needs a single memory bank: leave"),
         (["+trainer.max_epoch=2"], "trainer: Trainer.__init__() got an unexpected keyword argu"),
         (
             ["scoring.neighbours=99"],
@@ -538,8 +538,8 @@ def test_the_version_is_that_of_the_package() -> None:
         ("trian", "did you mean train?"),
         ("reports", "did you mean report?"),
         ("xyz", "there is train, test, "),
-        ("data=mtd", "options of runs follow patchcore train"),
-        ("--multirun", "options of runs follow patchcore train"),
+        ("data=mtd", "options of runs come after patchcore train"),
+        ("--multirun", "options of runs come after patchcore train"),
         ("tr\nain", "did you mean train?"),
     ],
 )

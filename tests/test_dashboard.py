@@ -107,7 +107,7 @@ def test_a_group_is_read_from_its_summary_run(sweep: Path) -> None:
 
 def test_mistakes_are_told_in_a_line(sweep: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "run", {}, {"image_auroc": 1.0, "test_images": 4, "seconds": {}})
-    with pytest.raises(InputError, match="in no group of W&B: a dashboard needs a multirun with"):
+    with pytest.raises(InputError, match="not in a W&B group: a dashboard needs a multirun with"):
         dashboard.from_folder(tmp_path, "image_auroc")
     with mock.patch("wandb.Api", side_effect=OSError("no\nroute")):
         done = patchcore("dashboard", "nowhere", "--dry-run")

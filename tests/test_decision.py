@@ -412,7 +412,7 @@ def test_augmented_images_and_learning_are_refused() -> None:
     decision, augment = DecisionConfig(0.01), AugmentConfig(horizontal_flip=True)
     with mock.patch("patchcore.config.check_unused"), mock.patch("patchcore.config.check_switches"):
         Config(**given, decision=decision)
-        with pytest.raises(InputError, match=r"^decision\.false_alarms needs training images as"):
+        with pytest.raises(InputError, match=r"^decision\.false_alarms needs training images that"):
             Config(**given, decision=decision, augment=augment)
         Config(**given, decision=replace(decision, false_alarms=None), augment=augment)
 

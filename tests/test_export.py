@@ -214,7 +214,9 @@ def test_what_differs_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(FORMATS["torch"], "open", lambda folder, threads, run=run: run)
         monkeypatch.setattr("patchcore.export.model.traced_graph", lambda *_: None)
-        with pytest.raises(InputError, match=f"nothing was written, .* is not the model: {words}"):
+        with pytest.raises(
+            InputError, match=f"nothing was written, .* differs from the model: {words}"
+        ):
             export(python, tmp_path / "export", "torch")
         assert list(tmp_path.iterdir()) == []
 
@@ -232,13 +234,13 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.Mo
             "method=spade: cannot be exported: it searches other nominal images",
         ),
         (Inspector(model, IMAGE, precision="16-mixed"), "trainer.precision: the model was fitted"),
-        (Inspector(model, whole), "image.view=whole gives every image a size of its own"),
+        (Inspector(model, whole), "image.view=whole gives every image its own size"),
         (
             Inspector(
                 Ensemble([small(), small()]).fit(nominal()),
                 [IMAGE, ImageConfig(size=64, view=View.square)],
             ),
-            "ensemble.members: their images are of several sizes",
+            "ensemble.members: their images have several sizes",
         ),
     ]
     for each, words in cases:
@@ -351,7 +353,7 @@ def test_the_command_tells_why_it_cannot_export(kept: Path, tmp_path: Path) -> N
         done = patchcore("export", str(kept / "model"), "--format", "torch", *out, *more)
         assert done.code == 1 and done.err.startswith(f"error: {words}")
     done = patchcore("export", str(tmp_path), *out)
-    assert done.code == 1 and "is no artifact" in done.err
+    assert done.code == 1 and "is not an artifact" in done.err
     assert not (tmp_path / "out").exists()
 
 
@@ -402,5 +404,5 @@ def test_other_data_may_be_tested_on(kept: Path) -> None:
     assert asked == replace(kept_settings, batch_size=3)
     other = asked_data(kept_settings, ["data=generated", "data.train_images=2"])
     assert other == GeneratedConfig(train_images=2)
-    with pytest.raises(InputError, match=r"^data: the model does not say what it was fitted to"):
+    with pytest.raises(InputError, match=r"^data: the model does not record which data set it was"):
         asked_data(None, [])

@@ -173,7 +173,7 @@ def test_the_number_of_patches_may_be_asked_for() -> None:
 def test_learned_proxies_cannot_grow() -> None:
     model = detector(LearnedConfig(ratio=0.1, steps=2)).fit(images(2))
     assert (model.origin == -1).all()
-    with pytest.raises(InputError, match=r"^coreset: this sampler makes its memory as a whole"):
+    with pytest.raises(InputError, match=r"^coreset: this sampler makes the memory bank as"):
         model.extend([model.embed(images(1, 1))], [SIZE], [2])
 
 
@@ -416,7 +416,7 @@ def test_the_command_extends_and_removes(
         ([output, "nowhere"], "error: nowhere: there is no such file or folder"),
         ([output, "--count", "3"], "error: --count has no effect"),
         ([output, os.fspath(more), "--count", "0"], "error: --count must be at least 1"),
-        ([os.fspath(more)], "is no artifact"),
+        ([os.fspath(more)], "is not an artifact"),
     ):
         done = patchcore("extend", *arguments)
         assert done.code == 1

@@ -495,7 +495,7 @@ def test_what_a_part_of_the_memory_cannot_be_had_with_is_refused() -> None:
     for switch in ("radius", "retrieval"):
         with pytest.raises(InputError, match=rf"^method.{switch} needs patches of images"):
             detector(coreset=LearnedConfig(count=3), **{switch: 1})
-        with pytest.raises(InputError, match=rf"^method.{switch} searches by itself"):
+        with pytest.raises(InputError, match=rf"^method.{switch} has its own exact search"):
             build_detector(Parts(PatchCoreConfig(**{switch: 1}), index=FaissFlatConfig()))
         with pytest.raises(InputError, match=rf"^method.{switch} must be at least"):
             PatchCoreConfig(**{switch: -1})

@@ -238,7 +238,10 @@ def test_artifact_is_typed_as_people_guess() -> None:
 def test_mistakes_are_told(root: Path, tmp_path: Path) -> None:
     for typed, told in (
         (["artifact=yes"], "artifact=yes: there is no such choice; there are true (all), false"),
-        (["artifact=true", "data.regions=x"], "artifact: a kept model cannot know data.regions of"),
+        (
+            ["artifact=true", "data.regions=x"],
+            "artifact: a saved model cannot know the data.regions",
+        ),
         (["artifact.weights=true"], "artifact.weights has no effect alone: add artifact=true"),
     ):
         done = run(root, tmp_path, *typed)

@@ -93,11 +93,13 @@ def test_help_tells_every_option_and_choice_in_lines_that_fit() -> None:
     keys = [key.partition(" ")[0] for key, _, _ in options()]
     assert len(keys) == len(set(keys)) > 60 and all(f"  {key}" in told for key in keys)
     expected = (
-        "patch.size: integer = 3\n" + " " * 24 + "p of Eq. 1, the side of a neighbourhood; odd"
+        "patch.size: integer = 3\n"
+        + " " * 24
+        + "p of Eq. 1: the side of a neighbourhood; has to be odd"
     )
     assert expected in told
     assert "coreset.dimension (approximate, greedy): integer = 128" in told
-    assert "share of the patches kept [in (0, 1]]" in told
+    assert "share of the patches that are kept [in (0, 1]]" in told
 
 
 @pytest.mark.parametrize(

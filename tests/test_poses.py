@@ -152,7 +152,7 @@ def test_all_poses_of_an_image_are_left_out_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"noise": 0.1}, {"rotate": 5.0}, {"horizontal_flip": True}])
 def test_fixed_poses_and_random_changes_exclude_each_other(change: dict[str, Any]) -> None:
     with pytest.raises(
-        InputError, match=r"^augment.rotations and augment.mirrored are fixed poses"
+        InputError, match=r"^augment.rotations and augment.mirrored give fixed poses"
     ):
         AugmentConfig(rotations=4, **change)
     assert not AugmentConfig(rotations=4).changes() and AugmentConfig(**change).changes()
@@ -175,5 +175,5 @@ def test_what_poses_cannot_be_had_with_is_refused(tmp_path: Path) -> None:
         config(tmp_path, augment=FOUR, trainer={"accelerator": "cpu", "max_epochs": 2})
     write_mvtec(tmp_path, (SIZE, SIZE))
     crops = ArtifactConfig(Keep.all, crops=True)
-    with pytest.raises(InputError, match=r"^artifact.crops are of images as they are"):
+    with pytest.raises(InputError, match=r"^artifact.crops shows images as they are"):
         run(config(tmp_path, augment=FOUR, artifact=crops), tmp_path / "run")

@@ -338,7 +338,7 @@ def test_images_that_are_added_have_crops_too(
 
 
 def test_models_that_cannot_explain_say_so(model: PatchCore, parts: Path) -> None:
-    with pytest.raises(InputError, match="does not know which images its memory comes from"):
+    with pytest.raises(InputError, match="does not know which images its memory bank comes from"):
         predict(Inspector(model, IMAGE), [parts / "0.png"], explain=True)
     prepared = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     gaussians = Padim().fit(normalised(prepared, IMAGE))

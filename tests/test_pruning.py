@@ -187,10 +187,10 @@ def test_what_pruning_cannot_be_had_with_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^layers.join=separate makes several memories"):
         detector(join=Join.separate, pruning=1)
     method = PatchCoreConfig(pruning=1)
-    with pytest.raises(InputError, match=r"^decision.false_alarms takes all training images"):
+    with pytest.raises(InputError, match=r"^decision.false_alarms assumes that all"):
         config(tmp_path, method=method, decision=DecisionConfig(0.1))
     two = EnsembleConfig([MemberConfig(), MemberConfig()])
-    with pytest.raises(InputError, match=r"^method.pruning names the images that one memory"):
+    with pytest.raises(InputError, match=r"^method.pruning works with one memory bank"):
         config(tmp_path, method=method, ensemble=two)
     with pytest.raises(InputError, match=r"^method.pruning must be at least 1, got 0"):
         PatchCoreConfig(pruning=0)

@@ -103,8 +103,8 @@ def test_one_observation_has_no_interval(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("coreset.ratio", r"--against: 'coreset\.ratio' is no KEY=VALUE"),
-        ("=3", "is no KEY=VALUE"),
+        ("coreset.ratio", r"--against: 'coreset\.ratio' is not KEY=VALUE"),
+        ("=3", "is not KEY=VALUE"),
         ("seed=0", r"seed tells no points apart: choose one of patch\.size, coreset\.ratio"),
         ("patch.size=7", r"no run has patch\.size=7: choose one of 1, 3, 5"),
     ],

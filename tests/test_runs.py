@@ -223,7 +223,7 @@ def test_a_signal_ends_a_multirun_and_tells_what_is_kept(root: Path, tmp_path: P
     with mock.patch.object(DetectorModule, "on_test_start", stop):
         done = sweep(root, tmp_path, "seed=0,1,2")
     assert done.code == 143 and len(calls) == 2
-    kept = f"1 finished points are kept in {tmp_path / 'sweep'}; started again, the same command"
+    kept = f"1 finished points are kept in {tmp_path / 'sweep'}; the same command, started again"
     assert done.err.splitlines()[-1].startswith(f"interrupted (SIGTERM): {kept}")
     again = sweep(root, tmp_path, "seed=0,1,2")
     assert again.code == 0 and again.out.count("finished before") == 1
@@ -401,10 +401,10 @@ def test_numbers_of_any_use_are_accepted() -> None:
         (OSError(28, "No space left on device"), "the folder of the results: No space left on de"),
         (OSError(28, "No space left", "/x/y"), "/x/y: No space left: make room or choose"),
         (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
-        (MemoryError(), "data.batch_size: the memory was not enough (MemoryError)"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "data.batch_size: the memory was"),
-        (RuntimeError("[enforce] can't allocate memory: you"), "data.batch_size: the memory was"),
-        (OSError(12, "Cannot allocate memory"), "data.batch_size: the memory was not enough"),
+        (MemoryError(), "data.batch_size: there was not enough memory (MemoryError)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "data.batch_size: there was not"),
+        (RuntimeError("[enforce] can't allocate memory: you"), "data.batch_size: there was not"),
+        (OSError(12, "Cannot allocate memory"), "data.batch_size: there was not enough memory"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "data.workers: a"),
     ],
 )

@@ -364,7 +364,7 @@ def test_points_that_ended_without_a_word_are_listed(tmp_path: Path) -> None:
     (tmp_path / "3/metrics.json").write_text("{}")
     record_failure(tmp_path / "10", InputError("coreset.ratio is wrong"))
     assert failures(tmp_path) == [
-        (tmp_path / "2", "it ended without a word: killed?"),
+        (tmp_path / "2", "it ended without a message: was it killed?"),
         (tmp_path / "10", "coreset.ratio is wrong"),
     ]
     assert failures(tmp_path, since=time.time() + 10) == []

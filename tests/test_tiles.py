@@ -334,7 +334,7 @@ def test_images_that_come_whole_are_thinned_too() -> None:
 def test_thinning_needs_a_sampler_that_keeps_a_share() -> None:
     with pytest.raises(InputError, match=r"method.per_image needs a sampler that keeps a share"):
         detector(Toy(), coreset=LearnedConfig(), per_image=5)
-    with pytest.raises(InputError, match=r"method.per_image would leave method.retrieval a part"):
+    with pytest.raises(InputError, match=r"method.retrieval compares whole images"):
         detector(Toy(), coreset=GreedyConfig(), per_image=5, retrieval=2)
     thin = Thinning(7, GreedyConfig(), torch.device("cpu"))
     assert [thin.before(x / 3) for x in range(4)] == [0, 2, 4, 7]
@@ -378,7 +378,7 @@ def test_a_run_in_tiles_is_tested_kept_loaded_and_extended(tmp_path: Path) -> No
     for found in predict(inspector, sorted(scores)):
         assert isinstance(found, Inspection) and found.map.shape == found.size
         assert found.score == pytest.approx(scores[found.path], rel=1e-5)
-    with pytest.raises(InputError, match=r"image.tiles: a graph is of one size"):
+    with pytest.raises(InputError, match=r"image.tiles: an exported graph takes one image size"):
         export(inspector, tmp_path / "export")
     change = extend(inspector, [write_image(tmp_path / "more.png", (100, 50))])
     assert change.images == 1 and change.patches > 0

@@ -21,21 +21,21 @@ from patchcore.errors import printable
 
 COMMANDS = {
     "train": "fit PatchCore on a category and test it",
-    "test": "measure a kept or exported model on a data set",
-    "export": "write a kept model for another runtime",
-    "extend": "add nominal images to a model, or take some out",
-    "report": "compare runs: a page and tables",
-    "dashboard": "a W&B workspace and report of a sweep",
+    "test": "measure a saved or exported model on a data set",
+    "export": "write a saved model for another runtime",
+    "extend": "add nominal images to a model, or remove some",
+    "report": "compare runs on a page and in tables",
+    "dashboard": "make a W&B workspace and report of a sweep",
     "fetch": "download a data set from its owners",
     "predict": "inspect images with a fitted model",
-    "serve": "a page and an endpoint that inspect images",
-    "cache": "show or clear what sweeps keep",
-    "completion": "print a script by which a shell completes with Tab",
+    "serve": "run a web page and an endpoint that inspect images",
+    "cache": "show or clear the cache of sweeps",
+    "completion": "print a script for completion with Tab in a shell",
 }
 EXAMPLES = """\
   patchcore train                                        images that it draws
   patchcore train data=folder data.nominal=GOOD artifact=true      your images
-  patchcore predict RUN/artifact IMAGES --overlays       by what that has left
+  patchcore predict RUN/artifact IMAGES --overlays       with the model of a run
   patchcore train --multirun patch.size=1,3,5 seed=0,1   every combination
   patchcore report multirun                              a page with all of them"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -78,8 +78,8 @@ def usage() -> str:
     """Return the help of `patchcore` itself, which fits on a screen of 80 by 24."""
     commands = "\n".join(f"  {name:10} {purpose}" for name, purpose in COMMANDS.items())
     return (
-        f"usage: patchcore COMMAND [OPTIONS]\n\n{commands}\n\nexamples:\n{EXAMPLES}\n\n"
-        "patchcore COMMAND --help tells more, patchcore --version which version this is."
+        f"usage: patchcore COMMAND [OPTIONS]\n\n{commands}\n\nexamples:\n{EXAMPLES}\n\npatchcore "
+        "COMMAND --help tells more; patchcore --version prints the version."
     )
 
 
@@ -105,7 +105,7 @@ def unknown(command: str) -> str:
     from difflib import get_close_matches
 
     if "=" in command or command in ("-m", "--multirun", "--cfg"):
-        return f"no command {command!r}; options of runs follow patchcore train"
+        return f"no command {command!r}; options of runs come after patchcore train"
     close = get_close_matches(command, COMMANDS, 1)
     rest = f"did you mean {close[0]}?" if close else f"there is {', '.join(COMMANDS)}"
     return f"no command {command!r}; {rest}"

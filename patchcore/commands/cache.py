@@ -17,8 +17,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: `patchcore cache [show | clear | path]`."""
     parser = Parser(
         prog="patchcore cache",
-        description="Show or clear what sweeps keep, so as not to compute it again.",
-        epilog="Entries are in a folder of their own below $PATCHCORE_CACHE, or "
+        description="Show or clear the cache, in which sweeps keep results that they need again.",
+        epilog="Entries are in their own folder inside $PATCHCORE_CACHE, or inside "
         "patchcore/features in ~/.cache.",
     )
     parser.add_argument(
@@ -26,9 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
         nargs="?",
         choices=("show", "clear", "path"),
         default="show",
-        help="show what it holds (default), clear it, or print its folder",
+        help="show the cache's content (default), clear it, or print its folder",
     )
-    parser.add_argument("--root", help="another folder (cache.root)")
+    parser.add_argument("--root", help="folder of another cache (cache.root)")
     options = parser.parse_args(arguments)
     store = Store(CacheConfig(root=options.root).folder())
     if options.action == "path":

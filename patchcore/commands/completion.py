@@ -25,11 +25,11 @@ from patchcore.commands.settings_help import options
 
 TRAIN_FLAGS = ("--multirun", "--cfg", "--config-dir", "--config-name", "--help", "--info")
 """Options of Hydra that `patchcore train` takes and users need."""
-EPILOG = """once, and again after an update:
+EPILOG = """Run this once, and again after an update:
   bash  patchcore completion bash > ~/.local/share/bash-completion/completions/patchcore
   zsh   patchcore completion zsh > "${fpath[1]}/_patchcore"
   fish  patchcore completion fish > ~/.config/fish/completions/patchcore.fish
-then start a new shell. The folder has to exist."""
+Then start a new shell. The folder of the script has to exist."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: `patchcore completion SHELL`."""
     parser = argparse.ArgumentParser(
         prog="patchcore completion",
-        description="Print a script by which a shell completes commands, settings and choices.",
+        description="Print a script with which a shell completes commands, settings and choices.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -12,27 +12,33 @@ from patchcore.writing import complete
 def main() -> None:
     """Parse, read what the sweep varied, and save or print its dashboard."""
     parser = argparse.ArgumentParser(
-        description="Build W&B's workspace and report of a sweep whose runs are there; send those "
-        "with --sync if they are offline runs still."
+        description="Make a workspace and a report in W&B for a sweep whose runs are there. If "
+        "the runs are still offline, send them with --sync."
     )
     parser.add_argument(
         "group", metavar="GROUP", help="folder of a multirun, or the name of its group in W&B"
     )
     parser.add_argument(
-        "--metric", default="image_auroc", metavar="KEY", help="ranked by (default: %(default)s)"
+        "--metric",
+        default="image_auroc",
+        metavar="KEY",
+        help="metric to rank by (default: %(default)s)",
     )
     parser.add_argument("--entity", default="", help="W&B user or team (default: the runs' own)")
     parser.add_argument("--project", default="", help="W&B project (default: the runs' own)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the specification as JSON; needs no network"
+        "--dry-run", action="store_true", help="print the specification as JSON; needs no internet"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="with --dry-run: write it to a file instead"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="with --dry-run: write the specification to a file instead",
     )
     parser.add_argument(
         "--sync",
         action="store_true",
-        help="send the offline runs below the folder first, wherever it lies now",
+        help="first send the offline runs in the folder, which may have been moved",
     )
     options = parser.parse_args()
     if options.output and not options.dry_run:

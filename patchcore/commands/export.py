@@ -20,9 +20,9 @@ def main() -> None:
     """Parse, export, print."""
     parser = Parser(
         prog="patchcore export",
-        description="Write a model that patchcore train artifact=true has left as a graph for "
-        "another runtime: pixels in, score and anomaly map out. It is compared with the model "
-        "through that runtime, and kept only if they agree.",
+        description="Write a model that patchcore train artifact=true has saved as a graph for "
+        "another runtime. The graph takes pixels and gives score and anomaly map. It is run "
+        "in that runtime, compared with the model, and saved only if both agree.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact")
     parser.add_argument("--format", choices=[*FORMATS], default="onnx", help="default: %(default)s")
@@ -32,9 +32,12 @@ def main() -> None:
     parser.add_argument(
         "--images",
         metavar="DIR",
-        help="images to compare on, all of them (default: training images, if still there)",
+        help="images on which the export is compared with the model, all of them (default: "
+        "training images, if they still exist)",
     )
-    parser.add_argument("--threads", type=count, metavar="N", help="threads of the runtime")
+    parser.add_argument(
+        "--threads", type=count, metavar="N", help="number of threads of the runtime"
+    )
     options = parser.parse_args()
     inspector = load(options.model)
     if options.images is not None:

@@ -12,9 +12,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: `patchcore extend MODEL IMAGES…`."""
     parser = Parser(
         prog="patchcore extend",
-        description="Add nominal images to a model without fitting again, or take some out.",
-        epilog="Removing an image removes the model's threshold too, which would no longer keep "
-        "its false-alarm rate: give predict --threshold, or train again.",
+        description="Add nominal images to a model without fitting it again, or remove some.",
+        epilog="Removing an image also removes the model's threshold, because its false-alarm rate "
+        "would no longer hold: use predict --threshold, or train again.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact")
     parser.add_argument(
@@ -25,18 +25,21 @@ def main(arguments: list[str] | None = None) -> None:
         nargs="+",
         default=[],
         metavar="PATH",
-        help="images to take out, by their paths as the model knows them, or the ends of these",
+        help="images to remove: their paths as the model knows them, or the ends of these paths",
     )
     parser.add_argument(
         "--count",
         type=int,
         metavar="N",
-        help="patches to add (default: the share of all patches that the memory keeps already)",
+        help="number of patches to add (default: the same share of all patches that the memory "
+        "bank keeps already)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="where to write (default: MODEL is replaced)"
+        "--output", type=Path, metavar="DIR", help="folder to write to (default: MODEL is replaced)"
     )
-    parser.add_argument("--device", default="cpu", help="where to work (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="cpu", help="device to compute on (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.count is not None and options.count < 1:
         raise InputError(f"--count must be at least 1, got {options.count}")

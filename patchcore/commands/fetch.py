@@ -18,13 +18,17 @@ def main(arguments: list[str] | None = None) -> None:
         epilog="data sets and their licences:\n"
         + "\n".join(f"  {name:8} {source.licence}" for name, source in SOURCES.items()),
     )
-    parser.add_argument("name", metavar="NAME", help="which one, as in data=NAME")
+    parser.add_argument("name", metavar="NAME", help="name of the data set, as in data=NAME")
     parser.add_argument(
-        "--root", type=Path, default=Path("data"), metavar="DIR", help="where to (default: data)"
+        "--root",
+        type=Path,
+        default=Path("data"),
+        metavar="DIR",
+        help="folder to download to (default: data)",
     )
-    parser.add_argument("--category", help="this one alone (mvtec)")
+    parser.add_argument("--category", help="only this category (mvtec)")
     parser.add_argument("--url", help="address of a copy of the archive")
-    parser.add_argument("--sha256", metavar="HEX", help="checksum that the archive is to have")
+    parser.add_argument("--sha256", metavar="HEX", help="expected checksum of the archive")
     options = parser.parse_args(arguments)
     source = find_source(options.name)
     print(f"{options.name}: from {source.page}\nlicence: {source.licence}", flush=True)

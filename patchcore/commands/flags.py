@@ -39,8 +39,8 @@ def check_flags(arguments: Sequence[str]) -> None:
             raise InputError(f"{printable(flag)}: there is no such option; {hint}")
     if strange and not given.help:  # Hydra's parser takes settings from one place alone
         raise InputError(
-            f"{printable(strange[0])}: a flag stands between this setting and those before it; "
-            "write flags such as --multirun before all settings"
+            f"{printable(strange[0])}: a flag is between this setting and earlier ones; write "
+            "flags such as --multirun before all settings"
         )
 
 

@@ -115,7 +115,7 @@ def explain(error: Exception) -> str | None:
         return message
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         place, words = error.problem_mark, " ".join(str(error.problem).split())
-        return f"{place.name}: line {place.line + 1} is not understood ({words}): mend the file"
+        return f"{place.name}: line {place.line + 1} is not understood ({words}): correct the file"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         known = f"there are {', '.join(error.options)}"
@@ -143,9 +143,9 @@ def explain(error: Exception) -> str | None:
             words = f"must be {_KINDS[unlike[2]]}, got {unlike[1]}"
         message = f"{key}: {words}"
         if "Cannot convert 'list' to string" in message:
-            message += f"; text in brackets needs quotes inside others: \"{key}='[…]'\""
+            message += f"; text in brackets needs two kinds of quotes: \"{key}='[…]'\""
         elif isinstance(cause, InterpolationKeyError):
-            message += "; a $ that belongs to the text is written \\$"
+            message += "; write a literal $ as \\$"
     file = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
     return f"{message} (in {file[1]}.yaml)" if file else message
 
@@ -178,8 +178,9 @@ def _of_the_machine(error: Exception) -> str | None:
     memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
     if memory or (isinstance(error, RuntimeError) and "can't allocate memory" in words):
         return (
-            "data.batch_size: the memory was not enough "
-            f"({words[:150] or type(error).__name__}): set it, image.crop or coreset.ratio lower"
+            "data.batch_size: there was not enough memory "
+            f"({words[:150] or type(error).__name__}): lower data.batch_size, image.crop or "
+            "coreset.ratio"
         )
     return None
 
@@ -189,7 +190,10 @@ def no_such_option(key: str, parent: Any) -> str:
     if (now := successor(key)) is not None:
         return f"{key}: is now called {now}"
     if not is_dataclass(parent):
-        return f"{key}: there is no such option; if whoever gets it knows it, write +{key}=…"
+        return (
+            f"{key}: there is no such option; if the class that receives it knows it, write "
+            f"+{key}=…"
+        )
     names = [option.name for option in fields(parent)]
     group, dot, name = key.rpartition(".")
     close = get_close_matches(name, names, 1)

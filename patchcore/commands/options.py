@@ -43,13 +43,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add what says which model inspects, where, and by which thresholds."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="folder of an artifact or export")
     parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, …; auto is a GPU if there is one"
+        "--device", default="auto", help="cpu, cuda, …; auto: a GPU if there is one"
     )
     parser.add_argument(
-        "--threshold", type=score, metavar="SCORE", help="of images, instead of the model's own"
+        "--threshold",
+        type=score,
+        metavar="SCORE",
+        help="threshold for images, instead of the model's",
     )
     parser.add_argument(
-        "--pixel-threshold", type=score, metavar="SCORE", help="of maps, instead of the model's"
+        "--pixel-threshold",
+        type=score,
+        metavar="SCORE",
+        help="threshold for anomaly maps, instead of the model's",
     )
 
 

@@ -42,8 +42,8 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
             text.encode()
         except UnicodeEncodeError:
             raise InputError(
-                f"{printable(text)}: the name of this {what} is not UTF-8; rename it, or reach it "
-                "by a link whose name is"
+                f"{printable(text)}: the name of this {what} is not UTF-8; rename it, or use a "
+                "link to it whose name is in UTF-8"
             ) from None
     return [_typed(_in_full(argument)) for argument in arguments]
 
@@ -220,14 +220,17 @@ def _quote(argument: str) -> str:
     key = argument.partition("=")[0]
     if not key or _parsed(f"{key}=x") is None:
         return f"{argument}: not understood: type KEY=VALUE, such as coreset.ratio=0.01"
-    return f"{key}: the value needs quotes, inside others for the shell: type {quoted(argument)}"
+    return (
+        f"{key}: the value needs its own quotes inside the shell's quotes: type {quoted(argument)}"
+    )
 
 
 def _one_or_several(argument: str) -> str:
     key, _, value = argument.partition("=")
     return (
-        f"{key}: a comma makes several values: with quotes it is one, type {quoted(argument)}; a "
-        f"list is '{key}=[{value}]'; --multirun tries one after another"
+        f"{key}: a comma separates several values: for one value with a comma, type "
+        f"{quoted(argument)}; a list is '{key}=[{value}]'; --multirun tries the values one after "
+        "another"
     )
 
 

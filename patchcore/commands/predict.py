@@ -31,17 +31,17 @@ COLUMNS = ("path", "score", "p_value", "verdict", "regions")
 ANOMALIES = 3  # exit code
 DESCRIPTION = """Inspect images with a fitted model.
 
-IMAGES are files, folders with all their subfolders, globs, @FILE for a list of paths, one a line,
-or - for such a list on stdin. Results come in the order of the images, one a row:
+IMAGES are files, folders (with all subfolders), globs, @FILE for a list of paths, one per line,
+or - for such a list on stdin. Each image gives one row, in the order of the images:
 
-  path      as it was found
+  path      path of the image, as it was found
   score     raw anomaly score; higher is more anomalous
-  p_value   share of nominal images that score at least as high, by the model's decision
+  p_value   share of nominal images that score at least as high, from the model's decision
   verdict   anomalous (at or above the threshold) or nominal
   regions   parts of the image whose map is at or above the pixel threshold, as JSON: box (left,
             top, right, bottom), area and at (x, y of the peak) in px of the image, and peak
 
-What is not known is empty (null in JSON lines): a model without a decision gives no verdict.
+Unknown values are empty (null in JSON lines): a model without a decision gives no verdict.
 Images that cannot be inspected are named on stderr and have no row."""
 EPILOG = """exit codes:
   0   all images were inspected, and none is anomalous (or the model gives no verdicts)
@@ -110,9 +110,13 @@ def _parser() -> Parser:
         epilog=EPILOG,
     )
     add_model_options(parser)
-    parser.add_argument("images", metavar="IMAGES", nargs="*", help="what to inspect: see above")
+    parser.add_argument("images", metavar="IMAGES", nargs="*", help="images to inspect: see above")
     parser.add_argument(
-        "--list", action="append", default=[], metavar="FILE", help="inspect the paths in a file"
+        "--list",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="inspect the images whose paths are in a file",
     )
     parser.add_argument(
         "--format", choices=WRITERS, default="csv", help="CSV, or JSON lines (default: csv)"
@@ -121,21 +125,21 @@ def _parser() -> Parser:
         "--output",
         type=Path,
         metavar="FILE",
-        help="write there instead of to stdout; a file that is there is replaced at the end",
+        help="write to this file instead of stdout; an existing file is replaced at the end",
     )
     parser.add_argument(
         "--maps",
         choices=[each.value for each in MapFormat],
-        help="write each map at its image's own size: a PNG of 16 bits, which says how to read it, "
-        "or the scores themselves",
+        help="write each anomaly map in its image's own size: as a 16-bit PNG, which says how to "
+        "read it, or as the scores themselves",
     )
     parser.add_argument(
-        "--overlays", action="store_true", help="write each image with its regions drawn on it"
+        "--overlays", action="store_true", help="write each image with its regions outlined"
     )
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="add to each region the nearest nominal patch: its image, row and column in its grid "
+        help="add the nearest nominal patch to each region: its image, row and column in its grid "
         "of patches, and the distance to it; overlays show both, if the artifact keeps crops "
         "(artifact.crops=true)",
     )
@@ -144,7 +148,7 @@ def _parser() -> Parser:
         type=Path,
         default=Path("predictions"),
         metavar="DIR",
-        help="where maps and overlays go (default: predictions)",
+        help="folder for maps and overlays (default: predictions)",
     )
     parser.add_argument(
         "--on-error",
@@ -157,10 +161,13 @@ def _parser() -> Parser:
         type=count,
         default=BATCH,
         metavar="N",
-        help="images scored together (default: %(default)s)",
+        help="number of images that are scored together (default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", type=count, metavar="N", help="threads that decode (default: the processors)"
+        "--workers",
+        type=count,
+        metavar="N",
+        help="number of threads that decode (default: the number of processors)",
     )
     return parser
 

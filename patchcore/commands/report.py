@@ -15,7 +15,8 @@ from patchcore.report.table import read_runs
 def main() -> None:
     """Parse, read, write."""
     parser = argparse.ArgumentParser(
-        description="Compare runs: one self-contained HTML page, a Markdown and two CSV tables."
+        description="Compare runs: write a self-contained HTML page, a Markdown table and two CSV "
+        "tables."
     )
     parser.add_argument(
         "folders",
@@ -25,16 +26,22 @@ def main() -> None:
         help="a run, a multirun, or any folder with runs below it",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where to write (default: report in the first DIR)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder to write to (default: report in the first DIR)",
     )
     parser.add_argument(
-        "--metric", default="image_auroc", metavar="KEY", help="ranked by (default: %(default)s)"
+        "--metric",
+        default="image_auroc",
+        metavar="KEY",
+        help="metric to rank by (default: %(default)s)",
     )
     parser.add_argument(
         "--against",
         metavar="KEY=VALUE",
-        help="tell what the other values of a setting change, in pairs of runs, such as "
-        "coreset.ratio=0.01",
+        help="show how much the other values of a setting change the results, in pairs of runs; "
+        "for example coreset.ratio=0.01",
     )
     options = parser.parse_args()
     try:

@@ -13,14 +13,14 @@ from patchcore.commands.options import (
 from patchcore.errors import InputError
 from patchcore.export import load_model
 
-DESCRIPTION = """Serve a fitted model: a page to drop an image on, and for programs
+DESCRIPTION = """Serve a fitted model: a web page to drop an image on, and endpoints for programs.
 
   POST /inspect   an image's file as the body; JSON with score, p_value, verdict and regions
                   (?pictures=true adds map and overlay as data URIs)
-  GET /health     answers while the server runs
-  GET /metrics    counts and times for Prometheus
+  GET /health     answers as long as the server runs
+  GET /metrics    counters and times for Prometheus
 
-It answers this machine alone unless --host says otherwise: there is no password."""
+The server has no password. It answers only this machine unless --host says otherwise."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,31 +55,36 @@ def _parser() -> Parser:
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="address to listen on (default: %(default)s, this machine alone)",
+        help="address to listen on (default: %(default)s, only this machine can connect)",
     )
     parser.add_argument(
-        "--port", type=int, default=8000, metavar="N", help="port (default: %(default)s)"
+        "--port",
+        type=int,
+        default=8000,
+        metavar="N",
+        help="port to listen on (default: %(default)s)",
     )
     parser.add_argument(
         "--megabytes",
         type=float,
         default=20.0,
         metavar="N",
-        help="largest file that is taken (default: %(default)g)",
+        help="largest file that is accepted (default: %(default)g)",
     )
     parser.add_argument(
         "--megapixels",
         type=float,
         default=50.0,
         metavar="N",
-        help="largest image that is taken (default: %(default)g)",
+        help="largest image that is accepted (default: %(default)g)",
     )
     parser.add_argument(
         "--queue",
         type=int,
         default=16,
         metavar="N",
-        help="requests that may wait; others are refused with 503 (default: %(default)s)",
+        help="number of requests that may wait; further ones are refused with 503 (default: "
+        "%(default)s)",
     )
     return parser
 

@@ -17,10 +17,10 @@ from patchcore.settings import allowed_range
 USAGE = """\
 usage: patchcore train [OPTION=VALUE …] [--multirun] [--cfg job]
 
-Fit a method to nominal images, test it, and leave a folder with the results.
+Fit a method to nominal images, test it, and write the results to a folder.
 
 examples:
-  patchcore train                          images that it makes itself
+  patchcore train                          images that it draws itself
   patchcore train data=folder data.root=DIR                images of your own
   patchcore train data=mvtec data.root=DIR data.category=bottle coreset=random
   patchcore train --multirun patch.size=1,3,5 seed=0,1,2   every combination
@@ -37,11 +37,11 @@ def settings_help(width: int | None = None) -> str:
         width: Columns that a line may have; the terminal's unless given.
     """
     width = width or min(shutil.get_terminal_size().columns, 100)
-    lines = [*USAGE.splitlines(), "", "groups: GROUP=CHOICE sets all that the choice stands for"]
+    lines = [*USAGE.splitlines(), "", "groups: GROUP=CHOICE makes all settings of the choice"]
     for group, names in sorted(choices().items()):
         if group == group.partition("/")[0] != "hydra" or group.startswith("hydra/"):
             lines += _entry(group, ", ".join(names), width)
-    lines += ["", "options: type = default, text [unit; range]; (of these choices alone)"]
+    lines += ["", "options: type = default, text [unit; range]; (only with these choices)"]
     for key, option, kind in options():
         head = f"{key}: {type_name(kind)}{default_text(key, option)}"
         lines += _entry(head, _said(option), width)

@@ -124,7 +124,9 @@ def failures(
         lines = [line for file in told if file.is_file() for line in _lines(file)]
         told[0].unlink(missing_ok=True)
         if lines or unfinished(point) or not (point / METRICS).is_file():
-            found.append((point, lines[0] if lines else "it ended without a word: killed?"))
+            found.append(
+                (point, lines[0] if lines else ("it ended without a message: was it killed?"))
+            )
     return found
 
 
@@ -170,7 +172,7 @@ def _conclude() -> bool:
         print(f"\nerror: {len(missing)} of the points failed:", file=sys.stderr)
         for point, reason in missing:
             print(f"  {point}: {_overrides(point)}\n    {reason}", file=sys.stderr)
-        print("Started again, the same command computes only these.", file=sys.stderr)
+        print("The same command computes only these when it is started again.", file=sys.stderr)
     return bool(missing)
 
 
@@ -178,11 +180,15 @@ def _explained(error: Exception) -> str | None:
     """The error that ended a multirun in one line, None if it is a bug."""
     if _multiruns and type(error).__module__.partition(".")[0] in _LAUNCHERS:
         return (
-            f"hydra/launcher: a job was killed or ended without an answer ({type(error).__name__}),"
-            " most often for lack of memory: run fewer side by side (hydra.launcher.n_jobs)"
+            f"hydra/launcher: a job was killed or ended without a result ({type(error).__name__}), "
+            "most often for lack of memory: run fewer jobs at the same time "
+            "(hydra.launcher.n_jobs)"
         )
     if _multiruns and isinstance(error, ValueError) and str(error).startswith("No trials are comp"):
-        return "objectives: no trial has finished with all of them defined, so none is the best"
+        return (
+            "objectives: no trial finished with a value for every objective, so there is no best "
+            "one"
+        )
     message = explain(error)
     # A point tells its own errors by itself; Hydra's own are told by their key.
     if isinstance(error, OSError) and not isinstance(error, HydraException) and message:
@@ -235,7 +241,7 @@ def _kept(multirun: Multirun) -> str:
     lost = len(multirun.failures())
     done = len(multirun.points()) - lost
     return (
-        f"{done} finished points are kept in {multirun.folder}; started again, the same command "
+        f"{done} finished points are kept in {multirun.folder}; the same command, started again, "
         "computes only the others"
     )
 
@@ -267,7 +273,7 @@ def _refusal(name: str) -> str:
 
 
 def _lines(file: Path) -> list[str]:
-    return file.read_text("utf-8", "replace").splitlines()[:1] or ["it failed without a word"]
+    return file.read_text("utf-8", "replace").splitlines()[:1] or ["it failed without a message"]
 
 
 def _overrides(point: Path) -> str:

@@ -96,7 +96,7 @@ class FileConfigSource(file_config_source.FileConfigSource):
             return _checked(file, config_path, super().load_config(config_path))
         except RecursionError:
             name = f"{file.removesuffix('.yaml')}.yaml"
-            raise InputError(f"{name}: is nested too deep: mend the file") from None
+            raise InputError(f"{name}: is nested too deeply: correct the file") from None
 
 
 class ImportlibResourcesConfigSource(

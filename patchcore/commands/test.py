@@ -25,20 +25,22 @@ def main() -> None:
     """Parse, measure, print."""
     parser = Parser(
         prog="patchcore test",
-        description="Measure a model that patchcore train artifact=true has left, or an export of "
-        "it, on a data set: by default that of its own run.",
+        description="Measure a model that patchcore train artifact=true has saved, or an export "
+        "of it, on a data set. By default, this is the data set of the model's own run.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact or export")
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="data=NAME and data.KEY=VALUE, as patchcore train takes them",
+        help="data=NAME and data.KEY=VALUE, as in patchcore train",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder to write metrics.json and scores.csv to"
+        "--output", type=Path, metavar="DIR", help="folder for metrics.json and scores.csv"
     )
-    parser.add_argument("--threads", type=count, metavar="N", help="threads of an export's runtime")
+    parser.add_argument(
+        "--threads", type=count, metavar="N", help="number of threads of an export's runtime"
+    )
     options = parser.parse_args()
     if options.output is not None:
         _check_output(options.output)
@@ -81,7 +83,9 @@ def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
         raise InputError(f"data={chosen}: there is no such choice; there are {names}")
     own = kept is not None and (chosen is None or DATA_SETS[chosen] is type(kept))
     if not own and chosen is None:
-        raise InputError("data: the model does not say what it was fitted to: give data=NAME")
+        raise InputError(
+            "data: the model does not record which data set it was fitted to: give data=NAME"
+        )
     known: Any = OmegaConf.structured(type(kept) if own else DATA_SETS[str(chosen)])
     tree = OmegaConf.create({"data": OmegaConf.merge(known, plain(kept)) if own else known})
     for setting in settings:

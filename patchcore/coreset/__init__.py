@@ -41,4 +41,4 @@ SAMPLERS: dict[str, type[CoresetConfig]] = {
     "learned": LearnedConfig,
     "random": RandomConfig,
 }
-"""Settings of every sampler by its name, which is that of `coreset=…`."""
+"""Settings class of every sampler, by the name that `coreset=…` takes."""

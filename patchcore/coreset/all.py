@@ -47,7 +47,6 @@ class AllConfig(CoresetConfig):
     ) -> Int64[Tensor, " kept"]:
         if count != len(features):
             raise InputError(
-                f"count: coreset=all keeps all of the {len(features)} patches, got {count}: leave "
-                "it out"
+                f"count: coreset=all keeps all {len(features)} patches, got {count}: leave it out"
             )
         return torch.arange(len(features))

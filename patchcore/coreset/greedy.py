@@ -24,7 +24,7 @@ _PROJECTED = 2**15  # rows in one product of the projection on CUDA, padded by z
 
 
 class Projection(Enum):
-    """Seeded random map to fewer dimensions that nearly keeps distances."""
+    """Seeded random map to fewer dimensions that nearly preserves distances."""
 
     auto = (
         "auto"  # gaussian where it shrinks features more than fourfold, else none: little to gain
@@ -44,17 +44,18 @@ class GreedyConfig(SizedConfig):
 
     seed: int = setting(
         0,
-        "seed of the projection and of the start",
+        "seed for the projection and the start",
         effect=lambda greedy: _projects(greedy) or greedy["start"] is not Start.mean,
     )
     radius: float | None = setting(
         None,
-        "as many patches as cover all within this distance; overrides ratio unless null",
+        "keep as many patches as needed to have every patch within this distance of a kept one; "
+        "overrides ratio unless null",
         unit="distance between projected features",
         above=0,
     )
     projection: Projection = setting(
-        Projection.auto, "auto, none, gaussian, or sparse; auto projects wide features"
+        Projection.auto, "auto, none, gaussian or sparse; auto projects only wide features"
     )
     dimension: int | None = setting(
         128,
@@ -64,29 +65,34 @@ class GreedyConfig(SizedConfig):
     )
     distortion: float = setting(
         0.9,
-        "relative error of squared distances that a projection may make",
+        "largest relative error that the projection may cause in squared distances",
         above=0,
         below=1,
         effect=lambda greedy: _projects(greedy) and greedy["dimension"] is None,
     )
-    start: Start = setting(Start.random, "random patch, patch farthest from the mean, or anchors")
+    start: Start = setting(
+        Start.random,
+        "first pick: random, mean (the patch farthest from the mean) or anchors (see "
+        "coreset.anchors)",
+    )
     anchors: int = setting(
         10,
-        "random patches whose mean distance starts the order, with start=anchors",
+        "with start=anchors: number of random patches; the order starts from the mean distance to "
+        "them",
         unit="patches",
         low=1,
         effect=lambda greedy: greedy["start"] is Start.anchors,
     )
     pool: int | None = setting(
         None,
-        "candidates a round; null: by the number of patches",
+        "number of candidates per round; null: from the number of patches",
         unit="patches",
         low=1,
         effect=False,
     )
     chunk: int | None = setting(
         None,
-        "patches in one product; null: by the free memory",
+        "number of patches in one matrix product; null: from the free memory",
         unit="patches",
         low=1,
         effect=False,
@@ -96,8 +102,8 @@ class GreedyConfig(SizedConfig):
         super().__post_init__()
         if self.radius is not None and self.start is Start.anchors:
             raise InputError(
-                "coreset.radius needs coreset.start=random or mean (anchors are not patches that "
-                f"cover), got {self.radius}"
+                "coreset.radius needs coreset.start=random or mean (anchors cover no patches), "
+                f"got {self.radius}"
             )
 
     def sample(
@@ -176,7 +182,8 @@ def project(
     device: torch.device | str | None = None,
     shard: Shard | None = None,
 ) -> Float[Tensor, "patches dimensions"]:
-    """Random projection of features to fewer dimensions, float32, centred; or they as they are.
+    """Random projection of features to fewer dimensions, float32, centred; or the features
+    unchanged.
 
     The map is drawn on the CPU from `config.seed`, so it is the same everywhere. With
     `dimension=None`, d = 4 ln N / (e^2/2 - e^3/3) keeps all squared distances within a share e =

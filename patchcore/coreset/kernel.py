@@ -1,12 +1,13 @@
 """The rounds of the greedy coreset on CUDA, as Triton kernels (see `order.py` for the scheme).
 
-The device alone knows how many picks a round makes, so the host queues round after round without
-waiting for one; rounds queued past the end make no picks and cost next to nothing.
+Only the device knows how many picks a round makes. So the host queues round after round without
+waiting. Rounds that are queued after the end make no picks and cost almost nothing.
 
-The pool need not be the K farthest points exactly: any set will do if the floor is the largest
-distance outside it. So it is chosen by a histogram of the distances, and a second one within the
-level that the pool cannot hold whole, in four short kernels where a sort of all points would take
-longer than the rest of the round. Points fall behind only where thousands differ by rounding alone.
+The pool need not be exactly the K farthest points: any set works if the floor is the largest
+distance outside it. So a histogram of the distances chooses it, and a second histogram divides the
+level that the pool cannot hold whole, in four short kernels. A sort of all points would take longer
+than the rest of the round. Only where thousands of points differ by rounding alone does the plain
+round take over.
 """
 
 from collections.abc import Callable, Iterator

@@ -19,14 +19,14 @@ from patchcore.settings import setting
 class LearnedConfig(SizedConfig):
     """Learn proxies that reconstruct the patches (Eq. 8), trained by Adam."""
 
-    steps: int = setting(1000, "steps of training", low=1)
-    batch: int = setting(1024, "patches a step", unit="patches", low=1)
+    steps: int = setting(1000, "number of training steps", low=1)
+    batch: int = setting(1024, "number of patches per step", unit="patches", low=1)
     learning_rate: float = setting(
         0.01, "learning rate", unit="standard deviations of the features", above=0
     )
     temperature: float | None = setting(
         0.02,
-        "temperature of the weights; null: 1 in the features' own unit, as the paper prints it",
+        "temperature of the weights; null: 1 in the unit of the features, as in the paper",
         unit="mean distances from a patch to its nearest proxy at the start",
         above=0,
     )
@@ -49,10 +49,10 @@ def learn_proxies(
 ) -> Coreset:
     """Proxies that start as random patches and minimise `reconstruction_loss` by Adam.
 
-    The weights need a temperature that suits the features' scale. Where proxies differ little in
-    distance beside it, each patch is rebuilt as nearly the mean of them all, and the cheapest way
-    to a smaller loss is to drive the proxies apart, far outside the patches they stand for.
-    Raises InputError if features or proxies are not finite.
+    The weights need a temperature that suits the scale of the features. If the distances to the
+    proxies differ much less than the temperature, each patch is reconstructed as nearly the mean of
+    all proxies. Then the easiest way to a smaller loss is to move the proxies apart, far away from
+    the patches. Raises InputError if features or proxies are not finite.
     """
     n, size = len(features), config.size(len(features))
     generator = torch.Generator().manual_seed(config.seed)
@@ -95,8 +95,8 @@ def reconstruction_loss(
 ) -> Float[Tensor, " batch"]:
     """Squared error of each patch as a softmax-weighted mean of the proxies, Eq. 8.
 
-    The paper prints the weights as exp(+|m - p|), which would favour the farthest proxies; they are
-    taken as exp(-|m - p| / temperature) here.
+    The paper prints the weights as exp(+|m - p|), which would favour the farthest proxies. Here
+    they are exp(-|m - p| / temperature).
     """
     distances = squared_distances(patches, proxies).clamp(min=1e-12).sqrt()
     weights = torch.softmax(-distances / temperature, 1)  # (batch, proxies)

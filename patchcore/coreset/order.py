@@ -2,7 +2,7 @@
 
 Greedy k-centre adds, again and again, the patch that is farthest from those already chosen, so that
 the covering radius (the largest distance from a patch to its nearest chosen one) falls as it goes.
-Taken literally, each pick costs a pass over all N patches: little arithmetic, much memory traffic.
+Done literally, each pick needs a pass over all N patches: little arithmetic, much memory traffic.
 The same picks can be made in batches, because of one fact:
 
     a patch's distance to the chosen set can only fall when something is added to the set.
@@ -10,7 +10,7 @@ The same picks can be made in batches, because of one fact:
 One round, with K about a thousand:
 
 1. Pool (`farthest`). Take the K patches farthest from the chosen set, and call T the smallest
-   distance among them. Every patch outside the pool is at T or nearer, and will stay so.
+   distance among them. Every patch outside the pool is at distance T or nearer, and will stay so.
 2. Inner greedy (`_pick`). Measure the K x K distances within the pool. Pick its farthest patch,
    lower the pool's distances accordingly, and repeat for as long as the farthest is beyond T. The
    plain greedy would make each of these picks: within the pool all distances are up to date, and
@@ -20,9 +20,9 @@ One round, with K about a thousand:
    product since |x - y|^2 = |x|^2 + |y|^2 - 2 x.y. Now every distance is up to date, and the next
    round begins.
 
-So the picks are the same; the N x M distances that the plain greedy computes pick by pick are
-computed in a few large products instead. Time grows as N * M * d. The plain greedy is
-`greedy_coreset` in tests/reference.py; `kernel.py` holds the same rounds for CUDA.
+So the picks are the same. The N x M distances, which the plain greedy computes pick by pick, are
+computed in a few large products. Time grows as N * M * d. The plain greedy is `greedy_coreset` in
+tests/reference.py; `kernel.py` holds the same rounds for CUDA.
 
 The result is an order: its first M entries are the coreset of size M, whatever M, and the distance
 at which a patch is picked is the covering radius just before. Equal distances go to the lowest

@@ -69,20 +69,20 @@ class CoresetConfig(Settings):
         count: int,
         device: torch.device,
     ) -> Int64[Tensor, " kept"]:
-        """Return which of further features a memory takes up, `count` of them, on the CPU.
+        """Return the numbers of `count` new features that are added to a memory, on the CPU.
 
         Args:
             features: Of further nominal images, as the memory is searched.
             covered: Their squared distances to the memory.
-            count: How many to take up.
+            count: Number of features to add.
             device: Where the work is done.
 
         Raises:
             InputError: The sampler makes its memory as a whole.
         """
         raise InputError(
-            "coreset: this sampler makes its memory as a whole, which cannot be extended: fit "
-            "again with all images"
+            "coreset: this sampler makes the memory bank as a whole, so it cannot be extended: "
+            "fit again with all images"
         )
 
 
@@ -92,15 +92,15 @@ class SizedConfig(CoresetConfig):
 
     ratio: float = setting(
         0.1,
-        "share of the patches kept",
+        "share of the patches that are kept",
         above=0,
         high=1,
         effect=lambda sampler: sampler["count"] is None and sampler.get("radius") is None,
     )
     count: int | None = setting(
-        None, "patches kept; overrides ratio unless null", unit="patches", low=1
+        None, "number of patches that are kept; overrides ratio unless null", unit="patches", low=1
     )
-    seed: int = setting(0, "seed of everything random")
+    seed: int = setting(0, "seed for everything random")
 
     def size(self, patches: int) -> int:
         """Number of patches kept out of `patches`. Raises InputError if `count` is more."""
@@ -131,7 +131,7 @@ def subsample(
             features are.
         order: Stored order of the same features and settings, used as it is or continued.
         progress: Whether to show a progress bar.
-        shard: Which of the features of several processes these are; None: they are all.
+        shard: Position of these features among those of several processes; None: these are all.
 
     Raises:
         InputError: Features are empty or not finite, or settings do not fit them.

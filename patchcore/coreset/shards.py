@@ -1,11 +1,12 @@
 """Points that lie in several processes, each of which sees its own rows alone.
 
-The scheme of `order.py` needs little of the others: of each round the K farthest points of every
-process, as distances and numbers, and the rows of the K farthest of all. What travels is that, sums
-of the points' statistics, and in the end the memory. Every method here that talks to the other
-processes has to be called by all of them.
+The scheme of `order.py` needs little from the other processes: in each round the K farthest points
+of every process, as distances and numbers, and the rows of the K farthest points of all. Processes
+send each other only these, sums of statistics and, at the end, the memory. Every method here that
+communicates has to be called by all processes.
 
-Rows travel as a sum to which each process adds its own rows and zeros, so they arrive bit for bit.
+Rows are sent as a sum, to which each process adds its own rows, and zeros for the others. So they
+arrive bit for bit.
 """
 
 import math
@@ -113,7 +114,8 @@ class Shard:
 
 
 class SharedSpace(Space):
-    """Points of all processes as one `Space`: indices count in all, values are of the own points.
+    """Points of all processes as one `Space`: indices count over all, values belong to its own
+    points.
 
     Args:
         points: (n, d) of this process.
@@ -254,7 +256,7 @@ class SharedSpace(Space):
     def agreed(
         self, places: Int64[Tensor, " picks"], fall: Float[np.ndarray, " picks"]
     ) -> tuple[Int64[Tensor, " picks"], Float[np.ndarray, " picks"]]:
-        """Picks of the first process, should other hardware of another round otherwise."""
+        """Picks of the first process, as the hardware of another one may round differently."""
         told: list[Any] = [places.cpu(), fall]
         dist.broadcast_object_list(told, 0)
         return told[0].to(places.device), told[1]

@@ -1,4 +1,4 @@
-"""Points as a greedy order sees them, and helpers that other samplers use too."""
+"""Points in the form that a greedy order uses, and helpers that other samplers use, too."""
 
 import math
 from collections.abc import Iterator
@@ -77,7 +77,7 @@ def kernels(best: Float[Tensor, " points"]) -> ModuleType | None:
 class Space:
     """Points (N, d) seen as centred rows on the working device, moved there in chunks if need be.
 
-    Centring moves no distance but makes norms small, and with them the rounding of
+    Centring changes no distance, but makes norms small, and therefore also the rounding error of
     |x|^2 + |y|^2 - 2 x.y. The centre is the mean on a coarse binary grid, so that subtracting it
     from short numbers (float16, integers) is exact, and does nothing to points already centred.
     """

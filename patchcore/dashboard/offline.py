@@ -1,9 +1,9 @@
-"""Offline runs, sent to W&B from wherever their folders lie now.
+"""Sending offline runs to W&B, also after their folders were moved.
 
-A run's file names what W&B has staged by absolute paths, so that `wandb sync` of a folder that was
-moved, or copied to another machine, would leave the tables and artifacts behind. Here these names
-are put right first. The file is a log in LevelDB's format: a head of 7 bytes, then blocks of 32 KiB
-with records of Protobuf in one part or several, each behind checksum, length and kind.
+The file of a run names W&B's staged files by absolute paths. So if a folder was moved, or copied to
+another machine, `wandb sync` would not send its tables and artifacts. This module first corrects
+the paths. The file is a log in LevelDB's format: a header of 7 bytes, then blocks of 32 KiB with
+Protobuf records in one or several parts, each after its checksum, length and kind.
 """
 
 import struct
@@ -53,9 +53,9 @@ def offline_runs(folder: Path) -> list[Path]:
 
 
 def relocate(file: Path) -> int:
-    """Put right what an offline run's file says of where its staged files lie; return how many.
+    """Correct the paths of staged files in an offline run's file; return the number of corrections.
 
-    Those that are where it says are left alone; a file without others is not written.
+    Correct paths stay as they are; a file with only correct paths is not written.
 
     Raises:
         InputError: The file is damaged, or what it names is in neither place.
@@ -74,8 +74,8 @@ def relocate(file: Path) -> int:
                 here = root / "wandb" / "data" / entry.local_path.rpartition(STAGED)[2]
                 if not here.is_file():
                     raise InputError(
-                        f"{file}: {here} is missing, which {entry.path} is sent from: copy the "
-                        "run's folder whole"
+                        f"{file}: {here} is missing, but {entry.path} is sent from it: copy the "
+                        "complete folder of the run"
                     )
                 entry.local_path, moved = str(here), moved + 1
         contents.append(record.SerializeToString() if moved else content)
@@ -89,14 +89,15 @@ def relocate(file: Path) -> int:
 
 
 def records(file: Path) -> Iterator[bytes]:
-    """Yield the records of an offline run's file; one that a killed process has cut is left out.
+    """Yield the records of an offline run's file, without one that a killed process left
+    incomplete.
 
     Raises:
-        InputError: The file is none of W&B's, or a checksum is wrong.
+        InputError: The file was not written by W&B, or a checksum is wrong.
     """
     data, whole = file.read_bytes(), b""
     if data[:4] != MARK:
-        raise InputError(f"{file}: is no file of a W&B run")
+        raise InputError(f"{file}: is not the file of a W&B run")
     place = HEAD
     while place + HEAD <= len(data):
         left = BLOCK - place % BLOCK

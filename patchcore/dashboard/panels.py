@@ -1,7 +1,7 @@
 """Panels, workspace and report of a sweep, made with wandb-workspaces.
 
-A panel reads the runs' settings by their dotted keys. wandb-workspaces takes a dot for nesting,
-which the runs' configuration does not have, so that its names are put right in `flat`.
+A panel reads the runs' settings by their dotted keys. wandb-workspaces interprets a dot as nesting,
+which the configuration of the runs does not have. `flat` corrects the names.
 """
 
 import re
@@ -114,13 +114,14 @@ def sections(sweep: Sweep) -> Iterator[tuple[str, str, list[Any]]]:
             yield "Two factors", "Means of the cells.", [heat]
     yield (
         "Accuracy against cost",
-        "Runs that none beats in both lie on the upper left edge; the table lists them.",
+        "Runs on the upper left edge are not beaten by any run in both; the table lists them.",
         [*(_pareto(sweep, cost) for cost in sweep.costs), _shown("front")],
     )
     yield "Runs side by side", "Settings and metrics that differ.", [wr.RunComparer(diff_only=True)]
     yield (
         "Test images",
-        "Join on path to compare runs image by image; mask and map are toggles of the picture.",
+        "Join on path to compare runs image by image; mask and map can be switched on and off in "
+        "the picture.",
         [_shown("test_images"), _shown("defect_types"), _shown("confusion")],
     )
     yield "Leaderboard", "From the summary run.", [_shown("leaderboard")]

@@ -1,4 +1,4 @@
-"""Facts of a sweep that its dashboards are built from: read from its folder, or from W&B."""
+"""Facts about a sweep for its dashboards, read from its folder or from W&B."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class Sweep:
     """Sweep whose points are W&B's runs.
 
     Attributes:
-        entity, project, group: Where its runs are.
-        metric: Ranked by.
-        axes: What varied among the points.
-        repeats: What varied among the repeats of a point: category and seeds.
-        costs: Metrics that accuracy is weighed against.
+        entity, project, group: Place of its runs in W&B.
+        metric: Metric to rank by.
+        axes: Settings that varied among the points.
+        repeats: Settings that varied among the repeats of a point: category and seeds.
+        costs: Metrics with which accuracy is compared.
     """
 
     entity: str
@@ -53,7 +53,7 @@ def from_folder(folder: Path, metric: str, entity: str = "", project: str = "") 
     group = wandb[0].get("group") if wandb else None
     if not group:
         raise InputError(
-            f"{folder}: its runs are in no group of W&B: a dashboard needs a multirun with "
+            f"{folder}: its runs are not in a W&B group: a dashboard needs a multirun with "
             "logger=wandb"
         )
     return Sweep(
@@ -68,7 +68,7 @@ def from_folder(folder: Path, metric: str, entity: str = "", project: str = "") 
 
 
 def from_wandb(group: str, metric: str, entity: str, project: str) -> Sweep:
-    """Return the sweep that the summary run of a group tells of; asks W&B's server.
+    """Return the sweep that the summary run of a group describes; asks W&B's server.
 
     Raises:
         InputError: W&B cannot be reached, or has no such run.

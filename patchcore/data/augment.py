@@ -25,43 +25,50 @@ class AugmentConfig(Settings):
 
     rotations: int = setting(
         1,
-        "fixed rotations, evenly around the circle, in each of which every training image is "
-        "remembered; 1: as it is",
+        "number of rotations, evenly around the circle; the memory bank gets every training image "
+        "in each of them; 1: only the image as it is",
         low=1,
         high=360,
     )
     mirrored: Mirror = setting(
         Mirror.none,
-        "mirror images that are remembered as well: none, horizontal (left and right exchanged), "
-        "vertical (top and bottom) or both",
+        "mirror images that the memory bank gets as well: none, horizontal (left and right "
+        "exchanged), vertical (top and bottom exchanged) or both",
     )
     horizontal_flip: bool = setting(False, "mirror half of the images left to right")
     vertical_flip: bool = setting(False, "mirror half of the images top to bottom")
     rotate: float = setting(
-        0.0, "rotation at most, either way; borders are mirrored", unit="degrees", low=0, high=180
+        0.0,
+        "largest rotation, in either direction; borders are mirrored",
+        unit="degrees",
+        low=0,
+        high=180,
     )
     translate: float = setting(
-        0.0, "shift at most, as a share of the side; borders are mirrored", low=0, below=1
+        0.0, "largest shift, as a share of the side; borders are mirrored", low=0, below=1
     )
     scale: float = setting(
-        0.0, "change of size at most, as a share of it, either way", low=0, below=1
+        0.0, "largest change of size, up or down, as a share of the size", low=0, below=1
     )
     brightness: float = setting(
-        0.0, "change of brightness at most, as a share of the full range", low=0, below=1
+        0.0, "largest change of brightness, as a share of the full range", low=0, below=1
     )
     contrast: float = setting(
-        0.0, "change of contrast at most, as a share of it, either way", low=0, below=1
+        0.0, "largest change of contrast, up or down, as a share of the contrast", low=0, below=1
     )
     saturation: float = setting(
-        0.0, "change of saturation at most, as a share of it, either way", low=0, below=1
+        0.0,
+        "largest change of saturation, up or down, as a share of the saturation",
+        low=0,
+        below=1,
     )
     noise: float = setting(
-        0.0, "standard deviation of noise at most, as a share of the full range", low=0, below=1
+        0.0, "largest standard deviation of the noise, as a share of the full range", low=0, below=1
     )
     # With epoch and image number, it fixes every draw.
     seed: int = setting(
         0,
-        "seed of all random changes",
+        "seed for all random changes",
         low=0,
         effect=lambda augment: any(augment[key] for key in augment if key not in (*FIXED, "seed")),
     )
@@ -70,8 +77,8 @@ class AugmentConfig(Settings):
         super().__post_init__()
         if len(self.poses()) > 1 and self.changes():
             raise InputError(
-                "augment.rotations and augment.mirrored are fixed poses, other changes are random: "
-                "leave one kind out"
+                "augment.rotations and augment.mirrored give fixed poses, and the other changes "
+                "are random: leave out one of the two kinds"
             )
 
     def poses(self) -> list[Pose]:

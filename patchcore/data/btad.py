@@ -35,7 +35,7 @@ class BTADConfig(DataConfig):
         ),
     )
 
-    root: str = setting("data/btad", "folder that holds the categories", effect=False)
+    root: str = setting("data/btad", "folder that contains the categories", effect=False)
     category: Category = setting("01", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:

@@ -80,7 +80,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         self.normalise = build_normalisation(image)
         if augment is not None and augment.moves() and any(x.region is not None for x in samples):
             raise InputError(
-                "augment: with data.region or data.regions nothing may move pixels: leave flips, "
+                "augment: with data.region or data.regions, nothing may move pixels: leave flips, "
                 "rotate, translate, scale, rotations and mirrored out"
             )
         self.cache = None if self.augmented else cache
@@ -220,8 +220,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         )
         if sample.label == 0 and mask.any():
             raise InputError(
-                f"{sample.mask}: marks a defect, and its image {sample.path} counts as nominal; "
-                "move the image to the anomalous ones, or remove the mask"
+                f"{sample.mask}: marks a defect, but its image {sample.path} counts as nominal; "
+                "move the image to the anomalous images, or remove the mask"
             )
         image.check_size(mask.shape, sample.path, self.augmented or len(self.poses) > 1)
         return pixels, mask, region
@@ -236,8 +236,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         inside = self.image.seen(region)
         if not inside.any():
             raise InputError(
-                f"{sample.region}: marks nothing that is seen of {sample.path}; mark in white what "
-                "counts, or set another image.view"
+                f"{sample.region}: marks nothing in the visible part of {sample.path}; mark the "
+                "part that counts in white, or set another image.view"
             )
         return inside
 

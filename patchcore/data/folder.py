@@ -24,10 +24,12 @@ class FolderConfig(DataConfig):
     """
 
     # Results follow from the images, not from their place.
-    root: str = setting(".", "folder to which the others are relative", effect=False)
+    root: str = setting(".", "folder to which the other folders are relative", effect=False)
     nominal: str = setting("nominal", "folder of nominal images to train on", effect=False)
     nominal_test: str | None = setting(
-        None, "folder of nominal images to test on; null holds some out", effect=False
+        None,
+        "folder of nominal images to test on; null: some training images are held out",
+        effect=False,
     )
     anomalous: str | None = setting(
         None, "folder of anomalous images to test on; null: none", effect=False
@@ -37,14 +39,14 @@ class FolderConfig(DataConfig):
     )
     test_share: float = setting(
         0.2,
-        "share of nominal images held out where nominal_test is null",
+        "share of nominal images that are held out for the test if nominal_test is null",
         low=0,
         below=1,
         effect=lambda data: data["nominal_test"] is None,
     )
     seed: int = setting(
         0,
-        "seed of the choice of held-out images",
+        "seed for choosing the held-out images",
         low=0,
         effect=lambda data: data["nominal_test"] is None and data["test_share"] > 0,
     )

@@ -56,18 +56,18 @@ class GeneratedConfig(DataConfig):
     category: GeneratedCategory = setting(
         GeneratedCategory.texture, "woven fabric, or a steel wheel with screws"
     )
-    seed: int = setting(0, "seed of the drawings", low=0)
+    seed: int = setting(0, "seed for drawing the images", low=0)
     size: int = setting(256, "side of the images", unit="px", low=64)
-    train_images: int = setting(60, "nominal images to train on", unit="images", low=1)
-    nominal_images: int = setting(24, "nominal images to test on", unit="images", low=1)
+    train_images: int = setting(60, "number of nominal images to train on", unit="images", low=1)
+    nominal_images: int = setting(24, "number of nominal images to test on", unit="images", low=1)
     anomalous_images: int = setting(
         36,
-        "anomalous images to test on, of every kind of defect in turn",
+        "number of anomalous images to test on; the kinds of defects alternate",
         unit="images",
         low=1,
     )
     strength: float = setting(
-        1.0, "visibility of the plainest defects; 0: nearly invisible", low=0, high=1
+        1.0, "visibility of the most obvious defects; 0: nearly invisible", low=0, high=1
     )
 
     def folder(self) -> Path:

@@ -47,9 +47,9 @@ class LOCOConfig(DataConfig):
         ),
     )
 
-    root: str = setting("data/loco", "folder that holds the categories", effect=False)
+    root: str = setting("data/loco", "folder that contains the categories", effect=False)
     category: Category = setting("breakfast_box", "folder of the category, below root")
-    validation: bool = setting(False, "train on the nominal validation images too")
+    validation: bool = setting(False, "train on the nominal validation images, too")
 
     def _read(self, files: Files) -> Split:
         """Nominal `train/good` (and `validation/good`) to train on, all below `test` to test on.

@@ -37,7 +37,7 @@ class MPDDConfig(DataConfig):
         archive=Archive(None, CATEGORIES),
     )
 
-    root: str = setting("data/mpdd", "folder that holds the categories", effect=False)
+    root: str = setting("data/mpdd", "folder that contains the categories", effect=False)
     category: Category = setting("bracket_black", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:

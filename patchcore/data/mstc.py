@@ -52,7 +52,7 @@ class MSTCConfig(DataConfig):
 
     root: str = setting("data/mstc", "folder that holds training and testing", effect=False)
     category: Category = setting("01", "scene, 01 to 12")
-    every: int = setting(5, "one of so many frames of a video is kept", unit="frames", low=1)
+    every: int = setting(5, "keep every n-th frame of a video", unit="frames", low=1)
 
     def _read(self, files: Files) -> Split:
         """Frames of the scene's training videos to train on, of its test videos to test on.

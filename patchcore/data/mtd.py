@@ -74,9 +74,11 @@ class MTDConfig(DataConfig):
 
     root: str = setting("data/mtd", "folder that holds MT_Free, MT_Blowhole, …", effect=False)
     split: MTDSplit = setting(
-        MTDSplit.random, "random as in the paper, or grouped: no tile in both training and test"
+        MTDSplit.random, "random, as in the paper; or grouped: no tile is in both training and test"
     )
-    test_share: float = setting(0.2, "share of the defect-free images to test on", above=0, below=1)
+    test_share: float = setting(
+        0.2, "share of the defect-free images that are tested on", above=0, below=1
+    )
     seed: int = setting(0, "seed of the division", low=0)
 
     def _read(self, files: Files) -> Split:

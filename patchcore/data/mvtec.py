@@ -60,7 +60,7 @@ class MVTecConfig(DataConfig):
         },
     )
 
-    root: str = setting("data/mvtec", "folder that holds the categories", effect=False)
+    root: str = setting("data/mvtec", "folder that contains the categories", effect=False)
     category: Category = setting("bottle", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:

@@ -51,9 +51,9 @@ class MVTec2Config(DataConfig):
         ),
     )
 
-    root: str = setting("data/mvtec2", "folder that holds the categories", effect=False)
+    root: str = setting("data/mvtec2", "folder that contains the categories", effect=False)
     category: Category = setting("can", "folder of the category, below root")
-    validation: bool = setting(False, "train on the nominal validation images too")
+    validation: bool = setting(False, "train on the nominal validation images, too")
 
     def _read(self, files: Files) -> Split:
         """Nominal `train/good` (and `validation/good`) to train on, `test_public` to test on.

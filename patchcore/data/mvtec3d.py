@@ -53,9 +53,9 @@ class MVTec3DConfig(DataConfig):
         ),
     )
 
-    root: str = setting("data/mvtec3d", "folder that holds the categories", effect=False)
+    root: str = setting("data/mvtec3d", "folder that contains the categories", effect=False)
     category: Category = setting("bagel", "folder of the category, below root")
-    validation: bool = setting(False, "train on the nominal validation images too")
+    validation: bool = setting(False, "train on the nominal validation images, too")
 
     def _read(self, files: Files) -> Split:
         """Nominal `train/good` (and `validation/good`) to train on, all below `test` to test on.

@@ -73,8 +73,13 @@ class RealIADConfig(DataConfig):
 
     root: str = setting("data/realiad", "folder that holds tables and images", effect=False)
     category: Category = setting("audiojack", "name of the category")
-    images: str = setting("realiad_1024", "folder of the images, below root; one for each size")
-    table: str = setting("realiad_jsons", "folder of the tables: a division into train and test")
+    images: str = setting(
+        "realiad_1024", "folder of the images, inside root; there is one for each image size"
+    )
+    table: str = setting(
+        "realiad_jsons",
+        "folder of the tables, inside root; each divides the images into train and test",
+    )
 
     def _read(self, files: Files) -> Split:
         """Training and test images as the category's table lists them, in its order.

@@ -142,41 +142,45 @@ class DataConfig(Settings):
     GROUP: ClassVar[str] = "data"
 
     batch_size: int = setting(
-        16, "images that are loaded and scored together", unit="images", low=1
+        16, "images that are loaded and scored together in one batch", unit="images", low=1
     )
     workers: int = setting(
         0,
-        "loader processes; 0: threads of the main process load, for a GPU one batch ahead",
+        "number of loader processes; 0: threads of the main process load the images, one batch "
+        "ahead if a GPU computes",
         unit="processes",
         low=0,
         effect=False,
     )
     shots: int | None = setting(
         None,
-        "nominal training images to keep of each category, drawn at random; null: all",
+        "number of nominal training images to keep of each category, drawn at random; null: all",
         unit="images",
         low=1,
     )
     shots_seed: int = setting(
-        0, "seed of the draw of shots", low=0, effect=lambda data: data["shots"] is not None
+        0, "seed for drawing the shots", low=0, effect=lambda data: data["shots"] is not None
     )
     contamination: float = setting(
         0.0,
-        "anomalous test images, drawn at random, to train on instead, as a share of the number of "
-        "nominal training images of each category",
+        "move anomalous test images, drawn at random, into training; their number is this share "
+        "of the number of nominal training images of each category",
         low=0,
         below=1,
     )
     contamination_seed: int = setting(
-        0, "seed of that draw", low=0, effect=lambda data: data["contamination"] > 0
+        0, "seed for drawing these images", low=0, effect=lambda data: data["contamination"] > 0
     )
     # results follow from what these files mark, not from where they are
     region: str | None = setting(
-        None, "mask that all images share: only what it marks (white) counts", effect=False
+        None,
+        "file of one mask for all images: only the pixels that it marks (white) count",
+        effect=False,
     )
     regions: str | None = setting(
         None,
-        "folder with such a mask for each image, named like it (7.png for 7.jpg) or its path's end",
+        "folder with such a mask for each image; a mask has the name of its image (7.png for "
+        "7.jpg), or the end of its path",
         effect=False,
     )
 

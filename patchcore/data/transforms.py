@@ -153,55 +153,55 @@ class ImageConfig(Settings):
 
     size: int | None = setting(
         None,
-        "size of the network's input; null: the data set's, which is 224 for most of them",
+        "size of the network's input; null: the data set's own, which is 224 for most data sets",
         unit="px",
         low=1,
         kw_only=True,
     )
     view: View | None = setting(
         None,
-        "part that is seen: crop, the paper's centre; whole; or square, stretched; null: the data "
-        "set's",
+        "part of the image that the network sees: crop (the centre, as in the paper), whole, or "
+        "square (the whole image, stretched); null: the data set's own",
         kw_only=True,
     )
     tiles: int | None = setting(
         None,
-        "side of the tiles in which images pass the network; its maps are stitched; null: whole. "
-        "Images keep their own size unless size or view is given",
+        "side of the tiles that pass through the network one by one; their maps are stitched. "
+        "Images keep their own size unless size or view is given. null: no tiles",
         unit="px",
         low=1,
         kw_only=True,
     )
     overlap: int | None = setting(
         None,
-        "pixels that neighbouring tiles share; null: as many as it takes that no seam shows, or a "
-        "quarter of a tile where the network sees all of it",
+        "number of pixels that neighbouring tiles share; null: enough that no seams appear, or a "
+        "quarter of a tile if the network sees all of a tile at once",
         unit="px",
         low=0,
         effect=lambda image: image["tiles"] is not None,
         kw_only=True,
     )
     resize: int | None = setting(
-        MISSING, "length of the shorter side; null keeps the size on disk", unit="px", low=1
+        MISSING, "length of the shorter side; null: the size on disk", unit="px", low=1
     )
     stretch: bool = setting(
         MISSING,
-        "make both sides as long as resize says",
+        "stretch both sides to the length that resize says",
         effect=lambda image: image["resize"] is not None,
     )
     crop: int | None = setting(
-        MISSING, "side of the centre square that is kept; null: everything", unit="px", low=1
+        MISSING, "side of the centre square that is kept; null: the whole image", unit="px", low=1
     )
     bits: int | None = setting(
         None,
-        "depth of pixels above 8 bits, such as 12; null: what the file says, else 16",
+        "bit depth of images with more than 8 bits, such as 12; null: as the file says, or else 16",
         unit="bits",
         low=1,
         high=32,
     )
     limit: float = setting(
         LIMIT,
-        "size of a file from which on it is refused, not decoded",
+        "image size above which a file is refused without decoding it",
         unit="megapixels",
         above=0,
         effect=False,
@@ -209,11 +209,12 @@ class ImageConfig(Settings):
     # Null in the settings of a run: those of the backbone's weights. Here, where no network is
     # known, ImageNet's; others are `BackboneConfig(…).input().mean` and `.std`.
     mean: list[float] | None = setting(
-        None, "mean of R, G and B as shares of 0–1; null: that of the backbone's weights"
+        None,
+        "mean of R, G and B, from 0 to 1; null: the mean of the backbone's weights",
     )
     std: list[float] | None = setting(
         None,
-        "standard deviation of R, G and B as shares of 0–1; null: that of the backbone's weights",
+        "standard deviation of R, G and B, from 0 to 1; null: that of the backbone's weights",
     )
 
     def __post_init__(self) -> None:

@@ -56,7 +56,9 @@ class VisAConfig(DataConfig):
         ),
     )
 
-    root: str = setting("data/visa", "folder that holds the categories and split_csv", effect=False)
+    root: str = setting(
+        "data/visa", "folder that contains the categories and split_csv", effect=False
+    )
     category: Category = setting("candle", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:
@@ -90,8 +92,8 @@ class VisAConfig(DataConfig):
             files.note(f"{len(more)} not listed in {table} (such as {min(more)})")
         if lost := masks - listed:
             raise InputError(
-                f"{min(lost)}: this mask is of no image that {table} lists; remove the mask or "
-                "restore the table"
+                f"{min(lost)}: {table} lists no image for this mask; remove the mask or restore "
+                "the table"
             )
         train, test = (sorted(side, key=lambda s: s.path.as_posix()) for side in sides.values())
         return Split(train, test)

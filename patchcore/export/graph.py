@@ -90,7 +90,7 @@ def _check(inspector: Inspector) -> None:
         )
     if inspector.region is not None or any(member.partial for member in inspector.members):
         raise InputError(
-            "data.region: a model of which only a part of the images counts cannot be exported"
+            "data.region: a model that counts only a part of the images cannot be exported"
         )
     if why := inspector.members[0].untraceable:
         raise InputError(f"{kind(inspector)}: cannot be exported: {why}")

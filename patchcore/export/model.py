@@ -120,7 +120,7 @@ def export(
         found = compare(inspector, writer.open(new, threads), size, images)
         if found.failures:
             raise InputError(
-                f"{folder}: nothing was written, for the export is not the model: "
+                f"{folder}: nothing was written, because the export differs from the model: "
                 + ", ".join(found.failures)
             )
         return _description(inspector, writer, size, found)
@@ -233,8 +233,8 @@ def _prepared(inspector: Inspector, image: Pixels) -> Pixels:
     pixels = inspector.prepare(image)
     if isinstance(pixels, tuple):
         raise InputError(
-            "ensemble.members: their images are of several sizes, and an exported graph takes one: "
-            "give all members one image.size"
+            "ensemble.members: their images have several sizes, but an exported graph takes one: "
+            "give all members the same image.size"
         )
     return pixels
 
@@ -244,8 +244,8 @@ def _size(inspector: Inspector, images: Sequence[Path]) -> tuple[int, int]:
     image = inspector.image
     if any(each.tiles is not None for each in inspector.images):
         raise InputError(
-            "image.tiles: a graph is of one size, and tiles are for images of any: use the model "
-            "itself, or fit it with image.tiles=null"
+            "image.tiles: an exported graph takes one image size, but tiles are for images of any "
+            "size: use the model itself, or fit it with image.tiles=null"
         )
     if images:
         first = read_image(images[0], image.bits, image.limit)
@@ -254,8 +254,8 @@ def _size(inspector: Inspector, images: Sequence[Path]) -> tuple[int, int]:
     side = image.crop or (image.resize if image.stretch else None)
     if side is None:
         raise InputError(
-            "image.view=whole gives every image a size of its own, and an exported graph takes "
-            "one: name images (--images), of which the first has the size that is meant"
+            "image.view=whole gives every image its own size, but an exported graph takes one: "
+            "name images (--images) of which the first has the wanted size"
         )
     return side, side
 

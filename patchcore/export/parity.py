@@ -45,7 +45,7 @@ class Parity:
         if not self.map_share <= MAP_LIMIT:
             found.append(f"maps differ by {self.map_share:.1e}, more than {MAP_LIMIT:g}")
         if self.flipped:
-            found.append(f"{self.flipped} of {self.images} verdicts are others")
+            found.append(f"{self.flipped} of {self.images} verdicts differ")
         return found
 
     def __str__(self) -> str:

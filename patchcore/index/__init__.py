@@ -1,8 +1,8 @@
 """Nearest neighbours in the memory bank: torch (exact, default) or faiss.
 
-All give squared Euclidean distances, as faiss does; `scoring` decides what becomes of them.
-`INDEXES` names the back ends. A new one is a dataclass of settings with its `build`, and one line
-in `INDEXES`. All of them approach `nearest` in tests/reference.py; the exact ones equal it.
+All return squared Euclidean distances, as faiss does; `scoring` turns them into scores. `INDEXES`
+names the back ends. A new one is a dataclass of settings with its `build`, and one line in
+`INDEXES`. All of them approach `nearest` in tests/reference.py; the exact ones equal it.
 """
 
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ INDEXES: dict[str, type[IndexConfig]] = {
     "faiss_ivfpq": FaissIVFPQConfig,
     "torch": TorchIndexConfig,
 }
-"""Settings of every search back end by its name, which is that of `index=…`."""
+"""Settings class of every search back end, by the name that `index=…` takes."""
 
 
 class PrefixIndex:
@@ -71,7 +71,9 @@ class PrefixIndex:
     def search(
         self, queries: Float[Tensor, "queries channels"], neighbours: int
     ) -> list[tuple[Tensor, Tensor]]:
-        """`Index.search` of each size; exact torch search costs hardly more than in the largest."""
+        """`Index.search` for each size; with exact torch search, this costs little more than the
+        largest alone.
+        """
         largest = self.indexes[-1]
         if isinstance(largest, TorchIndex):
             return largest.search_prefixes(queries, neighbours, self.sizes)

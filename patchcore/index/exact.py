@@ -1,7 +1,7 @@
 """Base of the search back ends, and exact search in torch.
 
-Products in bfloat16, where the processor is several times faster at them, never decide anything:
-what they cannot tell apart is measured in float32.
+Some processors compute products in bfloat16 several times faster. Such products only preselect
+candidates: the final distances are always measured in float32.
 """
 
 import math
@@ -105,7 +105,7 @@ def coarse_dtype(like: Tensor) -> torch.dtype:
 
 
 def product_error(points: Tensor) -> float:
-    """Most that x·y of vectors (n, D) like `points` errs, as a share of |x| |y|.
+    """Largest error of a product x·y of vectors (n, D) like `points`, as a share of |x| |y|.
 
     Both factors and the result are rounded; sums over the dimension are float32.
     """
@@ -116,7 +116,7 @@ def product_error(points: Tensor) -> float:
 
 
 def sum_error(dimension: int) -> float:
-    """Most that a float32 sum of so many terms errs, as a share of the terms' sizes."""
+    """Largest error of a float32 sum of so many terms, as a share of the sum of their sizes."""
     return dimension * 2.0**-24
 
 
@@ -126,7 +126,7 @@ class TorchIndexConfig(IndexConfig):
 
     chunk_mib: int = setting(
         256,
-        "working memory: queries are searched in chunks that fit",
+        "working memory; queries are searched in chunks that fit into it",
         unit="MiB",
         low=1,
         effect=False,
@@ -144,11 +144,11 @@ def search_traced(
 ) -> tuple[Float[Tensor, "queries neighbours"], Int64[Tensor, "queries neighbours"]]:
     """Exact search that `torch.compile`, `torch.export` and `torch.jit.trace` can follow.
 
-    It looks at no value and keeps nothing between calls; distances equal those of `TorchIndex` up
-    to rounding. Arguments and results are those of `Index.search`.
+    It does not depend on any tensor's values and keeps nothing between calls. Its distances equal
+    those of `TorchIndex` up to rounding. Arguments and results are those of `Index.search`.
 
     Raises:
-        InputError: The back end is approximate, so that its distances could not be had.
+        InputError: The back end is approximate, so its distances cannot be reproduced.
     """
     if config is not None and not config.exact:
         raise InputError(
@@ -180,10 +180,10 @@ def search_traced(
 class TorchIndex:
     """Exact search: a matrix product names the candidates, differences decide among them.
 
-    ‖q‖² − 2q·m + ‖m‖² is one matrix product, but rounding blurs it. The blur is bounded, so every
-    memory entry that could be nearest within it is measured anew by differences: few, even where
-    the processor multiplies bfloat16 several times faster than float32 and is given that. On CUDA
-    `fused` names the candidates.
+    ‖q‖² − 2q·m + ‖m‖² needs only one matrix product, but has a rounding error. This error is
+    bounded. Every memory entry that could be nearest within the bound is a candidate and is
+    measured again by differences. There are few candidates, even if the product is computed in
+    bfloat16. On CUDA, `fused` finds the candidates.
     """
 
     def __init__(
@@ -216,7 +216,8 @@ class TorchIndex:
         neighbours: int,
         sizes: Sequence[int],
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return what `search` finds in the first n rows of the memory, for n in rising `sizes`.
+        """Return the results of `search` in the first n rows of the memory, for n in rising
+        `sizes`.
 
         One matrix product serves all: each size adds only its own rows to what the last one found.
         """
@@ -275,7 +276,7 @@ class TorchIndex:
         neighbours: int,
         sizes: Sequence[int],
     ) -> list[tuple[Tensor, Tensor]]:
-        """Search as `_search`, which searches the queries that the screen does not settle."""
+        """Search like `_search`, which handles only the queries that the screening leaves open."""
         rounded = screen.round(queries)
         most = max(_CANDIDATES, 2 * neighbours)
         found: tuple[Tensor, Tensor] | None = None
@@ -307,8 +308,8 @@ class TorchIndex:
     ) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " kept"]]:
         """Drop candidates of a query that has more than `most`: those that float32 puts last.
 
-        A query has so many among equal memory entries, whose order is rounding alone. Those that
-        are not `allowed` are no candidates.
+        A query has so many candidates only among equal memory entries, whose order depends only on
+        rounding. Entries that are not `allowed` are never candidates.
         """
         count = query.bincount(minlength=len(queries))  # (Q,)
         many = (count > most).nonzero()[:, 0]  # (R,)
@@ -374,7 +375,7 @@ class TorchIndex:
 
 
 class _Products:
-    """A memory as it is multiplied, and how much that may err.
+    """A memory in the form in which it is multiplied, and the error of such a product.
 
     Attributes:
         points: (M, D) the memory, in the dtype of the product.
@@ -399,7 +400,9 @@ class _Products:
     def centred(
         self, queries: Float[Tensor, "queries channels"]
     ) -> tuple[Float[Tensor, "queries channels"], Float32[Tensor, " queries"]]:
-        """Queries as they are multiplied, and most that a difference of two products errs by."""
+        """Queries in the form in which they are multiplied, and the largest error of a difference
+        of two products.
+        """
         centred = queries if self._centre is None else queries - self._centre
         lengths = torch.linalg.vector_norm(centred, dim=1, dtype=torch.float32)  # (Q,)
         # A query that is not a number has no candidates, and would be given another's.
@@ -427,7 +430,7 @@ def nearest_of_each(
 
 
 def _fused_screen(memory: Float[Tensor, "memory channels"]) -> "Screen | None":
-    """Half-precision screening of the memory; None where it cannot be had."""
+    """Half-precision screening of the memory; None if it is not available."""
     if not memory.is_cuda or not len(memory):
         return None
     try:

@@ -16,7 +16,7 @@ from patchcore.settings import setting
 class FaissFlatConfig(IndexConfig):
     """Exact search by faiss."""
 
-    gpu: bool = setting(False, "search on a GPU, which needs the extra faiss-gpu")
+    gpu: bool = setting(False, "search on a GPU (needs the extra faiss-gpu)")
 
     def build(self, memory: Float[Tensor, "memory channels"]) -> "Index":
         return FaissIndex(memory, self)
@@ -33,12 +33,16 @@ class FaissIVFPQConfig(IndexConfig):
 
     lists: int = setting(512, "inverted lists", low=1)
     probes: int = setting(1, "lists searched per query", low=1)
-    sub_quantizers: int = setting(64, "codes a patch; they must divide the feature's size", low=1)
-    bits: int = setting(8, "bits a code", unit="bits", low=1)
-    train_patches: int | None = setting(
-        None, "patches that lists and codes are learned from; null: the memory", unit="patches"
+    sub_quantizers: int = setting(
+        64, "number of codes per patch; has to divide the size of a patch feature", low=1
     )
-    gpu: bool = setting(False, "search on a GPU, which needs the extra faiss-gpu")
+    bits: int = setting(8, "number of bits per code", unit="bits", low=1)
+    train_patches: int | None = setting(
+        None,
+        "number of patches from which lists and codes are learned; null: the memory bank",
+        unit="patches",
+    )
+    gpu: bool = setting(False, "search on a GPU (needs the extra faiss-gpu)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,7 +56,7 @@ class FaissIVFPQConfig(IndexConfig):
             )
 
     def needed(self) -> int:
-        """Patches that training needs: one for every list, and for every code."""
+        """Number of patches that training needs: one for every list, and one for every code."""
         return max(self.lists, 2**self.bits)
 
     def build(self, memory: Float[Tensor, "memory channels"]) -> "Index":
@@ -63,15 +67,15 @@ class FaissIVFPQConfig(IndexConfig):
 class FaissFactoryConfig(IndexConfig):
     """Search by any index that `faiss.index_factory` can describe, on the CPU.
 
-    Which patches are found is up to that index ("Flat": the nearest; "HNSW32", "IVF256,PQ32":
-    most of them). Their distances are measured anew in float32, so that they are exact for the
-    patches found, whatever codes or transforms the index works with.
+    The index decides which patches are found ("Flat": the nearest; "HNSW32", "IVF256,PQ32": most of
+    the nearest). Their distances are measured again in float32. So distances are exact for the
+    patches that were found, whatever codes or transforms the index uses.
     """
 
     exact: ClassVar[bool] = False
 
-    factory: str = setting("HNSW32", "description of the index, such as IVF256,PQ32")
-    parameters: str = setting("", "faiss's parameters of the search, such as nprobe=8")
+    factory: str = setting("HNSW32", "faiss's factory string of the index, such as IVF256,PQ32")
+    parameters: str = setting("", "faiss's search parameters, such as nprobe=8")
 
     def build(self, memory: Float[Tensor, "memory channels"]) -> "Index":
         return FaissFactoryIndex(memory, self)
@@ -213,7 +217,7 @@ def _check_ivfpq(config: FaissIVFPQConfig, size: int, dimension: int) -> None:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Reason in an error of faiss, without the place in its source."""
+    """Reason that an error of faiss gives, without the place in faiss's source."""
     reason = str(error).partition("Error: ")[2] or str(error)
     return " ".join(reason.split())
 

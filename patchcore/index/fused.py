@@ -1,9 +1,9 @@
-"""Screening on CUDA in half precision: which memory rows could be nearest, without doubt.
+"""Screening on CUDA in half precision: all memory rows that could be nearest.
 
-Memory and queries are centred, scaled and rounded to float16. Product, distances and their minima
-over tiles of the memory are one Triton kernel, so that no matrix of distances is ever stored. The
-best row of a query is measured in float32. Every tile whose minimum is within reach of this is
-opened in a second kernel, which names the rows that are. Reach is rigorous:
+Memory and queries are centred, scaled and rounded to float16. One Triton kernel computes the
+product, the distances and their minima over tiles of the memory, so no matrix of distances is ever
+stored. The best row of each query is measured in float32. A second kernel looks into every tile
+whose minimum could be nearer than this, and lists the rows that could be. The bound is rigorous:
 
     δ distance of a query from a row; H distance of their roundings; E, F lengths of what rounding
     took from query and row, both measured; so |δ − H| ≤ E + F by the triangle inequality
@@ -34,7 +34,7 @@ _MARGIN = tl.constexpr(1 + 2.0**-19)  # covers the rounding of the bounds themse
 
 
 def usable(memory: Tensor) -> bool:
-    """Whether the kernels can search this memory: their bound is of NVIDIA's tensor cores."""
+    """Whether the kernels can search this memory: their bound holds for NVIDIA's tensor cores."""
     known = memory.dtype in (torch.float32, torch.float16, torch.bfloat16)
     if not memory.is_cuda or torch.version.hip is not None:
         return False
@@ -48,7 +48,7 @@ class Rounded:
     Attributes:
         halves: (rows, depth) float16; both sides are filled up with zeros to whole tiles.
         norms: (rows,) squared lengths of `halves`.
-        errors: (rows,) most that rounding took, as a length.
+        errors: (rows,) length of the rounding error.
         squares: (rows,) squared lengths before scaling; not finite where float32 cannot hold them.
     """
 
@@ -253,7 +253,7 @@ class Screen:
 
 
 def _stages(device: torch.device) -> int:
-    """Number of steps of the product that are loaded ahead: as many as shared memory holds."""
+    """Number of steps of the product that are loaded ahead: as many as fit into shared memory."""
     if device.type != "cuda":  # the interpreter
         return 1
     properties = torch.cuda.get_device_properties(device)

@@ -1,8 +1,8 @@
 """Exact search among the memory patches that lie near a query's own place in the patch grid.
 
-The grid is cut into blocks. Queries of a block meet only the memory patches that are near one of
-them, in one product each, so that the work falls with the share of the grid that a radius covers.
-Query by query this is `nearest_nearby` in tests/reference.py.
+The grid is divided into blocks. One product per block compares its queries with the memory patches
+that are near any of them. So the work is proportional to the share of the grid that a radius
+covers. `nearest_nearby` in tests/reference.py is the same search, query by query.
 """
 
 import torch
@@ -26,9 +26,9 @@ class LocalIndex(TorchIndex):
         memory: (M, D) patch features searched.
         places: See above.
         grid: Rows and columns of the grid.
-        radius: Most rows and most columns that a patch found may be away from the query's place.
-            Where fewer lie so near than are wanted, the radius of that place is the least with as
-            many. None: anywhere.
+        radius: Largest distance, in rows and in columns, of a found patch from the query's place.
+            If too few patches are that near, the smallest radius with enough patches is used at
+            that place. None: anywhere.
         config: Settings of the search.
     """
 
@@ -133,7 +133,7 @@ class LocalIndex(TorchIndex):
     ) -> Int64[Tensor, "images h w"]:
         """Radius at each place of the grid: the least from `radius` on with enough patches.
 
-        Where all rows of the memory may be found, it is the same for every image, and stated once.
+        If all rows of the memory may be found, it is the same for every image and returned once.
         """
         if among is None and neighbours in self._reaches:
             return self._reaches[neighbours]
@@ -172,10 +172,10 @@ def _within(
 
 
 class _Part:
-    """Some rows of a memory, ascending, as queries are multiplied by them.
+    """Some rows of a memory, ascending, in the form in which queries are multiplied by them.
 
     Attributes:
-        at_once: Queries that may meet them at a time.
+        at_once: Largest number of queries in one product with them.
     """
 
     def __init__(self, index: LocalIndex, rows: Int64[Tensor, " rows"]) -> None:

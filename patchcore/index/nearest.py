@@ -1,7 +1,8 @@
 """The nearest memory row of very many queries, at little more than the cost of one product.
 
-`TorchIndex` proves its rows, and few queries at a time meet the whole memory, which suits a test's
-batches. Here blocks of the memory meet many queries, and the product alone chooses.
+`TorchIndex` guarantees its rows, and compares few queries at a time with the whole memory, which
+suits the batches of a test. Here, blocks of the memory are compared with many queries, and the
+product alone chooses.
 """
 
 import torch
@@ -16,8 +17,8 @@ def nearest_rows(
 ) -> tuple[Float32[Tensor, "queries 1"], Int64[Tensor, "queries 1"]]:
     """Squared distance of the nearest memory row to each query, and its number.
 
-    Distances are by differences, of the row found. That is the nearest but for rounding: rows whose
-    distances a float32 product cannot tell apart may be exchanged.
+    Distances are measured by differences. The row found is the nearest up to rounding: rows whose
+    distances a float32 product cannot distinguish may be exchanged.
     """
     centre = memory.mean(0)  # takes length, and with it rounding, from the vectors
     points = memory - centre

@@ -1,7 +1,7 @@
 """All methods behind one interface: `METHODS` names them, and `build_detector` makes any of them.
 
 A new method is one file here and one line in `METHODS`; `detector.py` describes the interface. An
-`Ensemble` is made of several.
+`Ensemble` consists of several detectors.
 """
 
 from patchcore.methods.detector import Detector, MethodConfig, Parts, check_unused
@@ -30,7 +30,7 @@ METHODS: dict[str, type[MethodConfig]] = {
     "patchcore": PatchCoreConfig,
     "spade": SpadeConfig,
 }
-"""Settings of every method by its name, which is that of `method=…`."""
+"""Settings class of every method, by the name that `method=…` takes."""
 
 
 def build_detector(parts: Parts) -> Detector:

@@ -1,10 +1,11 @@
 """PatchCore with a memory and a coreset for each layer, whose distances are combined.
 
-A layer's patches lie on its own grid: they are neither interpolated nor joined to others'. Their
-scores are brought to the finest layer's grid, and a place's score is their mean; with
-`layers.join=scaled` each is first put into standard deviations from its layer's nominal mean, for
-features of one layer may be ten times as long as another's. The highest is the image's score.
-Term by term this is `separate_layers` in tests/reference.py.
+The patches of each layer stay on that layer's own grid: they are neither interpolated nor joined
+with those of other layers. The scores of each layer are interpolated to the grid of the finest
+layer, and the score of a position is their mean. With `layers.join=scaled`, each score is first
+expressed in standard deviations from the nominal mean of its layer, because the features of one
+layer may be ten times as long as those of another. The highest score of all positions is the
+image's score. `separate_layers` in tests/reference.py is the same computation, term by term.
 """
 
 from collections.abc import Collection, Sequence
@@ -31,11 +32,12 @@ from patchcore.tiles import Streamed, TiledMaps
 
 
 class OneLayer(nn.Module):
-    """One layer of a network, as a bank knows it; the network itself is the detector's.
+    """One layer of a network, as a bank sees it; the network itself belongs to the detector.
 
     Attributes:
         name: See `Backbone`.
-        layers, channels: The layer's, as lists of one; with the class token's, if it is used.
+        layers, channels: Lists with the layer's name and channels; with those of the class token,
+            if it is used.
     """
 
     def __init__(self, network: Any, number: int, token: bool) -> None:
@@ -65,7 +67,7 @@ class Bank(PatchCore):
 
 
 class LayerBanks(Detector):
-    """Several memories of one network, one a layer.
+    """Several memory banks of one network, one for each layer.
 
     Attributes:
         banks: Memories, the finest layer's first. `Prediction.nearest` are rows of that one.
@@ -80,8 +82,8 @@ class LayerBanks(Detector):
         assert isinstance(parts.method, PatchCoreConfig)
         if parts.scoring.reweight:
             raise InputError(
-                f"scoring.reweight={parts.scoring.reweight} is of one memory's neighbourhoods: "
-                "set it to 0, or layers.join=concat"
+                f"scoring.reweight={parts.scoring.reweight} needs a single memory bank: set it to "
+                "0, or layers.join=concat"
             )
         network = self.backbone
         banks = [Bank(parts, network, number) for number in range(len(parts.layers.names))]
@@ -275,7 +277,7 @@ class BanksBuffer:
 
 
 def counted_layers(features: Sequence[Tensor], fine: Tensor) -> list[Counted]:
-    """Features of several layers, of which those positions count that a finest one lies in.
+    """Features of several layers, with the positions that count, by those of the finest layer.
 
     Args:
         features: [(B, h, w, D), …], the finest first.

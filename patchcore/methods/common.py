@@ -17,15 +17,17 @@ class FeatureBuffer:
     """Patch features (N, D) gathered batch by batch in one allocation.
 
     Args:
-        images: How many images will come; the buffer grows if there are more, or larger ones.
-        device: Where to keep the features; by default where the first batch is, if it has room.
-        thinning: Choice of those that are gathered of each image; None: all.
+        images: Expected number of images; the buffer grows if there are more, or larger ones.
+        device: Where to keep the features; by default the device of the first batch, if it has
+            room.
+        thinning: Selection of the patches that are gathered of each image; None: all.
 
     Attributes:
-        grids: h and w of each image's grid that was gathered since `take`.
-        places: (n,) positions of the patches that each of them has, in its grid.
-        tokens: (C,) class token of each of them, where they have any.
-        free: Bytes that were free on the device when the features were given theirs; 0 before.
+        grids: h and w of the grid of each image that was gathered since the last `take`.
+        places: (n,) grid positions of the gathered patches, for each of these images.
+        tokens: (C,) class token of each of these images, if they have one.
+        free: Bytes that were free on the device when memory was allocated for the features; 0
+            before.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class FeatureBuffer:
 
     @property
     def counts(self) -> list[int]:
-        """Numbers of patches of the images that were gathered since `take`."""
+        """Number of patches of each image that was gathered since the last `take`."""
         return [len(places) for places in self.places]
 
     def gathered(self) -> Tensor:
@@ -148,7 +150,7 @@ class FeatureBuffer:
             return torch.empty(rows, like.shape[1], dtype=like.dtype, device=device)
 
     def _check_room(self, needed: int, device: torch.device) -> None:
-        """Refuse what the system would end without a word; the first batch shows it."""
+        """Refuse features that do not fit into memory, since the system would kill the process."""
         free = available_memory()
         if device.type == "cuda":  # they stay there, or else come to the host
             free = free and max(free, torch.cuda.mem_get_info(device)[0] // 2)

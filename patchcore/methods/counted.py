@@ -30,7 +30,7 @@ class Counted(NamedTuple):
 
 
 class Described(NamedTuple):
-    """Features of a batch of images, with what images are compared by as a whole."""
+    """Features of a batch of images, and the vectors by which whole images are compared."""
 
     features: Any
     token: Tensor  # (B, C) class token
@@ -55,7 +55,7 @@ def cells(inside: Tensor, grid: tuple[int, int]) -> Tensor:
     counts = (2 * covered >= area) & (area > 0)
     if not bool(counts.flatten(1).any(1).all()):
         raise InputError(
-            "data.region: it covers less than half of every patch of an image: mark more of it"
+            "data.region: it covers less than half of every patch of an image: mark a larger part"
         )
     return counts
 
@@ -63,7 +63,8 @@ def cells(inside: Tensor, grid: tuple[int, int]) -> Tensor:
 def objects(features: Tensor, threshold: float, counts: Tensor | None = None) -> Tensor:
     """Positions (B, h, w) of objects, by patch features (B, h, w, D): see `foreground`.
 
-    Only those that count, if `counts` (B, h, w) says; all of these where none is an object's.
+    If `counts` (B, h, w) is given, only positions that count are returned. An image without any
+    object keeps all of them.
     """
     found = foreground(features, threshold)
     if counts is None:

@@ -7,8 +7,8 @@ layer maps of one frozen backbone:
     maps of a batch → features → buffer.append, …, build_from(buffer)      to fit
     maps of a batch → features → score                                    to test
 
-The content of `features` is the method's own affair: patch features, several tensors, features with
-a mask of the positions that count. So is that of `memories`. A method that trains returns an
+Each method decides what `features` contains: patch features, several tensors, or features with a
+mask of the positions that count. The same holds for `memories`. A method that trains returns an
 `optimizer`, and a `loss` of the features of each batch.
 """
 
@@ -56,7 +56,7 @@ _register_namedtuple(Prediction, serialized_type_name="patchcore.Prediction")
 
 @dataclass
 class MethodConfig(Settings):
-    """Base of the methods' settings: which method, and what it alone has to choose.
+    """Base of the methods' settings: the name of the method, and the settings that only it has.
 
     Attributes:
         name: Its name in `METHODS`.
@@ -124,10 +124,10 @@ class Fitting:
         places: Places of the images among those of all processes that fit together, each its own;
             None: this process has all images.
         kept: Where outcomes of costly stages are looked for and kept; None: nowhere.
-        scale: How to measure the scale of the scores; None: it is not measured.
+        scale: Settings for measuring the scale of the scores; None: it is not measured.
         measured: The scale.
-        distrusted: Images that the method has doubts about, {number: distrust}, the worst first;
-            None: it was not asked.
+        distrusted: Images that may be anomalous, {number: distrust}, the worst first; None: the
+            method does not judge images.
         seconds: Wall time of each stage.
         warm: Stages that read `kept`, so that their time is not that of computing.
         costs: Seconds that stages take when nothing is read from `kept`, if not `seconds`; NaN
@@ -157,8 +157,8 @@ class Method(Stateful, ABC):
     """Any method, whatever its images pass through.
 
     Attributes:
-        counts_used: Whether `Prediction.nearest` are rows of a memory that grows with the images,
-            so that the share of rows ever used tells whether it is too large.
+        counts_used: Whether `Prediction.nearest` holds rows of a memory bank that grows with the
+            images; then the share of rows ever used shows whether it is too large.
         one_size: Whether all images must have one size.
     """
 
@@ -185,7 +185,7 @@ class Method(Stateful, ABC):
 
     @property
     def memory_bytes(self) -> int:
-        """Size of all that is kept of the nominal images."""
+        """Size in bytes of everything that is kept of the nominal images."""
         return sum(memory.nbytes for memory in self.memories.values())
 
     def bytes_of(self, rows: int) -> int:
@@ -201,15 +201,15 @@ class Method(Stateful, ABC):
         details: Mapping[str, Any] | None = None,
         weights: bool = False,
     ) -> None:
-        """Keep the fitted model as an artifact, which `patchcore.load` reads.
+        """Save the fitted model as an artifact, which `patchcore.load` reads.
 
         Args:
             folder: Made; an artifact that is there already is replaced.
             image: The `ImageConfig` of its images, or one for each member of an ensemble; by
                 default the paper's size and crop with the network's mean and standard deviation.
-            decision: The `Decision` that goes with it.
-            details: More to keep, as plain values: data, metrics, lineage, ….
-            weights: Whether the networks' weights are kept inside.
+            decision: The `Decision` that belongs to the model.
+            details: Further plain values to save: data, metrics, lineage, ….
+            weights: Whether the networks' weights are saved inside.
 
         Raises:
             InputError: The model is not fitted, or the folder cannot be written.
@@ -221,20 +221,20 @@ class Method(Stateful, ABC):
 
 
 class Detector(Method):
-    """A method behind one frozen backbone.
+    """A method that works on the layer maps of one frozen backbone.
 
-    Images are float tensors (B, 3, H, W), normalised as the backbone expects. What a method takes
-    from their layer maps, its features, passes through `features`, `buffer` and `build_from` when
-    fitting, `features` and `score` afterwards; nobody else looks inside.
+    Images are float tensors (B, 3, H, W), normalised as the backbone expects. A method computes its
+    features from their layer maps: by `features`, `buffer` and `build_from` when fitting, and by
+    `features` and `score` afterwards. No other code uses the content of the features.
 
     Attributes:
-        parts: All settings. `build_detector(parts)` is its equal once its state dict is loaded.
+        parts: All settings. `build_detector(parts)` with this state dict gives an equal detector.
         backbone: Gives the layer maps.
         scoring: How distances become scores; all methods smooth their maps by its sigma.
 
     Args:
         parts: See above.
-        network: In place of a `Backbone` of its own, whose attributes it has.
+        network: Replaces the detector's own `Backbone`; has the same attributes.
 
     Raises:
         InputError: A setting has no effect on the method.
@@ -253,7 +253,7 @@ class Detector(Method):
         """Return the features of a batch from the backbone's layer maps [(B, C, h, w), …]."""
 
     def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Any:
-        """Return `features` of which only those count that lie inside, in fitting and in scores.
+        """Return `features`; in fitting and in scores, only those count that lie inside.
 
         Args:
             maps: As for `features`.
@@ -266,11 +266,11 @@ class Detector(Method):
 
     @abstractmethod
     def buffer(self, images: int = 0) -> Any:
-        """Return what gathers the features of about so many images, by its method `append`."""
+        """Return a buffer for the features of about so many images."""
 
     @abstractmethod
     def build_from(self, buffer: Any, fitting: Fitting | None = None) -> None:
-        """Make the memory from gathered features of nominal images; `buffer` forgets them.
+        """Make the memory from the gathered features of nominal images, and empty the `buffer`.
 
         Raises:
             InputError: There are none, or they do not suit the method.
@@ -299,7 +299,7 @@ class Detector(Method):
 
     @property
     def images_had(self) -> int:
-        """Least number that no image remembered has, nor any with a higher one."""
+        """Least number above the numbers of all images in the memory."""
         return 0
 
     def extend(
@@ -309,10 +309,10 @@ class Detector(Method):
         images: Sequence[int],
         count: int | None = None,
     ) -> list[Prediction]:
-        """Remember further nominal images; return how each batch was scored before.
+        """Add nominal images to the memory; return the earlier predictions for each batch.
 
         Args:
-            batches: What `features` gave.
+            batches: Results of `features`.
             sizes: (H, W) of the images of each batch.
             images: Numbers of the images, none of which is known already.
             count: Patches to add; by default as many as leave the memory's share of all patches.
@@ -323,7 +323,7 @@ class Detector(Method):
         raise self._refusal("extended: fit again with all images")
 
     def forget(self, images: Collection[int]) -> None:
-        """Take out again what is remembered of images, by their numbers.
+        """Remove images from the memory, by their numbers.
 
         Raises:
             InputError: The method keeps no images apart, or too little would be left.
@@ -334,7 +334,7 @@ class Detector(Method):
         return InputError(f"method={self.parts.method.name} cannot be {what}")
 
     def optimizer(self) -> torch.optim.Optimizer | None:
-        """Return what trains the method's own parameters; None for a method that does not train."""
+        """Return the optimizer of the method's own parameters; None if it does not train."""
         return None
 
     def loss(self, features: Any) -> Tensor:
@@ -379,7 +379,7 @@ class Detector(Method):
         step: Callable[[Tensor], None] | None = None,
         inside: Tensor | None = None,
     ) -> Any:
-        """Return the features of a nominal batch, once a method that trains has learnt from it.
+        """Return the features of a nominal batch; a method that trains first takes a step with it.
 
         Args:
             maps: Layer maps [(B, C, h, w), …].
@@ -426,7 +426,7 @@ class Detector(Method):
 
 
 def check_unused(method: MethodConfig, **groups: Any) -> None:
-    """Raise InputError for a setting of `groups` that is no default and that `method` ignores."""
+    """Raise InputError for a setting of `groups` that `method` ignores; defaults are allowed."""
     for group, settings in groups.items():
         default, read = getattr(STANDARD, group), method.reads.get(group, ())
         if not isinstance(settings, read if isinstance(read, type) else type(default)):

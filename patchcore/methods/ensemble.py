@@ -25,7 +25,7 @@ def combined_scores(scores: Sequence[Tensor], scales: Sequence[Scale]) -> Tensor
 def combined_maps(
     maps: Sequence[Tensor], scales: Sequence[Scale], counts: Tensor | None = None
 ) -> Tensor:
-    """Mean of the members' anomaly maps of one size, each (…, H, W), once on one scale.
+    """Mean of the members' anomaly maps, each (…, H, W), once they are on one scale.
 
     0, the nominal mean, where pixels do not count by `counts` (…, H, W).
     """
@@ -42,7 +42,7 @@ def combined(predictions: Sequence[Prediction], scales: Sequence[Scale]) -> Pred
     """Mean of the members' predictions of the same images, once they are on one scale.
 
     Maps must have one size. Patch scores have the first member's grid, and `nearest` are its rows.
-    A pixel or a patch counts if it does with all members.
+    A pixel or a patch counts if it counts with all members.
     """
     grids = [p.patch_score for p in predictions]
     height, width = grids[0].shape[1:]
@@ -128,7 +128,7 @@ class Ensemble(Method):
     ) -> Prediction:
         """Score images: (B, 3, H, W) for all members, or for each the images at its own size.
 
-        Only pixels count that are `inside`, (B, H, W) for each member, where they are given.
+        If `inside`, (B, H, W) for each member, is given, only the pixels inside count.
 
         Map and patch scores have the size and grid of the first member's, in standard deviations
         from the nominal mean. `nearest` are rows of the first member's memory.

@@ -1,13 +1,15 @@
 """Scores of nominal training images by models that have not seen them: cross-fitting.
 
-The images are divided into K folds, and those of a fold are scored by the method fitted to all
-others. It is right for every method that makes its memory from features alone. Such a fit has
-(K − 1) / K of the images, so that scores come out a little too high: more folds, less so. A coreset
-keeps as many patches as that of all images, for distances depend on its size more than on theirs.
+The images are divided into K folds. The images of each fold are scored by the method, fitted to all
+other folds. This is correct for every method that makes its memory from features alone. Each fit
+uses (K − 1) / K of the images, so the scores are a little too high; with more folds, the error is
+smaller. A coreset keeps as many patches as the coreset of all images, because distances depend more
+on the size of the coreset than on the number of images.
 
-Leaving an image's own rows out of one memory would be quicker, but scores come out far too high: a
-greedy coreset keeps no second patch near a row, so that taking the row out leaves a hole which had
-been filled if the image had never been there. experiments/false_alarms/ measures both.
+Leaving out an image's own rows from one memory bank would be faster, but the scores would be far
+too high. A greedy coreset keeps no second patch near a row. Removing the row therefore leaves a
+hole, which another patch would have filled if the image had never been there.
+experiments/false_alarms/ measures both.
 """
 
 import copy
@@ -35,7 +37,7 @@ class LeftOut:
     Attributes:
         scores: {number of the image: anomaly score}.
         grids: {number of the image: patch scores (h, w), on the CPU}.
-        sizes: {number of the image: its size (H, W)}, for maps; empty where nobody has told.
+        sizes: {number of the image: its size (H, W)}, for maps; empty if the sizes are not known.
     """
 
     scores: dict[int, float] = field(default_factory=dict)
@@ -47,8 +49,8 @@ class FeatureBatches:
     """Features of nominal images as they come, batch by batch, to fit to again and again.
 
     Args:
-        images: How many will come; on an accelerator they stay only where all have room, and with
-            them the features of a fit and its work space.
+        images: Expected number of images. On an accelerator, the features stay there only if there
+            is room for all of them, for the features of a fit and for its work space.
     """
 
     def __init__(self, images: int) -> None:
@@ -93,9 +95,10 @@ def cross_fitted(
 
     Args:
         model: The method. It stays as it is: copies are fitted, which share its network.
-        batches: What its `features` gave, batch by batch; every tensor begins with the batch.
-        images: Numbers of the images in these batches, in their order. Copies of one share its
-            number and its fold; the first is scored.
+        batches: Results of its `features`, batch by batch; the first axis of every tensor is the
+            batch.
+        images: Numbers of the images in these batches, in their order. Copies of an image share its
+            number and its fold; only the first copy is scored.
         folds: How many folds; at most one an image.
         seed: Of the division.
         progress: Whether to show a progress bar.
@@ -105,8 +108,8 @@ def cross_fitted(
     """
     if len(set(images)) < 2:
         raise InputError(
-            "decision.false_alarms needs at least two training images, each to be scored by a "
-            "model without it: give more, or set it to null"
+            "decision.false_alarms needs at least two training images, because each is scored by "
+            "a model without it: give more, or set it to null"
         )
     fold = folds_of(images, min(folds, len(set(images))), seed)
     first = {number: place for place, number in reversed(list(enumerate(images)))}
@@ -134,7 +137,7 @@ def fitted_without(
         model: See `cross_fitted`.
         batches: See `cross_fitted`.
         images: See `cross_fitted`.
-        out: Numbers of the images that it is not to see.
+        out: Numbers of the images that are left out.
         fitting: Circumstances of the fit, and its report.
     """
     kept = [number not in out for number in images]
@@ -164,7 +167,7 @@ def predictions(
 def unfitted(model: Detector, share: float) -> Detector:
     """Return a copy for a share of the images, with the same network.
 
-    A coreset's ratio is raised so that it keeps as many patches of them as the model does of all.
+    A coreset's ratio is raised so that it keeps as many patches as the model keeps of all images.
     """
     copied: Detector = copy.deepcopy(model, {id(model.backbone): model.backbone})
     for each in copied.modules():  # itself, or its banks

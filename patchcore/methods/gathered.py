@@ -36,7 +36,7 @@ class Gathered:
 
     @classmethod
     def of(cls, buffer: FeatureBuffer, images: Sequence[int] | None) -> "Gathered":
-        """Return what a buffer holds, which forgets it; without numbers each image is another."""
+        """Return the content of a buffer and empty it; without numbers, all images differ."""
         places, tokens = buffer.places, buffer.tokens
         widths = [width for _, width in buffer.grids]
         numbers = range(len(places)) if images is None else images
@@ -48,7 +48,7 @@ class Gathered:
         return [len(each) for each in self.places]
 
     def kept(self, patches: Tensor) -> "Gathered":
-        """Return it with some of the patches, (N,) bool; images without any are left out."""
+        """Return it with only some of the patches, (N,) bool; images without any are left out."""
         each = patches.split(self.counts)
         left = [number for number, own in enumerate(each) if bool(own.any())]
         return Gathered(

@@ -1,4 +1,4 @@
-"""PatchCore memories that grow by further images, and are rid of some, without a new fit."""
+"""Adding images to a PatchCore memory bank, and removing some, without a new fit."""
 
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ def extend_memory(
     images: Sequence[int],
     count: int | None,
 ) -> list[Prediction]:
-    """Let a memory take up further images: see `PatchCore.extend`."""
+    """Add further images to a memory bank: see `PatchCore.extend`."""
     predictions, covered = [], []
     buffer = FeatureBuffer(len(images), model.device, model.thinning)
     with torch.autocast(model.device.type, enabled=False):
@@ -81,13 +81,13 @@ def _at_places(values: Tensor, features: Tensor, counts: Tensor | None) -> Tenso
 
 
 def forget_images(model: "PatchCore", images: Collection[int]) -> None:
-    """Take images out of a memory: see `PatchCore.forget`."""
+    """Remove images from a memory bank: see `PatchCore.forget`."""
     out = torch.isin(model.origin[:, 0].cpu(), torch.tensor(sorted(images), dtype=torch.int32))
     left, needed = int((~out).sum()), max(model.scoring.neighbours, model.scoring.reweight)
     if left < needed:
         raise InputError(
-            f"without these images {left} patches would be left, and {needed} neighbours are "
-            "looked for: keep some, or fit again"
+            f"without these images only {left} patches would be left, but {needed} neighbours are "
+            "needed: remove fewer, or fit again"
         )
     rows = (~out).to(model.memory.device)
     model._gathered = round(model._gathered * left / len(model.memory))

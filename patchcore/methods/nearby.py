@@ -1,8 +1,9 @@
 """Search in the part of a memory that suits an image: near a patch's own place, of similar images.
 
-With `method.radius` a patch is compared with memory patches near its own place in the grid, with
-`method.retrieval` with those of the nominal images most like its own: whose means of all patch
-features are nearest to its. Patch by patch this is `nearest_nearby` in tests/reference.py.
+With `method.radius`, a patch is compared only with memory patches near its own place in the grid.
+With `method.retrieval`, it is compared only with patches of the most similar nominal images: those
+whose mean patch feature is nearest to the mean patch feature of its own image. `nearest_nearby` in
+tests/reference.py is the same computation, patch by patch.
 """
 
 from collections.abc import Sequence
@@ -34,11 +35,11 @@ class Nearby:
     Args:
         memory: See above.
         origin: (M, 3) image number, grid row and grid column of each.
-        means: (I, 1) numbers of images, and (I, D) means of their features, for `retrieval`; those
-            without a patch in the memory are passed over.
+        means: (I, 1) numbers of images, and (I, D) means of their features, for `retrieval`; images
+            without a patch in the memory are skipped.
         grid: Rows and columns of the grid.
         radius: See `LocalIndex`.
-        retrieval: Images that are searched; more, if they have fewer patches than are wanted. None:
+        retrieval: Number of images that are searched; more, if these have too few patches. None:
             all.
         index: Settings of the search.
 
@@ -144,7 +145,7 @@ def found_nearby(
     token: Tensor | None,
     size: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return what `PatchCore._found` returns, of a model whose patches see a part of the memory."""
+    """Return the same as `PatchCore._found`, for a model that searches a part of the memory."""
     if traced():
         raise InputError(f"method=patchcore cannot be traced: {NARROW}")
     if model.method.radius is not None:
@@ -170,7 +171,7 @@ def nearby_part(
     start: int,
     stop: int,
 ) -> Search:
-    """Return the search that nominal patches have in the memory's rows that are kept.
+    """Return the search for nominal patches in the rows of the memory that are kept.
 
     Args:
         model: Has the memory.

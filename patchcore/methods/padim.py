@@ -42,12 +42,13 @@ class PadimConfig(MethodConfig):
 
     channels: int | None = setting(
         100,
-        "channels drawn from all layers' (paper: 100, or 550 of a wide ResNet-50); null: all",
+        "number of channels, drawn from all layers (paper: 100, or 550 for a wide ResNet-50); "
+        "null: all",
         unit="channels",
         low=1,
     )
     seed: int = setting(
-        0, "seed of the draw of channels", effect=lambda padim: padim["channels"] is not None
+        0, "seed for drawing the channels", effect=lambda padim: padim["channels"] is not None
     )
 
     def build(self, parts: Parts) -> "Padim":
@@ -62,8 +63,8 @@ class Padim(Detector):
     Layers are by default those of the paper, 1 to 3.
 
     Attributes:
-        images: How many they were fitted to.
-        number: (h·w, 1) N of each position: of how many images it counted.
+        images: Number of images to which the Gaussians were fitted.
+        number: (h·w, 1) N of each position: the number of images in which it counted.
         mean: (h·w, D) of the nominal images; empty before `fit`.
         factor: (h·w, D, D) lower Cholesky factors L of the covariances.
         channels: (D,) which of the joined layers' channels are used, ascending.
@@ -133,7 +134,7 @@ class Padim(Detector):
         return torch.cat([interpolated(x.permute(0, 2, 3, 1), grid) for x in drawn], dim=-1)
 
     def counted(self, maps: Sequence[Tensor], inside: Tensor) -> Counted:
-        """See `Detector.counted`; a Gaussian is of the images where its position counts."""
+        """See `Detector.counted`; a Gaussian uses the images in which its position counts."""
         features = self.features(maps)
         return Counted(features, cells(inside, (features.shape[1], features.shape[2])))
 
@@ -152,7 +153,7 @@ class Padim(Detector):
     def build(self, features: Tensor, progress: bool = False, counts: Tensor | None = None) -> None:
         """Fit the Gaussians to features (N, h·w, D), on the model's device wherever they lie.
 
-        Of each position those images take part where it counts by `counts` (N, h·w).
+        Each position uses the images in which it counts, by `counts` (N, h·w).
         """
         images, positions, channels = features.shape
         if counts is not None:
@@ -247,7 +248,7 @@ class Padim(Detector):
 
     @property
     def partial(self) -> bool:
-        """See `Detector.partial`: where a position counted of no image, nothing is scored."""
+        """See `Detector.partial`: a position that counted in no image is not scored."""
         return self._partial
 
     @property
@@ -256,7 +257,7 @@ class Padim(Detector):
         return self.images
 
     def origins(self, rows: Tensor) -> Tensor:
-        """See `Detector.origins`: Gaussians are of no one image, but have a position."""
+        """See `Detector.origins`: a Gaussian belongs to no single image, but has a position."""
         images = torch.tensor([UNKNOWN], dtype=torch.int32)
         return position_origins(rows, images, self.grid)
 
@@ -265,7 +266,7 @@ class Padim(Detector):
         """Score features (B, h, w, D) of images of `size` (H, W).
 
         An image's score is the highest of its patches', before they are smoothed to a map.
-        `Prediction.nearest` is the patch's position, whose Gaussian it was measured by.
+        `Prediction.nearest` is the position of the patch, which is the number of its Gaussian.
         """
         if not len(self.mean):
             raise InputError("the model is not fitted: call fit with nominal images first")
@@ -283,7 +284,10 @@ class Padim(Detector):
                 known = (self.number > 0).view(1, height, width).expand_as(grid)
                 counts = known if counts is None else counts & known
                 if not bool(counts.flatten(1).any(1).all()):
-                    raise InputError("data.region: an image counts only where no nominal one did")
+                    raise InputError(
+                        "data.region: no position that counts in this image counted in a nominal "
+                        "image"
+                    )
                 grid = torch.where(counts, grid, torch.nan)
                 scores = torch.where(counts, grid, -torch.inf).flatten(1)
             nearest = torch.arange(height * width, device=grid.device).view(height, width)

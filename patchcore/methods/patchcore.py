@@ -54,7 +54,7 @@ from patchcore.tiles import Streamed, TiledMaps
 from patchcore.whitening import fit_whitening, whiten
 
 OTHERS = ("centre", "whitener", "pooled")
-"""Tensors beside the memory that some switches keep of the nominal images."""
+"""Further tensors of the nominal images, which some switches keep beside the memory bank."""
 
 
 class PatchCore(Detector):
@@ -66,7 +66,7 @@ class PatchCore(Detector):
         memory: (M, D) patch features that `fit` kept, as they are searched (for the cosine
             distance at unit length); empty before.
         origin: (M, 3) int32 image number, grid row and grid column of each; -1 where unknown.
-        coreset: How they were chosen; None for a memory that was loaded.
+        coreset: Result of the sampler; None for a memory bank that was loaded.
         grid: Rows and columns of the nominal images' patch grids; (0, 0) where they differ.
         centre, whitener: (1, D) and (d, D), see `fit_whitening`; only with `method.whitening`, and
             then the memory has d channels.
@@ -97,7 +97,7 @@ class PatchCore(Detector):
     ) -> None:
         if layers is not None and layers.join is not Join.concat:
             raise InputError(
-                f"layers.join={layers.join.name} is of several memories: build it by "
+                f"layers.join={layers.join.name} needs several memory banks: build the method with "
                 "patchcore.methods.build_detector"
             )
         self.patch_config = patch or PatchConfig()
@@ -185,7 +185,9 @@ class PatchCore(Detector):
 
     @torch.inference_mode()
     def features(self, maps: Sequence[Tensor]) -> Any:
-        """Patch features of layer maps: see `plain`; with a foreground, those that count."""
+        """Patch features of layer maps: see `plain`; with a foreground, also the positions that
+        count.
+        """
         if isinstance(maps, TiledMaps) and self.method.local and not self.scoring.reweight:
             return maps.streamed(self.plain)
         features, threshold = self.plain(maps), self.method.foreground
@@ -217,7 +219,7 @@ class PatchCore(Detector):
         return whiten(features, self.centre, self.whitener)
 
     def _searched(self, features: Tensor) -> Tensor:
-        """Features as they are searched, of patch features (…, D)."""
+        """Vectors for the search, computed from patch features (…, D)."""
         return comparable(self._whitened(features), self.scoring)
 
     def buffer(self, images: int = 0) -> FeatureBuffer:
@@ -226,7 +228,7 @@ class PatchCore(Detector):
 
     @property
     def thinning(self) -> Thinning | None:
-        """Choice of the patches that each nominal image hands on; None: all."""
+        """Selection of the patches that each nominal image contributes; None: all."""
         per_image, device = self.method.per_image, self.memory.device
         return None if per_image is None else Thinning(per_image, self.coreset_config, device)
 

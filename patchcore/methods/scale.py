@@ -1,9 +1,9 @@
 """Scale of a memory's scores, measured on the nominal images that it was made of.
 
-Distances of different networks have nothing in common but zero: features of one may be ten times as
-long as another's. A memory is shown nominal training images that it must do without, patch by patch
-as in a test, and mean and standard deviation of its scores become its units. Test images have no
-part in it.
+Distances of different networks have no common unit: features of one network may be ten times as
+    long as those of another. So each memory bank scores nominal training images, without the
+    patches of the image that is scored. The mean and standard deviation of these scores define the
+    memory bank's units. Test images play no part.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,9 +26,12 @@ class ScaleConfig(Settings):
     GROUP: ClassVar[str] = "ensemble.scale"
 
     images: int = setting(
-        50, "nominal training images that are scored for it, at most", unit="images", low=1
+        50,
+        "largest number of nominal training images that are scored to find the common scale",
+        unit="images",
+        low=1,
     )
-    seed: int = setting(0, "seed of the draw, where there are more")
+    seed: int = setting(0, "seed for drawing them if there are more")
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,10 @@ def nominal_scale(
 ) -> Scale:
     """The scale of a memory, from the nominal images that it was made of: leave-one-image-out.
 
-    Each image is scored, by exact search, in the memory without the rows that came from it. A
-    single image is taken as two, its upper and its lower half. An image without which the memory
-    would be too small is passed over. A standard deviation that float32 cannot tell from 0 counts
-    as 1.
+    Each image is scored, by exact search, in the memory bank without the image's own rows. A single
+    image is treated as two images, its upper and its lower half. An image is skipped if the memory
+    bank would be too small without it. A standard deviation that float32 cannot distinguish from 0
+    counts as 1.
 
     Args:
         features: (N, D) patch features of the training images, one image after another.
@@ -124,6 +127,6 @@ def nominal_scale(
 
 
 def _moments(x: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation; 1 for one that is but rounding."""
+    """Mean and standard deviation; the latter is 1 if it is only rounding error."""
     mean, std = float(x.mean()), float(x.std(correction=0))
     return mean, std if std > 1e-6 * float(x.abs().max()) else 1.0

@@ -1,12 +1,13 @@
 """SPADE: the nearest nominal images, then the nearest of their pixels (Cohen & Hoshen, 2020).
 
-An image's score is the mean distance of its deepest map, averaged over positions, to those of the K
-nearest nominal images. Only these are searched for its pixels: layers are interpolated to the
-finest one's grid and joined to a pyramid, and a pixel's score is its mean distance to the κ nearest
-of the K·h·w pixels. Distances are Euclidean.
+The deepest map of an image, averaged over positions, describes the whole image. The image's score
+is the mean distance of this vector to the vectors of the K nearest nominal images. Only these K
+images are searched for its pixels. For this, all layers are interpolated to the finest layer's grid
+and joined to a pyramid. A pixel's score is its mean distance to the κ nearest of the K·h·w pixels.
+Distances are Euclidean.
 
-The memory holds each layer's maps at their own size, several times smaller than the pyramids, which
-are made for a few neighbours at a time.
+The memory holds each layer's maps at their own size, which is several times smaller than the
+pyramids. Pyramids are made for only a few neighbours at a time.
 """
 
 from collections.abc import Collection, Sequence
@@ -46,19 +47,22 @@ class SpadeConfig(MethodConfig):
     levels: ClassVar = ("1", "2", "3")
     reads: ClassVar[dict[str, Any]] = {"index": TorchIndexConfig, "scoring": ("sigma",)}
     untraceable: ClassVar[str] = (
-        "it searches other nominal images for every image, one after another, so that a graph "
-        "would hold for batches of one length only"
+        "it searches the nominal images for each image, one after another, so a graph would work "
+        "only for one batch size"
     )
 
     neighbours: int = setting(
-        50, "K nearest nominal images; all, if there are fewer", unit="images", low=1
+        50, "K, the number of nearest nominal images; all, if there are fewer", unit="images", low=1
     )
-    pixel_neighbours: int = setting(1, "κ nearest of their pixels", unit="pixels", low=1)
+    pixel_neighbours: int = setting(
+        1, "κ, the number of nearest pixels in these images", unit="pixels", low=1
+    )
     pyramid: int | None = setting(
-        3, "finest layers that make the pyramid; null: all", unit="layers", low=1
+        3, "number of layers in the pyramid, from the finest on; null: all", unit="layers", low=1
     )
     storage: Storage = setting(
-        Storage.float32, "how the nominal images' maps are kept; float16 takes half the memory"
+        Storage.float32,
+        "data type in which the maps of nominal images are stored; float16 takes half the memory",
     )
 
     def build(self, parts: Parts) -> "Spade":
@@ -68,12 +72,12 @@ class SpadeConfig(MethodConfig):
 
 
 class Spade(Detector):
-    """All nominal images; the nearest of them are compared with, pixel by pixel.
+    """Memory of all nominal images; a test image is compared with the nearest ones, pixel by pixel.
 
-    The deepest layer decides which are near. With the paper's layers 1 to 4 it has no other part;
-    by default layers 1 to 3 are used, and the third has both. Images must have one size. An image
-    takes Σ C·h·w values of the pyramid's layers: 1.4 MB with a ResNet-18 at 224 px, 6.2 MB with a
-    DenseNet-201, half that in float16.
+    The deepest layer decides which images are near. With the paper's layers 1 to 4, it is used for
+    nothing else. By default, layers 1 to 3 are used, and layer 3 is also part of the pyramid. All
+    images must have one size. An image takes Σ C·h·w values of the pyramid's layers: 1.4 MB with a
+    ResNet-18 at 224 px, 6.2 MB with a DenseNet-201, half that in float16.
 
     Attributes:
         images: Number of each nominal image.
@@ -219,8 +223,8 @@ class Spade(Detector):
         for x in (*pyramid, pooled):
             if not bool(torch.stack(x.aminmax()).isfinite().all()):
                 raise InputError(
-                    "the backbone's maps are infinite or not numbers; if its weights are right, "
-                    "set method.storage=float32"
+                    "the backbone's maps are infinite or NaN; if its weights are right, set "
+                    "method.storage=float32"
                 )
         for i, x in enumerate(pyramid):
             setattr(self, f"layer_{i}", x.to(self.device))

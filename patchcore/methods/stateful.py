@@ -1,4 +1,4 @@
-"""A module whose memory has no fixed size; state dicts, copies and casts keep what it learnt."""
+"""A module whose memory has no fixed size; state dicts, copies and casts preserve the memory."""
 
 import json
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from patchcore.errors import InputError
 
 
 class Stateful(nn.Module):
-    """A module with a memory, whose state dict, copies and casts keep what it has learnt.
+    """A module with a memory, which its state dict, copies and casts preserve.
 
-    A state dict loads into a module of the same settings, whatever the size of its memory: it
-    holds what `remembered` gives too, and is refused where settings differ that the memory
-    depends on. Buffers keep their dtype when the module is cast, so that a network in half
-    precision searches a memory in float32.
+    A state dict can be loaded into a module with the same settings, whatever the size of its
+    memory. It also holds the values of `remembered`. It is refused if settings differ on which the
+    memory depends. Buffers keep their dtype when the module is cast, so a network in half precision
+    searches a memory in float32.
 
     Attributes:
         made_again: Names of attributes that are made from the memory where they are None; they are

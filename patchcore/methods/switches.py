@@ -1,6 +1,7 @@
-"""PatchCore's own settings: switches, off by default, for what other memory banks do.
+"""PatchCore's own settings: switches, off by default, for the ideas of later memory-bank methods.
 
-Each is independent of the others. What they cannot be had with is refused when a model is built.
+The switches are independent of each other. Combinations that cannot work are refused when a model
+is built.
 """
 
 from dataclasses import dataclass
@@ -19,12 +20,12 @@ from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
 
 NARROW = (
-    "with method.radius or method.retrieval the patches searched differ from image to image, so "
-    "that a graph would hold for batches of one length only"
+    "with method.radius or method.retrieval, each image is compared with different patches, so a "
+    "graph would work only for one batch size"
 )
 FOREGROUND = (
-    "with method.foreground the patches that count differ from image to image, so that a graph "
-    "would hold for some images only"
+    "with method.foreground, different patches count in each image, so a graph would work only "
+    "for some images"
 )
 
 
@@ -59,46 +60,45 @@ class PatchCoreConfig(MethodConfig):
 
     radius: int | None = setting(
         None,
-        "rows and columns of the patch grid, at most, between a patch and those that it is "
-        "compared with: 0 at its own place alone; null: anywhere",
+        "compare a patch only with patches at most this many rows and columns away in the patch "
+        "grid; 0: only at its own place; null: anywhere",
         unit="cells",
         low=0,
     )
     retrieval: int | None = setting(
         None,
-        "nominal images most like an image, with whose patches alone its own are compared; null: "
-        "all",
+        "compare an image only with the patches of this many nominal images, those most similar "
+        "to it; null: all",
         unit="images",
         low=1,
     )
 
     whitening: float | None = setting(
         None,
-        "share of the patch features' variance that is kept, by principal components scaled to "
-        "one deviation; null: features as they are",
+        "whiten patch features by PCA and keep this share of their variance; null: no whitening",
         above=0,
         high=1,
     )
     shrinkage: float | None = setting(
         None,
-        "share of the mean variance in every variance that whitening divides by; null: by Ledoit "
-        "and Wolf",
+        "shrinkage of the variances that whitening divides by: this share of each is replaced by "
+        "the mean variance; null: the share by Ledoit and Wolf",
         low=0,
         high=1,
         effect=lambda method: method["whitening"] is not None,
     )
     foreground: float | None = setting(
         None,
-        "least distance of an object's patches from the image's mean, along the first principal "
-        "component; others do not count; null: all do",
+        "only patches count whose distance from the image's mean, along the first principal "
+        "component, is at least this: they are the foreground; null: all patches count",
         unit="length of a patch feature",
         low=0,
     )
 
     per_image: int | None = setting(
         None,
-        "patches of each nominal image that the coreset chooses from, chosen by the same sampler, "
-        "so that large images take no more memory in fitting; null: all",
+        "number of patches of each nominal image that the coreset chooses from; the same sampler "
+        "picks them, so that large images need no more memory in fitting; null: all",
         unit="patches",
         low=1,
     )
@@ -124,9 +124,8 @@ class PatchCoreConfig(MethodConfig):
         if parts.layers.join is not Join.concat:
             if self.pruning is not None:
                 raise InputError(
-                    f"layers.join={parts.layers.join.name} makes several memories, and "
-                    "method.pruning judges the patches of one: set layers.join=concat, or "
-                    "method.pruning=null"
+                    f"layers.join={parts.layers.join.name} makes several memory banks, but "
+                    "method.pruning needs one: set layers.join=concat, or method.pruning=null"
                 )
             from patchcore.methods.banks import LayerBanks  # which read these settings
 
@@ -138,7 +137,7 @@ class PatchCoreConfig(MethodConfig):
 
     @property
     def local(self) -> bool:
-        """Whether a patch's score follows from it and the memory alone, not from its image."""
+        """Whether a patch's score depends only on the patch and the memory, not on its image."""
         return not self.narrow and self.foreground is None
 
     @property
@@ -151,8 +150,8 @@ class PatchCoreConfig(MethodConfig):
         if self.per_image is not None:
             if self.retrieval is not None:
                 raise InputError(
-                    "method.per_image would leave method.retrieval a part of each nominal image to "
-                    "compare images by: set one of them to null"
+                    "method.retrieval compares whole images, but method.per_image keeps only a "
+                    "part of each: set one of them to null"
                 )
             Thinning(self.per_image, coreset, torch.device("cpu"))
         if not self.narrow:
@@ -165,7 +164,7 @@ class PatchCoreConfig(MethodConfig):
             )
         if not isinstance(index, TorchIndexConfig):
             raise InputError(
-                f"method.{key} searches by itself, exactly: set index=torch, or method.{key}=null"
+                f"method.{key} has its own exact search: set index=torch, or method.{key}=null"
             )
 
 

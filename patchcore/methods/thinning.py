@@ -1,11 +1,11 @@
-"""Patches that a nominal image hands on, where these are fewer than it has.
+"""Selection of some patches of each nominal image, before the coreset of all images.
 
-An image of twelve megapixels has two hundred times the patches of one of 224 × 224, and a coreset
-looks at those of all images. With `method.per_image` the sampler first chooses among those of each
-image, or of each band of an image in tiles; then, among what was chosen, as it always does. For
-k-centre this is known to be sound: a coreset of coresets covers every patch within the sum of both
-radii (Indyk et al., PODS 2014, "Composable core-sets"). Working memory is then that of one band,
-whatever the image's size.
+An image of twelve megapixels has two hundred times as many patches as an image of 224 × 224, and a
+coreset considers the patches of all images. With `method.per_image`, the sampler first selects
+patches from each image, or from each band of an image in tiles. Then it makes the usual coreset
+from the selected patches. For k-centre this is known to be sound: a coreset of coresets covers
+every patch within the sum of both radii (Indyk et al., PODS 2014, "Composable core-sets"). The
+working memory is that of one band, whatever the image's size.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ class Thinning:
     """Choice of an image's patches by a sampler.
 
     Attributes:
-        patches: How many of an image are handed on; all if it has no more.
+        patches: Number of patches that are selected of an image; all if it has no more.
         sampler: Settings of the sampler, whose size does not matter here.
         device: Where the work is done.
     """
@@ -41,13 +41,13 @@ class Thinning:
             )
 
     def before(self, share: float) -> int:
-        """Number of patches that the first `share` of an image hands on."""
+        """Number of patches that are selected from the first `share` of an image."""
         return int(self.patches * share + 1e-9)
 
     def chosen(
         self, features: Float[Tensor, "patches channels"], count: int
     ) -> Int64[Tensor, " chosen"]:
-        """Return which patches are handed on, at most `count`, ascending, on the CPU."""
+        """Return the numbers of the selected patches, at most `count`, ascending, on the CPU."""
         if count >= len(features):
             return torch.arange(len(features))
         if not count:

@@ -1,4 +1,4 @@
-"""Detectors whose images pass the network in tiles: see `patchcore.tiles`."""
+"""Detectors that pass images through the network in tiles: see `patchcore.tiles`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from patchcore.scoring import Pool, ScoringConfig, anomaly_maps, highest, pixel_
 from patchcore.tiles import Tiling
 
 ONE = (1, 1)
-"""Size of the maps of bands and banks alone, which nobody looks at."""
+"""Size of the maps of single bands and banks, which are not used."""
 
 
 def tile(
@@ -20,7 +20,7 @@ def tile(
     overlap: int | None = None,
     normalisation: Sequence[Any] | None = None,
 ) -> None:
-    """Let a detector see its images in tiles, in fitting and in scoring.
+    """Make a detector process its images in tiles, in fitting and in scoring.
 
     Args:
         model: Fitted or not; a fitted one was fitted to images in the same tiles.

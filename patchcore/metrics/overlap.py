@@ -66,8 +66,8 @@ def pimo_areas(
     levels, rates = _rates(maps, high)
     if rates[0] > low * (1 + 1e-9):
         raise UndefinedError(
-            f"the highest pixel score of the nominal images is a false-positive rate of "
-            f"{rates[0]:.1e} already, and it begins at {low:g}: it needs more nominal images"
+            f"AUPIMO begins at a false-positive rate of {low:g}, but a single nominal pixel is "
+            f"already a rate of {rates[0]:.1e}: it needs more nominal images"
         )
     # From rate to rate the curve is a straight line over their logarithms. An anomalous pixel adds
     # the whole width to the area where its score exceeds that of the step, and rises with the line

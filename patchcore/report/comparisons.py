@@ -31,9 +31,10 @@ def effect_blocks(table: Table) -> list[Block]:
     if not found:
         return []
     note = (
-        f"Differences from {key}={value}, in pairs of runs that are alike in all else. The "
-        "differences of a category and seed are averaged over the other settings; ± is half "
-        "Student’s 95 % interval over categories and seeds, and none is told of fewer than two."
+        f"Differences from {key}={value}, in pairs of runs that are equal in everything else. The "
+        "differences of each category and seed are averaged over the other settings. ± is half of "
+        "Student’s 95 % interval over categories and seeds; with fewer than two there is no "
+        "interval."
     )
     blocks: list[Block] = [Note(note), _grid([e for e in found if not e.others], key, "Effects")]
     missing = sum(effect.missing for effect in found)

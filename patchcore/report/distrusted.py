@@ -28,7 +28,7 @@ def write_distrusted(
         for number, value in distrusted.items():
             sample = samples[number]
             writer.writerow([harmless(sample.name), sample.label, value])
-    told = f"{len(distrusted)} of {len(samples)} training images are distrusted, and not remembered"
+    told = f"{len(distrusted)} of {len(samples)} training images are distrusted and were dropped"
     if not distrusted:
         return told
     first = samples[next(iter(distrusted))].name

@@ -69,7 +69,7 @@ def parse_against(text: str) -> tuple[str, str]:
     """
     key, sign, value = text.partition("=")
     if not (key and sign and value):
-        raise InputError(f"--against: {text!r} is no KEY=VALUE, such as coreset.ratio=0.01")
+        raise InputError(f"--against: {text!r} is not KEY=VALUE, such as coreset.ratio=0.01")
     return key, value
 
 

@@ -90,7 +90,7 @@ def factorial_blocks(table: Table) -> list[Block]:
     if any(term.difference.count > 1 for term in found):
         text += "Lines are Student’s 95 % intervals over categories and seeds."
     else:
-        text += "One category and seed alone: there are no intervals."
+        text += "There is only one category and seed, so there are no intervals."
     found.sort(key=lambda term: (len(term.values), -abs(term.difference.mean)))
     shown = found if len(found) <= MOST else _largest(found)
     blocks: list[Block] = [Note(text)]

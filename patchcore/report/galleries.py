@@ -41,7 +41,7 @@ def galleries(table: Table, pictures: dict[RunFolder, str]) -> list[Block]:
         return []
     drawn = sum(_gallery(run) is not None for point in table.points for run in point.finished)
     note = "The most suspicious nominal, and the least and most suspicious anomalous images, with "
-    note += "their maps. A click shows one large; ← and → go to the next."
+    note += "their maps. A click enlarges an image; ← and → go to the next."
     if drawn > len(thumbs):
         note += f" {drawn - len(thumbs)} more would make the page too large; each lies in its "
         note += "run’s folder as figures/gallery.png."

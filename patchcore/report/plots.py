@@ -38,7 +38,7 @@ def parallel(table: Table) -> list[Block]:
     """Every point as a line across its settings, its metric and its costs."""
     if len(table.factors) < 2 or not any(p.value(table.metric).defined for p in table.points):
         return []
-    note = "A line is a point; each axis runs from its lowest value, or first word, up."
+    note = "Each line is a point; each axis runs up from its lowest value or first word."
     return [Note(note), Chart("parallel", table.place, "Settings, metric and costs of every point")]
 
 
@@ -46,7 +46,10 @@ def shares(table: Table) -> list[Block]:
     """The metrics of one run at several sizes of its memory."""
     if not any(point.curve(key) for point in table.points for key in table.main_metrics):
         return []
-    note = "One pass over the test images scores every memory share: the memory of a larger one "
+    note = (
+        "One pass over the test images scores every memory share: the memory bank of a larger "
+        "share "
+    )
     note += "contains that of a smaller."
     return [Note(note), Chart("shares", table.place, "Metric over the memory's share")]
 
@@ -63,7 +66,7 @@ def heat(table: Table) -> list[Block]:
         return []
     note = "The stronger the colour, the better."
     if len(table.factors) > 2:
-        note += " Each cell shows the best point there is over the other factors."
+        note += " Each cell shows the best point over all values of the other factors."
     return [Note(note), Chart("heat", table.place, "Metric over two settings")]
 
 
@@ -92,7 +95,7 @@ def fronts(table: Table) -> list[Block]:
         return []
     warm = ""
     if any(run.warm for point in table.points for run in point.finished):
-        warm = " Points whose seconds come from a cache are left out."
+        warm = " Points whose times come from a cache are left out."
     note = "The Pareto front: no other point is both better and cheaper. Numbers are places in the "
     note += f"leaderboard.{warm}"
     chart = Chart("pareto", table.place, "Metric against a cost, with the Pareto front")

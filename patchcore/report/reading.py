@@ -150,7 +150,7 @@ def _read_settings(run: RunFolder) -> None:
             raise ValueError("provenance.json: settings must be a mapping")
         own, told = _text(folder, "fingerprint.txt", LARGEST_YAML), provenance.get("fingerprint")
         if own is not None and told is not None and own.strip() != told:
-            raise ValueError("provenance.json: of another run than fingerprint.txt")
+            raise ValueError("provenance.json: belongs to another run than fingerprint.txt")
         run.settings = flatten(settings)
         if CATEGORY in whole:  # names the column where it is part of the data, not of the settings
             run.settings.setdefault(CATEGORY, whole[CATEGORY])

@@ -42,8 +42,9 @@ from patchcore.report.words import number, show, title
 
 TEXT = (PAGE, MARKDOWN)
 PAIR = (
-    "Image by image, those first on which the two disagree. Scores of unlike models have unlike "
-    "scales, so images are compared by rank: 100 % is the most suspicious of the test set."
+    "The two runs, image by image; images on which they disagree come first. Different models "
+    "have different score scales, so images are compared by rank: 100 % is the most suspicious "
+    "image of the test set."
 )
 """Note of the section that compares two runs."""
 
@@ -192,7 +193,10 @@ def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
             row.append(Cell(f"gallery of {point.label}" if run else "", "", "tool", gallery=opens))
         row += [cells[key] for key in others]
         body.append(row)
-    note = "A click on a column sorts by it, one on a number opens its runs. Best of each column "
+    note = (
+        "A click on a column sorts by it; a click on a number opens its runs. The best of each "
+        "column "
+    )
     note += "in colour."
     averages = "Metrics are class averages: the mean over the categories."
     spreads = "± is half the 95 % interval over seeds (Student's t)."

@@ -1,7 +1,7 @@
 """The web application: one image in, score, verdict, map and nearest nominal patches out.
 
-Images are decoded and scored one after another on one thread. What waits is bounded: so many
-requests, each of so many bytes and pixels. Nothing is kept of an image, and no path is taken or
+Images are decoded and scored one after another on one thread. The number of waiting requests is
+limited, and so are the bytes and pixels of each. No image is stored, and no path is accepted or
 sent.
 """
 
@@ -49,12 +49,12 @@ POLICY = (
 
 @dataclass(frozen=True)
 class Limits:
-    """Most that is taken.
+    """Limits of a request.
 
     Attributes:
-        upload: Bytes of an image's file.
-        megapixels: Of an image.
-        queue: Requests that are under way or wait.
+        upload: Largest size of an image's file, in bytes.
+        megapixels: Largest size of an image, in megapixels.
+        queue: Largest number of requests that run or wait.
     """
 
     upload: int = 20_000_000
@@ -118,7 +118,9 @@ class Service:
             self.waiting.set(self._under_way)
 
     async def _body(self, request: Request) -> bytes:
-        """The body; of one that is too large the rest is read and dropped, so as to be heard."""
+        """The body; if it is too large, the rest is read and dropped, so that the client gets the
+        answer.
+        """
         body, size = bytearray(), 0
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
@@ -185,9 +187,10 @@ def create_app(
 
     Args:
         inspector: An `Inspector`, or an exported model.
-        thresholds: In place of those of the model's decision, where they are not None.
-        limits: Of what is taken.
-        hosts: Names under which it may be reached: no other page's script can ask it by its own.
+        thresholds: Replace those of the model's decision, unless they are None.
+        limits: Limits of a request.
+        hosts: Host names that are accepted, so that scripts of other sites cannot reach it by
+            theirs.
     """
     service = Service(inspector, thresholds or Thresholds(), limits or Limits())
     app = FastAPI(title="patchcore", docs_url=None, redoc_url=None)
@@ -224,7 +227,7 @@ def _page(service: Service) -> str:
 
 
 def _told(reason: str, path: Path) -> str:
-    """Reason of a refusal, without the path here and what only the server's owner could set."""
+    """Reason of a refusal, without local paths and without advice for the server's owner."""
     words = reason.removeprefix(f"{path}: ").replace(str(path), "the image")
     return words.partition(". Raise image.limit")[0]
 

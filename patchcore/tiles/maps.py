@@ -62,7 +62,7 @@ class Tiling:
             overlap = math.ceil(wanted / (2 * unit)) * 2 * unit
             if overlap >= side:
                 raise InputError(
-                    f"image.tiles: of tiles of {side} px nothing is left, as {network.name} needs "
+                    f"image.tiles: tiles of {side} px are too small, because {network.name} needs "
                     f"neighbours to share {overlap} px; set image.tiles={2 * overlap} or larger"
                 )
         if overlap % (2 * unit):

@@ -267,7 +267,7 @@ def build_logger(name: str, settings: Any, make: Make) -> "Logger":
         more = tracker_named(settings.get("_target_")).more_settings(settings)
     logger = make(f"logger.{name}", settings, **more)
     if not isinstance(logger, Logger):
-        raise InputError(f"logger.{name} is no logger of Lightning: give it a _target_ that is one")
+        raise InputError(f"logger.{name} is not a Lightning logger: give it the _target_ of one")
     return logger
 
 

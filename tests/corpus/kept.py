@@ -78,7 +78,7 @@ weights("cut in half", "w.safetensors", TENSORS[: len(TENSORS) // 2], words=CANN
 weights("a header longer than the file", "w.safetensors", b"\xff" * 8 + TENSORS[8:], words=CANNOT)
 weights("text", "w.pth", b"weights", words=CANNOT)
 weights("an archive of something else", "w.pt", b"PK\x05\x06" + bytes(18), words=CANNOT)
-weights("code", "w.pth", lambda f: state(more=Mine(f)), words="it is no plain file of tensors")
+weights("code", "w.pth", lambda f: state(more=Mine(f)), words="it is not a plain file of tensors")
 weights(
     "a network, not its state",
     "w.pth",
@@ -187,7 +187,7 @@ left("scores: not of so many images", record(test_images=3), "damaged: scores.cs
 left(
     "provenance: of another run",
     text("provenance.json", '{"fingerprint": "b2", "settings": {"a": 1}, "warm": []}'),
-    "provenance.json: of another run",
+    "provenance.json: belongs to another run",
 )
 left(
     "provenance: brackets without end",
@@ -355,7 +355,11 @@ artifact("its description cut off", cut("artifact.yaml"), "artifact.yaml: is dam
 artifact(
     "its description edited", lambda f: changed(f / "artifact.yaml", -9), "is damaged or was edited"
 )
-artifact("its description another file", text("artifact.yaml", "seed: 1\n"), "none of patchcore's")
+artifact(
+    "its description another file",
+    text("artifact.yaml", "seed: 1\n"),
+    "was not written by patchcore",
+)
 artifact("its description a pipe", lambda f: piped(f / "artifact.yaml"), "is no file")
 artifact("the folder of its run", moved, "it is a run's folder: give ")
 artifact("of a newer format", signed(lambda x: x.update(format=99)), "install a newer patchcore")
@@ -367,7 +371,7 @@ artifact(
 artifact(
     "of other weights",
     signed(lambda x: x["members"][0]["network"].update(digest="0")),
-    "not those that the model was fitted with",
+    "not the weights that the model was fitted with",
 )
 artifact(
     "code in its description",
