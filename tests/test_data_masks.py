@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchcore.data.images import marked_pixels, read_image, read_mask
+from patchcore.data.images import read_image, read_mask
+from patchcore.data.marks import marked_pixels
 from patchcore.errors import InputError
 
 FIRST, SECOND = np.zeros((40, 50), dtype=bool), np.zeros((40, 50), dtype=bool)
@@ -92,6 +93,40 @@ def test_soft_edges_are_cut_at_half_of_white(tmp_path: Path) -> None:
     antialiased = np.pad(np.full((10, 10), 255, np.uint8), 1, constant_values=64)
     antialiased = np.pad(antialiased, 3)  # an edge all round that is covered by a quarter
     np.testing.assert_array_equal(marked_pixels(antialiased, "edge"), antialiased > 127)
+
+
+def rectangle() -> NDArray[np.uint8]:
+    """A mask whose straight edges leave stripes of equal noise when it is compressed, (32, 40)."""
+    mask = np.zeros((32, 40), dtype=np.uint8)
+    mask[:16, :20] = 255
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("suffix", "quality"), [("jpg", 30), ("jpg", 40), ("webp", 31), ("tif", 40)]
+)
+def test_stripes_that_compression_leaves_are_no_numbers(
+    tmp_path: Path, suffix: str, quality: int
+) -> None:
+    file = tmp_path / f"mask.{suffix}"
+    kept = {"compression": "jpeg"} if suffix == "tif" else {}
+    Image.fromarray(rectangle()).save(file, quality=quality, **kept)
+    stored = np.array(Image.open(file).convert("L"))
+    assert ((stored > 0) & (stored < 16)).any()  # or there is no noise
+    np.testing.assert_array_equal(read_mask(file), rectangle() > 0)
+
+
+def test_noise_that_is_saved_again_and_numbers_that_are_compressed_are_refused(
+    tmp_path: Path,
+) -> None:
+    Image.fromarray(rectangle()).save(tmp_path / "mask.jpg", quality=40)
+    Image.open(tmp_path / "mask.jpg").save(tmp_path / "again.png")
+    Image.fromarray(rectangle() // 85).save(tmp_path / "numbers.jpg", quality=100)
+    for name in ("again.png", "numbers.jpg"):
+        with pytest.raises(InputError, match=f"{name}: this mask holds values .* nearly black"):
+            read_mask(tmp_path / name)
+    Image.fromarray(rectangle() // 85).save(tmp_path / "numbers.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "numbers.png"), rectangle() > 0)
 
 
 @pytest.mark.parametrize(

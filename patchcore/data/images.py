@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from patchcore.data.formats import FORMATS
+from patchcore.data.marks import marked_pixels
 from patchcore.data.sample import Masks
 from patchcore.errors import InputError
 
 LIMIT = 500.0  # most megapixels (10^6) of an image file, unless told otherwise
+LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
 ORIENTATION = 0x0112  # Exif tag
 TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: np.fliplr,
@@ -114,6 +115,7 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
             or it is not clear what it marks.
     """
     with _open(path, limit) as file:
+        lossy = file.format in LOSSY or file.info.get("compression") == "jpeg"  # that of a TIFF
         deep = _is_deep(file)
         image = _upright(file, path)
         if deep:
@@ -125,7 +127,8 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
     if image.mode == "P":
         _reject_hidden_labels(image, path)
     if not image.has_transparency_data:
-        return marked_pixels(np.array(image if image.mode == "L" else _rgb(image)), str(path))
+        values = np.array(image if image.mode == "L" else _rgb(image))
+        return marked_pixels(values, str(path), lossy)
     pixels = np.array(image.convert("RGBA"))  # (H, W, 4)
     hidden, alpha = pixels[..., :3], pixels[..., 3]
     if not alpha.any() and np.ptp(hidden, axis=(0, 1)).any():
@@ -138,7 +141,7 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
             f"{path}: black pixels of this mask are opaque, others transparent, so it is not clear "
             "which are the background; save it without alpha"
         )
-    return marked_pixels(colours, str(path))
+    return marked_pixels(colours, str(path), lossy)
 
 
 def read_pair(
@@ -348,101 +351,3 @@ def _reject_hidden_labels(image: Image.Image, path: Path) -> None:
             f"{path}: the palette of this mask shows several of its numbers as black, so it is not "
             "clear which are marked; save it with 0 for nominal and 255 for anomalous pixels"
         )
-
-
-REMEDY = "save masks with 0 for nominal and 255 for anomalous pixels"
-FLAT = 0.8  # share of equal neighbours from which on grey pixels are areas of one level
-LEVELS = 32  # most levels (or colours) of a mask that numbers kinds of defects
-MARGIN = 16 / 255  # values this near to black or white may be noise of either
-AREA = 5  # side of a square, pixels; grey that fills one is no edge
-
-
-def marked_pixels(values: NDArray[Any], name: str) -> NDArray[np.bool_]:
-    """Pixels that a mask marks, (H, W) bool.
-
-    Black (0) is the background. A pixel's brightness is the largest of its channels, and white is
-    the largest value of the smallest range that holds the mask: 1 (of fractions), 255 or 65535,
-    or else its own largest value.
-
-    - Nothing between black and half of white: every pixel above half is marked.
-    - Areas of few clean levels or colours, such as 0, 1, 2, 3 or 0, 100, 255: every pixel that is
-      not black is marked. Levels are clean if equal ones lie side by side.
-    - Else the greys are taken for soft edges, as compression and scaling leave them, and pixels
-      above half of white are marked.
-
-    Args:
-        values: (H, W) or (H, W, channels), bool, integer or floating.
-        name: The file's, for messages.
-
-    Raises:
-        InputError: values are negative or not finite; no pixel is black, though not all are white;
-            or greys neither are clean levels nor edges of anything white.
-    """
-    if values.dtype == np.bool_:
-        return np.asarray(values if values.ndim == 2 else values.any(axis=-1))
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise InputError(f"{name}: this mask holds NaN or infinite values; {REMEDY}")
-    if values.min() < 0:
-        raise InputError(f"{name}: this mask holds negative values; {REMEDY}")
-    bright = values if values.ndim == 2 else values.max(axis=-1)  # (H, W)
-    coloured = bright > 0
-    if not coloured.any():
-        return coloured
-    white = _white(bright)
-    marked = bright > white / 2
-    if not np.array_equal(marked, coloured):
-        box = _box(coloured)
-        if _clean(values[box], marked[box]):
-            marked = coloured
-        elif not marked.any() or _grey_area(bright[box], white):
-            raise InputError(
-                f"{name}: this mask has areas of blurred grey, which may be marked or not; {REMEDY}"
-            )
-    if marked.all() and values.min() < (1 - MARGIN) * white:
-        raise InputError(
-            f"{name}: no pixel of this mask is black, so its background is unknown; {REMEDY}"
-        )
-    return marked
-
-
-def _white(bright: NDArray[Any]) -> float:
-    top = float(bright.max())
-    ranges = (1.0, 255.0, 65535.0) if bright.dtype.kind == "f" else (255.0, 65535.0)
-    return next((white for white in ranges if top <= white), top)
-
-
-def _box(coloured: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Rows and columns between the first and the last that hold anything."""
-    spans = []
-    for axis in (1, 0):
-        found = np.flatnonzero(coloured.any(axis=axis))
-        spans.append(slice(int(found[0]), int(found[-1]) + 1))
-    return spans[0], spans[1]
-
-
-def _clean(values: NDArray[Any], marked: NDArray[np.bool_]) -> bool:
-    """Whether grey pixels are areas of few levels: their neighbours are black or like them."""
-    if values.ndim == 2:
-        codes = np.unique(values, return_inverse=True)[1].reshape(values.shape)  # (H, W)
-    else:
-        flat = values.reshape(-1, values.shape[-1])
-        codes = np.unique(flat, axis=0, return_inverse=True)[1].reshape(values.shape[:2])
-    coloured = (values if values.ndim == 2 else values.max(axis=-1)) > 0
-    grey = coloured & ~marked
-    if len(np.unique(codes[grey])) > LEVELS:
-        return False
-    pairs = equal = 0
-    for one, other in (
-        ((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
-        ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
-    ):
-        both = coloured[one] & coloured[other] & (grey[one] | grey[other])
-        pairs += int(both.sum())
-        equal += int((both & (codes[one] == codes[other])).sum())
-    return equal >= FLAT * pairs
-
-
-def _grey_area(bright: NDArray[Any], white: float) -> bool:
-    """Whether grey, neither nearly black nor nearly white, fills a square of `AREA` pixels."""
-    grey = (bright >= MARGIN * white) & (bright <= (1 - MARGIN) * white)
-    return bool(scipy.ndimage.binary_erosion(grey, np.ones((AREA, AREA), dtype=bool)).any())

@@ -1,0 +1,131 @@
+"""Pixels that a ground-truth mask marks, by what may be noise and what numbers in it."""
+
+from typing import Any
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from patchcore.errors import InputError
+
+REMEDY = "save masks with 0 for nominal and 255 for anomalous pixels"
+FLAT = 0.8  # share of equal neighbours from which on grey pixels are areas of one level
+LEVELS = 32  # most levels (or colours) of a mask that numbers kinds of defects
+MARGIN = 16 / 255  # values this near to black or white may be noise of either
+AREA = 5  # side of a square, pixels; grey that fills one is no edge
+
+
+def marked_pixels(values: NDArray[Any], name: str, lossy: bool = False) -> NDArray[np.bool_]:
+    """Pixels that a mask marks, (H, W) bool.
+
+    Black (0) is the background. A pixel's brightness is the largest of its channels, and white is
+    the largest value of the smallest range that holds the mask: 1 (of fractions), 255 or 65535,
+    or else its own largest value.
+
+    - Nothing between black and half of white: every pixel above half is marked.
+    - Areas of few clean levels or colours, such as 0, 1, 2, 3 or 0, 100, 255: every pixel that is
+      not black is marked. Levels are clean if equal ones lie side by side.
+    - Else the greys are taken for soft edges, as compression and scaling leave them, and pixels
+      above half of white are marked.
+
+    Args:
+        values: (H, W) or (H, W, channels), bool, integer or floating.
+        name: The file's, for messages.
+        lossy: They come from a compression that changes values: near black they are its noise,
+            never numbers, even where straight edges leave stripes of equal ones.
+
+    Raises:
+        InputError: values are negative or not finite; no pixel is black, though not all are white;
+            greys neither are clean levels nor edges of anything white; or levels lie as near to
+            black as others to white, as a compression before this file leaves them.
+    """
+    if values.dtype == np.bool_:
+        return np.asarray(values if values.ndim == 2 else values.any(axis=-1))
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError(f"{name}: this mask holds NaN or infinite values; {REMEDY}")
+    if values.min() < 0:
+        raise InputError(f"{name}: this mask holds negative values; {REMEDY}")
+    bright = values if values.ndim == 2 else values.max(axis=-1)  # (H, W)
+    coloured = bright > 0
+    if not coloured.any():
+        return coloured
+    white = _white(bright)
+    if lossy:
+        coloured = bright >= MARGIN * white
+        if not coloured.any():
+            raise _nearly_black(name)
+        bright = np.where(coloured, bright, 0)
+        values = bright if values.ndim == 2 else np.where(coloured[..., None], values, 0)
+    marked = bright > white / 2
+    if not np.array_equal(marked, coloured):
+        box = _box(coloured)
+        if _clean(values[box], marked[box]):
+            if _is_noisy(bright, white):
+                raise _nearly_black(name)
+            marked = coloured
+        elif not marked.any() or _grey_area(bright[box], white):
+            raise InputError(
+                f"{name}: this mask has areas of blurred grey, which may be marked or not; {REMEDY}"
+            )
+    if marked.all() and values.min() < (1 - MARGIN) * white:
+        raise InputError(
+            f"{name}: no pixel of this mask is black, so its background is unknown; {REMEDY}"
+        )
+    return marked
+
+
+def _white(bright: NDArray[Any]) -> float:
+    top = float(bright.max())
+    ranges = (1.0, 255.0, 65535.0) if bright.dtype.kind == "f" else (255.0, 65535.0)
+    return next((white for white in ranges if top <= white), top)
+
+
+def _nearly_black(name: str) -> InputError:
+    return InputError(
+        f"{name}: this mask holds values that are nearly black, which may be numbers of kinds or "
+        f"noise that a compression has left; {REMEDY}"
+    )
+
+
+def _is_noisy(bright: NDArray[Any], white: float) -> bool:
+    """Whether some values are nearly black and others nearly white, as compression leaves them."""
+    low = (bright > 0) & (bright < MARGIN * white)
+    high = (bright > (1 - MARGIN) * white) & (bright < white)
+    return bool(low.any() and high.any())
+
+
+def _box(coloured: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """Rows and columns between the first and the last that hold anything."""
+    spans = []
+    for axis in (1, 0):
+        found = np.flatnonzero(coloured.any(axis=axis))
+        spans.append(slice(int(found[0]), int(found[-1]) + 1))
+    return spans[0], spans[1]
+
+
+def _clean(values: NDArray[Any], marked: NDArray[np.bool_]) -> bool:
+    """Whether grey pixels are areas of few levels: their neighbours are black or like them."""
+    if values.ndim == 2:
+        codes = np.unique(values, return_inverse=True)[1].reshape(values.shape)  # (H, W)
+    else:
+        flat = values.reshape(-1, values.shape[-1])
+        codes = np.unique(flat, axis=0, return_inverse=True)[1].reshape(values.shape[:2])
+    coloured = (values if values.ndim == 2 else values.max(axis=-1)) > 0
+    grey = coloured & ~marked
+    if len(np.unique(codes[grey])) > LEVELS:
+        return False
+    pairs = equal = 0
+    for one, other in (
+        ((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
+        ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
+    ):
+        both = coloured[one] & coloured[other] & (grey[one] | grey[other])
+        pairs += int(both.sum())
+        equal += int((both & (codes[one] == codes[other])).sum())
+    return equal >= FLAT * pairs
+
+
+def _grey_area(bright: NDArray[Any], white: float) -> bool:
+    """Whether grey, neither nearly black nor nearly white, fills a square of `AREA` pixels."""
+    grey = (bright >= MARGIN * white) & (bright <= (1 - MARGIN) * white)
+    return bool(scipy.ndimage.binary_erosion(grey, np.ones((AREA, AREA), dtype=bool)).any())
