@@ -26,6 +26,7 @@ from patchcore import (
     ScoringConfig,
     TorchIndexConfig,
 )
+from patchcore.commands import COMMANDS
 from patchcore.commands.composed import to_config
 from patchcore.config import Config
 from patchcore.data.dataset import ImageDataset, collate
@@ -530,6 +531,14 @@ def test_the_version_is_that_of_the_package() -> None:
 
     for option in ("-V", "--version"):
         assert patchcore(option).out == f"patchcore {version('patchcore')}\n"
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
+def test_a_misspelt_option_of_any_command_gets_one_line(name: str) -> None:
+    first = "bash" if name == "completion" else "mvtec" if name == "fetch" else "show"
+    done = patchcore(name, *([first, "X"] if name in ("predict", "extend") else [first]), "--hepl")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "error: --hepl: there is no such option; did you mean --help?\n"
 
 
 @pytest.mark.parametrize(

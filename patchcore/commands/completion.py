@@ -20,6 +20,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from patchcore.commands import COMMANDS
+from patchcore.commands.options import Parser
 from patchcore.commands.overrides import choices
 from patchcore.commands.settings_help import options
 
@@ -49,7 +50,7 @@ class Words:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: `patchcore completion SHELL`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="patchcore completion",
         description="Print a script by which a shell completes commands, settings and choices.",
         epilog=EPILOG,

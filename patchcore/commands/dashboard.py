@@ -5,13 +5,14 @@ import json
 import sys
 from pathlib import Path
 
+from patchcore.commands.options import Parser
 from patchcore.errors import InputError, printable
 from patchcore.writing import complete
 
 
 def main() -> None:
     """Parse, read what the sweep varied, and save or print its dashboard."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Build W&B's workspace and report of a sweep whose runs are there; send those "
         "with --sync if they are offline runs still."
     )
