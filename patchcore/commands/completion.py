@@ -27,10 +27,14 @@ from patchcore.commands.settings_help import options
 TRAIN_FLAGS = ("--multirun", "--cfg", "--config-dir", "--config-name", "--help", "--info")
 """Options of Hydra that `patchcore train` takes and users need."""
 EPILOG = """once, and again after an update:
-  bash  patchcore completion bash > ~/.local/share/bash-completion/completions/patchcore
-  zsh   patchcore completion zsh > "${fpath[1]}/_patchcore"
-  fish  patchcore completion fish > ~/.config/fish/completions/patchcore.fish
-then start a new shell. The folder has to exist."""
+  bash  mkdir -p ~/.local/share/bash-completion/completions
+        patchcore completion bash > ~/.local/share/bash-completion/completions/patchcore
+  zsh   patchcore completion zsh > ~/.patchcore.zsh
+  fish  mkdir -p ~/.config/fish/completions
+        patchcore completion fish > ~/.config/fish/completions/patchcore.fish
+then start a new shell. bash needs its package bash-completion; zsh needs, at the end of ~/.zshrc:
+  autoload -Uz compinit && compinit
+  source ~/.patchcore.zsh"""
 
 
 @dataclass(frozen=True)
