@@ -133,6 +133,24 @@ def allowed_range(option: Field[Any]) -> str:
     return ""
 
 
+class Groups:
+    """Base of a dataclass whose fields are settings, each of the type that it is declared with.
+
+    Raises:
+        InputError: A field holds something else, such as a network's name for its settings.
+    """
+
+    def __post_init__(self) -> None:
+        for group in fields(self):  # type: ignore[arg-type]
+            value, kind = getattr(self, group.name), group.type
+            if isinstance(kind, type) and not isinstance(value, kind):
+                default = group.default_factory
+                example = default if isinstance(default, type) else kind
+                raise InputError(
+                    f"{group.name}: give settings, such as {example.__name__}(…), not {value!r}"
+                )
+
+
 def check_ranges(settings: Any, group: str) -> None:
     """Refuse numbers of a dataclass that are not finite or outside of their setting's range.
 

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from textwrap import indent
@@ -26,6 +27,7 @@ from patchcore import (
     ScoringConfig,
     TorchIndexConfig,
 )
+from patchcore.commands import COMMANDS
 from patchcore.commands.composed import to_config
 from patchcore.config import Config
 from patchcore.data.dataset import ImageDataset, collate
@@ -532,6 +534,14 @@ def test_the_version_is_that_of_the_package() -> None:
         assert patchcore(option).out == f"patchcore {version('patchcore')}\n"
 
 
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
+def test_a_misspelt_option_of_any_command_gets_one_line(name: str) -> None:
+    first = "bash" if name == "completion" else "mvtec" if name == "fetch" else "show"
+    done = patchcore(name, *([first, "X"] if name in ("predict", "extend") else [first]), "--hepl")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "error: --hepl: there is no such option; did you mean --help?\n"
+
+
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
@@ -553,16 +563,21 @@ def test_an_unknown_command_is_named(typed: str, told: str) -> None:
 def test_the_wheel_holds_all_settings_and_works_anywhere(tmp_path: Path) -> None:
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "patchcore", "conf"):
+    files = ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+    for name in (*files, "patchcore", "conf", "tests"):
         (source / name).symlink_to(REPOSITORY / name)
-    wheel = "from setuptools.build_meta import build_wheel; print(build_wheel('wheel'))"
-    subprocess.run([sys.executable, "-c", wheel], cwd=source, check=True, capture_output=True)
+    build = "from setuptools.build_meta import *; build_sdist('sdist'); build_wheel('wheel')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    with tarfile.open(next((source / "sdist").glob("*.tar.gz"))) as file:
+        packed = {Path(name).relative_to(Path(name).parts[0]) for name in file.getnames()}
     with zipfile.ZipFile(next((source / "wheel").glob("*.whl"))) as file:
         file.extractall(site)
     conf = REPOSITORY / "conf"
     shipped = {path.relative_to(site / "patchcore/conf") for path in site.rglob("conf/**/*.yaml")}
     assert shipped == {path.relative_to(conf) for path in conf.rglob("*.yaml")}
     assert (site / "patchcore/py.typed").is_file() and [*site.glob("*/licenses/LICENSE")]
+    assert not any(path.parts[:1] == ("tests",) for path in packed)  # nothing to run them on
+    assert packed >= {Path("patchcore/conf") / path for path in shipped}
     modules = {path.relative_to(site) for path in site.rglob("*.py")}
     assert modules >= {p.relative_to(REPOSITORY) for p in REPOSITORY.glob("patchcore/**/*.py")}
     # Editable installs come after the program's own folder.

@@ -1,5 +1,6 @@
 """Completion scripts, as the shells run them."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -97,3 +98,5 @@ def test_the_command_prints_the_script() -> None:
     assert patchcore("train", "-sc", "install=bash").err == (
         "error: -sc: is now called patchcore completion bash, zsh or fish\n"
     )
+    asked = patchcore("completion", "bsh")
+    assert asked.code == 1 and re.fullmatch(r"error: .*'bsh'.*\n", asked.err)

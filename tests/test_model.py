@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from patchcore import (
     GreedyConfig,
     InputError,
     LayersConfig,
+    Padim,
     PatchConfig,
     PatchCore,
     RandomConfig,
@@ -166,6 +169,20 @@ def test_training_mode_and_gradients_never_reach_the_backbone(fitted: PatchCore)
 def test_before_fit_one_message_says_what_to_do() -> None:
     with pytest.raises(InputError, match="call fit with nominal images first"):
         build()(images(1))
+
+
+def test_a_group_that_is_no_settings_is_named_with_an_example() -> None:
+    for group, given, example in (
+        ("backbone", "resnet18", "BackboneConfig"),
+        ("layers", "2+3", "LayersConfig"),
+        ("coreset", 0.01, "AllConfig"),
+        ("coreset", GreedyConfig, "AllConfig"),
+    ):
+        told = f"{group}: give settings, such as {example}(…), not {given!r}"
+        with pytest.raises(InputError, match=f"^{re.escape(told)}$"):
+            PatchCore(**{group: given})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^method: give settings, such as MethodConfig\(…\)"):
+        Padim(BackboneConfig())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("nothing", [[], torch.empty(0, 3, 32, 32)])

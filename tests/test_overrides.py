@@ -11,6 +11,7 @@ from patchcore.commands.mistakes import CHOICES, GROUPS, PRESETS, renamed_in_fil
 from patchcore.commands.overrides import as_typed, check_overrides, choices, quoted
 from patchcore.commands.settings_help import options, settings_help
 from patchcore.errors import InputError
+from tests.runs import patchcore
 
 PATHS = [
     "/a/run=3",
@@ -100,6 +101,10 @@ def test_help_tells_every_option_and_choice_in_lines_that_fit() -> None:
     assert expected in told
     assert "coreset.dimension (approximate, greedy): integer = 128" in told
     assert "share of the patches that are kept [in (0, 1]]" in told
+    piped = patchcore("train", "--help").out.rstrip("\n")
+    assert "".join(piped.split()) == "".join(told.split())
+    for key, _, _ in options():
+        assert len(re.findall(rf"^  {re.escape(key)}: .*\w", piped, re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize(

@@ -20,16 +20,21 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from patchcore.commands import COMMANDS
+from patchcore.commands.options import Parser
 from patchcore.commands.overrides import choices
 from patchcore.commands.settings_help import options
 
 TRAIN_FLAGS = ("--multirun", "--cfg", "--config-dir", "--config-name", "--help", "--info")
 """Options of Hydra that `patchcore train` takes and users need."""
 EPILOG = """Run this once, and again after an update:
-  bash  patchcore completion bash > ~/.local/share/bash-completion/completions/patchcore
-  zsh   patchcore completion zsh > "${fpath[1]}/_patchcore"
-  fish  patchcore completion fish > ~/.config/fish/completions/patchcore.fish
-Then start a new shell. The folder of the script has to exist."""
+  bash  mkdir -p ~/.local/share/bash-completion/completions
+        patchcore completion bash > ~/.local/share/bash-completion/completions/patchcore
+  zsh   patchcore completion zsh > ~/.patchcore.zsh
+  fish  mkdir -p ~/.config/fish/completions
+        patchcore completion fish > ~/.config/fish/completions/patchcore.fish
+Then start a new shell. bash needs its package bash-completion; zsh needs, at the end of ~/.zshrc:
+  autoload -Uz compinit && compinit
+  source ~/.patchcore.zsh"""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Words:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: `patchcore completion SHELL`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="patchcore completion",
         description="Print a script with which a shell completes commands, settings and choices.",
         epilog=EPILOG,

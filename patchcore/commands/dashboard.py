@@ -5,13 +5,14 @@ import json
 import sys
 from pathlib import Path
 
+from patchcore.commands.options import Parser
 from patchcore.errors import InputError, printable
 from patchcore.writing import complete
 
 
 def main() -> None:
     """Parse, read what the sweep varied, and save or print its dashboard."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Make a workspace and a report in W&B for a sweep whose runs are there. If "
         "the runs are still offline, send them with --sync."
     )

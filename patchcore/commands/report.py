@@ -1,9 +1,9 @@
 """`patchcore report`: any set of run folders as a page, Markdown and CSV."""
 
-import argparse
 import sys
 from pathlib import Path
 
+from patchcore.commands.options import Parser
 from patchcore.errors import InputError, printable
 from patchcore.report.conclusion import default_folder
 from patchcore.report.effects import check_against, parse_against
@@ -14,7 +14,7 @@ from patchcore.report.table import read_runs
 
 def main() -> None:
     """Parse, read, write."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Compare runs: write a self-contained HTML page, a Markdown table and two CSV "
         "tables."
     )

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, field, fields, is_dataclass
@@ -34,9 +35,11 @@ def settings_help(width: int | None = None) -> str:
     """Return the help: examples, the choices of every group, and every option.
 
     Args:
-        width: Columns that a line may have; the terminal's unless given.
+        width: Columns that a line may have; 0: each group and option is one line, which `grep`
+            finds whole. The terminal's unless given, or 0 where there is no terminal.
     """
-    width = width or min(shutil.get_terminal_size().columns, 100)
+    if width is None:
+        width = min(shutil.get_terminal_size().columns, 100) if sys.stdout.isatty() else 0
     lines = [*USAGE.splitlines(), "", "groups: GROUP=CHOICE makes all settings of the choice"]
     for group, names in sorted(choices().items()):
         if group == group.partition("/")[0] != "hydra" or group.startswith("hydra/"):
@@ -106,6 +109,8 @@ def _noted(option: Field[Any], notes: Mapping[str, Any]) -> Field[Any]:
 
 def _entry(head: str, text: str, width: int) -> list[str]:
     """Return a head and its text in lines, beside each other if the head is short."""
+    if not width:
+        return [f"  {head}".ljust(COLUMN - 2) + f"  {text}".rstrip()]
     indent = " " * COLUMN
     texts = textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
     if texts and len(head) < COLUMN - 3:

@@ -35,7 +35,7 @@ from patchcore.methods.stateful import Stateful
 from patchcore.patches import PatchConfig
 from patchcore.reuse import make_backbone
 from patchcore.scoring import ScoringConfig
-from patchcore.settings import Settings
+from patchcore.settings import Groups, Settings
 
 
 class Prediction(NamedTuple):
@@ -85,7 +85,7 @@ class MethodConfig(Settings):
 
 
 @dataclass
-class Parts:
+class Parts(Groups):
     """All settings that a detector is made of."""
 
     method: MethodConfig

@@ -95,27 +95,25 @@ class PatchCore(Detector):
         method: PatchCoreConfig | None = None,
         network: Any = None,
     ) -> None:
-        if layers is not None and layers.join is not Join.concat:
+        self.method = method or PatchCoreConfig()
+        parts = Parts(
+            self.method,
+            backbone or BackboneConfig(),
+            layers or LayersConfig(),
+            patch or PatchConfig(),
+            coreset or GreedyConfig(),
+            index or TorchIndexConfig(),
+            scoring or ScoringConfig(),
+        )
+        if parts.layers.join is not Join.concat:
             raise InputError(
-                f"layers.join={layers.join.name} needs several memory banks: build the method with "
+                f"layers.join={parts.layers.join.name} needs several memory banks: build the method with "
                 "patchcore.methods.build_detector"
             )
-        self.patch_config = patch or PatchConfig()
-        self.coreset_config = coreset or GreedyConfig()
-        self.index_config = index or TorchIndexConfig()
-        self.method = method or PatchCoreConfig()
-        super().__init__(
-            Parts(
-                self.method,
-                backbone or BackboneConfig(),
-                layers or LayersConfig(),
-                self.patch_config,
-                self.coreset_config,
-                self.index_config,
-                scoring or ScoringConfig(),
-            ),
-            network,
-        )
+        self.patch_config = parts.patch
+        self.coreset_config = parts.coreset
+        self.index_config = parts.index
+        super().__init__(parts, network)
         own = self.parts.layers
         if own.token and self.method.retrieval is None:
             raise InputError("layers.token has no effect without method.retrieval: leave it out")
