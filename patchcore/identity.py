@@ -15,6 +15,7 @@ same things, as far as that stage follows from them. All keys are made in this f
 
 import ast
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -289,7 +290,7 @@ def _imports(module: str, source: bytes, modules: frozenset[str]) -> frozenset[s
     """Modules of the package that `source` imports anywhere, by their dotted names."""
     is_package = any(name.startswith(f"{module}.") for name in modules)
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in import_statements(source):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -300,6 +301,23 @@ def _imports(module: str, source: bytes, modules: frozenset[str]) -> frozenset[s
                 base = ".".join([*above, *filter(None, [node.module])])
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     return frozenset(found & modules)
+
+
+_STATEMENT = re.compile(
+    rb"^[ \t]*((?:from [\w.]+ )?import (?:\([\w\s,]+\)|[\w., \t]+))(?:#.*)?$", re.MULTILINE
+)
+
+
+def import_statements(source: bytes) -> Iterable[ast.AST]:
+    """Return nodes, among them all import statements of a source wherever they stand.
+
+    Where every word "import" is one of a line that is such a statement, which is nearly everywhere,
+    these lines alone are parsed: to parse the whole package takes half a second.
+    """
+    lines = _STATEMENT.findall(source)
+    if len(lines) == len(re.findall(rb"\bimport\b", source)):
+        return ast.parse(b"\n".join(lines)).body
+    return ast.walk(ast.parse(source))
 
 
 def versions(libraries: Iterable[str]) -> dict[str, str | None]:

@@ -1,5 +1,6 @@
 """Identities: what changes a result changes its name, and nothing else does."""
 
+import ast
 import os
 import random
 import shutil
@@ -48,6 +49,7 @@ from patchcore.scoring import Distance, ScoringConfig
 from patchcore.settings import effective
 from patchcore.training import parts
 from tests.images import write_image, write_mask, write_mvtec
+from tests.test_imports import MODULES, imported
 
 TRAINER = {"accelerator": "cpu", "max_epochs": 1, "precision": "32-true"}
 SMALL = PatchConfig(mapping=Mapping.reference, layer_channels=16, channels=16)
@@ -368,6 +370,32 @@ def test_sources_are_those_of_the_files(tmp_path: Path) -> None:
     assert {name for name in found if found[name] != identity.SOURCES[name]} == {
         "patchcore.scoring"
     }
+
+
+def test_lines_of_imports_say_what_whole_files_do() -> None:
+    for name, source in identity.SOURCES.items():
+        found = imported(identity.import_statements(source))
+        assert found == MODULES[name.removeprefix(identity.PACKAGE).lstrip(".")], name
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import a.b, c as d  # one\nfrom e import (\n    f,\n    g,\n)\n",
+        "if x:\n\timport a\nfrom patchcore.b import c, d\n",
+        "try: import a\nexcept ImportError: import b\n",
+        "import a; from b import c\n",
+        "from a import \\\n    b\nimport c\n",
+        "from a import (  # import b\n    c,  # not d\n)\n",
+        "from a  import b\nfrom c import *\n",
+        "import a\r\nfrom b import c\r\n",
+        "from ä import ö\nimport ü\n",
+        "x = 'import a'\nimport b\n",
+    ],
+)
+def test_imports_are_found_however_they_are_written(source: str) -> None:
+    found = imported(identity.import_statements(source.encode()))
+    assert found == imported(ast.walk(ast.parse(source))) != set()
 
 
 def test_relative_imports_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:

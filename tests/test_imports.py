@@ -5,6 +5,7 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,13 @@ def module_name(path: Path) -> str:
 
 def imports(source: str) -> set[str]:
     """Dotted names of all modules that are imported anywhere in the source."""
+    return imported(ast.walk(ast.parse(source)))
+
+
+def imported(nodes: Iterable[ast.AST]) -> set[str]:
+    """Dotted names of all modules that statements among the nodes import."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
