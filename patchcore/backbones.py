@@ -326,9 +326,8 @@ def _build(name: str, weights: str, seed: int, from_file: bool) -> nn.Module:
             f"backbone {name} has random weights: its scores are no better than chance",
             stacklevel=3,
         )
-    # On the CPU, so that no other device has its random numbers seeded, nor is set up for it.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU: no other device is set up
         if name == EMBEDDED:
             return EmbeddedTrunk() if weights == NONE else load_embedded()
         import timm  # a second of import time that `import patchcore` need not pay

@@ -107,8 +107,8 @@ class PatchCore(Detector):
         )
         if parts.layers.join is not Join.concat:
             raise InputError(
-                f"layers.join={parts.layers.join.name} needs several memory banks: build the method with "
-                "patchcore.methods.build_detector"
+                f"layers.join={parts.layers.join.name} needs several memory banks: build the "
+                "method with patchcore.methods.build_detector"
             )
         self.patch_config = parts.patch
         self.coreset_config = parts.coreset
