@@ -181,12 +181,18 @@ class Sweep:
 def _fork(arguments: list[str], folder: Path, log: Path) -> int:
     """Start the command in a fork of this process, whose group is its own."""
     sys.stdout.flush()
+    ready, begun = os.pipe()
     if process := os.fork():
+        os.close(begun)
+        os.read(ready, 1)  # ends as the child closes it, or ends
+        os.close(ready)
         return process
     try:
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # until the command has its own handlers
+        os.close(ready)
+        os.close(begun)
         for handle, path in ((1, log.with_name("stdout.txt")), (2, log)):
             with path.open("w") as file:
                 os.dup2(file.fileno(), handle)
