@@ -191,12 +191,12 @@ def _fork(arguments: list[str], folder: Path, log: Path) -> int:
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # until the command has its own handlers
-        os.close(ready)
-        os.close(begun)
         for handle, path in ((1, log.with_name("stdout.txt")), (2, log)):
             with path.open("w") as file:
                 os.dup2(file.fileno(), handle)
         os.chdir(folder)
+        os.close(ready)
+        os.close(begun)
         _command(arguments)
     finally:
         os._exit(99)
