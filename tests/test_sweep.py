@@ -27,7 +27,7 @@ from patchcore import AllConfig, GreedyConfig, PatchConfig, RandomConfig, Scorin
 from patchcore.backbones import Backbone
 from patchcore.cache import CacheConfig, Precision, Store
 from patchcore.commands.generations import VERSION_BASE, Points
-from patchcore.commands.sweep import failures, record_failure
+from patchcore.commands.sweep import Conclusion, failures, record_failure
 from patchcore.coreset import ApproximateConfig, Projection, SizedConfig, Start
 from patchcore.costs import fresh
 from patchcore.data.transforms import AugmentConfig
@@ -496,6 +496,22 @@ def test_points_that_choose_alike_are_composed_once(composing: tuple[Any, Any]) 
                 points.load_sweep_config(master, [mapping, f"patch.size={size}"])
     assert composed.call_count == 2
     assert points.list_groups("backbone") == loader.list_groups("backbone")
+
+
+def test_settings_of_points_that_have_ended_are_let_go(root: Path, tmp_path: Path) -> None:
+    ends: list[Any] = []
+    own = Conclusion.on_job_end
+
+    def remember(self: Conclusion, config: Any, job_return: Any, **kwargs: Any) -> None:
+        own(self, config, job_return, **kwargs)
+        ends.append(job_return)
+        assert job_return.cfg is not None  # for other callbacks
+
+    with mock.patch.object(Conclusion, "on_job_end", remember):
+        ended = multirun(root, tmp_path, tmp_path / "sweep", "seed=0,1,2", "hydra.job.name=x")
+    assert ended.code == 0, ended.err
+    assert [end.cfg is None for end in ends] == [True, True, False]
+    assert [end.hydra_cfg is None for end in ends] == [True, True, False]
 
 
 def test_of_many_compositions_the_last_are_kept(
