@@ -175,7 +175,7 @@ class Sweep:
         """Fail unless nothing unfinished is left."""
         unfinished = (*TRANSIENT, "error.txt")
         left = [p for p in self.results.rglob("*") if p.name in unfinished or p.suffix == ".part"]
-        assert left == []
+        assert left == [], left
 
 
 def _fork(arguments: list[str], folder: Path, log: Path) -> int:
