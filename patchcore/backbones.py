@@ -411,8 +411,8 @@ def _layout(network: nn.Module, name: str, x: Any, side: int) -> str:
     if not layout:
         got = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise InputError(
-            f"layers.names: {name!r} gives {got} instead of a map of the image; name a layer "
-            "before the pooling, such as a level"
+            f"layers.names: {name!r} gives no map of the image but {got}; name a layer before the "
+            "pooling, such as a level"
         )
     return layout
 

@@ -286,7 +286,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda x: x["members"][0]["settings"]["patch"].update(channels=8), "draws different"),
         (lambda x: x["members"][0]["settings"]["patch"].update(size=1), "patch.size=3"),
         (lambda x: x["members"][0]["network"].update(digest="0"), "not the weights that the model"),
-        (lambda x: x["members"][0].update(drawn="0"), "patchcore draws other numbers here"),
+        (lambda x: x["members"][0].update(drawn="0"), "patchcore draws different random numbers"),
     ],
 )
 def test_what_does_not_fit_is_told(

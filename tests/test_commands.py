@@ -389,7 +389,7 @@ def refused(done: Outcome, folder: Path) -> str:
         (["data.category=bolt"], "data.category: "),
         (["trainer.accelerator=abacus"], "trainer: "),
         (["ensemble.members=[{bckbone:{}}]"], "bckbone: there is no such option; did you mean ba"),
-        (["ensemble.members=[{},{image:{}}]"], "ensemble.members: member 2 would see another part"),
+        (["ensemble.members=[{},{image:{}}]"], "ensemble.members: member 2 would see a different"),
         (["ensemble.members=[{},{layers:{names:['7']}}]"], "layers.names: the network has no hier"),
         (["ensemble.members=[{}]", "curve=[0.1]"], "curve needs a single memory bank: leave"),
         (["+trainer.max_epoch=2"], "trainer: Trainer.__init__() got an unexpected keyword argu"),

@@ -276,7 +276,7 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["objectives=[]"], "objectives is empty"),
         (["objectives=[auroc]"], "objectives"),
         (["cache.limit_gib=0"], "cache.limit_gib must be above 0"),
-        (["trainer.max_epoch=2"], "trainer.max_epoch: there is no such option; if whoever gets it"),
+        (["trainer.max_epoch=2"], "trainer.max_epoch: there is no such option; if the class"),
         (["coreset.ratio"], "Error parsing override 'coreset.ratio' missing EQUAL"),
         (["backbone.name=???"], "backbone.name is missing: give backbone.name="),
         (["data.root=${oc.env:NO_SUCH_VARIABLE}"], "data.root: "),

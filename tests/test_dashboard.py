@@ -151,7 +151,7 @@ def test_a_moved_run_names_its_files_where_they_are(tmp_path: Path, padding: int
     """Whatever the length of a record, and so where the blocks cut it."""
     file = written(tmp_path, "/gone/0/wandb/data/artifacts/staging/tmp1", padding)
     before = file.read_bytes()
-    with pytest.raises(InputError, match=r"scores\.csv is sent from: copy the run's folder"):
+    with pytest.raises(InputError, match=r"scores\.csv is sent from it: copy the complete"):
         relocate(file)
     assert file.read_bytes() == before
     here = tmp_path / "wandb/data/artifacts/staging/tmp1"

@@ -241,7 +241,7 @@ def test_a_black_mask_of_a_nominal_image_says_nothing_new(tmp_path: Path) -> Non
     item = ImageDataset([Sample(image, 0, mask=black)], SMALL)[0]
     assert item["has_mask"] is True and not item["mask"].any()
     marked = write_mask(tmp_path / "marked.png")
-    with pytest.raises(InputError, match=r"marked\.png: marks a defect, and its image .*nominal"):
+    with pytest.raises(InputError, match=r"marked\.png: marks a defect, but its image .*nominal"):
         ImageDataset([Sample(image, 0, mask=marked)], SMALL)[0]
 
 

@@ -231,7 +231,7 @@ def test_what_cannot_be_exported_says_why(tmp_path: Path, monkeypatch: pytest.Mo
     cases = [
         (
             inspector(Spade()),
-            "method=spade: cannot be exported: it searches other nominal images",
+            "method=spade: cannot be exported: it searches the nominal images",
         ),
         (Inspector(model, IMAGE, precision="16-mixed"), "trainer.precision: the model was fitted"),
         (Inspector(model, whole), "image.view=whole gives every image its own size"),

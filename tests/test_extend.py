@@ -364,8 +364,8 @@ def test_what_cannot_be_done_leaves_the_artifact(
     refused("0.png: is in the model already", [files[0]])
     refused(r"0\.png: is in the model already, as are 1 more", files[:2])
     refused("was given twice: name it once", [files[4], files[4]])
-    refused("5.png: is no image of the model's memory", [], ["5.png"])
-    refused("elsewhere/1.png: is no image", [], [other])
+    refused("5.png: is not among the images in the model's memory bank", [], ["5.png"])
+    refused("elsewhere/1.png: is not among the images", [], [other])
     refused("0 patches would be left", [], ["0.png", "1.png", "2.png", "3.png"])
     refused("count must be at most", [files[4]], count=10**6)
     refused("none to add, and none to remove")
@@ -375,7 +375,7 @@ def test_a_name_that_several_images_have_must_be_longer(tmp_path: Path) -> None:
     sources = [str(tmp_path / name / "1.png") for name in ("a", "b")]
     model = build("spade").fit(images(2))
     inspector = Inspector(model, IMAGE, details={SOURCES: sources})
-    with pytest.raises(InputError, match="2 images of the model end so"):
+    with pytest.raises(InputError, match="2 images of the model end like this"):
         remove(inspector, ["1.png"])
     assert remove(inspector, ["b/1.png"]).images == 1
     assert inspector.details[SOURCES] == [sources[0], None]

@@ -200,7 +200,7 @@ def test_what_scores_without_maps_cannot_be_had_with_pixels(
 
 
 def test_scores_of_pixels_need_maps_and_no_factor_of_patches() -> None:
-    with pytest.raises(InputError, match=r"^scoring.reweight=3 is a factor of patches' scores"):
+    with pytest.raises(InputError, match=r"^scoring.reweight=3 weights the patches' scores"):
         ScoringConfig(reweight=3, pool=Pool.pixels)
     model = fit(detector(scoring=ScoringConfig(pool=Pool.pixels)), layer_maps(3, 0))
     with pytest.raises(InputError, match=r"^scores without maps need scoring.pool=patches"):

@@ -98,7 +98,7 @@ def test_size_and_view_are_the_data_sets_unless_given(
 
 def test_members_have_the_runs_view_at_their_own_size() -> None:
     members = "ensemble.members=[{},{image:{size:320}},{image:{view:crop}}]"
-    with pytest.raises(InputError, match="member 3 would see another part of an image"):
+    with pytest.raises(InputError, match="member 3 would see a different part of an image"):
         composed("data=mtd", "image.size=280", members)
     config = composed("data=mtd", "image.size=280", members.replace("crop", "whole"))
     images = [member.image for member in config.members()]

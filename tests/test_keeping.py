@@ -242,7 +242,7 @@ def test_mistakes_are_told(root: Path, tmp_path: Path) -> None:
             ["artifact=true", "data.regions=x"],
             "artifact: a saved model cannot know the data.regions",
         ),
-        (["artifact.weights=true"], "artifact.weights has no effect alone: add artifact=true"),
+        (["artifact.weights=true"], "artifact.weights has no effect on its own: add"),
     ):
         done = run(root, tmp_path, *typed)
         assert done.code == 1
@@ -403,10 +403,10 @@ def test_who_keeps_what() -> None:
     one, two = (ArtifactConfig(Keep.all, weights=True).files(number)[1:] for number in (1, 2))
     assert one == ["artifact/weights.safetensors"]
     assert ArtifactConfig(Keep.all, crops=True).files(1)[1:] == ["artifact/crops.safetensors"]
-    with pytest.raises(InputError, match=r"artifact\.crops has no effect alone"):
+    with pytest.raises(InputError, match=r"artifact\.crops has no effect on its own"):
         ArtifactConfig(crops=True)
     assert two == ["artifact/weights_1.safetensors", "artifact/weights_2.safetensors"]
-    with pytest.raises(InputError, match=r"artifact\.weights has no effect alone"):
+    with pytest.raises(InputError, match=r"artifact\.weights has no effect on its own"):
         ArtifactConfig(weights=True)
 
 

@@ -46,7 +46,7 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
     with pytest.raises(InputError) as caught:
         check_overrides(["data=mvtec", f"data.root={path}"])
     told = str(caught.value)
-    assert told.startswith("data.root: the value needs quotes") and "\n" not in told
+    assert told.startswith("data.root: the value needs its own quotes") and "\n" not in told
     assert told.endswith(f"type {quoted(f'data.root={path}')}")
     check_overrides(shlex.split(told.partition("type ")[2]))
 
@@ -61,8 +61,8 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("method=null", "method=null: there is no such choice; leave it out; there are padim"),
         ("=3", "=3: not understood: type KEY=VALUE"),
         ("a..b=3", "a..b=3: not understood: type KEY=VALUE"),
-        ("data.root=a,b", "data.root: a comma makes several values: with quotes it is one, type"),
-        ("layers.names=[fc", "layers.names: the value needs quotes"),
+        ("data.root=a,b", "data.root: a comma separates several values: for one value"),
+        ("layers.names=[fc", "layers.names: the value needs its own quotes"),
     ],
 )
 def test_mistakes_are_one_line(argument: str, message: str) -> None:
@@ -182,7 +182,7 @@ def test_a_settings_file_with_old_names_is_told(content: dict[str, object], prob
     [
         (["--mulitrun"], "--mulitrun: there is no such option; did you mean --multirun?"),
         (["a=1", "-x", "b=2"], "-x: there is no such option; patchcore train --help lists them"),
-        (["a=1", "-m", "b=1,2"], "b=1,2: a flag stands between this setting and those before it"),
+        (["a=1", "-m", "b=1,2"], "b=1,2: a flag is between this setting and earlier ones"),
         (["--config-dri=x"], "--config-dri: there is no such option; did you mean --config-dir?"),
         (["--cfg"], "--cfg/-c: expected one argument"),
         (["--cfg", "jobs"], "--cfg/-c: invalid choice: 'jobs' (choose from"),

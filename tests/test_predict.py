@@ -343,7 +343,7 @@ def test_models_that_cannot_explain_say_so(model: PatchCore, parts: Path) -> Non
     prepared = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
     gaussians = Padim().fit(normalised(prepared, IMAGE))
     known = Inspector(gaussians, IMAGE, details={"sources": ["a.png", "b.png"]})
-    with pytest.raises(InputError, match="padim holds no patch of any one image"):
+    with pytest.raises(InputError, match="padim holds no patches of single images"):
         predict(known, [parts / "0.png"], explain=True)
     exported = SimpleNamespace(decision=None, image=IMAGE)
     with pytest.raises(InputError, match="an exported model has no memory"):
@@ -380,7 +380,7 @@ def test_a_map_is_read_as_it_was_written(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a/b.jpg.map.png") as file:
         assert file.mode == "I;16"
     Image.new("L", (3, 3)).save(tmp_path / "other.png")
-    with pytest.raises(InputError, match=r"other\.png: is no map"):
+    with pytest.raises(InputError, match=r"other\.png: is not a map"):
         read_map(tmp_path / "other.png")
 
 
@@ -640,8 +640,8 @@ def test_a_broken_image_stops_by_choice_and_leaves_what_was(
         (["--threshold=high"], "argument --threshold: must be a finite number, got high"),
         (["--output=nowhere/x.csv"], "--output: there is no folder nowhere: make it first"),
         (["--maps=png", f"--folder={__file__}"], f"--folder: {__file__} is a file: name a folder"),
-        (["--device=nowhere"], "device: nowhere is no device; there are cpu, cuda, …"),
-        (["--device=meta"], "device: meta is not to be had here"),
+        (["--device=nowhere"], "device: nowhere is not a device; choose cpu, cuda, …"),
+        (["--device=meta"], "device: meta is not available here"),
     ],
 )
 def test_mistakes_are_told_in_a_line(

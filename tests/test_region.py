@@ -300,7 +300,7 @@ def test_items_and_batches_bring_what_counts(tmp_path: Path) -> None:
     ):
         ImageDataset([Sample(path, 0, region=small)], image)[0]
     empty = write_region(tmp_path / "empty.png", (30, 20), 0)
-    with pytest.raises(InputError, match=r"empty.png: marks nothing that is seen of"):
+    with pytest.raises(InputError, match=r"empty.png: marks nothing in the visible part of"):
         ImageDataset([Sample(path, 0, region=empty)], image)[0]
     with pytest.raises(InputError, match=r"augment: with data.region"):
         ImageDataset([Sample(path, 0, region=region)], image, AugmentConfig(vertical_flip=True))
@@ -403,7 +403,7 @@ def test_runs_keep_to_their_region_and_so_do_their_artifacts(root: Path, tmp_pat
     )
     assert all((each.map[:, :, -4:] == 0).all() for each in found)
     with pytest.raises(
-        InputError, match=r"data.region: .* images of 40×36 pixels, this one has 10×10"
+        InputError, match=r"data.region: .* images of 40×36 pixels, but this image has 10×10"
     ):
         inspector.prepare(np.zeros((10, 10, 3), np.uint8))
 

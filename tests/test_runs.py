@@ -358,7 +358,7 @@ def test_callbacks_are_kept_and_one_that_ends_early_is_noticed(root: Path, tmp_p
     assert json.loads(before["metrics.json"])["train_images"] == 8
     with mock.patch("pytorch_lightning.callbacks.Timer.time_elapsed", return_value=1e9):
         done = run(root, tmp_path, *two)
-    told = "training images were used, not 8: leave out what ends it early"
+    told = "training images were used, not 8: leave out everything that ends"
     assert done.code == 1 and told in done.err, done.err
     assert contents(tmp_path / "run") == before
 
@@ -367,7 +367,7 @@ def test_callbacks_are_kept_and_one_that_ends_early_is_noticed(root: Path, tmp_p
 def test_a_precision_that_the_device_lacks_is_refused(root: Path, tmp_path: Path) -> None:
     done = run(root, tmp_path, "trainer.precision=16-mixed")
     assert done.code == 1
-    told = "error: trainer.precision=16-mixed is not to be had on this device (cpu): set bf16-mixed"
+    told = "error: trainer.precision=16-mixed is not available on this device (cpu): set bf16-mixed"
     assert told in done.err
 
 

@@ -74,7 +74,9 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
 def test_other_files_are_not_replaced(tmp_path: Path) -> None:
     seal(tmp_path / "a")
     (tmp_path / "a/mine.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"a: holds 'mine.txt', which is none of ours: give"):
+    with pytest.raises(
+        InputError, match=r"a: holds 'mine.txt', which patchcore did not write: give"
+    ):
         seal(tmp_path / "a")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(InputError, match=r"file: is a file: give a folder"):

@@ -174,7 +174,7 @@ def test_the_token_of_an_image_is_the_mean_of_its_tiles() -> None:
         (
             16,
             None,
-            r"image.tiles: of tiles of 16 px nothing is left.* set image.tiles=32 or larger",
+            r"image.tiles: tiles of 16 px are too small.* set image.tiles=32 or larger",
         ),
         (32, 20, r"image.overlap: toy needs a multiple of 16 px, got 20; .* image.overlap=16"),
         (32, 32, r"image.overlap must be less than image.tiles \(32\), got 32"),

@@ -59,9 +59,9 @@ REJECTED: list[tuple[str, str, str]] = [
     ("truth for a choice", "patch=true", "patch=true: there is no such choice"),
     ("no key", "=3", "=3: not understood: type KEY=VALUE"),
     ("two dots", "a..b=3", "a..b=3: not understood: type KEY=VALUE"),
-    ("an open bracket", "layers.names=[fc", "layers.names: the value needs quotes"),
-    ("a path with =", "data.root=/a/run=3", "data.root: the value needs quotes"),
-    ("a comma in a path", "data.root=a,b", "data.root: a comma makes several values"),
+    ("an open bracket", "layers.names=[fc", "layers.names: the value needs its own quotes"),
+    ("a path with =", "data.root=/a/run=3", "data.root: the value needs its own quotes"),
+    ("a comma in a path", "data.root=a,b", "data.root: a comma separates several values"),
     ("an old name", "model=spade", "model=spade: is now called method=spade"),
     ("a name not in UTF-8", "data.root=caf\udce9", "data.root=caf\\xe9: the name of this argument"),
 ]
