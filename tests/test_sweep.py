@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import time
+from contextlib import nullcontext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ from patchcore.errors import InputError
 from patchcore.patches import Mapping
 from patchcore.resume import read_provenance
 from patchcore.tracking import presets
+from tests.composing import remembered
 from tests.images import write_image, write_mvtec
-from tests.processes import forkserver
+from tests.processes import forked_jobs, forkserver
 from tests.runs import QUIET, REPOSITORY, TINY, Outcome, config, patchcore
 
 FOUR = ["patch.size=1,3", "coreset.ratio=0.25,0.5"]
@@ -286,7 +288,8 @@ def test_only_broken_points_and_other_data_are_computed(root: Path, tmp_path: Pa
 
 def _sweep(root: Path, cache: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    os._exit(multirun(root, cache, folder, *FOUR).code)
+    with remembered():
+        os._exit(multirun(root, cache, folder, *FOUR).code)
 
 
 def _start(root: Path, cache: Path, folder: Path) -> BaseProcess:
@@ -394,7 +397,9 @@ def test_the_same_sweep_by_any_launcher(
     needs("hydra_plugins", extra)
     needs(module, extra)
     chosen = [f"hydra/launcher={launcher[0]}", f"hydra.launcher.{launcher[1]}"]
-    with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": str(torch.get_num_threads())}):
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    forked = forked_jobs() if "submitit" in module else nullcontext()
+    with mock.patch.dict(os.environ, threads), forked:
         done = multirun(root, tmp_path / "cache", tmp_path / "sweep", *LAUNCHED, *chosen)
     assert done.code == 0, done.err
     expected = [point[1:] for point in table(undisturbed)[1 if LONG else 3 :: 2]]

@@ -22,6 +22,7 @@ from patchcore.report.words import flatten
 from patchcore.subsets import SUBSETS
 from patchcore.tracking import tracking
 from tests.images import write_mvtec
+from tests.processes import forked_workers
 from tests.run_folders import write_run
 from tests.runs import TINY, patchcore
 
@@ -117,7 +118,7 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         chosen = [f"hydra/launcher={launcher}", f"cache.root={folder / 'cache'}"]
         chosen += ["hydra.launcher.n_jobs=2"] if launcher == "processes" else []
         where = folder / "sweeps/today/now"
-        with pytest.MonkeyPatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch, forked_workers():
             patch.chdir(folder)
             for name, value in {"WANDB_MODE": "offline", "HOME": str(folder), **XDG}.items():
                 patch.setenv(name, value)
