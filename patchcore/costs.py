@@ -1,9 +1,8 @@
-"""Costs of a run: the time of each stage when its result is computed, by this run or an earlier
-    one.
+"""Costs of a run: the time of each stage when its result is computed, now or earlier.
 
 If the result of a stage is read from the cache, its cost is the time that computing it took; this
-    time is stored beside the result. So a point of a multirun reports the same costs whether it ran
-    first or last.
+time is stored beside the result. So a point of a multirun reports the same costs whether it ran
+first or last.
 
 Stages are `extract` (training images) and `score` (test images), each with its parts `decode`
 (files to pixels), `network` (pixels to layer maps) and `patches` (layer maps to features),

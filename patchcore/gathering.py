@@ -1,8 +1,8 @@
 """A test in several processes: the first one collects all records and metrics.
 
 Every process has every n-th batch, and sends its batches in their order. The first process puts
-    them into the order that a single process would have had, so metrics are the same to the last
-    bit.
+them into the order that a single process would have had, so metrics are the same to the last
+bit.
 """
 
 from collections.abc import Iterable, Sequence

@@ -4,8 +4,8 @@ Only the device knows how many picks a round makes. So the host queues round aft
 waiting. Rounds that are queued after the end make no picks and cost almost nothing.
 
 The pool need not be exactly the K farthest points: any set works if the floor is the largest
-    distance outside it. So a histogram of the distances chooses it, in three short kernels. A sort
-    of all points would take longer than the rest of the round.
+distance outside it. So a histogram of the distances chooses it, in three short kernels. A sort
+of all points would take longer than the rest of the round.
 """
 
 from collections.abc import Callable, Iterator
