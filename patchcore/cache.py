@@ -1,13 +1,14 @@
 """A content-addressed store on disk for what sweeps would otherwise compute again and again.
 
 Three kinds of entries: `images` (decoded, resized and cropped pixels with their mask), `maps` (a
-backbone's raw layer maps of one image) and `orders` (greedy coreset orders). A key names everything
-that an entry follows from (see `patchcore.identity`), so that nothing is ever out of date; what is
-not used any more is dropped when room is needed. Any number of processes may share a store: entries
-are written to the side and renamed, and whoever finds one missing computes it.
+backbone's raw layer maps of one image) and `orders` (greedy coreset orders). A key is made from
+everything that its entry depends on (see `patchcore.identity`), so no entry is ever out of date.
+Entries that have not been used for the longest time are dropped when space is needed. Any number of
+processes may share a store: an entry is written to a temporary file and then renamed, and a process
+that finds an entry missing computes it.
 
-Entries lie in a marked folder of their own, `FOLDER`, below the one that is set, and have a suffix
-of their own: nothing else is ever looked at, counted or removed.
+Entries are in a marked folder of their own, `FOLDER`, inside the configured one, and have their own
+suffix. No other files are ever read, counted or removed.
 """
 
 import contextlib
@@ -226,7 +227,7 @@ class Store:
         return found
 
     def _make_room(self, needed: int) -> None:
-        """Drop what was used longest ago, to a little below the limit.
+        """Drop the entries used longest ago, until the size is a little below the limit.
 
         Two processes may do so at once: both drop the same entries.
         """

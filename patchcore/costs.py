@@ -1,7 +1,8 @@
-"""Costs of a run: what each stage takes when its outcome is made, whoever has made it.
+"""Costs of a run: the time of each stage when its result is computed, now or earlier.
 
-A stage whose outcome is read from the cache costs what it took when it was made, which is kept
-beside the outcome. So a point of a multirun tells the same costs whether it came first or last.
+If the result of a stage is read from the cache, its cost is the time that computing it took; this
+time is stored beside the result. So a point of a multirun reports the same costs whether it ran
+first or last.
 
 Stages are `extract` (training images) and `score` (test images), each with its parts `decode`
 (files to pixels), `network` (pixels to layer maps) and `patches` (layer maps to features),

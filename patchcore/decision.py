@@ -1,8 +1,8 @@
-"""A threshold that keeps a promise, from nominal images alone: conformal prediction.
+"""A threshold with a guarantee, from nominal images alone: conformal prediction.
 
-Scores of n nominal images that the model has not seen (`patchcore.methods.folds`) stand for those
-of nominal images to come. If all are exchangeable, a new one has any rank among them with the same
-probability, so that its p-value
+Scores of n nominal images that the model has not seen (`patchcore.methods.folds`) represent those
+of future nominal images. If all are exchangeable, a new image has every rank among them with the
+same probability. Then its p-value
 
     p(s) = (1 + number of the n scores that are ≥ s) / (n + 1)
 
@@ -206,7 +206,7 @@ class Decision:
 
     @classmethod
     def of_values(cls, values: Mapping[str, Any], scores: Tensor) -> "Decision":
-        """The decision of which `values` and scores were kept.
+        """Decision from saved `values` and scores.
 
         Raises:
             InputError: They do not belong together.

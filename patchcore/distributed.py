@@ -1,11 +1,11 @@
 """Processes that fit and test one model together: `trainer.devices` above 1.
 
-The first process decides, writes and prints. The others only compute: each takes from the first
-what to do, its own share of the batches, and whatever the model has to agree on. The first starts
-the others itself, unless torchrun or SLURM has started all of them.
+The first process decides, writes and prints. The others only compute: the first one sends them
+their tasks, and they compute their own share of the batches. The first process starts the others
+itself, unless torchrun or SLURM has started all of them.
 
-A process that fails takes the run with it. The first learns of it, ends the others, and tells the
-reason once, as if it were its own. The others end when the first is gone.
+If a process fails, the whole run ends. The first process notices it, ends the others, and reports
+the reason once, like a failure of its own. The other processes end when the first one has ended.
 """
 
 import os
@@ -118,9 +118,9 @@ def check_size(trainer: Mapping[str, Any]) -> None:
 
 
 class ProcessGroup:
-    """All processes of a run, as the first sees them; without effect for a run of one process.
+    """All processes of a run, seen from the first; without effect for a run of one process.
 
-    Use it as a context around the run, and `working` around what all do together.
+    Use it as a context around the run, and `working` around the common work.
 
     Args:
         trainer: Arguments of Lightning's Trainer.
@@ -205,7 +205,7 @@ class ProcessGroup:
         _connect(self.process, self._backend, store)
 
     def _cause(self, error: BaseException) -> BaseException:
-        """Return what ended the work: an error of this process, or that of a worker."""
+        """Return the error that ended the work: of this process, or of a worker."""
         if isinstance(error, InputError) or not isinstance(error, Exception):
             return error
         if not (isinstance(error, ConnectionError) or _CLOSED.search(str(error))):
@@ -306,7 +306,9 @@ def main() -> None:
 
 
 def follow(process: Process, port: int, words: Path) -> None:
-    """Do what the first process says until it is done; leave an error in the file `words`."""
+    """Do the tasks that the first process sends until it is done; write an error to the file
+    `words`.
+    """
     from patchcore.training import take_part  # here: it imports this file
 
     warnings.simplefilter("ignore")  # the first tells them

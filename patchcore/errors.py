@@ -1,4 +1,4 @@
-"""The one exception a user can cause, and names as text of one line."""
+"""The only exception for mistakes of users, and names as text of one line."""
 
 
 class InputError(ValueError):

@@ -1,16 +1,17 @@
-"""Nominal images added to a fitted model, and taken out again, without fitting it anew.
+"""Adding nominal images to a fitted model, and removing some, without fitting it again.
 
-PatchCore's greedy selection goes on from the memory, among the new images' patches, for as many
-picks as leave the share of all patches that is kept; SPADE adds images whole; PaDiM's Gaussians
-become those of all images. `--remove` takes out the rows that came from an image.
+PatchCore continues its greedy selection from the memory bank, among the patches of the new images,
+until the memory bank again keeps the same share of all patches. SPADE adds whole images. PaDiM
+updates its Gaussians to those of all images. `--remove` removes the rows that came from an image.
 
-The threshold follows where its promise can be kept. Added images are scored by the model as it was,
-which has not seen them, and their scores join the nominal ones; with more memory distances can only
-fall, so that the joint threshold errs on the side of fewer false alarms (Eq. 7 and PaDiM are no
-distances to a nearest neighbour alone; there it holds about). A removed image leaves a hole: what
-its patches stood for is far from the memory now, scores rise, and nobody knows by how much. So the
-decision is dropped with it, and a model without one gives no verdicts. Metrics are those of the
-model as it was tested, so both move them to the lineage.
+The threshold is updated if its guarantee can be kept. Added images are scored by the earlier model,
+which has not seen them, and their scores join the nominal scores. With a larger memory bank,
+distances can only fall, so the common threshold can only give fewer false alarms. (With Eq. 7 and
+PaDiM, scores are not plain distances to a nearest neighbour; there this holds approximately.) A
+removed image leaves a hole: patches like its own are now far from the memory bank, and scores rise
+by an unknown amount. Therefore the decision is dropped as well, and a model without a decision
+gives no verdicts. Metrics belong to the model that was tested, so adding and removing both move
+them to the lineage.
 """
 
 import math
@@ -112,14 +113,14 @@ def extend(
 
 
 def remove(inspector: Inspector, images: Sequence[str | Path]) -> Change:
-    """Take nominal images out of a model again, and its decision with them.
+    """Remove nominal images from a model, and its decision with them.
 
     Args:
         inspector: Its model, decision and details change.
         images: Paths as the model knows them, or their ends, as far as these are of one image.
 
     Raises:
-        InputError: The model does not know an image, or cannot be rid of it.
+        InputError: The model does not know an image, or cannot remove it.
     """
     sources = _sources(inspector)
     numbers = sorted({_number(sources, path) for path in images})
@@ -190,7 +191,7 @@ def change_artifact(
 
 
 def widened(decision: Any, predictions: Sequence[Prediction]) -> Any:
-    """A `patchcore.decision.Decision` that further nominal images have a part in.
+    """A `patchcore.decision.Decision` that includes further nominal images.
 
     Image scores join. Of the earlier images' pixels only the sum of their shares at the threshold
     is known, so this is kept where the new ones' shares leave the promise, and raised for those

@@ -1,9 +1,10 @@
-"""Foreground of images by their own patch features, as AnomalyDINO has it (Damm et al., WACV 2025).
+"""Foreground of images from their own patch features, as in AnomalyDINO (Damm et al., WACV 2025).
 
-An object and what it lies on differ more than anything else in an image, so the first principal
-component of its patch features tells them apart. Patches beyond a threshold of it, on the side that
-more than 35 % of the image's middle lies on, are the object; the mask is dilated and its holes are
-closed. Image by image this is `foreground` in tests/reference.py.
+In most images, the largest difference is between the object and its background, so the first
+principal component of the patch features separates the two. Patches beyond a threshold along this
+component are the object, on the side that has more than 35 % of the image's middle. The mask is
+then dilated and its holes are closed. `foreground` in tests/reference.py is the same computation,
+image by image.
 """
 
 import torch

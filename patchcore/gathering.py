@@ -1,7 +1,8 @@
-"""A test of several processes as one: their records and metrics come together in the first.
+"""A test in several processes: the first one collects all records and metrics.
 
-Every process has every n-th batch, and tells its batches in their order. In the first they lie as
-one process alone would have had them, so metrics are the same to the last bit.
+Every process has every n-th batch, and sends its batches in their order. The first process puts
+them into the order that a single process would have had, so metrics are the same to the last
+bit.
 """
 
 from collections.abc import Iterable, Sequence

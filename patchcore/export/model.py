@@ -1,9 +1,9 @@
-"""An exported model: a folder that a runtime alone can inspect images from.
+"""An exported model: a folder that is enough for a runtime to inspect images.
 
-`export.yaml` holds, under a digest of its own, all that the graph beside it does not: how images
-are brought to the graph's size, the decision, the model's details, and the digests of the other
-files. So the folder is enough for `patchcore predict FOLDER IMAGES`, and no damaged one gives an
-answer. In Python it is used as an `Inspector` is.
+`export.yaml` has its own digest and holds everything that the graph beside it lacks: how images are
+brought to the graph's size, the decision, the model's details, and the digests of the other
+files. So the folder is enough for `patchcore predict FOLDER IMAGES`, and a damaged folder never
+gives an answer. In Python it is used like an `Inspector`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -166,7 +166,7 @@ def _within(
     around: Int64[Tensor, "rows 2"],
     reach: Int64[Tensor, " queries"],
 ) -> Bool[Tensor, "queries rows"]:
-    """Return whether rows and columns are both at most `reach` away."""
+    """Mask, True where rows and columns are both at most `reach` away."""
     near = (places[:, :1] - around[:, 0]).abs() <= reach[:, None]
     return near & ((places[:, 1:] - around[:, 1]).abs() <= reach[:, None])
 

@@ -1,9 +1,9 @@
 """Scale of a memory's scores, measured on the nominal images that it was made of.
 
 Distances of different networks have no common unit: features of one network may be ten times as
-    long as those of another. So each memory bank scores nominal training images, without the
-    patches of the image that is scored. The mean and standard deviation of these scores define the
-    memory bank's units. Test images play no part.
+long as those of another. So each memory bank scores nominal training images, without the
+patches of the image that is scored. The mean and standard deviation of these scores define the
+memory bank's units. Test images play no part.
 """
 
 from collections.abc import Callable, Sequence
