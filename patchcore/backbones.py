@@ -161,9 +161,10 @@ class Backbone(nn.Module):
             )
         if self._norm in self.layers:
             raise InputError("layers.norm=true would normalise the layer norm twice: leave it out")
+        whole = {name for name, _ in self.network.named_modules()}
         self._deepest = _cut(self.network, self.layers, images, self._norm)
         if from_file:
-            load_file(self.network, Path(weights))
+            load_file(self.network, Path(weights), whole)
         self._handles = [  # kept, so that those of a pickled model stay apart from others
             self.network.get_submodule(name).register_forward_hook(partial(self._keep, name))
             for name in self.layers
