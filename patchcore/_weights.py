@@ -5,6 +5,7 @@ import pickle
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,24 @@ def unavailable(name: str, error: Exception) -> InputError:
     )
 
 
-def load_file(network: nn.Module, path: Path) -> None:
+def load_file(network: nn.Module, path: Path, modules: Collection[str] = ()) -> None:
     """Load a state dict; everything that the cut network needs must be in it, with its shape.
+
+    Args:
+        modules: Names of all modules that the network had before it was cut, if any are to be
+            compared: a deeper network of the same family has all tensors of a shallower one.
 
     Raises:
         InputError: The file cannot be read, holds something else, or does not fit.
     """
     state = _state(_read(path), path)
+    left = {name for name, _ in network.named_children()}
+    for key in state if modules else ():
+        if key.partition(".")[0] in left and key.rpartition(".")[0] not in modules:
+            raise InputError(
+                f"backbone.weights: {path} holds {key!r}, for which the network has no place; "
+                "set backbone.name to the network that the file is of"
+            )
     for key, value in network.state_dict().items():
         if key.endswith("num_batches_tracked"):
             continue

@@ -152,7 +152,7 @@ class Backbone(nn.Module):
         self._maps: dict[str, Any] = {}
         self._fused: dict[torch.dtype, nn.Module] = {}  # by the convolutions' precision
         images = torch.zeros(1, 3, self.input.side, self.input.side)
-        self._hooked = list(self.layers)
+        self._hooked, whole = list(self.layers), set(dict(self.network.named_modules()))
         self._norm = NORM if layers.norm else ""
         if self._norm and not (_token_size(self.network) and hasattr(self.network, NORM)):
             raise InputError(
@@ -163,7 +163,7 @@ class Backbone(nn.Module):
             raise InputError("layers.norm=true would normalise the layer norm twice: leave it out")
         self._deepest = _cut(self.network, self.layers, images, self._norm)
         if from_file:
-            load_file(self.network, Path(weights))
+            load_file(self.network, Path(weights), whole)
         self._handles = [  # kept, so that those of a pickled model stay apart from others
             self.network.get_submodule(name).register_forward_hook(partial(self._keep, name))
             for name in self.layers

@@ -139,7 +139,7 @@ class Store:
         """
         path = self._path(key)
         try:
-            data = path.read_bytes()
+            data = b"" if path.is_fifo() else path.read_bytes()  # nobody would write to it
         except FileNotFoundError:
             return None
         except OSError as error:

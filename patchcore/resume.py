@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from patchcore.cache import replace_with
 from patchcore.data.sample import Sample
 from patchcore.digests import digest
@@ -114,7 +116,7 @@ def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
 def read_provenance(folder: Path) -> dict[str, Any]:
     """Read what the results in `folder` follow from; empty if that is not there or not legible."""
     try:
-        found = json.loads((folder / PROVENANCE_FILE).read_text())
+        found = json.loads(_text(folder / PROVENANCE_FILE))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -123,7 +125,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 def read_source(folder: Path) -> str:
     """Read where the run in `folder` was computed; empty if that was there."""
     try:
-        return (folder / SOURCE_FILE).read_text().strip()
+        return _text(folder / SOURCE_FILE).strip()
     except OSError:
         return ""
 
@@ -181,9 +183,15 @@ def _pointed(pointer: Path) -> Path | None:
 
 def _read_fingerprint(folder: Path) -> str | None:
     try:
-        return (folder / FINGERPRINT_FILE).read_text().strip()
+        return _text(folder / FINGERPRINT_FILE).strip()
     except (OSError, ValueError):
         return None
+
+
+def _text(path: Path) -> str:
+    if not path.is_file():  # a pipe would never end
+        raise FileNotFoundError(f"{path} is no file")
+    return path.read_text()
 
 
 def _check_metrics(folder: Path) -> None:
@@ -207,13 +215,26 @@ def _check_number(key: str, value: Any) -> None:
 
 
 def _check_scores(folder: Path) -> None:
-    expected = json.loads((folder / "metrics.json").read_text())["test_images"]
+    metrics = json.loads((folder / "metrics.json").read_text())
     with (folder / "scores.csv").open(newline="") as file:
-        scores = [float(row["score"]) for row in csv.DictReader(file)]
-    if len(scores) != expected:
-        raise ValueError(f"{len(scores)} rows for {expected} images")
-    if not all(map(math.isfinite, scores)):
+        rows = [(int(row["label"]), float(row["score"])) for row in csv.DictReader(file)]
+    if len(rows) != metrics["test_images"]:
+        raise ValueError(f"{len(rows)} rows for {metrics['test_images']} images")
+    if not all(math.isfinite(score) for _, score in rows):
         raise ValueError("a score is not finite")
+    told, found = metrics.get("image_auroc"), _auroc(rows)
+    if told is not None and not math.isclose(told, found, abs_tol=1e-6):
+        raise ValueError(f"its image AUROC is {found:.6f}, that of metrics.json {told:.6f}")
+
+
+def _auroc(rows: Sequence[tuple[int, float]]) -> float:
+    """AUROC of scores with their labels: the share of pairs in their right order; else NaN."""
+    nominal = np.sort([score for label, score in rows if not label])
+    anomalous = np.array([score for label, score in rows if label])
+    if not len(nominal) * len(anomalous):
+        return math.nan
+    below = sum(np.searchsorted(nominal, anomalous, side) for side in ("left", "right")) / 2
+    return float(np.mean(below) / len(nominal))
 
 
 def _check_provenance(folder: Path) -> None:

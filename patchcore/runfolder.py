@@ -171,10 +171,11 @@ def unfinished(folder: Path) -> bool:
 def _results(folder: Path) -> list[Path]:
     """The files of the results in the folder, metrics.json first."""
     try:
-        names = (folder / CONTENTS).read_text("utf-8", "surrogateescape").splitlines()
+        names = (folder / CONTENTS).read_text("utf-8", "surrogateescape").split("\n")
     except OSError:  # a run of an earlier version, or somebody's own folder
         marks = (folder / METRICS, folder / "fingerprint.txt")
         names = list(_EARLIER) if any(mark.is_file() for mark in marks) else []
+    names = [name for name in names if name and "\0" not in name]  # or it is damaged
     paths = [folder / name for name in names if ".." not in Path(name).parts]
     return sorted((p for p in paths if p.is_relative_to(folder)), key=lambda p: p.name != METRICS)
 

@@ -267,7 +267,7 @@ def test_wrapped_and_half_precision_files_load(tmp_path: Path) -> None:
 
 
 def bad_file(tmp_path: Path, kind: str) -> Path:
-    state = timm.create_model("resnet18").state_dict()
+    state = timm.create_model("resnet34" if kind == "deeper" else "resnet18").state_dict()
     path = tmp_path / f"{kind}.safetensors"
     if kind == "missing":
         del state["layer2.0.conv1.weight"]
@@ -283,6 +283,7 @@ def bad_file(tmp_path: Path, kind: str) -> Path:
     ("kind", "message"),
     [
         ("missing", "lacks 'layer2.0.conv1.weight'"),
+        ("deeper", r"holds 'layer1\.2\.\S+', for which the network has no place"),
         ("shape", r"'layer2.0.conv1.weight' as \(1,\)"),
         ("torn", "torn.safetensors cannot be read"),
     ],

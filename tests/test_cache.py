@@ -52,7 +52,7 @@ def test_what_is_put_is_got(tmp_path: Path, dtype: torch.dtype) -> None:
     assert same(Store(tmp_path).get("maps/a"), tensors)
 
 
-@pytest.mark.parametrize("damage", ["bit", "torn", "empty", "header"])
+@pytest.mark.parametrize("damage", ["bit", "torn", "empty", "header", "pipe"])
 def test_a_damaged_entry_is_named_dropped_and_rebuilt(tmp_path: Path, damage: str) -> None:
     store = Store(tmp_path)
     store.put("maps/a", some(1))
@@ -65,7 +65,11 @@ def test_a_damaged_entry_is_named_dropped_and_rebuilt(tmp_path: Path, damage: st
         data[at : at + 5] = b'"I32"'
     else:
         data = data[: len(data) // 2 if damage == "torn" else 0]
-    path.write_bytes(data)
+    if damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    else:
+        path.write_bytes(data)
     with pytest.warns(UserWarning, match=f"{path} is damaged"):
         assert store.get("maps/a") is None
     assert not path.exists()

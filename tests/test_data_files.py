@@ -255,3 +255,19 @@ def test_names_become_text_of_one_line(name: str, shown: str) -> None:
     assert printable(name) == shown == printable(shown)
     assert len(shown.encode().splitlines()) == 1
     assert str(InputError(f"{name}: gone")) == f"{shown}: gone"
+
+
+def test_pictures_of_earlier_runs_are_no_data(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
+    for run in (tmp_path, tmp_path / "outputs/1"):
+        write_image(run / "figures/images/0.png")
+        for name in ("fingerprint.txt", "provenance.json"):
+            (run / name).write_text("{}")
+    write_image(tmp_path / "outputs/figures/b.png")  # no run's
+    files = Files()
+    found = files.images(tmp_path, recursive=True)
+    assert found == [tmp_path / "a.png", tmp_path / "outputs/figures/b.png"]
+    with pytest.warns(UserWarning, match=r"2 folders of results passed over \(such as .*figures"):
+        files.tell("images")
+    images = tmp_path / "outputs/1/figures/images"
+    assert files.images(images) == [images / "0.png"]  # asked for by name

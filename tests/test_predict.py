@@ -1,6 +1,7 @@
 """Images in, verdicts and regions out: as a stream, in order, whatever the images are."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -446,6 +447,29 @@ def test_a_file_is_complete_or_as_it_was(tmp_path: Path) -> None:
 
 
 # --- names ------------------------------------------------------------------------------------
+
+
+def test_results_never_replace_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.png", "model/artifact.yaml", "list.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("mine")
+        with pytest.raises(InputError, match=f"^--output: {name} "):
+            command.main(["model", "x.png", "--list", "list.txt", "--output", name])
+        assert Path(name).read_text() == "mine"
+
+
+def test_a_closed_stdin_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed() -> Iterator[bytes]:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        yield b""
+
+    for stdin in (None, SimpleNamespace(buffer=closed())):
+        monkeypatch.setattr("sys.stdin", stdin)
+        with pytest.raises(InputError, match="IMAGES: stdin cannot be read"):
+            list(named_images(["-"]))
 
 
 def test_images_are_named_in_every_way(

@@ -19,7 +19,7 @@ from patchcore.report.reading import read_run, read_scores
 from patchcore.report.sentences import undefined_reasons
 from patchcore.report.table import Table, read_runs
 from patchcore.report.text import markdown, points_csv, runs_csv
-from tests.run_folders import write_run
+from tests.run_folders import write_overrides, write_run
 
 GOOD: dict[str, Any] = {
     "image_auroc": 0.9,
@@ -319,6 +319,17 @@ def traced(folder: Path, settings: dict[str, Any], data: str, metrics: dict[str,
     own = {"data": {"category": "bottle"}, "patch": {"size": settings.get("patch.size", 3)}}
     provenance = {"settings": own, "choices": {"data": "mvtec"}, "data": {"test": data}}
     (folder / "provenance.json").write_text(json.dumps(provenance))
+
+
+def test_the_command_is_of_the_start_that_the_results_are_from(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    traced(run, {}, "d", {"image_auroc": 0.9})
+    write_overrides(run, ["seed=1"])  # Hydra's, of a later start that failed
+    assert read_run(run).overrides == ["seed=1"]  # nothing else tells
+    provenance = json.loads((run / "provenance.json").read_text())
+    told = json.dumps({**provenance, "overrides": ["seed=0"]})
+    (run / "provenance.json").write_text(told)
+    assert read_run(run).overrides == ["seed=0"]
 
 
 def ranked(table: Table) -> list[list[str]]:

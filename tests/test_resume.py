@@ -1,12 +1,16 @@
 """Finished runs found again: what is remembered of them is checked before it is relied upon."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
+from patchcore import resume
 from patchcore.data.sample import Sample
 from patchcore.report.folders import Images
 from patchcore.resume import (
@@ -22,7 +26,7 @@ from patchcore.resume import (
 )
 
 METRICS: dict[str, Any] = {
-    "image_auroc": 0.9,
+    "image_auroc": 1.0,
     "aupro": None,
     "test_images": 2,
     "seconds": {"extract": 1.0, "score": 0.5},
@@ -87,6 +91,8 @@ def test_a_run_is_its_own_first_choice(tmp_path: Path) -> None:
         ("scores.csv", "path,label,defect_type,score\na.png,0,good,1.5\n"),
         ("scores.csv", "path,label,defect_type,score\na.png,0,good,1.5\nb.png,1,x,nan\n"),
         ("scores.csv", "path,label,defect_type,score\na.png,0,good,1.5\nb.png,1\n"),
+        ("scores.csv", "path,label,defect_type,score\na.png,0,good,9.5\nb.png,1,x,2.5\n"),
+        ("scores.csv", "path,label,defect_type,score\na.png,1,x,1.5\nb.png,1,x,2.5\n"),
         (PROVENANCE_FILE, None),
         (PROVENANCE_FILE, "{"),
         (PROVENANCE_FILE, '{"fingerprint": "other", "settings": {}, "warm": []}'),
@@ -105,6 +111,26 @@ def test_damaged_results_are_told_and_not_taken_over(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert finished.find("a1") == other.resolve()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_auroc_of_kept_scores_is_the_metrics_own(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    labels, scores = draw.integers(0, 2, 40), draw.integers(0, 9, 40).astype(float)  # with ties
+    found = resume._auroc(list(zip(labels.tolist(), scores.tolist(), strict=True)))
+    assert found == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("file", [FINGERPRINT_FILE, PROVENANCE_FILE])
+def test_a_pipe_in_a_finished_runs_folder_is_not_waited_for(tmp_path: Path, file: str) -> None:
+    finished = Finished(tmp_path / "runs")
+    folder = finished_run(tmp_path / "run", finished)
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert finished.find("a1") is None
+    assert finished_fingerprint(folder) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"relative/folder", b"\xff\xfe"])

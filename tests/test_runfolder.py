@@ -50,6 +50,19 @@ def earlier(folder: Path) -> None:
     write(folder, OTHERS)
 
 
+@pytest.mark.parametrize("content", [b"\xff\0\n", b"/etc/passwd\n../mine\n"])
+def test_a_damaged_list_of_results_removes_nothing_of_others(
+    tmp_path: Path, content: bytes
+) -> None:
+    earlier(tmp_path)
+    (tmp_path / ".contents").write_bytes(content)
+    with RunFolder(tmp_path) as place:
+        write(place.new, NEW)
+        place.commit()
+    assert not unfinished(tmp_path)
+    assert visible(tmp_path).items() >= (NEW | OTHERS).items()
+
+
 def test_new_results_replace_the_old_ones_and_nothing_else(tmp_path: Path) -> None:
     earlier(tmp_path)
     with RunFolder(tmp_path) as place:

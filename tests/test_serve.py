@@ -9,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -192,15 +192,9 @@ def test_requests_beyond_the_queue_are_told_to_come_again(
         assert [each.result().status_code for each in under_way] == [200, 200]
 
 
-def test_a_body_that_does_not_arrive_is_given_up(
-    inspector: Inspector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("patchcore.serving.app.UPLOAD_SECONDS", 0.0)
+def upload(inspector: Inspector, receive: Callable[[], Awaitable[dict[str, Any]]]) -> int:
+    """Status of the answer to a request whose body comes from `receive`."""
     app, sent = create_app(inspector), []
-
-    async def receive() -> dict[str, Any]:
-        await asyncio.Event().wait()
-        raise AssertionError
 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
@@ -213,7 +207,26 @@ def test_a_body_that_does_not_arrive_is_given_up(
         "headers": [(b"host", b"localhost")],
     }
     asyncio.run(app(scope, receive, send))
-    assert sent[0]["status"] == 408
+    return int(sent[0]["status"])
+
+
+def test_a_body_that_does_not_arrive_is_given_up(
+    inspector: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchcore.serving.app.UPLOAD_SECONDS", 0.0)
+
+    async def wait() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    assert upload(inspector, wait) == 408
+
+
+def test_who_hangs_up_before_the_end_of_an_upload_leaves_no_traceback(inspector: Inspector) -> None:
+    async def hang_up() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    assert upload(inspector, hang_up) == 400
 
 
 def test_other_names_do_not_reach_it(inspector: Inspector) -> None:

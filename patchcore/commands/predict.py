@@ -5,7 +5,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +19,7 @@ from patchcore.commands.options import (
     count,
     warn_of_no_verdicts,
 )
+from patchcore.data.formats import FORMATS
 from patchcore.data.named import endless, named_images
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
@@ -57,13 +58,14 @@ def main(arguments: list[str] | None = None) -> None:
     if not images:
         raise InputError("IMAGES: name a file, a folder, a glob, @FILE or - for stdin")
     pictures = _pictures(options)
+    _check_output(options.output, options.model, images)
     inspector = load_model(options.model, device=options.device)
     thresholds = asked_thresholds(options)
     paths: Iterable[Path] = named_images(images)
     if not endless(images):
         paths = list(paths)  # a mistake in the last argument is told before any work
         if not paths:
-            raise InputError("IMAGES: there are none in the list")
+            raise InputError(f"IMAGES: there are none in {printable(' or '.join(images))}")
     warn_of_no_verdicts(inspector, thresholds)
     results = predict(
         inspector,
@@ -78,11 +80,29 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with _output(options.output) as file:
             counts = _write(results, WRITERS[options.format](file), _bar(paths, options.output))
+            if not counts.inspected + counts.broken:  # an earlier file stays as it was
+                raise InputError("IMAGES: stdin names none")
     except BrokenPipeError:  # whoever read the results, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     print(counts.sentence(), file=sys.stderr)
     sys.exit(counts.code())
+
+
+def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> None:
+    """Refuse to write results over what the command is to read."""
+    if output is None:
+        return
+    if output.suffix.lower() in FORMATS:
+        raise InputError(f"--output: {output} is an image's name; results are CSV or JSON lines")
+    place = Path(_real(output))
+    read = [model, *(Path(name.removeprefix("@")) for name in images if not os.path.isdir(name))]
+    if any(place.is_relative_to(_real(path)) for path in read):
+        raise InputError(f"--output: {output} is read by this command; write to another file")
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(os.path.expanduser(path))
 
 
 class Counts:

@@ -93,10 +93,11 @@ class Files:
         self._unreadable = unreadable
         self._passed_over: dict[Path, str] = {}  # extension by path
         self._again: dict[Path, Path] = {}  # where the same file or folder was read before
+        self._runs: list[Path] = []  # folders with pictures that runs have drawn
         self._notes: list[str] = []
 
     def images(self, folder: Path, recursive: bool = False, once: bool = False) -> list[Path]:
-        """Image files in a folder, sorted by path.
+        """Image files in a folder, sorted by path; pictures that runs left below it are none.
 
         Args:
             recursive: Whether subfolders belong to it. If not, none may hold images.
@@ -123,6 +124,8 @@ class Files:
                 link = by_link or path.is_symlink()
                 if status is None:
                     found.append((link, path.as_posix(), path))
+                elif stat.S_ISDIR(status.st_mode) and _is_of_run(path):
+                    self._runs.append(path)
                 elif stat.S_ISDIR(status.st_mode):
                     (linked if link else real).append((path, (*above, me), link))
                 elif self._is_image(path, status):
@@ -172,6 +175,9 @@ class Files:
                 f"{len(self._again)} reached by another way too and counted once (such as {path}, "
                 f"which is {first})"
             )
+        if self._runs:
+            found = f"{len(self._runs)} folder{'s' if len(self._runs) > 1 else ''} of results"
+            parts.append(f"{found} passed over (such as {min(self._runs)})")
         parts += self._notes
         if parts:
             text = f"data: {'; '.join(parts)}; read: {read}"
@@ -196,6 +202,12 @@ class Files:
             else:
                 first[me] = item
         return list(first.values())
+
+
+def _is_of_run(folder: Path) -> bool:
+    """Whether it is the folder of a run, or of its pictures."""
+    run = folder.parent if folder.name == "figures" else folder
+    return all((run / name).is_file() for name in ("fingerprint.txt", "provenance.json"))
 
 
 def _entries(

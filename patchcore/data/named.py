@@ -33,7 +33,7 @@ def named_images(arguments: Sequence[str], files: Files | None = None) -> Iterat
     files = files or Files(unreadable=True)
     for argument in arguments:
         if argument == STDIN:
-            yield from _lines(sys.stdin.buffer, STDIN)
+            yield from _piped()
         elif argument.startswith("@") and not os.path.lexists(argument):
             yield from listed(argument[1:])
         else:
@@ -48,6 +48,17 @@ def listed(file: str) -> Iterator[Path]:
             yield from _lines(lines, str(path))
     except OSError as error:
         raise InputError(f"{KEY}: the list {path} cannot be read ({error.strerror})") from None
+
+
+def _piped() -> Iterator[Path]:
+    reason = "it is closed"
+    if sys.stdin is not None:
+        try:
+            yield from _lines(sys.stdin.buffer, STDIN)
+            return
+        except OSError as error:
+            reason = str(error.strerror)
+    raise InputError(f"{KEY}: stdin cannot be read ({reason}); pipe a list of paths to it")
 
 
 def endless(arguments: Sequence[str]) -> bool:

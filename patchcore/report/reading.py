@@ -114,7 +114,8 @@ def read_run(folder: Path) -> RunFolder:
     if not run.settings:
         run.problem = run.problem or "config.yaml is missing"
     _fill(run, record)
-    run.overrides = read_overrides(folder)
+    # Hydra's own file is that of the last start, which may have failed and left these results.
+    run.overrides = run.overrides or read_overrides(folder)
     return run
 
 
@@ -125,6 +126,10 @@ def read_overrides(folder: Path) -> list[str]:
         content = yaml.load(text or "[]", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return []
+    return _texts(content)
+
+
+def _texts(content: Any) -> list[str]:
     told = content if isinstance(content, list) else []
     return told if all(isinstance(each, str) for each in told) else []
 
@@ -160,6 +165,7 @@ def _read_settings(run: RunFolder) -> None:
         warm = provenance.get("warm")
         run.warm = [str(stage) for stage in warm] if isinstance(warm, list) else []
         run.costs = provenance.get("costs")
+        run.overrides = _texts(provenance.get("overrides"))
         run.traced = True
         run.digest = json.dumps(data, sort_keys=True) if data else ""
     else:

@@ -32,6 +32,7 @@ from prometheus_client import (
     generate_latest,
 )
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from patchcore.errors import InputError
 from patchcore.explanation import check_explains, own_crop
@@ -130,6 +131,8 @@ class Service:
                         body += chunk
         except TimeoutError:
             raise self._refused(408, "the image did not arrive in time") from None
+        except ClientDisconnect:  # nobody hears the answer
+            raise self._refused(400, "the connection ended before the image had arrived") from None
         if size > self.limits.upload:
             sizes = f"{size / 1e6:.1f} MB, and at most {self.limits.upload / 1e6:g} MB are taken"
             raise self._refused(413, f"the file has {sizes}")
