@@ -286,7 +286,7 @@ def backend(trainer: Mapping[str, Any]) -> str:
 
 def start(process: Process, port: int, words: Path) -> Worker:
     """Start a worker on this machine."""
-    program = "from patchcore.distributed import main; main()"
+    program = "from patchcore.commands import load; load('patchcore.distributed').main()"
     arguments = [str(process.rank), str(process.size), str(port), str(words)]
     paths = os.pathsep.join(path for path in sys.path if path)
     return Started(

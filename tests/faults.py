@@ -32,6 +32,7 @@ from patchcore.cache import Store
 from patchcore.report.reading import read_run
 from patchcore.resume import damage
 from patchcore.runfolder import FINISHED, METRICS, MOVING, TRANSIENT
+from tests.composing import remembered
 from tests.images import write_mvtec
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -392,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> Campaign:
     parser.add_argument("--short", action="store_true", help="two points, and all kills in one")
     options = parser.parse_args(arguments)
     prepare()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, remembered():
         launchers = options.launchers.split(",")
         less = {"each": [options.kills], "points": POINTS[:1]} if options.short else {}
         found = run_stories(
