@@ -300,7 +300,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, kind: str, message:
         (BackboneConfig("resnet81", "none"), ["2"], "no network 'resnet81'; did you mean"),
         (BackboneConfig("resnet18", "tv_in2k"), ["2"], "'resnet18.tv_in2k'; give one of"),
         (BackboneConfig("resnet18", "gone.safetensors"), ["2"], "no such file: gone.safetensors"),
-        (BackboneConfig("resnet18.tv_in1k"), ["2"], "write backbone.name=resnet18 backbone.weight"),
+        (BackboneConfig("resnet18.tv_in1k"), ["2"], "use backbone.name=resnet18 backbone"),
         (BackboneConfig("embedded", "tv_in1k"), ["2"], "embedded.tv_in1k'; give one of shipped"),
         (BackboneConfig("coatnet_0_224"), ["2"], "timm has no weights for 'coatnet_0_224'"),
     ],

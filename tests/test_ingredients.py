@@ -644,6 +644,12 @@ def test_background_neither_enters_the_memory_nor_scores(join: Join) -> None:
         assert torch.allclose(found.score, found.patch_score.nan_to_num(0).flatten(1).amax(1))
 
 
+@pytest.mark.parametrize("join", [Join.concat, Join.separate])
+def test_a_foreground_without_effect_is_told(join: Join) -> None:
+    with pytest.warns(UserWarning, match="method.foreground=1e.09: every patch of every"):
+        fit(detector(join, foreground=1e9), layer_maps(3, 0))
+
+
 def test_a_region_and_a_foreground_go_together() -> None:
     features = objects_on_ground(1, 0)
     left, corner = torch.zeros(2, 1, 10, 12, dtype=torch.bool)

@@ -1,5 +1,6 @@
 """Parts that methods share: buffers of features, images of one size, layers on one grid."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -46,6 +47,16 @@ class FeatureBuffer:
         self.tokens: list[Tensor] = []
         self._band: int | None = None  # rows so far of an image that comes in bands
         self.free = 0
+
+    def check_foreground(self, threshold: float | None) -> None:
+        """Warn if a foreground was asked for, and every patch of every image counts."""
+        sizes = [height * width for height, width in self.grids]
+        if threshold is not None and [len(each) for each in self.places] == sizes and sizes:
+            warnings.warn(
+                f"method.foreground={threshold:g}: every patch of every training image counts, as "
+                "without it: choose another threshold",
+                stacklevel=3,
+            )
 
     def append(self, features: Tensor | Counted | Described | Streamed) -> None:
         """Add the patch features (B, h, w, D) of a batch, those that count."""

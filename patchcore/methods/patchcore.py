@@ -233,6 +233,7 @@ class PatchCore(Detector):
     def build_from(self, buffer: FeatureBuffer, fitting: Fitting | None = None) -> None:
         """See `Detector.build_from`; a coreset order is kept, and the scale measured, if asked."""
         fitting = fitting or Fitting()
+        buffer.check_foreground(self.method.foreground)
         self.grid = one_grid(buffer.grids, self.method.radius is not None)
         gathered = Gathered.of(buffer, fitting.images)
         if self.method.pruning is not None:
