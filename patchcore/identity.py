@@ -18,6 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, lru_cache
 from importlib import metadata
@@ -316,7 +317,8 @@ def import_statements(source: bytes) -> Iterable[ast.AST]:
     """
     lines = _STATEMENT.findall(source)
     if len(lines) == len(re.findall(rb"\bimport\b", source)):
-        return ast.parse(b"\n".join(lines)).body
+        with suppress(SyntaxError):  # a line of prose
+            return ast.parse(b"\n".join(lines)).body
     return ast.walk(ast.parse(source))
 
 

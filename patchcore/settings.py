@@ -141,8 +141,9 @@ class Groups:
     """
 
     def __post_init__(self) -> None:
-        for group in fields(self):  # type: ignore[arg-type]
-            value, kind = getattr(self, group.name), group.type
+        own: Any = self
+        for group in fields(own):
+            value, kind = getattr(own, group.name), group.type
             if isinstance(kind, type) and not isinstance(value, kind):
                 default = group.default_factory
                 example = default if isinstance(default, type) else kind
