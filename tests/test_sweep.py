@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import signal
 import time
 from contextlib import nullcontext
 from multiprocessing.process import BaseProcess
@@ -28,7 +29,7 @@ from patchcore import AllConfig, GreedyConfig, PatchConfig, RandomConfig, Scorin
 from patchcore.backbones import Backbone
 from patchcore.cache import CacheConfig, Precision, Store
 from patchcore.commands.generations import VERSION_BASE, Points
-from patchcore.commands.sweep import Conclusion, failures, record_failure
+from patchcore.commands.sweep import Conclusion, failures, record_failure, shield_workers
 from patchcore.coreset import ApproximateConfig, Projection, SizedConfig, Start
 from patchcore.costs import fresh
 from patchcore.data.transforms import AugmentConfig
@@ -517,6 +518,21 @@ def test_settings_of_points_that_have_ended_are_let_go(root: Path, tmp_path: Pat
     assert ended.code == 0, ended.err
     assert [end.cfg is None for end in ends] == [True, True, False]
     assert [end.hydra_cfg is None for end in ends] == [True, True, False]
+
+
+def test_processes_of_joblib_begin_without_ctrl_c() -> None:
+    joblib = pytest.importorskip("joblib", reason="needs the extra launchers")
+    from joblib.externals.loky import get_reusable_executor
+
+    shield_workers()
+    shield_workers()
+    own = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    look = joblib.delayed(signal.pthread_sigmask)(signal.SIG_BLOCK, [])
+    try:
+        assert joblib.Parallel(n_jobs=2)([look, look]) == [{*own, signal.SIGINT}] * 2
+    finally:
+        get_reusable_executor().shutdown(wait=True)
+    assert signal.SIGINT not in own == signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_of_many_compositions_the_last_are_kept(

@@ -3,13 +3,16 @@
 import json
 import os
 import secrets
+import signal
 import sys
 import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,30 @@ class Conclusion(Callback):
         # Clocks may jump, and those of file servers differ: what is new there counts, too.
         before = {path: path.stat().st_mtime_ns for path in _started(folder)}
         _multiruns.append(Multirun(folder, start, os.environ[_NAME], search, before))
+        if "joblib" in str(config.hydra.launcher.get("_target_")):
+            with suppress(ImportError, AttributeError):  # another joblib: a convenience less
+                shield_workers()
+
+
+def shield_workers() -> None:
+    """Block Ctrl-C in processes that joblib starts from now on; it is left to the command.
+
+    Until `commands.job` ignores it there, each would print a traceback from its imports.
+    """
+    starter: Any = import_module("joblib.externals.loky.backend.fork_exec")
+    plain = starter.fork_exec
+    if hasattr(plain, "__wrapped__"):
+        return
+
+    @wraps(plain)
+    def start(*arguments: Any, **more: Any) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return plain(*arguments, **more)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    starter.fork_exec = start
 
 
 def record_failure(folder: Path, error: BaseException) -> None:
