@@ -190,7 +190,7 @@ def test_patchcore_forgets_an_image() -> None:
     other = detector(GreedyConfig(ratio=0.2))
     other.memory = kept.clone()
     assert torch.equal(model(images(2, 1)).score, other(images(2, 1)).score)
-    with pytest.raises(InputError, match="without these images 0 patches would be left"):
+    with pytest.raises(InputError, match="without these images only 0 patches would be left"):
         model.forget(range(5))
 
 
