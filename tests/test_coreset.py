@@ -591,9 +591,9 @@ def interpret_kernels() -> None:
         compare(points, 16, shard=Shard(torch.arange(150), 150))
     dist.destroy_process_group()
     # Two processes: the very pools, picks and radii of one.
-    many = [normal(2500, 8), *ties, torch.randint(9, (2500, 2)).float(), alike]
+    many = [normal(1300, 8), *ties, torch.randint(9, (1300, 2)).float(), alike]
     with kernels():
-        alone = [greedy_order(x, 60, pool=32, chunk=64, start=Start.mean) for x in many]
+        alone = [greedy_order(x, 20, pool=32, chunk=64, start=Start.mean) for x in many]
         child = os.fork()
         rank = 0 if child else 1
         dist.init_process_group(
@@ -605,7 +605,7 @@ def interpret_kernels() -> None:
                 own = rows[(rows // 7 % 3 == 0) == (rank == 0)]
                 shard = Shard(own, len(points))
                 order = greedy_order(
-                    points[own], 60, pool=32, chunk=64, start=Start.mean, shard=shard
+                    points[own], 20, pool=32, chunk=64, start=Start.mean, shard=shard
                 )
                 assert order.indices.equal(expected.indices)
                 torch.testing.assert_close(order.radii, expected.radii)
