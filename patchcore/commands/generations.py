@@ -3,8 +3,8 @@
 Each generation is used as it asks to be, without what it deprecates.
 """
 
+import copy
 import inspect
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +37,7 @@ class Points:
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self._composed: dict[tuple[str, ...], bytes] = {}
+        self._composed: dict[tuple[str, ...], Any] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -57,8 +57,9 @@ class Points:
             made = self._loader.load_sweep_config(master_config, list(chosen))
             if len(self._composed) >= self.MOST:
                 self._composed.clear()
-            self._composed[chosen] = pickle.dumps(made)
-        point = pickle.loads(self._composed[chosen])  # twice as fast as a deep copy
+            self._composed[chosen] = made
+        # A pickle would be copied twice as fast, but not all that plugins put here can be pickled.
+        point = copy.deepcopy(self._composed[chosen])
         ConfigLoaderImpl._apply_overrides_to_config(values, point)
         own = [override for override in parsed if not override.is_hydra_override()]
         point.hydra.overrides.task = [override.input_line for override in own]
