@@ -10,11 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from patchcore.cache import replace_with
 from patchcore.data.sample import Sample
 from patchcore.digests import digest
+from patchcore.metrics.sweep import auroc, sweep
 from patchcore.report.cells import harmless
 from patchcore.report.checks import STRUCTURES
 from patchcore.report.folders import PICTURES, Images
@@ -222,19 +223,10 @@ def _check_scores(folder: Path) -> None:
         raise ValueError(f"{len(rows)} rows for {metrics['test_images']} images")
     if not all(math.isfinite(score) for _, score in rows):
         raise ValueError("a score is not finite")
-    told, found = metrics.get("image_auroc"), _auroc(rows)
+    split = [torch.tensor([x for each, x in rows if each == label]).double() for label in (0, 1)]
+    told, found = metrics.get("image_auroc"), float(auroc(sweep(*split)))
     if told is not None and not math.isclose(told, found, abs_tol=1e-6):
         raise ValueError(f"its image AUROC is {found:.6f}, that of metrics.json {told:.6f}")
-
-
-def _auroc(rows: Sequence[tuple[int, float]]) -> float:
-    """AUROC of scores with their labels: the share of pairs in their right order; else NaN."""
-    nominal = np.sort([score for label, score in rows if not label])
-    anomalous = np.array([score for label, score in rows if label])
-    if not len(nominal) * len(anomalous):
-        return math.nan
-    below = sum(np.searchsorted(nominal, anomalous, side) for side in ("left", "right")) / 2
-    return float(np.mean(below) / len(nominal))
 
 
 def _check_provenance(folder: Path) -> None:

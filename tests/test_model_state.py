@@ -164,7 +164,7 @@ def test_a_state_of_another_size_replaces_memory_and_index() -> None:
     large.load_state_dict(small.state_dict())
     assert len(large.memory) == len(small.memory) < 10 and large.coreset is None
     assert_equal(large(batch), small(batch))
-    # Of the same size it is copied into the old memory: what was made of that is stale.
+    # A memory of the same size is copied into the old one: what was made of that is stale.
     one, other = (PatchCore(coreset=RandomConfig(count=9)).fit(images(4, s)) for s in (0, 3))
     other(batch)
     other.load_state_dict(one.state_dict())

@@ -6,11 +6,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
-from patchcore import resume
 from patchcore.data.sample import Sample
 from patchcore.report.folders import Images
 from patchcore.resume import (
@@ -111,14 +108,6 @@ def test_damaged_results_are_told_and_not_taken_over(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert finished.find("a1") == other.resolve()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_the_auroc_of_kept_scores_is_the_metrics_own(seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    labels, scores = draw.integers(0, 2, 40), draw.integers(0, 9, 40).astype(float)  # with ties
-    found = resume._auroc(list(zip(labels.tolist(), scores.tolist(), strict=True)))
-    assert found == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
 @pytest.mark.parametrize("file", [FINGERPRINT_FILE, PROVENANCE_FILE])

@@ -134,12 +134,12 @@ def shared_rounds(
     counts = torch.empty(2 * _LEVELS, dtype=torch.int32, device=best.device)
     inside = torch.empty(triton.cdiv(n, _BLOCK), dtype=torch.int32, device=best.device)
     mine = torch.empty_like(lane)  # places of own points in the pool
+    keys = partial(_keys, blur=blur)
     made, seen = 0, None
     while True:
         if pool < len(space):
             mine.fill_(-1)
             _select(best, counts, inside, mine, state, blur, pool)
-            keys = partial(_keys, blur=blur)
             candidates, reach, held, outside = space.pooled(mine, best, floor, pool, keys)
             floor.copy_(outside)
             state[_SIZE.value : _SIZE.value + 1] = held
@@ -198,7 +198,7 @@ def _select(
 
 def _keys(best: Tensor, blur: float) -> Tensor:
     """Fine levels of squared distances, as the kernels see them; -1 where not above `blur`."""
-    lowest = best.new_tensor(blur).view(torch.int32)
+    lowest = int(np.float32(blur).view(np.int32))
     keys = (best.view(torch.int32) - lowest).clamp(max=(_LEVELS << _SHIFT) - 1) >> _FINE
     return torch.where(best > blur, keys, -1)
 

@@ -80,17 +80,16 @@ class LocalIndex(TorchIndex):
         distances = torch.empty(len(queries), neighbours, device=queries.device)
         found = torch.empty(len(queries), neighbours, device=queries.device, dtype=torch.int64)
         for block in self._blocks(places, image, among):
-            mask = among if among is None else among[image[block].unique()]  # (b, M)
+            asked = image[block].unique()  # (b,)
+            mask = None if among is None else among[asked]  # (b, M)
             near = self._near(places[block], None if reach is None else reach[block], mask)
-            part = _Part(self, near)
+            part, around = _Part(self, near), self.places[near]
+            # The rows near one image are all among its own.
+            own = None if among is None or len(asked) == 1 else among[:, near]  # (B, m)
             for some in block.split(part.at_once):
-                allowed = None
-                if reach is not None:
-                    allowed = _within(places[some], self.places[near], reach[some])
-                if mask is not None and len(mask) > 1:
-                    assert among is not None
-                    own = among[:, near][image[some]]  # (q, m)
-                    allowed = own if allowed is None else allowed & own
+                allowed = None if reach is None else _within(places[some], around, reach[some])
+                if own is not None:
+                    allowed = own[image[some]] if allowed is None else allowed & own[image[some]]
                 distances[some], found[some] = part.search(queries[some], neighbours, allowed)
         return distances, found
 
@@ -142,8 +141,8 @@ class LocalIndex(TorchIndex):
         flags = torch.ones_like(self.places[None, :, 0]) if among is None else among.long()
         cell = self.places[:, 0] * width + self.places[:, 1]  # (M,)
         held = flags.new_zeros(len(flags), height * width).index_add_(1, cell, flags).cpu()
+        # Sums over all places above and left.
         total = torch.zeros(len(flags), height + 1, width + 1, dtype=torch.int64)
-        # Of all places above and left.
         total[:, 1:, 1:] = held.view(-1, height, width).cumsum(1).cumsum(2)
         reach = torch.full((len(flags), height, width), self._radius)
         row, column = torch.arange(height), torch.arange(width)
