@@ -491,8 +491,6 @@ def test_a_points_settings_are_those_that_hydra_composes(
 
 def test_points_that_choose_alike_are_composed_once(composing: tuple[Any, Any]) -> None:
     loader, master = composing
-    points = pickle.loads(pickle.dumps(Points(loader)))
-    assert points is not loader
     points = Points(loader)
     read = ConfigLoaderImpl.load_sweep_config
     with mock.patch.object(ConfigLoaderImpl, "load_sweep_config", autospec=True) as composed:
@@ -502,6 +500,9 @@ def test_points_that_choose_alike_are_composed_once(composing: tuple[Any, Any]) 
                 points.load_sweep_config(master, [mapping, f"patch.size={size}"])
     assert composed.call_count == 2
     assert points.list_groups("backbone") == loader.list_groups("backbone")
+    elsewhere = pickle.loads(pickle.dumps(points))  # as joblib sends it
+    assert isinstance(elsewhere, Points) and not elsewhere._composed
+    assert elsewhere.load_sweep_config(master, ["seed=7"]).seed == 7
 
 
 def test_settings_of_points_that_have_ended_are_let_go(root: Path, tmp_path: Path) -> None:
