@@ -61,7 +61,7 @@ class RunFolder:
         self.path = Path(path)
         self.new = self.path / UNFINISHED
         self._lock = FileLock(self.path / _LOCK)
-        self._earlier: set[str] = set()
+        self._earlier: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> "RunFolder":
         """Lock the folder and finish what a killed process has left.
@@ -74,7 +74,7 @@ class RunFolder:
         try:
             settle(self.path)
             self.clear()
-            self._earlier = set(self._beside())
+            self._earlier = self._beside()
             when = time.strftime("%Y-%m-%d %H:%M:%S")
             (self.path / _OWNER).write_text(f"{os.getpid()} {socket.gethostname()} {when}\n")
         except BaseException:
@@ -93,11 +93,13 @@ class RunFolder:
     def commit(self) -> None:
         """Replace the results in the folder by the new ones."""
         names = sorted(str(path.relative_to(self.new)) for path in _files(self.new))
-        names += [name for name in self._beside() if name not in self._earlier]
-        # Trackers of earlier runs go with the earlier results.
-        earlier = [str(path.relative_to(self.path)) for path in _results(self.path)]
-        _list(self.path, sorted({*earlier, *self._earlier}))
-        _list(self.new, names)
+        # What trackers have written anew stays, under whatever name: W&B tells runs apart by the
+        # second in which they began. What they wrote earlier goes with the earlier results.
+        beside = self._beside()
+        tracked = {name for name in beside if beside[name] != self._earlier.get(name)}
+        earlier = {str(path.relative_to(self.path)) for path in _results(self.path)}
+        _list(self.path, sorted((earlier | set(self._earlier)) - tracked))
+        _list(self.new, [*names, *sorted(tracked)])
         for path in _files(self.new):
             _flush(path)
         _flush(self.new)
@@ -105,9 +107,14 @@ class RunFolder:
         _flush(self.path)
         settle(self.path)
 
-    def _beside(self) -> list[str]:
-        """Files that trackers have put into the folder itself."""
-        return sorted(str(path.relative_to(self.path)) for path in _files(self.path / BESIDE))
+    def _beside(self) -> dict[str, tuple[int, int]]:
+        """Files that trackers have put into the folder itself, with inode and time of writing."""
+        found = {}
+        for path in _files(self.path / BESIDE):
+            with contextlib.suppress(FileNotFoundError):  # one that a tracker is done with
+                state = path.lstat()
+                found[str(path.relative_to(self.path))] = (state.st_ino, state.st_mtime_ns)
+        return found
 
     def _acquire(self) -> None:
         try:

@@ -75,6 +75,27 @@ def test_new_results_replace_the_old_ones_and_nothing_else(tmp_path: Path) -> No
     assert visible(tmp_path) == NEW | OTHERS and not (tmp_path / "csv").exists()
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_trackers_run_that_takes_an_earlier_ones_name_stays(
+    tmp_path: Path, finished: bool
+) -> None:
+    same, other = tmp_path / "wandb/run-a/run.wandb", tmp_path / "wandb/run-b/run.wandb"
+    with RunFolder(tmp_path) as place:
+        write(tmp_path, {"wandb/run-a/run.wandb": "old", "wandb/run-b/run.wandb": "old"})
+        if finished:
+            write(place.new, {"metrics.json": "old"})
+            place.commit()
+    for path in (same, other):
+        os.utime(path, (1, 1))
+    for content in ("new", "newer"):
+        with RunFolder(tmp_path) as place:
+            write(place.new, {"metrics.json": content})
+            write(tmp_path, {"wandb/run-a/run.wandb": content})  # in the same second
+            place.commit()
+        os.utime(same, (2, 2))
+        assert same.read_text() == content and not other.exists()
+
+
 def test_without_a_list_only_a_runs_own_names_are_removed(tmp_path: Path) -> None:
     earlier(tmp_path)
     (tmp_path / ".contents").unlink()  # as earlier versions left it
