@@ -68,11 +68,13 @@ class RunFolder:
 
         Raises:
             InUseError: Another process runs there; it is named.
+            InputError: The folder holds files of the same names that are not of a run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
         try:
             settle(self.path)
+            self._reject_others()
             self.clear()
             self._earlier = self._beside()
             when = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -106,6 +108,16 @@ class RunFolder:
         self.new.rename(self.path / FINISHED)
         _flush(self.path)
         settle(self.path)
+
+    def _reject_others(self) -> None:
+        """Refuse a folder with files that no run wrote and a run would replace."""
+        if (self.path / CONTENTS).exists() or _results(self.path):
+            return
+        if others := [name for name in _EARLIER if os.path.lexists(self.path / name)]:
+            raise InputError(
+                f"{self.path / others[0]}: would be replaced, but is not of a run: give another "
+                "folder (hydra.run.dir or hydra.sweep.dir), or move the file"
+            )
 
     def _beside(self) -> dict[str, tuple[int, int]]:
         """Files that trackers have put into the folder itself, with inode and time of writing."""

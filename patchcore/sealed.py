@@ -110,7 +110,9 @@ def read_description(path: Path, newest: int) -> dict[str, Any]:
         number = found["format"]
     except (yaml.YAMLError, TypeError, ValueError, KeyError, RecursionError) as error:
         raise InputError(f"{path}: is not understood ({type(error).__name__})") from error
-    if not isinstance(number, int) or number > newest:
+    if type(number) is not int or number < 1:
+        raise InputError(f"{path}: is of format {number!r}, which never was: {REMEDY}")
+    if number > newest:
         raise InputError(
             f"{path}: is of format {number}, and this version reads up to {newest}: install a "
             "newer patchcore"

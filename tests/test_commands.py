@@ -379,6 +379,9 @@ def refused(done: Outcome, folder: Path) -> str:
     "overrides, message",
     [
         (["coreset.ratio=2"], "coreset.ratio must be in (0, 1], got 2.0"),
+        (["figures=5"], "figures: must be true or false, got 5"),
+        (["artifact.weights=2.5"], "artifact.weights: must be true or false, got 2.5"),
+        (["index.gpu=2"], "index.gpu: must be true or false, got 2"),
         (["layers.names=[layer9]"], "layers.names: the network has no module 'layer9'; did you"),
         (["layers.names=['7']"], "layers.names: the network has no hierarchy level 7; its levels"),
         (["backbone.name=resnet19"], "backbone.name: timm has no network 'resnet19'; did you mean"),
@@ -459,6 +462,22 @@ def test_a_truncated_test_image_is_all_that_the_installed_command_says(tmp_path:
     assert warning.startswith("warning: backbone resnet18 has random weights")
     assert mistake.startswith(f"error: {culprit}: cannot be read as an image")
     assert not list(tmp_path.rglob("metrics.json")) and not list(tmp_path.rglob("scores.csv"))
+
+
+def test_a_folder_that_cannot_be_made_is_named(root: Path) -> None:
+    done = train(Path("/proc/none"), *nut(root))
+    assert done.code == 1 and "Traceback" not in done.err
+    told = "error: hydra.run.dir: /proc/none: no folder can be made there: choose another\n"
+    assert done.err == told
+
+
+def test_closed_streams_are_no_error(tmp_path: Path) -> None:
+    """Whatever the command then opens gets another number than the screen's."""
+    program = "from patchcore.commands import main; main()"
+    command = [sys.executable, "-c", program, "train", "--cfg", "job"]
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(["bash", "-c", f'"$@" {closed}', "bash", *command], check=False)
+        assert done.returncode == 0, closed
 
 
 def test_a_misspelt_option_is_all_that_is_said_and_leaves_nothing(

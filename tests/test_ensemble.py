@@ -217,6 +217,63 @@ def test_prediction_is_the_mean_of_what_the_members_say(fitted: Ensemble) -> Non
     assert torch.equal(prediction.nearest, first.nearest)
 
 
+@pytest.mark.parametrize("columns, rows", [(24, 64), (40, 36)])
+def test_a_pixel_counts_if_it_counts_with_all_members(
+    fitted: Ensemble, columns: int, rows: int
+) -> None:
+    """The first member does not see the left of the second image, the second one its top."""
+    batches = images(3, 48, seed=1), images(3, 64, seed=1)
+    inside = torch.ones(3, 48, 48, dtype=torch.bool), torch.ones(3, 64, 64, dtype=torch.bool)
+    inside[0][1, :, :columns] = False
+    inside[1][1, :rows] = rows == 64  # 64: all of it
+    prediction = fitted(list(batches), list(inside))
+    singles = [
+        model.score(model.embed(batch, own), (48, 48))
+        for model, batch, own in zip(fitted.members, batches, inside, strict=True)
+    ]
+    scales = fitted.scales
+    scores = torch.stack([s.scores(x.score) for s, x in zip(scales, singles, strict=True)])
+    assert torch.allclose(prediction.score, scores.mean(0), rtol=1e-4)
+    maps = torch.stack([s.maps(x.map) for s, x in zip(scales, singles, strict=True)]).mean(0)
+    grids = [~x.patch_score.isnan() for x in singles]
+    assert [tuple(grid.shape[1:]) for grid in grids] == [(6, 6), (16, 16)]
+    for y in range(0, 48, 5):
+        for x in range(0, 48, 5):
+            seen = torch.stack(
+                [grid[:, y * len(grid[0]) // 48, x * len(grid[0]) // 48] for grid in grids]
+            )
+            expected = torch.where(seen.all(0), maps[:, y, x], 0)
+            assert torch.allclose(prediction.map[:, y, x], expected, rtol=1e-3, atol=1e-4)
+    for y in range(6):
+        for x in range(6):
+            seen = torch.stack(
+                [grid[:, y * len(grid[0]) // 6, x * len(grid[0]) // 6] for grid in grids]
+            )
+            assert torch.equal(~prediction.patch_score[:, y, x].isnan(), seen.all(0))
+    alone = anomaly_maps(singles[1].patch_score, (6, 6), 0)  # without smoothing
+    both = scales[0].maps(singles[0].patch_score) + scales[1].maps(alone)
+    counted = ~prediction.patch_score.isnan()
+    assert counted[[0, 2]].all() and not counted[1].all()
+    assert torch.allclose(prediction.patch_score[counted], both[counted] / 2, rtol=1e-3, atol=1e-4)
+
+
+def test_memories_are_those_of_all_members(fitted: Ensemble) -> None:
+    first, second = fitted.members
+    assert sorted(fitted.memories) == ["0.memory", "1.memory"]
+    for number, model in enumerate(fitted.members):
+        (own,) = model.memories.values()
+        assert torch.equal(fitted.memories[f"{number}.memory"], own)
+    assert fitted.memory_patches == first.memory_patches + second.memory_patches
+
+
+def test_every_member_has_a_scale() -> None:
+    scales = [Scale(1.0, 2.0, 3.0, 4.0), Scale(10.0, 0.5, 20.0, 1.0)]
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        combined_scores([torch.ones(1)], scales)
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        combined_maps([torch.ones(1, 2, 2)], scales)
+
+
 def test_scales_are_those_of_the_members_own_memories(fitted: Ensemble) -> None:
     for model, side, scale in zip(fitted.members, (48, 64), fitted.scales, strict=True):
         features = model.embed(images(4, side)).flatten(1, 2)  # (4, P, D)

@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 
+from patchcore.errors import InputError
 from patchcore.runfolder import InUseError, RunFolder, settle, unfinished
 
 OLD = {
@@ -104,12 +105,18 @@ def test_without_a_list_only_a_runs_own_names_are_removed(tmp_path: Path) -> Non
         place.commit()
     kept = OTHERS | {"csv/metrics.csv": "old"}
     assert visible(tmp_path) == kept | {"metrics.json": "new"}
-    own = tmp_path / "own"
-    write(own, {"config.yaml": "mine", "scores.csv": "mine"})  # nobody's run
-    with RunFolder(own) as place:
-        write(place.new, {"metrics.json": "new"})
-        place.commit()
-    assert visible(own) == {"config.yaml": "mine", "scores.csv": "mine", "metrics.json": "new"}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "scores.csv", "figures/curves.png"])
+def test_a_folder_with_files_that_are_not_of_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    write(tmp_path, {name: "mine", "notes.txt": "mine"})
+    told = rf"^{tmp_path}/{name}: would be replaced"
+    with pytest.raises(InputError, match=told), RunFolder(tmp_path):
+        pass
+    assert visible(tmp_path) == {name: "mine", "notes.txt": "mine"} and not unfinished(tmp_path)
+    (tmp_path / name).unlink()
+    earlier(tmp_path)  # the lock was released
+    assert visible(tmp_path).items() >= OLD.items()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])

@@ -11,6 +11,7 @@ from patchcore.scoring import (
     Distance,
     ScoringConfig,
     anomaly_maps,
+    cell_pixels,
     comparable,
     highest,
     neighbourhood_weight,
@@ -25,6 +26,17 @@ def test_patch_scores_average_the_chosen_distance() -> None:
     for distance, expected in (("euclidean", [3, 2]), ("squared", [10, 5]), ("cosine", [5, 2.5])):
         scores = patch_scores(squared, ScoringConfig(distance=Distance[distance]))
         assert scores.tolist() == [expected]
+
+
+@pytest.mark.parametrize("size", [(7, 11), (3, 5), (2, 4), (12, 40)])
+def test_a_pixel_counts_with_the_cell_that_it_lies_in(size: tuple[int, int]) -> None:
+    counts = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    pixels = cell_pixels(counts, size)
+    assert pixels.shape == (2, *size)
+    for y in range(size[0]):
+        for x in range(size[1]):
+            cell = counts[:, y * 3 // size[0], x * 5 // size[1]]
+            assert torch.equal(pixels[:, y, x], cell)
 
 
 @pytest.mark.parametrize("b", [0, 2, 9])

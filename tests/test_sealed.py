@@ -49,9 +49,10 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     seal(tmp_path / "a", format=2)
     with pytest.raises(InputError, match=r"about.yaml: is of format 2, and .* up to 1: install"):
         read_sealed(tmp_path / "a", NAME, newest=1)
-    with pytest.raises(InputError, match=r"about.yaml: is of format text"):
-        seal(tmp_path / "a", format="text")
-        read_sealed(tmp_path / "a", NAME, newest=1)
+    for wrong in ("text", -1, 0, True, 1.0, None):
+        seal(tmp_path / "a", format=wrong)
+        with pytest.raises(InputError, match=rf"about.yaml: is of format '?{wrong}'?, which never"):
+            read_sealed(tmp_path / "a", NAME, newest=1)
     with pytest.raises(InputError, match=r"^.*a: details must be plain values"):
         seal(tmp_path / "a", path=Path("x"))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -47,6 +47,7 @@ _watched = False  # whether this launcher's process ends with the command
 
 def main() -> None:
     """Entry point: `patchcore COMMAND …`."""
+    open_streams()
     command, *rest = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
         print(usage())
@@ -72,6 +73,19 @@ def main() -> None:
             load(f"patchcore.commands.{command}").main()
     except Stopped as stop:
         end(stop)
+
+
+def open_streams() -> None:
+    """Open what the caller has closed of stdin, stdout and stderr, so that libraries find them.
+
+    Output to them is discarded, and no other file gets their numbers.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def usage() -> str:

@@ -6,9 +6,11 @@ Options and choices of earlier versions are among them: they are told with their
 import errno
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from types import TracebackType
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -166,6 +168,8 @@ def _of_the_machine(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno in _DISK:
         place = error.filename or "the folder of the results"
         return f"{place}: {error.strerror}: make room or choose another folder"
+    if isinstance(error, FileNotFoundError) and _makes_a_folder(error.__traceback__):
+        return f"{error.filename}: no folder can be made there: choose another"
     words = " ".join(str(error).split())
     if isinstance(error, RuntimeError) and "DataLoader worker" in words:
         return (
@@ -183,6 +187,11 @@ def _of_the_machine(error: Exception) -> str | None:
             "coreset.ratio"
         )
     return None
+
+
+def _makes_a_folder(trace: TracebackType | None) -> bool:
+    *_, last = traceback.walk_tb(trace)
+    return last[0].f_code.co_name in ("mkdir", "makedirs")
 
 
 def no_such_option(key: str, parent: Any) -> str:

@@ -14,11 +14,13 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
+from omegaconf import BooleanNode, DictConfig, OmegaConf
 
 from patchcore.commands.groups import SCHEMAS
 from patchcore.commands.mistakes import image_successor, renamed
+from patchcore.config import Config
 from patchcore.data.sample import Category
 from patchcore.errors import InputError, printable
 from patchcore.keeping import Keep
@@ -163,6 +165,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
         if told := renamed(override.key_or_group, argument.partition("=")[2]):
             raise InputError(told)
     for argument, override in given:
+        _check_switch(override)
         if override.is_sweep_override():
             if not several and override.is_choice_sweep():
                 raise InputError(_one_or_several(argument))
@@ -232,6 +235,32 @@ def _one_or_several(argument: str) -> str:
         f"{quoted(argument)}; a list is '{key}=[{value}]'; --multirun tries the values one after "
         "another"
     )
+
+
+def _check_switch(override: Override) -> None:
+    """Refuse a number where true or false belongs; OmegaConf takes all but 0 for true."""
+    value = override.value()
+    for each in value.list if isinstance(value, ChoiceSweep) else [value]:
+        number = isinstance(each, int | float) and each not in (0, 1)
+        if number and override.key_or_group in set(_switches()):
+            raise InputError(f"{override.key_or_group}: must be true or false, got {each}")
+
+
+def _switches() -> Iterator[str]:
+    """Keys of the settings that are true or false."""
+    yield from _below(OmegaConf.structured(Config), "")
+    for group, kinds in SCHEMAS.items():
+        for kind in kinds.values():
+            yield from _below(OmegaConf.structured(kind), f"{group}.")
+
+
+def _below(settings: DictConfig, prefix: str) -> Iterator[str]:
+    for key in map(str, settings):
+        node = settings._get_node(key)
+        if isinstance(node, BooleanNode):
+            yield f"{prefix}{key}"
+        elif isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _below(node, f"{prefix}{key}.")
 
 
 def _check_choice(override: Override, argument: str) -> None:

@@ -152,6 +152,25 @@ def no_category(root: Path, category: str, there: Iterable[str], layout: str) ->
     return InputError(message)
 
 
+def listed(table: Path, root: Path, name: str, folder: Path) -> Path:
+    """Return the file `root / name`, which a table lists among those of a category.
+
+    Args:
+        folder: Folder of the category.
+
+    Raises:
+        InputError: It is missing, or not below the folder.
+    """
+    path = root / name
+    if ".." in Path(name).parts or not path.is_relative_to(folder):
+        raise InputError(
+            f"{table}: lists {printable(name)}, which is not below {folder}; restore the file"
+        )
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, though {table} lists it; restore it")
+    return path
+
+
 def _same_number(one: str, other: str) -> bool:
     try:
         return float(one) == float(other)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from patchcore.data.files import Files
-from patchcore.data.layout import by_folder, find_root, marks, no_category
+from patchcore.data.layout import by_folder, find_root, listed, marks, no_category
 from patchcore.data.sample import Category, DataConfig, Sample, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.errors import InputError, printable
@@ -133,11 +133,13 @@ def _sample(folder: Path, table: Path, entry: Any) -> Sample:
             f"{table}: an entry has no image_path and anomaly_class: {printable(str(entry)[:80])}; "
             "restore the file"
         )
+    if (category := entry.get("category", folder.name)) != folder.name:
+        raise InputError(
+            f"{table}: an entry is of the category {printable(str(category)[:80])}; restore the "
+            "file"
+        )
     names = [values[0], *filter(None, [entry.get("mask_path")])]
-    paths = [folder / str(name) for name in names]
-    for path in paths:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file, though {table} lists it; restore it")
+    paths = [listed(table, folder, str(name), folder) for name in names]
     mask = paths[1] if paths[1:] else None
     if values[1] != "OK":
         return Sample(paths[0], 1, printable(values[1]), mask)

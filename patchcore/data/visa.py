@@ -17,7 +17,14 @@ from typing import ClassVar
 
 from patchcore.data import mvtec
 from patchcore.data.files import Files
-from patchcore.data.layout import find_category, find_root, marks, no_category, read_category
+from patchcore.data.layout import (
+    find_category,
+    find_root,
+    listed,
+    marks,
+    no_category,
+    read_category,
+)
 from patchcore.data.sample import Category, DataConfig, Masks, Sample, Split
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
@@ -119,10 +126,8 @@ def _rows(table: Path) -> list[dict[str, str]]:
 
 
 def _sample(root: Path, row: dict[str, str]) -> Sample:
-    files = [root / row[key] for key in ("image", "mask") if row[key]]
-    for path in files:
-        if not path.is_file():
-            raise InputError(f"{path}: no such file, though {root / TABLE} lists it; restore it")
+    folder = root / row["object"]
+    files = [listed(root / TABLE, root, row[key], folder) for key in ("image", "mask") if row[key]]
     mask = Masks((files[1],), labels=True) if row["mask"] else None
     if row["label"] == "anomaly":
         return Sample(files[0], 1, "anomaly", mask)
