@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from patchcore.errors import InputError
-from patchcore.writing import complete
+from patchcore.writing import complete, fitting
 
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
@@ -67,12 +67,13 @@ class Pictures:
 def picture_path(folder: Path, image: Path, ending: str) -> Path:
     """Path of an image's picture: that of the image, extension included, below `folder`.
 
-    No two images share one, and none lies outside: `..` becomes `__`, and a root is left out.
+    No two images share one, and none lies outside: `..` becomes `__`, and a root is left out. Names
+    that would be too long are shortened: see `patchcore.writing.fitting`.
     """
     parts = ["__" if part == ".." else part for part in image.parts]
     if image.anchor:
         parts[0] = image.anchor.strip("\\/:") or "_"
-    return folder.joinpath(*parts[:-1], parts[-1] + ending)
+    return folder.joinpath(*parts[:-1], fitting(parts[-1], ending))
 
 
 def map_png(values: Map) -> bytes:

@@ -1,11 +1,36 @@
 """Files that appear when they are complete: a failure leaves what was there before."""
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+LONGEST = 255
+"""Bytes of a file's name that file systems allow."""
+
+
+def fitting(name: str, ending: str) -> str:
+    """Return `name + ending`, where the name is shortened if file systems would find it too long.
+
+    A shortened name has a digest of the whole one, so that no two become the same.
+
+    >>> fitting("0001.png", ".overlay.png")
+    '0001.png.overlay.png'
+    """
+    room = LONGEST - len(os.fsencode(ending))
+    whole = os.fsencode(name)
+    if len(whole) > room:
+        mark = f"~{hashlib.sha256(whole).hexdigest()[:16]}"
+        name = _cut(name, room - len(mark)) + mark
+    return name + ending
+
+
+def _cut(name: str, size: int) -> str:
+    """First characters of a name, of so many bytes at most."""
+    return os.fsencode(name)[:size].decode("utf-8", "ignore")
 
 
 @contextmanager
@@ -25,7 +50,7 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
             yield file
         return
     path = path.resolve()  # of a link, what it leads to is replaced
-    part = path.with_name(f".{path.name[:200]}-{uuid.uuid4().hex}.part")
+    part = path.with_name(f".{_cut(path.name, 200)}-{uuid.uuid4().hex}.part")
     try:
         with part.open(mode.replace("w", "x"), **options) as file:
             yield file

@@ -525,6 +525,16 @@ def test_a_metric_is_declared_once_with_all_that_is_told_of_it() -> None:
     }
     assert all(METRICS[key].compute for key in (*IMAGE_KEYS, *PIXEL_KEYS, *MAP_KEYS))
     assert {(m.unit, m.scale) for m in METRICS.values() if m.scale != 1} == {("MB", 1e-6)}
+    costs = {"seconds", "milliseconds_per_image", "memory_bytes"}
+    assert {key for key, measure in METRICS.items() if measure.cost} == costs
+    assert {key for key, measure in METRICS.items() if measure.main} == {
+        *("image_auroc", "pixel_auroc", "aupro")
+    }
+    free = {"image_threshold", "decision_threshold", "decision_pixel_threshold"}
+    for key, measure in METRICS.items():
+        assert measure.low == (-math.inf if key in free else 0), key
+        bounded = not (measure.whole or measure.unit or key in free)
+        assert measure.high == (1 if bounded else math.inf), key
 
 
 def test_a_metric_of_another_version_is_its_words_alone() -> None:

@@ -426,6 +426,19 @@ def test_pictures_lie_below_their_folder() -> None:
         assert picture_path(folder, Path(image), ".x") == Path(expected)
 
 
+@pytest.mark.parametrize("letter", ["a", "é", "面"])
+def test_pictures_of_the_longest_names_have_names_of_their_own(letter: str, tmp_path: Path) -> None:
+    stem = letter * (248 // len(letter.encode()))  # with its ending 255 bytes at most
+    names = [f"{stem}a.png", f"{stem}b.png", "a.png"]
+    for name in names:
+        (tmp_path / name).touch()
+        with complete(picture_path(tmp_path, Path(name), ".overlay.png")) as file:
+            file.write(name.encode())
+    found = {path.read_bytes().decode() for path in tmp_path.glob("*.png.overlay.png")}
+    cut = {path.read_bytes().decode() for path in tmp_path.glob("*~*.overlay.png")}
+    assert (found, cut) == ({"a.png"}, set(names[:2]))
+
+
 # --- files ------------------------------------------------------------------------------------
 
 

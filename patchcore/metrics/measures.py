@@ -105,9 +105,9 @@ def false_rate(title: str) -> Measure:
     return Measure(title, "decision", better="low", low=0, high=1, decimals=4)
 
 
-def promise(title: str, high: float = 1.0) -> Measure:
+def promise(title: str, low: float = 0.0, high: float = 1.0) -> Measure:
     """Declare what is told of the threshold from nominal images before any test; never ranked."""
-    return Measure(title, "decision", better="", high=high, decimals=4)
+    return Measure(title, "decision", better="", low=low, high=high, decimals=4)
 
 
 def duration(title: str, unit: str, objective: bool = False, cost: bool = False) -> Measure:
@@ -140,13 +140,13 @@ METRICS = {
         "errors at full recall", "images", lambda counts, _: errors_at_full_recall(counts)
     ),
     # With `decision.false_alarms`: patchcore.decision explains and computes them.
-    "decision_threshold": promise("image threshold from nominal images", high=math.inf),
+    "decision_threshold": promise("image threshold from nominal images", -math.inf, math.inf),
     "decision_rate": promise("guaranteed false-alarm rate"),
     "decision_rate_low": promise("its 95 % interval, lower end"),
     "decision_rate_high": promise("its 95 % interval, upper end"),
     "decision_recall": rate("recall at the nominal threshold", "decision", objective=False),
     "decision_false_alarms": false_rate("false-alarm rate at the nominal threshold"),
-    "decision_pixel_threshold": promise("pixel threshold from nominal images", high=math.inf),
+    "decision_pixel_threshold": promise("pixel threshold from nominal images", -math.inf, math.inf),
     "decision_pixel_rate": promise("guaranteed share of a nominal image's pixels"),
     "decision_pixel_recall": rate(
         "pixel recall at the nominal threshold", "decision", objective=False
