@@ -1,3 +1,4 @@
+import math
 import os
 import shutil
 import stat
@@ -20,10 +21,13 @@ from patchcore.cache import (
     Precision,
     Store,
     replace_with,
+    timed,
+    took,
 )
 from patchcore.commands.cache import main as cache_command
 from patchcore.digests import digest, file_digest, tensors_digest
 from patchcore.errors import InputError
+from patchcore.settings import effective
 from tests.processes import forkserver
 
 
@@ -224,6 +228,23 @@ def test_layer_maps_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert MapCache(Store(tmp_path), "network", Precision.bfloat16).get(["a", "b"]) is None
 
 
+def test_an_entry_tells_how_long_its_content_took(tmp_path: Path) -> None:
+    cache = MapCache(Store(tmp_path), "network")
+    cache.put(["a", "b"], layer_maps(2), 3.0)
+    found = cache.get_timed(["a", "b"])
+    assert found is not None and sum(seconds for _, seconds in found) == 3.0
+    for unknown in ({}, {"seconds": torch.zeros(2)}, {"seconds": torch.zeros(0)}):
+        assert math.isnan(took({**unknown}))
+    entry = {"x": torch.zeros(3), **timed(2.5)}
+    assert took(entry) == 2.5 and list(entry) == ["x"]
+
+
+def test_only_rounding_changes_results(tmp_path: Path) -> None:
+    assert effective(CacheConfig(True, str(tmp_path), 3.0)) == {}
+    assert effective(CacheConfig(precision=Precision.bfloat16)) == {}
+    assert effective(CacheConfig(True, precision=Precision.bfloat16)) == {"precision": "bfloat16"}
+
+
 def test_rounded_maps_are_the_same_for_the_run_that_computes_them(tmp_path: Path) -> None:
     cache = MapCache(Store(tmp_path), "network", Precision.bfloat16)
     computed = layer_maps(2)
@@ -290,6 +311,7 @@ def test_an_entry_under_anothers_name_is_noticed(tmp_path: Path) -> None:
         {"0": torch.zeros(5, 4, 3)},  # a layer less
         {"0": torch.zeros(5, 4, 3), "1": torch.zeros(2, 2, 8)},  # other channels
         {"0": torch.zeros(5, 4, 3), "1": torch.zeros(2, 7)},
+        {"0": torch.zeros(5, 4, 3), "1": torch.zeros(1, 2, 2, 7)},
         {"0": torch.zeros(5, 4, 3), "1": torch.zeros(2, 2, 7, dtype=torch.int32)},
         {"0": torch.zeros(4, 4, 3), "1": torch.zeros(2, 2, 7)},  # unlike the batch's first
         {"0": torch.zeros(5, 4, 3), "one": torch.zeros(2, 2, 7)},
