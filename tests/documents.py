@@ -29,6 +29,24 @@ def blocks(text: str, language: str) -> list[str]:
     return [content for name, content in FENCE.findall(text) if name == language]
 
 
+def unlike_rows(text: str) -> list[str]:
+    """Rows of Markdown tables with more or fewer cells than the header; headers without a table."""
+    found, fenced = [], False
+    above: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        fenced ^= line.startswith("```")
+        if line.startswith("|") and not fenced:
+            above.append(line)
+            continue
+        cells = [len(re.split(r"(?<!\\)\|", row.strip().strip("|"))) for row in above]
+        underlined = [re.fullmatch(r"[|: -]*-[|: -]*", row) is not None for row in above]
+        if above and (len(above) < 3 or not underlined[1]):
+            found.append(above[0])
+        found += [row for row, count in zip(above, cells, strict=True) if count != cells[0]]
+        above = []
+    return found
+
+
 def commands(text: str) -> Iterator[str]:
     """Lines of all blocks of commands."""
     for block in blocks(text, "bash"):

@@ -18,7 +18,7 @@ from patchcore.commands.completion import words as find_words
 from patchcore.commands.overrides import choices
 from patchcore.commands.settings_help import options
 from patchcore.metrics import METRICS
-from tests.documents import blocks, check_command, commands
+from tests.documents import blocks, check_command, commands, unlike_rows
 from tests.images import write_image
 from tests.runs import REPOSITORY
 
@@ -67,6 +67,17 @@ def test_every_command_and_choice_is_in_the_reference(rendered: dict[str, str]) 
     for group in ("data", "coreset", "preset", "experiment", "hydra/launcher"):
         missing = [name for name in choices()[group] if f"| `{name}` | " not in page]
         assert missing == [], group
+
+
+def test_tables_are_whole(rendered: dict[str, str]) -> None:
+    assert unlike_rows("| a | b |\n| --- | --- |\n| 1 | 2 |\n") == []
+    assert unlike_rows("| a | b |\n| --- | --- |\n| 1 | 2 | | 3 | 4 |\n") == ["| 1 | 2 | | 3 | 4 |"]
+    assert unlike_rows("| a | b | | --- | --- |\n| 1 | 2 |\n") != []
+    texts = dict(rendered)
+    for place in ("*.md", ".github/*.md", "experiments/**/*.md", "patchcore/**/*.md"):
+        texts |= {str(path): path.read_text() for path in REPOSITORY.glob(place)}
+    assert texts.keys() >= {str(REPOSITORY / "README.md"), "concepts.md"}
+    assert {name: rows for name, text in texts.items() if (rows := unlike_rows(text))} == {}
 
 
 def test_every_setting_has_help() -> None:
