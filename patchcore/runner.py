@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
@@ -72,7 +70,7 @@ from patchcore.training import (
     take_part,
     test,
 )
-from patchcore.yaml_text import read_settings, write_settings
+from patchcore.yaml_text import settings_in, write_settings
 
 
 @dataclass
@@ -183,7 +181,7 @@ def _run_in(
         wanted += config.artifact.files(len(config.members()))
         source = finished.find(name, wanted, folder)
         source = source if source is not None and is_whole(source) else None
-    if source == folder.resolve() and _settings_in(folder) == settings:
+    if source == folder.resolve() and settings_in(folder) == settings:
         return f"finished before, in {source}"
     (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
     (place.new / FINGERPRINT_FILE).write_text(f"{name}\n")
@@ -325,14 +323,6 @@ def take_over(
 
 def _pictures(config: Config) -> list[str]:
     return picture_names(config.figures, bool(config.curve), config.pictures)
-
-
-def _settings_in(folder: Path) -> Any:
-    """The settings of the run in `folder`, or None if they cannot be read."""
-    try:
-        return read_settings((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException):
-        return None
 
 
 def _told(folder: Path) -> tuple[dict[str, Any], list[str], dict[str, Any] | None]:

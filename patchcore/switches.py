@@ -42,12 +42,14 @@ WITHOUT_EFFECT = {
     "barebones",
     "default_root_dir",
     "detect_anomaly",
+    "devices",  # several give the numbers of one
     "enable_autolog_hparams",
     "enable_checkpointing",
     "enable_model_summary",
     "enable_progress_bar",
     "log_every_n_steps",
     "logger",
+    "num_nodes",
     "num_sanity_val_steps",
     "precision",  # identities hold it in its one spelling
     "profiler",

@@ -7,11 +7,13 @@ values that OmegaConf could change or refuse are given to it.
 
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from omegaconf import OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
+from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.errors import InputError
 
@@ -52,6 +54,14 @@ def read_settings(text: str) -> Any:
             raise InputError("YAML tags are not read")
     content = yaml.load(text, _loader(quick))
     return {} if content is None else _as_settings(content)
+
+
+def settings_in(folder: Path) -> Any:
+    """Return the settings of the run in a folder, or None if they cannot be read."""
+    try:
+        return read_settings((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
+        return None
 
 
 def write_settings(settings: dict[str, Any]) -> str:

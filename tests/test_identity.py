@@ -125,6 +125,8 @@ TWO = EnsembleConfig([MemberConfig(image=ImageConfig(32, crop=32)) for _ in rang
         ({"data": FolderConfig(nominal_test="a", seed=1)},
          {"data": FolderConfig(nominal_test="b", test_share=0.5)}),
         ({"trainer": {**TRAINER, "precision": 32, "enable_progress_bar": False}}, {}),
+        ({"trainer": {**TRAINER, "devices": 2, "num_nodes": 3}},
+         {"trainer": {**TRAINER, "devices": 1}}),
         ({"trainer": {**TRAINER, "accelerator": "auto", "log_every_n_steps": 7}},
          {"trainer": {**TRAINER, "accelerator": device_class("auto")}}),
     ],

@@ -19,6 +19,7 @@ from patchcore import GreedyConfig, InputError, load, runner
 from patchcore.artifact import save
 from patchcore.cache import CacheConfig
 from patchcore.commands.overrides import as_typed
+from patchcore.commands.sweep import _setting
 from patchcore.config import Config, Objective
 from patchcore.data.images import read_image
 from patchcore.extend import extend
@@ -283,6 +284,16 @@ def test_the_best_point_alone_keeps_its_model(root: Path, tmp_path: Path) -> Non
     assert f"artifact of the best point: {kept}" in done.out
     paths, expected = zip(*rows(tmp_path / "sweep/1"), strict=True)
     assert scored(kept, paths) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("text", ["{", "artifact: 5", "a: !!python/none", "- 1", "\x00", ""])
+def test_settings_of_a_point_that_cannot_be_read_are_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    assert _setting(tmp_path, "artifact", "keep") is None
+    (tmp_path / "config.yaml").write_text("artifact: {keep: best}")
+    assert _setting(tmp_path, "artifact", "keep") == "best"
+    (tmp_path / "config.yaml").unlink()
+    assert _setting(tmp_path, "artifact") is None
 
 
 POINT = """

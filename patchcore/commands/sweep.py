@@ -28,7 +28,7 @@ from patchcore.errors import InputError
 from patchcore.keeping import FOLDER, holders, numerically
 from patchcore.runfolder import METRICS, InUseError, unfinished
 from patchcore.tracking import track_failure, track_multirun
-from patchcore.yaml_text import read_settings
+from patchcore.yaml_text import settings_in
 
 ERROR_FILE = "error.txt"
 """File in the folder of a point that failed: why, and for anything but bad input the traceback."""
@@ -241,14 +241,13 @@ def _tell_undefined(multirun: Multirun) -> None:
     points = defaultdict(list)
     for point in multirun.points():
         try:
-            record = json.loads((point / METRICS).read_text())
-            wanted = _settings(point)["objectives"]
-        except (OSError, ValueError):
+            record = dict(json.loads((point / METRICS).read_text()))
+            reasons = dict(record.get("undefined", {}))
+        except (OSError, ValueError, TypeError):
             continue
-        for key in wanted:
+        for key in _setting(point, "objectives") or []:
             if key in record and record[key] is None:
-                why = record.get("undefined", {}).get(key, "undefined")
-                points[f"{key}: {why}"].append(point.name)
+                points[f"{key}: {reasons.get(key, 'undefined')}"].append(point.name)
     for reason, names in points.items():
         print(f"failed trials, {reason}: points {', '.join(names)}", file=sys.stderr)
 
@@ -257,7 +256,7 @@ def _tell_best(multirun: Multirun) -> None:
     """Print where the best point's model is, if it alone was to be kept."""
     found = holders(multirun.folder) if os.path.isdir(multirun.folder) else []
     for point in found:
-        if _settings(point)["artifact"]["keep"] == "best":
+        if _setting(point, "artifact", "keep") == "best":
             print(f"artifact of the best point: {point / FOLDER}")
 
 
@@ -304,8 +303,12 @@ def _started(folder: Path) -> list[Path]:
     return sorted(folder.rglob(".hydra/overrides.yaml"), key=numerically)
 
 
-def _settings(point: Path) -> Any:
-    return read_settings((point / "config.yaml").read_text(encoding="utf-8"))
+def _setting(point: Path, *keys: str) -> Any:
+    """Setting of a point, or None if its config.yaml is damaged or lacks the setting."""
+    found = settings_in(point)
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def _refusal(name: str) -> str:
