@@ -71,6 +71,7 @@ def test_intervals_are_those_of_a_naive_bootstrap() -> None:
         assert found[key] == pytest.approx(expected, abs=room), key
         assert found[key][0] < found[key][1]
     assert intervals(nominal, strata) == found != intervals(nominal, strata, seed=1)
+    assert found == intervals(nominal, strata, 1000, 0.95, 0) != intervals(nominal, strata, 999)
     # Strata that never mix: each keeps its number.
     apart = [np.array([5.0] * 3), np.array([-5.0] * 7)]
     assert intervals(np.zeros(10), apart)["image_auroc"] == pytest.approx((0.3, 0.3))

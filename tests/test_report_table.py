@@ -99,6 +99,28 @@ def test_category_that_failed_everywhere_is_still_expected(tmp_path: Path) -> No
     assert not point.value("image_auroc").defined
 
 
+def test_each_data_set_has_a_table_of_its_own(tmp_path: Path) -> None:
+    """Those with a value come first; points are numbered over all of them."""
+    write_run(tmp_path / "0", {"data.split": "known"}, {"pixel_auroc": 0.5})
+    assert read_runs([tmp_path], "pixel_auroc").parts[0].place == 0
+    for i, (split, size) in enumerate((("new", 1), ("new", 3), ("other", 3)), 1):
+        settings = {"data.split": split, "patch.size": size}
+        write_run(tmp_path / str(i), settings, {"image_auroc": 0.5 + i / 10})
+    table = read_runs([tmp_path], "image_auroc")
+    parts = table.parts
+    assert [part.data for part in parts] == [
+        "data.split=new",
+        "data.split=other",
+        "data.split=known",
+    ]
+    assert [(part.number, part.place, part.first) for part in parts] == [
+        *((1, 0, 0), (2, 1, 2), (3, 2, 3))
+    ]
+    assert [list(part.ids.values()) for part in parts] == [[0, 1], [2], [3]]
+    (alone,) = parts[0].parts
+    assert alone is parts[0]
+
+
 def test_other_data_sets_categories_are_not_expected(tmp_path: Path) -> None:
     for name in ("bottle", "cable"):
         write_run(tmp_path / name, {"data.category": name}, {"image_auroc": 0.9})
