@@ -4,9 +4,9 @@
 
 Citation: J. Božič, D. Tabernik, D. Skočaj. Mixed supervision for surface-defect detection: from
 weakly to fully supervised learning. Computers in Industry 129, 2021.
-Layout: `LAYOUT`, 10301 being a number; an image is defective if its mask marks anything. The
-training folder of the archive also holds copies of an image and its mask, named "10301 (copy).png"
-and "10301_GT (copy).png"; such files are passed over.
+Layout: `LAYOUT`, where 10301 is the number of an image. An image is defective if its mask marks
+anything. The training folder of the archive also holds copies of one image and its mask, named
+"10301 (copy).png" and "10301_GT (copy).png"; such files are passed over.
 """
 
 import re
@@ -26,7 +26,7 @@ LAYOUT = "train/10301.png with its mask train/10301_GT.png, test/20000.png with 
 
 @dataclass(kw_only=True)
 class KSDD2Config(DataConfig):
-    """KolektorSDD2 without supervision: its defective training images are left out."""
+    """KolektorSDD2 for training on nominal images: defective training images are left out."""
 
     SOURCE: ClassVar = Source(
         page="https://www.vicos.si/resources/kolektorsdd2",
@@ -37,9 +37,9 @@ class KSDD2Config(DataConfig):
     root: str = setting("data/ksdd2", "folder that holds train and test", effect=False)
 
     def _read(self, files: Files) -> Split:
-        """Nominal images of `train` to train on, all of `test` to test on.
+        """Return the split: nominal images of `train` to train on, all of `test` to test on.
 
-        Every mask is decoded, once a process.
+        Every mask is decoded, once per process.
 
         Raises:
             InputError: root or a folder is missing or empty, a file name is unlike the others, an
