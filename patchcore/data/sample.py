@@ -41,7 +41,7 @@ class Sample:
     defect_type: str = "good"  # "good" for nominal images
     mask: Path | Masks | None = None  # None for nominal images, and for a missing mask
     region: Path | None = None  # file that marks the pixels that count; None: all pixels count
-    category: str = ""  # empty unless the run has several categories
+    category: str = ""  # empty unless `data.category` is a list of names
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ Speed and Low Tolerance", BMVC 2024, and its implementation in anomalib. The per
 (PIMO) curve of an anomalous image plots the share of its anomalous pixels at or above a threshold
 against the false-positive rate of that threshold. This rate is the mean, over the nominal images,
 of the share of their pixels at or above the threshold. The area under the curve is taken over the
-logarithm of the false-positive rate from 1e-5 to 1e-4 and divided by the length of that interval.
+logarithm of the false-positive rate from 1e-5 to 1e-4 and divided by the length of this interval.
 The curve here has a point at every distinct score and is cut exactly at these bounds. anomalib
 takes equally spaced thresholds, and for each bound the nearest of them. Both connect points by
 straight lines. tests/reference.py has the naive version.
