@@ -254,7 +254,7 @@ def _check_count(kind: str, used: int, asked: int) -> None:
     if used != asked:
         raise InputError(
             f"trainer: {used} {kind} images were used, not {asked}: leave out everything that ends "
-            "it early, such as callbacks"
+            "the run early, such as callbacks"
         )
 
 

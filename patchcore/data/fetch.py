@@ -95,7 +95,7 @@ def fetch(
     if folder.exists():
         if lacking := [part for part in archive.holds if not (folder / part).exists()]:
             raise InputError(
-                f"{folder}: is there already, without {', '.join(lacking)}; remove it or give "
+                f"{folder}: exists already, but without {', '.join(lacking)}; remove it or give "
                 "another --root" + (", or fetch these with --category" if not category else "")
             )
         return Fetched(folder, None, verified=False)

@@ -210,7 +210,7 @@ class Files:
             self._passed_over[path] = printable(kind) or "without extension"
             return False
         if not self._unreadable and not os.access(path, os.R_OK):
-            raise InputError(f"{path}: this file may not be read; change its permissions")
+            raise InputError(f"{path}: this file is not readable; change its permissions")
         return True
 
     def _distinct(self, found: Sequence[tuple[bool, str, Path]]) -> list[tuple[bool, str, Path]]:

@@ -84,7 +84,7 @@ class FolderConfig(DataConfig):
             sets["anomalous"], masks, paired = _sort_out(sets["anomalous"], masks, folders)
         for key, images in sets.items():
             advice = "move the masks to a folder of their own" + (
-                ", or name theirs as data.masks" if key == "anomalous" else ""
+                ", or set data.masks to their folder" if key == "anomalous" else ""
             )
             reject_masks(images, folders[key], advice)
         nominal = sets["nominal"]

@@ -59,7 +59,7 @@ def _samples(files: Files, folder: Path) -> list[Sample]:
     for path in images_in(files, folder, LAYOUT):
         match = re.fullmatch(r"(\d+)(_GT)?( \(copy\))?", path.stem)
         if match is None:
-            raise InputError(f"{path}: unlike the other names; remove it, or expected {LAYOUT}")
+            raise InputError(f"{path}: unlike the other names; remove it. Expected: {LAYOUT}")
         if not match[3]:
             known = masks if match[2] else images
             if other := known.get(match[1]):
@@ -68,7 +68,7 @@ def _samples(files: Files, folder: Path) -> list[Sample]:
     if odd := images.keys() ^ masks.keys():
         path = (images | masks)[min(odd)]
         lacks = f"image {min(odd)}" if path in masks.values() else f"mask {min(odd)}_GT"
-        raise InputError(f"{path}: has no {lacks}.png beside it; restore that or remove this")
+        raise InputError(f"{path}: has no {lacks}.png beside it; restore that file or remove this")
     return [
         Sample(path, 1, "defect", masks[name]) if marks(masks[name]) else Sample(path, 0)
         for name, path in sorted(images.items())

@@ -115,7 +115,7 @@ def _numbered(files: Files, video: Path) -> list[tuple[int, Path]]:
         match = re.search(r"\d+$", path.stem)
         if match is None or int(match[0]) in frames:
             raise InputError(
-                f"{path}: the name of a frame should end in its number, which no other has; "
+                f"{path}: the name of a frame should end in a number that no other frame has; "
                 "extract the video anew"
             )
         frames[int(match[0])] = path

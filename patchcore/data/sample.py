@@ -289,7 +289,7 @@ def contaminated(
     if not total:
         raise InputError("data.contamination: there are no anomalous images to move: set it to 0")
     if not moved:
-        raise InputError(f"{told} is not one image; raise it, or set it to 0")
+        raise InputError(f"{told} rounds to 0 images; raise it, or set it to 0")
     if sum(sample.label for sample in moved) >= total:
         raise InputError(
             f"{told} is {count}, which leaves none of the {total} anomalous images to test on; "

@@ -142,8 +142,8 @@ METRICS = {
     # With `decision.false_alarms`: patchcore.decision explains and computes them.
     "decision_threshold": promise("image threshold from nominal images", high=math.inf),
     "decision_rate": promise("guaranteed false-alarm rate"),
-    "decision_rate_low": promise("its 95 % interval, lower end"),
-    "decision_rate_high": promise("its 95 % interval, upper end"),
+    "decision_rate_low": promise("guaranteed rate, lower end of 95 % interval"),
+    "decision_rate_high": promise("guaranteed rate, upper end of 95 % interval"),
     "decision_recall": rate("recall at the nominal threshold", "decision", objective=False),
     "decision_false_alarms": false_rate("false-alarm rate at the nominal threshold"),
     "decision_pixel_threshold": promise("pixel threshold from nominal images", high=math.inf),

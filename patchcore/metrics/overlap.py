@@ -71,8 +71,8 @@ def pimo_areas(
     levels, rates = _rates(maps, high)
     if rates[0] > low * (1 + 1e-9):
         raise UndefinedError(
-            f"AUPIMO begins at a false-positive rate of {low:g}, but a single nominal pixel is "
-            f"already a rate of {rates[0]:.1e}: it needs more nominal images"
+            f"AUPIMO begins at a false-positive rate of {low:g}, but the highest nominal score "
+            f"already has a rate of {rates[0]:.1e}: it needs more nominal images"
         )
     # Between two rates the curve is a straight line over the logarithm of the rate. An anomalous
     # pixel adds the whole width of a step to the area if its score exceeds the step's level, and

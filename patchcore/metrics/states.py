@@ -328,7 +328,7 @@ class MaskCounts(Metric):
             )
         if 2 * most > masked:
             lines.append(
-                f"{most} of {masked} masks mark more than half of their image; if black marks "
-                "their defects, invert them, as white should"
+                f"{most} of {masked} masks mark more than half of their image; if their defects "
+                "are black, invert the masks, as defects should be white"
             )
         return lines
