@@ -1,14 +1,14 @@
-"""A content-addressed store on disk for what sweeps would otherwise compute again and again.
+"""Content-addressed store on disk for intermediate results that several runs need.
 
-Three kinds of entries: `images` (decoded, resized and cropped pixels with their mask), `maps` (a
-backbone's raw layer maps of one image) and `orders` (greedy coreset orders). A key is made from
+There are three kinds of entries: `images` (decoded, resized and cropped pixels with their mask),
+`maps` (a backbone's raw layer maps of one image) and `orders` (coreset orders). A key is made from
 everything that its entry depends on (see `patchcore.identity`), so no entry is ever out of date.
-Entries that have not been used for the longest time are dropped when space is needed. Any number of
-processes may share a store: an entry is written to a temporary file and then renamed, and a process
-that finds an entry missing computes it.
+When space is needed, the least recently used entries are deleted. Any number of processes may share
+a store: an entry is written to a temporary file and then renamed, and a process that finds an entry
+missing computes it.
 
-Entries are in a marked folder of their own, `FOLDER`, inside the configured one, and have their own
-suffix. No other files are ever read, counted or removed.
+Entries are in a folder of their own, `FOLDER`, inside the configured folder, and have their own
+suffix. No other files are ever read, counted or deleted.
 """
 
 import contextlib
@@ -38,28 +38,28 @@ from patchcore.settings import Settings, setting
 FOLDER = "patchcore-cache-v2"
 KINDS = ("images", "maps", "orders")
 SUFFIX = ".tensors"
-TAG = "CACHEDIR.TAG"  # programs that back folders up know it, and leave out what lies beside it
+TAG = "CACHEDIR.TAG"  # tells backup programs to leave out the folder
 TAG_TEXT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
     "# Intermediate results of patchcore, made again when they are missing.\n"
 )
 _CHECKSUM, _EARLIER = "xxh3", "checksum"
-"""Names of an entry's checksum among its tensors, and of that in earlier versions."""
+"""Names of the checksum among an entry's tensors, now and in earlier versions."""
 SECONDS = "seconds"
-"""Name, among an entry's tensors, of the time that its content took to make, in seconds."""
-STALE = 3600  # seconds after which an unfinished file belongs to a process that has died
+"""Name, among an entry's tensors, of the time that computing the content took, in seconds."""
+STALE = 3600  # seconds after which an unfinished file counts as that of a dead process
 
 
 class Precision(Enum):
     """Number format in which layer maps are kept."""
 
-    float32 = "float32"  # as they are: results are those of a run without the cache, bit for bit
-    bfloat16 = "bfloat16"  # rounded, at half the size
+    float32 = "float32"  # unchanged: results equal those of a run without the cache, bit for bit
+    bfloat16 = "bfloat16"  # rounded, at half the size of float32
 
 
 @dataclass
 class CacheConfig(Settings):
-    """Cache of intermediate results, and its place; `patchcore cache` shows and clears it."""
+    """Settings of the cache of intermediate results; `patchcore cache` shows and clears it."""
 
     GROUP: ClassVar[str] = "cache"
 
@@ -84,68 +84,73 @@ class CacheConfig(Settings):
     )
 
     def folder(self) -> Path:
-        """Folder of the cache, and of what runs remember of each other."""
+        """Return the folder of the cache, and of the records of finished runs."""
         if root := self.root or os.environ.get("PATCHCORE_CACHE"):
             return _home_expanded(root)
         cache = _home_expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
         return cache / "patchcore" / "features"
 
     def open(self) -> "Store | None":
-        """The store, or None if it is not enabled."""
+        """Return the store, or None if the cache is not enabled."""
         return Store(self.folder(), int(self.limit_gib * 2**30)) if self.enabled else None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a store."""
+    """Entry of a store, which is one file."""
 
     key: str
     path: Path
     size: int  # bytes
-    used: float  # when it was last read or written, seconds since the epoch
+    used: float  # time of the last read or write, seconds since the epoch
 
 
 class Store:
-    """Tensors by key below a folder, of bounded size.
+    """Store of tensors by key in a folder, of limited size.
 
-    A key is `kind/digest`; the entry is a safetensors file of that name. Among its tensors is a
-    checksum of key and tensors, so that an entry that lies under another's name is noticed too. A
-    store that cannot be written, such as on a full disk, warns once and remembers nothing more; it
-    never stops a run.
+    A key is `kind/digest`; the entry is a safetensors file of that name. An entry holds a checksum
+    of its key and tensors, which detects damaged entries and entries under a wrong name. A store
+    that cannot be read or written, for example on a full disk, warns once and stores nothing more;
+    it never stops a run.
 
     Args:
-        root: Folder below which the store has its own, made on the first write.
-        limit: Bytes. Several processes that write at once may exceed it by 1/64 each.
+        root: Folder in which the store's own folder is created on the first write.
+        limit: Largest size of all entries, bytes. Several processes that write at the same time may
+            exceed it by 1/64 each.
 
     Attributes:
         root: The store's own folder.
+        limit: Largest size of all entries, bytes.
     """
 
     def __init__(self, root: Path, limit: int = 20 * 2**30) -> None:
         self.root = Path(root) / FOLDER
         self.limit = limit
-        self._size: int | None = None  # bytes when last counted, plus what was written since
-        self._uncounted = 0  # bytes written since
+        self._size: int | None = None  # bytes at the last count, plus bytes written since then
+        self._uncounted = 0  # bytes written since the last count
         self._broken = False
 
     def get(
         self, key: str, fits: Callable[[dict[str, Tensor]], bool] = bool
     ) -> dict[str, Tensor] | None:
-        """The tensors stored under `key`, or None.
+        """Return the tensors stored under `key`, or None.
 
-        An entry that is damaged, belongs to another key, or does not pass `fits` is dropped, with a
-        warning; one of an earlier version without. `fits` need not expect any names: a KeyError
-        counts as no.
+        An entry that is damaged, belongs to another key, or does not pass `fits` is deleted with a
+        warning; entries of earlier versions are deleted without one.
+
+        Args:
+            key: Key of the entry, `kind/digest`.
+            fits: Function that checks the tensors; it may raise KeyError for a missing name.
         """
         path = self._path(key)
         try:
-            data = b"" if path.is_fifo() else path.read_bytes()  # nobody would write to it
+            data = b"" if path.is_fifo() else path.read_bytes()  # reading a pipe would not end
         except FileNotFoundError:
             return None
         except OSError as error:
             self._give_up(error)
             return None
-        with contextlib.suppress(OSError):  # somebody else's, or on a disk that is only read
+        with contextlib.suppress(OSError):  # another user's file, or a read-only disk
             os.utime(path)
         tensors: dict[str, Tensor] = {}
         try:
@@ -167,7 +172,7 @@ class Store:
         return None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Keep tensors under `key`: all at once, or not at all."""
+        """Store tensors under `key` in one step; an entry larger than the limit is not stored."""
         if self._broken:
             return
         tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
@@ -181,28 +186,29 @@ class Store:
             if not (self.root / TAG).exists():
                 (self.root / TAG).write_text(TAG_TEXT)
             self._make_room(len(data))
-            replace_with(path, data, durable=False)  # its checksum tells if it was torn
+            replace_with(path, data, durable=False)  # the checksum detects incomplete files
         except OSError as error:
             self._give_up(error)
 
     def entries(self) -> list[Entry]:
-        """All entries, the one used longest ago first."""
+        """Return all entries, the least recently used first."""
         found = []
         for path in self._files(SUFFIX):
-            with contextlib.suppress(FileNotFoundError):  # another process has just dropped it
+            with contextlib.suppress(FileNotFoundError):  # another process has just deleted it
                 status = path.stat()
                 key = f"{path.parent.name}/{path.name.removesuffix(SUFFIX)}"
                 found.append(Entry(key, path, status.st_size, status.st_mtime))
         return sorted(found, key=lambda entry: (entry.used, entry.key))
 
     def size(self) -> int:
-        """Bytes of all entries."""
+        """Return the size of all entries, bytes."""
         return sum(entry.size for entry in self.entries())
 
     def clear(self) -> int:
-        """Drop all entries; returns how many bytes they had.
+        """Delete all entries, and return their size in bytes.
 
-        Raises InputError if one cannot be removed.
+        Raises:
+            InputError: an entry cannot be removed.
         """
         freed = 0
         for entry in self.entries():
@@ -219,7 +225,7 @@ class Store:
         return self.root / f"{key}{SUFFIX}"
 
     def _files(self, suffix: str) -> list[Path]:
-        """Files of the store with a suffix, which may be gone by now."""
+        """Files of the store with a suffix; other processes may delete them at any time."""
         found = []
         for kind in KINDS:
             with contextlib.suppress(OSError), os.scandir(self.root / kind) as files:
@@ -227,13 +233,13 @@ class Store:
         return found
 
     def _make_room(self, needed: int) -> None:
-        """Drop the entries used longest ago, until the size is a little below the limit.
+        """Delete the least recently used entries if the limit is exceeded, down to 15/16 of it.
 
-        Two processes may do so at once: both drop the same entries.
+        If two processes do this at the same time, both delete the same entries.
         """
         self._uncounted += needed
         if self._size is None or self._uncounted > self.limit // 64:
-            self._size = self.size()  # others write too
+            self._size = self.size()  # other processes write, too
             self._uncounted = needed
         self._size += needed
         if self._size <= self.limit:
@@ -260,20 +266,20 @@ class Store:
 
 
 def network_digest(model: Any, precision: str, device: torch.device) -> str:
-    """Return a digest of all that a batch's layer maps of a detector follow from besides images."""
+    """Return a digest of all that a detector's layer maps depend on besides the images."""
     backbone = model.backbone
     return identity.network_digest(backbone.network, backbone.layers, precision, device)
 
 
 class MapCache:
-    """Layer maps of one network, image by image.
+    """Cache of the layer maps of one network, with an entry for each image.
 
     Args:
-        store: Where they are kept.
-        network: Digest of all that maps follow from besides the image: weights, layers, precision.
-        precision: How they are kept. Rounding happens in `put` too, so that the run that computes
-            the maps sees what later runs will see.
-        channels: Channels of each layer, where they are known: other maps are dropped.
+        store: Store of the entries.
+        network: Digest of all that maps depend on besides the images; see `network_digest`.
+        precision: Number format in the store. `put` returns rounded maps, so that the run that
+            computes the maps gets the same values as later runs.
+        channels: Number of channels of each layer, if known; entries with others are deleted.
     """
 
     def __init__(
@@ -289,16 +295,23 @@ class MapCache:
         self.channels = list(channels)
 
     def key(self, image: str, batch: int) -> str:
-        """Key of the maps of an image, by its digest, computed in a batch of so many images."""
+        """Return the key of an image's maps, from its digest and the size of its batch."""
         return maps_key(self.network, self.precision, image, batch)
 
     def get(self, images: Sequence[str]) -> list[list[Tensor]] | None:
-        """Return the maps [(h, w, C), …] of each image of a batch; None unless all are there."""
+        """Return the maps [(h, w, C), …] of each image of a batch, or None if any is missing.
+
+        Args:
+            images: Digests of the network's inputs, in the order of the batch.
+        """
         found = self.get_timed(images)
         return None if found is None else [maps for maps, _ in found]
 
     def get_timed(self, images: Sequence[str]) -> list[tuple[list[Tensor], float]] | None:
-        """Return `get` with the seconds that the maps of each image took; NaN where unknown."""
+        """Return the same as `get`, with the seconds that computing each image's maps took.
+
+        Seconds are NaN where they are unknown.
+        """
         found: list[tuple[list[Tensor], float]] = []
         for image in images:
             entry = self.store.get(
@@ -313,7 +326,7 @@ class MapCache:
         return found
 
     def _fit(self, entry: dict[str, Tensor], first: list[Tensor] | None) -> bool:
-        """Whether an entry holds maps of these layers, of the sizes of the batch's first image."""
+        """Whether an entry holds maps of these layers, in the same sizes as the first image's."""
         maps = [entry[str(layer)] for layer in range(len(entry) - (SECONDS in entry))]
         shapes = [tuple(x.shape) for x in maps]
         return (
@@ -325,9 +338,12 @@ class MapCache:
     def put(
         self, images: Sequence[str], maps: Sequence[Tensor], seconds: float = math.nan
     ) -> list[Tensor]:
-        """Keep the layer maps [(B, C, h, w), …] of a batch; returns them as later runs see them.
+        """Store the layer maps [(B, C, h, w), …] of a batch; return them as later runs get them.
 
-        `seconds` are what they took to make.
+        Args:
+            images: Digests of the network's inputs.
+            maps: Layer maps of the batch.
+            seconds: Time that computing all these maps took; NaN: unknown.
         """
         maps = [self._rounded(x) for x in maps]
         channels_last = [x.permute(0, 2, 3, 1) for x in maps]  # (B, C, h, w) → (B, h, w, C)
@@ -345,20 +361,20 @@ class MapCache:
 
 
 def timed(seconds: float) -> dict[str, Tensor]:
-    """Return the part of an entry that tells how long its content took to make."""
+    """Return the part of an entry that records how long computing the content took."""
     return {SECONDS: torch.tensor(seconds, dtype=torch.float64)}
 
 
 def took(entry: dict[str, Tensor]) -> float:
-    """Take the seconds out of an entry that its content took; NaN if it does not tell."""
+    """Remove the seconds of `timed` from an entry, and return them; NaN if there are none."""
     seconds = entry.pop(SECONDS, None)
     return math.nan if seconds is None or seconds.numel() != 1 else float(seconds)
 
 
 def replace_with(path: Path, data: bytes, durable: bool = True) -> None:
-    """Write a file so that others see the old one, or all of the new one.
+    """Write a file so that other processes see either the old file or all of the new one.
 
-    If `durable`, so does whoever looks after the power has failed.
+    If `durable`, this also holds after a power failure.
     """
     name = path.parent / f".{path.stem}-{uuid.uuid4().hex}.part"
     handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as open() would
@@ -377,7 +393,7 @@ def replace_with(path: Path, data: bytes, durable: bool = True) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk, where the system can."""
+    """Flush the list of names in a folder to disk, if the system supports that."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -387,7 +403,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _checksum(key: str, tensors: dict[str, Tensor]) -> bytes:
-    """16 bytes of tensors and their key; it finds damage, at a fiftieth of a cryptographic cost."""
+    """Checksum of tensors and their key, 16 bytes; 50 times as fast as a cryptographic digest."""
     state = xxhash.xxh3_128(key.encode())
     for name, x in sorted(tensors.items()):
         state.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
@@ -396,7 +412,7 @@ def _checksum(key: str, tensors: dict[str, Tensor]) -> bytes:
 
 
 def _home_expanded(path: str) -> Path:
-    """A path with ~ replaced; where nobody knows a home, a folder for temporary files takes it."""
+    """Path with ~ replaced by the home folder, or by a temporary folder if there is no home."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -406,11 +422,11 @@ def _home_expanded(path: str) -> Path:
 
 @dataclass
 class KeptOrders:
-    """Coreset orders of some training images, as `patchcore.methods.detector.Kept`.
+    """Cache of the coreset orders of given training images; see `patchcore.methods.detector.Kept`.
 
     Attributes:
-        store: Where they are.
-        maps: Keys of the images' layer maps.
+        store: Store of the orders.
+        maps: Keys of the images' layer maps, in their order.
     """
 
     store: Store

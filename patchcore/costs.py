@@ -1,8 +1,8 @@
 """Costs of a run: the time of each stage when its result is computed, now or earlier.
 
-If the result of a stage is read from the cache, its cost is the time that computing it took; this
-time is stored beside the result. So a point of a multirun reports the same costs whether it ran
-first or last.
+If the result of a stage is read from the cache, the cost of the stage is the time that computing
+the result took, which is stored with the result. So a run of a multirun reports the same costs
+whether it is the first or the last.
 
 Stages are `extract` (training images) and `score` (test images), each with its parts `decode`
 (files to pixels), `network` (pixels to layer maps) and `patches` (layer maps to features),
@@ -20,24 +20,24 @@ from typing import Any
 import torch
 
 METRICS = "score.metrics"
-"""Part of testing that is no inspection: it needs to be known which images are anomalous."""
+"""Stage of testing that is not needed in production, where the labels of images are unknown."""
 
 
 class Costs:
     """Seconds of the stages of a run, summed over batches.
 
     Attributes:
-        cached: Stages of which some or all was read from the cache.
+        cached: Stages with results that were read from the cache, at least in part.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._running: list[tuple[str, str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._open: list[str] = []  # stages that are measured now, the innermost last
+        self._open: list[str] = []  # stages being measured, the innermost last
         self.cached: set[str] = set()
 
     def add(self, stage: str, seconds: float, cached: bool = False) -> None:
-        """Add seconds to a stage; NaN where they are not known.
+        """Add seconds to a stage; NaN if they are not known.
 
         >>> costs = Costs()
         >>> costs.add("coreset", 1.5)
@@ -51,9 +51,10 @@ class Costs:
 
     @contextmanager
     def measure(self, stage: str, device: torch.device) -> Iterator[None]:
-        """Measure what is done; on a GPU by its own clock, so that nothing waits for it.
+        """Measure the time of the context as that of a stage.
 
-        What is measured inside another stage does not count for that one.
+        On a GPU, its own clock is used, so that the CPU does not wait. Time of a stage inside
+        another one is not counted for the outer stage.
         """
         self._seconds.setdefault(stage, 0.0)
         around = self._open[-1] if self._open else ""
@@ -76,12 +77,12 @@ class Costs:
             self._spent(stage, around, time.perf_counter() - start)
 
     def seconds(self, stage: str) -> float:
-        """Seconds of a stage so far; waits for a GPU that is at it."""
+        """Return the seconds of a stage so far; waits for pending GPU work."""
         self._settle()
         return self._seconds.get(stage, 0.0)
 
     def clear(self, stage: str = "", but: str | None = None) -> None:
-        """Forget a stage with its parts, all of them by default; `but` and its parts stay."""
+        """Remove a stage and its parts, or all stages by default; `but` and its parts stay."""
         self._settle()
 
         def goes(key: str) -> bool:
@@ -91,13 +92,13 @@ class Costs:
         self.cached = {key for key in self.cached if not goes(key)}
 
     def include(self, others: "Costs") -> None:
-        """Add those of another run."""
+        """Add the seconds of all stages of other costs."""
         others._settle()
         for stage, seconds in others._seconds.items():
             self.add(stage, seconds, stage in others.cached)
 
     def table(self) -> dict[str, dict[str, Any]]:
-        """Return {stage: {seconds, None if not known; cached}} as provenance.json holds it."""
+        """Return {stage: {"seconds": seconds or None, "cached": bool}}, as in provenance.json."""
         self._settle()
         return {
             stage: {
@@ -120,7 +121,7 @@ class Costs:
 
 
 def is_part(key: str, stage: str) -> bool:
-    """Return whether a key is a stage or a part of it; any is one of the empty name."""
+    """Return whether a key is a stage or part of it; every key is part of the stage ""."""
     return not stage or key == stage or key.startswith(f"{stage}.")
 
 
@@ -128,12 +129,12 @@ def fresh(costs: Any, stage: str = "", metrics: bool = True) -> float | None:
     """Return the seconds that a stage of a run costs when nothing is read from the cache.
 
     Args:
-        costs: As `Costs.table` gives them, and provenance.json holds them.
-        stage: With its parts; all stages by default.
+        costs: Costs as returned by `Costs.table` or read from provenance.json.
+        stage: Stage, counted with its parts; all stages by default.
         metrics: Whether the time of computing metrics counts.
 
     Returns:
-        None where the costs do not tell, or a part is not known.
+        Seconds; None if the costs have no such stage, or a part of it is not known.
 
     >>> costs = {"coreset": {"seconds": 1.5, "cached": True}}
     >>> fresh(costs), fresh(costs, "coreset"), fresh({}), fresh(costs, "score")

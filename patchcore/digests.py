@@ -1,4 +1,4 @@
-"""Names of contents, and files as they were when a run began: none can change under its hands."""
+"""Digests of contents, and snapshots of files that detect changes during a run."""
 
 import hashlib
 import json
@@ -19,7 +19,10 @@ Signature = tuple[int, ...]
 
 
 def digest(*parts: Any) -> str:
-    """32 hexadecimal digits that name `parts`: what JSON can hold, bytes, enums and paths.
+    """Return the digest of values: 32 hexadecimal digits.
+
+    Values are anything that JSON can hold, bytes, enums, paths and iterators of these; other types
+    raise TypeError.
 
     >>> digest("a", 1) == digest("a", 1) != digest("a", 2)
     True
@@ -29,20 +32,25 @@ def digest(*parts: Any) -> str:
 
 
 def signature(path: Path) -> Signature:
-    """Size, times of change and number of a file: as long as they stay, so do its contents.
+    """Return size, times and inode number of a file; if they are unchanged, so are its contents.
 
-    The time at which its entry changed is among them; copying tools cannot put that back.
-    Raises OSError if there is no such file.
+    The times are those of the last changes of contents and of metadata (mtime and ctime), both in
+    nanoseconds. Copying tools can restore the first, but not the second.
+
+    Raises:
+        OSError: there is no such file.
     """
     status = os.stat(path)
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def file_digest(path: Path) -> str:
-    """32 hexadecimal digits that name a file's contents.
+    """Return the digest of a file's contents, 32 hexadecimal digits.
 
-    A file is read once a process, and again when its signature changes.
-    Raises InputError if it is unreadable.
+    A file is read once per process, and again when its signature has changed.
+
+    Raises:
+        InputError: the file is unreadable.
     """
     try:
         return _file_digest(path, signature(path))
@@ -57,9 +65,10 @@ def _file_digest(path: Path, signature: Signature) -> str:
 
 
 def tensors_digest(tensors: Iterable[tuple[str, Tensor]], name: str = "") -> str:
-    """32 hexadecimal digits that name tensors: their names, dtypes, shapes and values, and `name`.
+    """Return the digest of tensors, 32 hexadecimal digits.
 
-    Tensors may come in any order.
+    The digest depends on their names, dtypes, shapes and values, and on `name`, but not on their
+    order.
     """
     state = hashlib.blake2b(name.encode(), digest_size=16)
     for key, x in sorted(tensors):
@@ -70,7 +79,7 @@ def tensors_digest(tensors: Iterable[tuple[str, Tensor]], name: str = "") -> str
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON lacks as one that it has."""
+    """Replace a value that JSON cannot hold by one that it can."""
     match value:
         case bytes():
             return {"bytes": value.hex()}
@@ -87,16 +96,16 @@ T = TypeVar("T")
 
 
 class ChangedError(InputError):
-    """A file is not what it was when the run began; with the files as they are now it may work."""
+    """Error: a file has changed since the run began; a new run may succeed."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Contents of files at one moment.
+    """Digests of files' contents at one moment.
 
     Attributes:
-        digests: {path: digest of its contents}.
-        signatures: {path: signature that goes with them}.
+        digests: {path: digest of the contents}.
+        signatures: {path: signature at that moment}.
     """
 
     digests: dict[Path, str]
@@ -104,25 +113,33 @@ class Snapshot:
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> Self:
-        """Take the snapshot of files. Raises InputError if one cannot be read."""
+        """Take a snapshot of files.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
         digests, signatures = {}, {}
         for path in dict.fromkeys(paths):
-            signatures[path] = _signature(path)  # first: a change while it is read must show
+            signatures[path] = _signature(path)  # first, to detect a change during reading
             digests[path] = file_digest(path)
         return cls(digests, signatures)
 
     def digest(self, path: Path) -> str:
-        """Return the digest of a file's contents at that moment, or now if it is not among them."""
+        """Return the digest of a file in the snapshot, or of its present contents otherwise."""
         return self.digests.get(path) or file_digest(path)
 
     def read(self, paths: Iterable[Path], reader: Callable[[], T]) -> T:
-        """Return what `reader` makes of files, none of which differs from the snapshot.
+        """Return the result of `reader`, which reads files that do not differ from the snapshot.
 
-        Files that were only touched, or put back, are read: their contents are compared.
+        Contents decide: files that were only touched, or restored, do not differ.
+
+        Args:
+            paths: Files that `reader` reads; only those in the snapshot are compared.
+            reader: Function without arguments.
 
         Raises:
-            ChangedError: One differs, or changes while it is read.
-            InputError: One is gone.
+            ChangedError: A file differs from the snapshot, or changes while it is read.
+            InputError: A file is missing, or `reader` raised this error.
         """
         watched = [path for path in paths if path in self.digests]
         for _ in range(3):
@@ -131,7 +148,7 @@ class Snapshot:
                 self._compare(path, found)
             try:
                 value = reader()
-            except InputError:  # what a file has changed to may be unreadable
+            except InputError:  # a changed file may be unreadable
                 for path in watched:
                     self._compare(path, _signature(path))
                 raise
@@ -142,11 +159,11 @@ class Snapshot:
         raise _changed(watched[settled.index(False)])
 
     def check(self) -> None:
-        """Raise ChangedError if a file that is still there differs from the snapshot."""
+        """Raise ChangedError if a file that still exists differs from the snapshot."""
         for path in self.digests:
             try:
                 found = signature(path)
-            except OSError:  # it has gone: what was made of it was made of the right contents
+            except OSError:  # deleted; it was compared whenever it was read
                 continue
             self._compare(path, found)
 

@@ -2,9 +2,9 @@
 
 In most images, the largest difference is between the object and its background, so the first
 principal component of the patch features separates the two. Patches beyond a threshold along this
-component are the object, on the side that has more than 35 % of the image's middle. The mask is
-then dilated and its holes are closed. `foreground` in tests/reference.py is the same computation,
-image by image.
+component are the object. If they cover 35 % of the image's middle or less, the patches beyond the
+threshold in the opposite direction are taken instead. The mask is then dilated and closed.
+`foreground` in tests/reference.py is the same computation, image by image.
 """
 
 import torch
@@ -13,21 +13,21 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 BORDER = 0.2
-"""Share of a side that is no part of the middle, at either end."""
+"""Share of each side, at either end, that is not in the image's middle."""
 COVERED = 0.35
-"""Share of the middle that the object covers, else it is the other side of the component."""
-_COLUMNS, _ROUNDS = 8, 24  # of the iteration: an error of (λ₉ / λ₁)^24
+"""Share of the middle that the object must exceed; otherwise the component changes its sign."""
+_COLUMNS, _ROUNDS = 8, 24  # of the subspace iteration; the error is about (λ₉ / λ₁)^24
 
 
 def foreground(
     features: Float[Tensor, "images h w channels"], threshold: float
 ) -> Bool[Tensor, "images h w"]:
-    """Return which patches of each image are its object; all where none is found.
+    """Return masks of the object's patches, True for the object; all True where none is found.
 
     Args:
-        features: Patch features.
-        threshold: Least distance along the first principal component from the features' mean, as
-            long as features are; AnomalyDINO's is 10, for DINOv2.
+        features: Patch features of each image.
+        threshold: Least coordinate along the first principal component, from the mean of the
+            image's features, in the unit of the features; 10 in AnomalyDINO, for DINOv2.
     """
     images, height, width, _ = features.shape
     with torch.autocast(features.device.type, enabled=False):
@@ -44,10 +44,10 @@ def foreground(
 def first_component(
     features: Float32[Tensor, "images patches channels"],
 ) -> Float32[Tensor, "images patches"]:
-    """Return each patch's place along the first principal component of its image's patches.
+    """Return each patch's coordinate along the first principal component of its image's patches.
 
-    Found by subspace iteration from fixed vectors. Its sign is such that the largest entry of the
-    direction in feature space is positive.
+    The component is found by subspace iteration from fixed vectors. Its sign is chosen so that the
+    entry of its direction in feature space with the largest absolute value is positive.
     """
     x = features - features.mean(1, keepdim=True)  # (B, P, D)
     channels = x.shape[2]
@@ -68,16 +68,17 @@ def first_component(
 def orthonormal_by_qr(
     columns: Float32[Tensor, "images channels columns"],
 ) -> Float32[Tensor, "images channels columns"]:
-    """Return columns of length 1 at right angles to each other that span the same space."""
+    """Return orthonormal columns that span the same space, by QR decomposition."""
     return torch.linalg.qr(columns)[0]
 
 
 def orthonormal_by_cholesky(
     columns: Float32[Tensor, "images channels columns"],
 ) -> Float32[Tensor, "images channels columns"]:
-    """Return such columns as `orthonormal_by_qr` does, of all images at once on a GPU.
+    """Return orthonormal columns that span the same space, by Cholesky decomposition.
 
-    Columns that depend on the others come out shorter than 1.
+    On a GPU, this works on all images at once. Columns that depend linearly on others become
+    shorter than 1.
     """
     wide = columns.double()
     inner = wide.mT @ wide  # (B, columns, columns)
@@ -88,5 +89,5 @@ def orthonormal_by_cholesky(
 
 
 def _dilated(mask: Float[Tensor, "images h w"]) -> Float[Tensor, "images h w"]:
-    """Maximum over each patch and its eight neighbours; nothing lies beyond the border."""
+    """Maximum over each patch and its neighbours, up to eight inside the image."""
     return F.max_pool2d(mask[:, None], 3, stride=1, padding=1)[:, 0]

@@ -1,16 +1,16 @@
-"""Identities: everything that a result follows from, as fingerprints and cache keys.
+"""Identities: fingerprints and cache keys of everything that a result depends on.
 
-Of a run that is
+The results of a run depend on
 
-- its settings that change results (`patchcore.settings.effective`), and the classes they belong to,
-- names, contents, labels and order of its images and masks,
-- contents of its weights,
-- the package's source code that takes part,
+- the settings that change results (`patchcore.settings.effective`), and the classes they belong to,
+- names, contents, labels and order of the images and masks,
+- contents of the weights,
+- the source code of the package that takes part,
 - versions of the libraries that take part,
-- the class of device that computes, and how precisely it multiplies.
+- the class of the computing device, and its precision of matrix products.
 
-A stage whose outcome is kept (decoded images, layer maps, coreset orders) has a key made of the
-same things, as far as that stage follows from them. All keys are made in this file.
+A stage whose result is cached (decoded images, layer maps, coreset orders) has a key made of those
+of these things that the stage depends on. All keys are made in this file.
 """
 
 import ast
@@ -47,10 +47,10 @@ def read_sources(folder: Path) -> dict[str, bytes]:
 
 
 SOURCES = read_sources(Path(__file__).parent)
-"""The package's source, read once a process, when this module is imported.
+"""Source of the package, read once per process, when this module is imported.
 
-That is within a second of the import of the other modules. An edit that falls between the two is
-taken for the code that runs; nothing short of a lock on the checkout could exclude it.
+Other modules are imported within a second of this. An edit in between is mistaken for the code that
+runs, which only a lock on the checkout could exclude.
 """
 
 EXTRACTION = (f"{PACKAGE}.backbones", f"{PACKAGE}.data.dataset")
@@ -71,7 +71,7 @@ STEERING = (
     f"{PACKAGE}.methods.gathered",
     f"{PACKAGE}.methods.patchcore",
 )
-"""Modules that call stages: their text counts for these, but not that of all they import."""
+"""Modules that call stages: their own source counts, but not that of the modules they import."""
 RUNNING = (
     f"{PACKAGE}.commands.composed",
     f"{PACKAGE}.config",
@@ -84,10 +84,10 @@ RUNNING = (
     f"{PACKAGE}.subsets",
     f"{PACKAGE}.training",
 )
-"""Modules that put a run together and write its numbers: as `STEERING`, for a whole run."""
+"""Modules that put a whole run together and write its numbers; they count like `STEERING`."""
 
 CHOSEN = ("coreset", "index", "method")
-"""Groups whose settings are of one of several classes; of `data` the images alone count."""
+"""Groups whose class of settings is part of the identity; of `data`, only the images are."""
 
 IMAGE_LIBRARIES = ("numpy", "Pillow")
 LIBRARIES = (*IMAGE_LIBRARIES, "scipy", "timm", "torch", "torchvision")
@@ -102,14 +102,14 @@ class Identity:
     """Identity of a run.
 
     Attributes:
-        fingerprint: Name of all that its results follow from: two runs of one fingerprint have the
-            same metrics and scores, up to the seconds that they took.
-        provenance: The same, legible, as `provenance.json` of the run's folder holds it:
-            `fingerprint`; `settings`, those with an effect, nested, where a weights file is its
-            name and digest; `classes`, {path of a group: class of its settings}; `data`, {train,
-            test: digest of names, contents, labels and order}; `source`, digest of the code;
-            `versions`, {library: version or null}; `device`, its class; `precision`, of the
-            Trainer and of matrix products.
+        fingerprint: Digest of all that the results depend on, 32 hexadecimal digits. Two runs with
+            the same fingerprint have the same metrics and scores, but not the same times.
+        provenance: The same in legible form, as in `provenance.json` in the run's folder:
+            `fingerprint`; `settings`, nested, those with an effect, with weights files as name and
+            digest; `classes`, {path of a group: class of its settings}; `data`, {train, test:
+            digest of names, contents, labels and order}; `source`, digest of the code; `versions`,
+            {library: version or null}; `device`, its class; `precision`, of the Trainer and of
+            matrix products.
     """
 
     fingerprint: str
@@ -117,7 +117,11 @@ class Identity:
 
 
 def identify(config: Any, split: Split) -> Identity:
-    """Return the identity of a run by its settings, a tree of dataclasses, and its images.
+    """Return the identity of a run.
+
+    Args:
+        config: Settings of the run, a `patchcore.config.Config`.
+        split: Training and test images of the run.
 
     Raises:
         InputError: An image, a mask or a weights file cannot be read.
@@ -152,8 +156,8 @@ def weights_files(config: Any) -> list[Path]:
 def samples_digest(samples: Sequence[Sample], split: Split) -> str:
     """Return a digest of samples in their order: names, contents, labels and defect types.
 
-    Names are relative to the folder that all images of the split have in common, so that neither
-    its place nor the way it is spelled matters.
+    Names are relative to the deepest folder that contains all images of the split, so that the
+    digest does not depend on the place or the spelling of that folder.
     """
     everything = [os.path.abspath(sample.path) for sample in (*split.train, *split.test)]
     common = os.path.commonpath(map(os.path.dirname, everything)) if everything else ""
@@ -171,10 +175,10 @@ def samples_digest(samples: Sequence[Sample], split: Split) -> str:
 
 
 def image_recipe(image: Any, pose: Pose = UPRIGHT) -> list[Any]:
-    """Return all that a decoded image follows from besides its file: settings, code, libraries.
+    """Return all that a decoded image depends on besides its file: settings, code, libraries.
 
-    Mean and standard deviation are left out, and tiles: pixels are kept before they are normalised
-    and cut. Of the fixed poses, an image as it is has the recipe of a run without them.
+    Mean, standard deviation and tiles are left out, because pixels are cached before they are
+    normalised and cut into tiles. The original pose has the same recipe as in a run without poses.
     """
     later = dict.fromkeys(("mean", "std", "tiles", "overlap"))
     size = {**effective(image), **later}
@@ -183,12 +187,12 @@ def image_recipe(image: Any, pose: Pose = UPRIGHT) -> list[Any]:
 
 
 def image_key(recipe: list[Any], contents: tuple[str | None, ...]) -> str:
-    """Return the cache key of decoded pixels, mask and region by the digests of their files."""
+    """Return the cache key of decoded pixels, mask and region from the digests of their files."""
     return f"images/{digest(recipe, *contents)}"
 
 
 def input_digest(recipe: list[Any], image: Any, contents: str) -> str:
-    """Return a digest of a network's input by the digest of an image's file."""
+    """Return a digest of a network's input from the digest `contents` of an image's file."""
     return digest(recipe, image.mean, image.std, contents)
 
 
@@ -196,9 +200,10 @@ def defective_digest(image: str, region: Sequence[str], defect: Sequence[Any]) -
     """Return a digest of a network's input with a synthetic defect.
 
     Args:
-        image: Digest of the input without it.
-        region: Digests of the files that say what counts, where the defect's middle lies.
-        defect: Its kind, and all numbers that it is drawn from.
+        image: Digest of the input without the defect.
+        region: Digests of the files that mark the pixels that count, among them the defect's
+            centre.
+        defect: Kind of the defect, and all numbers that it is drawn from.
     """
     code = source_digest([f"{PACKAGE}.data.defects"])
     return digest(image, list(region), list(defect), code, versions(("numpy", "scipy")))
@@ -207,10 +212,10 @@ def defective_digest(image: str, region: Sequence[str], defect: Sequence[Any]) -
 def network_digest(
     network: nn.Module, layers: Sequence[str], precision: str, device: torch.device
 ) -> str:
-    """Return a digest of all that a batch's layer maps follow from besides its images.
+    """Return a digest of all that a batch's layer maps depend on besides its images.
 
-    That is the network with its weights, the layers, the Trainer's precision, what decides how sums
-    are rounded, the code and the libraries.
+    These are the network with its weights, the layers, the Trainer's precision, the hardware and
+    the precision of matrix products (which affect rounding), the code and the libraries.
     """
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
@@ -229,23 +234,24 @@ def network_digest(
 
 
 def maps_key(network: str, kept_as: Any, image: str, batch: int) -> str:
-    """Return the cache key of an image's layer maps, computed in a batch of so many images.
+    """Return the cache key of an image's layer maps, computed in a batch of `batch` images.
 
-    Convolutions may sum in another order for another batch size; in one of the same size an image's
-    maps do not depend on its neighbours.
+    Convolutions may add in another order for another batch size. For the same batch size, the maps
+    of an image do not depend on the other images.
     """
     return f"maps/{digest(network, kept_as, image, batch)}"
 
 
 def counted_key(maps: str, inside: torch.Tensor) -> str:
-    """Return a key for those patches of an image's layer maps that count, by `inside` (H, W)."""
+    """Return a key for the patches of an image that count, by its maps' key and `inside` (H, W)."""
     return f"{maps}/{tensors_digest([('inside', inside)])}"
 
 
 def order_key(maps: Sequence[str], patch: Any, sampler: Any) -> str:
-    """Return the cache key of a coreset order by the keys of the training images' maps.
+    """Return the cache key of a coreset order from the keys of the training images' maps.
 
-    Those name network, precision and machine. Sizes are left out: one order serves all of them.
+    The maps' keys include network, precision and hardware. The size of the coreset is left out,
+    because one order serves all sizes.
     """
     settings = {**effective(sampler), "ratio": None, "count": None, "radius": None}
     return "orders/" + digest(
@@ -261,9 +267,10 @@ def source_digest(followed: Iterable[str], alone: Iterable[str] = ()) -> str:
     """Return a digest of source files of the package.
 
     Args:
-        followed: Modules that count with all that they import from the package, at any depth and
-            inside functions too. One of another package counts with its own file.
-        alone: Modules that count without their imports; those that do not exist are passed over.
+        followed: Modules that count with all modules of the package that they import, directly or
+            indirectly, including imports in functions. A module of another package counts with its
+            own file alone.
+        alone: Modules that count without their imports; names that do not exist are ignored.
     """
     reached: set[str] = set()
     foreign: dict[str, str | None] = {}
@@ -274,7 +281,7 @@ def source_digest(followed: Iterable[str], alone: Iterable[str] = ()) -> str:
             reached.add(name)
             parts = name.split(".")
             parents = {".".join(parts[:depth]) for depth in range(2, len(parts))}
-            # Whoever imports anything imports the package's own first file: it counts alone.
+            # Every import runs the package's __init__.py, which counts alone.
             waiting += {*parents, *_imports(name, SOURCES[name], modules)} - {PACKAGE}
         elif name not in SOURCES:
             file = getattr(sys.modules.get(name), "__file__", None)
@@ -310,20 +317,20 @@ _STATEMENT = re.compile(
 
 
 def import_statements(source: bytes) -> Iterable[ast.AST]:
-    """Return nodes, among them all import statements of a source wherever they stand.
+    """Return nodes of a source that include all its import statements, also those in functions.
 
-    Where every word "import" is one of a line that is such a statement, which is nearly everywhere,
-    these lines alone are parsed: to parse the whole package takes half a second.
+    If every word "import" is in a line that is an import statement, only these lines are parsed:
+    parsing the whole package would take half a second.
     """
     lines = _STATEMENT.findall(source)
     if len(lines) == len(re.findall(rb"\bimport\b", source)):
-        with suppress(SyntaxError):  # a line of prose
+        with suppress(SyntaxError):  # a line of text that looks like a statement
             return ast.parse(b"\n".join(lines)).body
     return ast.walk(ast.parse(source))
 
 
 def versions(libraries: Iterable[str]) -> dict[str, str | None]:
-    """Return the versions of libraries as they are installed; None for those that are not."""
+    """Return the versions of installed libraries, {name: version}; None for missing libraries."""
     found: dict[str, str | None] = {}
     for library in libraries:
         try:
@@ -334,11 +341,11 @@ def versions(libraries: Iterable[str]) -> dict[str, str | None]:
 
 
 version = cache(metadata.version)
-"""Version of an installed library: what a process has imported stays as it is."""
+"""Version of an installed library, kept for the process, which has imported this version."""
 
 
 def device_class(accelerator: str) -> str:
-    """Return the class of device (cpu, cuda, mps, …) that Lightning's `accelerator` leads to."""
+    """Return the class of device (cpu, cuda, mps, …) that Lightning's `accelerator` selects."""
     if accelerator not in ("auto", "gpu"):
         return accelerator
     if torch.cuda.device_count():
@@ -347,7 +354,7 @@ def device_class(accelerator: str) -> str:
 
 
 def matrix_precision() -> dict[str, Any]:
-    """Return how this process multiplies float32 matrices."""
+    """Return the settings of this process that affect the precision of float32 matrix products."""
     return {
         "float32_matmul": torch.get_float32_matmul_precision(),
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
@@ -357,7 +364,7 @@ def matrix_precision() -> dict[str, Any]:
 
 
 def _groups(settings: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """All dataclasses of a tree of settings, by their dotted paths; the root's is empty."""
+    """Yield all dataclasses of a tree of settings with their dotted paths; the root's is empty."""
     yield path, settings
     for option in fields(settings):
         value = getattr(settings, option.name)
@@ -371,7 +378,7 @@ def _groups(settings: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _networks(groups: Mapping[str, Any]) -> list[Any]:
-    """Settings of all networks of a run, its ensemble's members' among them."""
+    """Settings of all networks of a run, including those of an ensemble's members."""
     return [group for path, group in groups.items() if path.rpartition(".")[2] == "backbone"]
 
 
@@ -391,7 +398,7 @@ def _precision(value: Any) -> str:
 
 
 def _with_weights(settings: Any) -> Any:
-    """Settings with each weights file as its name and digest, wherever it lies."""
+    """Settings in which each path of a weights file is replaced by the file's name and digest."""
     if isinstance(settings, dict):
         return {
             key: _weights(value) if key == "weights" else _with_weights(value)
@@ -407,16 +414,16 @@ def _weights(value: Any) -> Any:
 
 
 def _downloaded(network: Any) -> str | None:
-    """Digest of a timm tag's weights where they have been downloaded; None elsewhere."""
+    """Digest of the downloaded weights of a timm tag; None for other weights or without a file."""
     weights, name = str(network.weights), str(network.name)
     if weights == "none" or "." in weights or name == "embedded":
         return None
-    from huggingface_hub import try_to_load_from_cache  # here: few runs need it
+    from huggingface_hub import try_to_load_from_cache  # here, as few runs need it
 
     for file in ("model.safetensors", "pytorch_model.bin"):
         try:
             found = try_to_load_from_cache(f"timm/{name}.{weights}", file)
-        except ValueError:  # it is no name that a repository can have
+        except ValueError:  # not a valid name of a repository
             return None
         if isinstance(found, str):
             return file_digest(Path(found).resolve())

@@ -1,18 +1,18 @@
-"""Memory that this process can still have."""
+"""Memory that is still available to this process."""
 
 import os
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
-_UNLIMITED = 1 << 60  # what version 1 says where there is no limit is about 2^63
+_UNLIMITED = 1 << 60  # without a limit, version 1 reports about 2^63
 
 
 def available_memory() -> int | None:
-    """Return bytes of memory and swap that are free or hold nothing but copies of files.
+    """Return the bytes of memory and swap that are free or hold only cached files.
 
-    The limit of a container (cgroup, version 2 or 1) counts too. None where the system does not
-    tell.
+    The limit of a container (cgroup, version 2 or 1) is respected. Without /proc/meminfo, all of
+    the machine's memory counts as free. None if nothing is known.
     """
     found = [each for each in (_of_the_machine(), _of_the_container()) if each is not None]
     return min(found, default=None)
@@ -41,7 +41,7 @@ def _of_the_container() -> int | None:
         ),
     ):
         try:
-            most = int((folder / limit).read_text())  # "max" where there is none
+            most = int((folder / limit).read_text())  # "max" if there is no limit
             taken = int((folder / used).read_text())
             rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             files = sum(int(rows.get(f"{prefix}{age}_file", 0)) for age in ("active", "inactive"))

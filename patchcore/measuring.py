@@ -1,4 +1,4 @@
-"""Test of a kept or exported model: the metrics of a run's test, of what is deployed."""
+"""Test of a saved or exported model, with the same metrics as the test of a run."""
 
 import warnings
 from collections.abc import Mapping
@@ -25,22 +25,22 @@ from patchcore.settings import plain
 from patchcore.subsets import by_subset
 
 AS_KEPT = ("memory_patches", "memory_bytes", "train_images", "label_free")
-"""Metrics that a test does not change: those of the run that the model is from."""
+"""Metrics that a test does not compute anew, but takes from the run that made the model."""
 
 
 class InspectorModule(ScoringModule):
-    """A kept or exported model in a Trainer.
+    """Module that tests a saved or exported model in a Trainer.
 
-    Its batches hold pixels: see `pixels_alone`.
+    Batches hold pixels instead of normalised images; see `pixels_alone`.
 
     Args:
-        inspector: To be tested.
+        inspector: Model to test.
     """
 
     def __init__(self, inspector: Inspector | ExportedModel) -> None:
         super().__init__()
         self.inspector = inspector
-        self.decision = inspector.decision  # whose verdicts a test counts
+        self.decision = inspector.decision  # the test counts its verdicts
 
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """See `ScoringModule.predictions`."""
@@ -67,20 +67,27 @@ class InspectorModule(ScoringModule):
         return [(pair, found.score.cpu(), found.map.cpu(), counts)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
-        """Raise NotImplementedError: no picture is drawn of such a test, so no map is kept."""
+        """Raise NotImplementedError: this test keeps no maps, as it draws no pictures."""
         raise NotImplementedError
 
     def sizes(self) -> dict[str, float]:
-        """See `ScoringModule.sizes`; as the run has told them."""
+        """Return the metrics `AS_KEPT` as the run recorded them; see `ScoringModule.sizes`."""
         told = self.inspector.details.get("metrics", {})
         return {key: told[key] for key in AS_KEPT if key in told}
 
 
 def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
-    """Return what a test on a data set says; without curves of ratios, members and pictures.
+    """Test a model on a data set, and return the results as a `Run`.
+
+    The result has no curves over coreset ratios, no members and no pictures.
+
+    Args:
+        inspector: Model to test.
+        data: Data set; only its test images are scored.
 
     Raises:
-        InputError: The data cannot be read, or an ensemble's members take images of several sizes.
+        InputError: The data cannot be read, an ensemble's members need images of several sizes, or
+            the data's region is not the one that the model was fitted with.
     """
     first = inspector.image
     if any((x.resize, x.crop) != (first.resize, first.crop) for x in inspector.images):
@@ -118,10 +125,13 @@ def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
 
 
 def kept_data(details: Mapping[str, Any]) -> DataConfig | None:
-    """Return the settings of the data that a model was fitted to; None where they are not known.
+    """Return the settings of the data that a model was fitted to; None if they were not saved.
+
+    Args:
+        details: Details that were saved with the model.
 
     Raises:
-        InputError: This version does not know them.
+        InputError: This version has no such data set.
     """
     kept = details.get("data", {})
     if not kept.get("set"):

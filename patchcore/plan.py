@@ -1,4 +1,4 @@
-"""The plan of a run in one line, from its first batches and before most of its work."""
+"""Plan of a run in one line, estimated from its first batches."""
 
 import math
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 @dataclass
 class Plan:
-    """Work that a run has before it, and the pace at which its first batches went.
+    """Amount of work of a run, and the speed of its first batches.
 
     Attributes:
-        training: Images to extract patch features from, each pose and epoch counted.
-        test: Test images.
-        decoded: Images decoded in a second, by all threads or processes that decode; NaN where
-            they come from the cache.
-        extracted: Images that the network takes in a second.
-        readers: Threads or processes that decode.
-        beside: Whether images are decoded while the network works on others.
-        features: Bytes of the patch features that are gathered; 0 if that is not known.
-        free: Bytes of memory that were free when they were given theirs, on their device; 0 if
-            that is not known.
+        training: Number of images to extract patch features from, in all poses and epochs.
+        test: Number of test images.
+        decoded: Images decoded per second by all threads or processes; NaN if they come from the
+            cache.
+        extracted: Images per second through the network.
+        readers: Description of the threads or processes that decode.
+        beside: Whether images are decoded while the network processes others.
+        features: Bytes of all patch features; 0 if not known.
+        free: Bytes of free memory on the features' device, before their memory was allocated; 0 if
+            not known.
     """
 
     training: int
@@ -32,7 +32,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Seconds that the extraction will take."""
+        """Estimated time of the extraction, seconds."""
         decode = 0.0 if math.isnan(self.decoded) else self.training / self.decoded
         extract = self.training / self.extracted
         return max(decode, extract) if self.beside else decode + extract
@@ -50,5 +50,5 @@ class Plan:
 
 
 def _size(count: int) -> str:
-    """Return bytes as `1.2 GB` or `31 MB`, of 10^9 and 10^6."""
+    """Return a number of bytes as text, such as `1.2 GB` (10^9 bytes) or `31 MB` (10^6 bytes)."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{max(1, round(count / 1e6))} MB"

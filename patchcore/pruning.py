@@ -1,18 +1,19 @@
-"""Pruning of nominal images with patches unlike those of all others, for they may be anomalous.
+"""Pruning of training images whose patches are unlike those of other images: they may be anomalous.
 
-A greedy coreset seeks patches far from all others, so a defect among the training images is sure to
-enter the memory, and everything like it then counts as nominal. Nominal patches recur from image to
-image; those of a defect do so in few. Each patch of a first coreset is judged by its distance to
-the k-th nearest other image, where an image is as far as its nearest patch: defects that are alike
-support each other only if k or more images have them. An image is judged by its worst patch. The
-logarithms of the images' distances have a median and a median absolute deviation, which a minority
-of anomalous images moves little (Rousseeuw and Croux, 1993), and an image's distrust is how many
-such deviations it lies above the median.
+A greedy coreset prefers patches far from all others, so a defect among the training images almost
+certainly enters the memory, and similar defects then count as nominal. Nominal patches recur in
+many images, patches of a defect in few. Each patch of a first coreset is therefore judged by its
+distance to the k-th nearest other image, where the distance to an image is that to its nearest
+patch: similar defects support each other only if more than k images have them. An image is judged
+by its worst patch. The distrust of an image is the distance of its logarithm from the median over
+all images, in units of the median absolute deviation (scaled to a standard deviation). A minority
+of anomalous images changes both little (Rousseeuw and Croux, 1993).
 
-Distrusted images are forgotten whole, and no patches of others: a rare nominal patch looks like one
-of a defect, and losing it costs more than keeping the defect's (experiments/contamination).
-SoftPatch (Jiang et al., NeurIPS 2022) weighs patches by local outlier factors at one place of the
-grid, which needs images that are aligned. Image by image this is `distrust` in tests/reference.py.
+Distrusted images are removed as a whole, and single patches of other images are not: a rare nominal
+patch looks like a patch of a defect, and losing the former costs more than keeping the latter
+(experiments/contamination). SoftPatch (Jiang et al., NeurIPS 2022) weights patches by local outlier
+factors at each place of the grid, which needs aligned images. `distrust` in tests/reference.py is
+the same as here, image by image.
 """
 
 import math
@@ -25,10 +26,10 @@ from torch import Tensor
 
 from patchcore.errors import InputError
 
-# Deviations above which an image is not remembered: see experiments/contamination.
+# Distrust above which an image is removed; see experiments/contamination.
 IMAGE_LIMIT = 2.0
 _CHUNK = 2**24  # distances at a time
-_CONSISTENT = 1.4826  # of the median absolute deviation with a normal law's standard deviation
+_CONSISTENT = 1.4826  # standard deviation / median absolute deviation of a normal distribution
 
 
 def support(
@@ -39,18 +40,18 @@ def support(
     others: int,
     device: torch.device,
 ) -> Float32[Tensor, " rows"]:
-    """Return how far the like of some patches is in other images, on the CPU.
+    """Return the distance of some patches to their k-th nearest other image, on the CPU.
 
     Args:
-        features: Of all images, one image after another, on any device.
-        counts: Number of each image's patches.
-        images: Number of each image; several poses of one share its number, and are one image.
-        rows: Patches that are judged.
-        others: How many other images have a patch as near.
-        device: Where the work is done.
+        features: Patch features of all images, one image after another, on any device.
+        counts: Number of patches of each image.
+        images: Number of each image; poses of one image share its number, and count as one image.
+        rows: Indices of the patches to judge.
+        others: k, the number of other images.
+        device: Device of the computation.
 
     Raises:
-        InputError: There are no more images than that.
+        InputError: there are not more than `others` images.
     """
     numbers, image = torch.tensor(list(images)).unique(return_inverse=True)
     if len(numbers) <= others:
@@ -59,7 +60,7 @@ def support(
             f"{len(numbers)}: lower it, or set it to null"
         )
     sources = image.repeat_interleave(torch.tensor(list(counts)))[rows]  # (M,)
-    centre = features[rows.to(features.device)].to(device).float().mean(0)  # takes length: rounding
+    centre = features[rows.to(features.device)].to(device).float().mean(0)  # reduces rounding
     reach = torch.empty(len(rows))
     at_once = max(1, _CHUNK // max(counts))
     for start in range(0, len(rows), at_once):
@@ -83,10 +84,10 @@ def support(
 
 
 def deviations(reach: Float32[Tensor, " images"]) -> Float32[Tensor, " images"]:
-    """Return the distrust of images by the distances of their worst patches.
+    """Return the distrust of images, from the distances of their worst patches.
 
-    It is 0 throughout where half of the distances or more equal the median but for rounding: there
-    is no deviation to measure by.
+    It is 0 for all images if half of the distances or more are equal up to rounding, because the
+    median absolute deviation is then 0.
     """
     logarithms = reach.clamp_min(1e-12).log()
     away = logarithms - logarithms.median()
@@ -95,16 +96,16 @@ def deviations(reach: Float32[Tensor, " images"]) -> Float32[Tensor, " images"]:
 
 
 def judged_patches(patches: int, images: int) -> int:
-    """Return how many patches of so many, of so many images, are judged: 1 %, or 8 an image."""
+    """Return the number of patches to judge: 1 % of all patches, at least 8 for each image."""
     return min(patches, max(patches // 100, 8 * images))
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """Judgement on the patches of nominal images.
+    """Judgement on training images and their patches.
 
     Attributes:
-        patches: Whether each patch is of a trusted image, on the CPU.
+        patches: True for each patch of a trusted image, on the CPU.
         images: Distrusted images, {number: distrust}, the most distrusted first.
     """
 
@@ -120,9 +121,9 @@ def prune(
     others: int,
     device: torch.device,
 ) -> Pruned:
-    """Judge the patches of nominal images by a coreset of them.
+    """Judge training images by a coreset of their patches.
 
-    Arguments are those of `support`; `rows` are the coreset.
+    Arguments and errors are those of `support`; `rows` are the indices of the coreset.
     """
     reach = support(features, counts, images, rows, others, device)
     image = torch.tensor(list(images)).repeat_interleave(torch.tensor(list(counts)))  # (N,)

@@ -1,15 +1,15 @@
-"""A run's folder: one run at a time in it, and results that replace earlier ones all together.
+"""Folder of a run: for one run at a time, with results that replace earlier results all at once.
 
-The order, so that a kill at any moment loses nothing that was finished:
+Results are replaced in this order, so that a process killed at any moment loses no finished result:
 
-1. New results are made in `.unfinished`, beside the old ones, which nothing touches.
-2. Flushed to disk, it is renamed to `.finished`. From here on the new results count.
-3. The old results go, metrics.json first.
+1. New results are written to `.unfinished`. The old results stay as they are.
+2. `.unfinished` is flushed to disk and renamed to `.finished`. From now on the new results count.
+3. The old results are deleted, metrics.json first.
 4. `.finished` is renamed to `.moving`.
-5. All that it holds moves up, metrics.json last, and it is removed.
+5. The files in `.moving` are moved up, metrics.json last, and `.moving` is removed.
 
-Whoever starts in the folder after a kill goes on at 3 or 5, and drops an `.unfinished`. Meanwhile
-the folder has no metrics.json, and so is seen as unfinished.
+The next run in the folder continues at step 3 or 5, and deletes `.unfinished`. Until then the
+folder may have no metrics.json, and counts as unfinished.
 """
 
 import contextlib
@@ -26,14 +26,14 @@ from patchcore.errors import InputError
 
 UNFINISHED, FINISHED, MOVING = ".unfinished", ".finished", ".moving"
 TRANSIENT = (UNFINISHED, FINISHED, MOVING)
-"""Folders in a run's folder that hold results on their way; readers pass them over."""
+"""Folders in a run's folder with results that are not in place yet; readers skip them."""
 BESIDE = "wandb"
-"""Folder in a run's folder that W&B fills at once: its records name files there by their paths."""
+"""Folder in a run's folder that W&B writes to directly: its records hold the paths of its files."""
 CONTENTS = ".contents"
-"""Lists the files of a run's results, a path a line, so that no others are ever deleted."""
+"""File that lists the files of a run's results, one path per line; no other files are deleted."""
 METRICS = "metrics.json"
 _LOCK, _OWNER = ".lock", ".running"
-_EARLIER = (  # results of runs that left no list, metrics.json among them
+_EARLIER = (  # results of earlier versions, which left no list, metrics.json among them
     *("config.yaml", "fingerprint.txt", METRICS, "resumed_from.txt", "scores.csv"),
     *(
         f"figures/{name}.png"
@@ -43,18 +43,18 @@ _EARLIER = (  # results of runs that left no list, metrics.json among them
 
 
 class InUseError(InputError):
-    """Another process runs in the folder."""
+    """Error: another process runs in the folder."""
 
 
 class RunFolder:
-    """The folder of a run, locked while the context is open; the lock ends with the process.
+    """Folder of a run, as a context that locks it; the lock ends with the process at the latest.
 
     Args:
-        path: Folder; made if it is not there.
+        path: Folder; created if it does not exist.
 
     Attributes:
-        new: Where the run's results are made; `commit` puts them in their place, without it they
-            are dropped when the context ends.
+        new: Folder for the new results. `commit` puts them in place; without `commit`, they are
+            deleted at the end of the context.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,11 +64,11 @@ class RunFolder:
         self._earlier: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> "RunFolder":
-        """Lock the folder and finish what a killed process has left.
+        """Lock the folder, and put finished results of a killed process in place.
 
         Raises:
-            InUseError: Another process runs there; it is named.
-            InputError: The folder holds files of the same names that are not of a run.
+            InUseError: Another process, which the message names, runs in the folder.
+            InputError: The folder holds files with names of results, which no run wrote.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._acquire()
@@ -88,15 +88,15 @@ class RunFolder:
         self._release()
 
     def clear(self) -> None:
-        """Begin anew: drop what has been made of the new results."""
+        """Delete the new results made so far."""
         shutil.rmtree(self.new, ignore_errors=True)
         self.new.mkdir()
 
     def commit(self) -> None:
-        """Replace the results in the folder by the new ones."""
+        """Replace the results in the folder by the new results."""
         names = sorted(str(path.relative_to(self.new)) for path in _files(self.new))
-        # What trackers have written anew stays, under whatever name: W&B tells runs apart by the
-        # second in which they began. What they wrote earlier goes with the earlier results.
+        # Files that trackers wrote during this run stay, even under names that existed before: W&B
+        # names runs by the second of their start. Files of earlier runs go with their results.
         beside = self._beside()
         tracked = {name for name in beside if beside[name] != self._earlier.get(name)}
         earlier = {str(path.relative_to(self.path)) for path in _results(self.path)}
@@ -120,17 +120,17 @@ class RunFolder:
             )
 
     def _beside(self) -> dict[str, tuple[int, int]]:
-        """Files that trackers have put into the folder itself, with inode and time of writing."""
+        """Files that trackers wrote directly to the folder, with inode and time of writing."""
         found = {}
         for path in _files(self.path / BESIDE):
-            with contextlib.suppress(FileNotFoundError):  # one that a tracker is done with
+            with contextlib.suppress(FileNotFoundError):  # a tracker has just removed it
                 state = path.lstat()
                 found[str(path.relative_to(self.path))] = (state.st_ino, state.st_mtime_ns)
         return found
 
     def _acquire(self) -> None:
         try:
-            # The loader processes of a run that was killed hold its lock for some seconds more.
+            # Loader processes of a killed run keep its lock for some more seconds.
             self._lock.acquire(timeout=0 if self._owner_lives() else 15)
         except Timeout:
             raise InUseError(
@@ -152,7 +152,7 @@ class RunFolder:
         return f"process {process} on {host}, since {when.strip()},"
 
     def _owner_lives(self) -> bool:
-        """Whether it may live: another machine's processes cannot be seen."""
+        """Whether the owner may be alive, which is unknown for processes on other machines."""
         try:
             process, host, _ = (self.path / _OWNER).read_text().split(maxsplit=2)
             if host == socket.gethostname():
@@ -165,7 +165,7 @@ class RunFolder:
 
 
 def settle(folder: Path) -> None:
-    """Put finished results in their place; nothing happens if there are none on their way."""
+    """Put finished results in place; without any, nothing happens."""
     finished, moving = folder / FINISHED, folder / MOVING
     if finished.is_dir():
         for path in _results(folder):
@@ -183,30 +183,30 @@ def settle(folder: Path) -> None:
 
 
 def unfinished(folder: Path) -> bool:
-    """Whether a run has begun in the folder and not ended, or has not put its results in place."""
+    """Whether a run in the folder has not ended, or has not put its results in place."""
     return any((folder / name).exists() for name in TRANSIENT)
 
 
 def _results(folder: Path) -> list[Path]:
-    """The files of the results in the folder, metrics.json first."""
+    """Files of the results in the folder, metrics.json first."""
     try:
         names = (folder / CONTENTS).read_text("utf-8", "surrogateescape").split("\n")
-    except OSError:  # a run of an earlier version, or somebody's own folder
+    except OSError:  # a run of an earlier version, or a folder that is no run's
         marks = (folder / METRICS, folder / "fingerprint.txt")
         names = list(_EARLIER) if any(mark.is_file() for mark in marks) else []
-    names = [name for name in names if name and "\0" not in name]  # or it is damaged
+    names = [name for name in names if name and "\0" not in name]  # the list may be damaged
     paths = [folder / name for name in names if ".." not in Path(name).parts]
     return sorted((p for p in paths if p.is_relative_to(folder)), key=lambda p: p.name != METRICS)
 
 
 def _list(folder: Path, names: list[str]) -> None:
-    """Write which files of the folder are results."""
+    """Write the list of the result files in the folder."""
     text = "".join(f"{name}\n" for name in names)
     (folder / CONTENTS).write_text(text, "utf-8", "surrogateescape")
 
 
 def _remove_empty(folder: Path, files: list[Path]) -> None:
-    """Remove the folders that held the files, deepest first, where nothing else is left."""
+    """Remove the folders that held the files if they are empty, deepest first."""
     parents = {parent for path in files for parent in path.relative_to(folder).parents}
     for parent in sorted(parents - {Path(".")}, key=lambda path: -len(path.parts)):
         with contextlib.suppress(OSError):
@@ -221,7 +221,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Make sure that a file, or a folder's list of names, is on the disk."""
+    """Flush a file, or the list of names in a folder, to disk."""
     if path.is_symlink():
         return
     handle = os.open(path, os.O_RDONLY)

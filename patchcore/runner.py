@@ -1,7 +1,7 @@
-"""One run from its settings to its folder: take over what has finished, or fit, test and write.
+"""One run, from its settings to its folder: reuse finished results, or fit, test and write.
 
-`run` is for Python users too; the command gives it a function that makes Lightning's objects under
-Hydra's rules, so that this file needs no Hydra.
+`run` can be called from Python, too. This file needs no Hydra: the command passes a function that
+creates Lightning's objects by Hydra's rules.
 """
 
 import json
@@ -75,13 +75,13 @@ from patchcore.yaml_text import settings_in, write_settings
 
 @dataclass
 class Finish:
-    """A run that has finished.
+    """Finished run.
 
     Attributes:
-        folder: Its folder.
-        record: Contents of its metrics.json.
-        warm: Names of the stages that read the cache, whose seconds are no costs.
-        costs: What stages cost when nothing is read from it: see `patchcore.costs`.
+        folder: Folder of the run.
+        record: Contents of metrics.json.
+        warm: Names of the stages that read the cache, so that their seconds are not their costs.
+        costs: Costs of the stages without the cache; see `patchcore.costs`. None if not known.
         text: Summary for the screen.
     """
 
@@ -101,25 +101,27 @@ def run(
     origin: Mapping[str, Any] | None = None,
     multirun: Path | None = None,
 ) -> Finish:
-    """Take over the run from a folder where it has finished, or compute it, into `folder`.
+    """Compute a run into `folder`, or copy its results from where it has finished before.
 
-    Results that are there already are replaced when the new ones are complete, and kept if
-    anything fails. Where a file of the data changes meanwhile, the run is computed again: once.
+    Earlier results in `folder` are replaced once the new results are complete, and kept if anything
+    fails. If a file of the data changes during the run, the run is started again, but only once.
 
     Args:
-        config: The checked settings. `config.trainer` are arguments of Lightning's Trainer; a
-            callback among them and a logger are mappings, {"_target_": dotted name, argument: …}.
-        folder: Folder of the run; made if it is not there.
-        settings: The same as plain values, for config.yaml; made from `config` by default.
-        make: Makes Lightning's objects; by default any `_target_` is imported and called.
-        origin: More to keep in provenance.json, such as the overrides.
-        multirun: Folder of the multirun that the run is a point of, for `artifact.keep`=best.
+        config: The checked settings. `config.trainer` holds arguments of Lightning's Trainer. Its
+            callbacks, and loggers, are mappings {"_target_": dotted name, argument: …}.
+        folder: Folder of the run; created if it does not exist.
+        settings: The settings as plain values, for config.yaml; made from `config` by default.
+        make: Function that creates Lightning's objects; by default each `_target_` is imported and
+            called.
+        origin: Additional entries for provenance.json, such as the overrides.
+        multirun: Folder of the multirun that the run belongs to, for `artifact.keep`=best.
 
-    With several devices, torchrun or SLURM may have started a process for each: then all of them
-    call this alike, and the `Finish` of all but the first is empty.
+    With several devices, torchrun or SLURM may start a process for each device. All processes then
+    call this function with the same arguments; all but the first return an empty `Finish`.
 
     Raises:
-        InputError: Bad settings or data, or another process runs in `folder`.
+        InputError: Bad settings or data, a second change of the data during the run, or another
+            process runs in `folder`.
 
     >>> config = Config(data=MVTecConfig(root="mvtec", category="screw"), …)
     >>> run(config, "runs/screw").record["image_auroc"]
@@ -130,7 +132,7 @@ def run(
     keeper = Keeper(config.artifact, config.objectives[0], folder, multirun)
     check_shared(config)
     with networks_kept(multirun is not None), ProcessGroup(config.trainer) as group:
-        if group.process.rank:  # torchrun or SLURM has started this process: the first one writes
+        if group.process.rank:  # started by torchrun or SLURM; only the first process writes
             accompany(take_part)
             return Finish(folder, {}, [], None, "")
         with RunFolder(folder) as place:
@@ -155,7 +157,7 @@ def _run_in(
     keeper: Keeper,
     group: ProcessGroup,
 ) -> str:
-    """`run` in a folder that is locked; returns the summary for the screen."""
+    """Do the work of `run` in a locked folder, and return the summary for the screen."""
     folder = place.path
     check_kept(config)
     split = config.data.read().recorded(weights_files(config))
@@ -186,7 +188,7 @@ def _run_in(
     (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
     (place.new / FINGERPRINT_FILE).write_text(f"{name}\n")
     if source is None:
-        if not (folder / METRICS).exists():  # else it names what lies there
+        if not (folder / METRICS).exists():  # else the file must stay that of the old results
             (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
         finished.started(name, folder)
         done = train(config, split, settings, provenance, folder, place.new, make, keeper, group)
@@ -199,7 +201,7 @@ def _run_in(
         take_over(config, split.test, settings, source, folder, place.new, make, keeper)
         finished.started(name, folder)
         text = f"finished before, in {source}"
-    if finished_fingerprint(folder) == name:  # the model of this very run is not lost
+    if finished_fingerprint(folder) == name:  # keep the model of the same run
         copy_artifact(folder, place.new)
     place.commit()
     return text
@@ -218,18 +220,27 @@ def train(
 ) -> Run:
     """Fit and test one model or ensemble, and write its results to `new`.
 
-    `new` stands for `folder`, where they will be put. `split` is what `config.data` has given, and
-    `provenance` what results follow from. The processes of `group` take part.
+    Args:
+        config: The checked settings.
+        split: Images of `config.data`, with a snapshot.
+        settings: The settings as plain values.
+        provenance: Contents of provenance.json, without costs.
+        folder: Folder of the run.
+        new: Folder for the new results, which are moved to `folder` later.
+        make: Function that creates Lightning's objects.
+        keeper: Rule for keeping the model.
+        group: Processes that take part.
 
     Raises:
-        ChangedError: A file of the data has changed meanwhile.
+        InputError: Settings or data do not suit each other.
+        ChangedError: A file of the data has changed during the run.
     """
     if group.process.size > 1:
         check_batches(group.process.size, split, config.data.batch_size)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     with tracking(moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         loggers = list(trackers.loggers.values())
-        # First: it may refuse its settings.
+        # First, as Lightning may refuse its settings.
         trainer = build_trainer(config, new, loggers, make, process=group.process)
         models = [build_detector(parts(own)) for own in config.members()]
         trackers.start(settings, provenance)
@@ -293,9 +304,9 @@ def take_over(
     make: Make,
     keeper: Keeper,
 ) -> None:
-    """Bring the results of a finished run from `source` to `new`, which stands for `folder`.
+    """Copy the results of a finished run from `source` to `new`, for the run's folder `folder`.
 
-    Numbers are those of the source; paths, pictures and trackers are what these settings ask for.
+    Numbers are those of the source. Paths, pictures and trackers follow these settings.
     """
     names = copy_scores(source, samples, new)
     if wanted := _pictures(config):
@@ -310,7 +321,7 @@ def take_over(
     if (source / DISTRUSTED).is_file():
         (new / DISTRUSTED).write_bytes((source / DISTRUSTED).read_bytes())
     origin = source
-    if source == folder.resolve():  # only trackers or other settings without effect are new
+    if source == folder.resolve():  # only settings without effect on results have changed
         origin = Path(text) if (text := read_source(source)) else source
     if origin != folder.resolve():
         (new / SOURCE_FILE).write_text(f"{origin}\n")
@@ -326,7 +337,7 @@ def _pictures(config: Config) -> list[str]:
 
 
 def _told(folder: Path) -> tuple[dict[str, Any], list[str], dict[str, Any] | None]:
-    """Contents of metrics.json, stages that read the cache, and costs, of a finished run."""
+    """Contents of a finished run's metrics.json, its stages that read the cache, and its costs."""
     provenance = read_provenance(folder)
     record = dict(json.loads((folder / METRICS).read_text()))
     return record, list(provenance.get("warm", [])), provenance.get("costs")

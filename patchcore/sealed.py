@@ -1,8 +1,8 @@
-"""A folder of files that is written at once, and read only if not one byte of it has changed.
+"""Folders of files that are written in one step, and read only if no byte has changed.
 
-One YAML file describes it. Its first line is the SHA-256 of all that follows, and under `files` it
-holds size and SHA-256 of every other file. The digests are against accidents: whoever can write to
-the folder can change them, too.
+A YAML file describes the folder. Its first line holds the SHA-256 of all that follows. Under
+`files`, it lists size and SHA-256 of every other file. The digests protect against accidents, not
+against attacks: anyone who can write to the folder can change the digests, too.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]
 
 from patchcore.errors import InputError
 
-LARGEST = 1 << 26  # bytes of a description; a larger file is none of ours
+LARGEST = 1 << 26  # most bytes of a description; a larger file was not written by this module
 REMEDY = "copy the folder again, or make it anew"
 _MARK = b"# patchcore: SHA-256 of what follows this line: "
 
@@ -25,16 +25,17 @@ _MARK = b"# patchcore: SHA-256 of what follows this line: "
 def write_sealed(
     folder: str | Path, description: str, write: Callable[[Path], dict[str, Any]]
 ) -> None:
-    """Write a folder; one that is there already is replaced when this is complete.
+    """Write a folder; an existing one is replaced once the new one is complete.
 
     Args:
-        folder: Made with its parents; nothing else may be in it.
+        folder: Folder to write; created with its parents. It must hold no other files.
         description: Name of the YAML file.
-        write: Writes the other files into the folder that it is given, and returns what the
-            description says, as plain values, `files` left out.
+        write: Function that writes the other files into a given folder, and returns the contents of
+            the description as plain values, with its `format` and without `files`.
 
     Raises:
-        InputError: The folder holds something else or cannot be written; nothing has changed then.
+        InputError: The folder holds other files or cannot be written, or the contents are no plain
+            values. Nothing has changed then.
     """
     folder = Path(folder).absolute()
     new = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.part")
@@ -57,13 +58,16 @@ def write_sealed(
 
 
 def read_sealed(folder: str | Path, description: str, newest: int) -> dict[str, Any]:
-    """Return the contents of the description, once all files are known to be undamaged.
+    """Check all files of a folder, and return the contents of its description.
 
     Args:
-        newest: The last `format` that can be read.
+        folder: Folder that `write_sealed` has written.
+        description: Name of the YAML file.
+        newest: Newest `format` that can be read.
 
     Raises:
-        InputError: Begins with the file: it is missing, damaged, of a newer format, or none.
+        InputError: A file, which the message names first, is missing, damaged, unreadable, of a
+            newer format, or was not written by `write_sealed`.
     """
     found = read_description(Path(folder) / description, newest)
     check_files(Path(folder), found)
@@ -71,7 +75,7 @@ def read_sealed(folder: str | Path, description: str, newest: int) -> dict[str, 
 
 
 def check_files(folder: Path, found: dict[str, Any]) -> None:
-    """Raise InputError unless all files of a description are there, whole and unchanged."""
+    """Raise InputError unless all files in a description exist and are unchanged."""
     for name, expected in found["files"].items():
         path = folder / str(name)
         try:
@@ -89,8 +93,12 @@ def check_files(folder: Path, found: dict[str, Any]) -> None:
 
 
 def read_description(path: Path, newest: int) -> dict[str, Any]:
-    """Return the contents of a description alone; raises InputError as `read_sealed` does."""
-    if path.exists() and not path.is_file():  # a pipe would never end
+    """Return the contents of a description, without checking the other files.
+
+    Raises:
+        InputError: as in `read_sealed`, for this file.
+    """
+    if path.exists() and not path.is_file():  # reading a pipe would not end
         raise InputError(f"{path}: is no file: {REMEDY}")
     try:
         data = path.read_bytes() if path.stat().st_size <= LARGEST else b""
@@ -123,7 +131,7 @@ def read_description(path: Path, newest: int) -> dict[str, Any]:
 
 
 def _lists_files(files: Any) -> bool:
-    """Whether it is a list of files as `write_sealed` makes it, all in one folder."""
+    """Whether a value is a list of files as `write_sealed` makes it, all in one folder."""
     return isinstance(files, dict) and all(
         isinstance(name, str)
         and Path(name).name == name
@@ -153,7 +161,7 @@ def _measured(path: Path) -> dict[str, Any]:
 
 
 def _check_replaceable(folder: Path, description: str) -> None:
-    """Put back what a killed `write_sealed` had moved aside; refuse a folder with other things."""
+    """Restore a folder that a killed `write_sealed` moved aside; refuse one with other files."""
     old = aside(folder)
     if not folder.exists() and old.exists():
         old.rename(folder)
@@ -174,7 +182,7 @@ def _check_replaceable(folder: Path, description: str) -> None:
 
 
 def _put(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; what is there is moved aside first, and removed afterwards."""
+    """Rename `new` to `folder`; an existing folder is moved aside before and removed afterwards."""
     old = aside(folder)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -190,12 +198,12 @@ def _put(new: Path, folder: Path) -> None:
 
 
 def aside(folder: Path) -> Path:
-    """Place where a folder's earlier contents lie while they are being replaced."""
+    """Return the path of a folder's earlier contents while the folder is being replaced."""
     return folder.with_name(f".{folder.name}.previous")
 
 
 def _flush(path: Path) -> None:
-    """Make sure that a file, or a folder's list of names, is on the disk."""
+    """Flush a file, or the list of names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Metrics of parts of a test: by type of defect and by category, with bootstrap intervals."""
+"""Metrics of parts of a test: by defect type and by category, with bootstrap intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,30 +20,31 @@ from patchcore.metrics import (
 )
 
 PixelMetricsOf = Callable[[Sequence[int]], tuple[dict[str, float], dict[str, str]]]
-"""Pixel metrics of some test images, and the reasons of those that are NaN."""
+"""Function from numbers of test images to their pixel metrics and the reasons of NaN."""
 SUBSETS = ("intervals", "defect_types", "categories")
-"""Keys of what `by_subset` returns, which are keys of metrics.json too."""
+"""Keys of the result of `by_subset`, which are keys of metrics.json, too."""
 
 
 def by_subset(
     samples: Sequence[Sample], scores: Mapping[int, float], pixels: PixelMetricsOf
 ) -> dict[str, Any]:
-    """Return what metrics.json tells of parts of a test, and how sure its image metrics are.
+    """Return the entries of metrics.json on parts of a test, and on intervals of image metrics.
 
     Args:
         samples: Test images.
-        scores: Their scores by their numbers, in the order in which they were tested.
-        pixels: Pixel metrics of those that were tested first, third, …
+        scores: {number of the image in `samples`: score}, in the order in which they were tested.
+        pixels: Function that returns pixel metrics of some images, given by their places in the
+            order in which they were tested.
 
     Returns:
-        `intervals`: how they were made (`resamples`, `confidence`, `seed`), and `metrics`, an
-        interval [low, high] of every image metric of the whole test that has one.
-        `defect_types`: {type: `images`, `metrics`, `intervals`} of the images of a type against the
-        nominal ones, those of its category if there are several; then the type is
-        `category/type`.
-        `categories`: {category: the same, with pixel metrics}, if several share the memory.
-        A metric that is undefined is left out of `defect_types`, and null in `categories`, where
-        `undefined` has the reason. Parts that are empty are left out.
+        `intervals`: `resamples`, `confidence` and `seed` of the bootstrap, and `metrics`, {key:
+        interval [low, high]} of the image metrics of the whole test.
+        `defect_types`: {type: {`images`, `metrics`, `intervals`}}, the number of images of a defect
+        type, and image metrics of these against the nominal images. If samples have categories, the
+        nominal images are those of the same category, and the type is `category/type`.
+        `categories`: {category: the same for its images, with pixel metrics}, if samples have them.
+        Undefined image metrics are left out; undefined pixel metrics are None, and `undefined` has
+        the reasons. Empty entries are left out.
     """
     values = np.array([scores[number] for number in range(len(samples))], dtype=np.float64)
     tested = {number: place for place, number in enumerate(scores)}
@@ -81,7 +82,7 @@ def by_subset(
 def _images(
     nominal: NDArray[np.float64], strata: Sequence[NDArray[np.float64]], images: int
 ) -> dict[str, Any]:
-    """Image metrics that are defined and ranked, with their intervals."""
+    """Image metrics that are defined and by which reports rank, with their intervals."""
     counts = sweep(torch.from_numpy(nominal), torch.from_numpy(np.concatenate([*strata, []])))
     undefined = image_undefined(counts)
     return {
@@ -98,7 +99,7 @@ def _images(
 def _category(
     kinds: Mapping[str, list[int]], values: NDArray[np.float64], pixels: PixelMetricsOf
 ) -> dict[str, Any]:
-    """Metrics of the images of one category, by type."""
+    """Metrics of the images of one category, given by defect type; "" is nominal."""
     images = sorted(number for numbers in kinds.values() for number in numbers)
     strata = [values[numbers] for kind, numbers in sorted(kinds.items()) if kind]
     found = _images(values[kinds.get("", [])], strata, len(images))

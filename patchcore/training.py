@@ -1,6 +1,6 @@
-"""Fit and test of one model by Lightning: its Trainer, its data, and an ensemble's members.
+"""Fitting and testing with Lightning: the Trainer, the data, one model, and ensemble members.
 
-`runner.py` puts a run together from these. They are what every process of a run does alike.
+`runner.py` combines these functions into a run. All processes of a run call them in the same way.
 """
 
 import gc
@@ -40,12 +40,19 @@ from patchcore.switches import asked_precision
 from patchcore.tracking.progress import Progress
 
 Make = Callable[..., Any]
-"""Makes an object of Lightning's from its key, its settings and more keyword arguments."""
+"""Function that creates an object for Lightning from a key, its settings and keyword arguments."""
 
 
 @dataclass
 class Task:
-    """Work that all processes of a run do at once: to fit and test one model."""
+    """Work that all processes of a run share: fitting and testing one model.
+
+    Attributes:
+        config: Settings of the run.
+        split: Training and test images.
+        new: Folder for the new results.
+        make: Function that creates Lightning's objects.
+    """
 
     config: Config
     split: Split
@@ -54,7 +61,7 @@ class Task:
 
 
 def take_part(task: Task, process: Process) -> None:
-    """Do the share of one process that is not the first: compute, and write nothing."""
+    """Do the share of a process other than the first one, which writes nothing."""
     quiet()
     config = replace(task.config, trainer={**task.config.trainer, "enable_progress_bar": False})
     pl.seed_everything(config.seed, workers=True, verbose=False)
@@ -71,7 +78,15 @@ def prepare(
     split: Split,
     scale: ScaleConfig | None = None,
 ) -> tuple[DetectorModule, AnomalyDataModule]:
-    """One model and its data, ready for the trainer; with a cache if that is enabled."""
+    """Return the modules of a model and its data for the trainer, with a cache if it is enabled.
+
+    Args:
+        config: Settings of the run, or of a member's run.
+        model: Detector to fit.
+        trainer: Trainer that will fit and test the model.
+        split: Training and test images.
+        scale: Settings for measuring the scale of a member's scores; None: it is not measured.
+    """
     cache = None
     if (store := config.cache.open()) is not None:
         network = network_digest(model, trainer.precision, trainer.strategy.root_device)
@@ -84,7 +99,7 @@ def prepare(
 
 
 def parts(config: Config) -> Parts:
-    """Settings of the detector of a run without an ensemble, or of one member's run."""
+    """Return the settings of the detector of a run without an ensemble, or of a member's run."""
     return Parts(
         config.method,
         config.backbone,
@@ -99,7 +114,7 @@ def parts(config: Config) -> Parts:
 def fit_members(
     config: Config, models: list[Detector], new: Path, make: Make, split: Split
 ) -> list[Member]:
-    """Fit and test the members of an ensemble one by one; `models` is used up."""
+    """Fit and test the members of an ensemble one by one; the list `models` is emptied."""
     members = []
     for number, own in enumerate(config.members(), 1):
         whose = f" (member {number} of {len(config.ensemble.members)})"
@@ -111,17 +126,18 @@ def fit_members(
         kept = None if config.artifact.keep is Keep.none else module.model
         members.append(Member(own.backbone.name, module.scale, record, kept, module.left_out))
         del trainer, module, data
-        gc.collect()  # they refer to each other; one memory at a time
+        gc.collect()  # of reference cycles, so that only one memory bank exists at a time
     return members
 
 
 def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) -> None:
-    """Collect from every training image, in every epoch and fixed pose, and build the memory.
+    """Collect features of all training images in all epochs and fixed poses, and build the memory.
 
-    Synthetic defects pass through the network first, if the label-free score is asked for.
+    If the label-free score is requested, images with synthetic defects pass through the network
+    first.
 
     Raises:
-        InputError: Lightning refuses its settings, or a callback ended it early.
+        InputError: Lightning refuses the Trainer's settings, or a callback ended the fit early.
     """
     judge = module.label_free
     try:
@@ -129,7 +145,7 @@ def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) ->
             print(judge.plan(), file=sys.stderr)
             defective = data.defective_dataloader(judge.numbers, *judge.drawing)
             start = time.perf_counter()
-            with torch.random.fork_rng([]):  # a loader draws a seed, which training is to draw
+            with torch.random.fork_rng([]):  # a loader draws a seed, which must not affect training
                 trainer.predict(module, defective, return_predictions=False)
             judge.seconds = time.perf_counter() - start
             _check_count("synthetic", len(judge.sources), len(judge.numbers) * judge.config.defects)
@@ -141,7 +157,11 @@ def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) ->
 
 
 def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) -> Record:
-    """Score every test image. Raises InputError as `fit` does."""
+    """Score every test image, and return the record.
+
+    Raises:
+        InputError: as in `fit`.
+    """
     try:
         trainer.test(module, data, verbose=False)
     except MisconfigurationException as error:
@@ -151,7 +171,7 @@ def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) ->
 
 
 def described(member: Member) -> dict[str, Any]:
-    """Record of a member in a run's folder, beside the ensemble's own numbers."""
+    """Return the record of a member for the run's folder, beside the ensemble's own metrics."""
     kept = {key: getattr(member.record, key) for key in ("metrics", "undefined", "seconds")}
     return {"backbone": member.backbone, **kept, "scale": asdict(member.scale)}
 
@@ -164,12 +184,19 @@ def build_trainer(
     whose: str = "",
     process: Process | None = None,
 ) -> pl.Trainer:
-    """The Trainer that the settings ask for, callbacks included; its bars end with `whose`.
+    """Return the Trainer for the settings, with its callbacks.
 
-    With a `process` it is the Trainer of one of several.
+    Args:
+        config: Settings of the run; `config.trainer` holds the Trainer's arguments.
+        new: Folder for the new results.
+        loggers: Loggers of the trackers.
+        make: Function that creates Lightning's objects.
+        whose: Text at the end of the progress bars' titles.
+        process: Place of this process among the processes of the run; None: the only one.
 
     Raises:
-        InputError: It does not take them, or would use another device or precision.
+        InputError: The Trainer refuses the settings, or would use another number of devices or
+            another precision.
     """
     settings = {"max_epochs": 1, **config.trainer}
     callbacks = [
@@ -205,10 +232,15 @@ def build_trainer(
 
 
 def construct(key: str, settings: Mapping[str, Any], **more: Any) -> Any:
-    """Return the object that `_target_` in the settings names; Lightning's Trainer without one.
+    """Create an object of the class in `_target_` of the settings, by default Lightning's Trainer.
+
+    Args:
+        key: Key of the settings, with which error messages begin.
+        settings: Arguments of the class, and `_target_`, its dotted name.
+        **more: More arguments, which take precedence.
 
     Raises:
-        InputError: There is no such class, or it does not take the arguments; begins with the key.
+        InputError: There is no such class, or it refuses the arguments.
     """
     arguments = {**settings, **more}
     module, _, name = str(arguments.pop("_target_", "pytorch_lightning.Trainer")).rpartition(".")
@@ -222,7 +254,7 @@ def _check_count(kind: str, used: int, asked: int) -> None:
     if used != asked:
         raise InputError(
             f"trainer: {used} {kind} images were used, not {asked}: leave out everything that ends "
-            "it early, such as callbacks"
+            "the run early, such as callbacks"
         )
 
 
@@ -231,7 +263,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def quiet() -> None:
-    """Keep to our own words: no banners about devices, loaders or tips; warnings in one line."""
+    """Silence messages of libraries about devices, loaders and tips; show warnings in one line."""
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
@@ -239,7 +271,7 @@ def quiet() -> None:
         ".*will run with no optimizer.*",  # the backbone is frozen,
         ".*in eval mode at the start of training.*",  # and stays in evaluation mode
         ".*does not have many workers.*",
-        ".*sync_dist=True.*",  # what the first process logs is of all
+        ".*sync_dist=True.*",  # values logged by the first process are those of all processes
         r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 on torch 2.15
     ):
         warnings.filterwarnings("ignore", message)

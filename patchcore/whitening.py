@@ -1,15 +1,15 @@
 """Whitening of patch features: PCA to a share of the variance, with a shrunk covariance.
 
-Directions in which nominal features hardly differ count as much, afterwards, as those in which they
-differ most: Euclidean distances of whitened features are Mahalanobis distances. With the
-covariance's eigenvalues λ₁ ≥ λ₂ ≥ … and its eigenvectors v₁, v₂, … the first d are kept that hold
-the share, and shrunk towards their mean m (Ledoit and Wolf 2004),
+After whitening, directions in which nominal features hardly differ count as much as those in which
+they differ most: Euclidean distances of whitened features are Mahalanobis distances. The unbiased
+covariance has eigenvalues λ₁ ≥ λ₂ ≥ … and eigenvectors v₁, v₂, …. The first d eigenvalues, which
+hold the share of the variance, are kept and shrunk towards their mean m (Ledoit and Wolf, 2004):
 
     zᵢ = vᵢᵀ (x − μ) / √((1 − ρ) λᵢ + ρ m),    i = 1 … d
 
-as MH-PatchCore does before its coreset (arXiv 2605.27748). Features are read in three passes, chunk
-by chunk: mean, covariance, and fourth moments for ρ. Term by term this is `whitening` in
-tests/reference.py.
+MH-PatchCore does the same before its coreset (arXiv 2605.27748). Features are read in up to three
+passes, chunk by chunk: for the mean, the covariance, and fourth moments to estimate ρ. `whitening`
+in tests/reference.py is the same, term by term.
 """
 
 import torch
@@ -28,18 +28,18 @@ def fit_whitening(
     shrinkage: float | None,
     device: torch.device,
 ) -> tuple[Float32[Tensor, "1 channels"], Float32[Tensor, "kept channels"]]:
-    """Return the mean of features and the matrix that whitens what differs from it.
+    """Return the mean of features, and the matrix that whitens differences from the mean.
 
-    Features that are all equal stay as they are.
+    If all features are equal, up to rounding, the matrix is the identity.
 
     Args:
-        features: At least one, on any device.
-        share: Share of the variance that the components kept hold together.
-        shrinkage: ρ, in [0, 1]; None: Ledoit and Wolf's estimate of the best.
-        device: Where the work is done, in float64.
+        features: One or more patch features, on any device.
+        share: Share of the variance that the kept components hold together, in (0, 1].
+        shrinkage: ρ, in [0, 1]; None: Ledoit and Wolf's estimate of the best value.
+        device: Device of the computation, in float64, and of the results.
 
     Raises:
-        InputError: Features are NaN or infinite.
+        InputError: features are NaN or infinite.
     """
     count, channels = features.shape
     chunks = features.split(max(1, _CHUNK // channels))
@@ -60,7 +60,7 @@ def fit_whitening(
     variances, vectors = torch.linalg.eigh(covariance)  # ascending
     variances, vectors = variances.flip(0), vectors.flip(1)
     least = variances[0] * channels * torch.finfo(torch.float64).eps
-    held = variances[variances > least]  # beyond lies rounding alone
+    held = variances[variances > least]  # the others are rounding errors
     if float(variances[0]) <= 1e-12 * float(mean.square().sum()):
         return mean.float()[None], torch.eye(channels, device=device)
     shares = held.cumsum(0) / held.sum()
@@ -78,12 +78,14 @@ def fit_whitening(
 
 
 def best_shrinkage(variances: Float[Tensor, " kept"], fourth: float, count: int) -> float:
-    """Return ρ by Ledoit and Wolf: the share of its squared error that a covariance can expect.
+    """Return Ledoit and Wolf's ρ: expected squared error of S over ‖S − m I‖², in [0, 1].
+
+    S is the covariance, and m the mean of its eigenvalues.
 
     Args:
-        variances: Eigenvalues of the covariance of `count` vectors, about their mean.
-        fourth: Mean fourth power of the vectors' lengths.
-        count: How many vectors.
+        variances: Eigenvalues of the covariance of `count` vectors.
+        fourth: Mean fourth power of the lengths of the vectors, from their mean.
+        count: Number of vectors.
     """
     squared = float(variances.square().sum())  # ‖S‖²
     away = squared - float(variances.sum()) ** 2 / len(variances)  # ‖S − m I‖²
@@ -97,7 +99,13 @@ def whiten(
     mean: Float[Tensor, "1 channels"],
     matrix: Float[Tensor, "kept channels"],
 ) -> Float[Tensor, "*patches kept"]:
-    """Return whitened features, where they were; the work is done where the matrix is."""
+    """Return whitened features on their own device; the computation is on the matrix's device.
+
+    Args:
+        features: Patch features.
+        mean: Mean from `fit_whitening`.
+        matrix: Matrix from `fit_whitening`.
+    """
     if traced():
         return (features - mean) @ matrix.T
     rows = features.reshape(-1, features.shape[-1])

@@ -156,7 +156,7 @@ def test_an_unreadable_folder_or_file_is_named(
         with pytest.raises(InputError, match=r"nominal/line1: this folder cannot be read \(Permis"):
             config.read()
     monkeypatch.setattr(os, "access", lambda path, how: path.name != "0.png" and access(path, how))
-    with pytest.raises(InputError, match=r"nominal/line1/0\.png: this file may not be read"):
+    with pytest.raises(InputError, match=r"nominal/line1/0\.png: this file is not readable"):
         config.read()
 
 

@@ -427,7 +427,7 @@ def test_mstc_bad_input(tmp_path: Path) -> None:
         config.read()
     frame.write_bytes(contents)
     frame.with_name("a3.jpg").write_bytes(contents)
-    with pytest.raises(InputError, match=r"a3\.jpg: the name of a frame should end in its number"):
+    with pytest.raises(InputError, match=r"a3\.jpg: the name of a frame should end in a number"):
         config.read()
     frame.with_name("a3.jpg").unlink()
     np.save(masks / "01_0014.npy", np.zeros((6, 10)))

@@ -354,7 +354,7 @@ def test_fetch_and_fetch_again(site: Site, tmp_path: Path) -> None:
     assert fetch("ksdd2", root, url=site.url).sha256 is None
     assert len(site.asked) == 1
     shutil.rmtree(root / "ksdd2/test")
-    with pytest.raises(InputError, match="ksdd2: is there already, without test; remove it"):
+    with pytest.raises(InputError, match="ksdd2: exists already, but without test; remove it"):
         fetch("ksdd2", root, url=site.url)
 
 
@@ -365,7 +365,7 @@ def test_fetch_one_category_after_the_other(site: Site, tmp_path: Path) -> None:
         fetched = fetch("mvtec", tmp_path, category, site.url, sha256(site.content))
         assert fetched.folder == tmp_path / "mvtec" / category and fetched.verified
     assert sorted(path.name for path in (tmp_path / "mvtec").iterdir()) == ["bottle", "cable"]
-    with pytest.raises(InputError, match=r"is there already, without capsule, .* --category"):
+    with pytest.raises(InputError, match=r"exists already, but without capsule, .* --category"):
         fetch("mvtec", tmp_path, url=site.url)
     with pytest.raises(
         InputError, match=r"^--category: mvtec has no archive of 'botle'; it has bot"

@@ -1,4 +1,4 @@
-"""Changes of training images: a fixed set of poses, or random ones, made by Albumentations."""
+"""Augmentation of training images: fixed poses, or random changes made by Albumentations."""
 
 import os
 from dataclasses import dataclass, fields
@@ -9,16 +9,20 @@ from patchcore.errors import InputError
 from patchcore.settings import Settings, setting
 
 FIXED = ("rotations", "mirrored")
-"""Settings of the fixed set; the others are of random changes."""
+"""Settings of the fixed poses; all others belong to the random changes."""
 
 
 @dataclass
 class AugmentConfig(Settings):
-    """Changes of training images; all off by default.
+    """Augmentation of training images; all off by default.
 
-    Only what also happens to nominal parts in production belongs here: what a change can produce is
-    nominal from then on. A fixed set of poses is remembered in one epoch, the same in every run;
-    random changes are drawn anew in each epoch. One excludes the other.
+    Use only changes that nominal parts show in production, too: everything that a change can
+    produce counts as nominal afterwards. Fixed poses all enter the memory bank in one epoch, and
+    are the same in every run. Random changes are drawn anew in each epoch. The two kinds exclude
+    each other.
+
+    Raises:
+        InputError: fixed poses and random changes are both on.
     """
 
     GROUP: ClassVar[str] = "augment"
@@ -65,7 +69,7 @@ class AugmentConfig(Settings):
     noise: float = setting(
         0.0, "largest standard deviation of the noise, as a share of the full range", low=0, below=1
     )
-    # With epoch and image number, it fixes every draw.
+    # Every draw follows from the seed, the epoch and the number of the image.
     seed: int = setting(
         0,
         "seed for all random changes",
@@ -82,29 +86,29 @@ class AugmentConfig(Settings):
             )
 
     def poses(self) -> list[Pose]:
-        """Return the poses in which every training image is remembered, itself first."""
+        """Return the poses in which every training image is remembered, the original first."""
         return poses(self.rotations, self.mirrored)
 
     def changes(self) -> bool:
-        """Whether anything random is on."""
+        """Whether any random change is on."""
         names = [each.name for each in fields(self) if each.name not in (*FIXED, "seed")]
         return any(getattr(self, name) for name in names)
 
     def moves(self) -> bool:
-        """Whether anything is on that moves pixels."""
+        """Whether any change that moves pixels is on."""
         flips = self.horizontal_flip or self.vertical_flip
         turns = self.rotate or len(self.poses()) > 1
         return bool(flips or turns or self.translate or self.scale)
 
 
 def build_augmentation(config: AugmentConfig) -> Any:
-    """Return Albumentations' composition of the random changes that are on; None where none is."""
+    """Return an `albumentations.Compose` of the random changes; None if no such change is on."""
     return _albumentations().Compose(_augmentations(config)) if config.changes() else None
 
 
 def _albumentations() -> Any:
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else it asks a server at import
-    import albumentations  # here: half a second that only augmentation need wait
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no request for updates at import
+    import albumentations  # here, as the import takes half a second
 
     return albumentations
 

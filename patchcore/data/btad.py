@@ -4,8 +4,8 @@ Category 01 has 400 nominal training and 70 test images, 02 has 399 and 230, 03 
 
 Citation: P. Mishra, R. Verk, D. Fornasier, C. Piciarelli, G. L. Foresti. VT-ADL: A Vision
 Transformer Network for Image Anomaly Detection and Localization. ISIE 2021.
-Layout: `LAYOUT`; images and masks are .png or .bmp, and a mask is named like its image, whatever
-the format of either.
+Layout: `LAYOUT`; images and masks are .png or .bmp. A mask has the name of its image; their formats
+may differ.
 """
 
 from dataclasses import dataclass

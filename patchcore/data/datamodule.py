@@ -1,4 +1,4 @@
-"""The data set as Lightning sees it."""
+"""Data set for Lightning: a data module of one run's images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,15 +16,19 @@ from patchcore.data.transforms import ImageConfig
 
 
 class AnomalyDataModule(pl.LightningDataModule):
-    """Nominal training images and labelled test images of one category, always in one order.
+    """Training images and labelled test images of a run, always in the same order.
 
-    Training images are augmented anew in each epoch, or come in fixed poses, test images never.
-    Batches are those of `patchcore.data.dataset.collate`, all poses of an image in one; `index`
-    counts in `split.train` or `split.test`.
+    Training images are augmented anew in each epoch, or come in fixed poses; test images are never
+    changed. Batches are those of `patchcore.data.dataset.collate`; all poses of an image are in one
+    batch. The batch's `index` points into `split.train` or `split.test`.
 
     Args:
-        split: What `data.read()` has given; otherwise the disk is read on first use, once. With its
-            snapshot, every file is compared when it is read.
+        data: Data set, batch size and number of workers.
+        image: Size and normalisation of the images.
+        augment: Augmentation of the training images.
+        cache: Cache of decoded images and layer maps; None: no cache.
+        split: Result of `data.read()`; None: `data.read()` is called once, on first use. If the
+            split has a snapshot, every file is compared with the snapshot when it is read.
     """
 
     def __init__(
@@ -44,28 +48,31 @@ class AnomalyDataModule(pl.LightningDataModule):
 
     @property
     def split(self) -> Split:
-        """The samples, the same for as long as this object lives."""
+        """Samples; read once and then the same for the lifetime of this object."""
         if self._split is None:
             self._split = self.data.read()
         return self._split
 
     def prepare_data(self) -> None:
-        """Write what is generated and find what is missing, in one process only."""
+        """Read the split, which writes generated images and reports missing files.
+
+        Lightning calls this in one process only.
+        """
         assert self.split
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Nominal images in the order of `split.train`, every one in every epoch."""
+        """Return batches of the images of `split.train` in their order, all in every epoch."""
         dataset = ImageDataset(
             self.split.train, self.image, self.augment, self.cache, self.split.snapshot
         )
         return self._loader(dataset, train=True)
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Labelled images in the order of `split.test`."""
+        """Return batches of the labelled images of `split.test` in their order."""
         return self._loader(self.test_dataset(), train=False)
 
     def test_dataset(self) -> ImageDataset:
-        """Items of `split.test`."""
+        """Return the data set of `split.test`."""
         return ImageDataset(
             self.split.test, self.image, cache=self.cache, snapshot=self.split.snapshot
         )
@@ -73,7 +80,13 @@ class AnomalyDataModule(pl.LightningDataModule):
     def defective_dataloader(
         self, numbers: Sequence[int], defects: int, seed: int
     ) -> DataLoader[dict[str, Any]]:
-        """Images of `split.train`, by their numbers, with synthetic defects: `DefectiveImages`."""
+        """Return batches of training images with synthetic defects; see `DefectiveImages`.
+
+        Args:
+            numbers: Indices of the images in `split.train`.
+            defects: Number of defective copies of each image.
+            seed: Seed for drawing the defects.
+        """
         of = (self.split.train, self.image, self.cache, self.split.snapshot)
         return self._loader(DefectiveImages(numbers, defects, seed, *of), train=False)
 
@@ -82,7 +95,7 @@ class AnomalyDataModule(pl.LightningDataModule):
         poses = len(getattr(dataset, "poses", ())) or 1
         return Loader(
             dataset,
-            # Tiles are a batch; of images in their own sizes hardly two make one.
+            # The tiles of one image are a batch already; images of several sizes would not stack.
             batch_size=max(1, self.data.batch_size // poses) if self.image.tiles is None else 1,
             sampler=EpochSampler(len(sized)) if train else SequentialSampler(sized),
             num_workers=self.data.workers,
@@ -92,5 +105,5 @@ class AnomalyDataModule(pl.LightningDataModule):
         )
 
     def _on_gpu(self) -> bool:
-        """Whether the network leaves the cores to decoding: on a CPU it uses them all itself."""
+        """Whether CPU cores are free for decoding: a network on the CPU uses all of them."""
         return self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"

@@ -30,36 +30,48 @@ from patchcore.errors import InputError
 from patchcore.identity import image_key, image_recipe, input_digest
 
 Decoded = tuple[Pixels, Mask, Mask | None]
-"""Pixels (H, W, 3), mask (H, W) and region that counts (H, W) of an image's files."""
+"""Decoded files of a sample: pixels (H, W, 3), mask (H, W), region that counts (H, W) or None."""
 
 
 def pixels_alone(image: ImageConfig) -> ImageConfig:
-    """The same size and view with a normalisation that leaves pixels 0 to 255 as they are."""
+    """Return the same settings with a normalisation that leaves pixel values 0–255 unchanged."""
     return replace(image, mean=[0.0] * 3, std=[1 / 255] * 3)
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
-    """Reads, transforms and describes images.
+    """Images of samples, decoded and transformed, as dicts.
 
-    Item i is a dict: `image` (3, H, W) float32, normalised, or uint8 if it passes the network in
-    tiles, which are normalised one by one; `label` 0 or 1; `mask` (H, W) bool,
-    True where anomalous; `has_mask`, False where that is not known (an anomalous image without a
-    mask, or whose mask marks nothing, or nothing inside the crop); `regions` (6,) int64, what
-    became of the mask's regions (`patchcore.data.transforms.Regions`); `index` into `samples`;
-    `seconds`, two numbers: what decoding took and what it took from there to what the item holds,
-    when these were made; NaN where that is not known.
-    Where the samples have a region that counts, also `inside` (H, W) bool, True where pixels do.
+    An item holds
 
-    There are len(samples) items, and a negative number counts from their end. In batches, each
-    stands for its image in all fixed poses, one after the other, from one decoded file; and item
-    i + n · len(samples) is the same sample, augmented as in epoch n; without augmentation it is the
-    same item.
+    - `image` (3, H, W) float32, normalised; uint8 with `image.tiles`, where each tile is normalised
+      on its own,
+    - `label`, 0 nominal or 1 anomalous,
+    - `mask` (H, W) bool, True where anomalous,
+    - `has_mask`, False where the anomalous pixels are unknown: an anomalous image has no mask, or
+      one that marks nothing, or nothing inside the crop,
+    - `regions` (6,) int64, the counts of `patchcore.data.transforms.Regions`,
+    - `index` into `samples`,
+    - `seconds`, a list of two times: decoding the files, and making the rest of the item; NaN where
+      the cache does not tell,
+    - `inside` (H, W) bool, True for pixels that count, if the sample has a region,
+    - `cached`, with a cache: whether the item was read from it.
+
+    There are len(samples) items; negative numbers count from the end. In batches, an item stands
+    for all fixed poses of its image, one after another, from one decoded file. Also in batches,
+    item i + n · len(samples) is sample i augmented as in epoch n.
 
     Args:
-        cache: Where decoded images and layer maps are kept, but for randomly changed ones. Items of
-            a batch then have a `key`, the image's digest, and `maps` [(h, w, C), …] in place of
-            `image` once the maps of all of them are there; `cached` says whether anything was.
-        snapshot: The files as they were when the run began: none may have changed when it is read.
+        samples: Images with labels and masks.
+        image: Size, view and normalisation.
+        augment: Augmentation; None: none.
+        cache: Cache of decoded images and layer maps; unused with random augmentation. Items of a
+            batch without tiles then have a `key`, the digest of the network's input. If the cache
+            has the layer maps of the whole batch, items hold `maps` [(h, w, C), …] instead of
+            `image`.
+        snapshot: Digests of the files when the run began; a file must not have changed since.
+
+    Raises:
+        InputError: the samples have regions, and the augmentation moves pixels.
     """
 
     def __init__(
@@ -92,10 +104,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self.samples)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """The item of that number, as the image is.
+        """Return an item in its original pose.
 
         Raises:
-            IndexError: there is none; loops over the data set end by it.
+            IndexError: the number is out of range, which also ends loops over the data set.
             InputError: a file is unreadable, or mask, crop or resizing do not fit its image.
         """
         if not -len(self) <= item < len(self):
@@ -103,8 +115,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return self._posed(item % len(self), [UPRIGHT], normalise=True)[0]
 
     def __getitems__(self, items: list[int]) -> list[dict[str, Any]]:
-        """The items of one batch, made side by side; PyTorch's loader asks for them together."""
-        if self.cache is None or self.image.tiles is not None:  # whose maps are never whole
+        """Return the items of one batch, made in parallel; called by PyTorch's loader."""
+        if self.cache is None or self.image.tiles is not None:  # layer maps of tiles are not cached
             return self._items(items, normalise=True)
         samples = [self.samples[item % len(self)] for item in items]
         keys = [self._input_digest(sample, pose) for sample in samples for pose in self.poses]
@@ -118,9 +130,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return batch
 
     def _items(self, items: list[int], normalise: bool) -> list[dict[str, Any]]:
-        """Load items on PyTorch's number of threads; on one with augmentation, for its state."""
+        """Load items on PyTorch's number of threads; on one thread with random augmentation.
+
+        Albumentations has a state that threads cannot share.
+        """
         threads = 1 if self.augmented else torch.get_num_threads()
-        beside = min(threads, len(items))  # so many share the time that each takes
+        beside = min(threads, len(items))  # in parallel, so each item gets a share of the time
         with ThreadPoolExecutor(threads) as pool:
             each = pool.map(lambda item: self._posed(item, self.poses, normalise, beside), items)
             return list(chain.from_iterable(each))
@@ -128,7 +143,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def _posed(
         self, item: int, poses: Sequence[Pose], normalise: bool, beside: int = 1
     ) -> list[dict[str, Any]]:
-        """One image in several poses; its file is decoded once at most."""
+        """Return one image in several poses; its file is decoded at most once."""
         epoch, index = divmod(item, len(self.samples))
         read = remembered(lambda: self._read(self.samples[index], index))
         return [self._item(epoch, index, pose, read, normalise, beside) for pose in poses]
@@ -176,10 +191,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
         read: Callable[[], Decoded],
         beside: int,
     ) -> tuple[Pixels, Mask, Mask | None, Regions, tuple[float, bool]]:
-        """Pixels (H', W', 3), mask (H', W') and the pixels that count at the network's size.
+        """Return pixels (H', W', 3), mask (H', W') and pixels that count, at the network's size.
 
-        Further the mask's regions, the seconds that all this took when so many were made `beside`
-        each other, and whether it came from the cache.
+        The regions of the mask follow, then the seconds (divided by `beside`, the number of items
+        made in parallel) and whether all this came from the cache.
         """
         key, start = None, time.perf_counter()
         if self.cache is not None:
@@ -209,7 +224,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return pixels, mask, inside, regions, (seconds, False)
 
     def _read(self, sample: Sample, index: int) -> Decoded:
-        """Pixels (H, W, 3), mask and region (H, W) of an image's files, once they are checked."""
+        """Read and check an image's files: pixels (H, W, 3), mask and region (H, W)."""
         image = self.image
         pixels, mask, region = self.snapshot.read(
             self._files[index],
@@ -227,7 +242,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return pixels, mask, region
 
     def _inside(self, sample: Sample, region: Mask, size: tuple[int, ...]) -> Mask:
-        """Pixels that count, as the network sees them, by the region of an image of `size`."""
+        """Return the pixels that count at the network's size, for an image of `size` (H, W)."""
         if region.shape != size:
             raise InputError(
                 f"{sample.region}: the region is {region.shape[1]}×{region.shape[0]} pixels, the "
@@ -258,14 +273,14 @@ def _is_prepared(entry: dict[str, torch.Tensor]) -> bool:
 
 
 class EpochSampler(Sampler[int]):
-    """Indices in order, numbered on from epoch to epoch, so that augmentation differs."""
+    """Indices in order; they continue from epoch to epoch, so that augmentation differs."""
 
     def __init__(self, length: int) -> None:
         self.length = length
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
+        """Set the epoch; Lightning calls this before each of them."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -277,15 +292,15 @@ class EpochSampler(Sampler[int]):
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack items to a batch.
+    """Stack items of `ImageDataset` into a batch.
 
     Returns:
-        `image` (B, 3, H, W) float32, channels last in memory, `label` (B,) int64, `mask` (B, H, W)
-        bool, `has_mask` (B,) bool, `regions` (B, 6) int64, `index` (B,) int64, `seconds`, two
-        sums. With regions that
-        count also `inside` (B, H, W) bool. With a cache also
-        `key`, a list of B digests, `cached`, whether any image or map came from it, and once they
-        are there `maps` [(B, h, w, C), …] float32 or bfloat16 in place of `image`.
+        `image` (B, 3, H, W), float32 or, with tiles, uint8, channels last in memory; `label` (B,)
+        int64; `mask` (B, H, W) bool; `has_mask` (B,) bool; `regions` (B, 6) int64; `index` (B,)
+        int64; `seconds`, the two sums. `inside` (B, H, W) bool, if the items have it. With a cache,
+        `cached`: whether any image or map came from it; `key`, a list of B digests; and, where the
+        layer maps came from the cache, `maps` [(B, h, w, C), …] in the network's floating dtype
+        instead of `image`.
 
     Raises:
         InputError: the images differ in size.
@@ -314,22 +329,22 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     if "maps" in items[0]:
         layers = zip(*(item["maps"] for item in items), strict=True)
         return {"maps": [torch.stack(layer) for layer in layers], **batch}
-    # Channels last in memory, as pixels come and networks run fastest: nothing is reordered.
+    # Channels last in memory: decoded pixels have this order, and networks run fastest with it.
     images = _stacked([item["image"].permute(1, 2, 0) for item in items])  # (B, H, W, 3)
     return {"image": images.permute(0, 3, 1, 2), **batch}
 
 
 def _stacked(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Tensors as one; a single one is not copied, for it may be large."""
+    """Stack tensors; a single tensor, which may be large, is not copied."""
     return torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]
 
 
 class Loader(DataLoader[dict[str, Any]]):
-    """Batches of a data set; a worker's InputError is handed on as its one line alone.
+    """Loader of a data set's batches; an InputError of a worker arrives without its traceback.
 
     Args:
-        ahead: Whether a thread makes the next batch while the last one is worked on. It is the
-            only one that asks for batches, and in order, so that they are the same as without it.
+        ahead: Whether a thread makes the next batch while the current one is used. Batches and
+            their order are the same as without this thread.
     """
 
     def __init__(self, *args: Any, ahead: bool = False, **settings: Any) -> None:
@@ -350,7 +365,7 @@ _END: Any = object()
 
 
 def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield the same batches, each made while the one before it is worked on."""
+    """Yield the same batches; each is made in a thread while the previous one is used."""
     with ThreadPoolExecutor(1, "loader") as reader:
         coming = reader.submit(next, batches, _END)
         while (batch := coming.result()) is not _END:

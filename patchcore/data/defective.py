@@ -18,19 +18,19 @@ from patchcore.identity import defective_digest, image_recipe, input_digest
 
 
 class DefectiveImages(Dataset[dict[str, Any]]):
-    """Nominal images, each with several synthetic defects in turn, drawn at the network's size.
+    """Copies of nominal images, each with one synthetic defect, drawn at the network's size.
 
-    Items are those of `ImageDataset`; `label` is 1, `mask` marks the defect, and `index` counts in
-    `samples`. Where the cache has the layer maps of a whole batch, nothing is drawn, and `mask` has
-    one pixel.
+    Items are as in `ImageDataset`; `label` is 1, `mask` marks the defect, and `index` points into
+    `samples`. If the cache has the layer maps of a whole batch, nothing is drawn, and `mask` is a
+    placeholder (1, 1).
 
     Args:
-        numbers: Of the images in `samples`.
-        defects: How many each image has in turn; all kinds come equally often.
-        seed: Of the drawings.
+        numbers: Indices into `samples` of the images to use.
+        defects: Number of copies of each image; the kinds of defects alternate from item to item.
+        seed: Seed for drawing the defects.
         samples: Nominal images.
-        image: Their size and normalisation.
-        cache: Where decoded images and layer maps are kept.
+        image: Size and normalisation of the images.
+        cache: Cache of decoded images and layer maps; None: no cache.
         snapshot: See `ImageDataset`.
     """
 
@@ -56,7 +56,7 @@ class DefectiveImages(Dataset[dict[str, Any]]):
         return len(self.numbers)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """The item of that number; raises as `ImageDataset` does."""
+        """Return an item; raises the errors of `ImageDataset`."""
         if not -len(self) <= item < len(self):
             raise IndexError(f"item {item} of {len(self)}")
         item %= len(self)
@@ -72,11 +72,11 @@ class DefectiveImages(Dataset[dict[str, Any]]):
         described["has_mask"] = True
         described["seconds"][1] += time.perf_counter() - start
         if self.cache is not None:
-            described["seconds"][0] = 0.0  # training decodes it anyway, and tells that
+            described["seconds"][0] = 0.0  # training decodes the image anyway, and counts that time
         return described
 
     def __getitems__(self, items: list[int]) -> list[dict[str, Any]]:
-        """The items of one batch; PyTorch's loader asks for them together."""
+        """Return the items of one batch; called by PyTorch's loader."""
         if self.cache is None:
             return [self[item] for item in items]
         keys = [self._key(item) for item in items]
@@ -87,13 +87,13 @@ class DefectiveImages(Dataset[dict[str, Any]]):
         return [self._kept(item, key, maps, seconds) for item, key, (maps, seconds) in each]
 
     def kind(self, item: int) -> str:
-        """Kind of the item's defect."""
+        """Return the kind of the item's defect, one of `DEFECTS`."""
         return DEFECTS[item % len(DEFECTS)]
 
     def _kept(
         self, item: int, key: str, maps: list[torch.Tensor], seconds: float
     ) -> dict[str, Any]:
-        """An item whose layer maps are in the cache."""
+        """Return an item whose layer maps are in the cache."""
         described: dict[str, Any] = {
             "label": 1,
             "mask": torch.zeros(1, 1, dtype=torch.bool),
@@ -110,7 +110,7 @@ class DefectiveImages(Dataset[dict[str, Any]]):
         return described
 
     def _key(self, item: int) -> str:
-        """Digest of the network's input."""
+        """Return the digest of the network's input."""
         image, _, *region = self.samples[self.numbers[item]].contents(self.snapshot.digest)
         own = input_digest(self._recipe, self.image, str(image))
         texts = [str(each) for each in region]

@@ -1,17 +1,17 @@
-"""Synthetic defects on nominal images, by which settings are judged without an anomalous one.
+"""Synthetic defects on nominal images, for judging settings without anomalous images.
 
-They need nothing but the image itself, and vary from hardly visible to plain, so that settings
-which are all good still differ:
+A defect is made from the image alone. Defects vary from hardly visible to obvious, so that even
+good settings get different scores:
 
-- `paste`: a part of the image somewhere else (CutPaste: Li et al., CVPR 2021),
-- `blend`: parts of it in the shape of smooth noise, turned and tinted (as DRAEM blends textures:
-  Zavrtanik et al., ICCV 2021),
+- `paste`: a part of the image in another place (CutPaste: Li et al., CVPR 2021),
+- `blend`: parts of the image, rotated or mirrored and tinted, in the shape of smooth noise (as
+  DRAEM blends textures: Zavrtanik et al., ICCV 2021),
 - `scratch`: a thin line, lighter or darker,
 - `stain`: a spot of another shade and colour,
-- `warp`: a spot whose content is pushed aside.
+- `warp`: a spot whose content is displaced.
 
-Lengths are in 1/256 of the image's shorter side. Defects are put where the image has contrast, for
-what is wrong with a part is on the part and not on the plain ground beside it.
+The unit of lengths is 1/256 of the image's shorter side. Defects are placed where the image has
+contrast, because real defects are on the part and not on the plain background.
 """
 
 from math import cos, pi, sin
@@ -27,10 +27,10 @@ Mask = NDArray[np.bool_]
 Array = NDArray[np.floating]
 
 DEFECTS = ("paste", "blend", "scratch", "stain", "warp")
-MARGIN = 0.08  # share of the sides, at the border, that no defect has its middle in
+MARGIN = 0.08  # share of each side, at either border, without the centre of any defect
 SIZES = {"paste": (6, 16), "blend": (12, 22), "stain": (7, 14), "warp": (7, 14)}
-"""Radius of a defect that is hardly visible, and how much a plain one has more."""
-SEEN = 0.02  # share of a pixel from which on it belongs to the defect
+"""Radius at strength 0, and how much larger the radius is at strength 1, by kind."""
+SEEN = 0.02  # opacity above which a pixel belongs to the defect
 FLOOR = 0.05  # weight of places without contrast, as a share of the mean weight
 
 
@@ -44,11 +44,11 @@ def draw_defect(
     """Draw a defect on a nominal image.
 
     Args:
-        rng: Source of all that is random.
-        pixels: (H, W, 3); they stay as they are.
+        rng: Source of all random numbers.
+        pixels: Image (H, W, 3) uint8; not changed.
         kind: One of DEFECTS.
-        strength: From 0, hardly visible, to 1, plain.
-        inside: (H, W), pixels that count; the middle of the defect is one of them.
+        strength: From 0, hardly visible, to 1, obvious.
+        inside: (H, W) bool, True for pixels that count; the defect's centre is such a pixel.
 
     Returns:
         Image (H, W, 3) uint8 and mask (H, W) bool of the defect.
@@ -79,7 +79,7 @@ def draw_defect(
 def _covered(
     rng: np.random.Generator, image: Array, kind: str, strength: float, distance: Array
 ) -> tuple[Array, Array]:
-    """Return what covers a blob, (H, W, 3), and how much of every pixel it covers, (H, W)."""
+    """Return the picture that covers a blob (H, W, 3), and its opacity at each pixel (H, W)."""
     if kind == "paste":
         over = _elsewhere(rng, image) * rng.uniform(1 - 0.25 * strength, 1 + 0.25 * strength)
         return over, cover(distance, 3) * (0.5 + 0.5 * strength)
@@ -96,14 +96,14 @@ def _covered(
 
 
 def _tint(rng: np.random.Generator, image: Array, most: float) -> Array:
-    """Return factors (3,) of the colours, from 1 by so much at most; grey stays grey."""
+    """Return factors (3,) of the colours, from 1 − most to 1 + most; grey images stay grey."""
     factors = rng.uniform(1 - most, 1 + most, 3).astype(np.float32)
     grey = bool((image[..., 0] == image[..., 1]).all() and (image[..., 1] == image[..., 2]).all())
     return np.full_like(factors, factors[0]) if grey else factors
 
 
 def _place(rng: np.random.Generator, image: Array, inside: Mask | None) -> tuple[int, int]:
-    """Row and column for a defect's middle, at random in proportion to the contrast around."""
+    """Return row and column of a defect's centre, drawn in proportion to the local contrast."""
     grey = image.mean(-1)
     side = min(grey.shape)
     contrast = scipy.ndimage.gaussian_gradient_magnitude(grey, side / 150)
@@ -121,7 +121,7 @@ def _place(rng: np.random.Generator, image: Array, inside: Mask | None) -> tuple
 
 
 def _elsewhere(rng: np.random.Generator, image: Array) -> Array:
-    """Return the image moved around its borders by a tenth or more; maybe mirrored."""
+    """Return the image shifted cyclically by a tenth of its sides or more, and maybe mirrored."""
     shift = [int(rng.integers(n // 10, n - n // 10)) for n in image.shape[:2]]
     shifted = np.roll(image, shift, (0, 1))
     return shifted[:, ::-1] if rng.uniform() < 0.5 else shifted
@@ -130,7 +130,7 @@ def _elsewhere(rng: np.random.Generator, image: Array) -> Array:
 def _scratch(
     rng: np.random.Generator, image: Array, strength: float, x: Array, y: Array, middle: Array
 ) -> tuple[Array, Array]:
-    """A line through `middle`: image and share of every pixel (H, W)."""
+    """Draw a line centred on `middle`: image (H, W, 3) and opacity of the line (H, W)."""
     length = rng.uniform(16, 30) + 50 * strength
     distance = stroke(rng, x, y, length, rng.uniform(0.05, 0.5), middle)
     share = cover(distance - 0.5 - 1.2 * strength, 1.6) * (0.3 + 0.6 * strength)
@@ -140,7 +140,7 @@ def _scratch(
 def _warp(
     rng: np.random.Generator, image: Array, strength: float, distance: Array, unit: float
 ) -> tuple[Array, Array]:
-    """Content pushed aside within a blob: image and share of every pixel (H, W)."""
+    """Displace the content of a blob: image (H, W, 3) and share of the displacement (H, W)."""
     share = rise(-distance / 8)
     push = (3 + 8 * strength) / unit  # pixels
     turn = rng.uniform(0, 2 * pi)

@@ -1,8 +1,8 @@
-"""Data sets from their owners' servers: downloaded, checked and unpacked, or not there at all.
+"""Download of data sets from their owners' servers: complete and checked, or not at all.
 
-A download goes to a file `.part`, and a later call continues it where the server allows. An archive
-is unpacked only if all of its members are plain files and folders that stay inside, and into a
-folder that gets its name when it is complete.
+A download goes to a file with the suffix `.part`; a later call continues it if the server allows.
+An archive is unpacked only if all of its members are plain files and folders inside the target
+folder. The target folder gets its name when it is complete.
 """
 
 import errno
@@ -35,7 +35,7 @@ from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
 
 CHUNK = 2**20  # bytes
-TIMEOUT = 60  # seconds without a byte
+TIMEOUT = 60  # seconds without any data
 Member = TypeVar("Member", tarfile.TarInfo, zipfile.ZipInfo)
 
 
@@ -44,16 +44,20 @@ class Fetched:
     """Outcome of `fetch`."""
 
     folder: Path
-    sha256: str | None  # of the archive; None if the folder was there already
-    verified: bool  # whether that is what it should be
+    sha256: str | None  # of the archive; None if the folder existed before
+    verified: bool  # whether the SHA-256 was compared with a known one, and is the same
 
 
 SOURCES = {name: kind.SOURCE for name, kind in DATA_SETS.items() if kind.SOURCE is not None}
-"""Data sets that others own, by name."""
+"""Sources of the data sets that can be downloaded, by name."""
 
 
 def find_source(name: str) -> Source:
-    """Raises InputError with the names there are."""
+    """Return the source of a data set.
+
+    Raises:
+        InputError: there is no such data set; the message lists the names.
+    """
     if name not in SOURCES:
         raise InputError(f"{name}: no data set of this name; there are {', '.join(SOURCES)}")
     return SOURCES[name]
@@ -68,17 +72,22 @@ def fetch(
 ) -> Fetched:
     """Download a data set to `root/name`, or one category to `root/name/category`.
 
-    What is there already is left alone, and so is the archive if there is no room to unpack it.
+    An existing folder is not changed. If there is too little room to unpack the archive, the
+    archive is kept.
 
     Args:
-        url: Address of a copy of the archive. Its checksum is to be that of the original, unless
-            `sha256` gives another.
-        sha256: What the archive's checksum is to be, 64 hexadecimal digits.
+        name: Name of the data set, a key of `SOURCES`.
+        root: Folder for all data sets.
+        category: Category to download alone; None: all of the data set.
+        url: Address of a copy of the archive; None: the owners' address. The copy must have the
+            checksum of the original, unless `sha256` is given.
+        sha256: Expected SHA-256 of the archive, 64 hexadecimal digits; None: the known one, if any.
 
     Raises:
         InputError: there is no such data set, category or direct link; the server cannot be reached
             or stops; the archive has another checksum, is damaged, or would write outside its
-            folder; there is too little room; or the folder is there and incomplete.
+            folder; there is too little room; `root` cannot be written; or the folder exists and is
+            incomplete.
     """
     source = find_source(name)
     archive = _find_archive(name, source, category)
@@ -86,7 +95,7 @@ def fetch(
     if folder.exists():
         if lacking := [part for part in archive.holds if not (folder / part).exists()]:
             raise InputError(
-                f"{folder}: is there already, without {', '.join(lacking)}; remove it or give "
+                f"{folder}: exists already, but without {', '.join(lacking)}; remove it or give "
                 "another --root" + (", or fetch these with --category" if not category else "")
             )
         return Fetched(folder, None, verified=False)
@@ -122,17 +131,22 @@ def _find_archive(name: str, source: Source, category: str | None) -> Archive:
 
 
 def download(url: str, path: Path, sha256: str | None = None) -> str:
-    """Download a file, unless `path` is there, and compare its checksum.
+    """Download a file to `path`, unless that exists, and compare its checksum.
 
-    Until it is complete it is `path` with the suffix `.part`, which the next call continues: if the
-    server says that its file is the same, or if the checksum will tell.
+    An incomplete file has the suffix `.part`. The next call continues it if the server confirms
+    that its file is unchanged, or if `sha256` is given, which detects a change.
+
+    Args:
+        url: Address of the file, http or https.
+        path: File to write.
+        sha256: Expected SHA-256, 64 hexadecimal digits; None: any.
 
     Returns:
-        The file's SHA-256, 64 hexadecimal digits.
+        SHA-256 of the file, 64 hexadecimal digits.
 
     Raises:
-        InputError: the address is none, the server cannot be reached or stops, there is too little
-            room, or the checksum differs; the file is removed then.
+        InputError: the address or `sha256` is malformed, the server cannot be reached or stops,
+            there is too little room, or the checksum differs, in which case the file is removed.
     """
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise InputError(f"--sha256: {sha256} should be 64 hexadecimal digits")
@@ -153,13 +167,13 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
 
 
 def _receive(url: str, part: Path, verifiable: bool) -> None:
-    """All bytes of `url` to the file `part`, after those that are there."""
+    """Append to the file `part` the bytes of `url` that are missing there."""
     offset, validator = _resumable(url, part, verifiable)
     headers = {"User-Agent": "patchcore", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
         if validator:
-            headers["If-Range"] = validator  # or all of it, if the file has changed
+            headers["If-Range"] = validator  # the server sends the whole file if it has changed
     with _open(url, headers) as response:
         start, total = 0, _integer(response.headers.get("Content-Length"))
         if response.status in (206, 416):
@@ -169,12 +183,12 @@ def _receive(url: str, part: Path, verifiable: bool) -> None:
         if response.status == 416 or (response.status == 206 and start != offset):
             if not offset:
                 raise InputError(f"{url}: the server sends a part that was not asked for")
-            part.unlink()  # what is there does not fit the server's file
+            part.unlink()  # its bytes are not the beginning of the server's file
             return _receive(url, part, verifiable)
         if total is not None:
             _check_room(part.parent, total - start, "the download")
         if start == 0:
-            part.unlink(missing_ok=True)  # first: notes must never be of another file's bytes
+            part.unlink(missing_ok=True)  # first: the notes must never describe another file
             notes = {"url": url, "validator": _validator(response)}
             replace_with(_notes(part), json.dumps(notes).encode())
         with part.open("ab" if start else "wb") as file, _bar("downloading", total, start) as bar:
@@ -187,7 +201,7 @@ def _receive(url: str, part: Path, verifiable: bool) -> None:
 
 
 def _resumable(url: str, part: Path, verifiable: bool) -> tuple[int, str | None]:
-    """Bytes to keep of `part`, and what tells whether the server's file is still the same."""
+    """Number of bytes of `part` to keep, and the validator for If-Range, if there is one."""
     try:
         notes = json.loads(_notes(part).read_bytes())
         size = part.stat().st_size
@@ -237,7 +251,7 @@ def _validator(response: HTTPResponse) -> str | None:
 
 
 def _content_range(header: str | None) -> tuple[int, int | None]:
-    """First byte and size of the whole; (-1, size) of `bytes */size`, and if there is no header."""
+    """First byte and total size; -1 for `bytes */size` or no header, None for an unknown size."""
     match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", (header or "").strip())
     if match is None:
         return -1, None
@@ -252,24 +266,26 @@ def _integer(text: str | None) -> int | None:
 
 
 class _ArchiveError(InputError):
-    """The file is not what it should be; another would do."""
+    """Error: the archive is not the expected one, and was removed."""
 
 
 def unpack(archive: Path, folder: Path, holds: tuple[str, ...], root: Path) -> None:
-    """Unpack a zip or tar archive to `folder`, which is there when all is in it.
+    """Unpack a zip or tar archive to `folder`, which appears only when it is complete.
 
-    A single folder at the archive's top is left out. Only the contents of files are taken over, not
-    their owners and permissions.
+    If `holds` are in a folder at the archive's top, `folder` becomes that folder. Owners and
+    special permissions of the archived files are not restored.
 
     Args:
-        holds: What is to be at the top.
-        root: Folder on the same disk, to unpack in.
+        archive: Archive file; the caller removes it afterwards.
+        folder: Folder to create.
+        holds: Names that must be there, all in one place.
+        root: Folder on the same disk, for temporary files.
 
     Raises:
-        InputError: the archive is none, is damaged, holds something else, or has a member that is
-            no plain file or folder or would land outside, in which case nothing is written; it is
-            removed then. Or there is too little room.
-        OSError: `root` cannot be written to.
+        InputError: the file is no archive, is damaged, does not contain `holds`, or has a member
+            that is no plain file or folder or would be written outside; the archive is then
+            removed. Or there is too little room; the archive is then kept.
+        OSError: `root` cannot be written.
     """
     unfinished = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
     try:
@@ -325,17 +341,17 @@ def _not_unpacked(archive: Path, reason: str) -> _ArchiveError:
 
 _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, BadGzipFile, lzma.LZMAError, zlib.error, EOFError),
-    *(ValueError, OverflowError, LookupError, struct.error),  # of numbers and names in headers
+    *(ValueError, OverflowError, LookupError, struct.error),  # from bad numbers, names in headers
 )
-_UNREADABLE = (RuntimeError, NotImplementedError)  # encrypted, or of an unknown compression
+_UNREADABLE = (RuntimeError, NotImplementedError)  # encryption, or an unknown compression
 _NAMES = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
-"""Errors of members whose names no folder can hold, or not beside each other."""
+"""Errors from members whose names are impossible on this disk, or exclude each other."""
 
 
 def _check_member(archive: Path, name: str, plain: bool) -> None:
-    """Refuse links, devices and whatever would land outside on any system.
+    """Refuse links, devices, and names that lead outside the folder on any operating system.
 
-    The libraries would leave out some of these without a word, or rename them.
+    The libraries would silently skip or rename some of these.
     """
     windows = PureWindowsPath(name)
     if not plain:
@@ -373,7 +389,7 @@ def _check_room(folder: Path, needed: int, what: str) -> None:
 
 
 def _bar(what: str, total: int | None, done: int) -> tqdm:
-    """A bar of bytes, if anybody looks."""
+    """Return a progress bar in bytes, shown on terminals only."""
     return tqdm(
         desc=what,
         total=total,
@@ -386,5 +402,5 @@ def _bar(what: str, total: int | None, done: int) -> tqdm:
 
 
 def _told(members: Iterable[Member], what: str) -> Iterable[Member]:
-    """The members of an archive, with a bar if anybody looks."""
+    """Return the members of an archive, with a progress bar on terminals only."""
     return cast(Iterable[Member], tqdm(members, desc=what, unit=" files", disable=None))

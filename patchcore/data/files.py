@@ -1,8 +1,8 @@
-"""Folders to lists of image files, in one order on every machine, with nothing dropped in silence.
+"""Lists of the image files in folders, in the same order on every machine.
 
-Links are followed. Hidden files and folders, and those that systems and programs leave behind
-(`JUNK`), are no data and are passed over without a word; other files that are no images are
-counted; what cannot be read is an error.
+Links are followed. Hidden files and folders are ignored, and so are files that operating systems
+and programs leave behind (`JUNK`). Other files that are no images are counted and reported.
+Unreadable files and folders are errors.
 """
 
 import os
@@ -32,7 +32,11 @@ Identity = tuple[int, int] | str
 
 
 def expanded(value: str, key: str) -> Path:
-    """The path that setting `key` names, `~` expanded. Raises InputError if it is no path."""
+    """Return the path in setting `key`, with `~` expanded.
+
+    Raises:
+        InputError: the value is blank, holds a null byte, or begins with a `~` without a home.
+    """
     if not value.strip():
         raise InputError(f"{key} is empty: name a folder")
     if "\0" in value:
@@ -44,13 +48,15 @@ def expanded(value: str, key: str) -> Path:
 
 
 def find_folder(folder: Path | str, key: str, hint: str = "") -> Path:
-    """The folder that setting `key` names, `~` expanded.
+    """Return the folder in setting `key`, with `~` expanded.
 
     Args:
-        hint: What to say after "there is no folder …".
+        folder: Value of the setting.
+        key: Name of the setting, for messages.
+        hint: Text that follows "there is no folder …".
 
     Raises:
-        InputError: there is none, it is a file, or it cannot be looked at.
+        InputError: there is no such folder, it is a file, or it cannot be accessed.
     """
     text = str(folder)
     named = f"'{text}'" if text != text.strip() else text
@@ -70,9 +76,10 @@ def find_folder(folder: Path | str, key: str, hint: str = "") -> Path:
 
 
 def identity(path: Path) -> Identity:
-    """Name of a file or folder that is the same by every path and link that leads to it.
+    """Return an identifier of a file or folder that is the same for all paths and links to it.
 
-    Raises InputError if there is none.
+    Raises:
+        InputError: there is no such file or folder.
     """
     try:
         status = path.stat()
@@ -82,27 +89,28 @@ def identity(path: Path) -> Identity:
 
 
 class Files:
-    """Image files of one data set's folders; remembers what was passed over, to tell it once.
+    """Finder of image files; collects what was passed over, for one warning by `tell`.
 
     Args:
-        unreadable: Whether image files that cannot be read are listed like others, for whoever
-            tells of each as it is opened; otherwise the first one is an error.
+        unreadable: Whether to list unreadable image files like the others, so that the error comes
+            when they are opened; otherwise the first such file is an error.
     """
 
     def __init__(self, unreadable: bool = False) -> None:
         self._unreadable = unreadable
         self._passed_over: dict[Path, str] = {}  # extension by path
-        self._again: dict[Path, Path] = {}  # where the same file or folder was read before
+        self._again: dict[Path, Path] = {}  # other path of the same file or folder, which was read
         self._runs: list[Path] = []  # folders with pictures that runs have drawn
         self._notes: list[str] = []
 
     def images(self, folder: Path, recursive: bool = False, once: bool = False) -> list[Path]:
-        """Image files in a folder, sorted by path; pictures that runs left below it are none.
+        """Return the image files in a folder, sorted by path, without the pictures of runs below.
 
         Args:
-            recursive: Whether subfolders belong to it. If not, none may hold images.
-            once: Whether a file that several paths lead to is listed once, by the path with the
-                fewest links. Masks are listed by every path: several images may share one.
+            folder: Folder to search.
+            recursive: Whether to list the images of subfolders; if not, subfolders must hold none.
+            once: Whether to list a file once if several paths lead to it; a path without links is
+                preferred. Masks are listed by every path, because images may share a mask.
 
         Raises:
             InputError: a folder, link or file cannot be read, or images lie in a subfolder and
@@ -112,7 +120,7 @@ class Files:
         visited: dict[Identity, Path] = {}
         real: list[tuple[Path, tuple[Identity, ...], bool]] = [(folder, (), False)]
         linked: list[tuple[Path, tuple[Identity, ...], bool]] = []
-        while real or linked:  # what lies behind links comes last
+        while real or linked:  # linked folders come last
             here, above, by_link = real.pop() if real else linked.pop(0)
             me = identity(here)
             if me in above or (once and me in visited):  # a loop, or read before
@@ -140,7 +148,15 @@ class Files:
         return [path for _, _, path in sorted(found, key=lambda item: item[1])]
 
     def folders(self, folder: Path, images: bool = False) -> list[Path]:
-        """Subfolders, sorted. Raises InputError if images lie beside them, unless `images`."""
+        """Return the subfolders of a folder, sorted by name.
+
+        Args:
+            folder: Folder to search.
+            images: Whether images may lie beside the subfolders.
+
+        Raises:
+            InputError: the folder cannot be read, or images lie beside the subfolders.
+        """
         found = []
         for path, status in _entries(folder):
             assert status is not None
@@ -154,11 +170,11 @@ class Files:
         return found
 
     def note(self, text: str) -> None:
-        """Add something unusual to what `tell` says."""
+        """Add a text to the warning of `tell`."""
         self._notes.append(text)
 
     def passed_over(self) -> str:
-        """Number of files that were passed over, by extension; empty if there are none."""
+        """Return a text with the numbers of files passed over, by extension; empty if none were."""
         kinds = Counter(self._passed_over.values())
         if not kinds:
             return ""
@@ -167,7 +183,11 @@ class Files:
         return f"{total} passed over: {counts} (such as {min(self._passed_over)})"
 
     def tell(self, read: str) -> None:
-        """Warn in one line of what was left out, if anything; `read` says what was not."""
+        """Warn in one line of everything that was left out, if anything.
+
+        Args:
+            read: Description of the images that were read.
+        """
         parts = [text] if (text := self.passed_over()) else []
         if self._again:
             path, first = min(self._again.items())
@@ -184,13 +204,13 @@ class Files:
             warnings.warn(printable(text), stacklevel=3)
 
     def _is_image(self, path: Path, status: os.stat_result) -> bool:
-        """Whether it is one; other files are remembered. Raises InputError if it is unreadable."""
+        """Whether a file is an image; other files are counted. An unreadable image is an error."""
         kind = path.suffix.lower()
         if kind not in FORMATS or not stat.S_ISREG(status.st_mode):
             self._passed_over[path] = printable(kind) or "without extension"
             return False
         if not self._unreadable and not os.access(path, os.R_OK):
-            raise InputError(f"{path}: this file may not be read; change its permissions")
+            raise InputError(f"{path}: this file is not readable; change its permissions")
         return True
 
     def _distinct(self, found: Sequence[tuple[bool, str, Path]]) -> list[tuple[bool, str, Path]]:
@@ -205,7 +225,7 @@ class Files:
 
 
 def _is_of_run(folder: Path) -> bool:
-    """Whether it is the folder of a run, or of its pictures."""
+    """Whether a folder is the folder of a run, or its subfolder `figures`."""
     run = folder.parent if folder.name == "figures" else folder
     return all((run / name).is_file() for name in ("fingerprint.txt", "provenance.json"))
 
@@ -213,9 +233,10 @@ def _is_of_run(folder: Path) -> bool:
 def _entries(
     folder: Path, unreadable: bool = False
 ) -> Iterator[tuple[Path, os.stat_result | None]]:
-    """Content of a folder besides junk, sorted by name, and what links there lead to.
+    """Yield the paths in a folder, sorted by name, with their status; links are followed.
 
-    With `unreadable`, an image that cannot be looked at comes with None; else it is an error.
+    Hidden files and `JUNK` are left out. The status is None for an image that cannot be accessed
+    if `unreadable`; otherwise such a file is an error.
     """
     try:
         names = sorted(os.listdir(folder))

@@ -1,4 +1,4 @@
-"""A user's own images: a folder of nominal ones and whatever else there is."""
+"""Images of one's own: a folder of nominal images, and optionally test images and masks."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,14 @@ from patchcore.settings import setting
 class FolderConfig(DataConfig):
     """Folders of images, searched with all their subfolders; paths are relative to root.
 
-    Below `anomalous`, the first subfolder names the defect type; images beside it are "anomalous".
-    Below `masks`, the mask of `scratch/7.jpg` is `scratch/7.png` or `scratch/7_mask.png`, or the
-    same at the top of `masks` if no other image is named 7. `masks` may be `anomalous` itself, with
-    `7_mask.png` beside `7.jpg`, or lie in it. A mask of a nominal image may mark nothing.
+    The first subfolder below `anomalous` names the defect type; images directly in `anomalous` have
+    the type "anomalous". In `masks`, the mask of the anomalous image `scratch/7.jpg` is
+    `scratch/7.png` or `scratch/7_mask.png`; if no other image is named 7, `7.png` or `7_mask.png`
+    at the top of `masks` is found, too. `masks` may be `anomalous` itself (with `7_mask.png` beside
+    `7.jpg`) or a folder in it. Masks of nominal images are allowed if they mark nothing.
     """
 
-    # Results follow from the images, not from their place.
+    # Results depend on the images, not on the place of their folders.
     root: str = setting(".", "folder to which the other folders are relative", effect=False)
     nominal: str = setting("nominal", "folder of nominal images to train on", effect=False)
     nominal_test: str | None = setting(
@@ -57,12 +58,14 @@ class FolderConfig(DataConfig):
             raise InputError("data.masks needs data.anomalous, the folder of the masked images")
 
     def _read(self, files: Files) -> Split:
-        """Nominal images to train on; held-out or separate nominal and all anomalous ones to test.
+        """Return the split: nominal images to train on, and nominal and anomalous images to test.
+
+        Nominal test images are those of `nominal_test`, or held-out images of `nominal`.
 
         Raises:
-            InputError: a folder is missing or holds no images, an image is nominal and anomalous
-                or in training and test at once, by whatever path, a mask lies among images, has no
-                image or more than one, or nothing would be left to train or to test on.
+            InputError: a folder is missing or holds no images; a file is in two sets, whether by
+                the same path or by a link; a mask lies among images, or has no image or more than
+                one; or no image would be left to train or to test on.
         """
         root = find_folder(self.root, "data.root")
         keys = ("nominal", "nominal_test", "anomalous", "masks")
@@ -81,7 +84,7 @@ class FolderConfig(DataConfig):
             sets["anomalous"], masks, paired = _sort_out(sets["anomalous"], masks, folders)
         for key, images in sets.items():
             advice = "move the masks to a folder of their own" + (
-                ", or name theirs as data.masks" if key == "anomalous" else ""
+                ", or set data.masks to their folder" if key == "anomalous" else ""
             )
             reject_masks(images, folders[key], advice)
         nominal = sets["nominal"]
@@ -123,7 +126,7 @@ def _images(files: Files, folder: Path, key: str, once: bool = True) -> list[Pat
 
 
 def _reject_shared(sets: dict[str, list[Path]]) -> None:
-    """Refuse a file that is in two folders, by whatever path; masks may lie beside their images."""
+    """Refuse a file in two folders, by any path or link; masks may lie beside their images."""
     owners: dict[Identity, tuple[str, Path]] = {}
     for key in ("nominal", "nominal_test", "anomalous", "masks"):
         for path in sets.get(key, []):
@@ -141,11 +144,11 @@ def _reject_shared(sets: dict[str, list[Path]]) -> None:
 def _sort_out(
     images: list[Path], masks: list[Path], folders: dict[str, Path]
 ) -> tuple[list[Path], list[Path], dict[Path, Path]]:
-    """Masks that lie beside or below the anomalous images.
+    """Separate masks from anomalous images where both are in one folder.
 
     Returns:
-        Images that are no masks; masks that remain to be matched by name; masks beside their image,
-        {image: mask}.
+        Images without masks among them; masks still to be matched by name; masks beside their
+        image, {image: mask}.
     """
     masked = {identity(path) for path in masks}
     shared = [path for path in images if identity(path) in masked]
@@ -177,7 +180,7 @@ def _pair(masks: dict[Path, Path], image: Path, mask: Path) -> None:
 
 
 class _Match:
-    """Masks by image, found by name and place."""
+    """Matching of masks to images by name and subfolder."""
 
     def __init__(self, folders: dict[str, Path], sets: dict[str, list[Path]]) -> None:
         self.masks: dict[Path, Path] = {}
@@ -197,7 +200,10 @@ class _Match:
         }
 
     def add(self, masks: list[Path], paired: dict[Path, Path]) -> None:
-        """Raises InputError if a mask has no image or several, or an image several masks."""
+        """Add masks, some of which are `paired` with their image, {image: mask}.
+
+        Raises InputError if a mask has no image or several, or an image has several masks.
+        """
         self.masks.update(paired)
         for mask in masks:
             place = mask.relative_to(self._folders["masks"]).with_suffix("")
@@ -228,7 +234,7 @@ class _Match:
 
 
 def _names(folder: Path) -> list[Path]:
-    """Folders that may hold masks of a folder's nominal images: one named like it."""
+    """Names of subfolders of `masks` that may hold masks of a folder's nominal images."""
     return [Path(name) for name in sorted({folder.name, *NOMINAL})]
 
 

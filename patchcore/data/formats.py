@@ -1,4 +1,4 @@
-"""Image formats that are read: one table for whoever lists files and whoever decodes them."""
+"""Image formats that are read: one table for listing files and for decoding them."""
 
 FORMATS = {
     ".avif": "AVIF",
@@ -25,7 +25,7 @@ FORMATS = {
     ".tiff": "TIFF",
     ".webp": "WEBP",
 }
-"""Extensions of image files, in lower case, each with Pillow's name of its decoder.
+"""Extensions of image files in lower case, each with Pillow's name for its decoder.
 
-No other decoder ever runs.
+Other decoders of Pillow are never used.
 """

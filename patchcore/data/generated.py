@@ -1,4 +1,4 @@
-"""Generated images: nothing to download, hard enough that settings make a difference."""
+"""Generated images: without a download, and hard enough that settings make a difference."""
 
 import hashlib
 import json
@@ -28,12 +28,12 @@ from patchcore.data.view import View
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
-VERSION = 1  # of the drawings; raise it when they change, so that no old ones are read
-SUBTLE = 0.2  # strength of the least visible defects, as a share of the plainest
+VERSION = 1  # of the drawings; increase it when they change, so that old files are not read
+SUBTLE = 0.2  # strength of the least visible defects, as a share of the most obvious ones
 
 
 class GeneratedCategory(Enum):
-    """Subject that is drawn: a woven fabric, or a steel wheel with screws."""
+    """Subject of the drawings: a woven fabric, or a steel wheel with screws."""
 
     texture = "texture"
     object = "object"
@@ -41,9 +41,9 @@ class GeneratedCategory(Enum):
 
 @dataclass(kw_only=True)
 class GeneratedConfig(DataConfig):
-    """Drawn images with defects and exact masks; settings fix every one of them.
+    """Drawn images with defects and exact masks, fully determined by the settings.
 
-    They are written once, in the layout of MVTec AD, and read from disk from then on.
+    The images are written once, in the layout of MVTec AD, and read from disk after that.
     """
 
     VIEW: ClassVar = View.crop
@@ -71,7 +71,7 @@ class GeneratedConfig(DataConfig):
     )
 
     def folder(self) -> Path:
-        """Folder where the images of these settings are, or will be."""
+        """Return the folder where the images of these settings are or will be written."""
         settings = {
             "version": VERSION,
             "category": self.category.name,
@@ -85,12 +85,12 @@ class GeneratedConfig(DataConfig):
             return expanded(self.root, "data.root") / digest
         try:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        except RuntimeError:  # nobody's home: a user of a container, say
+        except RuntimeError:  # the user has no home folder, as in some containers
             cache = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
         return cache / "patchcore" / "generated" / digest
 
     def _read(self, files: Files) -> Split:
-        """Draw and write the images unless they are there, and list them.
+        """Draw and write the images unless they exist, and return their split.
 
         Raises:
             InputError: the folder cannot be written, or images in it have been removed.
@@ -106,7 +106,7 @@ class GeneratedConfig(DataConfig):
         return read_category(files, folder / self.category.name, LAYOUT)
 
     def _write(self, folder: Path) -> None:
-        """All or nothing, so that a process that starts meanwhile never sees a part."""
+        """Write all images at once, so that another process never sees only some of them."""
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
         try:
@@ -133,7 +133,7 @@ class GeneratedConfig(DataConfig):
             plan.append((f"test/{defects[kind_number]}", defects[kind_number], turn / turns))
         for number, (place, kind, share) in enumerate(plan):
             rng = np.random.default_rng([self.seed, texture, number])
-            # Each kind goes from subtle to plain, in even steps with a random offset.
+            # Each kind goes from subtle to obvious, in even steps with random offsets.
             strength = self.strength * (SUBTLE + (1 - SUBTLE) * (share + rng.uniform() / turns))
             image, mask = draw(rng, self.size, kind, strength)
             pictures = {f"{place}/{number:04d}.png": image}

@@ -1,4 +1,4 @@
-"""Image files to arrays: any common mode comes out as 8-bit RGB, any mask as booleans."""
+"""Reading of image files: images of any common mode become 8-bit RGB, masks become booleans."""
 
 import math
 import threading
@@ -17,7 +17,7 @@ from patchcore.data.marks import marked_pixels
 from patchcore.data.sample import Masks
 from patchcore.errors import InputError
 
-LIMIT = 500.0  # most megapixels (10^6) of an image file, unless told otherwise
+LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
 ORIENTATION = 0x0112  # Exif tag
 TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
@@ -29,7 +29,7 @@ TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
     8: np.rot90,
 }
-"""The way from stored to upright pixels, by the value of that tag."""
+"""Functions from stored to upright pixels, by the value of the Exif tag `ORIENTATION`."""
 
 DARK = (
     "16-bit images use only the lowest 12 bits and so are almost black: set image.bits to the "
@@ -41,7 +41,7 @@ _OPENING = threading.Lock()
 
 
 def _named(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
-    """Let a reader name the file, wherever the memory is not enough for its pixels."""
+    """Make a reader raise an InputError that names the file if memory runs out."""
 
     @wraps(read)
     def reader(path: Path, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -62,23 +62,25 @@ def _named(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path
 def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDArray[np.uint8]:
     """Read an image as RGB, (H, W, 3) uint8.
 
-    Palette images are expanded, CMYK, YCbCr and LAB are converted, transparency is composited over
-    black (what a transparent pixel hides never counts), and an Exif orientation is applied. The
-    three channels of a grey image are read-only views of one plane: whoever works on planes needs
-    to do so only once. What a file is, its content says, not its extension.
+    Palette images are expanded; CMYK, YCbCr and LAB are converted; transparent images are
+    composited over black, so that the hidden colour of a transparent pixel never counts; and an
+    Exif orientation is applied. The three channels of a grey image are read-only views of one
+    plane, so that work on planes can be done once. The content of a file tells its format, not its
+    extension, except for TGA, which has no signature.
 
-    Pixels of more than 8 bits are scaled by a range that does not depend on what the image shows:
-    0 to 2^`bits` − 1 becomes 0 to 255. Without `bits`, depth is that of the file: what a TIFF says
-    of its samples if that is less than 16 bits, else 16; fractions range from 0 to 1. A warning
-    tells if 16-bit pixels use only the lowest 12 bits.
+    Pixels of more than 8 bits are scaled by a fixed range, whatever the image shows: 0 to
+    2^`bits` − 1 becomes 0 to 255. Without `bits`, the depth is the one that a TIFF file declares if
+    that is 9 to 15 bits, else 16 bits; floating-point pixels then range from 0 to 1. A warning is
+    given if 16-bit pixels use only the lowest 12 bits.
 
     Args:
-        bits: Depth of the pixels, 1 to 32, where a file holds more than 8 bits of each.
+        path: Image file.
+        bits: Depth of pixels with more than 8 bits, 1 to 32; None: see above.
         limit: Most megapixels that are decoded.
 
     Raises:
-        InputError: the file is missing, truncated, no image, larger than `limit`, holds several
-            frames, or values outside the range.
+        InputError: the file is missing, truncated, no image, larger than `limit` or than the
+            memory, or holds several frames or values outside the range.
     """
     with _open(path, limit) as file:
         depth = bits or _declared_bits(file) or (None if file.mode == "F" else 16)
@@ -92,7 +94,7 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
             warnings.warn(DARK, stacklevel=2)
         image = Image.fromarray(_eight_bits(values, depth, path))
     elif deep and depth == 16 and 0 < np.asarray(image.convert("RGB")).max() < 1 << 4:
-        warnings.warn(DARK, stacklevel=2)  # Pillow has kept the upper 8 bits
+        warnings.warn(DARK, stacklevel=2)  # of the upper 8 bits, which Pillow keeps
     if image.mode == "1":
         image = image.convert("L")
     if image.has_transparency_data:
@@ -107,15 +109,15 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
 def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
     """Read a ground-truth mask, (H, W) bool, by the rule of `marked_pixels`.
 
-    What is transparent is background; of a mask that is black where it is not transparent, all
-    that is opaque is marked. An Exif orientation is applied.
+    Transparent pixels are background. If all other pixels are black, the opaque ones are marked. An
+    Exif orientation is applied.
 
     Raises:
         InputError: the file is unreadable, larger than `limit` megapixels, holds several frames,
-            or it is not clear what it marks.
+            or does not make clear which pixels are marked.
     """
     with _open(path, limit) as file:
-        lossy = file.format in LOSSY or file.info.get("compression") == "jpeg"  # that of a TIFF
+        lossy = file.format in LOSSY or file.info.get("compression") == "jpeg"  # in a TIFF
         deep = _is_deep(file)
         image = _upright(file, path)
         if deep:
@@ -147,10 +149,10 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
 def read_pair(
     path: Path, mask: Path | Masks | None, bits: int | None = None, limit: float = LIMIT
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Read an image (H, W, 3) uint8 and its ground truth (H, W) bool; without one all is False.
+    """Read an image (H, W, 3) uint8 and its ground truth (H, W) bool, all False without a mask.
 
     Raises:
-        InputError: as `read_image` and `read_truth`, or the two differ in size.
+        InputError: as in `read_image` and `read_truth`, or the two differ in size.
     """
     pixels = read_image(path, bits, limit)
     height, width = pixels.shape[:2]
@@ -166,10 +168,10 @@ def read_pair(
 
 
 def read_truth(mask: Path | Masks, limit: float = LIMIT) -> NDArray[np.bool_]:
-    """Read ground truth of any kind, (H, W) bool: what one of its files marks is True.
+    """Read ground truth of any kind, (H, W) bool: True where any of its files marks the pixel.
 
     Raises:
-        InputError: as `read_mask`, or the files differ in size.
+        InputError: as in `read_mask` and `open_array`, or the files differ in size.
     """
     if isinstance(mask, Path):
         return read_mask(mask, limit)
@@ -187,16 +189,16 @@ def read_truth(mask: Path | Masks, limit: float = LIMIT) -> NDArray[np.bool_]:
 
 
 def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
-    """An array saved by NumPy, read where it is looked at.
+    """Open an array file of NumPy (.npy) as a read-only memory map.
 
     Raises:
-        InputError: there is none, or it has another number of dimensions.
+        InputError: the file is missing or unreadable, or has another number of dimensions.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such array of masks") from None
-    except Exception as error:  # headers are Python literals and archives: many kinds
+    except Exception as error:  # headers are Python literals or archives, so errors are of any kind
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: cannot be read as an array ({reason}); replace it") from error
     if not isinstance(array, np.ndarray) or array.ndim != dimensions:
@@ -218,17 +220,17 @@ def _read_region(path: Path, mask: Masks, limit: float) -> NDArray[np.bool_]:
 
 @cache
 def _decoders(extension: str) -> list[str]:
-    """Pillow's decoders to try; TGA, which has no mark of its own, only where a name says it."""
+    """Pillow's decoders to try; that of TGA, which has no signature, only for its extensions."""
     Image.init()
     names = sorted(set(FORMATS.values()) & Image.OPEN.keys())
     return [name for name in names if name != "TGA" or FORMATS.get(extension) == "TGA"]
 
 
 def _open(path: Path, limit: float) -> ImageFile.ImageFile:
-    """A file whose header is read and whose pixels are not."""
+    """Open an image file and read its header, but not its pixels."""
     decoders = _decoders(path.suffix.lower())
     try:
-        with _OPENING:  # Pillow's own limit is of the whole process, and lower
+        with _OPENING:  # Pillow's own limit is lower, and applies to the whole process
             usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
                 image = Image.open(path, formats=decoders)
@@ -239,7 +241,7 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
             frames = _frames(image)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such image") from None
-    except Exception as error:  # decoders raise many kinds, all of which mean a bad file
+    except Exception as error:  # decoders raise errors of any kind for a bad file
         raise _unreadable(path, error) from error
     if megapixels > limit:
         image.close()
@@ -254,7 +256,7 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
 
 
 def _frames(image: Image.Image) -> int:
-    """Number of pictures in a file; previews, which are smaller, and MPO's other views aside."""
+    """Number of pictures in a file, without previews (smaller pages) and an MPO's other views."""
     count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
     if count == 1 or image.format != "TIFF":
         return count
@@ -267,11 +269,11 @@ def _frames(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image, path: Path) -> Image.Image:
-    """The decoded pixels, turned as Exif says."""
+    """Decode the pixels and apply the Exif orientation."""
     try:
         image.load()
         if image.getexif().get(ORIENTATION, 1) == 1:
-            return image  # where nothing is turned, Pillow's way would make a copy
+            return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
     except MemoryError:
         raise
@@ -287,12 +289,12 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether a file has 16 bits of each colour, of which Pillow drops the lower 8."""
+    """Whether a file has several channels of 16 bits, of which Pillow drops the lower 8."""
     return image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile[:1])
 
 
 def _declared_bits(image: Image.Image) -> int | None:
-    """Depth of a file's pixels where it says 9 to 15 bits: TIFF's BitsPerSample."""
+    """Depth of pixels that a TIFF file declares (BitsPerSample), if that is 9 to 15 bits."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return None
     bits = max(np.atleast_1d(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1)))
@@ -300,8 +302,8 @@ def _declared_bits(image: Image.Image) -> int | None:
 
 
 def _deep_colours(image: Image.Image, path: Path) -> NDArray[np.uint16]:
-    """All 16 bits of each colour, (H, W, 3 or 4) in the order RGBA, turned as Exif says."""
-    import cv2  # here: only such files need wait for it
+    """Read all 16 bits of each channel, (H, W, 3 or 4) in the order RGBA, turned upright."""
+    import cv2  # here, as few files need it and the import is slow
 
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16:
@@ -312,7 +314,7 @@ def _deep_colours(image: Image.Image, path: Path) -> NDArray[np.uint16]:
 
 
 def _eight_bits(values: NDArray[Any], bits: int | None, path: Path) -> NDArray[np.uint8]:
-    """Values from 0 to 2^bits − 1, or to 1 without bits, as 0 to 255, rounded."""
+    """Scale values from 0–(2^bits − 1), or from 0–1 if `bits` is None, to 0–255, rounded."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise InputError(f"{path}: holds pixels that are NaN or infinite; save the image anew")
     low, high = values.min().item(), values.max().item()
@@ -343,7 +345,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _reject_hidden_labels(image: Image.Image, path: Path) -> None:
-    """Refuse a palette that shows several of a mask's numbers as the same black."""
+    """Refuse a mask whose palette shows several of its numbers as black."""
     used = np.flatnonzero(image.histogram())
     colours = np.array(image.getpalette("RGB")).reshape(-1, 3)
     if (~colours[used[used < len(colours)]].any(axis=-1)).sum() > 1:

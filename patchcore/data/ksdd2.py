@@ -4,9 +4,9 @@
 
 Citation: J. Božič, D. Tabernik, D. Skočaj. Mixed supervision for surface-defect detection: from
 weakly to fully supervised learning. Computers in Industry 129, 2021.
-Layout: `LAYOUT`, 10301 being a number; an image is defective if its mask marks anything. The
-training folder of the archive also holds copies of an image and its mask, named "10301 (copy).png"
-and "10301_GT (copy).png"; such files are passed over.
+Layout: `LAYOUT`, where 10301 is the number of an image. An image is defective if its mask marks
+anything. The training folder of the archive also holds copies of one image and its mask, named
+"10301 (copy).png" and "10301_GT (copy).png"; such files are passed over.
 """
 
 import re
@@ -26,7 +26,7 @@ LAYOUT = "train/10301.png with its mask train/10301_GT.png, test/20000.png with 
 
 @dataclass(kw_only=True)
 class KSDD2Config(DataConfig):
-    """KolektorSDD2 without supervision: its defective training images are left out."""
+    """KolektorSDD2 for training on nominal images: defective training images are left out."""
 
     SOURCE: ClassVar = Source(
         page="https://www.vicos.si/resources/kolektorsdd2",
@@ -37,9 +37,9 @@ class KSDD2Config(DataConfig):
     root: str = setting("data/ksdd2", "folder that holds train and test", effect=False)
 
     def _read(self, files: Files) -> Split:
-        """Nominal images of `train` to train on, all of `test` to test on.
+        """Return the split: nominal images of `train` to train on, all of `test` to test on.
 
-        Every mask is decoded, once a process.
+        Every mask is decoded, once per process.
 
         Raises:
             InputError: root or a folder is missing or empty, a file name is unlike the others, an
@@ -59,7 +59,7 @@ def _samples(files: Files, folder: Path) -> list[Sample]:
     for path in images_in(files, folder, LAYOUT):
         match = re.fullmatch(r"(\d+)(_GT)?( \(copy\))?", path.stem)
         if match is None:
-            raise InputError(f"{path}: unlike the other names; remove it, or expected {LAYOUT}")
+            raise InputError(f"{path}: unlike the other names; remove it. Expected: {LAYOUT}")
         if not match[3]:
             known = masks if match[2] else images
             if other := known.get(match[1]):
@@ -68,7 +68,7 @@ def _samples(files: Files, folder: Path) -> list[Sample]:
     if odd := images.keys() ^ masks.keys():
         path = (images | masks)[min(odd)]
         lacks = f"image {min(odd)}" if path in masks.values() else f"mask {min(odd)}_GT"
-        raise InputError(f"{path}: has no {lacks}.png beside it; restore that or remove this")
+        raise InputError(f"{path}: has no {lacks}.png beside it; restore that file or remove this")
     return [
         Sample(path, 1, "defect", masks[name]) if marks(masks[name]) else Sample(path, 0)
         for name, path in sorted(images.items())

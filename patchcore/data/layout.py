@@ -1,6 +1,6 @@
-"""Folders as most data sets lay them out, and how masks are told from images there.
+"""Reading of the folder layout that most data sets share, and distinction of masks from images.
 
-Each data set has its own names for nominal and anomalous images.
+The names of the folders of nominal and anomalous images vary between data sets.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,12 +17,12 @@ from patchcore.errors import InputError, printable
 ENDINGS = ("_mask", "-mask", "_masks", "_gt", "-gt", "_groundtruth", "_ground_truth")
 FOLDERS = frozenset({"gt", "groundtruth", "ground_truth", "mask", "masks"})
 NOMINAL = frozenset({"good", "ok", "normal", "nominal", "non_defective"})
-"""Names of folders of nominal images in one data set or another, in lower case."""
-PROBED = 3  # files that are opened to see what a folder holds
+"""Names that data sets give to folders of nominal images, in lower case."""
+PROBED = 3  # most files that are opened to see whether a folder holds masks
 
 
 def bare(stem: str) -> str:
-    """Name of the image whose mask is called `stem`: that without `_mask` or the like."""
+    """Return the name of a mask's image: `stem` without an ending such as `_mask`."""
     lower = stem.lower()
     for ending in ENDINGS:
         if lower.endswith(ending) and len(stem) > len(ending):
@@ -31,7 +31,7 @@ def bare(stem: str) -> str:
 
 
 def masks_beside(images: Iterable[Path]) -> dict[Path, list[Path]]:
-    """Files named like masks of others in their folder: {7_mask.png: [7.png, …]}."""
+    """Return files named like masks of others in their folder, {7_mask.png: [7.png, …]}."""
     by_name: dict[Path, list[Path]] = {}
     paths = list(images)
     for path in paths:
@@ -45,17 +45,23 @@ def masks_beside(images: Iterable[Path]) -> dict[Path, list[Path]]:
 
 
 def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
-    """Refuse what is a mask among images that were found in or below `folder`.
+    """Refuse masks among the images that were found in or below `folder`.
 
-    A mask is called `7_mask.png` or the like beside `7.png`; or is black and white, beside an image
-    of its name in another format or in a subfolder called `masks` or the like; or lies in such a
-    subfolder and has the name of an image beside that.
+    A file counts as a mask if
+
+    - it is named like one, such as `7_mask.png` beside `7.png`, or
+    - it is black and white, and beside an image of the same name in another format, or
+    - it is in a subfolder such as `masks`, whose files all have images of their names beside that
+      subfolder, or the first of whose files are black and white.
 
     Args:
-        advice: What to do about it, for the message.
+        images: Image files.
+        folder: Folder that was searched for them.
+        advice: Remedy, for the message.
 
     Raises:
-        InputError: there is one; it is named. Or an image that must be looked at is damaged.
+        InputError: there is a mask, which the message names; or an image that had to be opened is
+            damaged.
     """
     reason = "is a mask by its name"
     found = min(masks_beside(images), default=None)
@@ -67,12 +73,16 @@ def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
 
 
 def marks(mask: Path | Masks) -> bool:
-    """Whether a mask marks anything; decoded once a process, and again if it changes."""
+    """Whether a mask marks anything; decoded once per process unless its files change.
+
+    Raises:
+        InputError: the mask cannot be read.
+    """
     paths = mask.paths if isinstance(mask, Masks) else (mask,)
     try:
         status = [path.stat() for path in paths]
     except OSError:
-        return bool(read_truth(mask).any())  # which tells what is wrong
+        return bool(read_truth(mask).any())  # its error says what is wrong
     return _marks(mask, *((s.st_size, s.st_mtime_ns, s.st_ino) for s in status))
 
 
@@ -82,7 +92,7 @@ def _marks(mask: Path | Masks, *signature: tuple[int, int, int]) -> bool:
 
 
 def _mask_among_twins(images: Sequence[Path]) -> Path | None:
-    """One of two files of one name, such as 7.jpg and 7.png, that is black and white."""
+    """Find a black-and-white file beside one of its name that is not, such as 7.png and 7.jpg."""
     by_name: dict[Path, list[Path]] = {}
     for path in images:
         by_name.setdefault(path.with_suffix(""), []).append(path)
@@ -96,7 +106,7 @@ def _mask_among_twins(images: Sequence[Path]) -> Path | None:
 
 def _mask_in_subfolder(images: Sequence[Path], folder: Path) -> Path | None:
     names = {path.relative_to(folder).with_suffix("") for path in images}
-    inside: dict[tuple[str, ...], list[tuple[Path, Path]]] = {}  # masks and whose they would be
+    inside: dict[tuple[str, ...], list[tuple[Path, Path]]] = {}  # files, and their image if masks
     for path in images:
         *parents, _ = path.relative_to(folder).parts
         depth = next((i for i, name in enumerate(parents, 1) if name.lower() in FOLDERS), None)
@@ -113,7 +123,7 @@ def _mask_in_subfolder(images: Sequence[Path], folder: Path) -> Path | None:
 
 
 def _black_and_white(path: Path) -> bool:
-    """Whether hardly a pixel is neither; coding may blur the edges between them."""
+    """Whether nearly all pixels are black or white; compression may blur the edges."""
     pixels = read_image(path)
     near = (pixels < 16) | (pixels > 239)
     return bool(near.all(axis=-1).mean() > 0.95) and bool(np.ptp(pixels, axis=-1).max() < 64)
@@ -123,12 +133,21 @@ PARTS = ("train", "test", "ground_truth", "validation", "test_private", "test_pr
 
 
 def find_root(root: str, layout: str, page: str) -> Path:
-    """The folder `data.root`; InputError if there is none, with what it should hold and whence."""
+    """Return the folder `data.root`.
+
+    Raises:
+        InputError: there is no such folder; the message names the layout and the page to get it.
+    """
     return find_folder(root, "data.root", f"; it should hold {layout}. The data are at {page}")
 
 
 def find_category(root: Path, category: str, layout: str) -> Path:
-    """The folder of a category, which has a folder `train`; InputError lists those there are."""
+    """Return the folder of a category.
+
+    Raises:
+        InputError: there is no such folder; the message lists the categories, which are the folders
+            in `root` with a subfolder `train`.
+    """
     try:
         there = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
         found = bool(category) and (root / category).is_dir()
@@ -140,13 +159,13 @@ def find_category(root: Path, category: str, layout: str) -> Path:
 
 
 def no_category(root: Path, category: str, there: Iterable[str], layout: str) -> InputError:
-    """Error about a category that is not among those that are there."""
+    """Return the error about a category that is not `there`."""
     there = list(there)
     names = ", ".join(there)
     message = f"data.category: {root} has no category {category!r}; " + (
         f"it has {names}" if names else f"it has none, expected {layout}"
     )
-    # A name without quotes in a file has become a number or a truth value by now: 01 is 1.
+    # YAML has read a name without quotes as a number or a truth value: 01 has become 1.
     if category in ("True", "False") or any(_same_number(name, category) for name in there):
         message += "; in a file, names that look like a number or a truth value need quotes"
     return InputError(message)
@@ -179,10 +198,16 @@ def _same_number(one: str, other: str) -> bool:
 
 
 def images_in(files: Files, folder: Path, layout: str, once: bool = False) -> list[Path]:
-    """The images of a folder, sorted; InputError if it is missing or holds none.
+    """Return the images of a folder, sorted by path.
 
     Args:
-        once: Whether a file that several links lead to is listed once.
+        files: Finder of image files.
+        folder: Folder to search, without subfolders.
+        layout: Expected layout, for messages.
+        once: Whether to list a file once if several links lead to it.
+
+    Raises:
+        InputError: the folder is missing, or holds no images.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected {layout}")
@@ -204,23 +229,25 @@ def read_category(
     test: str = "test",
     truth: str = "ground_truth",
 ) -> Split:
-    """`train/NOMINAL` to train on, everything below `test` to test on, masks in `truth`.
+    """Return a category's split: `train/NOMINAL` to train on, all below `test` to test on.
 
-    An anomalous image may lack its mask; a mask may not lack its image, and a mask of a nominal
-    image may mark nothing.
+    An anomalous image may lack a mask, but every mask needs its image. Masks of nominal images are
+    allowed if they mark nothing.
 
     Args:
-        layout: What is expected, for messages.
+        files: Finder of image files.
+        folder: Folder of the category.
+        layout: Expected layout, for messages.
         nominal: Name of the folders of nominal images.
-        mask_folders: The masks of `test/KIND/7.png` are all images in `ground_truth/KIND/7`, rather
-            than the one image `ground_truth/KIND/7.png` or `7_mask.png`.
-        test: Folder of the test images, by kind.
-        truth: Folder of their masks, by kind; it may lie in that of the images.
+        mask_folders: Whether the masks of `test/KIND/7.png` are all images in `TRUTH/KIND/7`,
+            rather than the one image `TRUTH/KIND/7.png` or `TRUTH/KIND/7_mask.png`.
+        test: Name of the folder with one subfolder of test images for each kind.
+        truth: Name of the folder with one subfolder of masks for each kind; it may be in `test`.
 
     Raises:
-        InputError: a folder holds no images or is named almost like another, images lie where
-            nobody looks for them, a mask lies among images, has no image, several, or marks part of
-            a nominal one, or an image has two masks.
+        InputError: a folder is missing, holds no images, or is named like a folder of nominal
+            images; images are in a place that is not read; a mask lies among images, has no image
+            or several, or marks part of a nominal image; or an image has two masks.
     """
     _note_others(files, folder, nominal, test)
     _check_names(folder / "train", nominal)
@@ -269,7 +296,10 @@ def _images(
 
 
 def _check_names(folder: Path, nominal: str, also: Iterable[str] = ()) -> None:
-    """Refuse `Good` and `ok` for `good`: their images would count as anomalous, or not at all."""
+    """Refuse folders such as `Good` or `ok` where `good` is expected.
+
+    Their images would count as anomalous, or would not be read.
+    """
     if not folder.is_dir():
         return
     for path in sorted(folder.iterdir()):
@@ -282,7 +312,7 @@ def _check_names(folder: Path, nominal: str, also: Iterable[str] = ()) -> None:
 
 
 def _note_others(files: Files, folder: Path, nominal: str, test: str) -> None:
-    """Tell of folders that are not read."""
+    """Add a note on folders that are not read."""
     unread = []
     for place, known in ((folder, (*PARTS, test)), (folder / "train", (nominal,))):
         if place.is_dir():
@@ -295,7 +325,10 @@ def _note_others(files: Files, folder: Path, nominal: str, test: str) -> None:
 def _masks(
     files: Files, folder: Path, images: dict[str, list[Path]], mask_folders: bool
 ) -> dict[tuple[str, str], Path | Masks]:
-    """Masks by kind of defect and name of image; InputError if one has several images."""
+    """Masks by kind of defect and name of image.
+
+    Raises InputError if a mask has several images, an image two masks, or a mask no kind.
+    """
     if not folder.is_dir():
         return {}
     stems = {kind: [path.stem for path in paths] for kind, paths in images.items()}
@@ -326,13 +359,13 @@ def _masks(
 
 
 def with_validation(files: Files, folder: Path, split: Split, layout: str) -> Split:
-    """A category's split with the nominal images in `validation/good` to train on, too."""
+    """Return a category's split with the images in `validation/good` among the training images."""
     more = images_in(files, folder / "validation" / "good", layout)
     return Split(split.train + [Sample(path, 0) for path in more], split.test)
 
 
 def by_folder(samples: Iterable[Sample]) -> list[list[Sample]]:
-    """Samples by the folder that holds them, as of one part from several sides, or of one video."""
+    """Return samples grouped by folder, such as the views of a part or the frames of a video."""
     groups: dict[Path, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.path.parent, []).append(sample)

@@ -1,12 +1,12 @@
-"""MVTec LOCO AD (Bergmann et al., 2022): anomalies that break a rule, beside those that look wrong.
+"""MVTec LOCO AD (Bergmann et al., 2022): logical anomalies, such as a missing part, and structural.
 
 5 categories; about 1,780 nominal training, 300 nominal validation and 1,570 test images.
 
 Citation: P. Bergmann, K. Batzner, M. Fauser, D. Sattlegger, C. Steger. Beyond Dents and Scratches:
 Logical Constraints in Unsupervised Anomaly Detection and Localization. IJCV 130, 2022.
-Layout: `LAYOUT`; an image has one mask for each of its anomalies, whose grey value (234 to 255)
-numbers the kind of defect. They are united here. The data set's own metric, which saturates where
-several regions would do, is not computed.
+Layout: `LAYOUT`; an image has one mask for each of its anomalies. The grey value of a mask (234 to
+255) is the number of the kind of defect. The masks of an image are united here. The data set's own
+metric sPRO (saturated per-region overlap) is not computed.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class LOCOConfig(DataConfig):
     validation: bool = setting(False, "train on the nominal validation images, too")
 
     def _read(self, files: Files) -> Split:
-        """Nominal `train/good` (and `validation/good`) to train on, all below `test` to test on.
+        """Return the split: train on `train/good` (and `validation/good`), test on `test`.
 
         Raises:
             InputError: root or category is missing, a folder holds no images, or a mask has no

@@ -1,4 +1,4 @@
-"""Pixels that a ground-truth mask marks, by what may be noise and what numbers in it."""
+"""Rule for the pixels that a ground-truth mask marks, in spite of noise, soft edges and numbers."""
 
 from typing import Any
 
@@ -9,35 +9,35 @@ from numpy.typing import NDArray
 from patchcore.errors import InputError
 
 REMEDY = "save masks with 0 for nominal and 255 for anomalous pixels"
-FLAT = 0.8  # share of equal neighbours from which on grey pixels are areas of one level
+FLAT = 0.8  # least share of equal neighbours where grey pixels form areas of one level
 LEVELS = 32  # most levels (or colours) of a mask that numbers kinds of defects
-MARGIN = 16 / 255  # values this near to black or white may be noise of either
-AREA = 5  # side of a square, pixels; grey that fills one is no edge
+MARGIN = 16 / 255  # values this close to black or white may be noise
+AREA = 5  # side of a square, pixels; grey that fills such a square is no edge
 
 
 def marked_pixels(values: NDArray[Any], name: str, lossy: bool = False) -> NDArray[np.bool_]:
-    """Pixels that a mask marks, (H, W) bool.
+    """Return the pixels that a mask marks, (H, W) bool.
 
-    Black (0) is the background. A pixel's brightness is the largest of its channels, and white is
-    the largest value of the smallest range that holds the mask: 1 (of fractions), 255 or 65535,
-    or else its own largest value.
+    Black (0) is the background. The brightness of a pixel is its largest channel. White is the top
+    of the smallest usual range that holds all values: 1 (floating-point masks only), 255 or 65535;
+    above these, it is the largest value of the mask.
 
-    - Nothing between black and half of white: every pixel above half is marked.
-    - Areas of few clean levels or colours, such as 0, 1, 2, 3 or 0, 100, 255: every pixel that is
-      not black is marked. Levels are clean if equal ones lie side by side.
-    - Else the greys are taken for soft edges, as compression and scaling leave them, and pixels
-      above half of white are marked.
+    - If every pixel is black or brighter than half of white, the latter are marked.
+    - If the pixels form areas of few levels or colours, such as 0, 1, 2, 3 or 0, 100, 255, every
+      pixel that is not black is marked. Areas are recognised by equal neighbours.
+    - Otherwise greys count as soft edges, which come from compression or scaling, and pixels
+      brighter than half of white are marked.
 
     Args:
         values: (H, W) or (H, W, channels), bool, integer or floating.
-        name: The file's, for messages.
-        lossy: They come from a compression that changes values: near black they are its noise,
-            never numbers, even where straight edges leave stripes of equal ones.
+        name: Name of the file, for messages.
+        lossy: Whether the file has a lossy compression. Values near black are then noise, never
+            numbers of defects, even where they form stripes along straight edges.
 
     Raises:
         InputError: values are negative or not finite; no pixel is black, though not all are white;
-            greys neither are clean levels nor edges of anything white; or levels lie as near to
-            black as others to white, as a compression before this file leaves them.
+            greys are neither clean levels nor edges of white areas; or some values are nearly black
+            and others nearly white, as after an earlier lossy compression.
     """
     if values.dtype == np.bool_:
         return np.asarray(values if values.ndim == 2 else values.any(axis=-1))
@@ -88,14 +88,14 @@ def _nearly_black(name: str) -> InputError:
 
 
 def _is_noisy(bright: NDArray[Any], white: float) -> bool:
-    """Whether some values are nearly black and others nearly white, as compression leaves them."""
+    """Whether some values are nearly black and others nearly white, as after lossy compression."""
     low = (bright > 0) & (bright < MARGIN * white)
     high = (bright > (1 - MARGIN) * white) & (bright < white)
     return bool(low.any() and high.any())
 
 
 def _box(coloured: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Rows and columns between the first and the last that hold anything."""
+    """Rows and columns from the first to the last with a coloured pixel."""
     spans = []
     for axis in (1, 0):
         found = np.flatnonzero(coloured.any(axis=axis))
@@ -104,7 +104,7 @@ def _box(coloured: NDArray[np.bool_]) -> tuple[slice, slice]:
 
 
 def _clean(values: NDArray[Any], marked: NDArray[np.bool_]) -> bool:
-    """Whether grey pixels are areas of few levels: their neighbours are black or like them."""
+    """Whether grey pixels form areas of few levels: their neighbours are black or equal."""
     if values.ndim == 2:
         codes = np.unique(values, return_inverse=True)[1].reshape(values.shape)  # (H, W)
     else:

@@ -1,4 +1,4 @@
-"""Metal Parts Defect Detection (Jezek et al., 2021): painted and machined parts, not aligned.
+"""Metal Parts Defect Detection (Jezek et al., 2021): painted and machined parts in any position.
 
 6 categories, 888 nominal training and 458 test images of 1024×1024 pixels, 282 of them anomalous.
 
@@ -41,7 +41,7 @@ class MPDDConfig(DataConfig):
     category: Category = setting("bracket_black", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:
-        """Nominal `train/good` to train on, everything below `test` to test on.
+        """Return the split: `train/good` to train on, everything below `test` to test on.
 
         Raises:
             InputError: root or category is missing, a folder holds no images, or a mask has no

@@ -2,17 +2,17 @@
 
 ShanghaiTech Campus has 330 training videos of normal events (274,515 frames) and 107 test videos
 (42,883 frames of 856×480 pixels). Its mini version keeps every fifth frame of both and has 12
-scenes (PatchCore's paper, Section 4.1; results in Table 6). The paper does not say which frame of
-five: here the first of a video and every fifth after it. Nor does it say whether a scene has a
-memory of its own: here it has, a scene being a category, as its camera does not move. A scene
-counts if it has videos of both kinds.
+scenes (PatchCore's paper, Section 4.1; results in Table 6). The paper leaves two choices open. Of
+five frames, the first is kept here: frames 0, 5, 10, … of each video. And each scene has a memory
+of its own here, because its camera does not move: a scene is a category. Scenes without training
+or without test videos are left out.
 
 Citation: W. Liu, W. Luo, D. Lian, S. Gao. Future Frame Prediction for Anomaly Detection – A New
 Baseline. CVPR 2018. Mini version: S. Venkataramanan, K.-C. Peng, R. V. Singh, A. Mahalanobis.
 Attention Guided Anomaly Localization in Images. ECCV 2020.
-Layout: `LAYOUT`, where 01 is the scene and the rest of the name the video. The masks are arrays
-saved by NumPy, (frames,) and (frames, H, W), and not 0 where anomalous. Training videos come as
-.avi and are to be extracted to frames first, each to a folder of its name, for example with
+Layout: `LAYOUT`, where 01 is the scene and the rest of the name is the video. The masks are arrays
+saved by NumPy, (frames,) and (frames, H, W); values other than 0 are anomalous. Training videos
+come as .avi. Extract each to a folder of its name first, for example with
 `ffmpeg -i training/videos/01_001.avi -start_number 0 training/frames/01_001/%03d.jpg`.
 """
 
@@ -43,7 +43,7 @@ class MSTCConfig(DataConfig):
     """One scene of Mini ShanghaiTech Campus: frames of its videos as images."""
 
     CATEGORIES: ClassVar = tuple(f"{scene:02}" for scene in range(1, 13))
-    SIZE: ClassVar = 256  # the paper's, of whole frames, which are 856×480
+    SIZE: ClassVar = 256  # as in the paper, for whole frames of 856×480 pixels
     SOURCE: ClassVar = Source(
         page="https://svip-lab.github.io/dataset/campus_dataset.html",
         licence="ask its owners",
@@ -55,14 +55,14 @@ class MSTCConfig(DataConfig):
     every: int = setting(5, "keep every n-th frame of a video", unit="frames", low=1)
 
     def _read(self, files: Files) -> Split:
-        """Frames of the scene's training videos to train on, of its test videos to test on.
+        """Return the split: frames of the scene's training videos, and of its test videos.
 
-        A frame is anomalous if its entry in `test_frame_mask` says so. Training frames may lack in
-        between, as they are counted by their numbers; test frames may not.
+        A frame is anomalous if its entry in `test_frame_mask` is not 0. Every n-th training frame
+        is chosen by its number, so training frames may be missing; test frames may not.
 
         Raises:
             InputError: root, scene, or the frames or masks of a video are missing, frames are not
-                numbered, masks are of another length than their video, or have none.
+                numbered, or masks have no video or another number of frames.
         """
         root = find_root(self.root, LAYOUT, self.SOURCE.page)
         sides = [_videos(files, root / side / "frames") for side in ("training", "testing")]
@@ -86,12 +86,12 @@ class MSTCConfig(DataConfig):
         return Split(train, test)
 
     def _inseparable(self, test: Sequence[Sample]) -> list[list[Sample]]:
-        """See `DataConfig`: the frames of one video, which have a folder."""
+        """See `DataConfig`: groups are the frames of one video, which share a folder."""
         return by_folder(test)
 
 
 def _videos(files: Files, folder: Path) -> list[Path]:
-    """Folders of frames, one a video."""
+    """Folders of frames, one for each video."""
     if not folder.is_dir():
         hint = ""
         if (folder.parent / "videos").is_dir():
@@ -109,13 +109,13 @@ def _scene(video: Path) -> str:
 
 
 def _numbered(files: Files, video: Path) -> list[tuple[int, Path]]:
-    """Frames with their numbers, counted from the first; 1000.jpg comes after 999.jpg."""
+    """Frames sorted by number, as (number − first number, path)."""
     frames: dict[int, Path] = {}
     for path in images_in(files, video, LAYOUT):
         match = re.search(r"\d+$", path.stem)
         if match is None or int(match[0]) in frames:
             raise InputError(
-                f"{path}: the name of a frame should end in its number, which no other has; "
+                f"{path}: the name of a frame should end in a number that no other frame has; "
                 "extract the video anew"
             )
         frames[int(match[0])] = path
@@ -123,7 +123,7 @@ def _numbered(files: Files, video: Path) -> list[tuple[int, Path]]:
 
 
 def _test_samples(files: Files, video: Path) -> list[Sample]:
-    """Every frame of a test video."""
+    """Samples of all frames of a test video."""
     frames = _numbered(files, video)
     labels, pixels = (
         open_array(video.parents[1] / kind / f"{video.name}.npy", dimensions)

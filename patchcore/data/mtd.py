@@ -1,4 +1,4 @@
-"""Magnetic Tile Defects (Huang et al., 2018), split as in the paper or without its leak.
+"""Magnetic Tile Defects (Huang et al., 2018), with the paper's split or one without leakage.
 
 Citation: Y. Huang, C. Qiu, Y. Guo, X. Wang, K. Yuan. Surface Defect Saliency of Magnetic Tile. CASE
 2018.
@@ -24,10 +24,10 @@ from patchcore.settings import setting
 LAYOUT = "MT_Free/Imgs/*.jpg, MT_Blowhole/Imgs/*.jpg with masks *.png, and so on"
 _PAGE = "https://github.com/abin24/Magnetic-tile-defect-datasets."
 LAST_EXPOSURE = 6
-CLOSE = 200  # numbers; series of exposures nearer than this may be one tile's
+CLOSE = 200  # difference of numbers up to which two series of exposures may show one tile
 
-# Tiles photographed twice: one number of each run. Found by correlating all pairs of pictures, and
-# confirmed by eye.
+# Tiles that were photographed in two runs, by one number of each run. They were found by
+# correlating all pairs of pictures, and confirmed by eye.
 REPEATED = (
     (5892, 5907),
     (8676, 10334),
@@ -54,18 +54,18 @@ class MTDSplit(Enum):
 class MTDConfig(DataConfig):
     """Magnetic Tile Defects: 952 defect-free images and 392 with one of five defects.
 
-    Every tile was photographed under about six exposures. `random` draws test images one by one
-    (the paper's protocol, Table 6), so most test tiles are known from training. `grouped` draws
-    whole runs of exposures (see `exposure_runs`), and no tile is on both sides: defect-free images
-    in a run with a defective one are always test images, further runs follow until the share is
-    reached. All defective images are test images. The masks of four of them, of class Uneven, are
-    empty: the image counts as anomalous and its region as unknown.
+    Every tile was photographed under about six exposures. `split=random` draws test images one by
+    one (the paper's protocol, Table 6), so most test tiles are known from training. `split=grouped`
+    draws whole runs of exposures (see `exposure_runs`), so that no tile is in both training and
+    test: defect-free images in a run with a defective one are always test images, and further runs
+    are drawn until the share is reached. All defective images are test images. Four masks of class
+    Uneven are empty: these images count as anomalous, and their anomalous pixels as unknown.
     """
 
     SOURCE: ClassVar = Source(
         page=_PAGE,
         licence="none stated; its owners welcome its use and ask to be cited",
-        # The commit fixes what the archive holds; GitHub may pack it anew, with another checksum.
+        # The commit fixes the content. No checksum: GitHub may compress the archive differently.
         archive=Archive(
             f"{_PAGE}/archive/cc4eb530b57b9cb7225bf76023873043ffd50655.zip",
             ("MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Free", "MT_Uneven"),
@@ -85,8 +85,9 @@ class MTDConfig(DataConfig):
         """Divide the defect-free images; every defective image is a test image.
 
         Raises:
-            InputError: root or a class is missing or empty, a mask has no image, a file name does
-                not tell exposure and number (`grouped`), or no training image would be left.
+            InputError: root or a class is missing or empty, a mask has no image or several, a mask
+                marks part of a defect-free image, a file name lacks exposure or number (only with
+                `split=grouped`), or no training image would be left.
         """
         nominal, anomalous = self._samples(files)
         count = round(self.test_share * len(nominal))
@@ -104,7 +105,7 @@ class MTDConfig(DataConfig):
         return Split(train, [sample for sample in nominal if sample in held_out] + anomalous)
 
     def _inseparable(self, test: Sequence[Sample]) -> list[list[Sample]]:
-        """See `DataConfig`: photographs of one tile, if the split keeps them together."""
+        """See `DataConfig`: groups are the photographs of one tile, with `split=grouped`."""
         if self.split is MTDSplit.random:
             return super()._inseparable(test)
         return exposure_runs([*test])
@@ -154,10 +155,10 @@ class MTDConfig(DataConfig):
 def exposure_runs(samples: list[Sample]) -> list[list[Sample]]:
     """Group `exp<E>_num_<N>` images so that all photographs of a tile are in one group.
 
-    N counts up through the recording, and E through the exposures of a tile. A run ends where E
-    starts anew, but only if that is surely another tile: after the last exposure, or after a gap.
-    Otherwise two tiles were photographed by turns, and they share a run. Runs that `REPEATED` names
-    are joined.
+    N increases through the recording, and E through the exposures of a tile. A new run begins where
+    E does not increase, but only if this is certainly another tile: the last exposure was reached
+    and E begins again at 0 or 1, or N jumps by more than `CLOSE`. Otherwise two tiles may have been
+    photographed alternately, and share a run. Runs that `REPEATED` names are joined.
 
     Raises:
         InputError: a file name does not have this form.
@@ -198,7 +199,7 @@ def _exposure_and_number(path: Path) -> tuple[int, int]:
 def _hold_out_runs(
     nominal: list[Sample], anomalous: list[Sample], count: int, generator: np.random.Generator
 ) -> set[Sample]:
-    """Whole runs until at least `count` defect-free images are held out, mixed runs first."""
+    """Hold out whole runs until they have `count` defect-free images, mixed runs first."""
     runs = exposure_runs(nominal + anomalous)
     mixed = [run for run in runs if any(sample.label for sample in run)]
     free = [run for run in runs if not any(sample.label for sample in run)]

@@ -1,4 +1,4 @@
-"""MVTec AD (Bergmann et al., 2019), whose folder layout several other data sets follow as well.
+"""MVTec AD (Bergmann et al., 2019), whose folder layout several other data sets share.
 
 15 categories, 3,629 nominal training and 1,725 test images.
 
@@ -45,7 +45,7 @@ class MVTecConfig(DataConfig):
     """One category of a data set in the layout of MVTec AD (Bergmann et al., 2019)."""
 
     CATEGORIES: ClassVar = tuple(_DOWNLOADS)
-    VIEW: ClassVar = View.crop  # the paper's
+    VIEW: ClassVar = View.crop  # as in the paper
     SOURCE: ClassVar = Source(
         page="https://www.mvtec.com/company/research/datasets/mvtec-ad",
         licence=NON_COMMERCIAL,
@@ -64,9 +64,9 @@ class MVTecConfig(DataConfig):
     category: Category = setting("bottle", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:
-        """Nominal `train/good` to train on, everything below `test` to test on.
+        """Return the split: `train/good` to train on, everything below `test` to test on.
 
-        An anomalous image may lack its mask; a mask may not lack its image.
+        An anomalous image may lack a mask, but every mask needs its image.
 
         Raises:
             InputError: root or category is missing, a folder holds no images, or a mask has no

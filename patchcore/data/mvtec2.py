@@ -1,14 +1,14 @@
 """MVTec AD 2 (Heckler-Kram et al., 2025): transparent, shiny and bulk goods in changing light.
 
-8 categories, more than 8,000 images of 2.3 to 5 megapixels. The masks of two of its three test
-sets, `test_private` and `test_private_mixed`, stay with its owners, whose server evaluates them at
-https://benchmark.mvtec.com; the public one is what is tested on here. Its paper takes AUPRO to a
-false-positive rate of 0.05, which is the metric `aupro_005`.
+8 categories, more than 8,000 images of 2.3 to 5 megapixels. Only the public one of the three test
+sets is used here. The masks of the other two, `test_private` and `test_private_mixed`, are not
+published; the owners' server evaluates results on them, at https://benchmark.mvtec.com. The paper
+computes AUPRO up to a false-positive rate of 0.05, which is the metric `aupro_005`.
 
 Citation: L. Heckler-Kram, J.-H. Neudeck, U. Scheler, R. König, C. Steger. The MVTec AD 2 Dataset:
 Advanced Scenarios for Unsupervised Anomaly Detection. arXiv:2503.21622, 2025.
 Layout: `LAYOUT`; the mask of `test_public/bad/7_regular.png` is
-`test_public/ground_truth/bad/7_regular_mask.png`, and the end of a name tells the light.
+`test_public/ground_truth/bad/7_regular_mask.png`. The end of a name says how the part was lit.
 """
 
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class MVTec2Config(DataConfig):
     validation: bool = setting(False, "train on the nominal validation images, too")
 
     def _read(self, files: Files) -> Split:
-        """Nominal `train/good` (and `validation/good`) to train on, `test_public` to test on.
+        """Return the split: train on `train/good` (and `validation/good`), test on `test_public`.
 
         Raises:
             InputError: root or category is missing, a folder holds no images, or a mask has no

@@ -1,13 +1,13 @@
-"""MVTec 3D-AD (Bergmann et al., 2022), its colour images alone: ten objects scanned in 3D.
+"""MVTec 3D-AD (Bergmann et al., 2022), only its colour images: ten objects scanned in 3D.
 
-10 categories, 2,656 nominal training, 294 nominal validation and 1,197 test images, 948 of the
-latter anomalous. Defects that only change the shape are hard to see in colour; the positions of the
-points in `xyz` are not read.
+10 categories, 2,656 nominal training, 294 nominal validation and 1,197 test images, 948 of them
+anomalous. The 3D positions in `xyz` are not read, so defects that change only the shape are hard to
+detect.
 
 Citation: P. Bergmann, X. Jin, D. Sattlegger, C. Steger. The MVTec 3D-AD Dataset for Unsupervised 3D
 Anomaly Detection and Localization. VISAPP 2022.
-Layout: `LAYOUT`; images, masks and positions of one scan have one name. A nominal test image has a
-mask too, which marks nothing.
+Layout: `LAYOUT`; image, mask and positions of a scan have the same name. Nominal test images have
+masks, too, which mark nothing.
 """
 
 from dataclasses import dataclass
@@ -58,9 +58,9 @@ class MVTec3DConfig(DataConfig):
     validation: bool = setting(False, "train on the nominal validation images, too")
 
     def _read(self, files: Files) -> Split:
-        """Nominal `train/good` (and `validation/good`) to train on, all below `test` to test on.
+        """Return the split: train on `train/good` (and `validation/good`), test on `test`.
 
-        An anomalous image may lack its mask; a mask may not lack its image.
+        An anomalous image may lack a mask, but every mask needs its image.
 
         Raises:
             InputError: root or category is missing, a folder holds no images, or a mask has no
@@ -85,7 +85,7 @@ class MVTec3DConfig(DataConfig):
 
 
 def _samples(files: Files, folder: Path) -> list[Sample]:
-    """Test images of one kind."""
+    """Samples of one kind of test images."""
     truth = folder / "gt"
     masks = {path.stem: path for path in files.images(truth)} if truth.is_dir() else {}
     samples = []

@@ -1,4 +1,4 @@
-"""Images that a command names: files, folders, globs, lists in files or on stdin."""
+"""Images named on the command line: files, folders, globs, and lists in files or on stdin."""
 
 import codecs
 import glob
@@ -17,18 +17,21 @@ KEY = "IMAGES"
 
 
 def named_images(arguments: Sequence[str], files: Files | None = None) -> Iterator[Path]:
-    """Yield the images that arguments name, in their order.
+    """Yield the images that arguments name, in the order of the arguments.
 
     An argument is a folder (with all its subfolders, sorted by path), a file of any extension, a
-    glob (`**` for any depth), `@FILE` for the paths in a file, or `-` for those on stdin; both have
-    one path a line, relative to the current directory. Files that are named, whether alone or in a
-    list, are yielded even if there are none: whoever opens them tells.
+    glob (`**` for any depth), `@FILE` for the paths in a file, or `-` for the paths on stdin. Lists
+    have one path per line, relative to the current directory. Paths in lists are yielded even if
+    there is no such file: the error comes when they are opened.
 
     Args:
-        files: Remembers what folders hold besides images; unreadable images are listed too.
+        arguments: Arguments of the command.
+        files: Finder that collects which files in folders were passed over; by default a new one
+            that lists unreadable images, too.
 
     Raises:
-        InputError: There is no such folder, list or match, or a folder cannot be read.
+        InputError: there is no such file, folder, list or match, a folder holds no images, or a
+            folder or list cannot be read.
     """
     files = files or Files(unreadable=True)
     for argument in arguments:
@@ -41,7 +44,11 @@ def named_images(arguments: Sequence[str], files: Files | None = None) -> Iterat
 
 
 def listed(file: str) -> Iterator[Path]:
-    """Yield the paths in a file, one a line. Raises InputError if it cannot be read."""
+    """Yield the paths in a list file, one per line.
+
+    Raises:
+        InputError: the file cannot be read, or is in UTF-16.
+    """
     path = expanded(file, KEY)
     try:
         with path.open("rb") as lines:
@@ -62,13 +69,13 @@ def _piped() -> Iterator[Path]:
 
 
 def endless(arguments: Sequence[str]) -> bool:
-    """Whether the number of images cannot be known before the last: they come from stdin."""
+    """Whether the number of images is unknown until the last one, because stdin lists them."""
     return STDIN in arguments
 
 
 def _lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path]:
     for number, line in enumerate(file):
-        if number == 0:  # Windows marks the encoding there
+        if number == 0:  # the byte order mark of Windows
             if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise InputError(f"{KEY}: the list {path} is in UTF-16: save it in UTF-8")
             line = line.removeprefix(codecs.BOM_UTF8)
@@ -98,7 +105,7 @@ def _found(argument: str, files: Files) -> Iterator[Path]:
 
 
 def _like(path: Path) -> str:
-    """Advice: what is there under a similar name."""
+    """Advice for a message: a path of a similar name, if there is one."""
     try:
         names = os.listdir(path.parent)
     except OSError:

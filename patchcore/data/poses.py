@@ -1,4 +1,4 @@
-"""Fixed poses of training images: mirrored and turned alike in every run, unlike random changes.
+"""Fixed poses of training images: mirror images and rotations that are the same in every run.
 
 AnomalyDINO (Damm et al., WACV 2025) remembers its few nominal images in eight rotations, for parts
 that lie at any angle in production.
@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 
 
 class Mirror(Enum):
-    """Mirror images that are remembered beside an image itself."""
+    """Mirror images that are remembered in addition to an image."""
 
     none = "none"
     horizontal = "horizontal"  # left and right exchanged
@@ -27,11 +27,11 @@ class Mirror(Enum):
 
 @dataclass(frozen=True)
 class Pose:
-    """A mirror image or not, then a turn.
+    """Pose of an image: mirrored or not, then rotated.
 
     Attributes:
         mirrored: Whether left and right are exchanged.
-        degrees: Turn to the left, in [0, 360).
+        degrees: Counterclockwise rotation, in [0, 360).
     """
 
     mirrored: bool = False
@@ -40,9 +40,9 @@ class Pose:
     def apply(self, image: Pixels, mask: Mask) -> tuple[Pixels, Mask]:
         """Return an image (H, W, 3) and its mask (H, W) in this pose.
 
-        Quarter turns move pixels, and exchange the sides of an image that is not square. Others
-        keep the frame and interpolate: the image bilinearly, the mask by its nearest pixel. What
-        comes from beyond the border is mirrored there.
+        Rotations by multiples of 90° only move pixels; by 90° and 270°, height and width are
+        exchanged. Other rotations keep height and width, and interpolate: bilinearly for the image,
+        by the nearest pixel for the mask. Pixels beyond the border are mirrored at the border.
         """
         if self.mirrored:
             image, mask = image[:, ::-1], mask[:, ::-1]
@@ -54,18 +54,18 @@ class Pose:
 
 
 UPRIGHT = Pose()
-"""Pose of an image as it is."""
+"""Pose of the original image."""
 
 
 def poses(rotations: int, mirrored: Mirror) -> list[Pose]:
-    """Return each pose once: that many rotations of the image and of its mirror images.
+    """Return the poses, each once: equally spaced rotations of the image and its mirror images.
 
-    The image as it is comes first.
+    The original image comes first.
 
     >>> [(pose.mirrored, pose.degrees) for pose in poses(2, Mirror.horizontal)]
     [(False, 0.0), (False, 180.0), (True, 0.0), (True, 180.0)]
     """
-    starts = {  # exchanging top and bottom is a mirror image, turned by half
+    starts = {  # exchanging top and bottom is the same as mirroring, then rotating by 180°
         Mirror.none: [(False, 0)],
         Mirror.horizontal: [(False, 0), (True, 0)],
         Mirror.vertical: [(False, 0), (True, 180)],
@@ -80,7 +80,7 @@ def poses(rotations: int, mirrored: Mirror) -> list[Pose]:
 
 
 def _turn(x: NDArray[np.uint8], degrees: float, resampling: Image.Resampling) -> NDArray[np.uint8]:
-    """Turn (H, W) or (H, W, 3) to the left about its centre, within its frame."""
+    """Rotate (H, W) or (H, W, 3) counterclockwise about its centre; the size stays the same."""
     height, width = x.shape[:2]
     reach = math.ceil((math.hypot(height, width) - min(height, width)) / 2) + 1
     around = [(reach, reach), (reach, reach), (0, 0)][: x.ndim]

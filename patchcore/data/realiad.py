@@ -6,11 +6,11 @@ Citation: C. Wang, W. Zhu, B.-B. Gao, Z. Gan, J. Zhang, Z. Gu, S. Qian, M. Chen,
 Real-World Multi-View Dataset for Benchmarking Versatile Industrial Anomaly Detection. CVPR 2024.
 Layout: `LAYOUT`. The table is a JSON file with lists `train` and `test`, whose entries have
 `image_path` and `mask_path` (null for nominal images), both below the category's folder, and
-`anomaly_class`, which is OK for nominal images. Tables of other divisions lie beside:
-`realiad_jsons_sv` has one view alone, and `realiad_jsons_fuiad_0.1` and the like have so large a
-share of anomalous images to train on. Programs expect them below `realiad_jsons` or beside it, so
-either place will do. The images come in several sizes, a folder each. The data are given out on
-request only: this layout is that which programs read, not one that was seen here.
+`anomaly_class`, which is OK for nominal images. There are tables of other divisions:
+`realiad_jsons_sv` has a single view, and `realiad_jsons_fuiad_0.1`, for example, has a share of 0.1
+of anomalous training images. Their folders may lie in `realiad_jsons` or beside it. The images come
+in several sizes, with a folder for each. The data are given out only on request: this layout is
+taken from programs that read it, and was not checked with the data themselves.
 """
 
 import json
@@ -31,7 +31,7 @@ LAYOUT = "realiad_jsons/{category}.json and the images that it lists, below real
 
 @dataclass(kw_only=True)
 class RealIADConfig(DataConfig):
-    """One category of Real-IAD, all views in one memory unless the table has one alone."""
+    """One category of Real-IAD; all views that the table lists share one memory."""
 
     CATEGORIES: ClassVar = (
         "audiojack",
@@ -82,14 +82,14 @@ class RealIADConfig(DataConfig):
     )
 
     def _read(self, files: Files) -> Split:
-        """Training and test images as the category's table lists them, in its order.
+        """Return training and test images in the order of the category's table.
 
-        A table of a contaminated division (`realiad_jsons_fuiad_…`) has anomalous images to train
-        on; no other may.
+        Only the tables of contaminated divisions (`realiad_jsons_fuiad_…`) may list anomalous
+        training images.
 
         Raises:
-            InputError: root, the category's table, an image or a mask is missing, the table is no
-                such table, or a mask of a nominal image marks something.
+            InputError: root, the category's table, an image or a mask is missing, the table is
+                malformed or lists no training image, or a mask of a nominal image marks something.
         """
         root = find_root(self.root, LAYOUT, self.SOURCE.page)
         places = [root / "realiad_jsons" / self.table, root / self.table]
@@ -109,12 +109,12 @@ class RealIADConfig(DataConfig):
         return Split(train, test)
 
     def _inseparable(self, test: Sequence[Sample]) -> list[list[Sample]]:
-        """See `DataConfig`: the views of one part, which have a folder."""
+        """See `DataConfig`: groups are the views of one part, which share a folder."""
         return by_folder(test)
 
 
 def _lists(table: Path) -> list[list[Any]]:
-    """The table's `train` and `test`."""
+    """Lists `train` and `test` of a table."""
     try:
         found = json.loads(table.read_text(encoding="utf-8"))
         sides = [found["train"], found["test"]]

@@ -1,4 +1,4 @@
-"""Parts that all data sets have: samples, their split and the settings of the loader."""
+"""Samples, their split into training and test, and the settings that all data sets share."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,16 +17,16 @@ from patchcore.errors import InputError, printable
 from patchcore.settings import Settings, setting
 
 Category = Any
-"""Name of a category, or a list of names: several in one memory, each of them tested."""
+"""Name of a category, or list of names: several categories in one memory, all of them tested."""
 
 
 @dataclass(frozen=True)
 class Masks:
-    """Ground truth that is not one picture of black and white; what any file marks is anomalous."""
+    """Ground truth other than one black-and-white mask; pixels marked in any file are anomalous."""
 
     paths: tuple[Path, ...]
-    labels: bool = False  # pixels hold numbers of defects: anomalous is all but 0
-    frame: int | None = None  # which one, if the file is an array (frames, H, W) saved by NumPy
+    labels: bool = False  # whether pixels hold numbers of defects; all but 0 are anomalous
+    frame: int | None = None  # index of the frame, if the file is a NumPy array (frames, H, W)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.paths))
@@ -34,29 +34,29 @@ class Masks:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image on disk and what is known about it."""
+    """One image on disk, with its label and ground truth."""
 
     path: Path
     label: int  # 0 nominal, 1 anomalous
     defect_type: str = "good"  # "good" for nominal images
-    mask: Path | Masks | None = None  # None for nominal images, and where there is no mask
-    region: Path | None = None  # what its file marks counts; None: all does
-    category: str = ""  # empty unless several share the run
+    mask: Path | Masks | None = None  # None for nominal images, and for a missing mask
+    region: Path | None = None  # file that marks the pixels that count; None: all pixels count
+    category: str = ""  # empty unless `data.category` is a list of names
 
     @property
     def name(self) -> str:
-        """The image's path as tables, figures and trackers show it: see `printable`."""
+        """Path of the image for tables, figures and trackers; see `printable`."""
         return printable(str(self.path))
 
     def files(self) -> list[Path]:
-        """Files that hold the image, its ground truth and its region."""
+        """Return the files that hold the image, its ground truth and its region."""
         region = [] if self.region is None else [self.region]
         return [self.path, *self._truth(), *region]
 
     def contents(self, of: Callable[[Path], str] = file_digest) -> tuple[str | None, ...]:
-        """Digests of the image's file, of its ground truth and, if it has one, of its region.
+        """Return digests of the image's file, of its ground truth and, if there is one, its region.
 
-        `of` gives the digest of a file. Raises InputError if one is unreadable.
+        `of` returns the digest of a file. Raises InputError if a file is unreadable.
         """
         truth = list(map(of, self._truth()))
         mask = truth[0] if truth else None
@@ -76,40 +76,40 @@ class Sample:
 
 @dataclass(frozen=True)
 class Split:
-    """Training images and test images, in the order in which they are loaded.
+    """Training and test images, in the order in which they are loaded.
 
-    Training images are nominal but for those that `data.contamination` has moved there, or a data
-    set's own contaminated division: they have label 1, which nothing trains on.
+    Training images are nominal, except those that `data.contamination` or a data set's contaminated
+    division put there. Those have label 1, but training does not use labels.
     """
 
     train: list[Sample]
     test: list[Sample]
-    # of all their files, once `recorded` has taken it
+    # of all files; set by `recorded`
     snapshot: Snapshot | None = field(default=None, compare=False, repr=False)
 
     def files(self) -> Iterator[Path]:
-        """All files of images and masks."""
+        """Yield the files of all images, masks and regions."""
         return (path for sample in (*self.train, *self.test) for path in sample.files())
 
     def recorded(self, others: Iterable[Path] = ()) -> "Split":
-        """The same with a snapshot of all files, and of `others` that a run depends on.
+        """Return the split with a snapshot of all its files, and of `others` that a run depends on.
 
-        Raises InputError if one cannot be read.
+        Raises InputError if a file cannot be read.
         """
         return replace(self, snapshot=Snapshot.of([*self.files(), *others]))
 
     @property
     def contents_of(self) -> Callable[[Path], str]:
-        """Function that gives the digest of a file's contents: as recorded, or now."""
+        """Function from a file to the digest of its contents: as recorded, or else as they are."""
         return file_digest if self.snapshot is None else self.snapshot.digest
 
     def check(self) -> None:
-        """Raise ChangedError if a recorded file has changed since."""
+        """Raise ChangedError if a recorded file has changed since `recorded`."""
         if self.snapshot is not None:
             self.snapshot.check()
 
     def __str__(self) -> str:
-        """Number of images of each kind."""
+        """Return the number of images of each kind, as a text."""
         anomalous = [sample for sample in self.test if sample.label]
         kinds = ", ".join(sorted({sample.defect_type for sample in anomalous}))
         known = sum(sample.label for sample in self.train)
@@ -125,13 +125,13 @@ class Split:
 
 @dataclass(kw_only=True)
 class DataConfig(Settings):
-    """Settings that all data sets share; a subclass adds where its images are and lists them.
+    """Settings that all data sets share; a subclass adds the folders and lists the images.
 
     Attributes:
-        CATEGORIES: Values of `category` that a multirun goes over unless some are named.
-        SIZE: `image.size` of a run that does not say it, pixels.
-        VIEW: `image.view` of a run that does not say it.
-        SOURCE: Where `patchcore fetch` gets it; None for images of one's own.
+        CATEGORIES: Values of `category` for a multirun, unless the user names some.
+        SIZE: Default of `image.size`, px.
+        VIEW: Default of `image.view`.
+        SOURCE: Source for `patchcore fetch`; None for images of one's own.
     """
 
     CATEGORIES: ClassVar[tuple[str, ...]] = ()
@@ -171,7 +171,7 @@ class DataConfig(Settings):
     contamination_seed: int = setting(
         0, "seed for drawing these images", low=0, effect=lambda data: data["contamination"] > 0
     )
-    # results follow from what these files mark, not from where they are
+    # results depend on the pixels that these files mark, not on the files' places
     region: str | None = setting(
         None,
         "file of one mask for all images: only the pixels that it marks (white) count",
@@ -189,11 +189,11 @@ class DataConfig(Settings):
         if self.region is not None and self.regions is not None:
             raise InputError("data.region and data.regions exclude each other: leave one out")
         if isinstance(names := getattr(self, "category", ""), int | float):
-            vars(self)["category"] = str(names)  # as a setting that is text would take it
+            vars(self)["category"] = str(names)  # as OmegaConf does for text settings
         self._several()
 
     def _several(self) -> list[str]:
-        """Names of the categories if there is a list of them; none for one category, or without."""
+        """Names of the categories if `category` is a list; empty otherwise."""
         names = getattr(self, "category", "")
         if isinstance(names, str | Enum):
             return []
@@ -210,12 +210,12 @@ class DataConfig(Settings):
     def read(self) -> Split:
         """List the images on disk, check that they belong together, draw shots and contamination.
 
-        Of several categories the images of one follow those of another, in the order of the names;
-        each sample has its category.
+        Several categories follow one another in the order of their names in `category`; each sample
+        then holds its category.
 
         Raises:
-            InputError: a folder, an image or a mask is missing or superfluous; it is named. Or
-                there are fewer training images than shots, or too few anomalous ones to train on.
+            InputError: a folder, an image or a mask (which the message names) is missing or
+                superfluous, or there are too few images for `shots` or `contamination`.
         """
         files = Files()
         if names := self._several():
@@ -231,7 +231,7 @@ class DataConfig(Settings):
         return split
 
     def _drawn(self, files: Files) -> Split:
-        """The images of one category, after shots and contamination are drawn."""
+        """Return the split of one category, with shots and contamination drawn."""
         split = self._read(files)
         if self.shots is not None:
             train = draw_shots(split.train, self.shots, self.shots_seed)
@@ -242,19 +242,19 @@ class DataConfig(Settings):
         return split
 
     def _read(self, files: Files) -> Split:
-        """All images of the data set, found with `files`; its own errors are InputErrors."""
+        """Return all images of the data set, found with `files`; its own errors are InputErrors."""
         raise NotImplementedError
 
     def _inseparable(self, test: Sequence[Sample]) -> list[list[Sample]]:
-        """Test images by the thing that they show, where it is known to be shown more than once.
+        """Return the test images in groups, one for each object that several images may show.
 
-        Contamination moves the images of one thing together.
+        Contamination moves all images of a group together.
         """
         return [[sample] for sample in test]
 
 
 def joined(splits: Mapping[str, Split]) -> Split:
-    """One split of several categories, each sample with the name of its own."""
+    """Join the splits of several categories; each sample gets the name of its category."""
     train, test = (
         [replace(x, category=name) for name, split in splits.items() for x in getattr(split, side)]
         for side in ("train", "test")
@@ -265,17 +265,17 @@ def joined(splits: Mapping[str, Split]) -> Split:
 def contaminated(
     split: Split, groups: Sequence[Sequence[Sample]], share: float, seed: int
 ) -> Split:
-    """The split with anomalous test images among those to train on, at the end of these.
+    """Move anomalous test images to the end of the training images.
 
     Args:
-        split: Its training images are nominal.
-        groups: The test images; those of a group move together, nominal ones too.
-        share: Their number as a share of the nominal training images, rounded; a group that goes
-            beyond it moves whole.
-        seed: Of the draw; of one seed, a larger share contains every smaller one.
+        split: Training and test images.
+        groups: Test images in groups that move together, including their nominal images.
+        share: Number of anomalous images to move, as a share of the number of nominal training
+            images, rounded. The last group moves as a whole, even if that exceeds the number.
+        seed: Seed of the draw. With the same seed, a larger share contains every smaller one.
 
     Raises:
-        InputError: No anomalous image would be left to test on, or none would be moved.
+        InputError: no anomalous image would be left to test on, or none would be moved.
     """
     count = round(share * sum(not sample.label for sample in split.train))
     found = [group for group in groups if any(sample.label for sample in group)]
@@ -289,7 +289,7 @@ def contaminated(
     if not total:
         raise InputError("data.contamination: there are no anomalous images to move: set it to 0")
     if not moved:
-        raise InputError(f"{told} is not one image; raise it, or set it to 0")
+        raise InputError(f"{told} rounds to 0 images; raise it, or set it to 0")
     if sum(sample.label for sample in moved) >= total:
         raise InputError(
             f"{told} is {count}, which leaves none of the {total} anomalous images to test on; "
@@ -300,7 +300,7 @@ def contaminated(
 
 
 def with_region(split: Split, value: str) -> Split:
-    """The samples with the region that they share. Raises InputError if there is no such file."""
+    """Return the split with the file `value` as region of all samples; InputError without it."""
     path = expanded(value, "data.region")
     if not path.is_file():
         raise InputError(f"data.region: there is no file {value}; for a folder set data.regions")
@@ -309,13 +309,14 @@ def with_region(split: Split, value: str) -> Split:
 
 
 def with_regions(split: Split, value: str, files: Files) -> Split:
-    """The samples each with its own region, found in a folder by its image's name.
+    """Return the split with a region for each sample, found in a folder by the image's name.
 
-    The file `a/7.png` below the folder belongs to the image whose path ends in `a/7` but for its
-    extension. Of two files that suit an image the one with more of its path counts.
+    The file `a/7.png` in the folder `value` belongs to the image whose path ends in `a/7`, without
+    the extension. If several files match, the longest common end of the paths decides.
 
     Raises:
-        InputError: An image has no region or two, or a file is that of several images.
+        InputError: an image has no region or two equally long matches, or a file matches several
+            images.
     """
     folder = find_folder(value, "data.regions")
     found: dict[tuple[str, ...], list[Path]] = {}
@@ -341,9 +342,10 @@ def with_regions(split: Split, value: str, files: Files) -> Split:
 
 
 def draw_shots(train: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
-    """`shots` of the samples at random, in their order.
+    """Draw `shots` of the samples at random, without replacement; their order stays the same.
 
-    Of one seed, a larger draw contains every smaller one. Raises InputError if there are too few.
+    With the same seed, a larger draw contains every smaller one. Raises InputError if there are
+    fewer samples than `shots`.
     """
     if shots > len(train):
         raise InputError(
@@ -355,17 +357,17 @@ def draw_shots(train: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
 
 
 Group = list[tuple[str, Path]]
-"""Roles and paths of files that are compared with each other."""
+"""Roles and paths of files, compared with one another."""
 
 
 def check_overlaps(train: Sequence[Sample], test: Sequence[Sample]) -> None:
-    """Refuse a file that has two roles; warn of pictures whose contents have.
+    """Refuse a file with two roles; warn about different files with the same contents.
 
-    Contents are compared among files of one size only.
+    Only files of equal size are compared.
 
     Raises:
-        InputError: a file, by whatever path or link, is both a training and a test image, or both a
-            nominal and an anomalous one; an image is its own mask; or a file is unreadable.
+        InputError: a file, by any path or link, is both a training and a test image, or both
+            nominal and anomalous; a mask has the contents of its image; or a file is unreadable.
     """
     roles: Group = [("anomalous training" if s.label else "training", s.path) for s in train]
     roles += [("anomalous test" if s.label else "nominal test", s.path) for s in test]
@@ -388,7 +390,7 @@ def check_overlaps(train: Sequence[Sample], test: Sequence[Sample]) -> None:
 
 
 def _equal(roles: Group) -> list[Group]:
-    """Groups of equal files, by their first path."""
+    """Groups of two or more entries whose files have the same contents."""
     sizes: dict[int, Group] = {}
     for role, path in roles:
         sizes.setdefault(_size(path), []).append((role, path))
@@ -408,7 +410,7 @@ def _size(path: Path) -> int:
 
 
 def _complaints(groups: Iterable[Group], tested: int) -> list[str]:
-    """A line for each kind of overlap, with the number of pictures and one of them."""
+    """Return a line for each kind of overlap, with the number of images and an example."""
     known, both, again = [], [], []
     for group in groups:
         by_role: dict[str, list[Path]] = {}

@@ -1,6 +1,7 @@
-"""All data sets by name: what `data=NAME` and `patchcore fetch NAME` know.
+"""All data sets by the names for `data=NAME` and `patchcore fetch NAME`.
 
-A file of its own, for the code of every data set would else be part of the cache keys of images.
+The table has a file of its own: in another module, it would make the code of every data set a part
+of the cache keys of images.
 """
 
 from patchcore.data.btad import BTADConfig
@@ -33,4 +34,4 @@ DATA_SETS: dict[str, type[DataConfig]] = {
     "realiad": RealIADConfig,
     "visa": VisAConfig,
 }
-"""Settings of every data set; the class says its source, categories and usual view too."""
+"""Classes of the data sets' settings; class attributes hold source, categories and usual view."""

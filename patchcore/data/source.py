@@ -8,18 +8,18 @@ NON_COMMERCIAL = "CC BY-NC-SA 4.0: not for commercial use"
 
 @dataclass(frozen=True)
 class Archive:
-    """One file to download."""
+    """Archive file to download."""
 
-    url: str | None  # null: its owners offer no direct link
-    holds: tuple[str, ...]  # folders at its top, or in the one folder there
-    sha256: str | None = None  # null: none is known; the others are those that anomalib 2 states
+    url: str | None  # None: the owners offer no direct link
+    holds: tuple[str, ...]  # names at its top, or in a folder at its top
+    sha256: str | None = None  # as in anomalib 2; None: not known
 
 
 @dataclass(frozen=True)
 class Source:
-    """Source of a data set, whole or by category."""
+    """Source of a data set, as a whole or by category."""
 
-    page: str
+    page: str  # address of the owners' page
     licence: str
-    archive: Archive
-    categories: Mapping[str, Archive] = field(default_factory=dict)
+    archive: Archive  # of the whole data set
+    categories: Mapping[str, Archive] = field(default_factory=dict)  # of single categories

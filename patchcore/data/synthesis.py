@@ -1,6 +1,6 @@
-"""Images that are drawn: a woven fabric and a turned steel wheel, with and without defects.
+"""Drawing of images: a woven fabric and a turned steel wheel, with and without defects.
 
-Lengths are in units of 1/256 of the side, so that pictures of any size look alike. They vary as
+The unit of lengths is 1/256 of the side, so that pictures of any size look alike. Pictures vary as
 photographs do: in light, colour balance, position, rotation, material and sensor noise.
 """
 
@@ -25,16 +25,18 @@ OBJECT_DEFECTS = ("blot", "broken_tooth", "colour", "misplaced", "missing_part",
 def draw_texture(
     rng: np.random.Generator, size: int, defect: str | None = None, strength: float = 1.0
 ) -> Picture:
-    """Woven fabric: a 2/2 twill of blue warp and pale weft.
+    """Draw a woven fabric: a 2/2 twill of blue warp and pale weft.
 
     Args:
-        defect: one of TEXTURE_DEFECTS, or None for a nominal picture.
-        strength: from 0, hard to see, to 1, plain.
+        rng: Source of all random numbers.
+        size: Side of the picture, px.
+        defect: One of TEXTURE_DEFECTS, or None for a nominal picture.
+        strength: From 0, hard to see, to 1, obvious.
 
     Returns:
         Image (size, size, 3) uint8 and mask (size, size) bool of the defect.
     """
-    flaw = rng.spawn(1)[0]  # apart, so that a defect changes nothing beyond itself
+    flaw = rng.spawn(1)[0]  # its own generator: a defect changes nothing in the rest of the picture
     x, y = _grid(size)
     mask = np.zeros((size, size), dtype=bool)
     turn = radians(rng.uniform(-2.5, 2.5))
@@ -49,7 +51,7 @@ def draw_texture(
         mask = distance < -2
 
     u, v = u / rng.uniform(8.6, 9.0), v / rng.uniform(8.6, 9.0)  # in threads
-    warp, weft = np.floor(u), np.floor(v)  # whose turn it is, by number
+    warp, weft = np.floor(u), np.floor(v)  # numbers of the warp and weft threads at each pixel
     warp_up = (warp + weft) % 4 < 2
     across = np.where(warp_up, u - warp, v - weft) * 2 - 1  # −1 to 1 over a thread
     along = np.where(warp_up, (warp + v) % 4, (weft + u) % 4 - 2) / 2  # 0 to 1 over a float
@@ -98,16 +100,18 @@ def draw_texture(
 def draw_object(
     rng: np.random.Generator, size: int, defect: str | None = None, strength: float = 1.0
 ) -> Picture:
-    """A steel wheel with sixteen teeth and six brass screws, on a dark mat.
+    """Draw a steel wheel with sixteen teeth and six brass screws, on a dark mat.
 
     Args:
-        defect: one of OBJECT_DEFECTS, or None for a nominal picture.
-        strength: from 0, hard to see, to 1, plain.
+        rng: Source of all random numbers.
+        size: Side of the picture, px.
+        defect: One of OBJECT_DEFECTS, or None for a nominal picture.
+        strength: From 0, hard to see, to 1, obvious.
 
     Returns:
         Image (size, size, 3) uint8 and mask (size, size) bool of the defect.
     """
-    flaw = rng.spawn(1)[0]  # apart, so that a defect changes nothing beyond itself
+    flaw = rng.spawn(1)[0]  # its own generator: a defect changes nothing in the rest of the picture
     x, y = _grid(size)
     mask = np.zeros((size, size), dtype=bool)
     grain = rng.standard_normal((size, size), dtype=np.float32)
@@ -134,12 +138,12 @@ def draw_object(
     far = np.hypot(dx + 5 * light[0], dy + 5 * light[1])
     mat = mat * (0.35 + 0.65 * rise(np.where(far < 60, 24 - far, far - 100) / 14))[..., None]
 
-    # Turned steel: grooves around the axis, and the two bright fans that they reflect.
+    # Turned steel: grooves around the axis, and the two bright sectors that they reflect.
     turned = rng.standard_normal(512, dtype=np.float32)
     groove = np.interp(radius * 2.5, np.arange(512), turned).astype(np.float32)
     fan = np.cos(2 * (angle + turn - azimuth)) + 0.5 * np.cos(4 * (angle + turn - azimuth))
     steel = 0.66 + 0.10 * fan + 0.035 * groove + 0.02 * grain
-    facing = (dx * light[0] + dy * light[1]) / np.maximum(radius, 1)  # of what slopes outwards
+    facing = (dx * light[0] + dy * light[1]) / np.maximum(radius, 1)  # of outward slopes
     for edge, sign in ((rim, 1), (-(radius - 24), -1), (np.abs(radius - 44) - 3, 0)):
         bevel = np.exp(-((edge + 2) ** 2) / 4)
         steel = steel + 0.26 * bevel * (sign * facing if sign else facing * np.sign(44 - radius))
@@ -186,7 +190,7 @@ def draw_object(
 def _put_screw(
     metal: Array, seat: Array, head: Array | None, tint: Array, slot: float, light: Array
 ) -> None:
-    """Draw the countersunk seat of a screw and, unless it is None, its slotted head."""
+    """Draw the countersunk seat of a screw and its slotted head, unless `head` is None."""
     x, y = _grid(len(metal))
     per_unit = len(metal) / UNITS
     low, high = ((seat - 24) * per_unit).astype(int), ((seat + 24) * per_unit).astype(int)
@@ -207,7 +211,7 @@ def _put_screw(
 
 
 def _expose(rng: np.random.Generator, picture: Array, light: float) -> NDArray[np.uint8]:
-    """Take the picture as a camera does: exposure, uneven light, colour balance, noise."""
+    """Apply the effects of a camera: exposure, uneven light, colour balance, noise."""
     size = len(picture)
     x, y = _grid(size)
     way = rng.uniform(0, 2 * pi)
@@ -229,7 +233,7 @@ def _grid(size: int) -> tuple[Array, Array]:
 
 @cache
 def _spline(size: int, cells: int) -> Array:
-    """Cubic B-spline weights of cells + 3 knots at each of size pixels, (size, cells + 3)."""
+    """Cubic B-spline weights of `cells` + 3 knots at each of `size` pixels, (size, cells + 3)."""
     place = (np.arange(size) + 0.5) * cells / size
     t = np.abs(place[:, None] - np.arange(-1, cells + 2)[None, :])
     near = 2 / 3 - t**2 + t**3 / 2
@@ -237,7 +241,13 @@ def _spline(size: int, cells: int) -> Array:
 
 
 def smooth(rng: np.random.Generator, size: int, cells: int) -> Array:
-    """Smooth random field of about unit variance, with cells bumps a side, (size, size)."""
+    """Return a smooth random field (size, size) of about unit variance.
+
+    Args:
+        rng: Source of all random numbers.
+        size: Side of the field, px.
+        cells: Number of bumps along each side.
+    """
     weights = _spline(size, cells)
     knots = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
     return weights @ knots @ weights.T / np.float32(0.48)
@@ -250,7 +260,15 @@ def blob(
     radius: float,
     place: Array | None = None,
 ) -> Array:
-    """About the signed distance to an irregular spot, negative inside, (size, size)."""
+    """Return the approximate signed distance to an irregular spot, negative inside.
+
+    Args:
+        rng: Source of all random numbers.
+        x: Horizontal positions of the pixels, (H, W).
+        y: Vertical positions of the pixels, (H, W).
+        radius: Mean radius of the spot, in the unit of `x` and `y`.
+        place: Centre (2,) of the spot, as (x, y); None: drawn.
+    """
     centre = _point(rng.uniform(40, 216), rng.uniform(40, 216)) if place is None else place
     turn, stretch = rng.uniform(0, pi), rng.uniform(1.0, 1.5)
     dx, dy = x - centre[0], y - centre[1]
@@ -271,7 +289,16 @@ def stroke(
     bend: float,
     middle: Array | None = None,
 ) -> Array:
-    """Distance to a winding line, bend being how far its direction wanders in radians."""
+    """Return the distance (H, W) to a winding line, in the unit of `x` and `y`.
+
+    Args:
+        rng: Source of all random numbers.
+        x: Horizontal positions of the pixels, (H, W).
+        y: Vertical positions of the pixels, (H, W).
+        length: Length of the line.
+        bend: Twice the standard deviation of the change of direction at each of 14 steps, radians.
+        middle: Mean (2,) of the line's points, as (x, y); None: drawn.
+    """
     steps = 14
     heading = rng.uniform(0, pi) + np.cumsum(rng.normal(0, bend / 2, steps))
     way = np.stack([np.cos(heading), np.sin(heading)], 1) * length / steps
@@ -303,21 +330,25 @@ def _rgb(red: float, green: float, blue: float) -> Array:
 
 
 def rise(t: Array) -> Array:
-    """Smooth step from 0 at t ≤ 0 to 1 at t ≥ 1."""
+    """Return a smooth step from 0 at t ≤ 0 to 1 at t ≥ 1."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def cover(distance: Array, softness: float) -> Array:
-    """Share of a pixel that lies inside an edge, given its signed distance."""
+    """Return the share of each pixel inside an edge, 0 to 1, from its signed distance.
+
+    The share falls linearly over a width of `softness` around the edge.
+    """
     return np.clip(0.5 - distance / softness, 0, 1)
 
 
 def _moved(field: Array, way: float) -> Array:
-    """A field moved right and down, zero where it came from."""
+    """Shift a field right and down; the gap is filled with zeros."""
     n = max(1, round(way * len(field) / UNITS))
     return np.pad(field, ((n, 0), (n, 0)))[:-n, :-n]
 
 
 def mix(under: Array, over: Array, share: Array) -> Array:
+    """Blend two pictures (H, W, 3): `under` where the share (H, W) is 0, `over` where it is 1."""
     return under + (over - under) * share[..., None]

@@ -1,6 +1,6 @@
-"""Transforms of a decoded image and its mask to network input, both moved in step.
+"""Transforms from a decoded image and its mask to the network's input, the same for both.
 
-No region of a mask is lost on the way without being counted.
+Every region of a mask that is lost on the way is counted.
 """
 
 import math
@@ -25,34 +25,34 @@ from patchcore.data.view import SIZE, View
 from patchcore.errors import InputError
 from patchcore.settings import Settings, setting
 
-LARGEST = 1 << 26  # pixels of a network's input: 8192×8192
+LARGEST = 1 << 26  # most pixels of a network's input: 8192×8192
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Channels = NDArray[np.float32]
 Transform = Callable[[Pixels, Mask, int], tuple[torch.Tensor, torch.Tensor]]
 Preparation = Callable[[Pixels, Mask, int], tuple[Pixels, Mask]]
 Normalisation = Callable[[Pixels], torch.Tensor]
-TOUCHING = np.ones((3, 3), dtype=bool)  # pixels that meet at a corner are one region
+TOUCHING = np.ones((3, 3), dtype=bool)  # 8-connectivity: pixels that meet at a corner are connected
 
 
 @dataclass(frozen=True)
 class Regions:
-    """Numbers of a mask's 8-connected regions by what became of them."""
+    """Numbers of a mask's 8-connected regions, by what resizing and cropping did to them."""
 
-    marked: int = 0  # in the file
+    marked: int = 0  # regions in the file
     outside: int = 0  # wholly outside the crop
     cut: int = 0  # partly outside the crop
-    lost: int = 0  # in resizing
-    merged: int = 0  # one with another region since resizing
-    most: int = 0  # 1 if they cover more than half of the image, as those of inverted masks do
+    lost: int = 0  # lost in resizing
+    merged: int = 0  # joined with another region by resizing
+    most: int = 0  # 1 if all regions cover more than half of the image, as in inverted masks
 
     @property
     def unseen(self) -> bool:
-        """Whether regions lie outside the crop, and none inside."""
+        """Whether regions lie outside the crop, and no region inside."""
         return self.outside > 0 and self.outside + self.lost == self.marked
 
     def counts(self) -> NDArray[np.int64]:
-        """The numbers, (6,) int64, as `patchcore.metrics.MaskCounts` takes them."""
+        """Return the numbers, (6,) int64, as `patchcore.metrics.MaskCounts` takes them."""
         return np.array(astuple(self), dtype=np.int64)
 
 
@@ -61,17 +61,17 @@ def resize_regions(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Number a mask's regions and resize them.
 
-    A pixel takes the region of the nearest pixel in the mask, as Pillow's NEAREST does. A region of
-    two or more pixels that no pixel would take then gets those that it covers at least half as much
-    as the one it covers most. A region of one pixel may be lost: it is a speck of the drawing.
+    Each new pixel takes the region at the nearest pixel of the mask, as Pillow's NEAREST does. A
+    region of two or more pixels that would be lost by this gets the free new pixels that it covers
+    at least half as much as the one it covers most. A region of one pixel may be lost.
 
     Args:
         mask: (H, W), True where marked.
         size: H' and W'.
 
     Returns:
-        (H', W') the number of the region at each pixel, from 1 on, 0 where there is none; and (R,)
-        the areas of the R regions in the mask, pixels.
+        The number of the region at each new pixel, (H', W') int32, counted from 1, 0 where there is
+        none; and the areas of the R regions in the mask, (R,) int64, pixels.
     """
     resized = np.zeros(size, dtype=np.int32)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -102,7 +102,7 @@ def resize_regions(
 def follow_regions(
     mask: NDArray[np.bool_], size: tuple[int, int], crop: tuple[slice, slice]
 ) -> Regions:
-    """Follow a mask's regions through a resize to `size` (H', W') and a crop."""
+    """Count what becomes of a mask's regions in a resize to `size` (H', W') and a crop."""
     resized, areas = resize_regions(mask, size)
     count = len(areas)
     if not count:
@@ -126,13 +126,13 @@ def follow_regions(
 def _nearest(
     length: int, resized: int, start: int, extent: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels of a side that NEAREST takes from `start` on, and where it puts them.
+    """Pixels that NEAREST takes from a part of a side, relative to `start`, and their new places.
 
     Args:
-        length: Of the side, pixels.
-        resized: Its new length.
-        start: First pixel that is asked for.
-        extent: How many are.
+        length: Length of the side, px.
+        resized: New length of the side, px.
+        start: First pixel of the part.
+        extent: Length of the part, px.
     """
     ramp = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     taken = np.array(ramp.resize((resized, 1), Image.Resampling.NEAREST))[0].astype(np.int64)
@@ -144,9 +144,8 @@ def _nearest(
 class ImageConfig(Settings):
     """Size and normalisation of the network's input.
 
-    `size` and `view` say what `resize`, `stretch` and `crop` are where these are not given; where
-    they are, they win. Once made, all five agree: size and view are null where no pair of them
-    stands for the other three.
+    `resize`, `stretch` and `crop` follow from `size` and `view` unless they are given. After
+    construction, all five agree: `size` and `view` are None if they cannot express the other three.
     """
 
     GROUP: ClassVar[str] = "image"
@@ -206,8 +205,8 @@ class ImageConfig(Settings):
         above=0,
         effect=False,
     )
-    # Null in the settings of a run: those of the backbone's weights. Here, where no network is
-    # known, ImageNet's; others are `BackboneConfig(…).input().mean` and `.std`.
+    # Null means the values of the backbone's weights in a run, and ImageNet's in this class, which
+    # knows no network. `BackboneConfig(…).input()` has `mean` and `std` of other weights.
     mean: list[float] | None = setting(
         None,
         "mean of R, G and B, from 0 to 1; null: the mean of the backbone's weights",
@@ -247,7 +246,7 @@ class ImageConfig(Settings):
         self.size, self.view = self._named()
 
     def _named(self) -> tuple[int, View] | tuple[None, None]:
-        """Size and view that stand for `resize`, `stretch` and `crop`."""
+        """Size and view that express `resize`, `stretch` and `crop`; None if none do."""
         exact = {"resize": self.resize, "stretch": self.stretch, "crop": self.crop}
         for view in View:
             size = self.crop if view is View.crop else self.resize
@@ -256,12 +255,12 @@ class ImageConfig(Settings):
         return None, None
 
     def check_size(self, shape: tuple[int, ...], path: Path, augmented: bool) -> None:
-        """Raise InputError if an image of `shape` (H, W) is too small for the crop, or too large.
+        """Raise InputError if an image is too small for the crop, or too large for the network.
 
         Args:
-            shape: Of the image on disk.
-            path: Its file, for the message.
-            augmented: Whether it is changed or turned, which needs all of it resized.
+            shape: Size (H, W) of the image on disk, px.
+            path: File of the image, for the message.
+            augmented: Whether it is augmented, for which the whole image must be resized.
         """
         height, width = shape
         crop = self.crop
@@ -282,7 +281,7 @@ class ImageConfig(Settings):
             )
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after resizing, pixels."""
+        """Return height and width after resizing, px."""
         if self.resize is None:
             return height, width
         if self.stretch:
@@ -291,10 +290,10 @@ class ImageConfig(Settings):
         return height * self.resize // shorter, width * self.resize // shorter
 
     def kept(self, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns that the crop keeps of a resized image.
+        """Return rows and columns that the crop keeps of a resized image of this size, px.
 
         Raises:
-            ValueError: the crop is larger than that.
+            ValueError: the crop is larger than the image.
         """
         if self.crop is None:
             return slice(0, height), slice(0, width)
@@ -304,7 +303,7 @@ class ImageConfig(Settings):
         return slice(top, top + self.crop), slice(left, left + self.crop)
 
     def seen(self, region: Mask) -> Mask:
-        """Return what the network's input shows of a region (H, W): (h, w), the nearest pixels."""
+        """Return a region (H, W) at the size and view of the network's input, by nearest pixels."""
         resized = self.resized(*region.shape)
         kept = self.kept(*resized)
         rows, columns = (
@@ -314,18 +313,18 @@ class ImageConfig(Settings):
         return region[np.ix_(rows, columns)]
 
     def follow(self, mask: Mask) -> Regions:
-        """Follow the regions of a mask (H, W), without augmentation."""
+        """Count what becomes of the regions of a mask (H, W), without augmentation."""
         height, width = self.resized(*mask.shape)
         rows, columns = self.kept(height, width)
         if height * width <= LARGEST:
             return follow_regions(mask, (height, width), (rows, columns))
-        y, x = mask.shape[0] / height, mask.shape[1] / width  # pixels of the file for one
+        y, x = mask.shape[0] / height, mask.shape[1] / width  # file pixels per resized pixel
         rows = slice(int(rows.start * y), math.ceil(rows.stop * y))
         columns = slice(int(columns.start * x), math.ceil(columns.stop * x))
         return follow_regions(mask, mask.shape, (rows, columns))
 
     def same_view(self, other: "ImageConfig") -> bool:
-        """Whether both leave the same part of every image, up to 1 % of its side."""
+        """Whether both show the same part of every image, up to 1 % of its side."""
         whole = [x.crop is None or (x.stretch and x.crop == x.resize) for x in (self, other)]
         if any(whole):
             return all(whole)
@@ -349,11 +348,11 @@ def geometry(size: int, view: View) -> dict[str, Any]:
 def build_preparation(
     image: ImageConfig, augment: AugmentConfig | None = None, pose: Pose = UPRIGHT
 ) -> Preparation:
-    """The way from disk to the network's size: resize, augment, turn, crop the centre.
+    """Return the function from decoded pixels to the network's size: resize, augment, pose, crop.
 
-    Shrinking antialiases (Pillow's bilinear filter, which the paper's implementation uses too);
-    masks take the nearest pixel, and none of their regions is lost: see `resize_regions`. Of an
-    image that would be larger than `LARGEST`, only what the crop keeps is resized.
+    Images are resized with antialiasing (Pillow's bilinear filter, as in the paper's
+    implementation), masks by `resize_regions`, which keeps small regions. If the resized image
+    would have more than `LARGEST` pixels, only the part that the crop keeps is resized.
 
     Returns:
         A function of image (H, W, 3) uint8, mask (H, W) bool and a seed for the augmentation. It
@@ -370,18 +369,18 @@ def build_normalisation(image: ImageConfig) -> Normalisation:
 
 
 def offset_and_scale(image: ImageConfig) -> tuple[Channels, Channels]:
-    """Offset and scale, (3,) each: the network's input is (pixels − offset) · scale, float32."""
+    """Return offset and scale, (3,) float32 each: the input is (pixels − offset) · scale."""
     offset = np.float32(255) * np.array(image.mean, np.float32)
     return offset, np.reciprocal(np.float32(255) * np.array(image.std, np.float32))
 
 
 def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) -> Transform:
-    """The way from disk to network: `build_preparation`, then `build_normalisation`.
+    """Return the composition of `build_preparation` and `build_normalisation`.
 
     Returns:
         A function of image (H, W, 3) uint8, mask (H, W) bool and a seed for the augmentation. It
         returns image (3, H', W') float32 and mask (H', W') bool, and raises ValueError if the image
-        is smaller than the crop.
+        is smaller than the crop or too large.
     """
     prepare, normalise = build_preparation(image, augment), build_normalisation(image)
 
@@ -427,12 +426,12 @@ def _normalise(offset: Channels, scale: Channels, pixels: Pixels) -> torch.Tenso
 def _prepare_part(
     config: ImageConfig, changed: bool, image: Pixels, mask: Mask, size: tuple[int, int]
 ) -> tuple[Pixels, Mask]:
-    """The crop alone of an image that is too large, once resized, to be made as a whole."""
+    """Resize only the crop of an image that would have more than `LARGEST` pixels as a whole."""
     rows, columns = config.kept(*size)
     height, width = rows.stop - rows.start, columns.stop - columns.start
     if height * width > LARGEST or changed:
         raise ValueError(f"{size[1]}×{size[0]} pixels are too many for a network")
-    y, x = image.shape[0] / size[0], image.shape[1] / size[1]  # pixels of the file for one
+    y, x = image.shape[0] / size[0], image.shape[1] / size[1]  # file pixels per resized pixel
     box = (columns.start * x, rows.start * y, columns.stop * x, rows.stop * y)
     seen = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box)
     marked = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST, box)
@@ -440,9 +439,9 @@ def _prepare_part(
 
 
 def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Pixels (H, W, 3) at a size of (H', W')."""
+    """Resize pixels (H, W, 3) to `size` (H', W')."""
     shape = (size[1], size[0])
-    if pixels.strides[-1] == 0:  # grey: one plane seen as three
+    if pixels.strides[-1] == 0:  # grey: three views of one plane
         plane = Image.fromarray(pixels[..., 0]).resize(shape, Image.Resampling.BILINEAR)
         return np.array(plane.convert("RGB"))
     return np.array(Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR))

@@ -1,13 +1,13 @@
-"""Part of an image that the network sees, and at what size."""
+"""Part of an image that the network sees, and the size of the network's input."""
 
 from enum import Enum
 
-SIZE = 224  # px, of the network's input: the paper's
+SIZE = 224  # px, of the network's input, as in the paper
 
 
 class View(Enum):
     """Part of an image that the network sees, at a size of S pixels."""
 
-    crop = "crop"  # the paper's: shorter side at S · 8/7, of which the central square S × S is kept
-    whole = "whole"  # everything at its own aspect ratio, shorter side at S
-    square = "square"  # everything, stretched to S × S
+    crop = "crop"  # as in the paper: shorter side resized to S · 8/7, then the central square S × S
+    whole = "whole"  # whole image in its aspect ratio, shorter side resized to S
+    square = "square"  # whole image, stretched to S × S

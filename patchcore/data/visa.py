@@ -5,9 +5,9 @@
 Citation: Y. Zou, J. Jeong, L. Pemula, D. Zhang, O. Dabeer. SPot-the-Difference Self-Supervised
 Pre-training for Anomaly Detection and Segmentation. ECCV 2022.
 Layout: `LAYOUT`. The table has the columns object, split (train or test), label (normal or
-anomaly), image and mask, both relative to root; the pixels of a mask number the kind of defect, and
-0 is nominal. Without that table, root is taken for what the owners' preparation script writes: the
-layout of MVTec AD, with anomalous images in `test/bad`.
+anomaly), image and mask; the last two are paths relative to root. The pixels of a mask hold the
+number of the kind of defect, 0 for nominal. Without this table, root is read in the layout of
+MVTec AD, which the owners' preparation script writes, with anomalous images in `test/bad`.
 """
 
 import csv
@@ -37,7 +37,7 @@ LAYOUT = f"{TABLE}, {{category}}/Data/{{Images,Masks}}/{{Normal,Anomaly}}"
 
 @dataclass(kw_only=True)
 class VisAConfig(DataConfig):
-    """One category of VisA, divided as its owners do for training on nominal images alone."""
+    """One category of VisA, with its owners' one-class split: training on nominal images only."""
 
     CATEGORIES: ClassVar = (
         "candle",
@@ -69,11 +69,12 @@ class VisAConfig(DataConfig):
     category: Category = setting("candle", "folder of the category, below root")
 
     def _read(self, files: Files) -> Split:
-        """Training and test images as the table lists them, sorted by path.
+        """Return training and test images as the table lists them, sorted by path.
 
         Raises:
-            InputError: root, category, or an image or mask that the table lists is missing, the
-                table is no such table, or a mask is not in it or marks part of a nominal image.
+            InputError: root, category, or an image or mask in the table is missing; the table is
+                malformed or lists anomalous training images; or a mask is not in the table, or
+                marks part of a nominal image.
         """
         root = find_root(self.root, LAYOUT, self.SOURCE.page)
         table = root / TABLE

@@ -1,8 +1,7 @@
 """Metrics of a test, each declared once in `METRICS`; see `patchcore.metrics.measures`.
 
-`patchcore.metrics.sweep`, `patchcore.metrics.regions` and `patchcore.metrics.overlap` are their
-arithmetic, `patchcore.metrics.bootstrap` their intervals; `patchcore.metrics.states` collects
-scores.
+`patchcore.metrics.sweep`, `patchcore.metrics.regions` and `patchcore.metrics.overlap` compute the
+metrics, `patchcore.metrics.bootstrap` their intervals; `patchcore.metrics.states` collects scores.
 """
 
 from importlib import import_module
@@ -78,7 +77,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import what collects scores when it is first asked for: torchmetrics takes seconds."""
+    """Import the classes that collect scores on first use: importing torchmetrics takes seconds."""
     if name not in ("ImageMetrics", "MaskCounts", "PixelMetrics"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module("patchcore.metrics.states"), name)

@@ -1,8 +1,9 @@
 """Bootstrap intervals of image metrics.
 
-Test images are drawn again with replacement, as many of each stratum (nominal images, and those of
-each type of defect) as there are; the interval lies between two quantiles of the metric over the
-resamples (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, percentile method).
+Test images are resampled with replacement within each stratum (nominal images, and images of each
+type of defect), so that strata keep their sizes. The interval lies between two quantiles of the
+metric over the resamples: the percentile method of Efron and Tibshirani, "An Introduction to the
+Bootstrap", 1993.
 """
 
 from collections.abc import Sequence
@@ -27,17 +28,17 @@ def intervals(
     confidence: float = CONFIDENCE,
     seed: int = SEED,
 ) -> dict[str, tuple[float, float]]:
-    """Interval (low, high) of each image metric that is ranked, by its key.
+    """Return bootstrap intervals of the image metrics that reports rank by.
 
     Args:
         nominal: Scores (N,) of nominal images.
         strata: Scores (A,) of the anomalous images of each stratum.
-        resamples: Number of draws.
-        confidence: Share of the resamples whose value lies inside.
-        seed: Of the draws.
+        resamples: Number of resamples.
+        confidence: Share of the resamples whose metric lies in the interval, in (0, 1).
+        seed: Seed of the resamples.
 
     Returns:
-        Nothing for metrics that are undefined.
+        {key: (low, high)}, without metrics that are undefined; empty without anomalous scores.
     """
     strata = [scores for scores in strata if len(scores)]
     if not strata:
@@ -65,10 +66,10 @@ def resampled(
     resamples: int,
     generator: np.random.Generator,
 ) -> Sweep:
-    """Sweeps (resamples, thresholds) over scores that are drawn again, stratum by stratum.
+    """Return sweeps (resamples, thresholds) over scores resampled within each stratum.
 
-    How often each score is drawn is multinomial, so none is drawn by itself. A threshold that a
-    resample lacks repeats the one before it, which changes no metric.
+    Numbers of draws of the scores are multinomial, so they are sampled directly. A threshold that
+    is missing from a resample repeats the previous one, which changes no metric.
     """
     rising, inverse = np.unique(np.concatenate(strata), return_inverse=True)
     falling = rising[::-1]
@@ -92,7 +93,7 @@ def resampled(
     there = np.where(drawn > 0, np.arange(len(rising)), -1)
     place = np.maximum.accumulate(there, 1)
     place = np.where(place < 0, (drawn > 0).argmax(1)[:, None], place)  # (R, T)
-    fresh = np.ones_like(place, dtype=bool)  # not the repetition of a threshold
+    fresh = np.ones_like(place, dtype=bool)  # thresholds that do not repeat the previous one
     fresh[:, 1:] = place[:, 1:] != place[:, :-1]
     fp = np.take_along_axis(below[..., 1], place, 1)
     above = np.where(fresh, np.take_along_axis(below[..., 0], place, 1), fp)

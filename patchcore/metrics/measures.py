@@ -1,8 +1,8 @@
-"""Declarations: what each number of a run's metrics.json says, once.
+"""Declarations of the metrics in a run's metrics.json, one entry of `METRICS` each.
 
-Run folders, summaries, reports, objectives, trackers and the paper's tables read them here. Another
-metric of images or pixels is a function of a `Sweep`, one of maps a function of `MapScores`, and
-either is one entry of `METRICS`.
+Run folders, summaries, reports, objectives, trackers and the paper's tables read them here. A new
+metric needs a function and an entry in `METRICS`. Metrics of images and pixels are functions of a
+`Sweep`, metrics of maps are functions of `MapScores`.
 """
 
 import math
@@ -27,7 +27,7 @@ from patchcore.metrics.sweep import (
 )
 
 Compute = Callable[[Any, float], Tensor | float]
-"""Value of a metric from a `Sweep` or `MapScores`, and AUPRO's limit."""
+"""Function of a `Sweep` or `MapScores`, and of AUPRO's limit, that returns a metric's value."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,21 @@ class Measure:
 
     Attributes:
         title: Name for people, with the unit where there is one.
-        of: Where its value comes from: a sweep over `images` or `pixels`, all `maps` one by one,
-            counts of `masks`, the threshold of a `decision`, `nominal` images alone, or the `run`
-            itself.
-        compute: For images and pixels: its value from the sweep and AUPRO's limit of the
-            false-positive rate. It is called only where an anomalous score exists, and nominal ones
-            if it needs them. For maps: its value from `MapScores`; it may raise UndefinedError.
-        needs_nominal: Whether it is undefined without nominal scores.
-        better: `high` or `low`; empty where neither is, and reports do not rank by it.
-        whole: Whether it counts things.
-        low, high: Bounds, themselves allowed.
-        decimals: How many are shown; as many as three digits need unless given.
-        unit, scale: Unit of the title, and the factor that turns the recorded value into it.
-        objective: Whether a sweeper may look for the best of it.
+        of: Source of the value: a sweep over `images` or `pixels`, all `maps` one by one, counts of
+            `masks`, the threshold of a `decision`, `nominal` images alone, or the `run` itself.
+        compute: For images and pixels, a function of the sweep and of AUPRO's limit of the
+            false-positive rate; only called if there are anomalous scores, and nominal scores
+            where `needs_nominal`. For maps, a function of `MapScores`, which may raise
+            UndefinedError.
+        needs_nominal: Whether the metric is undefined without nominal scores.
+        better: `high` or `low`; empty if neither is better, so that reports do not rank by it.
+        whole: Whether the value is a whole number.
+        low, high: Bounds of the value, inclusive.
+        decimals: Number of decimals shown; None: as many as three significant digits need.
+        unit, scale: Unit of the title, and the factor from the recorded value to this unit.
+        objective: Whether a sweeper may optimise the metric.
         main: Whether charts and tables of categories show it.
-        cost: Whether accuracy is weighed against it.
+        cost: Whether the metric is a cost, against which accuracy is compared.
     """
 
     title: str
@@ -78,7 +78,7 @@ def rate(
     main: bool = False,
     decimals: int | None = 4,
 ) -> Measure:
-    """Declare a metric from 0 to 1 of which more is better."""
+    """Declare a metric from 0 to 1; higher is better."""
     return Measure(
         *(title, of, compute, needs_nominal),
         low=0,
@@ -96,7 +96,7 @@ def count(
     better: str = "low",
     objective: bool = False,
 ) -> Measure:
-    """Declare a number of things."""
+    """Declare a count, such as a number of images."""
     return Measure(title, of, compute, better=better, whole=True, low=0, objective=objective)
 
 
@@ -106,7 +106,7 @@ def false_rate(title: str) -> Measure:
 
 
 def promise(title: str, low: float = 0.0, high: float = 1.0) -> Measure:
-    """Declare what is told of the threshold from nominal images before any test; never ranked."""
+    """Declare a property of the threshold from nominal images, known before a test; not ranked."""
     return Measure(title, "decision", better="", low=low, high=high, decimals=4)
 
 
@@ -142,8 +142,8 @@ METRICS = {
     # With `decision.false_alarms`: patchcore.decision explains and computes them.
     "decision_threshold": promise("image threshold from nominal images", -math.inf, math.inf),
     "decision_rate": promise("guaranteed false-alarm rate"),
-    "decision_rate_low": promise("its 95 % interval, lower end"),
-    "decision_rate_high": promise("its 95 % interval, upper end"),
+    "decision_rate_low": promise("guaranteed rate, lower end of 95 % interval"),
+    "decision_rate_high": promise("guaranteed rate, upper end of 95 % interval"),
     "decision_recall": rate("recall at the nominal threshold", "decision", objective=False),
     "decision_false_alarms": false_rate("false-alarm rate at the nominal threshold"),
     "decision_pixel_threshold": promise("pixel threshold from nominal images", -math.inf, math.inf),
@@ -155,7 +155,7 @@ METRICS = {
     "decision_images": count("nominal images behind the threshold", "decision", better=""),
     # With `objectives=[label_free]`: patchcore.label_free computes it.
     "label_free": rate("AUROC of synthetic defects", "nominal"),
-    # all stages together; metrics.json has a mapping of the stages
+    # the sum of all stages; metrics.json holds a mapping from stages to seconds
     "seconds": duration("seconds", "s", objective=True, cost=True),
     "score_seconds": duration("seconds of scoring", "s", objective=True),
     "milliseconds_per_image": duration("ms per image", "ms", cost=True),
@@ -181,7 +181,7 @@ METRICS = {
     "train_images": count("train images", "run", better=""),
     "test_images": count("test images", "run", better=""),
 }
-"""Metrics by their keys in metrics.json, in the order of the tables."""
+"""Metrics by their keys in metrics.json, in the order in which tables show them."""
 
 
 def _keys(of: str) -> tuple[str, ...]:
@@ -196,46 +196,46 @@ Objective = Enum(  # type: ignore[misc]
     {key: key for key, measure in METRICS.items() if measure.objective},
     module=__name__,
 )
-"""Metrics that a run can hand to a sweeper that looks for the best."""
+"""Metrics that a sweeper can optimise."""
 
 
 def told(key: str) -> Measure:
-    """Return the declaration of a metric; of one that this version does not know, its words alone.
+    """Return the declaration of a metric; an unknown key gets one with its words as title.
 
-    A stage of a metric (`seconds.score`) is as the metric.
+    The key of a stage (`seconds.score`) has the declaration of its metric (`seconds`).
     """
     known = METRICS.get(key.partition(".")[0])
     return known or Measure(key.replace("_", " "))
 
 
 def image_metrics(counts: Sweep) -> dict[str, float]:
-    """Image metrics, all of them, keyed by `IMAGE_KEYS`; NaN where `image_undefined` tells why."""
+    """Return all image metrics by `IMAGE_KEYS`; NaN where `image_undefined` has a reason."""
     return _computed(IMAGE_KEYS, counts, image_undefined(counts))
 
 
 def image_undefined(counts: Sweep) -> dict[str, str]:
-    """Reasons why image metrics are NaN, {key: reason}; empty if all are defined."""
+    """Return the reasons why image metrics are NaN, {key: reason}; empty if all are defined."""
     return _undefined(IMAGE_KEYS, counts, "images")
 
 
 def pixel_metrics(counts: Sweep, fpr_limit: float = 0.3) -> dict[str, float]:
-    """Pixel metrics, all of them, keyed by `PIXEL_KEYS`; NaN where `pixel_undefined` tells why.
+    """Return all pixel metrics by `PIXEL_KEYS`; NaN where `pixel_undefined` has a reason.
 
     Args:
         counts: Sweep over pixels, weighted by 1 / `region_areas`.
-        fpr_limit: False-positive rate up to which AUPRO is taken, in (0, 1]; the area is divided
-            by it.
+        fpr_limit: False-positive rate up to which the area of AUPRO is taken, and by which it is
+            divided, in (0, 1].
     """
     return _computed(PIXEL_KEYS, counts, pixel_undefined(counts), fpr_limit)
 
 
 def pixel_undefined(counts: Sweep) -> dict[str, str]:
-    """Reasons why pixel metrics are NaN, {key: reason}; empty if all are defined."""
+    """Return the reasons why pixel metrics are NaN, {key: reason}; empty if all are defined."""
     return _undefined(PIXEL_KEYS, counts, "pixels")
 
 
 def map_metrics(maps: MapScores) -> tuple[dict[str, float], dict[str, str]]:
-    """Metrics of maps one by one, keyed by `MAP_KEYS`, and the reasons of those that are NaN."""
+    """Return the metrics of single maps by `MAP_KEYS`, and reasons of NaN, {key: reason}."""
     values, undefined = {}, {}
     for key in MAP_KEYS:
         compute = METRICS[key].compute

@@ -1,14 +1,14 @@
 """Overlap of each anomalous image's map with its mask: AUPIMO.
 
 AUPIMO follows Bertoldo et al., "AUPIMO: Redefining Visual Anomaly Detection Benchmarks with High
-Speed and Low Tolerance", BMVC 2024, and anomalib's implementation of it. The per-image overlap
-(PIMO) curve of an anomalous image is the share of its anomalous pixels at or above a threshold,
-over the false-positive rate of that threshold: the mean, over the nominal images, of the share of
-their pixels at or above it. The area under the curve is taken over the logarithm of the
-false-positive rate from 1e-5 to 1e-4 and divided by that range. The curve here has a point at every
-distinct score and is cut at exactly these bounds, where anomalib takes equally spaced thresholds
-and the nearest one to each bound; both join points by straight lines. tests/reference.py has the
-naive version.
+Speed and Low Tolerance", BMVC 2024, and its implementation in anomalib. The per-image overlap
+(PIMO) curve of an anomalous image plots the share of its anomalous pixels at or above a threshold
+against the false-positive rate of that threshold. This rate is the mean, over the nominal images,
+of the share of their pixels at or above the threshold. The area under the curve is taken over the
+logarithm of the false-positive rate from 1e-5 to 1e-4 and divided by the length of this interval.
+The curve here has a point at every distinct score and is cut exactly at these bounds. anomalib
+takes equally spaced thresholds, and for each bound the nearest of them. Both connect points by
+straight lines. tests/reference.py has the naive version.
 """
 
 import math
@@ -25,40 +25,45 @@ LOW, HIGH = 1e-5, 1e-4
 
 
 class UndefinedError(ValueError):
-    """A metric has no value; the message is the reason."""
+    """Error: a metric is undefined; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class MapScores:
-    """Pixel scores of all maps, split by label, image by image in one order.
+    """Pixel scores of all maps, split by label, one image after another in the same order.
 
-    An image whose pixels are left out has none of either kind.
+    An image that is left out has 0 pixels of both kinds.
     """
 
-    nominal: Float[Tensor, " nominal"]  # of all images, those with a defect too
+    nominal: Float[Tensor, " nominal"]  # of all images, including those with defects
     anomalous: Float[Tensor, " anomalous"]
     free: Int64[Tensor, " images"]  # number of nominal pixels of each image, on the CPU
-    marked: Int64[Tensor, " images"]  # number of anomalous ones, on the CPU
+    marked: Int64[Tensor, " images"]  # number of anomalous pixels of each image, on the CPU
 
 
 def aupimo(maps: MapScores) -> float:
-    """Mean of `pimo_areas` over the anomalous images. Raises UndefinedError as it does."""
+    """Return the mean of `pimo_areas` over the anomalous images, in [0, 1].
+
+    Raises:
+        UndefinedError: as in `pimo_areas`.
+    """
     return float(pimo_areas(maps).mean())
 
 
 def pimo_areas(
     maps: MapScores, low: float = LOW, high: float = HIGH
 ) -> Float64[Tensor, " anomalous_images"]:
-    """Area under the PIMO curve of each anomalous image, in [0, 1], in their order.
+    """Return the area under the PIMO curve of each anomalous image, in [0, 1], in their order.
 
     Args:
         maps: Scores; an image is anomalous if any of its pixels is.
         low: Lower bound of the false-positive rate, above 0.
-        high: Its upper bound, at most 1.
+        high: Upper bound of the false-positive rate, at most 1.
 
     Raises:
-        UndefinedError: There is no anomalous or no nominal image, or the nominal ones have too few
-            pixels, or too many of one score, for a false-positive rate of `low`.
+        UndefinedError: There is no anomalous or no nominal image; or no threshold has a
+            false-positive rate of `low` or less, because nominal images have too few pixels, or too
+            many share the highest score.
     """
     anomalous = maps.marked[maps.marked > 0].numpy()
     if not len(anomalous):
@@ -66,12 +71,12 @@ def pimo_areas(
     levels, rates = _rates(maps, high)
     if rates[0] > low * (1 + 1e-9):
         raise UndefinedError(
-            f"AUPIMO begins at a false-positive rate of {low:g}, but a single nominal pixel is "
-            f"already a rate of {rates[0]:.1e}: it needs more nominal images"
+            f"AUPIMO begins at a false-positive rate of {low:g}, but the highest nominal score "
+            f"already has a rate of {rates[0]:.1e}: it needs more nominal images"
         )
-    # From rate to rate the curve is a straight line over their logarithms. An anomalous pixel adds
-    # the whole width to the area where its score exceeds that of the step, and rises with the line
-    # where it is equal to it.
+    # Between two rates the curve is a straight line over the logarithm of the rate. An anomalous
+    # pixel adds the whole width of a step to the area if its score exceeds the step's level, and
+    # the area under the line if it equals that level.
     at = np.log(rates)
     above = np.append(min(at[0], math.log(low)), at[:-1])
     left, right = (x.clip(math.log(low), math.log(high)) for x in (above, at))
@@ -91,7 +96,7 @@ def pimo_areas(
 def _rates(maps: MapScores, high: float) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
     """Highest distinct scores of nominal images, falling, and the false-positive rate at each.
 
-    They go on until the rate exceeds `high`, or to the lowest score.
+    The last rate exceeds `high`, unless the lowest score is reached before.
     """
     whole = (maps.marked == 0) & (maps.free > 0)
     sizes = maps.free[whole].numpy()
@@ -102,7 +107,7 @@ def _rates(maps: MapScores, high: float) -> tuple[NDArray[np.floating], NDArray[
         scores = maps.nominal[of_whole]
     else:  # several times faster than in torch
         scores = torch.from_numpy(maps.nominal.numpy()[of_whole.numpy()])
-    most = min(len(scores), int(high * len(sizes) * sizes.max()) + 1)  # no more can be within
+    most = min(len(scores), int(high * len(sizes) * sizes.max()) + 1)  # these exceed `high`
     if scores.is_cuda:
         lowest = scores.topk(most).values[-1]
     else:

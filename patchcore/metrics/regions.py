@@ -1,4 +1,4 @@
-"""Connected regions of masks: by SciPy on the CPU, by torch on an accelerator."""
+"""Connected regions of masks: by SciPy on the CPU, by PyTorch on a GPU."""
 
 import numpy as np
 import scipy
@@ -10,7 +10,7 @@ from torch import Tensor
 def region_areas(
     masks: Bool[Tensor, "images height width"],
 ) -> Float32[Tensor, " anomalous"]:
-    """Area of the 8-connected region that each anomalous pixel belongs to.
+    """Return the area of the 8-connected region that each anomalous pixel belongs to.
 
     Args:
         masks: True where anomalous.
@@ -33,13 +33,14 @@ def region_areas(
 
 
 def connected(masks: Bool[Tensor, "images height width"]) -> Int64[Tensor, "images height width"]:
-    """Label the 8-connected regions of masks, by steps that an accelerator does at once.
+    """Label the 8-connected regions of masks, by steps that run in parallel on a GPU.
 
-    Every pixel takes the largest number around it, then the number of the pixel that this is of,
-    until nothing changes: regions are then one number each, for numbers never leave their region.
+    Labels start as the numbers of the pixels. In each step, every pixel takes the largest label in
+    its 3×3 neighbourhood, and then, four times, the label of the pixel with that number. Labels
+    never leave their region, so that each region has one label when nothing changes any more.
 
     Returns:
-        A number of each region, from 1 on, with gaps; 0 elsewhere.
+        Label of the region at each pixel, 1 or larger, not consecutive; 0 elsewhere.
     """
     count, height, width = masks.shape
     padded = torch.zeros(count, height + 2, width + 2, dtype=torch.int64, device=masks.device)
@@ -49,7 +50,7 @@ def connected(masks: Bool[Tensor, "images height width"]) -> Int64[Tensor, "imag
     while True:
         rows = torch.maximum(padded[:, :-2], padded[:, 2:]).maximum(padded[:, 1:-1])  # (B, H, W+2)
         around = torch.maximum(rows[..., :-2], rows[..., 2:]).maximum(rows[..., 1:-1]) * masks
-        for _ in range(4):  # a jump doubles the way that a number has come
+        for _ in range(4):  # each jump doubles the distance that a label has moved
             known = torch.cat((around.new_zeros(1), around.flatten()))
             around = known[around]
         if torch.equal(around, labels):

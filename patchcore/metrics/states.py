@@ -1,4 +1,4 @@
-"""Metrics and counts over a test set, in batches and over processes: torchmetrics classes."""
+"""Torchmetrics classes for metrics and counts over a test set, in batches and several processes."""
 
 from collections.abc import Sequence
 
@@ -22,13 +22,13 @@ from patchcore.metrics.sweep import Sweep, curves, sweep
 
 
 class ImageMetrics(Metric):
-    """`image_metrics` over all images of a test set, in any batches and over all processes."""
+    """State of `image_metrics`: collects the scores of a test set from batches and processes."""
 
     is_differentiable = False
     full_state_update = False
 
-    # Lists of scores between updates, one tensor each while processes are synchronised. All are
-    # float32 for float32 models: torchmetrics fills in for a process without data in that dtype.
+    # Lists of scores; a tensor each while processes are synchronised. Scores of float32 models
+    # stay float32, the dtype in which torchmetrics gathers empty states.
     nominal: list[Tensor] | Tensor
     anomalous: list[Tensor] | Tensor
     _counts: Sweep  # of the last `compute`
@@ -44,7 +44,7 @@ class ImageMetrics(Metric):
 
         Args:
             scores: (B,) raw anomaly scores, any floating dtype.
-            labels: (B,) bool or 0/1, true for anomalous.
+            labels: (B,) bool or 0/1, True for anomalous.
 
         Raises:
             InputError: a score is NaN or infinite.
@@ -58,27 +58,33 @@ class ImageMetrics(Metric):
         _append(self.anomalous, scores[labels].to(self.device))
 
     def compute(self) -> dict[str, float]:
-        """Metrics of all images so far; NaN where `undefined()` tells why."""
+        """Return the metrics of all images so far; NaN where `undefined()` has a reason."""
         self._counts = sweep(_join(self.nominal), _join(self.anomalous))
         self._undefined = image_undefined(self._counts)
         return image_metrics(self._counts)
 
     def undefined(self) -> dict[str, str]:
-        """Reasons why metrics are NaN, {key: reason}."""
+        """Return the reasons why metrics are NaN, {key: reason}."""
         self.compute()  # cached, and the same on every process
         return self._undefined
 
     def curves(self) -> dict[str, Tensor]:
-        """See `patchcore.metrics.sweep.curves`."""
+        """Return the curves of all images so far; see `patchcore.metrics.sweep.curves`."""
         self.compute()
         return curves(self._counts)
 
 
 class PixelMetrics(Metric):
-    """`pixel_metrics` and `map_metrics` of all maps, in any batches and over all processes.
+    """State of `pixel_metrics` and `map_metrics`: collects maps from batches and processes.
 
-    Keeps 4 bytes a nominal and 8 bytes an anomalous pixel of float32 maps. On CUDA all of it is
-    computed there.
+    For float32 maps, it keeps 4 bytes per nominal and 8 bytes per anomalous pixel. On a CUDA
+    device, metrics are computed there.
+
+    Args:
+        fpr_limit: False-positive rate up to which AUPRO is taken, in (0, 1].
+
+    Raises:
+        InputError: `fpr_limit` is out of range.
     """
 
     is_differentiable = False
@@ -114,12 +120,12 @@ class PixelMetrics(Metric):
 
         Args:
             maps: (B, H, W) raw anomaly maps, any floating dtype.
-            masks: (B, H, W) bool or 0/1, true where anomalous; all false for a nominal image.
-            known: (B,) bool, false for an anomalous image whose mask is missing or marks nothing
-                in view. It is left out, since its pixels are neither known to be nominal nor known
-                to be anomalous, and `left_out()` counts it. All true by default.
-            counts: (B, H, W) bool, false for pixels to leave out, as if the images did not have
-                them; then an image of which nothing that is marked counts is not known either.
+            masks: (B, H, W) bool or 0/1, True where anomalous; all False for a nominal image.
+            known: (B,) bool, False for an anomalous image whose mask is missing or marks nothing
+                in view. Such an image is left out, because it is unknown which of its pixels are
+                anomalous; `left_out()` counts it. All True by default.
+            counts: (B, H, W) bool, False for pixels to leave out; all True by default. An image
+                whose mask marks only such pixels is left out, as if `known` were False.
 
         Raises:
             InputError: a score is NaN or infinite.
@@ -149,16 +155,16 @@ class PixelMetrics(Metric):
         _append(self.areas, region_areas(masks).to(self.device))
 
     def compute(self) -> dict[str, float]:
-        """Metrics of all maps so far; NaN where `undefined()` tells why."""
+        """Return the metrics of all maps so far; NaN where `undefined()` has a reason."""
         values, self._undefined = self._of(self._scores(), _join(self.areas))
         self._left_out = int(self.unmasked)
         return values
 
     def of(self, images: Sequence[int]) -> tuple[dict[str, float], dict[str, str]]:
-        """Metrics of some images alone, and the reasons of those that are NaN.
+        """Return the metrics of some images alone, and reasons of NaN, {key: reason}.
 
         Args:
-            images: Numbers of the images in the order in which `update` had them.
+            images: Numbers of the images, counted from 0 in the order of the calls of `update`.
         """
         scores = self._scores()
         chosen = torch.zeros(len(scores.free), dtype=torch.bool)
@@ -183,19 +189,19 @@ class PixelMetrics(Metric):
         return values, pixel_undefined(counts) | undefined
 
     def undefined(self) -> dict[str, str]:
-        """Reasons why metrics are NaN, {key: reason}."""
+        """Return the reasons why metrics are NaN, {key: reason}."""
         left_out = self.left_out()
         note = f"; {left_out} left out, as no mask marks anything in view" if left_out else ""
         return {key: reason + note for key, reason in self._undefined.items()}
 
     def left_out(self) -> int:
-        """Number of images left out of the pixel metrics: see `known` of `update`."""
+        """Return the number of images left out of the pixel metrics; see `known` of `update`."""
         self.compute()  # cached, and the same on every process
         return self._left_out
 
 
 def _finite(scores: Tensor, name: str, device: torch.device | str = "cpu") -> Tensor:
-    """Scores on a device in at least float32, once they are known to be finite."""
+    """Check that scores are finite, and move them to a device, in at least float32."""
     scores = scores.detach().to(device, torch.promote_types(scores.dtype, torch.float32))
     bad = int((~scores.isfinite()).count_nonzero())
     if bad:
@@ -207,7 +213,7 @@ def _finite(scores: Tensor, name: str, device: torch.device | str = "cpu") -> Te
 
 
 def _binary(flags: Tensor, name: str, like: Tensor) -> Tensor:
-    """Flags as bool where `like` is, once they are known to have its shape."""
+    """Check that flags have the shape of `like`, and move them to its device as bool."""
     if flags.shape != like.shape:
         raise ValueError(f"{name} must be {tuple(like.shape)}, got {tuple(flags.shape)}")
     if flags.dtype != torch.bool and not ((flags == 0) | (flags == 1)).all():
@@ -230,12 +236,12 @@ def _append(state: list[Tensor] | Tensor, values: Float[Tensor, " scores"]) -> N
 
 
 def _written(numbers: Int64[Tensor, "images 2"]) -> Float[Tensor, " parts"]:
-    """Numbers as float32, exact below 2^36: torchmetrics gathers states of one dtype alone."""
+    """Split numbers below 2^36 into two exact float32: all states need one dtype for gathering."""
     return torch.stack([numbers // 4096, numbers % 4096], -1).flatten().float()
 
 
 def _read(parts: Float[Tensor, " parts"]) -> Int64[Tensor, "images 2"]:
-    """Numbers that `_written` has written, on the CPU."""
+    """Join the numbers that `_written` has split, on the CPU."""
     high, low = parts.cpu().long().view(-1, 2, 2).unbind(-1)
     return 4096 * high + low
 
@@ -248,13 +254,13 @@ def _join(state: list[Tensor] | Tensor) -> Float[Tensor, " scores"]:
 
 
 class MaskCounts(Metric):
-    """Counts of what the masks of anomalous images tell and what was lost of them.
+    """Counts of missing, cropped, lost and merged ground truth of anomalous images.
 
     - `images_without_mask`: no mask, or one that marks nothing; left out of pixel metrics.
-    - `images_outside_crop`: all that is marked lies outside the crop; left out of pixel metrics.
-    - `images_cut_by_crop`: part of what is marked lies outside the crop.
-    - `regions_outside_crop`, `regions_lost_in_resizing`: marked regions that count nowhere.
-    - `regions_merged`: regions that touch another since resizing; AUPRO counts them as one.
+    - `images_outside_crop`: all marked regions are outside the crop; left out of pixel metrics.
+    - `images_cut_by_crop`: some marked pixels are outside the crop, but not all of them.
+    - `regions_outside_crop`, `regions_lost_in_resizing`: marked regions that pixel metrics miss.
+    - `regions_merged`: regions joined with another by resizing; AUPRO counts them as one.
     """
 
     is_differentiable = False
@@ -269,9 +275,10 @@ class MaskCounts(Metric):
         """Add a batch.
 
         Args:
-            labels: (B,) bool or 0/1, true for anomalous.
-            regions: (B, 6) int64, numbers of each mask's regions: marked, wholly outside the crop,
-                partly outside, lost in resizing, merged; and 1 where they cover most of the image.
+            labels: (B,) bool or 0/1, True for anomalous.
+            regions: (B, 6) int64, see `patchcore.data.transforms.Regions.counts`: numbers of
+                regions that are marked, wholly outside the crop, partly outside, lost in resizing,
+                and merged; and 1 if regions cover more than half of the image.
         """
         marked, outside, cut, lost, merged, most = regions[labels.bool()].to(self.device).unbind(1)
         unseen = (outside > 0) & (outside + lost == marked)
@@ -289,11 +296,11 @@ class MaskCounts(Metric):
         self.counts = self.counts + torch.stack([x.sum() for x in sums])
 
     def compute(self) -> dict[str, int]:
-        """The counts so far, keyed by `MASK_KEYS`."""
+        """Return the counts so far, by `MASK_KEYS`."""
         return dict(zip(MASK_KEYS, self.counts.tolist(), strict=False))
 
     def notices(self) -> list[str]:
-        """Sentences on what is missing from the metrics, each with its remedy; none if nothing."""
+        """Return sentences on ground truth that the metrics miss, most with a remedy."""
         found = self.compute()
         *_, masked, regions, most = self.counts.tolist()
         images = masked + found["images_without_mask"]
@@ -321,7 +328,7 @@ class MaskCounts(Metric):
             )
         if 2 * most > masked:
             lines.append(
-                f"{most} of {masked} masks mark more than half of their image; if black marks "
-                "their defects, invert them, as white should"
+                f"{most} of {masked} masks mark more than half of their image; if their defects "
+                "are black, invert the masks, as defects should be white"
             )
         return lines

@@ -1,16 +1,16 @@
 """Arithmetic of the metrics: pure functions of raw anomaly scores.
 
-Every number here comes from one `Sweep` of the threshold over the scores. Between two anomalous
-scores only the nominal count changes, so the distinct anomalous scores are thresholds enough for
-exact curves: one sort of the nominal scores and one of the (few) anomalous ones give all of them,
-without bins. Equal scores are one threshold. Larger scores are more anomalous; none is ever passed
-through a sigmoid or scaled.
+Every metric here comes from one `Sweep` of the threshold over the scores. Between two anomalous
+scores only the number of nominal scores changes, so the distinct anomalous scores are enough
+thresholds for exact curves. One sort of the nominal scores and one of the anomalous scores give all
+curves, without bins. Equal scores are one threshold. Larger scores are more anomalous; scores are
+used as they are, without a sigmoid or scaling.
 
 AUPRO follows Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, and its evaluation
-code: the per-region overlap is the mean covered share over all connected regions of the masks of
-the whole test set, regions being 8-connected (pixels that touch at a corner belong together), and
-the false-positive rate is taken over all nominal pixels, those of anomalous images included.
-Each metric has its naive version, threshold by threshold, in tests/reference.py.
+code: the per-region overlap is the mean covered share over all 8-connected regions (pixels that
+touch at a corner are connected) of all masks of the test set. The false-positive rate is taken over
+all nominal pixels, including those of anomalous images. tests/reference.py has a naive version of
+each metric, threshold by threshold.
 """
 
 import contextlib
@@ -27,16 +27,16 @@ from torch import Tensor
 class Sweep:
     """Counts at each threshold; a score at or above the threshold is called anomalous.
 
-    Counts are float64 (exact up to 2^53). There is no threshold if there is no anomalous score.
-    Several sweeps of as many scores may be one, with a leading dimension of resamples; a metric of
-    images is a function of the last dimension alone, and then has one value for each.
+    Counts are float64 (exact up to 2^53). Without anomalous scores there are no thresholds. Sweeps
+    of bootstrap resamples may be stacked along a leading dimension: image metrics work along the
+    last dimension alone, and so have a value for each resample.
     """
 
     thresholds: Float[Tensor, "*resamples thresholds"]  # distinct anomalous scores, falling
     tp: Float64[Tensor, "*resamples thresholds"]  # anomalous scores >= threshold
     fp: Float64[Tensor, "*resamples thresholds"]  # nominal scores >= threshold
     fp_above: Float64[Tensor, "*resamples thresholds"]  # nominal scores > threshold
-    # share of the anomalous weight that is >= threshold
+    # share of the total weight whose anomalous scores are >= threshold
     overlap: Float64[Tensor, "*resamples thresholds"]
     nominal: int  # number of nominal scores
     anomalous: int  # number of anomalous scores
@@ -55,8 +55,8 @@ def sweep(
         weights: Weight of each anomalous score in `overlap`; equal by default.
 
     Returns:
-        A `Sweep` with thresholds in the scores' dtype (at least float32): on CUDA if the scores are
-        there and sorting them finds room, else on the CPU.
+        A `Sweep` with thresholds in the scores' dtype (at least float32), on the scores' device if
+        that is CUDA and has enough memory for sorting, else on the CPU.
     """
     dtype = torch.promote_types(torch.promote_types(nominal.dtype, anomalous.dtype), torch.float32)
     if nominal.is_cuda and anomalous.is_cuda:
@@ -69,7 +69,7 @@ def sweep(
     falling = scores[order]
     weight = np.ones(len(order)) if weights is None else weights.numpy(force=True)[order]
     mass = weight.cumsum(dtype=np.float64)
-    last = np.ones(len(falling), dtype=bool)  # the last of each run of equal scores
+    last = np.ones(len(falling), dtype=bool)  # whether it is the last of equal scores
     last[:-1] = falling[1:] != falling[:-1]
     thresholds = falling[last]
     return Sweep(
@@ -88,7 +88,7 @@ def sweep_sorted(
     anomalous: Float[Tensor, " anomalous"],
     weights: Float[Tensor, " anomalous"] | None = None,
 ) -> Sweep:
-    """`sweep` by sorts in torch, on the scores' device; equal up to rounding of `overlap`."""
+    """Return `sweep`, sorted by PyTorch on the scores' device; `overlap` differs by rounding."""
     rising = nominal.sort().values
     falling, order = anomalous.sort(descending=True)
     weight = torch.ones_like(anomalous) if weights is None else weights.to(anomalous.device)
@@ -114,11 +114,11 @@ def sweep_sorted(
 def roc_curve(
     counts: Sweep,
 ) -> tuple[Float64[Tensor, "*resamples corners"], Float64[Tensor, "*resamples corners"]]:
-    """Corners of the ROC curve, straight lines between them.
+    """Return the corners of the ROC curve, which straight lines connect.
 
     Returns:
-        False- and true-positive rate at two corners a threshold, from (0, 0) to (1, 1); empty
-        where there are no nominal or no anomalous scores.
+        False- and true-positive rates, with two corners for each threshold, from (0, 0) to (1, 1);
+        empty without nominal or without anomalous scores.
     """
     return _curve(counts, counts.tp / counts.anomalous if counts.anomalous else counts.tp)
 
@@ -126,10 +126,13 @@ def roc_curve(
 def pro_curve(
     counts: Sweep,
 ) -> tuple[Float64[Tensor, " corners"], Float64[Tensor, " corners"]]:
-    """Corners of the per-region overlap curve, if the weights were 1 / area of each region.
+    """Return the corners of the per-region overlap (PRO) curve.
+
+    Args:
+        counts: Sweep over pixels in which the weight of a pixel is 1 / area of its region.
 
     Returns:
-        False-positive rate and mean covered share of a region, as `roc_curve` does.
+        False-positive rates and mean covered shares of the regions, in the form of `roc_curve`.
     """
     return _curve(counts, counts.overlap)
 
@@ -143,7 +146,7 @@ def _curve(
     first = torch.zeros_like(share[..., :1])
     last = torch.ones_like(first)
     above = torch.cat([first, share[..., :-1]], -1)
-    # Just above each threshold, then at it: ties rise along one straight line.
+    # Two corners: just above each threshold, and at it. Ties are one straight line between them.
     x = torch.stack([counts.fp_above, counts.fp], -1).flatten(-2) / counts.nominal  # (…, T, 2) → 2T
     y = torch.stack([above, share], -1).flatten(-2)  # (…, T, 2) → (…, 2T)
     return torch.cat([first, x, last], -1), torch.cat([first, y, last], -1)
@@ -152,19 +155,20 @@ def _curve(
 def precision_recall_curve(
     counts: Sweep,
 ) -> tuple[Float64[Tensor, "*resamples thresholds"], Float64[Tensor, "*resamples thresholds"]]:
-    """Precision and recall at each threshold, recall rising.
+    """Return precision and recall at each threshold, with rising recall.
 
-    Drawn as steps, each at the precision of its right end, the area is the average precision.
+    The average precision is the area under the curve drawn in steps, each at the precision of its
+    right end.
 
     Returns:
-        Precision and recall; empty where there are no anomalous scores.
+        Precision and recall; empty without anomalous scores.
     """
     recall = counts.tp / counts.anomalous if counts.anomalous else counts.tp
     return counts.tp / (counts.tp + counts.fp), recall
 
 
 def curves(counts: Sweep) -> dict[str, Tensor]:
-    """Return `fpr` and `tpr` of the ROC curve, and `precision` and `recall`, each by its name."""
+    """Return `fpr` and `tpr` of the ROC curve, and `precision` and `recall`, by these names."""
     fpr, tpr = roc_curve(counts)
     precision, recall = precision_recall_curve(counts)
     return {"fpr": fpr, "tpr": tpr, "precision": precision, "recall": recall}
@@ -173,10 +177,12 @@ def curves(counts: Sweep) -> dict[str, Tensor]:
 def area_under(
     x: Float[Tensor, " corners"], y: Float[Tensor, " corners"], limit: float = 1.0
 ) -> float:
-    """Trapezoidal area under a curve for x from 0 to `limit`, cut there by linear interpolation.
+    """Return the trapezoidal area under a curve for x from 0 to `limit`.
+
+    The last interval is cut at `limit` by linear interpolation.
 
     Args:
-        x: Never falling, from 0 to 1.
+        x: Positions from 0 to 1, never falling.
         y: Heights at x.
         limit: Right end, in (0, 1].
 
@@ -195,7 +201,10 @@ def area_under(
 
 
 def average_precision(counts: Sweep) -> Float64[Tensor, "*resamples"]:
-    """Sum of precision × gain in recall over the thresholds; NaN without anomalous scores."""
+    """Return the sum of precision × gain in recall over all thresholds.
+
+    It is NaN without anomalous scores.
+    """
     if not counts.anomalous:
         return torch.tensor(math.nan, dtype=torch.float64)
     precision, recall = precision_recall_curve(counts)
@@ -204,51 +213,57 @@ def average_precision(counts: Sweep) -> Float64[Tensor, "*resamples"]:
 
 
 def auroc(counts: Sweep) -> Float64[Tensor, "*resamples"]:
-    """Area under the ROC curve; NaN without nominal or without anomalous scores."""
+    """Return the area under the ROC curve; NaN without nominal or without anomalous scores."""
     fpr, tpr = roc_curve(counts)
     return torch.trapezoid(tpr, fpr) if len(fpr) else torch.tensor(math.nan, dtype=torch.float64)
 
 
 def aupro(counts: Sweep, fpr_limit: float = 0.3) -> float:
-    """Area under `pro_curve` up to a false-positive rate in (0, 1], divided by that rate."""
+    """Return the area under `pro_curve` up to the false-positive rate `fpr_limit`, divided by it.
+
+    The limit is in (0, 1]. The value is NaN without nominal or without anomalous scores.
+    """
     return area_under(*pro_curve(counts), limit=fpr_limit) / fpr_limit
 
 
 def at(values: Tensor, place: Int64[Tensor, "*resamples"]) -> Tensor:
-    """Values (…, T) at one place (…) of their last dimension each."""
+    """Return the entries of values (…, T) at the places (…) in their last dimension, (…)."""
     return values.gather(-1, place[..., None])[..., 0]
 
 
 def best_f1(counts: Sweep) -> tuple[Float64[Tensor, "*resamples"], Int64[Tensor, "*resamples"]]:
-    """F1 score at its best threshold, the highest of several, and that threshold's place."""
+    """Return the best F1 score, and the place of its threshold, the highest one in a tie.
+
+    Like the functions below, it needs an anomalous score.
+    """
     f1 = 2 * counts.tp / (counts.tp + counts.fp + counts.anomalous)
     best = f1.argmax(-1)
     return at(f1, best), best
 
 
 def f1_score(counts: Sweep) -> Float64[Tensor, "*resamples"]:
-    """F1 score at its best threshold. Like the next four, it needs an anomalous score."""
+    """Return the F1 score at its best threshold."""
     return best_f1(counts)[0]
 
 
 def f1_threshold(counts: Sweep) -> Float[Tensor, "*resamples"]:
-    """Threshold of the best F1; an image is called anomalous if it scores at least that."""
+    """Return the threshold of the best F1 score; scores at or above it are called anomalous."""
     return at(counts.thresholds, best_f1(counts)[1])
 
 
 def false_positives(counts: Sweep) -> Float64[Tensor, "*resamples"]:
-    """Number of nominal scores at or above `f1_threshold`.
+    """Return the number of nominal scores at or above `f1_threshold`.
 
-    The paper's misclassifications are the sum of these and `false_negatives`.
+    Misclassifications in the paper are the sum of `false_positives` and `false_negatives`.
     """
     return at(counts.fp, best_f1(counts)[1])
 
 
 def false_negatives(counts: Sweep) -> Float64[Tensor, "*resamples"]:
-    """Number of anomalous scores below `f1_threshold`."""
+    """Return the number of anomalous scores below `f1_threshold`."""
     return counts.anomalous - at(counts.tp, best_f1(counts)[1])
 
 
 def errors_at_full_recall(counts: Sweep) -> Float64[Tensor, "*resamples"]:
-    """Number of nominal scores at least as high as the lowest anomalous one."""
+    """Return the number of nominal scores at or above the lowest anomalous score."""
     return counts.fp[..., -1]

@@ -1,20 +1,19 @@
-"""Images of any size in tiles: the network sees one tile after the other, methods see one image.
+"""Images of any size in tiles: the network sees single tiles, methods see the whole image.
 
-What the network says of the tiles is stitched in feature space. Tiles lie on a raster of `side` −
-`overlap` px, and each cell of a layer's map is a weighted mean of that cell in the tiles that show
-it. A convolutional network sees `reach` px around a cell; where neighbouring tiles share at least
-twice as many, the shared part is cut in its middle, no tile's border has any influence, and the
-maps are those of the whole image at once up to rounding. The cells of a transformer depend on all
-of their tile; their weights then fall towards the tile's borders in a straight line.
+The layer maps of the tiles are stitched. Tiles are `side` − `overlap` px apart, and each cell of a
+stitched map is a weighted mean of that cell in the tiles that contain it. A cell of a convolutional
+network depends on `reach` px around it. If neighbouring tiles share at least twice as many pixels,
+the shared part is cut in the middle, so that the borders of tiles have no influence, and the maps
+equal those of the whole image up to rounding. A cell of a transformer depends on its whole tile; in
+this case the weights fall linearly towards the tile's borders.
 
-Images are mirrored beyond their borders, so that every tile is whole, images smaller than a tile
-among them, and borders of the image are as its inside. The joined grid is the image's size in units
-of the coarsest layer's cells, rounded up, and lies around the image's middle: its outermost cells
-may reach up to half a unit beyond the image.
+Images are mirrored at their borders, so that all tiles are complete, even for images smaller than a
+tile, and cells at the border see the same kind of content as those inside. The size of the stitched
+grid is that of the image in units of the coarsest cell, rounded up. The grid is centred on the
+image, so its outermost cells may extend up to half a unit beyond the image.
 
-Maps are made from top to bottom as they are asked for, a row of tiles at a time, so that no more
-than a band of them is in memory. Whole-array loops that do the same are `stitched` in
-tests/reference.py.
+Maps are computed from top to bottom on demand, one row of tiles at a time, so that only a band of
+them is in memory. `stitched` in tests/reference.py does the same with loops over whole arrays.
 """
 
 from patchcore.tiles.maps import Band, Streamed, TiledMaps, Tiling, whole

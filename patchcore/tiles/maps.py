@@ -1,4 +1,4 @@
-"""Layer maps of images in tiles, band by band, and features of such maps."""
+"""Layer maps of images in tiles, band by band, and features of these maps."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,30 +13,31 @@ from torch import Tensor
 from patchcore.errors import InputError
 from patchcore.tiles.raster import Axis, axis_of, cells_of
 
-PIXELS = 1 << 20  # of the tiles that pass the network at a time, unless one alone has more
-AREA = 1 << 11  # units of a band, unless one row of them has more
-QUARTER = 4  # of a tile is shared with each neighbour where the network sees all of it
+PIXELS = 1 << 20  # most pixels of a batch of tiles, unless one tile has more
+AREA = 1 << 11  # most units of a band, unless one row of units has more
+QUARTER = 4  # 1/4 of a tile is shared with each neighbour if the network's reach is not limited
 
 
 class Tiling:
-    """Cutting of images to tiles, and joining of their maps.
+    """Geometry of tiles: how images are cut, and how the tiles' layer maps are joined.
 
     Args:
-        network: The `Backbone` whose maps are joined.
-        side: Of a tile, px.
+        network: The `Backbone` that computes the maps.
+        side: Side of a tile, px.
         overlap: Pixels that neighbouring tiles share; None: twice the network's reach, or a quarter
-            of the tile for a network that sees all of it.
-        halo: Units beyond the image that a band of maps has on every side, which a neighbourhood
-            of patches looks at.
-        multiple: Cells of each layer that a unit has a multiple of: the patches' stride.
-        normalisation: Offset and scale, (3,) each, of pixels 0–255; see `offset_and_scale`.
+            of the tile if its cells depend on the whole tile; rounded up to a multiple of two
+            units.
+        halo: Extra units on every side of a band, which the neighbourhoods of patches need.
+        multiple: Factor by which a unit is larger than `Cells.unit`: the stride of the patches.
+        normalisation: Offset and scale, (3,) each, for pixels 0–255; see `offset_and_scale`.
 
     Attributes:
-        overlap: The same, never None.
-        cut: Pixels at a tile's border that have no weight.
+        overlap: Pixels that neighbouring tiles share; never None.
+        cut: Pixels at a tile's border without weight.
+        unit: Side of a unit, px, a multiple of the cells of all layers.
 
     Raises:
-        InputError: Tiles do not suit the network.
+        InputError: `side` or `overlap` does not fit the network's cells.
     """
 
     def __init__(
@@ -78,9 +79,13 @@ class Tiling:
         self.cut = overlap // 2 if exact else 0
 
     def maps(self, network: Any, images: Tensor) -> "TiledMaps":
-        """Return the layer maps of images (B, 3, H, W), as they are asked for.
+        """Return the layer maps of images (B, 3, H, W), computed on demand.
 
-        Images are normalised floats, or pixels in uint8, of which each tile is normalised alone.
+        Images are normalised floating-point values, or uint8 pixels; the latter are normalised tile
+        by tile.
+
+        Raises:
+            InputError: shape or dtype is another, or pixels need a normalisation that is missing.
         """
         pixels = images.dtype == torch.uint8
         if images.ndim != 4 or images.shape[1] != 3 or not (pixels or images.is_floating_point()):
@@ -93,7 +98,7 @@ class Tiling:
         return TiledMaps(self, network, images)
 
     def axis(self, length: int) -> "Axis":
-        """Return the raster of tiles along one side of an image, px."""
+        """Return the raster of tiles along a side of an image of `length` px."""
         return axis_of(length, self.side, self.overlap, self.cut, self.unit, self.halo)
 
     def tile(
@@ -115,10 +120,10 @@ class Band:
     """Layer maps of some rows of an image, with a halo around them.
 
     Attributes:
-        maps: [(B, C, h, w), …]; without those that have no cells.
-        units: Rows and columns of them, in units, halo included.
-        halo: Units on every side that belong to the neighbours.
-        share: Part of the image's rows that the band is, and all bands before it with it.
+        maps: [(B, C, h, w), …], without layers that have no cells, such as class tokens.
+        units: Rows and columns of the maps, in units, including the halo.
+        halo: Units of the halo on every side.
+        share: Share of the image's rows in this band and all bands before it, in (0, 1].
     """
 
     maps: list[Float[Tensor, "images _ _ _"]]
@@ -140,10 +145,10 @@ class Band:
 
 
 class TiledMaps(Sequence[Tensor]):
-    """Layer maps of images in tiles: bands of them, or all of it where one is looked up.
+    """Layer maps of images in tiles: `bands` of them, or, as a sequence, the whole maps.
 
     Attributes:
-        watch: Context in which the network is called, such as a stop watch.
+        watch: Function that returns the context in which the network is called, such as a timer.
     """
 
     def __init__(self, tiling: Tiling, network: Any, images: Tensor) -> None:
@@ -179,14 +184,14 @@ class TiledMaps(Sequence[Tensor]):
 
     @property
     def token(self) -> Float[Tensor, "images channels 1 1"]:
-        """Mean (B, C, 1, 1) of the tiles' class tokens, once bands or all maps were made."""
+        """Mean (B, C, 1, 1) of the tiles' class tokens; computes all maps if no bands were made."""
         if self._token is None:
             self.joined()
         assert self._token is not None
         return self._token
 
     def joined(self) -> list[Float[Tensor, "images _ _ _"]]:
-        """Return the maps [(B, C, h, w), …] of the images, without halo."""
+        """Return the whole maps [(B, C, h, w), …] of the images, without halo."""
         if self._joined is None:
             bands = []
             for band in self.bands():
@@ -202,21 +207,21 @@ class TiledMaps(Sequence[Tensor]):
         return self._joined
 
     def streamed(self, function: Callable[[list[Tensor]], Any]) -> "Streamed":
-        """Return features by a function of a band's maps."""
+        """Return features that a function computes from the maps of each band; see `Streamed`."""
         return Streamed(self, function)
 
     def bands(self) -> Iterator[Band]:
-        """Yield the maps from top to bottom; a band is to be used before the next one is made."""
+        """Yield bands from top to bottom; use each band before asking for the next one."""
         tiling = self.tiling
         down, across = (tiling.axis(length) for length in self.images.shape[2:])
         strides = [stride for stride in tiling.strides if stride]
         tall, wide = ([axis.weights(s) for s in strides] for axis in (down, across))
-        cells = [tiling.unit // s for s in strides]  # of a unit's side
+        cells = [tiling.unit // s for s in strides]  # cells per side of a unit
         cut, reach = tiling.cut // tiling.unit, tiling.side // tiling.unit
-        pending: list[Tensor] = []  # of each layer (B, C, …, w), from unit `top` on
+        pending: list[Tensor] = []  # maps (B, C, …, w) of each layer, from unit `top` on
         top, tokens = 0, []
         for number, start in enumerate(down.starts):
-            stop = min(start + reach - cut, down.total)  # of the units that the row has a part in
+            stop = min(start + reach - cut, down.total)  # end of the units that the row adds to
             for place, maps in self._row_of_tiles(down.pixels[number], across.pixels):
                 tokens += [x for x, s in zip(maps, tiling.strides, strict=True) if not s]
                 maps = [x for x, s in zip(maps, tiling.strides, strict=True) if s]
@@ -229,7 +234,7 @@ class TiledMaps(Sequence[Tensor]):
                 for i, n in enumerate(cells):
                     at = ((start - top) * n, across.starts[place] * n)
                     _add(pending[i], maps[i], at, (tall[i][number], wide[i][place]))
-            # No later row has a part in what lies above this unit.
+            # Later rows add nothing above this unit.
             final = min([stop, *(x + cut for x in down.starts[number + 1 : number + 2])])
             if final == down.total and tokens:
                 self._token = torch.stack(tokens).mean(0)
@@ -250,7 +255,7 @@ class TiledMaps(Sequence[Tensor]):
     def _row_of_tiles(
         self, rows: Int64[Tensor, " side"], columns: Sequence[Int64[Tensor, " side"]]
     ) -> Iterator[tuple[int, list[Tensor]]]:
-        """Yield number and maps [(B, C, h, w), …] of the tiles of a row."""
+        """Yield the number and the maps [(B, C, h, w), …] of each tile of a row."""
         tiling, images = self.tiling, self.images
         at_once = max(1, PIXELS // (len(images) * tiling.side**2))
         kind, dtype, enabled = self._autocast
@@ -265,12 +270,12 @@ class TiledMaps(Sequence[Tensor]):
 
 
 class Streamed:
-    """Features of images in tiles, band by band as they are asked for.
+    """Features of images in tiles, computed on demand, band by band.
 
     Args:
-        maps: Of the images.
-        function: Makes features (B, h, w, D), or a list of those of several layers, of the maps of
-            a band with its halo.
+        maps: Layer maps of the images.
+        function: Function from the maps of a band, with halo, to features (B, h, w, D), or to a
+            list of the features of several layers.
     """
 
     def __init__(self, maps: TiledMaps, function: Callable[[list[Tensor]], Any]) -> None:
@@ -281,7 +286,7 @@ class Streamed:
             yield features
 
     def shares(self) -> Iterator[tuple[Any, float]]:
-        """Yield the features of each band, and the part of the image up to its end."""
+        """Yield the features of each band, and the share of the image up to the band's end."""
         for band in self._maps.bands():
             with torch.inference_mode():
                 features = band.cropped(self._function(band.maps))
@@ -300,17 +305,17 @@ class Streamed:
 
 
 def whole(features: Any) -> Any:
-    """Return features as tensors, where they come band by band."""
+    """Return features as tensors, whether they are `Streamed` or tensors already."""
     return features.whole() if isinstance(features, Streamed) else features
 
 
 def _taller(
     x: Float[Tensor, "images channels h w"], height: int, width: int
 ) -> Float[Tensor, "images channels {height} {width}"]:
-    """Maps (B, C, h, w) with zeros below; of another width, zeros alone."""
+    """Extend maps (B, C, h, w) with rows of zeros; maps without rows may have any width."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     shape = (len(x), height, width, x.shape[1])
-    # Channels last in memory, as networks give and patches take them.
+    # Channels last in memory, as in the output of networks and the input of patches.
     found = torch.zeros(shape, dtype=dtype, device=x.device).permute(0, 3, 1, 2)
     if x.shape[2]:
         found[:, :, : x.shape[2]] = x
@@ -323,7 +328,7 @@ def _add(
     at: tuple[int, int],
     weights: tuple[Float[Tensor, " h"], Float[Tensor, " w"]],
 ) -> None:
-    """Add a tile's maps (B, C, h, w) to the joined ones, where its first cell is `at` there."""
+    """Add a tile's weighted maps (B, C, h, w) to the joined maps, its first cell at `at`."""
     places, kept, shares = [], [], []
     for start, weight in zip(at, weights, strict=True):
         counted = weight.nonzero()[:, 0]

@@ -15,13 +15,14 @@ from patchcore.errors import InputError
 
 @dataclass(frozen=True)
 class Cells:
-    """Cells of a network's layers, and how far it sees.
+    """Cells of a network's layers, and how far they depend on pixels around them.
 
     Attributes:
-        strides: Side of a cell of each layer, px; 0 for a layer without, such as a class token.
-        unit: Side of the smallest square that is whole cells of every layer, px.
-        reach: Distance from a tile's border, px, from which on no cell depends on what lies beyond
-            it; None: every cell depends on all of its tile.
+        strides: Side of a cell of each layer, px; 0 for a layer without cells, such as a class
+            token.
+        unit: Side of the smallest square that consists of whole cells in every layer, px.
+        reach: Distance from a tile's border, px, beyond which no cell depends on pixels outside the
+            tile; None: in some layer every cell depends on the border of an image of usual size.
     """
 
     strides: tuple[int, ...]
@@ -33,20 +34,21 @@ _KNOWN: WeakKeyDictionary[Any, Cells] = WeakKeyDictionary()
 
 
 def cells_of(network: Any) -> Cells:
-    """Return the cells of a `Backbone`, by sending it images whose left or right edge is NaN.
+    """Return the cells of a `Backbone`, measured with images whose left or right edge is NaN.
 
-    It is done on the CPU in float64, where convolutions are plain sums: NaN comes to those cells
-    alone that see it, and no device has a say in the result. It is done once for a network.
+    Cells that depend on the edge become NaN. The network runs on the CPU in float64, where
+    convolutions are plain sums, so that NaN reaches no other cells and the result is the same for
+    all devices. The result is kept for each network.
 
     Raises:
-        InputError: The network's cells do not divide its input.
+        InputError: the network's cells do not divide its input.
     """
     if network in _KNOWN:
         return _KNOWN[network]
     side = network.input.side
     alone = copy.deepcopy(network).cpu().double()
     try:
-        maps = _seen(alone, side, 2 * side // 7)  # which is quicker
+        maps = _seen(alone, side, 2 * side // 7)  # faster than a square
     except InputError:
         maps = _seen(alone, side, side)
     strides, reach, seen_all = [], 0, False
@@ -70,7 +72,7 @@ def cells_of(network: Any) -> Cells:
 
 
 def _seen(network: Any, side: int, height: int) -> list[Float[torch.Tensor, "2 _ _ _"]]:
-    """Maps of two images (3, height, side), of which one is NaN at the left, one at the right."""
+    """Maps of two images (3, height, side): one is NaN at its left edge, the other at its right."""
     images = torch.zeros(2, 3, height, side)
     images[0, :, :, 0], images[1, :, :, -1] = math.nan, math.nan
     with torch.autocast("cpu", enabled=False):
@@ -82,14 +84,14 @@ class Axis:
     """Raster of tiles along one side of an image.
 
     Args:
-        length: Of the image's side, px.
+        length: Length of the image's side, px.
         side, overlap, cut, unit, halo: See `Tiling`.
 
     Attributes:
-        units: Units of the joined grid.
-        total: The same with the halo, from whose first unit, 0, on units are counted.
-        starts: First unit of each tile; it may lie before 0.
-        pixels: [(side,), …] pixels of the image that each tile shows.
+        units: Number of units of the joined grid.
+        total: Number of units with the halo on both ends; unit 0 is the first of the halo.
+        starts: First unit of each tile, which may be negative.
+        pixels: Positions of the tiles' pixels in the image, [(side,), …].
     """
 
     def __init__(
@@ -105,9 +107,10 @@ class Axis:
         self._tile, self._overlap, self._cut, self._unit = side, overlap, cut, unit
 
     def weights(self, stride: int) -> list[Float[torch.Tensor, " cells"]]:
-        """Return weights of each tile's cells of a side of `stride` px; they sum to 1 over tiles.
+        """Return the weights of each tile's cells, [(cells,), …], for cells of `stride` px.
 
-        Cells beyond the grid and its halo have weight 0.
+        The weights of all tiles sum to 1 at each cell. Cells beyond the grid and its halo have
+        weight 0.
         """
         per_unit, cells = self._unit // stride, self._tile // stride
         centres = (torch.arange(cells, dtype=torch.float64) + 0.5) * stride  # px of the tile
@@ -126,12 +129,12 @@ class Axis:
 
 @lru_cache(maxsize=8)
 def axis_of(length: int, side: int, overlap: int, cut: int, unit: int, halo: int) -> Axis:
-    """Return an axis, which images of one size share; see `Axis`."""
+    """Return the `Axis` for these arguments; recent ones are kept for images of equal size."""
     return Axis(length, side, overlap, cut, unit, halo)
 
 
 def mirrored(start: int, count: int, length: int) -> Int64[torch.Tensor, " {count}"]:
-    """Return `count` places from `start` on along a side that is mirrored at both ends.
+    """Return `count` positions from `start` on along a side of `length`, mirrored at both ends.
 
     >>> mirrored(-2, 6, 3).tolist()
     [1, 0, 0, 1, 2, 2]
