@@ -43,7 +43,7 @@ def effect_blocks(table: Table) -> list[Block]:
         blocks.append(Note(f"{told}is missing, did not finish or has no such metric."))
     if any(effect.uneven for effect in found):
         told = "* Some categories or seeds lack pairs that others have, so their means are over "
-        blocks.append(Note(f"{told}unlike settings."))
+        blocks.append(Note(f"{told}different settings."))
     single = [effect for effect in found if effect.others]
     if single:
         each = _grid(single, key, "Effects at each setting of the others")

@@ -185,7 +185,7 @@ class Table:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Metrics with a better direction that some run has; those of METRICS first, in order."""
+        """Metrics that can be ranked and that some run has; those of METRICS first, in order."""
         found = dict.fromkeys(
             key
             for run in self.runs
