@@ -1,9 +1,9 @@
 """The typed tree of all settings.
 
-Every parameter is declared once, in the dataclass beside the code that it steers. This file only
-nests those; `patchcore.conflicts` checks what depends on several. `commands/groups.py` makes a
-group of choices from each registry; the YAML files under conf/ are other choices, and list what
-differs.
+Every parameter is declared once, in a dataclass beside the code that uses it. This file only nests
+these dataclasses; `patchcore.conflicts` checks conditions that involve several of them.
+`commands/groups.py` makes a group of choices from each registry. The YAML files under conf/ are
+further choices; each lists only the values that differ from the defaults.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ from patchcore.switches import WITHOUT_EFFECT, check_switches
 
 @dataclass
 class MemberConfig:
-    """One member of an ensemble; a group that it leaves out is the run's own."""
+    """One member of an ensemble; for a group that is None, the member uses the run's own."""
 
     backbone: BackboneConfig | None = None
     layers: LayersConfig | None = None
@@ -45,7 +45,7 @@ class MemberConfig:
 
 @dataclass
 class EnsembleConfig:
-    """Networks that score together, each with its own memory; none: the run's own network alone."""
+    """Networks that score together, each with its own memory; empty: the run has a single model."""
 
     members: list[MemberConfig] = setting(
         factory=list,
@@ -57,7 +57,7 @@ class EnsembleConfig:
 
 
 def _own_used(run: Mapping[str, Any], group: str) -> bool:
-    """Whether a run's own group is used: by itself, or by a member that has none."""
+    """Whether a run's own group is used: without members, or by a member that leaves it out."""
     members = run["ensemble"].members
     return not members or any(getattr(member, group) is None for member in members)
 
@@ -69,10 +69,14 @@ def _label_free(config: LabelFreeConfig, objectives: list[Objective]) -> bool:
 
 @dataclass
 class Config:
-    """One experiment: a category, a model, and how it is run and tracked."""
+    """One experiment: its data, its model, and how it is run and tracked.
+
+    Raises:
+        InputError: A setting is missing, out of its range, or in conflict with others.
+    """
 
     data: DataConfig = MISSING
-    # From the class: an instance has mean and std filled in.
+    # MISSING, so that the command starts from the class: an instance has mean and std filled in.
     image: ImageConfig = setting(MISSING, effect=lambda run: _own_used(run, "image"))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     backbone: BackboneConfig = setting(
@@ -98,10 +102,10 @@ class Config:
     logger: dict[str, Any] = setting(
         MISSING, "trackers, as {name: a Lightning logger and its arguments}", effect=False
     )
-    # handed down to the seeds of the groups, which are what has an effect
+    # The groups' own seeds default to this one; callbacks are all that it changes by itself.
     seed: int = setting(
         0,
-        "of everything random",
+        "seed of everything random",
         effect=lambda run: bool(run["trainer"].get("callbacks")),
     )
     curve: list[float] = setting(
@@ -143,7 +147,7 @@ class Config:
         check_conflicts(self)
 
     def _check_complete(self) -> None:
-        """Refuse what a Python user has left out; the command has a choice for each."""
+        """Refuse a Config made in Python without a required group; the command always has one."""
         usual = {
             "data": "FolderConfig(…)",
             "image": "ImageConfig()",
@@ -158,7 +162,7 @@ class Config:
             raise InputError(f"Config lacks settings without a default: give {', '.join(absent)}")
 
     def members(self) -> list["Config"]:
-        """The settings of every PatchCore that the run fits: its ensemble's, or just its own."""
+        """Return the settings of each model that the run fits: one per member, or just its own."""
         if not self.ensemble.members:
             return [self]
         return [

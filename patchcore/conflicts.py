@@ -1,4 +1,4 @@
-"""Settings of a run that exclude one another, each refused in one line with what to do."""
+"""Checks for settings that exclude one another; each error says in one line what to do."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from patchcore.scoring import Pool
 
 
 def check_conflicts(run: Any) -> None:
-    """Refuse settings that cannot be had together.
+    """Refuse settings that cannot be combined.
 
     Args:
         run: The whole tree of settings, a `patchcore.config.Config`.
 
     Raises:
-        InputError: The first such pair, and what to do.
+        InputError: The first conflict, and what to do.
     """
     if run.curve:
         _check_curve(run)

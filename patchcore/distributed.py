@@ -33,13 +33,13 @@ from patchcore.errors import InputError
 from patchcore.switches import processes
 
 PATIENCE = timedelta(days=1)
-"""Time that a process waits for one that lives: there is no telling how slow a disk is."""
+"""Longest wait for a process that is alive: a slow disk may delay it for hours."""
 _CLOSED = re.compile(
     r"gloo|nccl|tcpstore|connection (closed|reset|refused)|broken pipe|a process has ended",
     re.IGNORECASE,
 )
 Work = Callable[[Any, "Process"], None]
-"""Does what the first process has sent: its content, and which process this one is."""
+"""Function that computes a task from the first process; it is given the task and this process."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Process:
     """One of the processes that share a run.
 
     Attributes:
-        rank: Its number; 0 is the first.
-        local: Its number on its machine.
-        size: Number of processes.
+        rank: Number among all processes; 0 is the first.
+        local: Number among the processes of its machine.
+        size: Number of all processes.
     """
 
     rank: int
@@ -58,23 +58,27 @@ class Process:
 
 
 class Worker(Protocol):
-    """A process that the first has started."""
+    """A process that the first process has started."""
 
     def poll(self) -> int | None:
-        """Exit code, None while it runs."""
+        """Return the exit code, or None while the process runs."""
 
     def kill(self) -> None:
-        """End it at once."""
+        """End the process at once."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait until it ends, and return its exit code."""
+        """Wait until the process ends, at most `timeout` seconds, and return its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: The process still runs.
+        """
 
     def close(self) -> None:
-        """Let go of it, once it has ended."""
+        """Release what the first process holds of a process that has ended."""
 
 
 class Started(subprocess.Popen[bytes]):
-    """A process of this machine, which ends when its standard input does."""
+    """A process on this machine that ends when its standard input is closed."""
 
     def close(self) -> None:
         """See `Worker.close`."""
@@ -83,7 +87,7 @@ class Started(subprocess.Popen[bytes]):
 
 
 def outside() -> Process | None:
-    """Return what torchrun or SLURM has started this process as; None where neither has."""
+    """Return this process as torchrun or SLURM started it among others; None if neither did."""
     from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     environment: Any = None
@@ -99,10 +103,11 @@ def outside() -> Process | None:
 
 
 def check_size(trainer: Mapping[str, Any]) -> None:
-    """Refuse a number of processes that is not to be had.
+    """Refuse a number of processes that cannot be started, or differs from those started.
 
     Raises:
-        InputError: torchrun or SLURM has started another number than the settings ask for.
+        InputError: torchrun or SLURM has started another number than the settings ask for; or
+            several machines are asked for without either of them.
     """
     asked, process = processes(trainer), outside()
     if process is not None and process.size != asked:
@@ -118,13 +123,15 @@ def check_size(trainer: Mapping[str, Any]) -> None:
 
 
 class ProcessGroup:
-    """All processes of a run, seen from the first; without effect for a run of one process.
+    """All processes of a run, as the first process controls them.
 
-    Use it as a context around the run, and `working` around the common work.
+    Use it as a context around the run, and `working` around the common work. It has no effect on a
+    run of one process.
 
     Args:
         trainer: Arguments of Lightning's Trainer.
-        launch: Starts a worker, given its `Process`, the port, and the file for its last words.
+        launch: Function that starts a worker, given its `Process`, the port to connect to, and the
+            file to which the worker writes the error that ends it; `start` by default.
     """
 
     def __init__(
@@ -159,10 +166,11 @@ class ProcessGroup:
 
     @contextmanager
     def working(self, task: Any) -> Iterator[None]:
-        """Have the other processes do a task while this one does the same.
+        """Let the other processes compute `task` while this process does the same in the context.
 
         Raises:
-            InputError: One of the others has ended; or whatever ended it.
+            InputError: Another process ended without a message, or `task` cannot be pickled.
+            BaseException: The error that ended another process, or the context itself.
         """
         if self.process.size == 1:
             yield
@@ -171,7 +179,7 @@ class ProcessGroup:
             self._gather()
             _send(("work", pickled(task)))
             yield
-            if self._lost.is_set():  # what this process has may lack the share of another
+            if self._lost.is_set():  # the results may lack the share of the lost process
                 raise ConnectionError("a process has ended")
         except BaseException as error:
             cause = self._cause(error)
@@ -181,7 +189,7 @@ class ProcessGroup:
             raise cause from None
 
     def _gather(self) -> None:
-        """Connect all processes; start the others first, unless they are started outside."""
+        """Connect all processes; first start the others, unless torchrun or SLURM did."""
         if dist.is_initialized():
             return
         if outside() is not None:
@@ -261,7 +269,7 @@ class ProcessGroup:
             self._folder = None
 
     def _restore_threads(self) -> None:
-        """Undo what Lightning sets for processes that share a machine."""
+        """Undo the limits on threads that Lightning sets for processes that share a machine."""
         threads, variable = self._threads
         torch.set_num_threads(threads)
         if variable is None:
@@ -269,7 +277,7 @@ class ProcessGroup:
 
 
 def _watch(worker: Worker, lost: threading.Event, abort: bool) -> None:
-    """Wait until a worker ends. One that fails breaks off what the others wait for."""
+    """Wait until a worker ends; if it failed, abort the operations that wait for it."""
     if worker.wait() != 0:
         lost.set()
         if abort and dist.is_initialized():  # gloo sees the closed connection by itself
@@ -278,7 +286,7 @@ def _watch(worker: Worker, lost: threading.Event, abort: bool) -> None:
 
 
 def backend(trainer: Mapping[str, Any]) -> str:
-    """Return the name of PyTorch's way for processes to talk on the devices that are asked for."""
+    """Return the name of PyTorch's communication backend for the devices of the settings."""
     accelerator = str(trainer.get("accelerator") or "auto")
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "cpu:gloo,cuda:nccl" if cuda else "gloo"
@@ -306,12 +314,13 @@ def main() -> None:
 
 
 def follow(process: Process, port: int, words: Path) -> None:
-    """Do the tasks that the first process sends until it is done; write an error to the file
-    `words`.
+    """Compute the tasks that the first process sends until it is done.
+
+    An error that ends this process is pickled to the file `words`.
     """
     from patchcore.training import take_part  # here: it imports this file
 
-    warnings.simplefilter("ignore")  # the first tells them
+    warnings.simplefilter("ignore")  # the first process prints the same warnings
     try:
         store = dist.TCPStore("127.0.0.1", port, process.size, False)
         store.set(f"here{process.rank}", "")
@@ -319,12 +328,12 @@ def follow(process: Process, port: int, words: Path) -> None:
         serve(take_part, process)
     except BaseException as error:
         words.write_bytes(_legible(error))
-        os._exit(1)  # at once: connections of a broken group may wait for long
+        os._exit(1)  # at once: closing a broken connection could take long
     dist.destroy_process_group()
 
 
 def serve(work: Work, process: Process) -> bool:
-    """Do the tasks of one run, until the first process is done; return whether more may come."""
+    """Compute the tasks of one run until it is done; return whether another run may follow."""
     while True:
         kind, content = _receive()
         if kind != "work":
@@ -333,11 +342,11 @@ def serve(work: Work, process: Process) -> bool:
 
 
 def accompany(work: Work, always: bool = False) -> None:
-    """Do what the first of the processes that torchrun or SLURM has started says.
+    """Take part in a run as a process that torchrun or SLURM started, but not as the first one.
 
     Args:
         work: See `Work`.
-        always: Until the first ends, and not just for one run.
+        always: Whether to take part in every run until the first process ends, instead of one.
     """
     process = outside()
     assert process is not None
@@ -347,7 +356,7 @@ def accompany(work: Work, always: bool = False) -> None:
 
 
 def part() -> None:
-    """Let the other processes that torchrun or SLURM has started end too."""
+    """Tell the other processes that torchrun or SLURM started to end, too."""
     process = outside()
     if process is not None and process.rank == 0:
         connect_outside()
@@ -355,7 +364,7 @@ def part() -> None:
 
 
 def connect_outside() -> None:
-    """Connect processes that torchrun or SLURM has started."""
+    """Connect the processes that torchrun or SLURM started."""
     process = outside()
     assert process is not None
     if not dist.is_initialized():
@@ -366,7 +375,11 @@ def connect_outside() -> None:
 
 
 def pickled(task: Any) -> bytes:
-    """Return a task as bytes. Raises InputError if it cannot travel."""
+    """Return a task as pickled bytes.
+
+    Raises:
+        InputError: A part of it cannot be pickled.
+    """
     try:
         return pickle.dumps(task)
     except (pickle.PickleError, AttributeError, TypeError) as error:
@@ -377,7 +390,7 @@ def pickled(task: Any) -> bytes:
 
 
 def _connect(process: Process, name: str | None, store: Any) -> None:
-    """Connect the processes of a store; the first says how."""
+    """Connect the processes of a store; the first one names the backend, others pass None."""
     if name is None:
         name = store.get("backend").decode()
     else:
@@ -398,7 +411,7 @@ def _receive() -> Any:
 
 
 def _legible(error: BaseException) -> bytes:
-    """An error as bytes: as it is where that can be read again, else its traceback."""
+    """A pickled error: the error itself if it can be unpickled, else one with its traceback."""
     text = "".join(traceback.format_exception(error))
     with suppress(Exception):
         data = pickle.dumps(error)
@@ -411,7 +424,7 @@ def _legible(error: BaseException) -> bytes:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it does: its end of the pipe closes."""
+    """End this process when the process that started it ends, which closes the pipe to stdin."""
     while os.read(0, 1):
         pass
     os._exit(1)

@@ -1,8 +1,7 @@
 """A test in several processes: the first one collects all records and metrics.
 
-Every process has every n-th batch, and sends its batches in their order. The first process puts
-them into the order that a single process would have had, so metrics are the same to the last
-bit.
+Each of n processes tests every n-th batch. The first process puts the results into the order that
+a single process would have had, so metrics are the same to the last bit.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,21 +15,21 @@ from torchmetrics import Metric
 
 
 def total(count: int) -> int:
-    """Return the sum of a number over the processes."""
+    """Return the sum of a number over all processes."""
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, count)
     return sum(everyone)
 
 
 def gather_metrics(metrics: Iterable[Metric]) -> None:
-    """Bring the states of metrics together in the first process, where they can be computed then.
+    """Combine the states of metrics in place, so that the first process can compute the metrics.
 
     Args:
-        metrics: The same in every process. Their states are sums, or lists with a tensor (n,) a
-            batch.
+        metrics: The same metrics in every process. Their states are sums, or lists with one tensor
+            (n,) per batch.
     """
     for metric in metrics:
-        metric.distributed_available_fn = _alone  # what is computed in one process is all there is
+        metric.distributed_available_fn = _alone  # `compute` must not wait for other processes
         for name, state in metric.metric_state.items():
             if isinstance(state, Tensor):
                 summed = state.clone()
@@ -41,9 +40,10 @@ def gather_metrics(metrics: Iterable[Metric]) -> None:
 
 
 def gather_batches(own: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors (n,) of all batches in the first process, and the own ones in the others.
+    """Return the tensors (n,) of all batches, in order, in the first process; `own` in the others.
 
-    They are of one dtype and device; every process has one at least.
+    Args:
+        own: Tensors of this process's batches, at least one, all of one dtype and device.
     """
     lengths: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(lengths, [len(x) for x in own])
@@ -61,7 +61,7 @@ def gather_batches(own: Sequence[Tensor]) -> list[Tensor]:
 
 
 def gather_images(own: dict[int, Any]) -> dict[int, Any]:
-    """Return {number of an image: …} of all processes in the first, and the own in the others."""
+    """Return {image number: value} of all processes, sorted, in the first; `own` in the others."""
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.gather_object(own, everyone if dist.get_rank() == 0 else None)
     if dist.get_rank():
@@ -70,7 +70,7 @@ def gather_images(own: dict[int, Any]) -> dict[int, Any]:
 
 
 def gather_flags(own: Tensor) -> None:
-    """Set flags that are set in any process, in all of them, in place."""
+    """Set each flag, in place and in all processes, that is set in any process."""
     counts = own.to(torch.uint8)
     dist.all_reduce(counts, dist.ReduceOp.MAX)
     own.copy_(counts.bool())

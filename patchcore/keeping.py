@@ -1,11 +1,10 @@
 """Choice of the runs that keep their model as an artifact: all, or the best of a multirun.
 
-With `artifact=best` this is decided as each point finishes: it keeps its model if no other point in
-the multirun's folder that has kept its own is better, and then takes the artifact away from all but
-the best, under a lock. So one model is kept at any time, or for a moment as many as there are
-processes, in whatever order points finish; a multirun that is interrupted has that of the best so
-far. A resumed point that had finished without its model is computed again only if it beats the
-point that holds one now.
+With `artifact=best` each point decides when it finishes. It keeps its model if it is better than
+every point in the multirun's folder that holds one. It then deletes, under a lock, all artifacts
+but the best. So one model is kept at any time (for a moment one per process), in whatever order
+points finish, and an interrupted multirun has the model of the best point so far. A resumed point
+that had finished without its model is computed again only if it beats the point that holds one.
 """
 
 import json
@@ -30,9 +29,9 @@ from patchcore.settings import setting
 FOLDER = "artifact"
 """Name of the artifact in a run's folder."""
 DESCRIPTION = "artifact.yaml"
-"""File of an artifact that makes it one."""
+"""File that marks a folder as an artifact."""
 CROPS = "crops.safetensors"
-"""File of an artifact with pictures of the memory's patches, if it was asked to keep them."""
+"""File of an artifact with pictures of the memory's patches, if `crops` asked for them."""
 _LOCK = ".best.lock"
 
 
@@ -71,7 +70,11 @@ class ArtifactConfig:
                 )
 
     def files(self, members: int) -> list[str]:
-        """Return files that a run's folder holds with such an artifact of so many networks."""
+        """Return the main files of such an artifact, relative to the run's folder.
+
+        Args:
+            members: Number of networks in the model.
+        """
         names = [DESCRIPTION]
         if self.weights:
             names += weights_files(members)
@@ -85,8 +88,8 @@ class Contest:
     """A multirun whose best point keeps its model.
 
     Attributes:
-        folder: Of the multirun.
-        objective: Which points are better.
+        folder: Folder of the multirun.
+        objective: Metric or cost that ranks the points.
     """
 
     folder: Path
@@ -95,10 +98,13 @@ class Contest:
     def won(
         self, point: Path, record: Mapping[str, Any], warm: Sequence[str], costs: Any = None
     ) -> bool:
-        """Return whether no other point that holds an artifact is as good as `point`, or earlier.
+        """Return whether `point` ranks before all other points that hold an artifact.
+
+        Of points with equal values, the earlier one ranks first. A point whose objective is
+        undefined never wins.
 
         Args:
-            point: Its folder.
+            point: Folder of the point.
             record: Contents of its metrics.json.
             warm: Its stages that read the cache.
             costs: See `patchcore.costs.fresh`.
@@ -108,11 +114,12 @@ class Contest:
         return own is not None and all(own < self._rank_of(each) for each in others)
 
     def settle(self) -> None:
-        """Take the artifact away from all points but the best."""
+        """Delete the artifacts of all points but the best."""
         with FileLock(self.folder / _LOCK):
             best_first = sorted(self.holders(), key=self._rank_of)
             for point in best_first[1:]:
-                (point / FOLDER / DESCRIPTION).unlink(missing_ok=True)  # first: it is none without
+                # The description first: a folder without it is not taken for an artifact.
+                (point / FOLDER / DESCRIPTION).unlink(missing_ok=True)
                 shutil.rmtree(point / FOLDER, ignore_errors=True)
 
     def holders(self) -> list[Path]:
@@ -120,7 +127,7 @@ class Contest:
         return holders(self.folder)
 
     def _rank_of(self, point: Path) -> tuple[float, list[tuple[int, str]]]:
-        """Rank of a finished point; what cannot be read comes last."""
+        """Rank of a finished point; a point that cannot be read comes last."""
         try:
             record = json.loads((point / RECORD).read_text())
             provenance = read_provenance(point)
@@ -132,7 +139,7 @@ class Contest:
     def _rank(
         self, point: Path, record: Mapping[str, Any], warm: Sequence[str], costs: Any
     ) -> tuple[float, list[tuple[int, str]]] | None:
-        """Key that sorts the better point first, then the earlier; None where it is undefined."""
+        """Key that sorts better points first, then earlier ones; None if the value is undefined."""
         value = objectives(record, [self.objective], warm, costs)
         if not isinstance(value, float):
             return None
@@ -144,13 +151,13 @@ class Keeper:
     """Decides whether a run keeps its model.
 
     Args:
-        config: What was asked for.
+        config: Settings of the artifact.
         objective: First of the run's objectives.
         point: Folder of the run.
         multirun: Folder of its multirun, if it belongs to one.
 
     Attributes:
-        contest: With the other points, where only the best keeps its model.
+        contest: Contest with the other points, if only the best keeps its model; else None.
     """
 
     def __init__(
@@ -164,16 +171,16 @@ class Keeper:
         """Return whether the run keeps its model, by its metrics.json; see `Contest.won`."""
         if self.contest is not None:
             return self.contest.won(self.point, record, warm, costs)
-        return self.keep is not Keep.none  # a run alone is the best
+        return self.keep is not Keep.none  # a single run counts as the best
 
     def settle(self) -> None:
-        """See `Contest.settle`; the run's results are in their place."""
+        """Call `Contest.settle`, once the run's results are in their final place."""
         if self.contest is not None:
             self.contest.settle()
 
 
 def weights_files(members: int) -> list[str]:
-    """Return names of an artifact's files of weights: one for each network of the model.
+    """Return the names of an artifact's weights files, one for each of `members` networks.
 
     >>> weights_files(1), weights_files(2)
     (['weights.safetensors'], ['weights_1.safetensors', 'weights_2.safetensors'])
@@ -196,10 +203,10 @@ def objectives(
     warm: Sequence[str] = (),
     costs: Any = None,
 ) -> float | tuple[float, ...] | None:
-    """Return the objectives of a finished run; None where any of them is undefined.
+    """Return the objectives of a finished run, or None if any of them is undefined.
 
-    A sweeper takes NaN for a mistake of the program, and ends. Seconds are what the stages cost
-    when nothing is read from the cache (`patchcore.costs`); undefined where that is not known.
+    It is None and not NaN, because sweepers stop at NaN. Seconds are those that the stages take
+    when nothing is read from the cache (`patchcore.costs`), and undefined if these are not known.
 
     Args:
         record: Contents of metrics.json.
@@ -220,5 +227,5 @@ def objectives(
 
 
 def numerically(path: Path) -> list[tuple[int, str]]:
-    """Return what sorts a point 2 before a point 10."""
+    """Return a sort key by which point 2 comes before point 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in path.parts]

@@ -1,4 +1,4 @@
-"""Test of an ensemble: what several members that were tested before say together."""
+"""Test of an ensemble: it combines the results of members that were tested before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,27 +17,27 @@ from patchcore.scoring import anomaly_maps
 
 @dataclass
 class Member:
-    """Ensemble's member once it is fitted and tested.
+    """One member of an ensemble, fitted and tested.
 
-    Without `model` neither memory nor network remain.
+    Without `model`, neither its memory nor its network is kept.
     """
 
-    backbone: str  # name of its network
+    backbone: str  # name of the network
     scale: Scale
     record: Record
-    model: Detector | None = None  # where it is to be kept
+    model: Detector | None = None  # if the model is to be kept
     left_out: LeftOut | None = None  # see `DetectorModule`
 
 
 class EnsembleModule(ScoringModule):
-    """Tests what several members say together, in a Trainer.
+    """Tests an ensemble in a Trainer.
 
-    It reads labels and masks from its batches, and the scores that the members have left.
+    Labels and masks come from the batches, scores and patch scores from the members' own tests.
 
     Args:
-        members: Fitted and tested, each on the same test images.
-        sigma: Standard deviation of the anomaly maps' Gaussian, in px.
-        decision: Which threshold nominal images are to give, if any.
+        members: Members, fitted and tested on the same test images.
+        sigma: Standard deviation of the Gaussian that smooths the anomaly maps, in px.
+        decision: Settings of the threshold from nominal images, if one is wanted.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class EnsembleModule(ScoringModule):
             self._decide(decision)
 
     def _decide(self, config: DecisionConfig) -> None:
-        """Make the decision from what the members say of the nominal images together."""
+        """Set the decision from the members' combined scores of the left-out nominal images."""
         found = [member.left_out for member in self.members if member.left_out is not None]
         sizes = found[0].sizes
         scores = [
@@ -90,7 +90,7 @@ class EnsembleModule(ScoringModule):
         return combined_maps(maps, self.scales, counted_pixels(grids, size))
 
     def sizes(self) -> dict[str, float]:
-        """See `ScoringModule.sizes`; the memories of all members are taken together."""
+        """See `ScoringModule.sizes`; sizes are sums over the memories of all members."""
         each = [member.record.metrics for member in self.members]
         rows = sum(x["memory_patches"] for x in each)
         return {

@@ -1,7 +1,7 @@
-"""The LightningModule: collects in training, builds the memory at its end, scores in testing.
+"""LightningModules: gather features in training, build the memory at its end, score in testing.
 
-`DetectorModule` runs any detector; `patchcore.members` tests several detectors together. Both make
-one `Record`.
+`DetectorModule` runs any detector; `patchcore.members` tests several detectors together. Both fill
+a `Record`.
 """
 
 import math
@@ -35,7 +35,7 @@ from patchcore.scoring import anomaly_maps, cell_pixels
 from patchcore.tiles import TiledMaps
 
 Batch = dict[str, Any]
-"""See `patchcore.data.dataset.collate`."""
+"""Batch of images as `patchcore.data.dataset.collate` makes it."""
 Pair = tuple[ImageMetrics, PixelMetrics]
 
 
@@ -47,13 +47,13 @@ class Record:
         scores: {index of the test image: anomaly score}.
         grids: {index of the test image: patch scores (h, w), on the CPU}.
         metrics: Image and pixel metrics, NaN where `undefined` says why; counts and sizes.
-        undefined: Why metrics are NaN: {key: reason}.
-        curves: Points of the image metrics' curves, see `ImageMetrics.curves`.
-        ratio_curve: `metrics` with the memory of every ratio asked for, and with the whole;
-            ascending. `ratio` is the share of the training patches kept.
-        seconds: Wall time of each stage of fit and test.
-        warm: Stages that read the cache, so that their time is not that of computing.
-        costs: What the stages cost when nothing is read: see `patchcore.costs`.
+        undefined: Reasons for metrics that are NaN: {key: reason}.
+        curves: Points of the image metrics' curves: see `ImageMetrics.curves`.
+        ratio_curve: Metrics of the test at every ratio asked for and with the whole memory,
+            ascending. `ratio` is the share of the training patches that the memory keeps.
+        seconds: Wall time of each stage of fit and test, in seconds.
+        warm: Stages that read the cache, so that `seconds` does not measure their computation.
+        costs: Seconds that stages take when nothing is read from the cache: see `patchcore.costs`.
     """
 
     scores: dict[int, float] = field(default_factory=dict)
@@ -68,13 +68,13 @@ class Record:
 
 
 class ScoringModule(pl.LightningModule):
-    """A module that is tested, and collects the results.
+    """Base of the modules that are tested and collect the results.
 
     Attributes:
         image_metrics, pixel_metrics, mask_counts: Metrics of the last test.
         decision: Threshold from nominal images, if one was asked for; a test counts its verdicts.
-        record: Record of the last test; complete once that has ended.
-        seconds, warm, costs: As in `Record`, of all that was done so far.
+        record: Record of the last test, complete after the test.
+        seconds, warm, costs: As in `Record`, of all stages so far.
     """
 
     def __init__(self) -> None:
@@ -92,9 +92,9 @@ class ScoringModule(pl.LightningModule):
 
     @abstractmethod
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
-        """Metrics, the scores (B,) and maps (B, H, W) for them, and pixels that count (None: all).
+        """Return tuples of metrics, scores (B,), maps (B, H, W) and pixels that count (B, H, W).
 
-        Several if a method is also tested with parts of its memory; the record's are last.
+        None: all count. One tuple per tested part of the memory; the last is of the whole memory.
         """
 
     @abstractmethod
@@ -103,7 +103,7 @@ class ScoringModule(pl.LightningModule):
 
     @abstractmethod
     def sizes(self) -> dict[str, float]:
-        """Return metrics that do not depend on test images: those of the memory and of training."""
+        """Return the metrics of the memory and of training, such as `memory_patches`."""
 
     def configure_optimizers(self) -> Any:
         """Return None unless something is trained."""
@@ -169,32 +169,32 @@ class ScoringModule(pl.LightningModule):
     def decide(
         self, config: DecisionConfig, scores: Sequence[Tensor], maps: Iterable[Tensor]
     ) -> None:
-        """Make the decision from scores () and maps (1, H, W) of nominal images."""
+        """Set `decision` from the scores () and maps (1, H, W) of unseen nominal images."""
         assert config.false_alarms is not None
         self.decision = decide(torch.stack([*scores]), maps, config.false_alarms, config.folds)
         _tell(self.decision)
 
 
 class DetectorModule(ScoringModule):
-    """A detector in a Trainer.
+    """Fits and tests a detector in a Trainer.
 
     Args:
-        model: To be fitted and tested.
-        cache: Where layer maps and coreset orders are kept, if anywhere.
-        curve: Shares of the patches at which to test too, at most the coreset's own ratio: a nested
-            memory begins with theirs, so one pass over the test images serves all.
-        scale: How to measure the scale of the scores, if the model is to score with others.
+        model: Detector to fit and test.
+        cache: Cache of layer maps and coreset orders; None: nothing is kept.
+        curve: Further memory ratios to test, at most the coreset's own. The memory of a smaller
+            ratio is the beginning of a larger one, so one pass over the test images serves all.
+        scale: Settings for measuring the scale of the scores, if the model joins an ensemble.
         decision: Settings of the threshold from nominal images, if one is wanted.
         label_free: Judges the settings without any anomalous image, if this is wanted. The
             synthetic defects have to pass through `predict_step` before the training.
 
     Attributes:
-        model: The model; fitted once training has ended.
+        model: The model; fitted after training.
         left_out: Scores of the training images by models that have not seen them, after training,
             if a decision is wanted.
-        scale: Scale of its scores, once training has ended, if it was asked for.
-        distrusted: See `Fitting`, once training has ended.
-        train_images: Images collected, counted once for every epoch and every fixed pose.
+        scale: Scale of the model's scores, after training, if it was asked for.
+        distrusted: See `Fitting`; set after training.
+        train_images: Training images, counted once for every epoch and every fixed pose.
     """
 
     def __init__(
@@ -221,10 +221,10 @@ class DetectorModule(ScoringModule):
         self.smaller = nn.ModuleDict()  # {memory size: metrics} of the curve's other points
         self._points: dict[float, int] = {}  # {ratio: memory size} of the curve
         self._patches: list[int] = []  # sizes of the memory, ascending
-        self._used: list[Tensor] = []  # (M,) for each of them: ever the nearest of a test patch
-        self._keys: list[str] = []  # of the training images' maps
-        self._sources: list[int] = []  # their numbers
-        self._places: list[int] = []  # theirs, counted on from epoch to epoch
+        self._used: list[Tensor] = []  # (M,) for each size: rows ever nearest to a test patch
+        self._keys: list[str] = []  # cache keys of the training images' maps
+        self._sources: list[int] = []  # numbers of the training images
+        self._places: list[int] = []  # the same, but counted on from epoch to epoch
 
     def configure_optimizers(self) -> Any:
         """Return the method's optimiser; None for one that does not train."""
@@ -254,7 +254,7 @@ class DetectorModule(ScoringModule):
         self.train_images = 0
         self.warm.clear()
         self.seconds.clear()
-        self.costs.clear(but=LABEL_FREE)  # whose network has run already
+        self.costs.clear(but=LABEL_FREE)  # the synthetic defects went through the network before
         self._step = self._stepping() if self._trains else None
         self._started = time.perf_counter()
 
@@ -276,7 +276,7 @@ class DetectorModule(ScoringModule):
             self._keys += keys if inside is None else map(identity.counted_key, keys, inside)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Gather the features of synthetic defects; return the numbers of their images."""
+        """Gather the features of synthetic defects; return the numbers (B,) of their images."""
         assert self.label_free is not None
         maps = self._maps(LABEL_FREE, batch)
         with self.costs.measure(f"{LABEL_FREE}.patches", self.device):
@@ -314,7 +314,7 @@ class DetectorModule(ScoringModule):
         self.scale, self.distrusted = fitting.measured, fitting.distrusted
 
     def _cross_fit(self, kept: FeatureBatches) -> None:
-        """Make the decision."""
+        """Set the decision from the scores of training images that were left out of a fit."""
         start, config = time.perf_counter(), self.decision_config
         bar = self.trainer.progress_bar_callback is not None
         division = (config.folds, config.seed, bar)
@@ -384,7 +384,7 @@ class DetectorModule(ScoringModule):
     def ratio_curve(self) -> list[dict[str, float]]:
         """See `Record.ratio_curve`; empty if no curve was asked for."""
         distinct = {size: self._metrics_of(size) for size in self._points.values()}
-        with ThreadPoolExecutor() as pool:  # each sorts all pixels, side by side in NumPy
+        with ThreadPoolExecutor() as pool:  # each sorts all pixels; NumPy sorts in parallel threads
             computed = pool.map(
                 lambda pair: pair[0].compute() | pair[1].compute(), distinct.values()
             )
@@ -401,7 +401,7 @@ class DetectorModule(ScoringModule):
         ]
 
     def _maps(self, stage: str, batch: Batch) -> Sequence[Tensor]:
-        """Layer maps [(B, C, h, w), …] of a batch: its own, or else from the backbone."""
+        """Layer maps [(B, C, h, w), …] of a batch: cached ones, or else from the backbone."""
         cached, network = batch.get("cached", False), f"{stage}.network"
         decode, before = batch.get("seconds", (math.nan, math.nan))
         if cached:
@@ -413,7 +413,7 @@ class DetectorModule(ScoringModule):
         so_far = self.costs.seconds(network) if self.cache is not None else 0.0
         with self.costs.measure(network, self.device):
             maps: Any = self.model.backbone(batch["image"])
-        if isinstance(maps, TiledMaps):  # made later, as they are asked for
+        if isinstance(maps, TiledMaps):  # computed later, on access
             maps.watch = partial(self.costs.measure, network, self.device)
         if self.cache is not None and "key" in batch:
             seconds = self.costs.seconds(network) - so_far + before
@@ -422,7 +422,7 @@ class DetectorModule(ScoringModule):
         return found
 
     def _stepping(self) -> Callable[[Tensor], None]:
-        """Return the function that makes a step of the optimiser by a loss."""
+        """Return a function that takes one step of the optimiser with a loss."""
         optimizer: Any = self.optimizers()
 
         def step(loss: Tensor) -> None:
@@ -433,7 +433,7 @@ class DetectorModule(ScoringModule):
         return step
 
     def _share_used(self, i: int) -> dict[str, float]:
-        """Share of the i-th memory's rows that were ever the nearest of a test patch."""
+        """Share of the i-th memory's rows that were ever the nearest neighbour of a test patch."""
         return {"memory_used": float(self._used[i].float().mean())} if self._used else {}
 
     def _metrics_of(self, size: int) -> Pair:

@@ -17,10 +17,10 @@ from patchcore.plan import Plan
 class ProgressBar(TQDMProgressBar):
     """Lightning's bar in PatchCore's words: training extracts features, testing scores.
 
-    It goes to stderr, as the coreset's does, so that stdout holds the results alone.
+    Bars are written to stderr, so that stdout holds only results.
 
     Args:
-        whose: What follows the words, where several models take turns.
+        whose: Suffix of the descriptions, such as " (member 1 of 3)".
     """
 
     def __init__(self, whose: str = "") -> None:
@@ -58,21 +58,21 @@ class ProgressBar(TQDMProgressBar):
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tell the plan once the second batch has shown the pace: the first one warms up."""
+        """Print the plan after the second batch, which shows the pace; the first one warms up."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         first = trainer.current_epoch == 0 and batch_idx == 1 < trainer.num_training_batches - 1
         if first and self.is_enabled and (plan := self._plan(trainer, pl_module, batch)):
             self.train_progress_bar.write(str(plan) + self.whose, file=sys.stderr)
 
     def _plan(self, trainer: Any, module: Any, batch: Any) -> Plan | None:
-        """Return the plan by the pace of a batch; None where the data are a user's own."""
+        """Return the plan from the pace of a batch; None if a user's own loaders bring the data."""
         data, loader = trainer.datamodule, trainer.train_dataloader
         if not isinstance(data, AnomalyDataModule) or not isinstance(loader, Loader):
             return None
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
         images, taken = len(batch["label"]), time.perf_counter() - self._since
-        alike = images * trainer.world_size  # other processes are at it, too
+        alike = images * trainer.world_size  # other processes work at the same pace
         decoding = math.nan if batch.get("cached") else batch["seconds"][0]
         workers, threads = loader.num_workers, torch.get_num_threads()
         gathering = getattr(module, "gathering", None)
@@ -88,7 +88,7 @@ class ProgressBar(TQDMProgressBar):
         )
 
     def on_exception(self, *args: Any) -> None:
-        """Leave the bar's line, so that the message gets one of its own."""
+        """End the bar's line, so that the error message starts on a new one."""
         bars = (self._train_progress_bar, self._test_progress_bar, self._predict_progress_bar)
         for bar in bars:
             if bar is not None:

@@ -1,4 +1,4 @@
-"""Finished runs, found again by what they computed and not by where they lie."""
+"""Finished runs, found again by the fingerprint of what they computed."""
 
 import contextlib
 import csv
@@ -23,14 +23,15 @@ from patchcore.report.folders import PICTURES, Images
 FINGERPRINT_FILE = "fingerprint.txt"
 PROVENANCE_FILE = "provenance.json"
 SOURCE_FILE = "resumed_from.txt"
-"""File in the folder of a run that was taken over: it names the folder where it was computed."""
+"""File in a folder whose results were copied: it names the folder where they were computed."""
 
 
 class Finished:
-    """Memory of where runs were started, to find those that have finished.
+    """Record of the folders where runs were started, to find the finished ones.
 
-    One small file a run, written before it begins: a process that is killed can forget nothing.
-    The run's folder has its fingerprint too, and has finished when it also holds `metrics.json`.
+    Each run has one small file that points to its folder, written before the run begins, so that
+    a killed process leaves it too. The run's folder holds the fingerprint as well. The run has
+    finished when the folder also holds `metrics.json`.
 
     Args:
         root: Folder shared by all runs of a user.
@@ -40,7 +41,7 @@ class Finished:
         self.root = Path(root)
 
     def started(self, name: str, folder: Path) -> None:
-        """Remember that the run of fingerprint `name` is in `folder`."""
+        """Record that the run with fingerprint `name` is in `folder`; only warn if that fails."""
         pointer = self.root / name / digest(folder.resolve())
         try:
             pointer.parent.mkdir(parents=True, exist_ok=True)
@@ -49,10 +50,14 @@ class Finished:
             warnings.warn(f"this run will not be found again: {error}", stacklevel=2)
 
     def find(self, name: str, files: Sequence[str] = (), folder: Path | None = None) -> Path | None:
-        """Folder of a finished run of this fingerprint that holds `files` too, or None.
+        """Return the folder of a finished run with this fingerprint, or None.
 
-        It is `folder` if that is one of several. What is damaged is passed over with a warning, for
-        the run to be made again.
+        A damaged run is skipped with a warning.
+
+        Args:
+            name: Fingerprint.
+            files: Files that the folder must hold besides, as paths relative to it.
+            folder: Folder to prefer if it is one of several.
         """
         own = digest(folder.resolve()) if folder is not None else ""
         try:
@@ -74,7 +79,7 @@ class Finished:
 
 
 def finished_fingerprint(folder: Path) -> str | None:
-    """Fingerprint of the run in `folder`; None if it has not finished, or is damaged."""
+    """Return the fingerprint of the run in `folder`; None if it is unfinished or damaged."""
     finished = (folder / "metrics.json").is_file() and damage(folder) is None
     return _read_fingerprint(folder) if finished else None
 
@@ -83,11 +88,11 @@ _DAMAGE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError),
     *(OverflowError, RecursionError, csv.Error),
 )
-"""Errors that reading a damaged file may end with."""
+"""Errors that reading a damaged file may raise."""
 
 
 def damage(folder: Path) -> str | None:
-    """Reason not to rely on the results of a finished run: a file and its fault; or None."""
+    """Return what is wrong with the results of a finished run, file and reason; None if sound."""
     for file, check in (
         ("metrics.json", _check_metrics),
         ("scores.csv", _check_scores),
@@ -95,7 +100,7 @@ def damage(folder: Path) -> str | None:
     ):
         try:
             if (folder / file).exists() and not (folder / file).is_file():
-                raise ValueError("it is no file")  # a pipe would never end
+                raise ValueError("it is not a file")  # a pipe would never end
             check(folder)
         except _DAMAGE as error:
             reason = error.strerror if isinstance(error, OSError) else error
@@ -104,18 +109,18 @@ def damage(folder: Path) -> str | None:
 
 
 def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
-    """Write what the results in `folder` follow from; see `patchcore.identity.Identity`.
+    """Write `provenance.json`: all that the results in `folder` depend on.
 
-    Besides those fields it holds `choices` and `overrides`, as Hydra has them, and once the run has
-    finished `warm`, names of the stages whose seconds were spent reading the cache, and `costs`,
-    what stages cost when nothing is read from it (`patchcore.costs`).
+    It holds the fields of `patchcore.identity.Identity.provenance` and Hydra's `choices` and
+    `overrides`. A finished run adds `warm`, names of the stages that read the cache, and `costs`,
+    seconds that stages take when nothing is read from the cache (`patchcore.costs`).
     """
     text = json.dumps(provenance, indent=2, default=str)
     replace_with(folder / PROVENANCE_FILE, f"{text}\n".encode())
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Read what the results in `folder` follow from; empty if that is not there or not legible."""
+    """Read `provenance.json` of a run's folder; empty if it is missing or cannot be read."""
     try:
         found = json.loads(_text(folder / PROVENANCE_FILE))
     except (OSError, ValueError, RecursionError):
@@ -124,7 +129,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
 
 def read_source(folder: Path) -> str:
-    """Read where the run in `folder` was computed; empty if that was there."""
+    """Read in which folder the run was computed; empty if it was computed in `folder` itself."""
     try:
         return _text(folder / SOURCE_FILE).strip()
     except OSError:
@@ -132,10 +137,15 @@ def read_source(folder: Path) -> str:
 
 
 def copy_scores(source: Path, samples: Sequence[Sample], folder: Path) -> dict[str, str]:
-    """Write the scores of the finished run in `source` beside the paths of these samples.
+    """Copy the scores of the finished run in `source`, under the paths of the current test images.
 
-    They are the test images in its order, as another run finds them. Returns their paths there by
-    those in `source`.
+    Args:
+        source: Folder of the finished run.
+        samples: Test images of the current run, in the order of the finished one.
+        folder: Folder of the current run.
+
+    Returns:
+        {path of an image in `source`: its path in `samples`}.
     """
     names = [harmless(sample.name) for sample in samples]
     with (source / "scores.csv").open(newline="", encoding="utf-8") as file:
@@ -152,10 +162,10 @@ def copy_pictures(source: Path, images: Images, names: Mapping[str, str], folder
     """Copy pictures of single test images from a finished run, and the list of them.
 
     Args:
-        source: Folder of the run.
-        images: Of which images they are.
-        names: Paths of the images by those in `source`.
-        folder: Where to.
+        source: Folder of the finished run.
+        images: Choice of the images that have pictures.
+        names: {path of an image in `source`: its path in the current run}.
+        folder: Folder of the current run.
     """
     if (source / PICTURES).is_dir():  # there are none where the threshold gets nothing wrong
         shutil.copytree(source / PICTURES, folder / PICTURES)
@@ -169,7 +179,7 @@ def copy_pictures(source: Path, images: Images, names: Mapping[str, str], folder
 
 
 def _pointed(pointer: Path) -> Path | None:
-    """The folder that a pointer names; one that names none is dropped, with a warning."""
+    """Return the folder that a pointer names; drop a damaged pointer with a warning."""
     try:
         folder = Path(pointer.read_bytes().decode(errors="surrogateescape"))
         if folder.is_absolute() and "\0" not in str(folder):
@@ -191,7 +201,7 @@ def _read_fingerprint(folder: Path) -> str | None:
 
 def _text(path: Path) -> str:
     if not path.is_file():  # a pipe would never end
-        raise FileNotFoundError(f"{path} is no file")
+        raise FileNotFoundError(f"{path} is not a file")
     return path.read_text()
 
 
@@ -205,7 +215,7 @@ def _check_metrics(folder: Path) -> None:
         if value is None or value < 0:
             raise ValueError(f"seconds.{key} is {value}")
     if not isinstance(metrics["test_images"], int):
-        raise ValueError("test_images is no count")
+        raise ValueError("test_images is not a whole number")
 
 
 def _check_number(key: str, value: Any) -> None:
@@ -232,6 +242,6 @@ def _check_scores(folder: Path) -> None:
 def _check_provenance(folder: Path) -> None:
     provenance = json.loads((folder / PROVENANCE_FILE).read_text())
     if provenance["fingerprint"] != _read_fingerprint(folder):
-        raise ValueError("it is of another run")
+        raise ValueError("it belongs to another run")
     if not isinstance(provenance["settings"], dict) or not isinstance(provenance["warm"], list):
         raise ValueError("settings or warm are missing")

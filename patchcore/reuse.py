@@ -1,8 +1,8 @@
 """Networks that are built for one point of a multirun and copied for later ones.
 
-Building a network takes longer than copying it: its weights are drawn or read, and an image runs
-through it to show what its layers give. The points of a sweep over coresets or patch sizes all
-have the same network.
+Building a network takes longer than copying it: its weights are drawn or read, and one image is
+passed through it to find the channels of its layers. The points of a sweep over coresets or patch
+sizes all have the same network.
 """
 
 import copy
@@ -16,7 +16,7 @@ from patchcore._weights import is_file
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 
 MOST = 4
-"""Networks that are kept; an ensemble has about as many members."""
+"""Largest number of networks that are kept: about as many as an ensemble has members."""
 
 _kept: OrderedDict[str, tuple[Backbone, list[Warning | str]]] = OrderedDict()
 _wanted = False
@@ -24,7 +24,7 @@ _wanted = False
 
 @contextmanager
 def networks_kept(wanted: bool) -> Iterator[None]:
-    """Let `make_backbone` keep networks in this process and copy those kept, if that is wanted."""
+    """Let `make_backbone` keep networks in this process and return copies, if `wanted`."""
     global _wanted
     before, _wanted = _wanted, wanted
     try:
@@ -34,9 +34,9 @@ def networks_kept(wanted: bool) -> Iterator[None]:
 
 
 def make_backbone(config: BackboneConfig, layers: LayersConfig) -> Backbone:
-    """Return `Backbone(config, layers)`; in `networks_kept`, a copy of the one that is kept.
+    """Return `Backbone(config, layers)`, as a copy of a kept network inside `networks_kept`.
 
-    A copy shares nothing with the network that is kept, and repeats the warnings of building it.
+    A copy shares nothing with the kept network, and repeats the warnings of building it.
     """
     if not _wanted:
         return Backbone(config, layers)
@@ -56,7 +56,7 @@ def make_backbone(config: BackboneConfig, layers: LayersConfig) -> Backbone:
 
 
 def _key(config: BackboneConfig, layers: LayersConfig) -> str:
-    """Return all that a network follows from: settings, and the state of a file of weights."""
+    """Return a key of all that determines a network: settings, and the state of a weights file."""
     weights = config.resolved()
     state = None
     if is_file(weights) and Path(weights).is_file():

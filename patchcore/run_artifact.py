@@ -1,4 +1,4 @@
-"""The artifact that a run leaves in its folder: what it says of the run, and taking it over."""
+"""The artifact in a run's folder: written with a record of the run, checked, and copied."""
 
 import shutil
 import warnings
@@ -36,14 +36,14 @@ def write_artifact(
     """Write the artifact of a run to its folder.
 
     Args:
-        folder: Of the run.
-        models: Fitted; the members of an ensemble, or one.
-        scales: Of the members of an ensemble; none otherwise.
+        folder: Folder of the run.
+        models: Fitted models: the members of an ensemble, or a single one.
+        scales: Scales of the ensemble's members; empty for a single model.
         config: Settings of the run.
-        split: Its images.
-        provenance: What its results follow from.
+        split: Images of the run.
+        provenance: Contents of its provenance.json, at least `data` and `fingerprint`.
         record: Contents of its metrics.json.
-        precision: Of its Trainer.
+        precision: Precision of its Trainer.
         decision: Threshold from nominal images, if one was asked for.
     """
     model: Any = models[0]
@@ -75,11 +75,11 @@ def write_artifact(
 
 
 def check_kept(config: Any) -> None:
-    """Refuse to keep a model that would score other images by another rule than the run's own.
+    """Refuse to keep an artifact that could not reproduce what the run did.
 
     Raises:
-        InputError: The regions are of single images, and those of images to come are not known; or
-            places in the memory's images are not to be had, and crops are asked for.
+        InputError: Each image has its own region (`data.regions`), which is not known for future
+            images; or crops are asked for, but the memory also holds patches of turned images.
     """
     if config.artifact.keep is not Keep.none and config.data.regions is not None:
         raise InputError(
@@ -94,21 +94,21 @@ def check_kept(config: Any) -> None:
 
 
 def is_whole(run: Path) -> bool:
-    """Return whether the artifact in a run's folder is as the run has left it; warn if not."""
+    """Return whether the artifact in a run's folder is as the run left it; warn if not."""
     try:
         if len(check(run / FOLDER)["lineage"]) > 1:
             raise InputError(f"{run / FOLDER}: was extended")
     except InputError as error:
-        reason = str(error).removesuffix(f": {REMEDY}")  # which is what is done
+        reason = str(error).removesuffix(f": {REMEDY}")  # the run is made again instead
         warnings.warn(f"{reason}; the run is made again", stacklevel=2)
         return False
     return True
 
 
 def copy_artifact(source: Path, folder: Path) -> None:
-    """Bring the artifact of the run in `source` to a folder that has none, if it is whole.
+    """Copy the artifact of the run in `source` to a folder that has none.
 
-    A better point of a multirun may take it away meanwhile.
+    A partial copy is removed: a better point of a multirun may delete the source meanwhile.
     """
     if (folder / FOLDER).exists() or not (source / FOLDER).is_dir():
         return

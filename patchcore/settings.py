@@ -1,7 +1,7 @@
 """Declaration of a setting: its default, help, unit and range, and whether it changes results.
 
-Fingerprints, reports, help and range checks read this beside the setting itself, so no second list
-exists elsewhere.
+Fingerprints, reports, help and range checks read these notes from the setting's field, so that no
+second list has to be kept.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from patchcore.errors import InputError
 
 Effect = bool | Callable[[Mapping[str, Any]], bool]
-"""Effect of a setting on results: always, never, or depending on its siblings by name."""
+"""Effect of a setting on results: True, False, or a function of {name: value} of its group."""
 
 
 def setting(
@@ -31,20 +31,21 @@ def setting(
     without: Collection[str] = (),
     kw_only: bool = False,
 ) -> Any:
-    """Return a dataclass field; one that is declared without this function has an effect.
+    """Return a dataclass field with notes; a field without notes counts as changing results.
 
     Args:
-        default: Its default; `factory` makes it where it is mutable.
+        default: Default of the field, unless `factory` is given.
         help: One line for `--help` and the documentation, without unit and range.
+        factory: Function that makes a mutable default.
         unit: Unit of the value, such as `px`.
-        low: Least value allowed.
+        low: Smallest value allowed.
         high: Largest value allowed.
         above: Bound that a value must exceed.
         below: Bound that a value must stay under.
-        effect: Whether it changes results. A function is given the settings beside it,
-            {name: value}, with this one among them.
-        without: For a mapping: the keys that change no result.
-        kw_only: Whether it must be given by name in Python.
+        effect: Whether the setting changes results. A function gets all settings of the same
+            dataclass, {name: value}, including this one.
+        without: For a mapping: its keys that change no result.
+        kw_only: Whether the field is a keyword-only argument in Python.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
     notes = {"help": help, "unit": unit, "effect": effect, "without": frozenset(without)}
@@ -55,9 +56,9 @@ def setting(
 
 
 def effective(settings: Any) -> dict[str, Any]:
-    """Return the settings of a dataclass that change results, nested, as JSON can hold them.
+    """Return the settings of a dataclass that change results, nested, as values for JSON.
 
-    Enums become their names. A group in which nothing has an effect is left out.
+    Enums become their names, and paths text. A group in which nothing has an effect is left out.
     """
     values = {option.name: getattr(settings, option.name) for option in fields(settings)}
     kept = {}
@@ -88,16 +89,16 @@ def _effective(value: Any) -> Any:
 
 @dataclass
 class Settings:
-    """Base of a group of settings: its numbers are held to their ranges when it is made.
+    """Base of a group of settings that checks the ranges of its numbers when it is created.
 
     Attributes:
-        GROUP: The group's key, with which messages begin.
+        GROUP: Key of the group; error messages begin with it.
     """
 
     GROUP: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Raise InputError for the first number that is out of its range: see `check_ranges`."""
+        """Check the ranges of all numbers: see `check_ranges`."""
         check_ranges(self, self.GROUP)
 
 
@@ -134,10 +135,10 @@ def allowed_range(option: Field[Any]) -> str:
 
 
 class Groups:
-    """Base of a dataclass whose fields are settings, each of the type that it is declared with.
+    """Base of a dataclass whose fields are groups of settings, each of its declared type.
 
     Raises:
-        InputError: A field holds something else, such as a network's name for its settings.
+        InputError: A field holds another type, such as a network's name instead of its settings.
     """
 
     def __post_init__(self) -> None:
@@ -153,19 +154,22 @@ class Groups:
 
 
 def check_ranges(settings: Any, group: str) -> None:
-    """Refuse numbers of a dataclass that are not finite or outside of their setting's range.
+    """Refuse numbers of a dataclass that are not finite or outside the range of their setting.
 
-    None passes, for it is an option of its own.
-    Raises InputError that begins with `group`.name.
+    Values that are not numbers pass, None among them.
+
+    Raises:
+        InputError: The first such number; the message begins with `group`.name.
     """
     for option in fields(settings):
         check_range(option, getattr(settings, option.name), f"{group}.{option.name}")
 
 
 def check_range(option: Field[Any], value: Any, key: str) -> None:
-    """Refuse a number that its declaration does not allow, or that is not finite.
+    """Refuse a number that is not finite or outside the declared range; other values pass.
 
-    What is no number passes. Raises InputError that begins with `key`.
+    Raises:
+        InputError: The message begins with `key`.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return

@@ -1,8 +1,8 @@
-"""Lightning's strategy: each process has its own batches, and nothing is averaged.
+"""Lightning strategy in which each process has its own batches, and nothing is averaged.
 
-Lightning's data-parallel strategies give every process equally many images, some of them twice, and
-average gradients. Here every image is in one batch of one process, in the batches that one process
-alone would make, so that layer maps are the same bit for bit.
+Lightning's data-parallel strategies give every process the same number of images, some of them
+twice, and average gradients. Here every image belongs to exactly one process, and the batches are
+those that a single process would make, so that layer maps are the same bit for bit.
 """
 
 import math
@@ -29,7 +29,7 @@ def check_batches(size: int, split: Split, batch: int) -> None:
     """Refuse more processes than there are batches.
 
     Raises:
-        InputError: There are fewer, of training or of test images.
+        InputError: The training or the test images make fewer batches than `size`.
     """
     for kind, samples in (("training", split.train), ("test", split.test)):
         batches, images = math.ceil(len(samples) / batch), len(samples)
@@ -42,14 +42,14 @@ def check_batches(size: int, split: Split, batch: int) -> None:
 
 
 class OwnBatches:
-    """Every n-th batch, beginning with the `rank`-th of n = `size` processes.
+    """Batches of one process: every `size`-th batch, starting with number `rank`.
 
     Args:
-        batches: Of one process alone: lists of numbers.
-        rank: Of this process.
+        batches: Batch sampler of a run with one process; each batch is a list of image numbers.
+        rank: Number of this process.
         size: Number of processes.
-        filled: Whether an empty batch follows where others have one more: in training Lightning
-            lets the processes talk before each batch, so all need equally many.
+        filled: Whether to add an empty batch if other processes have one batch more. In training,
+            Lightning synchronises the processes before each batch, so all need the same number.
     """
 
     def __init__(self, batches: Any, rank: int, size: int, filled: bool) -> None:
@@ -68,7 +68,7 @@ class OwnBatches:
 
 
 class Connected(ClusterEnvironment):
-    """A group as Lightning sees it: its processes run already, and are connected."""
+    """Cluster environment that tells Lightning that all processes run and are connected already."""
 
     creates_processes_externally = True
     main_address, main_port = "127.0.0.1", 0
@@ -79,7 +79,7 @@ class Connected(ClusterEnvironment):
 
     @staticmethod
     def detect() -> bool:
-        """Return False: it is never chosen by itself."""
+        """Return False: Lightning never chooses this environment automatically."""
         return False
 
     def world_size(self) -> int:
@@ -87,21 +87,21 @@ class Connected(ClusterEnvironment):
         return self.process.size
 
     def set_world_size(self, size: int) -> None:
-        """Do nothing: it is known."""
+        """Do nothing: the number is known."""
 
     def global_rank(self) -> int:
         """Return the number of this process."""
         return self.process.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Do nothing: it is known."""
+        """Do nothing: the rank is known."""
 
     def local_rank(self) -> int:
         """Return the number of this process on its machine."""
         return self.process.local
 
     def node_rank(self) -> int:
-        """Return the number of this machine, if all have as many processes."""
+        """Return the number of this machine, if every GPU has one process; 0 without GPUs."""
         return (self.process.rank - self.process.local) // max(self._on_each(), 1)
 
     def _on_each(self) -> int:
@@ -109,10 +109,12 @@ class Connected(ClusterEnvironment):
 
 
 class Sharded(DDPStrategy):
-    """Distributes batches, and leaves the model as it is: what it learns is shared by itself.
+    """Strategy that distributes batches and does not wrap the model.
+
+    The model exchanges what it learns between the processes itself.
 
     Args:
-        process: This one.
+        process: This process.
     """
 
     strategy_name = "sharded"
@@ -122,7 +124,7 @@ class Sharded(DDPStrategy):
         self.process = process
 
     def setup(self, trainer: pl.Trainer) -> None:
-        """Prepare the model; every process begins to fit with the first one's weights."""
+        """Prepare the model; before a fit, copy the first process's weights to all processes."""
         Strategy.setup(self, trainer)
         if trainer.state.fn == TrainerFn.FITTING:
             assert self.model is not None
@@ -134,7 +136,7 @@ class Sharded(DDPStrategy):
         return model  # nothing is trained, so there are no gradients to average
 
     def process_dataloader(self, dataloader: object) -> object:
-        """Return a loader of this process's batches."""
+        """Return a loader with the batches of this process alone."""
         assert isinstance(dataloader, DataLoader)
         assert self.lightning_module is not None
         fits = self.lightning_module.trainer.state.fn == TrainerFn.FITTING
@@ -150,5 +152,5 @@ class Sharded(DDPStrategy):
 
 
 def _collated(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
-    """A batch; None, which Lightning passes over, of no items."""
+    """A collated batch; without items None, which Lightning skips."""
     return collate(items) if items else None

@@ -1,7 +1,7 @@
-"""Switches of Lightning's Trainer that a run can have: those that use every image as it is told.
+"""Checks of Lightning's Trainer settings: only settings that keep results complete are allowed.
 
-Every number is to be of all images, each as often as it was asked for, on one device or several.
-What would change that is refused before any work, in one line.
+Every result has to come from all images, each used as often as the settings ask for, on one device
+or several. Settings that would change this are refused before any work, in one line.
 """
 
 from collections.abc import Mapping
@@ -35,10 +35,10 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "barebones": ((None, False), "logs no metrics: leave it out"),
     "plugins": ((None,), "could change precision or devices: set trainer.precision instead"),
 }
-"""Switches that a run cannot have: {name: (values that change nothing, what to do)}."""
+"""Trainer settings that are refused: {name: (harmless values that are allowed, message)}."""
 
 WITHOUT_EFFECT = {
-    "accelerator",  # identities hold the class of device that it leads to
+    "accelerator",  # identities hold the class of the device instead
     "barebones",
     "default_root_dir",
     "detect_anomaly",
@@ -51,14 +51,14 @@ WITHOUT_EFFECT = {
     "logger",
     "num_nodes",
     "num_sanity_val_steps",
-    "precision",  # identities hold it in its one spelling
+    "precision",  # identities hold it in a single spelling
     "profiler",
 }
 """Settings of the Trainer that change no result, or that identities hold in another form."""
 
 
 def check_switches(trainer: Mapping[str, Any], augmented: bool) -> None:
-    """Refuse settings of the Trainer that would give other numbers than those asked for.
+    """Refuse Trainer settings that would change results in a way that was not asked for.
 
     Args:
         trainer: Keyword arguments of `pytorch_lightning.Trainer`.
@@ -90,7 +90,7 @@ def check_switches(trainer: Mapping[str, Any], augmented: bool) -> None:
 
 
 def processes(trainer: Mapping[str, Any]) -> int:
-    """Return the number of processes that settings ask for, one a device.
+    """Return the number of processes that the settings ask for, one for each device.
 
     >>> processes({"devices": 2}), processes({"devices": [0, 3]}), processes({})
     (2, 2, 1)
@@ -99,7 +99,7 @@ def processes(trainer: Mapping[str, Any]) -> int:
 
 
 def check_shared(config: Any) -> None:
-    """Refuse what several devices cannot do together.
+    """Refuse settings that do not work on several devices.
 
     Args:
         config: Settings of a run.
@@ -138,7 +138,7 @@ def switched_on(settings: Any) -> dict[str, Any]:
 
 
 def asked_precision(trainer: Mapping[str, Any]) -> str:
-    """The precision that the settings ask for, in Lightning's own spelling."""
+    """Return the precision that the settings ask for, in Lightning's own spelling."""
     precision = str(trainer.get("precision") or PRECISIONS[0])
     return _SPELLINGS.get(precision, precision)
 
@@ -154,10 +154,10 @@ def _check_epochs(epochs: Any, augmented: bool) -> None:
 
 
 def _number(devices: Any) -> int:
-    """Number of devices in one of Lightning's ways to say it; 0 for what is none of them."""
+    """Return the number of devices in any notation of Lightning; 0 if the notation is unknown."""
     match devices:
         case "auto" | None:
-            return 1  # whether it is one shows on the machine: see `training.build_trainer`
+            return 1  # `training.build_trainer` checks that it is one on this machine
         case bool():
             return 0
         case int():

@@ -35,12 +35,14 @@ def _cut(name: str, size: int) -> str:
 
 @contextmanager
 def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
-    """Open a file to write, which takes the place of `path` once all has been written.
+    """Open a file for writing that replaces `path` when the context ends without an error.
 
     A pipe or a device, such as /dev/stdout, is written to directly.
 
     Args:
-        mode: "wb" or "w"; `options` are those of `open`.
+        path: File to write.
+        mode: "wb" or "w".
+        options: Further arguments of `open`.
 
     Raises:
         OSError: As `open` does.
@@ -49,7 +51,7 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
         with path.open(mode, **options) as file:
             yield file
         return
-    path = path.resolve()  # of a link, what it leads to is replaced
+    path = path.resolve()  # a link stays, and its target is replaced
     part = path.with_name(f".{_cut(path.name, 200)}-{uuid.uuid4().hex}.part")
     try:
         with part.open(mode.replace("w", "x"), **options) as file:

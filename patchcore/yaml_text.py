@@ -1,8 +1,8 @@
 """Settings as YAML text, read and written as OmegaConf does, in a tenth of its time.
 
-OmegaConf parses with PyYAML's parser in Python and makes a node of every value, also where plain
-values are all that is asked for. Here libyaml parses, where PyYAML was built with it, and only
-values that OmegaConf could change or refuse are given to it.
+OmegaConf uses PyYAML's parser in Python and makes a node of every value, even if only plain values
+are needed. Here libyaml parses, if PyYAML was built with it, and only values that OmegaConf could
+change or refuse are passed through OmegaConf.
 """
 
 import re
@@ -23,23 +23,23 @@ except ImportError:  # OmegaConf 2.3
     from omegaconf._utils import get_yaml_loader
 
 DEEPEST = 100
-"""Lists and mappings inside each other that are read; more could end the process."""
+"""Largest depth of nested lists and mappings that is read; more could crash the process."""
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
-"""Surrogates, which stand for bytes of file names that are no UTF-8: libyaml reads none."""
+"""Matches surrogates, which libyaml cannot read: bytes of file names that are not UTF-8."""
 
 _SIMPLE = {str, int, float, bool, type(None)}
 
 
 def read_settings(text: str) -> Any:
-    """Return the plain values of a YAML text, interpolations as they are written; {} of no text.
+    """Return the plain values of a YAML text, with interpolations as text; {} for an empty text.
 
     Equals `OmegaConf.to_container(OmegaConf.load(file))` where that is a mapping or a list.
 
     Raises:
-        InputError: It has tags, anchors or aliases, or is nested deeper than `DEEPEST`.
-        yaml.YAMLError: It is no YAML, or has a key twice.
-        omegaconf.errors.OmegaConfBaseException: A value that no settings can have.
+        InputError: The text has tags, anchors or aliases, or is nested deeper than `DEEPEST`.
+        yaml.YAMLError: The text is not YAML, or has a key twice.
+        omegaconf.errors.OmegaConfBaseException: OmegaConf does not support a value.
     """
     depth = 0
     quick = yaml.__with_libyaml__ and not _HALF.search(text)
@@ -65,15 +65,15 @@ def settings_in(folder: Path) -> Any:
 
 
 def write_settings(settings: dict[str, Any]) -> str:
-    """Return settings as `OmegaConf.to_yaml` writes them.
+    """Return settings as the YAML text that `OmegaConf.to_yaml` writes.
 
     Raises:
-        omegaconf.errors.OmegaConfBaseException: A value that no settings can have.
+        omegaconf.errors.OmegaConfBaseException: OmegaConf does not support a value.
     """
     value, dumper = _as_settings(settings), get_omega_conf_dumper()
     try:
         return _dumped(value, dumper)
-    except UnicodeEncodeError:  # by libyaml, which OmegaConf 2.4 writes with: it has no surrogates
+    except UnicodeEncodeError:  # OmegaConf 2.4 writes with libyaml, which refuses surrogates
         names = ("yaml_representers", "yaml_implicit_resolvers")
         plain = type("Plain", (yaml.Dumper,), {name: getattr(dumper, name) for name in names})
         return _dumped(value, plain)
@@ -86,7 +86,7 @@ def _dumped(value: Any, dumper: Any) -> str:
 
 
 def _as_settings(value: Any) -> Any:
-    """Return a value as OmegaConf keeps it."""
+    """Return a value as OmegaConf stores it."""
     if type(value) in _SIMPLE and not (isinstance(value, str) and "${" in value):
         return value
     if type(value) is list:
@@ -101,7 +101,7 @@ def _as_settings(value: Any) -> Any:
 
 @cache
 def _loader(quick: bool) -> Any:
-    """Return a loader with OmegaConf's rules for numbers, on libyaml's parser if `quick`."""
+    """Return a loader class with OmegaConf's rules for numbers; it uses libyaml if `quick`."""
     base: Any = yaml.CSafeLoader if quick else yaml.SafeLoader
 
     class Loader(base):

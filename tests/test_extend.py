@@ -410,7 +410,7 @@ def test_the_command_extends_and_removes(
     done = patchcore("extend", output, "--remove", "more/4.png", "0.png")
     assert done.code == 0
     assert "images removed: 2, -" in done.out and f"  {more / '4.png'}\n" in done.out
-    assert "threshold: none, for images were removed" in done.out
+    assert "threshold: none, because images were removed" in done.out
     assert load(output).model.memory_patches < grown
     for arguments, message in (
         ([output, "nowhere"], "error: nowhere: there is no such file or folder"),

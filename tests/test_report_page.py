@@ -211,7 +211,7 @@ def test_two_runs_are_compared_image_by_image(seen: dict[str, Any]) -> None:
     assert len(pair["rows"]) == 40  # of 50
     unlike = [row[7] != row[8] for row in pair["rows"]]
     assert unlike == sorted(unlike, reverse=True)
-    assert f"Images: {sum(unlike)} of 50 with unlike verdicts" in pair["heading"]
+    assert f"Images: {sum(unlike)} of 50 with different verdicts" in pair["heading"]
     apart = [
         float(row[6].split()[0])
         for row, differ in zip(pair["rows"], unlike, strict=True)

@@ -1,7 +1,7 @@
-"""The `patchcore` command: one subcommand a module, and how each ends.
+"""The `patchcore` command: one module per subcommand, and the handling of errors and signals.
 
-SIGINT (Ctrl-C) and SIGTERM end it with one line and a shell's exit code. Nothing slow is imported
-here, for a signal is told so only once the handlers are in place.
+SIGINT (Ctrl-C) and SIGTERM end the command with one line and the exit code that shells expect. This
+module imports nothing slow, so that the signal handlers are in place early.
 """
 
 import gc
@@ -33,7 +33,7 @@ COMMANDS = {
     "completion": "print a script for completion with Tab in a shell",
 }
 EXAMPLES = """\
-  patchcore train                                        images that it draws
+  patchcore train                                        generated images
   patchcore train data=folder data.nominal=GOOD artifact=true      your images
   patchcore predict RUN/artifact IMAGES --overlays       with the model of a run
   patchcore train --multirun patch.size=1,3,5 seed=0,1   every combination
@@ -41,7 +41,7 @@ EXAMPLES = """\
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _command: int | None = None  # process id of the command, where its handlers are in place
-_seen: int | None = None  # the signal that came
+_seen: int | None = None  # number of the signal that has come
 _watched = False  # whether this launcher's process ends with the command
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     if command == "train" and not {"-sc", "--shell-completion"}.isdisjoint(rest):
         sys.exit("error: -sc: is now called patchcore completion bash, zsh or fish")
     sys.argv = [f"patchcore {command}", *sys.argv[2:]]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors on, and they are told below
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors, and `plain_errors` prints them
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         with stoppable(), plain_errors():
@@ -98,10 +98,10 @@ def usage() -> str:
 
 
 def load(name: str) -> Any:
-    """Return a module, imported without a search for garbage.
+    """Return a module, imported with Python's garbage collector switched off.
 
-    Importing PyTorch makes very many objects, none of which is garbage: it takes time to look them
-    all through again and again, and they are not looked through later either.
+    Importing PyTorch creates very many objects that stay. Scanning them again and again takes time,
+    so they are also excluded from later collections.
     """
     if name in sys.modules or not gc.isenabled():
         return importlib.import_module(name)
@@ -115,7 +115,7 @@ def load(name: str) -> Any:
 
 
 def unknown(command: str) -> str:
-    """Return what to say of a command that there is not: what was probably meant, or all."""
+    """Return the message for an unknown command, with the closest command or all of them."""
     from difflib import get_close_matches
 
     if "=" in command or command in ("-m", "--multirun", "--cfg"):
@@ -127,7 +127,7 @@ def unknown(command: str) -> str:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Tell a user's mistake in one line and exit with code 1; a bug keeps its traceback."""
+    """Print a user's mistake in one line and exit with code 1; a bug keeps its traceback."""
     try:
         yield
     except Exception as error:
@@ -140,21 +140,21 @@ def plain_errors() -> Iterator[None]:
 
 
 class Stopped(BaseException):
-    """The process was asked to end.
+    """The process was asked to end by a signal.
 
-    Neither an Exception, which would count as a failure, nor a KeyboardInterrupt, which Lightning
-    takes for its own and ends with exit code 1.
+    It is neither an Exception, which would count as a failed run, nor a KeyboardInterrupt, which
+    Lightning handles itself and turns into exit code 1.
 
     Args:
-        number: The signal.
-        kept: What is kept and how to go on, for the user.
+        number: Number of the signal.
+        kept: Sentence for the user: which results are kept, and how to continue.
     """
 
     def __init__(self, number: int, kept: str = "start the same command again") -> None:
         super().__init__(number, kept)
         self.number = number
         self.kept = kept
-        self.apart = False  # whether bars of other processes may stand in the line
+        self.apart = False  # whether progress bars of other processes may be on the line
 
     @property
     def code(self) -> int:
@@ -169,7 +169,8 @@ class Stopped(BaseException):
 def stoppable() -> Iterator[None]:
     """Turn the first signal into `Stopped`, so that trackers are closed; a second ends at once.
 
-    Has no effect outside the main thread. What was ignored before, as by `nohup`, stays ignored.
+    Has no effect outside the main thread. A signal that is ignored already, as after `nohup`, stays
+    ignored.
     """
     global _command, _seen
     if threading.current_thread() is not threading.main_thread():
@@ -180,7 +181,7 @@ def stoppable() -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         global _seen
-        if os.getpid() != owner:  # a loader process: whoever started it decides
+        if os.getpid() != owner:  # a loader process: the process that started it decides
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
@@ -201,7 +202,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _seen is not None:  # a library took the signal for an error of its own
+        if _seen is not None:  # a library turned the signal into an error of its own
             raise Stopped(_seen) from error
         raise
     except SystemExit as error:
@@ -215,7 +216,7 @@ def stoppable() -> Iterator[None]:
 
 
 def _finalises(frame: FrameType | None) -> bool:
-    """Whether an object is being finalised, where Python prints an exception and forgets it."""
+    """Whether an object is being finalised: Python only prints exceptions that are raised there."""
     while frame is not None:
         if frame.f_code.co_name == "__del__" or frame.f_globals.get("__name__") == "weakref":
             return True
@@ -231,13 +232,13 @@ def _again_soon(number: int) -> None:
 
 
 def raise_if_stopped() -> None:
-    """Raise `Stopped` again where a library has swallowed it."""
+    """Raise `Stopped` again if a signal has come, in case a library has caught the first one."""
     if _seen is not None:
         raise Stopped(_seen)
 
 
 def end(stop: Stopped) -> None:
-    """Tell the user and leave the interpreter; a signal that comes meanwhile changes nothing."""
+    """Print the reason and exit; further signals are ignored."""
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     print("\n" * stop.apart + str(stop), file=sys.stderr)
@@ -246,13 +247,13 @@ def end(stop: Stopped) -> None:
 
 @contextmanager
 def job() -> Iterator[None]:
-    """A point of a multirun, in whatever process its launcher runs it.
+    """Handle signals while a job of a multirun runs, in whatever process its launcher chose.
 
-    A process of joblib's leaves Ctrl-C to the command, which ends it, and also ends when the
-    command was killed; otherwise it would wait for work for minutes with all that it has loaded.
-    On SIGTERM it unwinds like the command and then ends, so that the launcher sees it.
+    A worker process of joblib ignores Ctrl-C, because the command ends it. It also ends when the
+    command was killed; otherwise it would keep its memory for minutes while it waits for work. On
+    SIGTERM it closes trackers like the command and then exits, so that the launcher notices it.
     """
-    import multiprocessing  # here: until the handlers are in place, Ctrl-C is not told in a line
+    import multiprocessing  # here: it is slow, and signal handlers have to be in place first
 
     worker = multiprocessing.current_process().name.startswith("Loky")
     if not worker or _command == os.getpid():

@@ -1,4 +1,4 @@
-"""`patchcore cache`: what the cache of intermediate results holds, and how to empty it."""
+"""`patchcore cache`: show or clear the cache of intermediate results."""
 
 import time
 from collections import defaultdict
@@ -18,8 +18,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(
         prog="patchcore cache",
         description="Show or clear the cache, in which sweeps keep results that they need again.",
-        epilog="Entries are in their own folder inside $PATCHCORE_CACHE, or inside "
-        "patchcore/features in ~/.cache.",
+        epilog="The cache is in $PATCHCORE_CACHE, or else in patchcore/features below "
+        "$XDG_CACHE_HOME (~/.cache).",
     )
     parser.add_argument(
         "action",

@@ -1,8 +1,8 @@
-"""`patchcore completion`: a script by which bash, zsh or fish completes the command with Tab.
+"""`patchcore completion`: a script with which bash, zsh or fish completes the command with Tab.
 
-The script holds all words itself, taken from the declarations when it is printed: starting Python
-at every Tab would take seconds. Hydra's own completion starts it, and calls a program by a name
-that `patchcore train` does not have.
+The script itself holds all words, taken from the declarations of settings when it is printed:
+starting Python at every Tab would take seconds. Hydra's own completion does start Python, and it
+calls the program by a name that differs from `patchcore train`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from patchcore.commands.overrides import choices
 from patchcore.commands.settings_help import options
 
 TRAIN_FLAGS = ("--multirun", "--cfg", "--config-dir", "--config-name", "--help", "--info")
-"""Options of Hydra that `patchcore train` takes and users need."""
+"""Options of Hydra that are useful with `patchcore train`."""
 EPILOG = """Run this once, and again after an update:
   bash  mkdir -p ~/.local/share/bash-completion/completions
         patchcore completion bash > ~/.local/share/bash-completion/completions/patchcore
@@ -43,7 +43,7 @@ class Words:
 
     Attributes:
         flags: Options of each command, {command: names}.
-        values: Groups with their choices, and options that have few values: {key: values}.
+        values: Choices of each group, and values of options that have only a few: {key: values}.
         keys: All groups and options of `patchcore train`.
     """
 
@@ -74,7 +74,7 @@ def words() -> Words:
     }
     keys = [*values]
     for named, _, kind in options():
-        key = named.partition(" ")[0]  # what follows says of which choices it is
+        key = named.partition(" ")[0]  # the rest names the choices that have the option
         keys.append(key)
         if few := _values(kind):
             values[key] = few
@@ -84,7 +84,7 @@ def words() -> Words:
 
 
 def _values(kind: Any) -> list[str]:
-    """Values of a type that has few; empty for others."""
+    """Values of a type that has only a few; empty for other types."""
     if get_origin(kind) in (Union, UnionType):
         found = [value for each in get_args(kind) for value in _values(each)]
         return [*found, "null"] if found and type(None) in get_args(kind) else found
@@ -107,7 +107,7 @@ def _flags(command: str) -> list[str]:
 
 
 def bash(words: Words) -> str:
-    """Return the script for bash, which ends words at = where COMP_WORDBREAKS has it."""
+    """Return the script for bash, which splits words at = if COMP_WORDBREAKS contains it."""
     values = "\n".join(
         f"            {key}) values={shlex.quote(' '.join(few))} ;;"
         for key, few in words.values.items()
@@ -152,7 +152,7 @@ complete -o bashdefault -o default -F _patchcore patchcore"""
 
 
 def zsh(words: Words) -> str:
-    """Return the script for zsh, a file of its `fpath` or one to source."""
+    """Return the script for zsh, to be put into its `fpath` or sourced."""
     commands = "\n".join(
         f"        {shlex.quote(f'{name}:{purpose}')}" for name, purpose in COMMANDS.items()
     )
@@ -246,7 +246,7 @@ def _fish_quoted(text: str) -> str:
 
 
 SCRIPTS = {"bash": bash, "zsh": zsh, "fish": fish}
-"""Makers of the scripts by the shells' names."""
+"""Functions that make the scripts: {shell: function}."""
 _MADE = f"# Tab completion of patchcore {version('patchcore')}, made by: patchcore completion "
 _HEADS = {
     "bash": f"{_MADE}bash\n",

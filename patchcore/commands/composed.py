@@ -1,4 +1,4 @@
-"""Settings as Hydra has composed them: checked, completed, and made objects."""
+"""Settings that Hydra has composed: checked, completed, and converted to objects."""
 
 import math
 import re
@@ -26,20 +26,20 @@ LARGEST = {
     "patch.size": 2**10,
     "scoring.sigma": 1000,
 }
-"""Sizes beyond which memory or processes run out before any image is read: {key: largest}."""
+"""Largest values of sizes; more would exhaust memory or processes before any image is read."""
 
 
 def to_config(cfg: DictConfig) -> Config:
-    """Real settings objects, each checked by its `__post_init__`.
+    """Return the settings as objects, each checked by its `__post_init__`.
 
-    Null in `cfg` that stands for what the weights record is replaced there too: see `fill_inputs`.
+    Null values in `cfg` that depend on the network's weights are filled in, too: see `fill_inputs`.
 
     Raises:
         InputError: A value is out of its range, or there is no such option.
         omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
     """
     values = OmegaConf.to_container(cfg, resolve=True)  # its errors name the key
-    OmegaConf.resolve(cfg)  # once, for all that look at it
+    OmegaConf.resolve(cfg)  # once, for all later reads
     reject_added(cfg)
     check_numbers(values)
     check_declared(cfg)  # before timm is imported for what the weights record
@@ -51,7 +51,11 @@ def to_config(cfg: DictConfig) -> Config:
 
 
 def reject_added(node: DictConfig) -> None:
-    """Refuse what +key=value and YAML files can smuggle past the schema."""
+    """Refuse keys that +key=value or YAML files have added and the schema does not have.
+
+    Raises:
+        InputError: There is no such option.
+    """
     schema = OmegaConf.get_type(node)
     if not is_dataclass(schema):
         return
@@ -82,14 +86,14 @@ def check_declared(node: DictConfig) -> None:
 
 
 def check_numbers(value: Any, key: str = "") -> None:
-    """Refuse numbers that no setting can have; narrower ranges stand beside each setting.
+    """Refuse numbers that no setting can have; each setting declares its own, narrower range.
 
     Raises:
         InputError: A number is not finite, or too large to be meant; the key is named.
     """
     match value:
         case dict():
-            # A seed of a group follows from the run's: that is the one to name.
+            # Groups last: their seeds follow from the run's, which is the one to name.
             for name, each in sorted(value.items(), key=lambda item: isinstance(item[1], dict)):
                 check_numbers(each, f"{key}.{name}" if key else str(name))
         case list():

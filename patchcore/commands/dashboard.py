@@ -1,4 +1,4 @@
-"""`patchcore dashboard`: a saved W&B workspace and a report of a sweep."""
+"""`patchcore dashboard`: a saved W&B workspace and a W&B report of a sweep."""
 
 import argparse
 import json
@@ -11,10 +11,10 @@ from patchcore.writing import complete
 
 
 def main() -> None:
-    """Parse, read what the sweep varied, and save or print its dashboard."""
+    """Entry point: `patchcore dashboard GROUP`."""
     parser = Parser(
-        description="Make a workspace and a report in W&B for a sweep whose runs are there. If "
-        "the runs are still offline, send them with --sync."
+        description="Make a workspace and a report in W&B for a sweep that was tracked with W&B. "
+        "If its runs are still offline, send them with --sync."
     )
     parser.add_argument(
         "group", metavar="GROUP", help="folder of a multirun, or the name of its group in W&B"

@@ -1,4 +1,4 @@
-"""`patchcore export`: a kept model as a graph for another runtime, compared with it."""
+"""`patchcore export`: convert a saved model for another runtime, and compare the two."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,16 +13,16 @@ from patchcore.errors import InputError, printable
 from patchcore.export import FORMATS, export
 from patchcore.measuring import kept_data
 
-MOST = 32  # training images that are compared where none are named
+MOST = 32  # training images to compare on, at most, unless --images names others
 
 
 def main() -> None:
-    """Parse, export, print."""
+    """Entry point: `patchcore export MODEL`."""
     parser = Parser(
         prog="patchcore export",
-        description="Write a model that patchcore train artifact=true has saved as a graph for "
-        "another runtime. The graph takes pixels and gives score and anomaly map. It is run "
-        "in that runtime, compared with the model, and saved only if both agree.",
+        description="Convert a model that patchcore train artifact=true has saved into a graph for "
+        "another runtime. The graph takes pixels and returns the score and the anomaly map. It is "
+        "run in that runtime and compared with the model, and saved only if both agree.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact")
     parser.add_argument("--format", choices=[*FORMATS], default="onnx", help="default: %(default)s")
@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument(
         "--images",
         metavar="DIR",
-        help="images on which the export is compared with the model, all of them (default: "
-        "training images, if they still exist)",
+        help="compare the export with the model on all images in this folder (default: on up to "
+        f"{MOST} training images, if they still exist)",
     )
     parser.add_argument(
         "--threads", type=count, metavar="N", help="number of threads of the runtime"
@@ -47,7 +47,7 @@ def main() -> None:
             raise InputError(f"--images: there are no images in {options.images}")
     else:
         images = training_images(inspector.details)
-        source = "training images" if images else "drawn textures, as no training images are there"
+        source = "training images" if images else "generated textures: no training image was found"
     model = options.model.absolute()
     folder = options.output or model.with_name(f"{model.name}-{options.format}")
     found = export(inspector, folder, options.format, images, options.threads)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def training_images(details: Mapping[str, Any]) -> list[Path]:
-    """Return some of the images that a model was fitted to, if they are still there."""
+    """Return up to `MOST` of the images that a model was fitted to; empty if they are gone."""
     try:
         data = kept_data(details)
         train = [] if data is None else data.read().train

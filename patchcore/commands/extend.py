@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(printable(f"  {name}"))
     print(f"memory: {inspector.model.memory_patches:,}")
     if inspector.decision is None:
-        print("threshold: none" + (", for images were removed" if options.remove else ""))
+        print("threshold: none" + (", because images were removed" if options.remove else ""))
     else:
         decision = inspector.decision
         print(f"threshold: {decision.threshold:.6g}, from {decision.images} nominal images")
@@ -67,7 +67,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def image_files(names: list[str]) -> list[Path]:
-    """Image files of some names: files as they are, folders with all their subfolders."""
+    """Return the image files that `names` stand for: files, and folders with all subfolders.
+
+    Raises:
+        InputError: A name does not exist, or a folder holds no images.
+    """
     files, found = Files(), []
     for name in names:
         path = Path(name).expanduser()

@@ -18,8 +18,8 @@ def check_flags(arguments: Sequence[str]) -> None:
         arguments: Of the command line, without the program.
 
     Raises:
-        InputError: One line with the flag and the nearest one that there is, or with the setting
-            that stands apart.
+        InputError: One line with the flag and the closest existing one, or with the setting that
+            follows a flag.
     """
     parser: ArgumentParser = get_args_parser()
     told = io.StringIO()
@@ -27,7 +27,7 @@ def check_flags(arguments: Sequence[str]) -> None:
         with redirect_stderr(told), redirect_stdout(io.StringIO()):
             given, strange = parser.parse_known_args(arguments)
     except SystemExit as end:
-        if not end.code:  # --version, which the command itself is to tell
+        if not end.code:  # --version, which the command itself prints
             return
         reason = told.getvalue().strip().rpartition("error: ")[2]
         raise InputError(reason.removeprefix("argument ")) from None
@@ -37,7 +37,7 @@ def check_flags(arguments: Sequence[str]) -> None:
             near = get_close_matches(flag, _flags(parser._actions), 1)
             hint = f"did you mean {near[0]}?" if near else "patchcore train --help lists them"
             raise InputError(f"{printable(flag)}: there is no such option; {hint}")
-    if strange and not given.help:  # Hydra's parser takes settings from one place alone
+    if strange and not given.help:  # Hydra's parser wants all settings side by side
         raise InputError(
             f"{printable(strange[0])}: a flag is between this setting and earlier ones; write "
             "flags such as --multirun before all settings"

@@ -1,6 +1,6 @@
 """Calls that differ between Hydra 1.3 and 1.4, and between OmegaConf 2.3 and 2.4.
 
-Each generation is used as it asks to be, without what it deprecates.
+Each version is called in the way that it recommends, without deprecated arguments.
 """
 
 import copy
@@ -22,15 +22,15 @@ NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
 """True with Hydra 1.4 or later."""
 
 VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
-"""Argument of `hydra.main` and of `hydra.initialize…`, which Hydra 1.4 deprecates."""
+"""Arguments of `hydra.main` and `hydra.initialize…`; Hydra 1.4 deprecates `version_base`."""
 
 
 class Points:
-    """Loader of a multirun's settings that composes files once for all points that choose alike.
+    """Loader of a multirun's settings that composes files once per combination of choices.
 
-    Hydra composes every point from its files, once to check it and again to run it. Points that
-    differ in values alone are copies of one composition here, to which their values are applied as
-    Hydra does it. Every time Hydra gets settings that it may change.
+    Hydra composes every point from its files, once to check it and again to run it. Here, points
+    that differ only in values share one composition. Each gets a copy, which Hydra may change, with
+    its values applied as Hydra does it.
     """
 
     MOST = 200  # compositions kept, of about half a megabyte each
@@ -43,7 +43,7 @@ class Points:
         return getattr(self._loader, name)
 
     def __getstate__(self) -> Any:
-        return self._loader  # all that another process needs
+        return self._loader  # other processes compose anew
 
     def __setstate__(self, loader: Any) -> None:
         self._loader, self._composed = loader, {}
@@ -96,7 +96,7 @@ Hydra.multirun = _multirun_once  # type: ignore[method-assign]
 def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
     """Return `hydra.mode` of the composed settings.
 
-    Hydra's own function hides errors, so that a mistake is told only after composing again.
+    Hydra's own function hides errors, so that a mistake shows only when it composes again.
     """
     composed = self.compose_config(
         config_name=config_name,
@@ -114,8 +114,8 @@ Hydra.get_mode = _mode  # type: ignore[method-assign]
 def entry(task: Callable[..., Any]) -> Callable[[], Any]:
     """Return the command that composes the configuration and calls `task` with it.
 
-    Hydra 1.4 asks which classes it may call. `targets.guard` answers that for both generations, so
-    Hydra's own list stays off.
+    Hydra 1.4 restricts which classes it may call. `targets.guard` does this for all versions of
+    Hydra, so Hydra's own check is switched off.
     """
     unchecked = {"execution_whitelist": _unchecked()} if NEXT else {}
     main: Any = hydra.main
@@ -127,7 +127,7 @@ def entry(task: Callable[..., Any]) -> Callable[[], Any]:
 
 
 def call(settings: Any, **more: Any) -> Any:
-    """Return what the class that `settings` name makes; `targets.check_targets` has allowed it."""
+    """Return the object that `settings` describe; `targets.check_targets` has allowed its class."""
     if NEXT:
         more["_execution_whitelist_"] = _unchecked()
     return instantiate(settings, **more)
@@ -137,7 +137,7 @@ def resolver(name: str, function: Callable[..., Any], use_cache: bool = False) -
     """Make `function` known to OmegaConf as `${name:…}`."""
     register: Any = OmegaConf.register_new_resolver
     more: dict[str, Any] = {}
-    # The name is an older function's in 2.3, which took neither option.
+    # OmegaConf 2.3 has an older function of this name, without these options.
     if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:
         register = OmegaConf.register_resolver
         more["annotation_validation"] = "off"
@@ -145,7 +145,7 @@ def resolver(name: str, function: Callable[..., Any], use_cache: bool = False) -
 
 
 def store(name: str, node: Any, group: str | None = None, package: str | None = None) -> None:
-    """Make a node known to Hydra in place of an earlier one of the name."""
+    """Make a node known to Hydra; it replaces an earlier one of the same name."""
     keep: Any = ConfigStore.instance().store
     replace = {"replace": True} if "replace" in inspect.signature(keep).parameters else {}
     keep(name=name, node=node, group=group, package=package, **replace)

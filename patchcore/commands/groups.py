@@ -38,9 +38,9 @@ def register() -> None:
 
 
 def _brought(group: str, kind: Any) -> dict[str, Any]:
-    """Return what a choice sets besides its own settings."""
+    """Return the settings outside of its group that a choice changes, too."""
     brought: dict[str, Any] = {}
-    if group == "data" and kind.CATEGORIES:  # a multirun goes over them unless some are named
+    if group == "data" and kind.CATEGORIES:  # a multirun runs all of them, unless some are named
         texts = (f"'{each}'" if each.isdigit() else each for each in kind.CATEGORIES)
         brought["hydra"] = {"sweeper": {"params": {"data.category": ",".join(texts)}}}
     if group == "method":
@@ -52,9 +52,9 @@ def _brought(group: str, kind: Any) -> dict[str, Any]:
 
 
 def _seeded(node: DictConfig) -> DictConfig:
-    """Hand the run's seed down to every seed of a group's settings.
+    """Set every seed in a group's settings to the run's seed, and return the node.
 
-    A network with random weights stays the same one, whatever else a run draws.
+    The backbone's seed is left alone: random weights stay the same whatever the run's seed is.
     """
     own = OmegaConf.get_type(node) in (Config, BackboneConfig)
     for key in node:

@@ -1,6 +1,6 @@
-"""Mistakes of a user, each told in one line that begins with the key.
+"""Mistakes of a user, each explained in one line that begins with the key.
 
-Options and choices of earlier versions are among them: they are told with their successors.
+For options and choices of earlier versions, the line names their replacement.
 """
 
 import errno
@@ -26,7 +26,7 @@ from omegaconf.errors import (
 from patchcore.errors import InputError
 
 GROUPS = {"model": "method", "search": "hparams_search"}
-"""Groups, and keys that begin with them."""
+"""Renamed groups, {earlier name: name}; keys that begin with them are renamed, too."""
 
 PRESETS = (
     *("ensemble_320", "patchcore_1", "patchcore_10", "patchcore_100", "patchcore_100_ivfpq"),
@@ -44,11 +44,14 @@ CHOICES = {
     "experiment=paper/figure_s2": "experiment=paper/figure_s1",
     "experiment=paper/figure_6": "experiment=paper/table_s5",
 }
-"""Choices of groups."""
+"""Renamed choices of groups: {earlier override: override}."""
 
 
 def successor(key: str, value: str = "") -> str | None:
-    """Return the option that took the place of `key` or its choice `value`; None if none did."""
+    """Return the override that replaces `key` of an earlier version, or its choice `value`.
+
+    None if neither was renamed.
+    """
     if value and (now := CHOICES.get(f"{key}={value}")):
         return now
     group, dot, rest = key.partition(".")
@@ -71,7 +74,7 @@ def image_successor(preset: str) -> str:
 
 
 def renamed(key: str, values: str) -> str | None:
-    """Return what to say of an override that has a successor; None if it has none.
+    """Return the message for an override that was renamed; None if it was not.
 
     Args:
         key: Key or group.
@@ -85,11 +88,11 @@ def renamed(key: str, values: str) -> str | None:
 
 
 def renamed_in_file(content: Mapping[Any, Any], in_root: bool) -> Iterator[str]:
-    """Yield what to say of what a settings file holds and earlier versions knew.
+    """Yield a message for each renamed key or choice in a settings file.
 
     Args:
-        content: Of the file.
-        in_root: Whether its keys lie at the root of all settings.
+        content: Content of the file.
+        in_root: Whether its keys are at the root of all settings.
     """
     given = []
     for default in content.get("defaults") or []:
@@ -107,9 +110,9 @@ def renamed_in_file(content: Mapping[Any, Any], in_root: bool) -> Iterator[str]:
 
 
 def explain(error: Exception) -> str | None:
-    """A user's mistake in one line that begins with the key; None if the error is a bug.
+    """Return a user's mistake in one line that begins with the key; None if the error is a bug.
 
-    Hydra and OmegaConf take several lines for it, and end with the advice to add the misspelt key.
+    Hydra's and OmegaConf's own messages take several lines, and advise to add the misspelt key.
     """
     if isinstance(error, InputError):
         return str(error)
@@ -154,17 +157,17 @@ def explain(error: Exception) -> str | None:
 
 _KINDS = {"Integer": "a whole number", "Float": "a number", "valid bool": "true or false"}
 _UNLIKE = re.compile(rf"Value '(.*)' .*({'|'.join(_KINDS)})")
-"""OmegaConf's words for a value of another type."""
+"""Matches OmegaConf's message for a value of a wrong type."""
 
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
 }
-"""Errors of files that are not the program's."""
+"""Errors with files that are not bugs of the program."""
 
 
 def _of_the_machine(error: Exception) -> str | None:
-    """A full disk, a folder that cannot be written, too little memory; else None."""
+    """Message for a full disk, a folder that cannot be written or too little memory; else None."""
     if isinstance(error, OSError) and error.errno in _DISK:
         place = error.filename or "the folder of the results"
         return f"{place}: {error.strerror}: make room or choose another folder"
@@ -176,7 +179,7 @@ def _of_the_machine(error: Exception) -> str | None:
             "data.workers: a loader process was killed, most often for lack of memory: set "
             "data.workers or data.batch_size lower"
         )
-    torch = sys.modules.get("torch")  # what is not imported yet has raised nothing
+    torch = sys.modules.get("torch")  # not imported: the error is not PyTorch's
     memory = isinstance(error, MemoryError)
     memory |= torch is not None and isinstance(error, torch.OutOfMemoryError)
     memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
@@ -195,7 +198,7 @@ def _makes_a_folder(trace: TracebackType | None) -> bool:
 
 
 def no_such_option(key: str, parent: Any) -> str:
-    """Return what to say of a key that there is not, with the nearest one of its `parent`."""
+    """Return the message for an unknown key, with the closest option of its `parent`."""
     if (now := successor(key)) is not None:
         return f"{key}: is now called {now}"
     if not is_dataclass(parent):

@@ -18,8 +18,8 @@ from patchcore.commands.targets import command_line
 from patchcore.digests import digest
 from patchcore.errors import printable
 
-LONGEST = 128  # signs of a name or group that W&B takes
-VALUE = 40  # signs of a value in a name
+LONGEST = 128  # characters of a name or group that W&B accepts
+VALUE = 40  # characters of a value in a name
 UNTOLD = (
     "artifact",
     "cache",
@@ -32,11 +32,11 @@ UNTOLD = (
     "resume",
     "trainer",
 )
-"""Beginnings of what a single run's name does not tell: it says nothing of the result."""
+"""Prefixes of keys that are left out of a single run's name: they do not change its results."""
 
 
 def run_group() -> str | None:
-    """Name that the jobs of one multirun share: that of their common folder."""
+    """Return the name that all jobs of a multirun share, from its folder; None for a single run."""
     hydra = HydraConfig.get()
     if hydra.mode is not RunMode.MULTIRUN:
         return None
@@ -44,7 +44,7 @@ def run_group() -> str | None:
 
 
 def run_name() -> str:
-    """Name of this run: what varies in its multirun, or what a single run was started with."""
+    """Return the name of this run: the settings that vary in its multirun, or a single run's."""
     hydra: Any = HydraConfig.get()
     multirun = hydra.mode is RunMode.MULTIRUN
     given = dict(_settings(hydra.overrides.task))
@@ -60,9 +60,9 @@ def run_name() -> str:
 
 
 def run_id() -> str | None:
-    """Identifier in the trackers of a multirun's point, the same when it is started again.
+    """Return the trackers' identifier of a multirun's point, which is the same after a restart.
 
-    None for a single run, which gets one of its own each time.
+    None for a single run: trackers then make a new identifier each time.
     """
     hydra: Any = HydraConfig.get()
     if hydra.mode is not RunMode.MULTIRUN:
@@ -71,19 +71,19 @@ def run_id() -> str | None:
 
 
 def tracking_folder() -> str:
-    """Folder that the runs of one multirun share, or a single run's own."""
+    """Return the absolute path of the multirun's folder, or of a single run's folder."""
     hydra = HydraConfig.get()
     multirun = hydra.mode is RunMode.MULTIRUN
     return os.path.abspath(hydra.sweep.dir if multirun else hydra.runtime.output_dir)
 
 
 def name_of(settings: dict[str, str], number: str = "") -> str:
-    """Settings as a name of at most 128 signs.
+    """Return settings as a name of at most 128 characters.
 
     Args:
         settings: {key: value as typed}.
-        number: Of the job in its multirun; goes behind a name that had to be cut, so that no two
-            jobs have the same.
+        number: Number of the job in its multirun. It is appended to a name that had to be cut, so
+            that no two jobs have the same name.
     """
     cut = False
     parts = []
@@ -93,7 +93,7 @@ def name_of(settings: dict[str, str], number: str = "") -> str:
             text, cut = f"…{text[1 - VALUE :]}", True
         parts.append(f"{printable(key)}={text}")
     name = ", ".join(parts)
-    if len(name) > LONGEST:  # the ends of keys may do
+    if len(name) > LONGEST:  # the last parts of the keys may be enough
         ends = [key.rpartition(".")[2] for key in settings]
         if len(set(ends)) == len(ends):
             name = ", ".join(
@@ -106,7 +106,7 @@ def name_of(settings: dict[str, str], number: str = "") -> str:
 
 
 def _fixed(given: Iterable[str]) -> set[str]:
-    """Keys whose last value is a single one, and so the same in every job of a multirun."""
+    """Keys whose last override has a single value, which all jobs of a multirun share."""
     swept: dict[str, bool] = {}
     for text in given:
         if not re.match(r"[+~]*[\w/@.]+=", text):
@@ -130,12 +130,12 @@ def wandb_offline() -> bool:
     """Whether W&B stays offline: unless a key is configured, or WANDB_MODE=online asks for it."""
     mode = os.environ.get("WANDB_MODE")
     if mode:
-        return mode in ("offline", "dryrun")  # W&B follows the others itself
+        return mode in ("offline", "dryrun")  # W&B reads the other modes itself
     return not (os.environ.get("WANDB_API_KEY") or _logged_in())
 
 
 def _logged_in() -> bool:
-    """Whether `wandb login` has left a key where it keeps it."""
+    """Whether `wandb login` has stored a key in the netrc file."""
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
     places = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
     for place in places:

@@ -1,4 +1,4 @@
-"""Options of the commands that take no settings: mistakes are told as elsewhere."""
+"""Command-line options of all commands except train; mistakes are reported as in train."""
 
 import argparse
 import math
@@ -13,9 +13,9 @@ if TYPE_CHECKING:  # most of these commands inspect no images and start sooner w
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that tells a mistake in one line, with what was probably meant, and exits with 1.
+    """A parser that reports a mistake in one line, with a suggestion, and exits with code 1.
 
-    Options cannot be shortened, so that scripts go on working when there are more of them.
+    Options cannot be abbreviated, so that scripts keep working when options are added.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """Parse; an option that there is not ends the program with the nearest one's name."""
+        """Parse the arguments; an unknown option ends the program and suggests the closest one."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -35,12 +35,12 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        """Tell a mistake and exit."""
+        """Print a mistake in one line and exit with code 1."""
         sys.exit(f"error: {message}")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add what says which model inspects, where, and by which thresholds."""
+    """Add the options for the model, its device and its thresholds."""
     parser.add_argument("model", metavar="MODEL", type=Path, help="folder of an artifact or export")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, …; auto: a GPU if there is one"
@@ -60,7 +60,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def score(text: str) -> float:
-    """Parse a score to compare with; NaN is refused, for nothing would be at or above it."""
+    """Parse a threshold; NaN and infinity are refused.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is not a finite number.
+    """
     try:
         value = float(text)
     except ValueError:
@@ -71,7 +75,11 @@ def score(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """Parse a number of things of which there has to be one at least."""
+    """Parse a whole number of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is another number or none.
+    """
     try:
         value = int(text)
     except ValueError:
@@ -82,14 +90,14 @@ def count(text: str) -> int:
 
 
 def asked_thresholds(options: argparse.Namespace) -> "Thresholds":
-    """Return the thresholds that were given."""
+    """Return the thresholds that the options ask for; None in place of those not given."""
     from patchcore.inspection import Thresholds
 
     return Thresholds(options.threshold, options.pixel_threshold)
 
 
 def warn_of_no_verdicts(inspector: Any, thresholds: "Thresholds") -> None:
-    """Say on stderr that there will be no verdicts, where no threshold is known."""
+    """Warn on stderr that there will be no verdicts, if no threshold is known."""
     if inspector.decision is None and thresholds.image is None:
         print(
             "warning: the model holds no threshold, so there are no verdicts: fit it with "

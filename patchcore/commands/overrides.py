@@ -1,6 +1,7 @@
-"""Overrides as they were typed, looked at before Hydra does.
+"""Checks and corrections of the overrides as they were typed, before Hydra parses them.
 
-Its parser's own words help nobody, and it would make numbers and truth values of some names.
+Messages of Hydra's parser are hard to understand, and the parser would turn some names into numbers
+or truth values.
 """
 
 import os
@@ -28,15 +29,15 @@ from patchcore.tracking import presets
 
 
 def as_typed(arguments: Sequence[str]) -> list[str]:
-    """Arguments of the command line, with quotes around what is a name and looks like a number.
+    """Return the arguments of the command line, with quotes around names that look like numbers.
 
-    These are the names of data sets' folders and categories: `data.category=01,1e3,null` becomes
-    `data.category='01','1e3','null'`, and `[1,2]`, which is several in one memory, `['1','2']`.
-    Other values with quotes, brackets or interpolations stay as they are. null stays null where a
-    data set knows it.
+    These are names of folders and categories: `data.category=01,1e3,null` becomes
+    `data.category='01','1e3','null'`, and `[1,2]` (several categories in one memory) becomes
+    `['1','2']`. Other values with quotes, brackets or interpolations do not change. null stays null
+    for settings of a data set that may be null.
 
     Raises:
-        InputError: an argument, or the path of the current folder, is not UTF-8, so that no
+        InputError: An argument, or the path of the current folder, is not UTF-8, so that no
             settings file could hold it.
     """
     for text, what in [*((argument, "argument") for argument in arguments), (_here(), "folder")]:
@@ -58,14 +59,15 @@ _MEANT = {
     "layers": ("layers.names", r"\[.*\]|\d(\+\d)*(,\d(\+\d)*)*"),
     "patch": ("patch.size", _NUMBERS),
 }
-"""Settings that a value given to their group is meant for, and the values: {group: (key, …)}."""
+"""Settings that stand for their group if the value matches: {group: (key, pattern of values)}."""
 _SWITCHED = {"true": "all", "false": "none"}
 
 
 def _in_full(argument: str) -> str:
-    """Return `patch.size=3` for `patch=3`, and `layers.names=[2,3]` for `layers=2+3`.
+    """Return an abbreviated override in full.
 
-    Whoever wants an artifact types `artifact=true`, which is `artifact.keep=all`.
+    `patch=3` becomes `patch.size=3`, `layers=2+3` becomes `layers.names=[2,3]`, and `artifact=true`
+    becomes `artifact.keep=all`.
     """
     group, _, value = argument.partition("=")
     key, values = _MEANT.get(group, ("", ""))
@@ -89,7 +91,7 @@ def _kept(word: str) -> str:
 
 @cache
 def _names() -> dict[str, bool]:
-    """Keys whose values are text, and whether null is a value too."""
+    """Keys of settings whose values are text: {key: whether null is a value, too}."""
     found: dict[str, bool] = {}
     for schema in SCHEMAS["data"].values():
         for option in fields(schema):
@@ -122,7 +124,7 @@ def _quoted(word: str, nullable: bool) -> str:
         return word
     try:
         value = OverridesParser.create().parse_override(f"name={text}").value()
-    except HydraException:  # Hydra tells so itself
+    except HydraException:  # Hydra reports this itself
         return word
     return f"'{text}'" if value is None or isinstance(value, bool | int | float) else word
 
@@ -140,7 +142,7 @@ _SEVERAL = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Refuse what cannot be meant as it was typed.
+    """Refuse overrides that cannot be meant as they were typed.
 
     Args:
         arguments: Of the command line, without the program.
@@ -174,7 +176,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def quoted(argument: str) -> str:
-    """`key=value` with the value as text whatever it holds, as typed in bash or zsh.
+    """Return `key=value` quoted for bash or zsh, so that Hydra reads the value as plain text.
 
     >>> print(quoted("data.root=/a/b=c (2)"))
     "data.root='/a/b=c (2)'"
@@ -200,7 +202,7 @@ def choices() -> dict[str, list[str]]:
 
 
 def _presets(folder: Traversable, group: str) -> Iterator[tuple[str, str]]:
-    """Group and name of every preset below a folder; one in a subfolder is also `folder/name`."""
+    """Yield group and name of each preset below a folder; in a subfolder, also `folder/name`."""
     for entry in folder.iterdir():
         if entry.is_dir():
             inner = f"{group}/{entry.name}" if group else entry.name
@@ -264,7 +266,7 @@ def _below(settings: DictConfig, prefix: str) -> Iterator[str]:
 
 
 def _check_choice(override: Override, argument: str) -> None:
-    """Refuse a number or nothing where a group's choice belongs."""
+    """Refuse a number, or null, as the choice of a group."""
     group = override.key_or_group
     names = choices().get(group)
     if not group:

@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     thresholds = asked_thresholds(options)
     paths: Iterable[Path] = named_images(images)
     if not endless(images):
-        paths = list(paths)  # a mistake in the last argument is told before any work
+        paths = list(paths)  # a mistake in any argument is reported before any work
         if not paths:
             raise InputError(f"IMAGES: there are none in {printable(' or '.join(images))}")
     warn_of_no_verdicts(inspector, thresholds)
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
             counts = _write(results, WRITERS[options.format](file), _bar(paths, options.output))
             if not counts.inspected + counts.broken:  # an earlier file stays as it was
                 raise InputError("IMAGES: stdin names none")
-    except BrokenPipeError:  # whoever read the results, such as head, has had enough
+    except BrokenPipeError:  # the reader of the results, such as head, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     print(counts.sentence(), file=sys.stderr)
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> None:
-    """Refuse to write results over what the command is to read."""
+    """Refuse an output that would overwrite the model or the images."""
     if output is None:
         return
     if output.suffix.lower() in FORMATS:
@@ -106,19 +106,19 @@ def _real(path: Path) -> str:
 
 
 class Counts:
-    """Numbers of images by what became of them."""
+    """Counts of images that were inspected, judged, found anomalous, or could not be inspected."""
 
     def __init__(self) -> None:
         self.inspected = self.judged = self.anomalous = self.broken = 0
 
     def sentence(self) -> str:
-        """All of them in one line."""
+        """Return all counts in one line."""
         found = f"{self.anomalous:,} anomalous" if self.judged else "no verdicts: no threshold"
         text = f"{self.inspected:,} inspected, {found}"
         return text + (f"; {self.broken:,} could not be inspected" if self.broken else "")
 
     def code(self) -> int:
-        """Exit code: see `EPILOG`."""
+        """Return the exit code: see `EPILOG`."""
         return ANOMALIES if self.anomalous else int(bool(self.broken))
 
 
@@ -150,8 +150,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--maps",
         choices=[each.value for each in MapFormat],
-        help="write each anomaly map in its image's own size: as a 16-bit PNG, which says how to "
-        "read it, or as the scores themselves",
+        help="write each anomaly map in its image's own size: as a 16-bit PNG, which records how "
+        "to convert it to scores, or as a NumPy file of the scores",
     )
     parser.add_argument(
         "--overlays", action="store_true", help="write each image with its regions outlined"
@@ -193,7 +193,7 @@ def _parser() -> Parser:
 
 
 def _pictures(options: argparse.Namespace) -> Pictures | None:
-    """Pictures that are asked for; they must not become images of the next run."""
+    """Pictures that the options ask for; their folder must not be inspected by the next run."""
     if options.maps is None and not options.overlays:
         return None
     folder = options.folder.expanduser()
@@ -212,7 +212,13 @@ def _pictures(options: argparse.Namespace) -> Pictures | None:
 
 @contextmanager
 def _output(path: Path | None) -> Iterator[IO[str]]:
-    """File of the results; names that are not UTF-8 keep their bytes in JSON alone."""
+    """Yield the file of the results, in UTF-8; without a path, stdout.
+
+    Names that are not UTF-8 are exact in JSON lines only.
+
+    Raises:
+        InputError: The folder of the file does not exist.
+    """
     if path is None:
         yield sys.stdout
         return
@@ -224,7 +230,7 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
 
 
 def _bar(paths: Iterable[Path], output: Path | None) -> Any:
-    """Progress on stderr, if that is a terminal and the results do not go there too."""
+    """Progress bar on stderr, unless results go to the terminal or stderr is not a terminal."""
     return tqdm(
         desc="Inspecting",
         total=len(paths) if isinstance(paths, list) else None,

@@ -1,4 +1,4 @@
-"""`patchcore report`: any set of run folders as a page, Markdown and CSV."""
+"""`patchcore report`: compare any set of run folders in a page, Markdown and CSV."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from patchcore.report.table import read_runs
 
 
 def main() -> None:
-    """Parse, read, write."""
+    """Entry point: `patchcore report DIR…`."""
     parser = Parser(
         description="Compare runs: write a self-contained HTML page, a Markdown table and two CSV "
         "tables."

@@ -26,16 +26,19 @@ def register_resolvers() -> None:
 
 
 def in_multirun() -> bool:
-    """Return whether this run is one of several."""
+    """Return whether this run is a job of a multirun."""
     return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def paper(
     tables: str, method: str = "", column: Any = "", *, _root_: DictConfig
 ) -> dict[str, float]:
-    """Return what the paper's `tables` state for this run (see `patchcore.paper.stated`).
+    """Return the paper's values for this run, {metric: value}: see `patchcore.paper.stated`.
 
-    `method` is the run's own unless given, as the paper calls it: patchcore_10, spade, ….
+    Args:
+        tables: Names of the paper's tables, separated by blanks.
+        method: Method as the paper calls it, such as patchcore_10 or spade; by default the run's.
+        column: Number of shots or network, where the tables have such columns.
     """
     choices = HydraConfig.get().runtime.choices
     method = method or _paper_method(choices, _root_)
@@ -55,5 +58,5 @@ def _paper_method(choices: Mapping[str, Any], cfg: DictConfig) -> str:
 
 
 def unique() -> str:
-    """Return digits that tell runs of one second apart; one command always gets the same."""
-    return secrets.token_hex(4)  # of the system: no seed may make it repeat
+    """Return random digits that distinguish runs of the same second; one value per command."""
+    return secrets.token_hex(4)  # from the system's generator, which no seed affects

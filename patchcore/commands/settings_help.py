@@ -21,26 +21,26 @@ usage: patchcore train [OPTION=VALUE …] [--multirun] [--cfg job]
 Fit a method to nominal images, test it, and write the results to a folder.
 
 examples:
-  patchcore train                          images that it draws itself
+  patchcore train                                          generated images
   patchcore train data=folder data.root=DIR                images of your own
   patchcore train data=mvtec data.root=DIR data.category=bottle coreset=random
   patchcore train --multirun patch.size=1,3,5 seed=0,1,2   every combination
   patchcore train --multirun experiment=paper/table_1 data.root=DIR
   patchcore train method=spade --cfg job   show all settings, run nothing
 """
-COLUMN = 24  # where texts begin
+COLUMN = 24  # column where help texts begin
 
 
 def settings_help(width: int | None = None) -> str:
     """Return the help: examples, the choices of every group, and every option.
 
     Args:
-        width: Columns that a line may have; 0: each group and option is one line, which `grep`
-            finds whole. The terminal's unless given, or 0 where there is no terminal.
+        width: Largest width of a line, in characters; 0: one line per group or option, for `grep`.
+            By default that of the terminal, at most 100; 0 if stdout is not a terminal.
     """
     if width is None:
         width = min(shutil.get_terminal_size().columns, 100) if sys.stdout.isatty() else 0
-    lines = [*USAGE.splitlines(), "", "groups: GROUP=CHOICE makes all settings of the choice"]
+    lines = [*USAGE.splitlines(), "", "groups: GROUP=CHOICE sets all settings of the choice"]
     for group, names in sorted(choices().items()):
         if group == group.partition("/")[0] != "hydra" or group.startswith("hydra/"):
             lines += _entry(group, ", ".join(names), width)
@@ -53,7 +53,7 @@ def settings_help(width: int | None = None) -> str:
 
 
 def options() -> Iterator[tuple[str, Field[Any], Any]]:
-    """Yield key, declaration and type of every option; of groups with choices, those of each."""
+    """Yield key, declaration and type of every option, including those of each choice."""
     kinds = get_type_hints(Config)
     for option in fields(Config):
         if option.name in SCHEMAS:
@@ -76,7 +76,7 @@ def _group_options(group: str, kind: Any) -> Iterator[tuple[str, Field[Any], Any
 def _choices_options(
     group: str, registry: Mapping[str, Any]
 ) -> Iterator[tuple[str, Field[Any], Any]]:
-    """Yield what all choices have once, and of each choice the others."""
+    """Yield each option of a group's choices once, with the choices that have it."""
     found = {
         name: {key: (option, kind) for key, option, kind in _group_options(group, each)}
         for name, each in registry.items()
@@ -101,14 +101,14 @@ def _choices_options(
 
 
 def _noted(option: Field[Any], notes: Mapping[str, Any]) -> Field[Any]:
-    """Return a declaration of the same default with other notes."""
+    """Return a declaration with the same default and other notes."""
     if option.default_factory is not MISSING:
         return field(default_factory=option.default_factory, metadata=notes)
     return field(default=option.default, metadata=notes)
 
 
 def _entry(head: str, text: str, width: int) -> list[str]:
-    """Return a head and its text in lines, beside each other if the head is short."""
+    """Return the lines of an entry: the head, and the text beside it or, if it is long, below."""
     if not width:
         return [f"  {head}".ljust(COLUMN - 2) + f"  {text}".rstrip()]
     indent = " " * COLUMN
@@ -121,7 +121,7 @@ def _entry(head: str, text: str, width: int) -> list[str]:
 
 
 def _said(option: Field[Any]) -> str:
-    """Return help, unit and range of an option as its declaration has them."""
+    """Return help, unit and range of an option in one text."""
     unit, bounds = option.metadata.get("unit", ""), allowed_range(option)
     more = [*([unit] if unit else []), *([bounds] if bounds else [])]
     text = str(option.metadata.get("help", ""))
@@ -129,7 +129,7 @@ def _said(option: Field[Any]) -> str:
 
 
 def type_name(kind: Any) -> str:
-    """Return the type of an option in words: text, integer, or its values."""
+    """Return the type of an option in words, such as integer, or the list of its values."""
     if get_origin(kind) in (Union, UnionType):
         inner = [type_name(each) for each in get_args(kind) if each is not type(None)]
         return " or ".join([*inner, "null"])
@@ -144,13 +144,13 @@ def type_name(kind: Any) -> str:
 
 
 def default_text(key: str, option: Field[Any]) -> str:
-    """Return ` = ` and the default of an option; empty where there is none to show."""
+    """Return ` = ` and the default of an option; empty if it has no default to show."""
     if re.search(r"\.(\w+_)?seed\b", key) and not key.startswith("backbone"):
         return " = the run's seed"
     value = option.default
     if option.default_factory is not MISSING:
         value = option.default_factory()
-    # In a mapping, and where a group has to be chosen, there is none to show.
+    # Mappings, and groups that have to be chosen, have no default to show.
     return "" if value is MISSING or value in ("???", {}) else f" = {_shown(value)}"
 
 

@@ -1,4 +1,4 @@
-"""The end of a multirun: which points failed, and why. Works with any launcher."""
+"""The end of a multirun: failed points and their errors, and the report. For any launcher."""
 
 import json
 import os
@@ -31,27 +31,27 @@ from patchcore.tracking import track_failure, track_multirun
 from patchcore.yaml_text import settings_in
 
 ERROR_FILE = "error.txt"
-"""File in the folder of a point that failed: why, and for anything but bad input the traceback."""
+"""File in the folder of a failed point: the reason and, unless it is bad input, the traceback."""
 _NAME = "PATCHCORE_MULTIRUN"  # environment variable that names the multirun to its jobs
-_LAUNCHERS = {"joblib", "submitit", "ray", "concurrent"}  # whose errors mean that a job died
+_LAUNCHERS = {"joblib", "submitit", "ray", "concurrent"}  # their errors mean that a job died
 
 
 @dataclass
 class Multirun:
-    """A multirun of this process."""
+    """A multirun that this process has started."""
 
     folder: Path
     start: float  # seconds since the epoch
     name: str
     search: bool  # whether a sweeper looks for the best point
-    before: dict[Path, int]  # times of change of what started earlier points there, nanoseconds
+    before: dict[Path, int]  # files of earlier points there, and when they changed, in nanoseconds
 
     def points(self) -> list[Path]:
-        """Folders of the points that it has started, in their order."""
+        """Return the folders of the points that the multirun has started, in order."""
         return _points(self.folder, self.start, self.before)
 
     def failures(self) -> list[tuple[Path, str]]:
-        """Return those that did not finish, and why."""
+        """Return the folders of the points that did not finish, each with the reason."""
         return failures(self.folder, self.start, self.name, self.before)
 
 
@@ -59,38 +59,39 @@ _multiruns: list[Multirun] = []
 
 
 class Conclusion(Callback):
-    """Remembers where a multirun of this process keeps its points; `concluded` reads them.
+    """Hydra callback that records where a multirun keeps its points, for `concluded`.
 
-    It also lets go of the settings of points that have ended, which Hydra would hold to the end of
+    It also frees the settings of points that have ended, which Hydra would keep until the end of
     the multirun: half a megabyte for each.
     """
 
     _ended: Any = None
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Called by Hydra; other callbacks may still read the settings of this point."""
+        """Free the settings of the point before; other callbacks may still read this point's."""
         if self._ended is not None:
             self._ended.cfg = self._ended.hydra_cfg = None
         self._ended = job_return
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra."""
+        """Record the multirun; called by Hydra."""
         os.environ[_NAME] = secrets.token_hex(4)
         search = not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
         folder = Path(str(config.hydra.sweep.dir))
         start = time.time() - 2  # file systems may round times
-        # Clocks may jump, and those of file servers differ: what is new there counts, too.
+        # Clocks may jump, and those of file servers differ, so new or changed files count, too.
         before = {path: path.stat().st_mtime_ns for path in _started(folder)}
         _multiruns.append(Multirun(folder, start, os.environ[_NAME], search, before))
         if "joblib" in str(config.hydra.launcher.get("_target_")):
-            with suppress(ImportError, AttributeError):  # another joblib: a convenience less
+            with suppress(ImportError, AttributeError):  # another joblib, without this convenience
                 shield_workers()
 
 
 def shield_workers() -> None:
-    """Block Ctrl-C in processes that joblib starts from now on; it is left to the command.
+    """Block Ctrl-C in processes that joblib starts from now on, because the command handles it.
 
-    Until `commands.job` ignores it there, each would print a traceback from its imports.
+    Otherwise each would print a traceback while it imports modules, before `commands.job` ignores
+    the signal.
     """
     starter: Any = import_module("joblib.externals.loky.backend.fork_exec")
     plain = starter.fork_exec
@@ -109,11 +110,11 @@ def shield_workers() -> None:
 
 
 def record_failure(folder: Path, error: BaseException) -> None:
-    """Leave word of why the point in `folder` failed; a full disk takes it from the screen only."""
+    """Write the reason why the point in `folder` failed; if that is impossible, print it."""
     text = explain(error) if isinstance(error, Exception) else str(error)
     if text is None:
         text = f"{type(error).__name__}: {error}\n\n" + "".join(traceback.format_exception(error))
-    # While another run is in the folder, nothing of it may change.
+    # Another run uses the folder, so its error file must not change.
     name = _refusal(os.environ.get(_NAME, "")) if isinstance(error, InUseError) else ERROR_FILE
     try:
         (folder / name).write_text(text.rstrip() + "\n", "utf-8", "backslashreplace")
@@ -124,8 +125,8 @@ def record_failure(folder: Path, error: BaseException) -> None:
 def track_failed(
     cfg: DictConfig, origin: Mapping[str, Any], folder: Path, error: Exception
 ) -> None:
-    """Leave a failed point in its trackers, with the settings that can be resolved."""
-    if isinstance(error, InUseError):  # nothing of the other run's may change
+    """Record a failed point in its trackers, with the settings that can be resolved."""
+    if isinstance(error, InUseError):  # the trackers of the other run must not change
         return
     settings = {str(key): value for key in cfg if (value := _plain(cfg, str(key))) is not None}
     told = InputError(text) if (text := explain(error)) is not None else error
@@ -137,7 +138,7 @@ def track_failed(
 
 
 def _plain(cfg: DictConfig, key: str) -> Any:
-    """A group of settings as plain values; None if it does not resolve, which may be its error."""
+    """A group of settings as plain values; None if it cannot be resolved."""
     try:
         value = cfg[key]
         if OmegaConf.is_config(value):
@@ -153,10 +154,15 @@ def failures(
     name: str = "",
     before: Mapping[Path, int] | None = None,
 ) -> list[tuple[Path, str]]:
-    """Points below a multirun's folder that it has started and that did not finish.
+    """Return the points of a multirun that did not finish: their folders and the reasons.
 
-    Earlier results may lie in their folders all the same. `name` is the multirun's; for `since` and
-    `before` see `Multirun`.
+    Their folders may still hold earlier results.
+
+    Args:
+        folder: Folder of the multirun.
+        since: Start of the multirun, in seconds since the epoch: see `Multirun.start`.
+        name: Name of the multirun.
+        before: Files of earlier points: see `Multirun.before`.
     """
     found = []
     for point in _points(folder, since, before):
@@ -172,11 +178,12 @@ def failures(
 
 @contextmanager
 def concluded() -> Iterator[None]:
-    """List the points of this process's multirun that failed, whatever ended it.
+    """Print the failed points of this process's multirun when it ends, for whatever reason.
 
     Raises:
-        SystemExit: Some failed; with exit code 1.
-        Stopped: With what is kept.
+        SystemExit: Points failed; the exit code is 1.
+        Stopped: A signal came; the message says which points are kept.
+        InputError: The multirun itself failed, and no point did.
     """
     _multiruns.clear()
     try:
@@ -200,7 +207,7 @@ def concluded() -> Iterator[None]:
 
 
 def _conclude() -> bool:
-    """Print what there is to tell of this process's multiruns; whether any point failed."""
+    """Print the outcome of this process's multiruns; return whether any point failed."""
     missing = []
     for multirun in _multiruns:
         missing += multirun.failures()
@@ -217,7 +224,7 @@ def _conclude() -> bool:
 
 
 def _explained(error: Exception) -> str | None:
-    """The error that ended a multirun in one line, None if it is a bug."""
+    """Return the error that ended a multirun in one line; None if it is a bug."""
     if _multiruns and type(error).__module__.partition(".")[0] in _LAUNCHERS:
         return (
             f"hydra/launcher: a job was killed or ended without a result ({type(error).__name__}), "
@@ -230,14 +237,14 @@ def _explained(error: Exception) -> str | None:
             "one"
         )
     message = explain(error)
-    # A point tells its own errors by itself; Hydra's own are told by their key.
+    # Points record their own errors, so this is one with the folder of the multirun or run.
     if isinstance(error, OSError) and not isinstance(error, HydraException) and message:
         return f"hydra.{'sweep' if _multiruns else 'run'}.dir: {message}"
     return message
 
 
 def _tell_undefined(multirun: Multirun) -> None:
-    """Tell which finished points the search could not use, by the reason."""
+    """Print the finished points that the search could not use, grouped by reason."""
     points = defaultdict(list)
     for point in multirun.points():
         try:
@@ -253,7 +260,7 @@ def _tell_undefined(multirun: Multirun) -> None:
 
 
 def _tell_best(multirun: Multirun) -> None:
-    """Print where the best point's model is, if it alone was to be kept."""
+    """Print the path of the best point's artifact, if `artifact.keep` is `best`."""
     found = holders(multirun.folder) if os.path.isdir(multirun.folder) else []
     for point in found:
         if _setting(point, "artifact", "keep") == "best":
@@ -261,13 +268,13 @@ def _tell_best(multirun: Multirun) -> None:
 
 
 def _summarise(multirun: Multirun) -> None:
-    """Write the multirun's report, print its best points, and leave its summary in its trackers.
+    """Write the multirun's report, print its best points, and add a summary to its trackers.
 
-    A tracker that cannot be reached is told.
+    Print a warning if a tracker cannot be reached.
     """
     if not multirun.points():
         return
-    from patchcore.report.conclusion import conclude  # templates that a start can do without
+    from patchcore.report.conclusion import conclude  # here: it would slow down the start
 
     print("", *conclude(multirun.folder), sep="\n")
     try:
@@ -286,7 +293,7 @@ def _kept(multirun: Multirun) -> str:
 
 
 def _points(folder: Path, since: float, before: Mapping[Path, int] | None = None) -> list[Path]:
-    """Folders of the points that were started after `since` or are not as `before`, in order."""
+    """Folders of the points that were started after `since` or changed after `before`, in order."""
     found = []
     for path in _started(folder):
         status = path.stat()
@@ -298,7 +305,7 @@ def _points(folder: Path, since: float, before: Mapping[Path, int] | None = None
 
 def _started(folder: Path) -> list[Path]:
     """Files that Hydra writes as it starts the points of a multirun, in their order."""
-    if not os.path.isdir(folder):  # unlike Path's, it takes a name that is too long
+    if not os.path.isdir(folder):  # Path.is_dir raises an error for a name that is too long
         return []
     return sorted(folder.rglob(".hydra/overrides.yaml"), key=numerically)
 

@@ -1,8 +1,8 @@
-"""Classes that settings may name: `_target_` in files, and what Hydra itself would call.
+"""Checks of the classes that settings name as `_target_`, so that files cannot run other code.
 
-The command line is the user's own word and may name any class. So may the presets of this package.
-A settings file from elsewhere (`--config-dir`, `--config-path`, `hydra.searchpath`) may name no
-more than Lightning's Trainer, loggers and callbacks, and Hydra's own launchers and sweepers.
+The user types the command line, so it may name any class. So may the presets of this package. A
+settings file from elsewhere (`--config-dir`, `--config-path`, `hydra.searchpath`) may only name
+Lightning's Trainer, loggers and callbacks, Hydra's launchers and sweepers, and Optuna's samplers.
 """
 
 import json
@@ -26,20 +26,20 @@ from patchcore.tracking import TRACKERS
 
 ALLOWED = "Lightning's Trainer, loggers and callbacks (pytorch_lightning.loggers.CSVLogger, …)"
 VARIABLE = "PATCHCORE_COMMAND_LINE"
-"""Hands the command line to the processes of a launcher, as JSON."""
+"""Environment variable that passes the command line, as JSON, to the processes of a launcher."""
 OWN = ("patchcore.conf", "hydra.conf")
 """Packages whose settings files are trusted."""
 HYDRA_KEYS = {
     *("launcher", "mode", "output_subdir", "run", "searchpath", "sweep", "sweeper", "verbose"),
     *("job.chdir", "job.name"),
 }
-"""Settings of Hydra that files from elsewhere may make; others can load or call other code."""
+"""Settings of Hydra that files from elsewhere may change; others could run other code."""
 CONCLUSION = "patchcore.commands.sweep.Conclusion"
 RESOLVERS = {
     *("hydra", "now", "oc.env", "oc.select", "oc.deprecated"),
     *("in_multirun", "paper", "run_group", "run_name", "unique", "wandb_offline"),
 }
-"""Resolvers that give no mappings, which could hold a `_target_`, from text."""
+"""Resolvers that files from elsewhere may use: they cannot make mappings with a `_target_`."""
 
 _typed: list[str] = json.loads(os.environ.get(VARIABLE, "[]"))  # read before a job can change it
 
@@ -48,26 +48,26 @@ def guard(arguments: list[str] | None = None) -> None:
     """Remember the command line and check every settings file from elsewhere as Hydra loads it.
 
     Args:
-        arguments: Of the command, without its name; those of this process unless given.
+        arguments: Arguments of the command, without its name; by default those of this process.
     """
     _typed[:] = sys.argv[1:] if arguments is None else arguments
     os.environ[VARIABLE] = json.dumps(_typed)
-    Plugins.instance()  # registers Hydra's own sources, which these replace
+    Plugins.instance()  # registers Hydra's own sources, which are replaced here
     types = SourcesRegistry.instance().types
     types["file"] = FileConfigSource
     types["pkg"] = ImportlibResourcesConfigSource
 
 
 def command_line() -> list[str]:
-    """Arguments of the command that this process, or the one that launched it, was started with."""
+    """Return the command-line arguments of this process, or of the process that launched it."""
     return list(_typed)
 
 
 def check_targets(key: str, settings: Any) -> None:
-    """Check every class that `settings` name, before any is called.
+    """Check every class that `settings` name, before any of them is called.
 
     Raises:
-        InputError: One is neither named on the command line nor allowed.
+        InputError: A class is neither named on the command line nor allowed in files.
     """
     for place, name in _targets(settings, key):
         if not (isinstance(name, str) and (_is_typed(name) or _is_known(name))):
@@ -75,15 +75,15 @@ def check_targets(key: str, settings: Any) -> None:
 
 
 def build(key: str, settings: Any, **more: Any) -> Any:
-    """An object of Lightning's from its `_target_` and arguments.
+    """Return an object from the `_target_` and the arguments in `settings`.
 
     Raises:
-        InputError: It does not take them, what it needs is not there, or a class may not be named.
+        InputError: The class refuses the arguments, cannot be imported or may not be named.
     """
     check_targets(key, settings)
     try:
         return call(settings, **more)
-    except Exception as error:  # Hydra 1.3 wraps what a class raises, 1.4 hands it on
+    except Exception as error:  # Hydra 1.3 wraps the errors of a class, 1.4 does not
         raise InputError(f"{key}: {' '.join(str(error.__cause__ or error).split())}") from error
 
 
@@ -112,7 +112,7 @@ class ImportlibResourcesConfigSource(
 
 
 def _checked(file: str, config_path: str, result: ConfigResult) -> ConfigResult:
-    """`result` unless it asks for what a file from elsewhere may not have."""
+    """Return `result`; raise InputError if it has something that is not allowed in such a file."""
     file = f"{file.removesuffix('.yaml')}.yaml"
     content = OmegaConf.to_container(result.config, resolve=False)
     if isinstance(content, dict):
@@ -125,7 +125,7 @@ def _checked(file: str, config_path: str, result: ConfigResult) -> ConfigResult:
 
 
 def _problems(content: dict[Any, Any], package: list[str]) -> Iterator[str]:
-    """Reasons to refuse the content of a file whose keys lie in `package`, in one line each."""
+    """Yield reasons to refuse a file, one line each; `package` is the path of its keys."""
     for place, name in _targets(content):
         if not (isinstance(name, str) and (_is_known(name) or _is_hydras(name))):
             yield f"{place}={name}: {_advice(place, name)}"
@@ -173,7 +173,7 @@ def _hydra_problems(hydra: Mapping[Any, Any]) -> Iterator[str]:
 
 
 def _targets(settings: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Key and value of every `_target_` at any depth."""
+    """Yield key and value of every `_target_` at any depth."""
     items: Any = ()
     if isinstance(settings, Mapping):
         items = settings.items()
@@ -187,7 +187,7 @@ def _targets(settings: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _texts(content: Any) -> Iterator[str]:
-    """Every key and text at any depth."""
+    """Yield every key and text at any depth."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, Mapping):
@@ -221,7 +221,7 @@ def _is_lightning(name: str) -> bool:
 
 
 def _is_hydras(name: str) -> bool:
-    """Whether `name` is a launcher or sweeper of Hydra's, a sampler of Optuna's or our callback."""
+    """Whether `name` is a launcher or sweeper of Hydra, a sampler of Optuna, or `CONCLUSION`."""
     if name == CONCLUSION:
         return True
     allowed = r"(hydra_plugins|hydra\._internal\.core_plugins|optuna\.samplers)(\.\w+)+"

@@ -1,4 +1,4 @@
-"""`patchcore test`: the metrics of a run's test, of an artifact or an export."""
+"""`patchcore test`: test an artifact or an export on a data set, with the metrics of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ FILES = ("scores.csv", "metrics.json")
 
 
 def main() -> None:
-    """Parse, measure, print."""
+    """Entry point: `patchcore test MODEL KEY=VALUE…`."""
     parser = Parser(
         prog="patchcore test",
         description="Measure a model that patchcore train artifact=true has saved, or an export "
@@ -56,15 +56,17 @@ def main() -> None:
 
 
 def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
-    """Return the data to test on: what was kept, changed as `overrides` ask.
+    """Return the settings of the data to test on: those in `kept`, changed by `overrides`.
 
     Args:
         kept: Settings of the data that the model was fitted to, if they are known.
         overrides: `data=NAME` and `data.KEY=VALUE`.
 
     Raises:
-        InputError: There is no such data set or setting, or none was kept and none is named.
-        omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
+        InputError: An override is not one of these, there is no such data set, a number is out of
+            range, or no data set is known.
+        omegaconf.errors.OmegaConfBaseException: A setting does not exist, or its value is missing
+            or of a wrong type.
     """
     chosen, settings = None, []
     for override in overrides:
@@ -100,7 +102,7 @@ def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
 
 
 def _check_output(folder: Path) -> None:
-    """Refuse a file, and a folder with results, which are never overwritten."""
+    """Refuse a file, and a folder that holds results, because results are never overwritten."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output: {folder} is a file: name a folder")
     for name in FILES:

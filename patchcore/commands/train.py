@@ -22,7 +22,7 @@ from patchcore.keeping import objectives
 from patchcore.runfolder import METRICS
 
 _OUTSIDE = {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"}
-"""Variables of a process that torchrun or SLURM may have started with others."""
+"""Environment variables of a process that torchrun or SLURM may have started with others."""
 
 register()
 
@@ -52,10 +52,10 @@ def main() -> None:
 
 
 def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
-    """Hydra's task function: what a sweeper looks for, or None for a point that failed.
+    """Run one job for Hydra, and return its objectives for a sweeper.
 
-    A sweeper also gets None where an objective is undefined, which it counts as a failed trial.
-    A module's function, so that launchers can name it to other processes.
+    None for a point that failed, or whose objective is undefined; sweepers count both as failed
+    trials. It is a function of a module, so that launchers can pickle it for other processes.
     """
     run = HydraConfig.get()
     folder = Path(run.runtime.output_dir)
@@ -63,7 +63,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
     with job():
         try:
             (folder / ERROR_FILE).unlink(missing_ok=True)
-            config = to_config(cfg)  # fills in cfg what follows from the weights
+            config = to_config(cfg)  # also fills in values in cfg that depend on the weights
             from patchcore.runner import run as run_one  # Lightning takes seconds, a mistake none
 
             done = run_one(
@@ -76,7 +76,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
             )
         except Exception as error:
             raise_if_stopped()
-            if multirun:  # the other points go on; `concluded` tells in the end
+            if multirun:  # the other points go on; `concluded` lists the failed ones in the end
                 record_failure(folder, error)
                 track_failed(cfg, origin(run), folder, error)
                 return None
@@ -88,26 +88,26 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
             else:
                 stop.kept = _kept(folder)
             raise
-    if not done.record:  # the first process of the run tells
+    if not done.record:  # only the first process of the run prints
         return None
     print(done.text)
     return objectives(done.record, list(cfg.objectives), done.warm, done.costs)
 
 
 def origin(run: HydraConf) -> dict[str, Any]:
-    """Return how Hydra was asked for a run: `choices` of its groups and `overrides`."""
+    """Return how the run was started: Hydra's `choices` of groups and its `overrides`."""
     return {"choices": dict(run.runtime.choices), "overrides": list(run.overrides.task)}
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, with nothing left to interpolate."""
+    """Return the configuration as plain values, with all interpolations resolved."""
     values = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
 def _kept(folder: Path) -> str:
-    """Sentence on what is left after an interruption of a run, and how to go on."""
+    """Sentence that says what an interrupted run has left, and how to continue."""
     left = (
         f"the earlier results in {folder} are as they were" if (folder / METRICS).is_file() else ""
     )

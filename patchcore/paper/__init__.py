@@ -1,9 +1,9 @@
-"""The numbers that the paper prints, one file a table, in its own units.
+"""The numbers that the PatchCore paper prints (Roth et al.), one file per table, in its own units.
 
-Each row is a metric of a method; each column an average or one category, data set, number of shots
-or share of the memory. What the paper leaves out is "-"; repeats are "mean ± deviation". Cells that
-cannot be right are named in `DOUBTFUL`. The figures' values are not printed; two of the text are in
-text.csv.
+Each row is a metric of a method; each column is an average, a category, a data set, a number of
+shots or a share of the memory. A cell that the paper leaves out is "-"; repeats are "mean ±
+deviation". Cells that cannot be right are listed in `DOUBTFUL`. Figures print no values; text.csv
+has two that only the running text states.
 """
 
 import csv
@@ -14,17 +14,17 @@ from pathlib import Path
 from patchcore.metrics import METRICS
 
 CATEGORIES = {"mvtec": 15, "mstc": 12}
-"""Number of categories that the paper averages over, by choice of the group data."""
+"""Number of categories that the paper averages over: {choice of the group data: number}."""
 NAMES = {"seconds_per_image": "milliseconds_per_image"}
-"""Our names of metrics, where they differ from the files'."""
+"""Names of metrics in `patchcore.metrics` that differ from the files: {name in a file: ours}."""
 AVERAGE = "average_"
-"""Begins the name of a value that is a mean over all categories of the data set."""
+"""Prefix of the name of a value that is a mean over all categories of the data set."""
 DOUBTFUL = {
     ("table_4", "aupro error", "ensemble_320", "average"): "100 - 94.9 is 5.1, not 5.6",
     ("table_s1", "image_auroc", "DifferNet", "average"): "its categories average 94.7",
     ("table_s6", "image_auroc", "patchcore_10", "wide_resnet50_2"): "Table 1 has 99.0",
 }
-"""{(table, metric, method, column): why}."""
+"""Reasons to doubt a cell: {(table, metric, method, column): reason}."""
 
 Table = Mapping[tuple[str, str], Mapping[str, str]]
 """{(metric, method): {column: cell}}, as printed."""
@@ -32,29 +32,34 @@ Table = Mapping[tuple[str, str], Mapping[str, str]]
 
 @cache
 def table(name: str) -> Table:
-    """One of the paper's tables: `table_1` to `table_6`, `table_s1` to `table_s6`, `text`."""
+    """Return one of the paper's tables: `table_1` to `table_6`, `table_s1` to `table_s6`, `text`.
+
+    Raises:
+        FileNotFoundError: There is no such table.
+    """
     with (Path(__file__).parent / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return {(row.pop("metric"), row.pop("method")): row for row in csv.DictReader(file)}
 
 
 def number(cell: str | None) -> float | None:
-    """The value, or mean of repeats, in a cell; None where the paper has none."""
+    """Return the value in a cell, or the mean of repeats; None where the paper has none."""
     return float(cell.partition("±")[0]) if cell and cell != "-" else None
 
 
 def stated(
     tables: str, method: str, column: str = "", data: str = "mvtec", category: str = ""
 ) -> dict[str, float]:
-    """Return the paper's values for one run: {metric: value}, in our units; empty where none.
+    """Return the paper's values for one run: {metric: value}; empty if it states none.
 
-    A mean over the categories is no value of one of them: its name begins with `AVERAGE`.
+    Rates are in [0, 1], times in milliseconds. Names of means over all categories begin with
+    `AVERAGE`.
 
     Args:
         tables: Names of tables, separated by blanks.
-        method: As in the tables' files.
-        column: Shots or network, where the tables have such columns.
+        method: Name of the method in the tables' files.
+        column: Number of shots or network, where the tables have such columns.
         data: Choice of the group data.
-        category: Of the data set.
+        category: Category of the data set.
     """
     found = {}
     average = column or ("average" if data == "mvtec" else data)

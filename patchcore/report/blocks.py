@@ -1,4 +1,4 @@
-"""Blocks that a report is made of: content without a form, which templates and writers give it."""
+"""Blocks of a report: content without layout, which templates and writers then format."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from patchcore.report.table import Table
 from patchcore.report.words import falls, number, show, title
 
 PAGE, MARKDOWN, POINTS_CSV, RUNS_CSV = "page", "markdown", "report.csv", "runs.csv"
-"""Forms of a report."""
+"""Forms of a report: the files that a block may appear in."""
 
 
 @dataclass
@@ -18,13 +18,14 @@ class Head:
     """Header of a column.
 
     Attributes:
-        first: The order that a first click sorts in, `ascending` or `descending`; empty for none.
-        now: Whether the table starts in that order.
-        kind: Class of the cell in the page.
+        text: Name of the column.
+        first: Sort order after the first click, `ascending` or `descending`; empty: not sortable.
+        now: Whether the table is sorted by this column at first.
+        kind: CSS class of the cell in the page.
         code: Whether the text is a key.
-        breaks: Whether it may break after dots and underscores.
-        place: Group of the column in Markdown, which has them in this order; None for none there.
-        key: Metric or setting that the column holds; the page hides columns by it.
+        breaks: Whether the text may break after dots and underscores.
+        place: Sort key of the column in Markdown; None: Markdown leaves the column out.
+        key: Metric or setting in the column, by which the page can hide it.
     """
 
     text: str
@@ -42,14 +43,15 @@ class Cell:
     """Cell of a table.
 
     Attributes:
-        sort: Text that is sorted by; None where the column is not sorted.
-        kind: Class of the cell in the page.
-        hint: Shown on hovering.
-        note: Smaller, behind the text.
-        heads: Whether it is the row's header.
+        text: Content as it is shown.
+        sort: Text to sort by; None if the column is not sorted.
+        kind: CSS class of the cell in the page.
+        hint: Tooltip.
+        note: Small text after the content.
+        heads: Whether the cell is the row's header.
         mark: `code` for a key, `path` for a folder.
-        gallery: Anchor of a gallery that a button opens.
-        value: The same in full precision, for CSV.
+        gallery: Anchor of a gallery; the cell then is a button that opens it.
+        value: Content in full precision, for CSV.
     """
 
     text: str
@@ -65,7 +67,7 @@ class Cell:
 
 @dataclass
 class Block:
-    """Part of a section; `forms` are those that have it."""
+    """Part of a section, which appears in the forms `forms`."""
 
     forms: tuple[str, ...] = field(default=(PAGE, MARKDOWN, POINTS_CSV, RUNS_CSV), kw_only=True)
 
@@ -77,7 +79,7 @@ class Block:
 
 @dataclass
 class Note(Block):
-    """Sentences about what follows, or instead of it where they are plain."""
+    """Explanation of the next block; a `plain` one stands in place of a block."""
 
     text: str
     plain: bool = False
@@ -85,7 +87,7 @@ class Note(Block):
 
 @dataclass
 class Heading(Block):
-    """Heading inside a section; keys among its words are code."""
+    """Heading inside a section; words that are in `keys` are formatted as code."""
 
     words: list[str]
     keys: tuple[str, ...] = ()
@@ -93,7 +95,7 @@ class Heading(Block):
 
 @dataclass
 class Lines(Block):
-    """List of sentences; each is a text, or a name and a text."""
+    """List of lines; each is a text, or a name and a text."""
 
     name: str
     lines: Sequence[str | tuple[str, str]]
@@ -101,11 +103,13 @@ class Lines(Block):
 
 @dataclass
 class Grid(Block):
-    """Table; one with a name is a region that can be scrolled to.
+    """Table.
 
     Attributes:
-        of: Kind of thing that the rows stand for, `point` or `run`; empty for neither.
-        ids: The place of each row's point or run in the page's data.
+        kind: CSS classes of the table in the page.
+        name: Name of the table for screen readers; it then is a landmark region.
+        of: Meaning of a row, `point` or `run`; empty for neither.
+        ids: Index of each row's point or run in the page's data.
     """
 
     heads: list[Head]
@@ -118,11 +122,11 @@ class Grid(Block):
 
 @dataclass
 class Forest(Block):
-    """Values with their intervals around zero, one below the other, drawn without a script."""
+    """Forest plot: one value with its interval per row, around zero, drawn without a script."""
 
     @dataclass
     class Row:
-        """A value, half its interval and both in words; `kind` is good, bad or neither."""
+        """A value, half the width of its interval, and both as text; `kind` is good, bad or ""."""
 
         name: str
         value: float
@@ -136,7 +140,7 @@ class Forest(Block):
 
     @property
     def reach(self) -> float:
-        """Largest distance from zero that is drawn."""
+        """Largest distance from zero in the plot, intervals included."""
         return max((abs(row.value) + row.half for row in self.rows), default=0.0) or 1.0
 
 
@@ -145,9 +149,9 @@ class Chart(Block):
     """Chart that the page's script draws from the page's data; only the page has it.
 
     Attributes:
-        kind: Key of the function that makes it, in charts.js.
-        part: Place of the part of the table that it shows.
-        caption: Its name, which is read aloud.
+        kind: Key of the function in charts.js that draws the chart.
+        part: Index of the part of the table that the chart shows.
+        caption: Name of the chart, also for screen readers.
     """
 
     kind: str
@@ -158,7 +162,7 @@ class Chart(Block):
 
 @dataclass
 class Panel(Block):
-    """Place that the page's script fills: a run (`run`), two side by side (`pair`)."""
+    """Place that the page's script fills: with a run (`run`) or two runs side by side (`pair`)."""
 
     kind: str
     forms: tuple[str, ...] = field(default=(PAGE,), kw_only=True)
@@ -166,7 +170,7 @@ class Panel(Block):
 
 @dataclass
 class Thumb:
-    """Gallery of a run, small; `uri` holds the picture."""
+    """Thumbnail of a run's gallery; `uri` is the picture as a data URI."""
 
     anchor: str
     uri: str
@@ -176,14 +180,14 @@ class Thumb:
 
 @dataclass
 class Gallery(Block):
-    """Galleries of runs; a click shows one large."""
+    """Galleries of runs as thumbnails; a click enlarges one."""
 
     thumbs: list[Thumb]
 
 
 @dataclass
 class Fold(Block):
-    """Blocks that are shown on demand."""
+    """Blocks that are folded away under a summary."""
 
     summary: str
     blocks: list[Block]
@@ -195,8 +199,9 @@ class Section:
 
     Attributes:
         key: Anchor in the page.
-        blocks: Content; a section without any is left out.
-        forms: Forms that have it.
+        title: Heading.
+        blocks: Content; a section without blocks is left out.
+        forms: Forms in which the section appears.
     """
 
     key: str
@@ -205,62 +210,62 @@ class Section:
     forms: tuple[str, ...] = (PAGE,)
 
     def of(self, form: str) -> list[Block]:
-        """Blocks that a form has."""
+        """Return the blocks that appear in a form."""
         return [block for block in self.blocks if form in block.forms] if form in self.forms else []
 
 
 def best_first(metric: str) -> str:
-    """The order that puts the best on top."""
+    """Return the sort order that puts the best value on top."""
     return "ascending" if falls(metric) else "descending"
 
 
 def metric_head(metric: str, now: bool = False) -> Head:
-    """Header of a metric's column."""
+    """Return the header of a metric's column."""
     return Head(title(metric), best_first(metric), now, place=2, key=metric)
 
 
 def key_head(key: str, kind: str = "") -> Head:
-    """Header of a setting's column."""
+    """Return the header of a setting's column."""
     return Head(key, "ascending", kind=kind, breaks=True, place=1, key=key)
 
 
 def text_head(text: str, kind: str = "text") -> Head:
-    """Header of a column that is not sorted."""
+    """Return the header of a column that is not sorted."""
     return Head(text, kind=kind)
 
 
 def factor_heads(table: Table) -> list[Head]:
-    """Headers of the columns that tell points apart."""
+    """Return the headers of the table's factors."""
     return [key_head(factor.key, side(factor)) for factor in table.factors]
 
 
 def side(factor: Factor) -> str:
-    """Class of a factor's cells: numbers stand right, words left."""
+    """Return the CSS class of a factor's cells: numbers are aligned right, words left."""
     return "" if factor.numbers else "text"
 
 
 def setting_cell(value: object, kind: str = "") -> Cell:
-    """Cell of a setting."""
+    """Return the cell of a setting."""
     return Cell(show(value), "" if value is None else show(value), kind, value=value)
 
 
 def setting_cells(table: Table, point: Point) -> list[Cell]:
-    """Cells that tell a point from others."""
+    """Return the cells with a point's values of the factors."""
     return [setting_cell(point.settings[f.key], side(f)) for f in table.factors]
 
 
 def text_cell(text: str, kind: str = "") -> Cell:
-    """Cell of words."""
+    """Return a cell of text."""
     return Cell(text, text, f"text {kind}".strip(), value=text)
 
 
 def value_cell(value: float, text: str, hint: str = "", kind: str = "", note: str = "") -> Cell:
-    """Cell of a number; NaN sorts last."""
+    """Return the cell of a number; NaN sorts last."""
     return Cell(text, "" if math.isnan(value) else repr(value), kind, hint, note, value=value)
 
 
 def summary_cell(value: Summary, metric: str, kind: str = "", note: str = "") -> Cell:
-    """Cell of a mean with half its interval."""
+    """Return the cell of a mean, with half the width of its interval."""
     if not value.defined:
         return value_cell(math.nan, "undefined", value.reason, f"undefined {kind}".strip(), note)
     half = "" if math.isnan(value.half) else f"± {number(metric, value.half)}"
@@ -269,12 +274,15 @@ def summary_cell(value: Summary, metric: str, kind: str = "", note: str = "") ->
 
 
 def row_head(text: str, kind: str = "", mark: str = "", sort: str | None = None) -> Cell:
-    """Header cell of a row."""
+    """Return the header cell of a row."""
     return Cell(text, sort, kind, heads=True, mark=mark, value=text)
 
 
 def short(point: Point, factors: Sequence[Factor]) -> str:
-    """A point in few words: words stand for themselves, numbers have the end of their key."""
+    """Return a short name of a point: text values alone, numbers with the last part of their key.
+
+    A key stays whole if several keys end alike.
+    """
     keys = [factor.key for factor in factors]
     ends = [key.split(".")[-1] for key in keys]
     names = [end if ends.count(end) == 1 else key for end, key in zip(ends, keys, strict=True)]

@@ -1,7 +1,7 @@
-"""Text from runs in the forms of a report: cells of CSV, Markdown, and lines for a terminal.
+"""Escaping of text from runs for CSV cells and Markdown.
 
-Names and settings come from folders of any origin: none may end its cell, start a formula, a link
-or markup, or steer a terminal.
+Names and settings come from folders of any origin. No text may end its cell, start a formula, a
+link or markup, or control a terminal.
 """
 
 import re
@@ -9,13 +9,13 @@ import re
 from patchcore.errors import printable
 
 FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@])")
-"""Matches what a spreadsheet may take for a formula, and what `harmless` has made of it."""
+"""Matches text that a spreadsheet may read as a formula, before and after `harmless`."""
 
 
 def harmless(text: str) -> str:
-    """Return a CSV cell's text that no spreadsheet takes for a formula; `restored` undoes it.
+    """Return text for a CSV cell that no spreadsheet reads as a formula; `restored` undoes it.
 
-    An apostrophe goes before what begins with =, +, -, @, a tab or a line break.
+    Text that begins with =, +, -, @, a tab or a line break gets an apostrophe in front.
     """
     return f"'{text}" if FORMULA.match(text) else text
 

@@ -1,4 +1,4 @@
-"""Content of metrics.json: what may be in it, and what is wrong with it."""
+"""Checks of the content of metrics.json."""
 
 import math
 import re
@@ -9,13 +9,13 @@ from patchcore.metrics import METRICS, Measure, told
 from patchcore.subsets import SUBSETS
 
 ROUNDING = 1e-6
-"""Room for rates that were summed in floating point."""
+"""Tolerance for rates outside of their range that were summed in floating point."""
 STRUCTURES = {"seconds", "undefined", "ratio_curve", "members", "warm", *SUBSETS}
 """Keys of metrics.json that hold more than one number."""
 
 
 def problems(record: dict[str, Any]) -> Iterator[str]:
-    """Yield all that is wrong with the content of metrics.json."""
+    """Yield the problems of the content of metrics.json, one line each."""
     if not any(key in METRICS for key in record):
         yield "it holds no metric"
     numbers = {key: value for key, value in record.items() if key not in STRUCTURES}
@@ -73,12 +73,12 @@ def _rows(value: Any) -> list[dict[str, Any]]:
 
 
 def is_metric(key: str, value: Any) -> bool:
-    """Return whether it is shown: other things that a newer version tells are passed over."""
+    """Return whether an entry is a metric; readers skip other entries, as of newer versions."""
     return key in METRICS or value is None or is_number(value)
 
 
 def _wrong(key: str, value: Any, measure: Measure) -> str:
-    """Return why `value` cannot be the metric `key`; empty if it can."""
+    """Return why `value` cannot be a value of the metric `key`; empty if it can."""
     if value is None or not is_metric(key, value):
         return ""
     if not is_finite(value):
@@ -94,6 +94,7 @@ def _wrong(key: str, value: Any, measure: Measure) -> str:
 
 
 def is_finite(value: Any) -> bool:
+    """Return whether `value` is a finite number."""
     try:
         return is_number(value) and math.isfinite(value)
     except OverflowError:  # an integer of more digits than a float has
@@ -101,6 +102,7 @@ def is_finite(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
+    """Return whether `value` is an integer or float, but not a truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""Section of the effects of a setting: see `patchcore.report.effects`."""
+"""Section about the effects of a setting: see `patchcore.report.effects`."""
 
 from patchcore.report.blocks import (
     MARKDOWN,
@@ -22,7 +22,7 @@ TEXT = (PAGE, MARKDOWN)
 
 
 def effect_blocks(table: Table) -> list[Block]:
-    """Tables of what each other value of the chosen setting changes; empty if none is chosen."""
+    """Return tables of the effects of the setting in `table.against`; empty if it is None."""
     if table.against is None:
         return []
     key, value = table.against
@@ -32,8 +32,8 @@ def effect_blocks(table: Table) -> list[Block]:
         return []
     note = (
         f"Differences from {key}={value}, in pairs of runs that are equal in everything else. The "
-        "differences of each category and seed are averaged over the other settings. ± is half of "
-        "Student’s 95 % interval over categories and seeds; with fewer than two there is no "
+        "differences of each category and seed are averaged over the other settings. ± is half the "
+        "width of Student’s 95 % interval over categories and seeds; a single observation has no "
         "interval."
     )
     blocks: list[Block] = [Note(note), _grid([e for e in found if not e.others], key, "Effects")]
@@ -43,7 +43,7 @@ def effect_blocks(table: Table) -> list[Block]:
         blocks.append(Note(f"{told}is missing, did not finish or has no such metric."))
     if any(effect.uneven for effect in found):
         told = "* Some categories or seeds lack pairs that others have, so their means are over "
-        blocks.append(Note(f"{told}unlike settings."))
+        blocks.append(Note(f"{told}different settings."))
     single = [effect for effect in found if effect.others]
     if single:
         each = _grid(single, key, "Effects at each setting of the others")

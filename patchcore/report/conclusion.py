@@ -1,4 +1,4 @@
-"""The end of a multirun: its report is written, and its best points are told."""
+"""The report at the end of a multirun, and the lines with its best points."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from patchcore.report.table import read_runs
 
 
 def default_folder(folder: Path) -> Path:
-    """Return the folder that the report on the runs below `folder` goes to unless told otherwise.
+    """Return the default folder for the report on the runs below `folder`.
 
     Raises:
-        InputError: A link there leads elsewhere.
+        InputError: The folder is a link.
     """
     path = folder / "report"
     if path.is_symlink():
@@ -21,12 +21,13 @@ def default_folder(folder: Path) -> Path:
 
 
 def conclude(folder: Path, metric: str = "image_auroc") -> list[str]:
-    """Write the report on the runs below `folder`; return lines that tell the best points.
+    """Write the report on the runs below `folder`; return lines with the best points.
 
-    Nothing is raised for want of results or of room: a line tells that there is no report.
+    If there are no results, or the report cannot be written, a line says so and no error is raised.
 
     Args:
-        metric: Ranked by; where no run has it, by image AUROC.
+        folder: Folder of the multirun.
+        metric: Metric to rank by; image AUROC if no run has it.
     """
     try:
         try:

@@ -1,4 +1,4 @@
-"""Training images that a run distrusts: the file that names them, and the line that tells."""
+"""File of the training images that a run distrusts, and the line about them on the screen."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -17,10 +17,10 @@ def write_distrusted(
     """Write `DISTRUSTED` to a folder, and return the line for the screen.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         samples: Training images.
-        distrusted: Distrust of some of them, {number: deviations}, the worst first. It is written
-            beside the label that the data set has for the image, which pruning does not look at.
+        distrusted: Distrust of the dropped images, {number: deviations}, the worst first. The file
+            also holds the label of each image in the data set, which pruning does not use.
     """
     with (folder / DISTRUSTED).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

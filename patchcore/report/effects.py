@@ -1,9 +1,9 @@
 """Effects of one setting: each of its values against a reference, in pairs of runs.
 
-A pair is two runs that differ in nothing but this setting (and what always changes with it), so
-they share category, seed, and with them the images. The differences of one category and seed are
-averaged over the settings of the other factors; the mean over categories and seeds has Student's
-95 % interval, of which each category and seed is one observation.
+The two runs of a pair differ only in this setting (and in settings that always change with it), so
+they share category, seed and images. The differences of one category and seed are averaged over the
+settings of the other factors. Their mean over categories and seeds has Student's 95 % interval, in
+which each category and seed is one observation.
 """
 
 from collections import defaultdict
@@ -27,11 +27,12 @@ class Effect:
     """Difference that one value of a setting makes.
 
     Attributes:
-        value: The setting's.
+        value: Value of the setting.
         others: Settings of the other factors in words; empty for the main effect, over all of them.
-        difference: Of the metric, value minus reference, over categories and seeds.
+        metric: Metric of the difference.
+        difference: Metric at the value minus metric at the reference, over categories and seeds.
         pairs: Number of pairs of runs.
-        missing: Runs that have no finished partner with this metric, or lack it themselves.
+        missing: Number of runs that lack the metric, or whose partner is missing or lacks it.
         uneven: Whether some category or seed lacks pairs that others have.
     """
 
@@ -52,8 +53,11 @@ class _Differences:
     missing: int = 0
 
     def over(self, chosen: str | None = None) -> tuple[list[float], int]:
-        """Return the mean difference of each unit, and the number of pairs; of one setting of the
-        others if it is chosen."""
+        """Return the mean difference of each unit, and the number of pairs.
+
+        Args:
+            chosen: Setting of the other factors to restrict the pairs to; None: all.
+        """
         each = [
             [value for others, value in by.items() if chosen in (None, others)]
             for by in self.found.values()
@@ -65,7 +69,7 @@ def parse_against(text: str) -> tuple[str, str]:
     """Return key and value of `KEY=VALUE`.
 
     Raises:
-        InputError: It is none.
+        InputError: The text has another form.
     """
     key, sign, value = text.partition("=")
     if not (key and sign and value):
@@ -77,7 +81,7 @@ def check_against(table: Table, key: str, value: str) -> None:
     """Refuse a reference that no runs have.
 
     Raises:
-        InputError: No part of the table varied `key`, or none has the value.
+        InputError: `key` did not vary in any part of the table, or no run has the value.
     """
     factors = [found for part in table.parts if (found := _factor(part, key))]
     if not factors:
@@ -137,7 +141,7 @@ def _factor(table: Table, key: str) -> Factor | None:
 
 
 def _reference(factor: Factor, value: str) -> str | None:
-    """Return the token of the value that is shown, or reads as the number, `value`."""
+    """Return the token of the factor's value that is shown as `value` or equals it as a number."""
 
     def same(known: Any) -> bool:
         try:
@@ -159,7 +163,7 @@ def _words(point: Point, others: list[Factor]) -> str:
 def _pairs(
     point: Point, reference: Point | None, metric: str
 ) -> Iterator[tuple[Unit, float | None]]:
-    """Yield the difference of every category and seed of a point; None without a partner."""
+    """Yield the difference for every category and seed of a point; None if it is unknown."""
     for seed, by_category in point.seeds.items():
         for category, run in by_category.items():
             twin = reference.seeds.get(seed, {}).get(category) if reference else None

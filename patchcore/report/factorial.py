@@ -1,10 +1,11 @@
-"""Main effects and interactions of settings that varied together, as a forest of intervals.
+"""Main effects and interactions of settings that varied together, as a forest plot.
 
-An effect is the difference that one value makes against the setting's reference, in pairs of runs
-that are alike in all else; an interaction is by how much another setting's value changes that
-difference (the difference of the differences, of four runs that are alike in all else). Both are
-averaged over the settings of the other factors within a category and seed. The mean over categories
-and seeds has Student's 95 % interval, of which each category and seed is one observation.
+An effect is the difference between a value of a setting and the setting's reference, in pairs of
+runs that are equal in everything else. An interaction is the change of this difference by a value
+of another setting: a difference of differences, of four runs that are equal in everything else.
+Both are averaged over the settings of the other factors within a category and seed. The mean over
+categories and seeds has Student's 95 % interval, in which each category and seed is one
+observation.
 """
 
 from collections.abc import Iterator
@@ -28,11 +29,11 @@ from patchcore.report.table import Table
 from patchcore.report.words import falls, number, show, title, token
 
 MOST = 40
-"""Terms that are shown, the largest first."""
+"""Largest number of terms that are shown; smaller ones are left out."""
 Unit = tuple[str, str]
 """Category and seed."""
 Values = dict[tuple[tuple[str, str], ...], float]
-"""Values of a metric by keys and tokens of the factors' values."""
+"""Values of a metric: {((key of a factor, token of its value), …): value}."""
 
 
 @dataclass
@@ -40,9 +41,10 @@ class Term:
     """Effect of one value, or interaction of two.
 
     Attributes:
-        values: Settings, {key: value in words}: one or two.
-        difference: Of the metric, over categories and seeds.
-        runs: How many pairs, or fours, of runs it is from.
+        values: Settings of the term, {key: value in words}: one for an effect, two for an
+            interaction.
+        difference: Difference of the metric, over categories and seeds.
+        runs: Number of pairs of runs for an effect, of groups of four runs for an interaction.
     """
 
     values: dict[str, str]
@@ -51,12 +53,12 @@ class Term:
 
     @property
     def name(self) -> str:
-        """The settings in words."""
+        """Name of the term: its settings in words."""
         return " × ".join(f"{key}={value}" for key, value in self.values.items())
 
 
 def terms(table: Table, metric: str) -> list[Term]:
-    """Return effects of all values, then interactions of all pairs, of which runs are there."""
+    """Return the effects of all values, then the interactions of all pairs, if runs show them."""
     factors = [factor for factor in table.factors if len(factor.values) > 1]
     known = _values(table, factors, metric)
     found = [
@@ -76,16 +78,16 @@ def terms(table: Table, metric: str) -> list[Term]:
 
 
 def factorial_blocks(table: Table) -> list[Block]:
-    """Effects and interactions of the metric that is ranked by; empty unless factors crossed."""
+    """Return effects and interactions for the ranking metric; empty unless factors are crossed."""
     found = terms(table, table.metric)
     if not any(len(term.values) > 1 for term in found):
         return []
     crossed = [factor for factor in table.factors if len(factor.values) > 1]
     against = ", ".join(f"{factor.key}={show(reference(factor))}" for factor in crossed)
     text = (
-        f"What a setting changes of {title(table.metric)}, against {against}, in pairs of runs "
-        "that are alike in all else, averaged over the others. An interaction (×) is by how much "
-        "the one changes the effect of the other. "
+        f"Change of {title(table.metric)} by each setting, against {against}, in pairs of runs "
+        "that are equal in everything else, averaged over the other settings. An interaction (×) "
+        "is how much one setting changes the effect of the other. "
     )
     if any(term.difference.count > 1 for term in found):
         text += "Lines are Student’s 95 % intervals over categories and seeds."
@@ -102,9 +104,9 @@ def factorial_blocks(table: Table) -> list[Block]:
 
 
 def reference(factor: Factor) -> Any:
-    """Return the value of a factor that others are compared with: off if it has that, or its first.
+    """Return the reference of a factor, which its other values are compared with.
 
-    Off is null, or else false or 0.
+    It is the value that switches the setting off (null, or else false, or else 0), or the first.
     """
     for off in (None, False, 0):
         for value in factor.values:
@@ -118,7 +120,7 @@ def _others(factor: Factor) -> list[Any]:
 
 
 def _values(table: Table, factors: list[Factor], metric: str) -> dict[Unit, Values]:
-    """Values of the metric by category and seed, then by the factors' settings."""
+    """Values of the metric, {(category, seed): {settings of the factors: value}}."""
     found: dict[Unit, Values] = {}
     for point in table.points:
         at = tuple((factor.key, token(point.settings[factor.key])) for factor in factors)
@@ -130,7 +132,7 @@ def _values(table: Table, factors: list[Factor], metric: str) -> dict[Unit, Valu
 
 
 def _effect(known: dict[Unit, Values], chosen: list[tuple[Factor, Any]]) -> Term | None:
-    """Effect of a value, or interaction of two; None without runs to tell it from."""
+    """Effect of a value, or interaction of two values; None if the runs for it are missing."""
     means, runs = [], 0
     tokens = [(factor.key, token(reference(factor)), token(value)) for factor, value in chosen]
     for values in known.values():
@@ -144,9 +146,11 @@ def _effect(known: dict[Unit, Values], chosen: list[tuple[Factor, Any]]) -> Term
 
 
 def _differences(values: Values, chosen: list[tuple[str, str, str]]) -> Iterator[float]:
-    """Differences, or differences of differences, at each setting of the other factors.
+    """Yield the differences, or differences of differences, at each setting of the other factors.
 
-    `chosen` are keys with the tokens of their reference and of the value compared with it.
+    Args:
+        values: Values of the metric for one category and seed.
+        chosen: (key, token of the reference, token of the value) of one or two factors.
     """
     for at in values:
         setting = dict(at)
@@ -159,7 +163,7 @@ def _differences(values: Values, chosen: list[tuple[str, str, str]]) -> Iterator
 def _difference(
     values: Values, setting: dict[str, str], chosen: list[tuple[str, str, str]]
 ) -> float | None:
-    """One of them; None where a run is missing."""
+    """Return one of `_differences`; None if a run is missing."""
     if not chosen:
         return values.get(tuple(setting.items()))
     (key, off, value), *others = chosen
@@ -190,7 +194,7 @@ def _signed(metric: str, term: Term) -> str:
 
 
 def _grid(found: list[Term], metric: str) -> Grid:
-    """The same as a table, for Markdown, where there are no pictures."""
+    """Table of the terms for Markdown, which has no plot."""
     heads = [Head("setting", kind="text"), Head("difference"), Head("observations"), Head("runs")]
     rows = []
     for term in found:

@@ -1,4 +1,4 @@
-"""Pictures of one run. All draw into files; nothing touches matplotlib's global state."""
+"""Figures of one run, drawn into files without matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ OPACITY = 0.9  # of the highest score in a map; the lowest is clear
 TILE = 1.9  # inches, longer side of an image in the gallery
 DPI = 120  # of figures with axes
 COLUMNS = 8  # images in a row
-LETTERS = 20  # in a line of a name
-LINE = 0.155  # inches, height of a line of words
+LETTERS = 20  # characters in a line of a name
+LINE = 0.155  # inches, height of a line of text
 
 
 def thresholds(run: Run) -> list[tuple[str, float, str]]:
@@ -39,16 +39,16 @@ def thresholds(run: Run) -> list[tuple[str, float, str]]:
 
 
 def draw_curves(run: Run, path: Path) -> None:
-    """ROC and precision–recall of the image scores, side by side, with their operating points."""
+    """Draw ROC and precision–recall curve of the image scores, with the thresholds' points."""
     figure = Figure(figsize=(9, 4.7), layout="constrained")
     roc, recall = figure.subplots(1, 2)
     curves = {key: value.numpy() for key, value in run.curves.items()}
     if _titled(roc, run, "image_auroc", "ROC", "image AUROC"):
-        roc.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")  # a coin
+        roc.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")  # chance level
         roc.plot(curves["fpr"], curves["tpr"], color=ANOMALOUS)
     roc.set(xlabel="false-positive rate", ylabel="true-positive rate")
     if _titled(recall, run, "image_ap", "Precision–recall", "image AP"):
-        # As steps, so that the area is the average precision.
+        # Steps, so that the area under the curve is the average precision.
         x, y = (
             np.append(0, curves["recall"]),
             np.append(curves["precision"][0], curves["precision"]),
@@ -74,7 +74,7 @@ def draw_curves(run: Run, path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Lay a figure out and draw it, once each; `savefig` draws one more time to lay it out."""
+    """Save a figure, with one layout pass; `savefig` alone would draw it twice for the layout."""
     engine = figure.get_layout_engine()
     if engine is not None:
         figure.set_dpi(DPI)
@@ -84,7 +84,11 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _titled(axes: Axes, run: Run, key: str, title: str, metric: str) -> bool:
-    """Title with the metric's value; or, where it is undefined, the reason instead of a curve."""
+    """Write the title with the metric's value; if it is undefined, write the reason instead.
+
+    Returns:
+        Whether the metric is defined.
+    """
     if not np.isnan(run.metrics[key]):
         axes.set_title(f"{title}, {metric} {run.metrics[key]:.4f}")
         return True
@@ -94,7 +98,7 @@ def _titled(axes: Axes, run: Run, key: str, title: str, metric: str) -> bool:
 
 
 def draw_histogram(run: Run, path: Path) -> None:
-    """Image scores of nominal and anomalous images, and the run's thresholds."""
+    """Draw histograms of nominal and anomalous image scores, with the run's thresholds."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     scores, labels = np.asarray(run.scores), run.labels
@@ -112,7 +116,7 @@ def draw_histogram(run: Run, path: Path) -> None:
 
 
 def draw_ratio_curve(run: Run, path: Path) -> None:
-    """Metrics against the share of the training patches that the memory keeps."""
+    """Draw metrics against the share of the training patches that the memory keeps, in percent."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     percent = [100 * row["ratio"] for row in run.ratio_curve]
@@ -131,15 +135,15 @@ def draw_ratio_curve(run: Run, path: Path) -> None:
 
 
 def draw_gallery(run: Run, path: Path) -> None:
-    """Images above, the same under their maps below, the mask's outline on both.
+    """Draw the gallery: images, below them the same under their maps, with masks outlined on both.
 
-    One colour means one score in every map of the gallery.
+    All maps of the gallery share one colour scale.
     """
     _draw_items(run.gallery, path)
 
 
 def draw_misclassified(run: Run, path: Path) -> None:
-    """All that the F1-optimal threshold gets wrong, as `draw_gallery` draws it; none, no file."""
+    """Draw the images that the F1-optimal threshold gets wrong, as a gallery; none: no file."""
     path.unlink(missing_ok=True)  # of an earlier run in this folder
     _draw_items(run.misclassified, path)
 
@@ -165,7 +169,7 @@ def _draw_items(items: list[GalleryItem], path: Path) -> None:
     ]
     total = sum(heights) + 0.8
     figure = Figure(figsize=(across, total))
-    # One pair of axes in inches, downwards: one for each picture would take ten times as long.
+    # A single Axes in inches, y downwards: one Axes per picture would take ten times as long.
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, across), ylim=(total, 0), autoscale_on=False)
     axes.axis("off")
     top = 0.0
@@ -181,13 +185,16 @@ def _draw_items(items: list[GalleryItem], path: Path) -> None:
     colours = ScalarMappable(Normalize(*items[0].limits), COLOURS)
     label = "anomaly score of a pixel; green line: marked defect"
     figure.colorbar(colours, cax=scale, orientation="horizontal", label=label)
-    with warnings.catch_warnings():  # a name may need a font that is not there: boxes will do
+    with warnings.catch_warnings():  # characters without a font are drawn as boxes
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         figure.savefig(path, dpi=100)
 
 
 def _draw_item(item: GalleryItem, axes: Axes, centre: float, top: float, height: float) -> None:
-    """Both pictures, of at most `height`, below `top` and around `centre`; the words above."""
+    """Draw both pictures of an item, below `top` and centred at `centre`, and its text above.
+
+    Lengths are in inches; each picture is at most `height` high.
+    """
     colour = ANOMALOUS if item.verdict in ("missed", "false alarm") else "black"
     words = "\n".join([*_name(item), f"{item.score:.3g} {item.verdict}"])
     axes.text(
@@ -210,7 +217,7 @@ def _draw_item(item: GalleryItem, axes: Axes, centre: float, top: float, height:
 
 
 def _name(item: GalleryItem) -> list[str]:
-    """Return an image's type and name, in lines that fit above it."""
+    """Return the type of defect and the name of an image, in lines that fit above it."""
     name = f"{item.sample.defect_type}/{printable(item.sample.path.stem)}"
     return [name[i : i + LETTERS] for i in range(0, len(name), LETTERS)]
 
@@ -218,9 +225,16 @@ def _name(item: GalleryItem) -> list[str]:
 def heat(
     image: NDArray[np.uint8], scores: NDArray[np.float32], low: float, high: float
 ) -> NDArray[np.uint8]:
-    """An image (H, W, 3), turned grey, under its map (H, W): more opaque where more anomalous."""
+    """Return a grey image (H, W, 3) under its colour map, more opaque where scores are higher.
+
+    Args:
+        image: Pixels (H, W, 3).
+        scores: Anomaly map (H, W).
+        low: Score that is clear.
+        high: Score of the last colour.
+    """
     share = np.clip((scores - low) / max(high - low, 1e-12), 0, 1)  # (H, W)
     colours = COLOURS(share)[..., :3] * 255  # (H, W, 3)
     grey = image.mean(2, keepdims=True)  # (H, W, 1)
-    opacity = OPACITY * np.sqrt(share)[..., None]  # what is a little raised shows too
+    opacity = OPACITY * np.sqrt(share)[..., None]  # the root makes slightly raised scores visible
     return (grey * (1 - opacity) + colours * opacity).astype(np.uint8)

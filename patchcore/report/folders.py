@@ -1,4 +1,4 @@
-"""Folders of runs, and the files that are theirs."""
+"""Search for folders of runs, and access to the files in them."""
 
 import os
 from enum import Enum
@@ -9,7 +9,7 @@ PICTURES = "figures/images"
 
 
 class Images(Enum):
-    """Test images of which a run leaves a picture each."""
+    """Test images for which a run saves a picture each."""
 
     none = "none"
     all = "all"
@@ -22,11 +22,11 @@ class Images(Enum):
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Folders, in or below `folder`, of finished runs and of begun ones, as absolute paths.
+    """Return the absolute paths of finished and unfinished runs in or below `folder`.
 
-    A begun run holds settings but no metrics, and lies neither in nor around another run. Hidden
-    folders and those of W&B, which keeps a config.yaml of its own, are left out. Links are followed
-    but for those inside runs.
+    The folder of an unfinished run holds settings but no metrics, and neither contains another run
+    nor is inside one. Hidden folders are left out, and so are those of W&B, which hold their own
+    config.yaml. Links are followed, except those inside runs.
     """
     finished: list[Path] = []
     begun: list[Path] = []
@@ -34,7 +34,7 @@ def find_runs(folder: Path) -> list[Path]:
     for name, folders, files in os.walk(folder, followlinks=True):
         path = Path(name).resolve()
         if path in seen:
-            folders.clear()  # a link back, or a second one
+            folders.clear()  # reached by a link before
             continue
         seen.add(path)
         settings = "config.yaml" in files or os.path.lexists(path / ".hydra" / "config.yaml")
@@ -51,7 +51,10 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def own_file(folder: Path, name: str) -> Path | None:
-    """A regular file of a run's folder; None if there is none or a link leads elsewhere."""
+    """Return the path of a regular file in a run's folder.
+
+    None if there is no such file, or if a link leads out of the folder.
+    """
     path = folder / name
     try:
         inside = path.resolve(strict=True).is_relative_to(folder.resolve())

@@ -1,4 +1,4 @@
-"""Galleries of the runs, shrunk until all of them fit into a page."""
+"""Galleries of the runs, shrunk until all of them fit into the page."""
 
 import base64
 import io
@@ -14,14 +14,14 @@ from patchcore.report.reading import RunFolder
 from patchcore.report.table import Table
 from patchcore.report.words import number, title
 
-GALLERY_BYTES = 4_500_000  # of all galleries together, as they stand in the page
-SMALLEST_GALLERY = 40_000  # bytes; with less room than that a gallery is left out
-MOST_PIXELS = 40_000_000  # of a gallery that is opened at all
+GALLERY_BYTES = 4_500_000  # of all galleries together, in base64 as in the page
+SMALLEST_GALLERY = 40_000  # bytes; galleries are left out rather than made smaller
+MOST_PIXELS = 40_000_000  # larger gallery files are not opened
 LARGEST, SMALLEST = 1260, 320  # width of a gallery in the page, pixels
 
 
 def galleries(table: Table, pictures: dict[RunFolder, str]) -> list[Block]:
-    """Thumbnails; a click shows one large."""
+    """Return the thumbnails of the runs' galleries, with a note."""
     thumbs = []
     for i, point in enumerate(table.points):
         for run in point.runs:
@@ -40,16 +40,17 @@ def galleries(table: Table, pictures: dict[RunFolder, str]) -> list[Block]:
     if not thumbs:
         return []
     drawn = sum(_gallery(run) is not None for point in table.points for run in point.finished)
-    note = "The most suspicious nominal, and the least and most suspicious anomalous images, with "
-    note += "their maps. A click enlarges an image; ← and → go to the next."
+    note = "The nominal images with the highest scores, and the anomalous images with the lowest "
+    note += "and the highest scores, with their maps. A click enlarges a gallery; ← and → show the "
+    note += "previous and the next."
     if drawn > len(thumbs):
-        note += f" {drawn - len(thumbs)} more would make the page too large; each lies in its "
-        note += "run’s folder as figures/gallery.png."
+        note += f" {drawn - len(thumbs)} more would make the page too large; each is in its run’s "
+        note += "folder as figures/gallery.png."
     return [Note(note), Gallery(thumbs)]
 
 
 def anchor(table: Table, run: RunFolder) -> str:
-    """Anchor of a run's gallery."""
+    """Return the anchor of a run's gallery in the page."""
     return f"gallery-{table.number}-{table.runs.index(run)}"
 
 
@@ -67,7 +68,13 @@ def pictures(table: Table, budget: int) -> dict[RunFolder, str]:
 
 
 def shrunk(path: Path, most: int, widest: int = LARGEST) -> str:
-    """A picture as a JPEG data URI of at most `most` characters; empty if it cannot be."""
+    """Return a PNG file as a JPEG data URI, shrunk until it fits; empty if that is impossible.
+
+    Args:
+        path: File of the picture.
+        most: Largest length of the URI, in characters.
+        widest: Largest width, in pixels.
+    """
     try:
         with Image.open(path, formats=["PNG"]) as opened:
             if opened.width * opened.height > MOST_PIXELS:

@@ -1,8 +1,8 @@
-"""Pictures of single test images, each at its own resolution, with what the model says of it.
+"""Pictures of single test images at their own resolution, with anomaly map, score and verdict.
 
-Left the image, right the same under its anomaly map; below them score, verdict and a legend. The
-colours are anchored at the pixel threshold, which is the middle of their scale, so that one colour
-means one score in all pictures of a run.
+The image is on the left, the same under its anomaly map on the right; score, verdict and a legend
+are below. The pixel threshold, if there is one, is the middle of the colour scale. If it is
+positive, the scale is the same in all pictures of a run.
 """
 
 import csv
@@ -27,18 +27,25 @@ if TYPE_CHECKING:
     from patchcore.report.run import AnomalyMap, Run
 
 MASK = (0, 229, 160)  # as `figures.OUTLINE`
-GAP = 6  # px between the two and around the words
-NARROWEST = 460  # px, for the words
-LETTERS = 13  # px high
+GAP = 6  # px between the two images and around the text
+NARROWEST = 460  # px, least width of a picture, for the text
+LETTERS = 13  # px, height of the letters
 Pixels = NDArray[np.uint8]
 
 
 def write_images(
     run: "Run", dataset: ImageDataset, anomaly_map: "AnomalyMap", folder: Path, which: Images
 ) -> None:
-    """Write pictures of a run's test images below PICTURES of its folder, then their list.
+    """Write pictures of a run's test images to the folder PICTURES, and the file that lists them.
 
-    Verdicts are by the threshold from nominal images, or else by the F1-optimal one.
+    Verdicts use the threshold from nominal images, or else the F1-optimal threshold.
+
+    Args:
+        run: Results of the run.
+        dataset: Test images.
+        anomaly_map: Function that returns the anomaly map of a test image.
+        folder: Folder of the run.
+        which: Choice of the images.
     """
     threshold, name = _threshold(run)
     pixel = run.metrics.get("decision_pixel_threshold")
@@ -75,15 +82,18 @@ def drawn(
     threshold: float | None,
     words: Sequence[str],
 ) -> Pixels:
-    """Return the picture of an image: itself, itself under its map, and words below.
+    """Return the picture of an image: the image, the image under its map, and text below.
 
     Args:
-        pixels: (H, W, 3), shown at this size.
-        mask: (H, W) of the marked defect; outlined in green on both.
-        values: (H, W) map; NaN where the view did not look, which stays as it is.
-        threshold: A pixel is anomalous at or above it: the contour, and the middle of the colours.
-            Without one there is no contour, and the colours span the map's own values.
-        words: Lines above the legend; broken, never cut.
+        pixels: Image (H, W, 3), shown at this size.
+        mask: Mask (H, W) of the marked defect, outlined in green on both.
+        values: Anomaly map (H, W); NaN where the model did not see the image, which gets no colour.
+        threshold: Pixel threshold: the score of the contour and of the middle of the colour scale.
+            Without it there is no contour, and the colours span the map's own values.
+        words: Lines above the legend; long ones are wrapped.
+
+    Returns:
+        Picture (H', W', 3).
     """
     low, high = limits(values, threshold)
     seen = np.isfinite(values)
@@ -105,12 +115,16 @@ def drawn(
 
 
 def limits(values: NDArray[np.float32], threshold: float | None) -> tuple[float, float]:
-    """Return the scores of the first and last colour: half a threshold below and above it."""
+    """Return the scores of the first and last colour.
+
+    For a positive threshold, these are 0.5 and 1.5 times the threshold. For another threshold, they
+    span the map with the threshold in the middle. Without a threshold, they span the map.
+    """
     if threshold is not None and threshold > 0:
         return threshold / 2, 3 * threshold / 2
     seen = values[np.isfinite(values)]
     low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 1.0)
-    if threshold is not None:  # of scores below zero: it is in the middle all the same
+    if threshold is not None:  # at or below zero
         half = max(high - threshold, threshold - low)
         return threshold - half, threshold + half
     return low, high
@@ -123,7 +137,7 @@ def _strip(
     threshold: float | None,
     marked: bool,
 ) -> Pixels:
-    """Words, a scale of the colours and what the outlines mean, (h, across, 3) on white."""
+    """Strip (h, across, 3) on white: text, the meaning of the outlines and the colour scale."""
     font = ImageFont.truetype(
         str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), LETTERS
     )
@@ -160,7 +174,7 @@ def _strip(
 
 
 def _broken(line: str, font: ImageFont.FreeTypeFont, across: float) -> list[str]:
-    """Return a line as lines that fit: broken at spaces, and in names that are longer anywhere."""
+    """Return a line wrapped to a width: at spaces, and anywhere in words that are too long."""
     found = [""]
     for word in line.split(" "):
         if found[-1] and font.getlength(f"{found[-1]} {word}") > across:
@@ -175,7 +189,7 @@ def _broken(line: str, font: ImageFont.FreeTypeFont, across: float) -> list[str]
 
 
 def _threshold(run: "Run") -> tuple[float, str]:
-    """Return the threshold of verdicts, NaN for none, and its name."""
+    """Return the threshold for verdicts, NaN if there is none, and its name."""
     own = run.metrics.get("decision_threshold")
     if own is not None and np.isfinite(own):
         return own, "threshold"

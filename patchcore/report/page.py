@@ -1,9 +1,9 @@
-"""A table of runs as one HTML page that needs nothing but itself.
+"""A table of runs as one self-contained HTML page.
 
-Tables are HTML, galleries JPEGs inside the page. Charts are Vega-Lite's, whose scripts lie under
-vendor/ and go into the page; what they draw, and what filters and runs show, is JSON inside it.
-Without scripts the tables and galleries still show. The HTML is that of the templates beside this
-file, which escape all that they are given.
+Tables are HTML, and galleries are JPEGs inside the page. Vega-Lite draws the charts; its scripts,
+from vendor/, are also inside the page, and so are the data for charts, filters and runs, as JSON.
+Tables and galleries also show without scripts. The templates beside this file make the HTML; they
+escape every value.
 """
 
 import json
@@ -28,7 +28,7 @@ from patchcore.report.text import write_tables, write_text
 
 VENDOR = Path(__file__).parent / "vendor"
 SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
-"""Files of VENDOR, in the order in which they need each other."""
+"""Files of VENDOR, in the order of their dependencies."""
 
 
 def write_report(table: Table, folder: Path) -> Path:
@@ -41,10 +41,12 @@ def write_report(table: Table, folder: Path) -> Path:
 
 
 def page(table: Table, gallery_bytes: int = GALLERY_BYTES, folder: Path | None = None) -> str:
-    """Return the whole page; its galleries share `gallery_bytes`, the best points' first.
+    """Return the HTML of the whole page.
 
     Args:
-        folder: Where it will lie, for links to the runs' folders.
+        table: Runs.
+        gallery_bytes: Size of all galleries together; those of the best points have priority.
+        folder: Folder of the page, for relative links to the runs' folders; None: no links.
     """
     runs = [run for part in table.parts for point in part.points for run in point.finished]
     return (
@@ -64,14 +66,14 @@ def page(table: Table, gallery_bytes: int = GALLERY_BYTES, folder: Path | None =
 
 
 def script_json(content: Any) -> Markup:
-    """Return JSON that can stand in a `<script>`: nothing in it ends that or begins markup."""
+    """Return JSON for a `<script>` element, escaped so that it cannot end it or begin markup."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return Markup(re.sub("[<>&]", lambda sign: f"\\u{ord(sign[0]):04x}", text))
 
 
 @cache
 def vendored(name: str) -> Markup:
-    """Return a script of VENDOR, without the name of its source map, which is not there."""
+    """Return a script of VENDOR, without the reference to its source map, which is not included."""
     text = (VENDOR / name).read_text("utf-8")
     return Markup(re.sub(r"//# sourceMappingURL=\S+\s*$", "", text))
 
@@ -90,5 +92,5 @@ def _templates() -> Environment:
 
 
 def _pieces(key: str) -> list[str]:
-    """Return the pieces of a dotted key that a narrow column may put on lines of their own."""
+    """Return the pieces of a dotted key, between which a narrow column may break the line."""
     return re.findall(r"[^._]*[._]|[^._]+", key)

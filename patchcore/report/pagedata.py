@@ -1,7 +1,7 @@
-"""Data of the report page: what its script draws, filters and opens, as JSON can hold it.
+"""Data of the report page, as values for JSON: its script draws, filters and shows them.
 
-Numbers stand beside their text, so that the page shows them as the tables do. Scores are raw
-little-endian floats in base64: of 32 bits where that loses nothing, else of 64.
+Each number comes with its text, so that the page shows it as the tables do. Scores are raw
+little-endian floats in base64: float32 if that is exact, else float64.
 """
 
 import base64
@@ -22,18 +22,18 @@ from patchcore.report.reading import RunFolder, Score, read_scores
 from patchcore.report.table import Table
 from patchcore.report.words import falls, number, show, title
 
-SCORES_BYTES = 3_000_000  # of all scores and names of test images, as they stand in the page
+SCORES_BYTES = 3_000_000  # of all scores and names of test images, as encoded in the page
 THRESHOLDS = ("decision_threshold", "image_threshold")
-"""Metrics that images are judged by, the model's own first."""
+"""Metrics that are thresholds of image scores, the model's own first."""
 
 
 def page_data(table: Table, folder: Path | None = None, pictured: Pictured | None = None) -> Any:
     """Return the content of the page's data.
 
     Args:
-        folder: Where the page will lie: links to runs are relative to it; without one there are
-            none.
-        pictured: Pictures of single images that the page holds.
+        table: Runs.
+        folder: Folder of the page, for relative links to the runs' folders; None: no links.
+        pictured: Pictures of single images in the page.
     """
     parts = table.parts
     points = [(part, point) for part in parts for point in part.points]
@@ -64,11 +64,15 @@ def page_data(table: Table, folder: Path | None = None, pictured: Pictured | Non
 
 
 class Scores:
-    """Scores of the runs' test images, the first runs' first, as many as fit.
+    """Scores of the runs' test images, for as many runs as fit into the budget, the first first.
+
+    Args:
+        runs: Runs in order of priority.
+        budget: Size of all scores and names, in bytes.
 
     Attributes:
-        sets: Test images, those of runs with the same ones once: {paths, labels, kinds}, where
-            kinds are types of defect.
+        sets: Distinct sets of test images, which runs share: {paths, labels, kinds}, where kinds
+            are types of defect.
     """
 
     def __init__(self, runs: list[RunFolder], budget: int = SCORES_BYTES) -> None:
@@ -84,11 +88,14 @@ class Scores:
                 budget = self._add(run, rows, budget)
 
     def of(self, run: RunFolder) -> dict[str, Any] | None:
-        """Place of the run's images in `sets`, its scores and their bytes a number."""
+        """Return the scores of a run, or None if the page does not have them.
+
+        They are {set: index in `sets`, data: scores in base64, bytes: size of one score}.
+        """
         return self._found.get(run)
 
     def _add(self, run: RunFolder, rows: list[Score], budget: int) -> int:
-        """Take a run in, if it fits; return the rest of the budget."""
+        """Add the scores of a run, if they fit; return the rest of the budget."""
         scores = np.array([row.score for row in rows], "<f8")
         with np.errstate(over="ignore"):
             narrow = scores.astype("<f4")
@@ -141,7 +148,7 @@ def _point(part: Table, point: Point, table: Table) -> dict[str, Any]:
 
 
 def _summary(metric: str, value: Summary) -> list[Any]:
-    """Mean, text, half the interval's width; or null, "undefined" and the reason."""
+    """[mean, text, half the width of the interval or None]; [None, "undefined", reason]."""
     if not value.defined:
         return [None, "undefined", value.reason]
     if value.count < 2:
@@ -151,7 +158,7 @@ def _summary(metric: str, value: Summary) -> list[Any]:
 
 
 def _scaled(metric: str, value: float) -> float:
-    """A value in the unit of its title."""
+    """Value in the unit of the metric's title."""
     return value * told(metric).scale
 
 
@@ -180,7 +187,7 @@ def _run(table: Table, run: RunFolder, part: Table | None, folder: Path | None) 
 
 
 def command(run: RunFolder) -> str:
-    """Return the command that starts a run with the same settings again; empty if none is told."""
+    """Return the command that repeats a run; empty if its folder does not record it."""
     if not run.overrides:
         return ""
     return printable(shlex.join(["patchcore", "train", *run.overrides]))

@@ -1,4 +1,4 @@
-"""Pictures of single test images in the page, shrunk until those of all runs fit into it."""
+"""Pictures of single test images, shrunk until those of all runs fit into the page."""
 
 import csv
 import io
@@ -10,17 +10,21 @@ from patchcore.report.folders import Images, own_file
 from patchcore.report.galleries import shrunk
 from patchcore.report.reading import RunFolder, read_scores
 
-PICTURES_BYTES = 1_200_000  # of all of them together, as they stand in the page
+PICTURES_BYTES = 1_200_000  # of all pictures together, in base64 as in the page
 WIDEST = 640  # pixels
-LARGEST = 60_000  # bytes of one
+LARGEST = 60_000  # bytes of one picture
 LARGEST_LIST = 1 << 24  # bytes of the file that lists a run's pictures
 
 
 class Pictured:
-    """Pictures of the runs' images: those that the threshold gets wrong first, of each run a share.
+    """Pictures of the runs' test images; images that the threshold gets wrong have priority.
+
+    Args:
+        runs: Runs, which share the budget.
+        budget: Size of all pictures, in bytes of the page.
 
     Attributes:
-        uris: The pictures as JPEG data URIs.
+        uris: Pictures as JPEG data URIs.
     """
 
     def __init__(self, runs: Sequence[RunFolder], budget: int = PICTURES_BYTES) -> None:
@@ -31,11 +35,11 @@ class Pictured:
             budget -= self._add(run, found, budget // (len(listed) - i))
 
     def of(self, run: RunFolder) -> dict[int, int]:
-        """Return {place of a test image in scores.csv: place of its picture in `uris`}."""
+        """Return {index of a test image in scores.csv: index of its picture in `uris`}."""
         return self._places.get(run, {})
 
     def _add(self, run: RunFolder, found: dict[str, str], budget: int) -> int:
-        """Take in a run's pictures; return the bytes that they have."""
+        """Add pictures of a run, at most `budget` bytes; return their size in bytes."""
         threshold = run.metrics.get("decision_threshold", run.metrics.get("image_threshold"))
         if threshold is None:
             threshold = math.nan
@@ -43,7 +47,7 @@ class Pictured:
             rows = list(enumerate(read_scores(run.folder)))
         except (OSError, ValueError):
             return 0
-        # Wrong ones first, then those nearest to the threshold.
+        # Images with wrong verdicts first; within both groups, those nearest to the threshold.
         rows.sort(key=lambda row: abs(row[1].score - threshold))
         rows.sort(key=lambda row: (row[1].score >= threshold) == bool(row[1].label))
         spent, places = 0, {}
@@ -62,7 +66,7 @@ class Pictured:
 
 
 def pictures_of(run: RunFolder) -> dict[str, str]:
-    """Return {path of a test image, as in scores.csv: its picture in the run's folder}."""
+    """Return {path of a test image in scores.csv: path of its picture in the run's folder}."""
     for which in (Images.all, Images.wrong):
         path = own_file(run.folder, f"figures/{which.list_name}")
         if path is None or not run.finished or path.stat().st_size > LARGEST_LIST:

@@ -1,7 +1,7 @@
-"""Sections that draw metrics: over factors, over the memory's share, against costs.
+"""Sections with charts of metrics: over factors, over the memory's share, against costs.
 
-The page's script makes the charts from the page's data (`patchcore.report.pagedata`), so that they
-follow the reader's filters; what stands here says which of them a table has anything for.
+The page's script draws the charts from the page's data (`patchcore.report.pagedata`), so that they
+follow the reader's filters. This module decides which charts make sense for a table.
 """
 
 from patchcore.metrics import METRICS
@@ -23,7 +23,7 @@ from patchcore.report.words import title
 
 
 def curves(table: Table) -> list[Block]:
-    """The metric over a factor, one line for each setting of the others."""
+    """Return the chart of the metric over a factor, with a line per setting of the others."""
     if not any(point.value(key).defined for point in table.points for key in table.main_metrics):
         return []
     if not table.factors:
@@ -35,27 +35,27 @@ def curves(table: Table) -> list[Block]:
 
 
 def parallel(table: Table) -> list[Block]:
-    """Every point as a line across its settings, its metric and its costs."""
+    """Return parallel coordinates: each point is a line across settings, metric and costs."""
     if len(table.factors) < 2 or not any(p.value(table.metric).defined for p in table.points):
         return []
-    note = "Each line is a point; each axis runs up from its lowest value or first word."
+    note = "Each line is a point. On each axis the lowest value, or the first word, is at the "
+    note += "bottom."
     return [Note(note), Chart("parallel", table.place, "Settings, metric and costs of every point")]
 
 
 def shares(table: Table) -> list[Block]:
-    """The metrics of one run at several sizes of its memory."""
+    """Return the chart of metrics at several memory sizes within a run."""
     if not any(point.curve(key) for point in table.points for key in table.main_metrics):
         return []
     note = (
-        "One pass over the test images scores every memory share: the memory bank of a larger "
-        "share "
+        "One pass over the test images gives the metrics of all shares, because the memory bank of "
+        "a larger share contains that of a smaller share."
     )
-    note += "contains that of a smaller."
     return [Note(note), Chart("shares", table.place, "Metric over the memory's share")]
 
 
 def heat(table: Table) -> list[Block]:
-    """Two factors as a table of colours; empty if no two varied apart."""
+    """Return the heat map over two factors; empty if no two factors varied independently."""
     columns = [[str(point.settings[f.key]) for point in table.points] for f in table.factors]
     apart = any(
         len(set(zip(one, other, strict=True))) > max(len(set(one)), len(set(other)))
@@ -71,7 +71,7 @@ def heat(table: Table) -> list[Block]:
 
 
 def fronts(table: Table) -> list[Block]:
-    """Accuracy against each cost, and the points that nothing beats in both."""
+    """Return the chart of the metric against costs, and tables of the Pareto fronts."""
     ranks = {point: i + 1 for i, point in enumerate(table.points)}
     lists: list[Block] = []
     for cost in costs(table):
@@ -96,14 +96,14 @@ def fronts(table: Table) -> list[Block]:
     warm = ""
     if any(run.warm for point in table.points for run in point.finished):
         warm = " Points whose times come from a cache are left out."
-    note = "The Pareto front: no other point is both better and cheaper. Numbers are places in the "
-    note += f"leaderboard.{warm}"
+    note = "The line is the Pareto front: points than which no other is both better and cheaper. "
+    note += f"Numbers are ranks in the leaderboard.{warm}"
     chart = Chart("pareto", table.place, "Metric against a cost, with the Pareto front")
     return [Note(note), chart, Fold("The fronts of all points as tables", lists)]
 
 
 def costs(table: Table) -> list[str]:
-    """Return the costs that two points or more are known of."""
+    """Return the costs that are known for at least two points."""
 
     def known(point: Point, cost: str) -> bool:
         return point.value(table.metric).defined and point.value(cost).defined

@@ -1,4 +1,4 @@
-"""Points of a sweep: runs that differ in category and seed alone, and their averages."""
+"""Points of a sweep: groups of runs that differ only in category and seed, and their averages."""
 
 import math
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ class Summary:
 
 
 def undefined(reason: str) -> Summary:
-    """A summary that says why it is none."""
+    """Return an undefined summary with its reason."""
     return Summary(math.nan, reason=reason)
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean, sample standard deviation and 95 % interval of repeats.
+    """Return mean, sample standard deviation s and 95 % interval of n repeats.
 
     The interval is Student's: mean ± t(0.975, n - 1) · s / √n.
     """
@@ -50,22 +50,22 @@ def summarise(values: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True)
 class Factor:
-    """A setting that tells points apart."""
+    """A setting whose values distinguish the points."""
 
     key: str
-    values: list[Any]  # distinct; numbers rising, then text, None last
-    follows: list[str]  # further keys that this one determines
+    values: list[Any]  # distinct; numbers in ascending order, then text, None last
+    follows: list[str]  # further keys that always change with this one
 
     @property
     def numbers(self) -> list[float]:
-        """The numeric values, rising; empty unless all values are numbers or None."""
+        """Numeric values, ascending; empty unless there are two or more, and no text."""
         given = [value for value in self.values if value is not None]
         return given if len(given) > 1 and all(map(is_number, given)) else []
 
 
 @dataclass(eq=False)
 class Point:
-    """Runs that differ in category and seed alone."""
+    """A group of runs that differ only in category and seed."""
 
     settings: Settings  # of the factors
     categories: list[str]  # that the average is taken over; [""] for a set without categories
@@ -73,7 +73,7 @@ class Point:
 
     @property
     def label(self) -> str:
-        """Overrides that would start it."""
+        """Overrides that select the point, such as `coreset.ratio=0.1, patch.size=3`."""
         return ", ".join(f"{key}={show(value)}" for key, value in self.settings.items()) or "all"
 
     @property
@@ -85,7 +85,7 @@ class Point:
         return [run for run in self.runs if run.finished]
 
     def cell(self, category: str, metric: str) -> Summary:
-        """`metric` of one category over the seeds for which it has a finished run."""
+        """Return the summary of `metric` for one category, over the seeds with a finished run."""
         values = []
         for seed, by_category in self.seeds.items():
             run = by_category.get(category)
@@ -96,10 +96,10 @@ class Point:
         return summarise(values)
 
     def value(self, metric: str) -> Summary:
-        """Class average of each seed, then over seeds.
+        """Return the summary over seeds of each seed's mean over the categories.
 
-        Undefined if a category of any seed is without a finished run or has `metric` undefined. A
-        seed without any finished run is a missing repeat and lowers the count alone.
+        It is undefined if, for any seed, a category has no finished run or no value of `metric`. A
+        seed without any finished run is left out, and only lowers the count.
         """
         averages = []
         for seed, by_category in self.seeds.items():
@@ -120,9 +120,10 @@ class Point:
         return summarise(averages)
 
     def curve(self, metric: str) -> list[tuple[float, float]]:
-        """(memory share, mean of `metric` over the runs), rising, where runs scored many ratios.
+        """Return [(memory share, mean of `metric` over the runs), …], ascending.
 
-        Empty unless the point's own value is defined and every run has the same ratios.
+        Empty unless the runs were tested at several ratios, the same in every run, and the point's
+        own value is defined.
         """
         curves = [
             {entry["ratio"]: entry[metric] for entry in run.ratio_curve if metric in entry}
@@ -133,9 +134,10 @@ class Point:
         return [(share, fmean(curve[share] for curve in curves)) for share in sorted(curves[0])]
 
     def paper(self, metric: str, category: str | None = None) -> float:
-        """The paper's value, of one category or on average.
+        """Return the paper's value for one category, or the average over the point's categories.
 
-        NaN where it gives neither one for each category nor the average of as many.
+        The average is the one that the paper prints for all categories of the data set, or else the
+        mean of its values for single categories. NaN if the paper has neither.
         """
         averages = {r.paper.get(AVERAGE + metric, math.nan) for r in self.runs}
         data = {CATEGORIES.get(str(r.choices.get("data"))) for r in self.runs}

@@ -1,4 +1,4 @@
-"""The covering radius of a greedy coreset against its size."""
+"""Plot of the covering radius of a greedy coreset against its size."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
-"""Run folders of any origin, read without trust.
+"""Readers of run folders from any origin, which are not trusted.
 
-Nothing in a folder is resolved, called or followed: interpolations stay text, YAML has neither tags
-nor aliases, links that lead out of the folder are no files of the run. What is not as
-`patchcore train` writes it makes the run a damaged one, which is listed and never shown as numbers.
+Nothing in a folder is resolved, called or followed: interpolations stay text, YAML with tags or
+aliases is refused, and links that lead out of the folder count as missing files. A run whose files
+are not as `patchcore train` writes them is damaged: reports list it, but without numbers.
 """
 
 import csv
@@ -44,7 +44,7 @@ WITHOUT_EFFECT = (
     "pictures",
     "resume",
 )
-"""Groups of settings that change no result, in folders that do not tell it themselves."""
+"""Groups of settings that change no result, for folders without provenance.json."""
 SETTINGS_WITHOUT_EFFECT = {
     "data.workers",
     "trainer.default_root_dir",
@@ -53,30 +53,30 @@ SETTINGS_WITHOUT_EFFECT = {
     "trainer.log_every_n_steps",
     "trainer.logger",
 }
-"""Further settings that change no result, in folders that do not tell it themselves."""
+"""Further settings that change no result, for folders without provenance.json."""
 
 
 @dataclass(eq=False)
 class RunFolder:
-    """One run as its folder tells it."""
+    """One run, as read from its folder."""
 
     folder: Path
     settings: Settings
-    metrics: dict[str, float] = field(default_factory=dict)  # those that are defined
-    undefined: dict[str, str] = field(default_factory=dict)  # {metric: why}
-    ratio_curve: list[dict[str, float]] = field(default_factory=list)  # one entry a ratio
+    metrics: dict[str, float] = field(default_factory=dict)  # only defined ones
+    undefined: dict[str, str] = field(default_factory=dict)  # {metric: reason}
+    ratio_curve: list[dict[str, float]] = field(default_factory=list)  # one entry per ratio
     paper: dict[str, float] = field(default_factory=dict)  # {metric: the paper's value}
     choices: dict[str, Any] = field(default_factory=dict)  # {group: the file chosen from it}
     problem: str = ""  # why there are no metrics
-    written: float = 0.0  # when, seconds since the epoch
+    written: float = 0.0  # time of metrics.json, seconds since the epoch
     warm: list[str] = field(default_factory=list)  # stages that took results from a cache
-    costs: Any = None  # what stages cost when nothing is read from it: see `patchcore.costs`
-    spent: float = 0.0  # seconds, those of warm stages too
-    digest: str = ""  # of the images; empty where the folder does not tell it
+    costs: Any = None  # seconds of stages when no cache is read: see `patchcore.costs`
+    spent: float = 0.0  # seconds of all stages, warm ones included
+    digest: str = ""  # of the images; empty if unknown
     idle: Settings = field(default_factory=dict)  # settings that had no effect on this run
     circumstances: Settings = field(default_factory=dict)  # code, versions, device, …
-    traced: bool = False  # whether the folder tells which settings had an effect
-    overrides: list[str] = field(default_factory=list)  # empty where the folder does not tell them
+    traced: bool = False  # whether the folder records which settings had an effect
+    overrides: list[str] = field(default_factory=list)  # empty if unknown
 
     @property
     def finished(self) -> bool:
@@ -84,7 +84,7 @@ class RunFolder:
 
     @property
     def category(self) -> str:
-        """Empty for a data set without categories."""
+        """Category, or several joined by ` + `; empty for a data set without categories."""
         value = self.settings.get(CATEGORY)
         names = value if isinstance(value, list) else [value]
         return " + ".join(str(name) for name in names if name is not None)
@@ -95,7 +95,7 @@ class RunFolder:
 
 
 def read_run(folder: Path) -> RunFolder:
-    """One run; what cannot be read is told in `problem`."""
+    """Return the run in a folder; `problem` says what cannot be read."""
     run = RunFolder(folder, {})
     try:
         _read_settings(run)
@@ -114,13 +114,13 @@ def read_run(folder: Path) -> RunFolder:
     if not run.settings:
         run.problem = run.problem or "config.yaml is missing"
     _fill(run, record)
-    # Hydra's own file is that of the last start, which may have failed and left these results.
+    # Hydra's own file belongs to the last start, which may have failed and left earlier results.
     run.overrides = run.overrides or read_overrides(folder)
     return run
 
 
 def read_overrides(folder: Path) -> list[str]:
-    """Return the overrides that a run was started with; empty where its folder tells none."""
+    """Return the overrides in Hydra's file of a run's folder; empty if there is none."""
     try:
         text = _text(folder, ".hydra/overrides.yaml", LARGEST_YAML)
         content = yaml.load(text or "[]", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -135,10 +135,10 @@ def _texts(content: Any) -> list[str]:
 
 
 def _read_settings(run: RunFolder) -> None:
-    """Fill what config.yaml, provenance.json and Hydra's files tell."""
+    """Fill `run` with the content of config.yaml, provenance.json and Hydra's files."""
     folder = run.folder
     name = "config.yaml"
-    if not os.path.lexists(folder / name):  # died before its own was written
+    if not os.path.lexists(folder / name):  # the run ended before it wrote its own file
         name = ".hydra/config.yaml"
     content = read_yaml(folder, name)
     paper = content.get("paper")
@@ -157,7 +157,7 @@ def _read_settings(run: RunFolder) -> None:
         if own is not None and told is not None and own.strip() != told:
             raise ValueError("provenance.json: belongs to another run than fingerprint.txt")
         run.settings = flatten(settings)
-        if CATEGORY in whole:  # names the column where it is part of the data, not of the settings
+        if CATEGORY in whole:  # provenance.json may hold it among the data, not the settings
             run.settings.setdefault(CATEGORY, whole[CATEGORY])
         run.idle = {key: whole[key] for key in whole if key not in run.settings}
         run.circumstances = _circumstances(provenance)
@@ -179,7 +179,7 @@ def _read_settings(run: RunFolder) -> None:
 
 
 def _circumstances(provenance: dict[str, Any]) -> Settings:
-    """Return what a result follows from beside its settings: {dotted name: value}."""
+    """Return what results depend on besides settings and images: {dotted name: value}."""
     classes = provenance.get("classes")
     found = {f"{k}.class": v for k, v in classes.items()} if isinstance(classes, dict) else {}
     kept = {k: v for k, v in provenance.items() if k in ("device", "precision", "versions")}
@@ -189,10 +189,10 @@ def _circumstances(provenance: dict[str, Any]) -> Settings:
 
 
 def read_yaml(folder: Path, name: str) -> dict[str, Any]:
-    """A YAML mapping of a run's folder, interpolations as text; empty where there is no such file.
+    """Return a YAML mapping of a run's folder, with interpolations as text; empty without a file.
 
     Raises:
-        ValueError: It is no mapping, too large, or has tags, anchors or aliases.
+        ValueError: The file is not a YAML mapping, is too large, or has tags, anchors or aliases.
     """
     text = _text(folder, name, LARGEST_YAML)
     if text is None:
@@ -215,22 +215,23 @@ def read_yaml(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON mapping of a run's folder, of finite numbers and without repeated keys.
+    """Return a JSON mapping of a run's folder.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The file is missing, too large, not a JSON mapping, or holds NaN, infinity or a
+            repeated key.
     """
     text = _text(folder, name, LARGEST_JSON)
     if text is None:
-        raise ValueError(f"{name}: no file of this folder")
+        raise ValueError(f"{name}: not a file of this folder")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(items)) < len(items):
-            raise ValueError("a key is there twice")
+            raise ValueError("a key occurs twice")
         return dict(items)
 
     def constant(word: str) -> float:
-        raise ValueError(f"{word} is no number")
+        raise ValueError(f"{word} is not a number in JSON")
 
     try:
         content = json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
@@ -244,10 +245,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The content of a finished run's metrics.json.
+    """Return the content of a finished run's metrics.json.
 
     Raises:
-        ValueError: It is not as `patchcore train` writes it.
+        ValueError: The file is not as `patchcore train` writes it.
     """
     record = read_json(folder, "metrics.json")
     for problem in problems(record):
@@ -256,10 +257,14 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def check_scores(folder: Path, images: Any = None) -> None:
-    """Check scores.csv of a run's folder, if it is there: one finite score an image.
+    """Check scores.csv of a run's folder, if it exists: one finite score per image.
+
+    Args:
+        folder: Folder of the run.
+        images: Number of test images in metrics.json; None: not checked.
 
     Raises:
-        ValueError: It is not as `patchcore train` writes it, or not of as many images.
+        ValueError: The file is not as `patchcore train` writes it, or has another number of images.
     """
     if not os.path.lexists(folder / "scores.csv"):
         return
@@ -279,14 +284,14 @@ class Score:
 
 
 def read_scores(folder: Path) -> list[Score]:
-    """The scores of a run's test images, names as they were.
+    """Return the scores of a run's test images, with the original names of the files.
 
     Raises:
         ValueError: scores.csv is not as `patchcore train` writes it.
     """
     text = _text(folder, "scores.csv", LARGEST_SCORES)
     if text is None:
-        raise ValueError("scores.csv: no file of this folder")
+        raise ValueError("scores.csv: not a file of this folder")
     try:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
@@ -303,7 +308,7 @@ def read_scores(folder: Path) -> list[Score]:
 
 
 def _fill(run: RunFolder, record: dict[str, Any]) -> None:
-    """Take over what a sound metrics.json tells, and what follows from it."""
+    """Fill `run` with the content of a checked metrics.json and values derived from it."""
     numbers = {k: v for k, v in record.items() if k not in STRUCTURES and is_metric(k, v)}
     numbers |= flatten({"seconds": record.get("seconds") or {}})
     run.metrics = {key: value for key, value in numbers.items() if value is not None}
@@ -337,7 +342,7 @@ def _fill(run: RunFolder, record: dict[str, Any]) -> None:
 
 
 def _costs(run: RunFolder) -> dict[str, float]:
-    """Seconds as they are when nothing is read from the cache, as far as they are known."""
+    """Seconds that the run takes when nothing is read from the cache, as far as they are known."""
     told = {f"seconds.{stage}": fresh(run.costs, stage) for stage in run.warm}
     told["seconds"], scoring = fresh(run.costs), fresh(run.costs, "score", metrics=False)
     if scoring is not None and (images := run.metrics.get("test_images")):
@@ -351,7 +356,7 @@ def _is_score(text: str) -> bool:
 
 
 def _text(folder: Path, name: str, most: int) -> str | None:
-    """The text of a run's own file; None where it has none, or a link leads elsewhere."""
+    """Text of a file in a run's folder; None if it is missing or a link leads out of the folder."""
     path = own_file(folder, name)
     if path is None:
         return None
@@ -363,7 +368,7 @@ def _text(folder: Path, name: str, most: int) -> str | None:
 
 
 def _referenced(kept: Settings, everything: Settings, depth: int = 8) -> Settings:
-    """Settings with ${other.key} replaced by that key's value; any other interpolation is text."""
+    """Settings with ${other.key} replaced by the value of that key; other interpolations stay."""
 
     def value(given: Any) -> Any:
         for _ in range(depth):
@@ -377,6 +382,6 @@ def _referenced(kept: Settings, everything: Settings, depth: int = 8) -> Setting
 
 
 def _line(error: Exception) -> str:
-    """An error in one line, without the paths and contents that Python adds."""
+    """Error message in one line, without paths that Python adds, of at most 200 characters."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:200]

@@ -1,7 +1,7 @@
-"""Content of a finished run, and its folder: written and read here.
+"""Content of a finished run, and how it is written to its folder and read back.
 
-Trackers and Python users read it through `read_results`. `patchcore.report.reading` holds what is
-needed to trust no folder, and tells of damaged ones what can be told.
+Trackers and Python users read it with `read_results`. `patchcore.report.reading` reads folders
+for reports, and says of damaged ones what is wrong.
 """
 
 import csv
@@ -32,42 +32,42 @@ from patchcore.report.reading import read_record, read_scores, read_yaml
 from patchcore.subsets import SUBSETS
 
 AnomalyMap = Callable[[int, tuple[int, int]], Tensor]
-"""Number of a test image, and its height and width, to its anomaly map (H, W)."""
+"""Function that maps the number of a test image and its size (H, W) to its anomaly map (H, W)."""
 
 
 @dataclass
 class GalleryItem:
     """One image of the gallery, with its map."""
 
-    group: str  # which row of the gallery: see `pick_gallery`
+    group: str  # title of the gallery's row: see `pick_gallery`
     sample: Sample
     score: float
     verdict: str  # correct, false alarm or missed, at the F1-optimal threshold; "" without one
     image: NDArray[np.uint8]  # (H, W, 3)
     mask: NDArray[np.bool_]  # (H, W)
     map: NDArray[np.float32]  # (H, W)
-    limits: tuple[float, float] = (0.0, 1.0)  # of the colours, shared by the gallery
+    limits: tuple[float, float] = (0.0, 1.0)  # scores of the first and last colour, shared by all
 
     def overlay(self) -> NDArray[np.uint8]:
-        """The image beside itself under its map, (H, 2·W, 3)."""
+        """Return the image and, to its right, the image under its map: (H, 2·W, 3)."""
         return np.hstack([self.image, figures.heat(self.image, self.map, *self.limits)])
 
 
 @dataclass
 class Run:
-    """Content of a run: all that its folder is written from, and that is read from it.
+    """Content of a run, which is written to its folder and read from it.
 
     Attributes:
-        settings: As in config.yaml.
-        metrics: Values by the keys of `patchcore.metrics.METRICS`; NaN where undefined.
-        undefined: Reasons of the metrics that are NaN.
-        seconds: Time of each stage.
-        samples: Test images.
-        scores: Their scores, in the same order.
-        curves: See `patchcore.metrics.ImageMetrics.curves`.
-        ratio_curve: Rows of metrics, by ratio.
+        settings: Settings as in config.yaml.
+        metrics: Values by the keys of `patchcore.metrics.METRICS`; NaN if undefined.
+        undefined: Reasons for metrics that are NaN: {key: reason}.
+        seconds: Time of each stage, in seconds.
+        samples: Test images, N.
+        scores: Anomaly scores of the samples, in the same order.
+        curves: Points of the curves: see `patchcore.metrics.ImageMetrics.curves`.
+        ratio_curve: Metrics at each memory ratio, ascending.
         gallery, misclassified: Images with their maps; empty for a run that was read.
-        members: Of an ensemble, each with its `metrics` and what else is to be told of it.
+        members: Members of an ensemble: `metrics` and further entries of each.
         subsets: Metrics of parts of the test: see `patchcore.subsets.by_subset`.
         pictures: Files of the pictures; empty for a run that was not read.
         notes: Lines that the screen shows after the metrics; empty for a run that was read.
@@ -90,13 +90,15 @@ class Run:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(N,) 0 nominal, 1 anomalous."""
+        """Labels (N,): 0 nominal, 1 anomalous."""
         return np.array([sample.label for sample in self.samples])
 
     @property
     def defect_types(self) -> dict[str, dict[str, float]]:
-        """Images and recall of each type of defect, {type: {images, recall}}, at the threshold from
-        nominal images; empty without one. Types are named as in `subsets`.
+        """Number of images and recall of each type of defect: {type: {images, recall}}.
+
+        Recall is at the threshold from nominal images; empty without such a threshold. Types are
+        named as in `subsets`.
         """
         threshold = self.metrics.get("decision_threshold")
         called: dict[str, list[bool]] = {}
@@ -110,16 +112,16 @@ class Run:
         }
 
     def record(self) -> dict[str, Any]:
-        """Return the content of metrics.json: undefined metrics are null, with reasons beside them.
+        """Return the content of metrics.json; undefined metrics are None, with their reasons.
 
-        A member has `metrics`, `undefined`, and whatever else is to be told of it.
+        The reasons are under `undefined`, and those of an ensemble's members in their own entries.
         """
         record: dict[str, Any] = _numbers(self.metrics)
         record["seconds"] = dict(self.seconds)
         record |= self.subsets
         if types := self.defect_types:
             known = self.subsets.get("defect_types", {})
-            if known.keys() <= types.keys():  # else they were read, and are by category
+            if known.keys() <= types.keys():  # not so for a run that was read with categories
                 record["defect_types"] = {k: {**known.get(k, {}), **v} for k, v in types.items()}
         if self.ratio_curve:
             record["ratio_curve"] = [_numbers(row) for row in self.ratio_curve]
@@ -130,7 +132,7 @@ class Run:
         return {**record, "undefined": self.undefined} if self.undefined else record
 
     def summary(self) -> str:
-        """The metrics as a table for a terminal."""
+        """Return the metrics as a table for a terminal."""
         lines = []
         for key, value in self.record().items():
             if key in STRUCTURES or value is None:
@@ -166,7 +168,7 @@ class Run:
 
     @staticmethod
     def thinned(x: Tensor, y: Tensor, most: int = 500) -> list[list[float]]:
-        """Thin a curve to `most` points at most, ends included."""
+        """Return at most `most` points [x, y] of a curve, evenly chosen, with both ends."""
         keep = torch.linspace(0, len(x) - 1, min(most, len(x))).round().long()
         return torch.stack([x[keep], y[keep]], 1).tolist()
 
@@ -174,10 +176,11 @@ class Run:
 def pick_gallery(
     run: Run, dataset: ImageDataset, anomaly_map: AnomalyMap, each: int = 6
 ) -> list[GalleryItem]:
-    """The hardest images of both kinds and the clearest finds, with their anomaly maps.
+    """Return the images of the gallery with their anomaly maps, up to `each` per group.
 
-    The most suspicious nominal images hold every false alarm first, the least suspicious anomalous
-    ones every miss. No image is shown twice.
+    The groups are the nominal images with the highest scores, where false alarms are first, and the
+    anomalous images with the lowest scores, where misses are first, and with the highest scores. No
+    image is in two groups.
     """
     scores, labels = np.asarray(run.scores), run.labels
     rising = np.argsort(scores, kind="stable")
@@ -195,7 +198,7 @@ def pick_misclassified(
 ) -> list[GalleryItem]:
     """Return the images that the F1-optimal threshold gets wrong, as the paper's Figures S1 and S2.
 
-    False alarms from the highest score down, missed images from the lowest up; `most` of each.
+    False alarms start at the highest score, missed images at the lowest; up to `most` of each.
     """
     scores, labels = np.asarray(run.scores), run.labels
     threshold = run.metrics["image_threshold"]
@@ -217,7 +220,14 @@ def _items(
     anomaly_map: AnomalyMap,
     groups: dict[str, NDArray[np.int64]],
 ) -> list[GalleryItem]:
-    """Images with their maps: {group: their numbers}; one scale of colours for all."""
+    """Images with their maps, all with the same limits of the colours.
+
+    Args:
+        run: Results of the run.
+        dataset: Test images.
+        anomaly_map: Function that returns the anomaly map of a test image.
+        groups: {title of the group: numbers of its images}.
+    """
     items = []
     for group, chosen in groups.items():
         for i in chosen:
@@ -237,7 +247,7 @@ def _items(
                 )
             )
     if items:
-        # Typical scores stay clear; only those above them take colour.
+        # Only scores above the typical one get a colour.
         low = float(np.median([np.median(item.map) for item in items]))
         high = max(float(item.map.max()) for item in items)
         for item in items:
@@ -246,7 +256,7 @@ def _items(
 
 
 def _numbers(metrics: dict[str, float]) -> dict[str, float | None]:
-    """Metrics as JSON can hold them."""
+    """Metrics as values for JSON: None for NaN, and integers for counts."""
     return {
         key: None if math.isnan(value) else int(value) if told(key).whole else value
         for key, value in metrics.items()
@@ -254,15 +264,15 @@ def _numbers(metrics: dict[str, float]) -> dict[str, float | None]:
 
 
 SOMETIMES = "misclassified.png"
-"""Picture that a run draws only where the F1-optimal threshold gets an image wrong."""
+"""Picture that a run draws only if the F1-optimal threshold gets an image wrong."""
 
 
 def picture_names(
     figures: bool = True, ratio_curve: bool = False, images: Images = Images.none
 ) -> list[str]:
-    """Names, in figures/, of what a run with these settings always has there.
+    """Return the names of the files in figures/ that a run with these settings always has.
 
-    Pictures of single images are told by the file that lists them.
+    Pictures of single images are represented by the file that lists them.
     """
     names = ["curves.png", "scores.png", "gallery.png"] if figures else []
     names += ["ratio_curve.png"] if figures and ratio_curve else []
@@ -270,9 +280,9 @@ def picture_names(
 
 
 def write_run(run: Run, folder: Path, pictures: bool = True) -> None:
-    """Write scores.csv, figures/ and, last and at once, metrics.json: it marks a finished run.
+    """Write scores.csv, figures/ and metrics.json to a folder without results of another run.
 
-    `folder` holds no other run's results; see `patchcore.runfolder`.
+    metrics.json comes last and appears at once, because it marks a finished run.
     """
     with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -318,7 +328,7 @@ def read_results(folder: Path) -> Run:
 
 
 def _values(numbers: dict[str, Any]) -> dict[str, float]:
-    """Metrics from JSON; what else a newer version tells there is passed over."""
+    """Metrics from JSON, NaN for null; entries that are not numbers are skipped."""
     given = {key: math.nan if value is None else value for key, value in numbers.items()}
     return {key: value for key, value in given.items() if is_number(value)}
 
@@ -334,7 +344,7 @@ def _draw(run: Run, folder: Path) -> None:
 
 
 def _pixels(image: Tensor, config: ImageConfig) -> NDArray[np.uint8]:
-    """A normalised image (3, H, W) as it was, (H, W, 3); one in uint8 is that."""
+    """Pixels (H, W, 3) of an image (3, H, W), whose normalisation is undone unless it is uint8."""
     if image.dtype == torch.uint8:
         return image.permute(1, 2, 0).numpy()
     mean, std = torch.tensor(config.mean), torch.tensor(config.std)

@@ -1,4 +1,4 @@
-"""Sections of a report: one list, which the page, Markdown and the CSV files are written from."""
+"""Sections of a report: a single list, from which page, Markdown and CSV files are written."""
 
 import math
 from collections.abc import Sequence
@@ -52,9 +52,12 @@ PAIR = (
 def sections(
     table: Table, gallery_bytes: int = GALLERY_BYTES, forms: Sequence[str] = (PAGE,)
 ) -> list[Section]:
-    """Return the sections that have anything to say in some of `forms`.
+    """Return the sections that have content in some of `forms`.
 
-    The galleries of the page share `gallery_bytes`, the best points' first.
+    Args:
+        table: Runs.
+        gallery_bytes: Size of all galleries together; those of the best points have priority.
+        forms: Forms of the report.
     """
     found = [Section("varied", "What varied", _varied(table), TEXT)]
     for part in table.parts:
@@ -74,7 +77,7 @@ def sections(
 
 
 def _of_part(table: Table, gallery_bytes: int) -> list[Section]:
-    """Every section on one data set."""
+    """Return all sections about one part of the table, which is one data set."""
     shrunk = pictures(table, gallery_bytes)
     found = [
         Section("leaderboard", "Leaderboard", _leaderboard(table, shrunk), TEXT),
@@ -91,7 +94,7 @@ def _of_part(table: Table, gallery_bytes: int) -> list[Section]:
         Section("galleries", "Galleries", galleries(table, shrunk)),
     ]
     if table.number:
-        note = f"Data {table.number}: {table.data}. Runs of unlike data are not ranked together."
+        note = f"Data {table.number}: {table.data}. Runs on different data are not ranked together."
         for section in found:
             section.key += f"-{table.number}"
             section.title += f", data {table.number}"
@@ -100,7 +103,7 @@ def _of_part(table: Table, gallery_bytes: int) -> list[Section]:
 
 
 def facts(table: Table) -> list[tuple[str, str, str, str]]:
-    """Return the first things one wants to know: name, value, note and class of each."""
+    """Return the key facts at the top of the page: (name, value, note, CSS class) of each."""
     found = []
     for part in table.parts:
         where = f", data {part.number}" if part.number else ""
@@ -127,7 +130,7 @@ def facts(table: Table) -> list[tuple[str, str, str, str]]:
 
 
 def _varied(table: Table) -> list[Block]:
-    """The varied settings, what they stand for, and the constant ones folded away."""
+    """Return the settings that varied, with their roles, and the constant ones folded away."""
     rows = []
     for factor in table.factors:
         note = f"with it: {', '.join(factor.follows)}" if factor.follows else ""
@@ -160,7 +163,7 @@ def _varied(table: Table) -> list[Block]:
 
 
 def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
-    """Every point; a click on a column sorts."""
+    """Return the table of all points, and the lists of what it leaves out or cannot define."""
     several = any(len(point.runs) > 1 for point in table.points)
     first = [key for key in table.metrics if key == table.metric]
     others = [key for key in table.metrics if key != table.metric]
@@ -194,12 +197,11 @@ def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
         row += [cells[key] for key in others]
         body.append(row)
     note = (
-        "A click on a column sorts by it; a click on a number opens its runs. The best of each "
-        "column "
+        "A click on a column sorts by it; a click on a number opens its runs. The best value of "
+        "each column is in colour."
     )
-    note += "in colour."
-    averages = "Metrics are class averages: the mean over the categories."
-    spreads = "± is half the 95 % interval over seeds (Student's t)."
+    averages = "Metrics are class averages: means over the categories."
+    spreads = "± is half the width of the 95 % interval over seeds (Student's t)."
     told = [averages] * bool(table.category_sets) + [spreads] * table.repeated
     blocks: list[Block] = [Note(" ".join([note, *told]), forms=(PAGE,))]
     ids = list(table.ids.values())
@@ -210,7 +212,7 @@ def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
 
 
 def _paper(table: Table) -> list[Block]:
-    """Section of the runs' numbers beside those that the paper states."""
+    """Return the table of the runs' values beside the paper's."""
     body = []
     ids = []
     for point in table.points:
@@ -237,7 +239,7 @@ def _paper(table: Table) -> list[Block]:
 
 
 def _categories(table: Table) -> list[Block]:
-    """Table of points × categories for each metric, with the class average."""
+    """Return a table of points × categories for each metric, with the class average."""
     blocks: list[Block] = []
     for names in table.category_sets:
         points = [point for point in table.points if point.categories == names]
@@ -269,14 +271,14 @@ def _categories(table: Table) -> list[Block]:
             name = f"{title(metric)} of each category"
             blocks.append(Grid(heads, body, "sortable", name, of="point", ids=ids))
     note = (
-        "The average is the mean over the categories, as the papers report it; undefined where a "
-        "category has no finished run or no value."
+        "The average is the mean over the categories, as the papers report it. It is undefined if "
+        "a category has no finished run or no value."
     )
     return blocks and [Note(note), *blocks]
 
 
 def _repeats(table: Table) -> list[Block]:
-    """Mean, standard deviation and interval of each point."""
+    """Return mean, standard deviation and interval of each point with repeats."""
     if not table.repeated:
         return []
     body = []
@@ -297,13 +299,13 @@ def _repeats(table: Table) -> list[Block]:
     heads = [*factor_heads(table), Head("metric", "ascending", kind="text", place=2)]
     heads += [Head(name, "descending", place=2) for name in ("seeds", "mean")]
     heads += [Head(name, "ascending", place=2) for name in ("standard deviation", "95 % interval")]
-    note = Note("Intervals are Student’s; they sort by width.", forms=(PAGE,))
+    note = Note("Intervals are Student’s; the column sorts by their width.", forms=(PAGE,))
     ids = [table.ids[point] for point in table.points for _ in table.main_metrics]
     return [note, Grid(heads, body, "sortable", "Repeats over seeds", of="point", ids=ids)]
 
 
 def _runs(table: Table) -> list[Block]:
-    """Every run's folder and what became of it; those that did not finish in the open."""
+    """Return a table of the runs that did not finish, and a folded table of all runs."""
     heads = [Head(name, "ascending", kind="text") for name in ("folder", "status")]
     keys = [factor.key for factor in table.factors]
     keys += [key for key in (CATEGORY, *table.seed_keys) if key in table.varied]
@@ -350,9 +352,9 @@ def _runs(table: Table) -> list[Block]:
 
 
 def _points(table: Table) -> Grid:
-    """One row a point: factors, mean of each metric, spread of repeats, the paper's values.
+    """One row per point: factors, mean of each metric, spread of repeats, the paper's values.
 
-    Points of unlike data have a rank of their own each.
+    Each part of the table (each data set) has its own ranks.
     """
     parts = table.parts
     factors = list(dict.fromkeys(factor.key for part in parts for factor in part.factors))
@@ -379,7 +381,7 @@ def _points(table: Table) -> Grid:
 
 
 def _every_run(table: Table) -> Grid:
-    """One row a run: folder, status, what varied, and every metric as it was written."""
+    """One row per run: folder, status, settings that varied, and every metric as it was written."""
     metrics = list(dict.fromkeys(key for run in table.runs for key in run.metrics))
     keys = list(dict.fromkeys([*table.choices, *table.varied]))
     part_of = {run.folder: part.data for part in table.parts for run in part.runs}

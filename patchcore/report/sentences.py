@@ -9,7 +9,7 @@ from patchcore.report.words import is_left_out, number, title
 
 
 def sentence(table: Table) -> str:
-    """The sweep in a line."""
+    """Return a summary of the sweep in one line: counts of points and runs, and what varied."""
     finished = len(table.runs) - len(table.unfinished)
     points = sum(len(part.points) for part in table.parts)
     parts = [_count(points, "point"), f"from {_count(finished, 'finished run')}"]
@@ -26,7 +26,7 @@ def sentence(table: Table) -> str:
 
 
 def best(table: Table, most: int = 5) -> list[str]:
-    """Return a heading and the best points, a line each; of every part of the table."""
+    """Return, for every part of the table, a heading and its best points, one line each."""
     lines = []
     for part in table.parts:
         placed = [point for point in part.points if point.value(part.metric).defined]
@@ -48,7 +48,7 @@ def best(table: Table, most: int = 5) -> list[str]:
 
 
 def undefined_reasons(table: Table) -> list[str]:
-    """Return why cells are undefined, each reason once."""
+    """Return the reasons why values are undefined, one line per reason."""
     lines = []
     runs = len(table.runs) - len(table.unfinished)
     for key, reasons in table.without_column.items():
@@ -73,7 +73,7 @@ def undefined_reasons(table: Table) -> list[str]:
 
 
 def left_out(table: Table) -> list[str]:
-    """Return counts of the images and regions that metrics do not cover."""
+    """Return the counts of images and regions that metrics leave out, one line each."""
     lines = []
     for key in table.metrics:
         if not is_left_out(key):
@@ -91,7 +91,7 @@ def left_out(table: Table) -> list[str]:
 
 
 def spread(metric: str, value: Summary) -> tuple[str, str, str]:
-    """Mean, standard deviation and 95 % interval; – where one repeat gives none."""
+    """Return mean, standard deviation and 95 % interval as text; – if there is only one repeat."""
     if not value.defined or value.count < 2:
         return number(metric, value.mean), "–", "–"
     ends = [number(metric, value.mean + sign * value.half) for sign in (-1, 1)]

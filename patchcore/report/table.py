@@ -1,9 +1,9 @@
 """Any set of run folders as one table: what varied, the points of a sweep, their repeats.
 
-A run is one folder. Runs whose settings differ in nothing but category and seed are one point: its
-value is the mean over categories (the class average of the papers) of each seed, then the mean over
-seeds. What cannot be averaged honestly is undefined, with the reason. Points of unlike data are
-never ranked together: each data set is a part of its own.
+A run is one folder. Runs whose settings differ only in category and seed form one point. Its value
+is the mean over seeds of the mean over categories (the class average of the papers). A mean that
+would mislead, for example because a category is missing, is undefined and has a reason. Points on
+different data are never ranked together: each data set is a part of the table.
 """
 
 import math
@@ -39,25 +39,25 @@ from patchcore.report.words import (
 
 @dataclass(eq=False)
 class Table:
-    """All runs, and what can be said of them together."""
+    """Runs, and all that follows from comparing them."""
 
     runs: list[RunFolder]
-    metric: str = "image_auroc"  # ranked by
-    root: Path = Path()  # what the runs' folders have in common
-    data: str = ""  # what tells the data from that of other parts
-    number: int = 0  # of the part; 0 where there is only one
+    metric: str = "image_auroc"  # to rank by
+    root: Path = Path()  # common parent of the runs' folders
+    data: str = ""  # settings that distinguish the data of this part from those of other parts
+    number: int = 0  # of the part, from 1; 0 if there is only one
     against: tuple[str, str] | None = None  # key and value that effects are measured against
     first: int = 0  # number of points in the parts before
 
     def name(self, run: RunFolder) -> str:
-        """The run's folder, below what all have in common."""
+        """Return the path of the run's folder below `root`."""
         if run.folder == self.root:
             return "."
         return printable(os.path.relpath(run.folder, self.root))
 
     @cached_property
     def parts(self) -> list["Table"]:
-        """A table for each set of runs on the same data, those with a best value first."""
+        """A table for each set of runs on the same data; those without any value are last."""
         if len(self._by_data) < 2:
             return [self]
         parts = [Table(runs, self.metric, self.root, data) for data, runs in self._by_data]
@@ -70,12 +70,12 @@ class Table:
 
     @property
     def place(self) -> int:
-        """Place among the parts."""
+        """Index among the parts."""
         return max(self.number - 1, 0)
 
     @cached_property
     def ids(self) -> dict[Point, int]:
-        """Place of each point among those of all parts."""
+        """Index of each point among the points of all parts."""
         return {point: self.first + i for i, point in enumerate(self.points)}
 
     @cached_property
@@ -87,7 +87,7 @@ class Table:
         return {run: i for i, (_, runs) in enumerate(self._by_data) for run in runs}
 
     def status(self, run: RunFolder) -> str:
-        """finished, or what keeps `run` out of the tables."""
+        """Return `finished`, or the reason why `run` is not counted."""
         kept = self._counted.get(self._identity(run)) if run.settings else run
         warm = f"finished; warm: {', '.join(run.warm)}" if run.warm else "finished"
         if kept is run or kept is None:
@@ -96,7 +96,7 @@ class Table:
 
     @cached_property
     def known(self) -> list[RunFolder]:
-        """The runs whose settings could be read."""
+        """Runs whose settings could be read."""
         return [run for run in self.runs if run.settings]
 
     @cached_property
@@ -106,18 +106,18 @@ class Table:
 
     @cached_property
     def varied(self) -> dict[str, list[Any]]:
-        """{key: its distinct values} of the settings that differ between runs."""
+        """Settings that differ between runs: {key: distinct values}."""
         values = {key: distinct(run.settings.get(key) for run in self.known) for key in self.keys}
         return {key: found for key, found in values.items() if len(found) > 1}
 
     @cached_property
     def constant(self) -> Settings:
-        """The settings in which all runs agree."""
+        """Settings that are the same in all runs: {key: value}."""
         return {k: self.known[0].settings.get(k) for k in self.keys if k not in self.varied}
 
     @cached_property
     def seed_keys(self) -> dict[str, list[str]]:
-        """Settings that make repeats rather than points: {varied seed: others that go with it}."""
+        """Seeds that varied, which make repeats, not points: {seed: keys that change with it}."""
         seeds = [key for key in self.varied if key.endswith("seed")]  # and data.shots_seed
         return self._grouped(
             {key: self._column(key) for key in sorted(seeds, key=lambda key: key.count("."))}
@@ -125,7 +125,7 @@ class Table:
 
     @cached_property
     def choices(self) -> dict[str, list[str]]:
-        """Groups of which different files were chosen: {group: the choice of each run}."""
+        """Groups with different choices: {group: [token of the choice of each known run]}."""
         found = {}
         for group in self.known[0].choices:
             chosen = [token(run.choices.get(group)) for run in self.known]
@@ -140,10 +140,10 @@ class Table:
 
     @cached_property
     def factors(self) -> list[Factor]:
-        """The fewest varied keys that tell the points apart.
+        """Varied keys that distinguish the points, as few as possible.
 
-        Settings that always change together are one factor, called by a group's choice
-        (`coreset=random`), or by the group's number where that says the same (`patch.size=3`).
+        Settings that always change together are one factor. Its key is a group (`coreset=random`),
+        or a numeric setting of the group that varies in the same way (`patch.size=3`).
         """
         repeats = {CATEGORY, *self.seed_keys, *chain(*self.seed_keys.values())}
         settings = {key: self._column(key) for key in self.varied if key not in repeats}
@@ -168,7 +168,7 @@ class Table:
 
     @cached_property
     def points(self) -> list[Point]:
-        """Best first by `metric`, undefined ones last."""
+        """Points sorted by `metric`, the best first and undefined ones last."""
         points: dict[str, Point] = {}
         for (name, seed, category), run in self._counted.items():
             if name not in points:
@@ -185,19 +185,19 @@ class Table:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """Metrics that some run has a value of, the field's own first."""
+        """Metrics that can be ranked and that some run has; those of METRICS first, in order."""
         found = dict.fromkeys(
             key
             for run in self.runs
             for key, value in run.metrics.items()
-            if value or not is_left_out(key)  # columns of zeros tell nothing
+            if value or not is_left_out(key)  # a column of zeros is not useful
         )
         shown = {key: told(key).better for key in found if not key.startswith("seconds.")}
         return [key for key in (METRICS | shown) if shown.get(key)]
 
     @cached_property
     def without_column(self) -> dict[str, Counter[str]]:
-        """{metric: {why: number of finished runs}} of undefined metrics without a column."""
+        """Undefined metrics without a column: {metric: {reason: number of finished runs}}."""
         finished = [run for run in self.runs if run.finished]
         keys = dict.fromkeys(key for run in finished for key in run.undefined)
         return {
@@ -208,13 +208,13 @@ class Table:
 
     @cached_property
     def main_metrics(self) -> list[str]:
-        """Metrics that the pictures show: the ranking one, then the usual ones."""
+        """Metrics that charts show: the ranking metric, then the main ones of METRICS."""
         usual = dict.fromkeys([self.metric, *(k for k, measure in METRICS.items() if measure.main)])
         return [key for key in usual if key in self.metrics]
 
     @cached_property
     def paper_metrics(self) -> list[str]:
-        """Metrics of which some run states the paper's value."""
+        """Metrics for which some run has the paper's value."""
         keys = [key.removeprefix(AVERAGE) for run in self.runs for key in run.paper]
         return list(dict.fromkeys(keys))
 
@@ -229,27 +229,27 @@ class Table:
 
     @cached_property
     def category_sets(self) -> list[list[str]]:
-        """The categories of each data set that has several."""
+        """Distinct lists of categories of the points that have several."""
         found = {tuple(point.categories) for point in self.points if len(point.categories) > 1}
         return [list(names) for names in sorted(found)]
 
     def setting(self, run: RunFolder, key: str) -> Any:
-        """The value of a setting or of a group's choice."""
+        """Return the value of a setting, or the choice of a group that is among `choices`."""
         return run.choices.get(key) if key in self.choices else run.settings.get(key)
 
     def seed(self, run: RunFolder) -> str:
-        """Return the seeds that tell this repeat from others."""
+        """Return the seeds that distinguish the run from other repeats, as text."""
         return ", ".join(f"{key}={show(run.settings.get(key))}" for key in self.seed_keys)
 
     def cost(self, point: Point, metric: str) -> float:
-        """The less, the better; infinite where undefined."""
+        """Return the value of a metric with the sign by which less is better; inf if undefined."""
         value = point.value(metric)
         if not value.defined:
             return math.inf
         return value.mean if falls(metric) else -value.mean
 
     def front(self, metric: str) -> list[Point]:
-        """The points that none beats in both the ranking metric and `metric`, cheapest first."""
+        """Return the Pareto front of the ranking metric and `metric`, sorted by `metric`."""
         defined = [p for p in self.points if p.value(self.metric).defined]
         points = [point for point in defined if point.value(metric).defined]
         costs = [(self.cost(p, metric), self.cost(p, self.metric)) for p in points]
@@ -257,7 +257,7 @@ class Table:
 
     @cached_property
     def _counted(self) -> dict[tuple[str, str, str], RunFolder]:
-        """Newest finished one of equal runs: {(point, seed, category): run}, sorted."""
+        """Newest of equal runs, finished if possible: {(point, seed, category): run}, sorted."""
         newest = sorted(self.known, key=lambda run: (run.finished, run.written))
         found = {self._identity(run): run for run in newest}
         return {key: found[key] for key in sorted(found, key=lambda key: [*map(natural, key)])}
@@ -268,7 +268,7 @@ class Table:
         return point, self.seed(run), run.category
 
     def _expected(self, run: RunFolder) -> list[str]:
-        """The categories met anywhere in the data of `run`, failed ones included."""
+        """Categories of all runs on the same data as `run`, also of failed ones."""
         part = self._part_of[run]
         names = {other.category for other in self.known if self._part_of[other] == part}
         return sorted(names, key=natural)
@@ -278,11 +278,11 @@ class Table:
 
     @staticmethod
     def _grouped(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-        """{first of the columns that change together: the others}."""
+        """Group columns that change together: {first of them: the others}."""
         found: dict[str, list[str]] = {}
         for key, column in columns.items():
             for leader, followers in found.items():
-                settles = key.startswith(f"{leader}.")  # a choice, the values of its group
+                settles = key.startswith(f"{leader}.")  # a setting of the group that was chosen
                 if (settles and _determines(columns[leader], column)) or _equivalent(
                     columns[leader], column
                 ):
@@ -294,7 +294,7 @@ class Table:
 
 
 def read_runs(folders: Sequence[Path], metric: str = "image_auroc") -> Table:
-    """Every run in or below `folders`, unfinished ones included, each once.
+    """Return the table of all runs in or below `folders`, each once, unfinished ones included.
 
     Raises:
         InputError: A folder is missing or holds no run, or no run is finished or has `metric`.
@@ -315,7 +315,7 @@ def read_runs(folders: Sequence[Path], metric: str = "image_auroc") -> Table:
     _compare_effects(runs)
     if not all(run.choices for run in runs if run.settings):
         for run in runs:
-            run.choices = {}  # what only some tell cannot be compared
+            run.choices = {}  # choices that only some folders record cannot be compared
     finished = [run for run in runs if run.finished]
     if not finished:
         damaged = [run for run in runs if not run.problem.startswith("unfinished")][:1]
@@ -329,7 +329,7 @@ def read_runs(folders: Sequence[Path], metric: str = "image_auroc") -> Table:
 
 
 def pareto(costs: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the places of pairs that none beats by being nowhere dearer and somewhere cheaper."""
+    """Return the indices of the Pareto-optimal pairs, of which less is better in both entries."""
 
     def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
         return a != b and a[0] <= b[0] and a[1] <= b[1]
@@ -347,7 +347,7 @@ def _determines(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def _fill_missing(runs: Sequence[RunFolder]) -> None:
-    """Give runs that died early the settings they were still to be given, where others agree."""
+    """Fill settings that runs which failed early lack, if all other runs have the same value."""
     for key in {key for run in runs for key, value in run.settings.items() if value == MISSING}:
         found = {token(run.settings.get(key)): run.settings.get(key) for run in runs}
         found.pop(token(MISSING))
@@ -357,9 +357,11 @@ def _fill_missing(runs: Sequence[RunFolder]) -> None:
 
 
 def _compare_effects(runs: Sequence[RunFolder]) -> None:
-    """Drop settings without effect from the folders that do not tell theirs, as far as others do.
+    """Drop settings without effect from runs whose folders do not record which ones these are.
 
-    Those are old folders, and of runs that failed before they could write it.
+    Folders of earlier versions do not record this, and neither do runs that failed early. Settings
+    that have no effect in any of the other runs are dropped; circumstances, such as versions, in
+    which all other runs agree are filled in.
     """
     traced = [run for run in runs if run.traced]
     effective = {key for run in traced for key in run.settings}

@@ -1,4 +1,4 @@
-"""Markdown and CSV of a report, from its sections."""
+"""Writers of a report's sections as Markdown and CSV."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ from patchcore.report.words import show
 
 
 def markdown(table: Table) -> str:
-    """Return the sections that Markdown has, from what varied to the runs that did not finish."""
+    """Return the report as Markdown, from what varied to the runs that did not finish."""
     parts = ["# PatchCore report", sentence(table)]
     for section in sections(table, forms=(MARKDOWN,)):
         parts.append(f"## {markdown_text(section.title)}")
@@ -37,12 +37,12 @@ def markdown(table: Table) -> str:
 
 
 def points_csv(table: Table) -> str:
-    """Return one row a point. Numbers are in full precision; what is undefined is empty."""
+    """Return CSV with one row per point, in full precision; undefined values are empty."""
     return _csv(table, POINTS_CSV)
 
 
 def runs_csv(table: Table) -> str:
-    """Return one row a run, as `points_csv` does."""
+    """Return CSV with one row per run, in the same format as `points_csv`."""
     return _csv(table, RUNS_CSV)
 
 
@@ -54,7 +54,7 @@ def write_tables(table: Table, folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file at once: no cut-off one remains, and no link leads to another."""
+    """Write a file in one step: it is never incomplete, and a link is replaced, not followed."""
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
     try:
         with open(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -95,7 +95,7 @@ def _line(line: str | tuple[str, str]) -> str:
 
 
 def _grid(grid: Grid) -> str:
-    """Return a table in Markdown, its columns by `Head.place`."""
+    """Return a table in Markdown, with columns sorted by `Head.place`."""
     columns: list[tuple[int, int, Head]] = [
         (head.place, i, head) for i, head in enumerate(grid.heads) if head.place is not None
     ]
@@ -111,7 +111,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _csv(table: Table, form: str) -> str:
-    """Return the table of the section that has this form."""
+    """Return the only table of a form as CSV."""
     ((grid,),) = (section.of(form) for section in sections(table, forms=(form,)))
     assert isinstance(grid, Grid)
     file = io.StringIO()

@@ -1,4 +1,4 @@
-"""Runs by the data that they saw: only metrics of the same data may be ranked together."""
+"""Grouping of runs by their data: only metrics on the same data may be ranked together."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from patchcore.report.reading import CATEGORY, RunFolder
 from patchcore.report.words import natural, show, token
 
 OF_TRAINING = {"data.shots"}
-"""Settings that leave the test images alone: points of different values are ranked together."""
+"""Settings of the data that do not change the test images, so points are ranked together."""
 
 
 def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
-    """Runs by what they were tested on, each with a text that tells it from the others.
+    """Return the runs grouped by data: [(text that distinguishes the data, runs), …].
 
-    Alike are runs of the same data set with the same settings of it, and the same images where
-    their folders tell a digest of them; and points that were run on the same categories.
+    Runs are in one group if their data set and its settings are equal, their images are equal (as
+    far as their folders record a digest), and their points have the same categories.
     """
     versions = _versions(runs)
     families: dict[str, list[RunFolder]] = defaultdict(list)
@@ -54,7 +54,7 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
 
 
 def _data_settings(run: RunFolder) -> dict[str, Any]:
-    """The settings that say which images are tested, but for category and seeds."""
+    """Settings that determine the test images, except category and seeds."""
     return {
         key: value
         for key, value in run.settings.items()
@@ -64,14 +64,16 @@ def _data_settings(run: RunFolder) -> dict[str, Any]:
 
 
 def _point(run: RunFolder) -> str:
-    """Equal for runs that differ in category and seeds alone."""
+    """Return a text that is equal for runs that differ only in category and seeds."""
     kept = {k: v for k, v in run.settings.items() if k != CATEGORY and not k.endswith("seed")}
     return token(kept)
 
 
 def _versions(runs: Sequence[RunFolder]) -> dict[RunFolder, int]:
-    """Number of changes of the images since each run under the same settings of the data; 0 for
-    the newest, and where a folder does not tell which images it saw."""
+    """Return, for each run, how often its images have changed since, for equal data settings.
+
+    0 for the newest images, and if a folder does not record which images the run saw.
+    """
     seen: dict[str, dict[str, float]] = defaultdict(dict)  # {cell: {digest: last written}}
     for run in runs:
         if run.digest:
@@ -86,7 +88,7 @@ def _versions(runs: Sequence[RunFolder]) -> dict[RunFolder, int]:
 
 
 def _cell(run: RunFolder) -> str:
-    """Return a text that is equal where the settings name the same images, of one category."""
+    """Return a text that is equal for runs whose settings name the same images of one category."""
     return token(
         [
             {k: v for k, v in run.settings.items() if k.startswith("data.")},
@@ -96,5 +98,5 @@ def _cell(run: RunFolder) -> str:
 
 
 def _state(version: int) -> str:
-    """A state of the images in words."""
+    """State of the images in words."""
     return f"older state {version}" if version else "newest state"

@@ -1,4 +1,4 @@
-"""Words and numbers of a report: titles, units, and how values are sorted and shown."""
+"""Text for a report: titles with units, and values as they are sorted and shown."""
 
 import json
 import math
@@ -11,17 +11,17 @@ from patchcore.report.checks import is_number
 
 
 def falls(metric: str) -> bool:
-    """Return whether less of `metric` is better."""
+    """Return whether smaller values of `metric` are better."""
     return told(metric).better == "low"
 
 
 def is_left_out(metric: str) -> bool:
-    """Return whether `metric` counts what other metrics do not cover."""
+    """Return whether `metric` counts images or regions that other metrics leave out."""
     return told(metric).of == "masks"
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
+    """Return nested mappings as one flat mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
@@ -32,7 +32,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """A setting as one would write it in an override; – where a run does not have it."""
+    """Return the value of a setting as text, as in an override; – for None."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -43,12 +43,12 @@ def show(value: Any) -> str:
 
 
 def title(metric: str) -> str:
-    """A metric's name, with its unit, for people; of a stage, its key."""
+    """Return the readable name of a metric, with its unit; dotted keys only lose underscores."""
     return metric.replace("_", " ") if "." in metric else told(metric).title
 
 
 def number(metric: str, value: float) -> str:
-    """A metric's value in the unit of its title."""
+    """Return the value of a metric as text, in the unit of its title."""
     if math.isnan(value):
         return "undefined"
     measure = told(metric)
@@ -61,7 +61,7 @@ def number(metric: str, value: float) -> str:
 
 
 def natural(text: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts 10 after 9."""
+    """Return a sort key of text by which 10 comes after 9."""
     parts: list[str] = [""]
     for sign in text:
         if sign.isdigit() != parts[-1][-1:].isdigit():
@@ -71,19 +71,19 @@ def natural(text: str) -> list[tuple[bool, int, str]]:
 
 
 def rank(value: Any) -> tuple[int, float, list[tuple[bool, int, str]]]:
-    """A key that sorts numbers, then text, None last."""
+    """Return a sort key: numbers first, then text, None last."""
     if is_number(value):
         return 0, value, []
     return (2, 0.0, []) if value is None else (1, 0.0, natural(show(value)))
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """Each value once, sorted by `rank`."""
+    """Return the distinct values, sorted by `rank`."""
     return sorted({token(value): value for value in values}.values(), key=rank)
 
 
 def token(value: Any) -> str:
-    """A text that is equal for equal values."""
+    """Return a text that is equal for equal values."""
     if is_number(value):
         return repr(float(value))
     return json.dumps(value, sort_keys=True, default=str)

@@ -1,9 +1,9 @@
-"""Trackers: what a run leaves in them, and which there are.
+"""Experiment trackers: the registry, and the steps that log a run or a multirun to them.
 
-Everything but `Details` and the gallery's single pictures is read from the run's folder, so that a
-run that was finished before is tracked like any other. Another tracker is a file with a subclass of
-`Tracker` and an entry of `TRACKERS`; its preset in the group `logger` and the permission to name
-its class in settings files follow from that.
+Everything except `Details` and the gallery's single pictures is read from the run's folder, so that
+a run that finished earlier is tracked like any other. To add a tracker, write a subclass of
+`Tracker` in a file of its own and add an entry to `TRACKERS`. This also adds its preset to the
+group `logger`, and allows settings files to name its class.
 """
 
 import os
@@ -36,12 +36,12 @@ TRACKERS: dict[str, Tracker] = {
     "tensorboard": TensorBoard(),
     "wandb": Wandb(),
 }
-"""Trackers by the choice of the group `logger`."""
+"""Trackers by their choice in the group `logger`."""
 
-_VARIABLES = ("WANDB_", "MLFLOW_")  # beginnings of those that loggers set
+_VARIABLES = ("WANDB_", "MLFLOW_")  # prefixes of the environment variables that loggers set
 
 Make = Callable[..., Any]
-"""Makes an object of Lightning's from its key, its settings and more keyword arguments."""
+"""Function that makes an object of Lightning from its key, its settings and keyword arguments."""
 
 
 def presets() -> dict[str, dict[str, Any]]:
@@ -51,12 +51,12 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def tracker_named(target: Any) -> Tracker:
-    """Return the tracker of a logger's `_target_`; of an unknown one, the base of all."""
+    """Return the tracker of a logger's `_target_`; the base `Tracker` if the class is unknown."""
     return next((each for each in TRACKERS.values() if each.is_named(target)), Tracker())
 
 
 def tracker_of(logger: "Logger") -> Tracker:
-    """Return the tracker of a logger by its class, or else by the class that it is made from."""
+    """Return the tracker of a logger by its class or the nearest base class; else a `Tracker`."""
     by_class = {tracker.logger_class(): tracker for tracker in TRACKERS.values()}
     return next((by_class[each] for each in type(logger).__mro__ if each in by_class), Tracker())
 
@@ -68,8 +68,8 @@ class Tracking:
     loggers: "dict[str, Logger]"  # by their names in the settings
     folder: Path  # of the run
     started: "list[Logger]" = field(default_factory=list)
-    begun: "list[Logger]" = field(default_factory=list)  # those started that know the run
-    about: About | None = None  # once they are started
+    begun: "list[Logger]" = field(default_factory=list)  # started without an error
+    about: About | None = None  # set when the trackers are started
 
     def start(
         self,
@@ -77,15 +77,15 @@ class Tracking:
         provenance: Mapping[str, Any] | None = None,
         source: str = "",
     ) -> None:
-        """Open every tracker and describe the run to it; see `About`.
+        """Open every tracker and log a description of the run; see `About`.
 
         Raises:
-            InputError: One cannot start, such as W&B where it is online and does not let us in.
+            InputError: A tracker cannot start, for example because W&B refuses the login.
         """
         self.begin(About(settings, self.folder, provenance or {}, source))
 
     def begin(self, about: About) -> None:
-        """Open every tracker for a run of this description; raises as `start`."""
+        """Open every tracker for the run that `about` describes; raises as `start` does."""
         self.about = about
         for name, logger in self.loggers.items():
             self.started.append(logger)
@@ -104,14 +104,14 @@ class Tracking:
         tested: bool = True,
         details: "Details | None" = None,
     ) -> None:
-        """Log what the finished run in `folder` holds.
+        """Log the results of the finished run in `folder`.
 
         Args:
-            folder: Of the run, with metrics.json, scores.csv, figures, perhaps an artifact.
+            folder: Folder of the run, with metrics.json, scores.csv, figures, perhaps an artifact.
             gallery: Images with their maps, for the trackers that show tables of them.
-            tested: Whether Lightning has tested the run with these trackers, and so logged the
-                metrics; they are logged here otherwise.
-            details: What the folder does not hold; none for a run that was taken over.
+            tested: Whether Lightning has tested the run with these trackers and has logged the
+                metrics already; otherwise they are logged here.
+            details: Results that the folder does not hold; None for a run that was taken over.
         """
         if not self.started:
             return
@@ -135,7 +135,7 @@ class Tracking:
             logger.save()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Close every tracker, as finished or, after an error, as failed with the reason."""
+        """Close every tracker; after an error, mark the run as failed and log the reason."""
         status, reason = ended(error)
         for logger in self.started:
             try:
@@ -145,18 +145,18 @@ class Tracking:
             except Exception as trouble:
                 if error is None:
                     raise
-                # what ended the run matters more
+                # the error that ended the run matters more
                 warnings.warn(f"a tracker could not be closed: {trouble}", stacklevel=2)
 
 
 @contextmanager
 def tracking(chosen: Mapping[str, Any], folder: Path, make: Make) -> Iterator[Tracking]:
-    """Trackers for a run in `folder`; closed in the end, as failed if an exception ends the run.
+    """Yield trackers for a run; close them in the end, as failed if an exception ends the run.
 
     Args:
         chosen: {name: settings of a Lightning logger}.
-        folder: Of the run.
-        make: Makes a logger from its key and settings.
+        folder: Folder of the run.
+        make: Function that makes a logger from its key and settings.
 
     Raises:
         InputError: A tracker cannot be made from its settings.
@@ -183,17 +183,17 @@ def track_failure(
     error: BaseException,
     make: Make,
 ) -> None:
-    """Leave a failed run in the trackers that keep one, unless the run has come as far itself.
+    """Record a failed run in the trackers that keep failed runs, unless it did so itself.
 
-    So every point of a multirun is there, those too whose settings were refused.
+    So the trackers show every point of a multirun, even one whose settings were refused.
 
     Args:
         chosen: {name: settings of a Lightning logger}.
-        settings: Of the run, as far as they are known.
+        settings: Settings of the run, as far as they are known.
         origin: How the run was started: `choices` and `overrides`.
-        folder: Of the run.
-        error: Why it failed.
-        make: Makes a logger from its key and settings.
+        folder: Folder of the run.
+        error: Error that ended the run.
+        make: Function that makes a logger from its key and settings.
     """
     kept = {k: own for k, own in chosen.items() if tracker_named(own.get("_target_")).beside}
     if getattr(error, "tracked", False) or not kept:
@@ -207,9 +207,9 @@ def track_failure(
 
 
 def track_multirun(folder: Path, make: Make) -> None:
-    """Leave one summary run of the multirun in a folder in the trackers of its points.
+    """Add one summary run for the multirun in `folder` to the trackers of its points.
 
-    Nothing happens where no point has finished, or none is tracked by one that keeps such a run.
+    Nothing happens if no point has finished, or if no tracker of the points keeps summary runs.
     """
     from patchcore.tracking.multirun import described, overview, summary_loggers
 
@@ -235,7 +235,10 @@ def track_multirun(folder: Path, make: Make) -> None:
 
 
 def moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[str, Any]:
-    """Return settings of loggers, led to `new` where their files belong to the results alone."""
+    """Return settings of loggers with paths in `folder` changed to `new`.
+
+    Loggers that write into the run's folder directly (`Tracker.beside`) keep their paths.
+    """
     return {
         name: own if tracker_named(own.get("_target_")).beside else _moved(own, folder, new)
         for name, own in loggers.items()
@@ -243,7 +246,7 @@ def moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[s
 
 
 def _moved(value: Any, folder: Path, new: Path) -> Any:
-    """Settings with paths in `folder` led to `new`."""
+    """Settings with paths in `folder` changed to `new`."""
     match value:
         case dict():
             return {key: _moved(each, folder, new) for key, each in value.items()}
@@ -255,10 +258,10 @@ def _moved(value: Any, folder: Path, new: Path) -> Any:
 
 
 def build_logger(name: str, settings: Any, make: Make) -> "Logger":
-    """Return the logger that the settings ask for.
+    """Return the logger that the settings describe.
 
     Raises:
-        InputError: They ask for something else, or it cannot be made from them.
+        InputError: The settings describe something else, or the logger cannot be made from them.
     """
     from pytorch_lightning.loggers import Logger
 
@@ -273,7 +276,7 @@ def build_logger(name: str, settings: Any, make: Make) -> "Logger":
 
 @contextmanager
 def environment(folder: Path) -> Iterator[None]:
-    """Keep what W&B writes inside the run's folder, and the variables that loggers change."""
+    """Let W&B write inside the run's folder; restore the variables of loggers in the end."""
     before = {key: value for key, value in os.environ.items() if key.startswith(_VARIABLES)}
     for key, name in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
         os.environ.setdefault(key, str(folder / "wandb" / name))
@@ -292,7 +295,7 @@ def finish(logger: "Logger", success: bool) -> None:
 
 
 def _costs(folder: Path) -> dict[str, float]:
-    """Costs of a finished run as reports have them; those that a cache has spoilt are left out."""
+    """Costs of a finished run as in reports; without times that a cache made meaningless."""
     from patchcore.report.reading import read_run
 
     found = read_run(folder).metrics

@@ -1,4 +1,4 @@
-"""A run as every tracker describes it, whatever started it: configuration, tags, notes, status."""
+"""Description of a run that is the same in every tracker: configuration, tags, notes, status."""
 
 import shlex
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from patchcore.report.words import flatten
 
 FINISHED, FAILED, INTERRUPTED = "finished", "failed", "interrupted"
 """Statuses of a run in the trackers."""
-LONGEST_TAG = 64  # signs that W&B takes
-LONGEST_REASON = 1000  # signs
+LONGEST_TAG = 64  # characters that W&B accepts
+LONGEST_REASON = 1000  # characters
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class About:
     """Description of a run.
 
     Attributes:
-        settings: As in config.yaml, nested.
-        folder: Of the run.
-        provenance: As in provenance.json, with `choices` and `overrides` where a command started
-            the run; empty for one that failed before its data were read.
-        source: Folder where its results were computed; empty if that was here.
+        settings: Settings as in config.yaml, nested.
+        folder: Folder of the run.
+        provenance: Contents of provenance.json, with `choices` and `overrides` if a command started
+            the run; without the rest for a run that failed before its data were read.
+        source: Folder where the results were computed; empty if it is `folder` itself.
     """
 
     settings: Mapping[str, Any]
@@ -34,14 +34,14 @@ class About:
 
     @property
     def choices(self) -> dict[str, Any]:
-        """Presets that were chosen, {group: choice}, without Hydra's own groups."""
+        """Chosen presets, {group: choice}, without Hydra's own groups."""
         given = self.provenance.get("choices") or {}
         return {str(k): v for k, v in given.items() if str(k).partition("/")[0] != "hydra"}
 
     def config(self) -> dict[str, Any]:
-        """Return what a tracker keeps as the configuration: one flat mapping of dotted keys.
+        """Return the configuration for a tracker: one flat mapping with dotted keys.
 
-        These are the resolved settings, the presets as `choices.GROUP`, and `run.folder`,
+        It holds the resolved settings, the presets as `choices.GROUP`, and `run.folder`,
         `run.fingerprint` and `run.resumed_from`.
         """
         origin = {
@@ -53,7 +53,7 @@ class About:
         return {**flatten(dict(self.settings)), **choices, **origin}
 
     def tags(self) -> list[str]:
-        """Return data set, category, networks and method, each once."""
+        """Return the names of data set, category, networks and method, without repetition."""
         data, choices = self.settings.get("data") or {}, self.choices
         networks = [self.settings.get("backbone")]
         members = (self.settings.get("ensemble") or {}).get("members") or []
@@ -68,14 +68,14 @@ class About:
         return list(dict.fromkeys(printable(str(each))[:LONGEST_TAG] for each in found if each))
 
     def notes(self) -> str:
-        """Return the command that repeats the run, where a command started it, and its folder."""
+        """Return the command that repeats the run, if it is known, and the run's folder."""
         given = self.provenance.get("overrides")
         command = [f"patchcore train {shlex.join(given)}"] if given else []
         return "\n".join([*map(printable, command), printable(str(self.folder))])
 
 
 def ended(error: BaseException | None) -> tuple[str, str]:
-    """Return status and reason, in one line, of a run that ended with this error or without one.
+    """Return the status of a run that ended with `error` or without one, and the reason in a line.
 
     >>> ended(InputError("data.root: there is no such folder")), ended(None)
     (('failed', 'data.root: there is no such folder'), ('finished', ''))

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from patchcore.tracking.tables import Details, Table
 
 NAMES = ("settings.yaml", "follows_from.json", "numbers.json", "scores.csv")
-"""Names of `RESULTS` in the store: under their own, its folders would look like runs to reports."""
+"""Names of `RESULTS` in MLflow's store. With their own names, reports would take it for runs."""
 FOLDER_TAG, GROUP_TAG = "patchcore.folder", "patchcore.group"
 
 
 class MLflow(Tracker):
-    """Lightning's MLFlowLogger, in files below the run's folder, or below that of the multirun.
+    """Lightning's MLFlowLogger; its files are in the folder of the run, or of the multirun.
 
-    Look with: MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri FOLDER/mlruns
+    View with: MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri FOLDER/mlruns
     """
 
     target = "pytorch_lightning.loggers.MLFlowLogger"
@@ -46,9 +46,9 @@ class MLflow(Tracker):
     beside = True
 
     def more_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return tags with the empty ones left out, which MLflow does not take.
+        """Return the tags without empty ones, which MLflow refuses.
 
-        It is allowed a store of files, which it refuses otherwise.
+        Also set the variable without which MLflow refuses to store runs in files.
         """
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         tags = settings.get("tags") or {}
@@ -59,7 +59,7 @@ class MLflow(Tracker):
         return f"set +logger.{name}.tracking_uri, or leave it out of logger=[…]"
 
     def begin(self, logger: Any, about: About) -> None:
-        """Log configuration, tags and notes; earlier runs of the same folder give way."""
+        """Log configuration, tags and notes; delete earlier runs of the same folder."""
         with _quiet(), _alone(logger.save_dir):  # two processes would make the experiment twice
             client = logger.experiment
         folder = about.config()["run.folder"]
@@ -76,12 +76,12 @@ class MLflow(Tracker):
         super().begin(logger, about)
 
     def log_progress(self, logger: Any, values: Mapping[str, float]) -> None:
-        """Log how far a stage has come."""
+        """Log the progress: images so far and seconds."""
         step = int(values.get("train_images", 0) + values.get("test_images", 0))
         logger.log_metrics({f"progress/{key}": value for key, value in values.items()}, step)
 
     def log_results(self, logger: Any, run: Run) -> None:
-        """Log each number exactly, where Lightning logs float32, and the run's pictures."""
+        """Log each number in full precision (Lightning logs float32), and the run's pictures."""
         client, own = logger.experiment, logger.run_id
         told = {k: v for k, v in run.record().items() if k not in ("ratio_curve", "undefined")}
         numbers = {key: value for key, value in flatten(told).items() if _is_number(value)}
@@ -97,9 +97,10 @@ class MLflow(Tracker):
             logger.experiment.log_metric(logger.run_id, f"cost.{key}", value)
 
     def log_tables(self, logger: Any, run: Run, details: Details) -> None:
-        """Log tables, as `mlflow ui` compares them and as CSV, and pictures of test images.
+        """Log tables, for `mlflow ui` and as CSV, and pictures of test images.
 
-        A picture is an image beside itself under its map; its file is called by the score's rank.
+        A picture shows an image and, beside it, the same under its anomaly map. The file name is
+        the rank of the image's score.
         """
         client, own = logger.experiment, logger.run_id
         from patchcore.report.figures import heat
@@ -113,7 +114,7 @@ class MLflow(Tracker):
             client.log_image(own, both, f"test_images/{rank[i]:05}.png")
 
     def log_files(self, logger: Any, folder: Path, about: About) -> None:
-        """Log the data that the run used, its settings and scores, and its model if it is kept."""
+        """Log the run's data set, settings and scores, and its model if it is kept."""
         from mlflow.entities import Dataset, DatasetInput
 
         client, own = logger.experiment, logger.run_id
@@ -128,7 +129,7 @@ class MLflow(Tracker):
         super().log_files(logger, folder, about)
 
     def log_artifact(self, logger: Any, folder: Path) -> None:
-        """Log the model that the run has left in a folder."""
+        """Log the artifact in a folder as `model`."""
         logger.experiment.log_artifacts(logger.run_id, str(folder), "model")
 
     def log_overview(
@@ -161,7 +162,7 @@ class MLflow(Tracker):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to ourselves that an experiment is made."""
+    """Suppress Lightning's message that it creates an experiment."""
     told = logging.getLogger("pytorch_lightning.loggers.mlflow")
     before, told.level = told.level, logging.ERROR
     try:
@@ -171,7 +172,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _alone(folder: str | None) -> Any:
-    """Return a lock on a store of files; on any other, a context without effect."""
+    """Return a lock for a store in `folder`; without a folder, a context without effect."""
     if folder is None:
         return nullcontext()
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Overview of a multirun: one summary run in its trackers, beside those of its points."""
+"""Overview of a multirun: one summary run in its trackers, beside the runs of its points."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from patchcore.tracking.about import About
 from patchcore.tracking.tables import Table
 
 JOB_TYPE = "sweep"
-"""Job type of a summary run; that of points is `train`."""
+"""Job type of a summary run; points have `train`."""
 PAGE = "report/report.html"
 """Report of a multirun in its folder."""
 SECOND, FIRST = "patch.size", "coreset.ratio"
-"""Factors of the curves and the heat table, where they varied: series or rows, and columns."""
+"""Preferred factors for the series and the x axis of curves, if they varied: see `pair_of`."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Axis:
     """Setting that varied in a multirun.
 
     Attributes:
-        key: As reports call it: coreset.ratio, or coreset for a group's choice.
-        config: As trackers do: coreset.ratio, choices.coreset.
-        values: Distinct ones; numbers rising, then text.
+        key: Name in reports: coreset.ratio, or coreset for the choice of a group.
+        config: Name in trackers: coreset.ratio, or choices.coreset.
+        values: Distinct values; numbers in ascending order, then text.
     """
 
     key: str
@@ -42,7 +42,7 @@ class Axis:
 
     @property
     def column(self) -> str:
-        """Name in a table that charts read, where dots would mean nested fields."""
+        """Name of the column in tables for charts, in which dots would mean nested fields."""
         return self.key.replace(".", "_")
 
     @property
@@ -52,7 +52,7 @@ class Axis:
 
     @property
     def logarithmic(self) -> bool:
-        """Whether the values span so much that a linear axis would crowd them."""
+        """Whether the axis is logarithmic: values are positive and span a factor of 8 or more."""
         return self.numeric and min(self.values) > 0 and max(self.values) >= 8 * min(self.values)
 
 
@@ -61,15 +61,15 @@ class Overview:
     """Overview of a multirun.
 
     Attributes:
-        folder: Of the multirun.
-        metric: Ranked by.
-        axes: What varied among the points.
-        repeats: What varied among the repeats of a point: category and seeds.
-        metrics: Further ones that are shown, the ranking one first.
-        costs: Metrics that accuracy is weighed against.
-        tables: For the trackers, by their names.
-        numbers: For the trackers: counts of points, and the best one's metrics.
-        best: Overrides of the best point; empty if none has the metric defined.
+        folder: Folder of the multirun.
+        metric: Metric that ranks the points.
+        axes: Settings that varied among the points.
+        repeats: Settings that varied among the repeats of a point: category and seeds.
+        metrics: Metrics that are shown, the ranking one first.
+        costs: Metrics that are costs, such as seconds and memory.
+        tables: Tables for the trackers, {name: table}.
+        numbers: Numbers for the trackers: counts of runs, and the metrics of the best point.
+        best: Overrides of the best point; empty if the metric is undefined for all points.
         logger: Settings of the points' trackers.
     """
 
@@ -92,9 +92,9 @@ class Overview:
 
 
 def pair_of(axes: Sequence[Axis]) -> tuple[Axis, Axis | None] | None:
-    """Return the factor of the curves' x axis and, if there is one, that of their series.
+    """Return the factor for the x axis of curves, and the one for their series, if any.
 
-    The first is numeric; None if no factor is.
+    The first factor is numeric; None if no factor is numeric.
     """
     numeric = [axis for axis in axes if axis.numeric and len(axis.values) > 1]
     if not numeric:
@@ -152,9 +152,9 @@ def overview(folder: Path, metric: str = "image_auroc") -> Overview:
 
 
 def summary_loggers(view: Overview, kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of the trackers `kept` of a multirun's points, for its summary run.
+    """Return settings of trackers for the summary run, from the settings `kept` of the points.
 
-    It is in the points' group, and takes the place of an earlier one.
+    The summary run belongs to the points' group and replaces an earlier summary run.
     """
     found = {}
     for name, own in kept.items():
@@ -163,7 +163,7 @@ def summary_loggers(view: Overview, kept: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(view: Overview) -> About:
-    """Return the description of a multirun's summary run."""
+    """Return the description of a multirun's summary run, with the axes that varied."""
     settings = {
         "sweep": {
             "folder": str(view.folder),
@@ -178,7 +178,7 @@ def described(view: Overview) -> About:
 
 
 def _summary(view: Overview, own: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which a summary run's tracker differs from that of a point."""
+    """Settings in which the tracker of a summary run differs from the tracker of a point."""
     save, name = str(own.get("save_dir", "")), f"{'/'.join(view.folder.parts[-2:])} summary"
     inside = Path(save).is_relative_to(view.folder) and Path(save).name != "mlruns"
     return {
@@ -191,7 +191,7 @@ def _summary(view: Overview, own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tables(found: Points, view: Overview) -> dict[str, Table]:
-    """Tables of the summary run: leaderboard, fronts, and what the charts are drawn from."""
+    """Tables of the summary run: leaderboard, Pareto fronts, and the data of the charts."""
     keys = [axis.key for axis in view.axes]
     columns = ["rank", "data", *keys, "repeats", view.metric, "half interval"]
     columns += [key for key in view.metrics if key != view.metric] + ["folder"]
@@ -234,7 +234,7 @@ def _order(cell: tuple[tuple[Any, str], Any]) -> tuple[str, float]:
 def _finished_values(found: Points, key: str) -> list[Any]:
     """Distinct values of a setting among finished runs.
 
-    Runs that failed early do not have those settings yet that follow from others.
+    Runs that failed early lack settings that are filled in from others.
     """
     return distinct(found.setting(run, key) for run in found.known if run.finished)
 

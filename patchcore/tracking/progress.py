@@ -1,4 +1,4 @@
-"""Progress of a run in its trackers: images of either stage, and seconds since the start."""
+"""Progress of a run in its trackers: training and test images so far, and seconds since start."""
 
 import time
 from typing import Any
@@ -12,12 +12,12 @@ EVERY = 5.0  # seconds between two rows
 
 
 class Progress(Callback):
-    """Callback that logs the progress now and then, and when a stage has ended.
+    """Callback that logs the progress at intervals, and when a stage ends.
 
-    The time that a coreset takes is that between the last row of training and the first of testing.
+    The last row of training and the first row of testing show how long the coreset took.
 
     Args:
-        every: Seconds between two rows.
+        every: Shortest time between two rows within a stage, in seconds.
     """
 
     def __init__(self, every: float = EVERY) -> None:
@@ -27,7 +27,7 @@ class Progress(Callback):
         self._images = {"train_images": 0, "test_images": 0}
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Begin to count."""
+        """Reset the counts and the clock."""
         self.started = self._last = time.monotonic()
         self._images = dict.fromkeys(self._images, 0)
 
@@ -38,11 +38,11 @@ class Progress(Callback):
         self._count(trainer, "train_images", batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Log all training images."""
+        """Log the count of training images at the end of an epoch."""
         self._log(trainer)
 
     def on_test_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Log that the memory is built."""
+        """Log the time at which the memory is built."""
         self._log(trainer)
 
     def on_test_batch_end(
@@ -52,7 +52,7 @@ class Progress(Callback):
         self._count(trainer, "test_images", batch)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Log all test images."""
+        """Log the count of test images at the end."""
         self._log(trainer)
 
     def _count(self, trainer: pl.Trainer, kind: str, batch: Any) -> None:

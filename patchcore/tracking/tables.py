@@ -1,4 +1,4 @@
-"""Tables of a finished run, as any tracker can show them."""
+"""Tables of a finished run, in a form that every tracker can show."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ POINTS = 200  # of the curve of radii, at most
 PICTURES = 200  # test images with a picture, at most: those nearest to an error
 
 THRESHOLDS = {"decision_threshold": "nominal images", "image_threshold": "best F1 of the test"}
-"""Metrics that are thresholds of image scores, the one to prefer first, and where they are from."""
+"""Metrics that are thresholds of image scores, the preferred one first: {metric: origin}."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """Test image as the network saw it, with what a tracker lays over it.
+    """Test image as the network saw it, with the overlays that a tracker shows.
 
     Attributes:
-        image: (H, W, 3).
-        mask: (H, W), True where it is marked as anomalous.
+        image: Pixels (H, W, 3), RGB in 0…255.
+        mask: Mask (H, W), True where a defect is marked.
         map: Anomaly map (H, W).
     """
 
@@ -48,14 +48,15 @@ class Picture:
 
 @dataclass(frozen=True)
 class Details:
-    """Knowledge of a run that has just been computed, which its folder does not hold.
+    """Results of a run that has just been computed and that its folder does not hold.
 
     Attributes:
         nominal: Scores (n,) of nominal images that the model has not seen, ascending.
-        radii: Covering radius after each pick of a greedy coreset.
-        pixel_threshold: A pixel of an anomaly map is anomalous at or above it.
+        radii: Covering radius (n,) after each of the n picks of a greedy coreset.
+        pixel_threshold: Pixels of an anomaly map at or above this value are anomalous.
         dataset: Test images, if their pictures are wanted.
-        anomaly_map: Number of a test image, and its height and width, to its map (H, W).
+        anomaly_map: Function that maps the number of a test image and its size (H, W) to its
+            anomaly map (H, W).
     """
 
     nominal: Tensor | None = None
@@ -72,7 +73,7 @@ class Details:
         dataset: ImageDataset | None,
         anomaly_map: Callable[[int, tuple[int, int]], Tensor],
     ) -> "Details":
-        """Return the details of a run with these models: one, or those that an ensemble keeps."""
+        """Return the details of a run with these models: one model, or members of an ensemble."""
         order = None
         if len(models) == 1:
             order = getattr(getattr(models[0], "coreset", None), "order", None)
@@ -85,7 +86,7 @@ class Details:
         )
 
     def picture(self, index: int) -> Picture | None:
-        """Return the picture of a test image, or None if there are none."""
+        """Return the picture of a test image; None if pictures are not wanted."""
         if self.dataset is None or self.anomaly_map is None:
             return None
         loaded = self.dataset[index]
@@ -101,7 +102,7 @@ NO_DETAILS = Details()
 
 @dataclass(frozen=True)
 class Threshold:
-    """Threshold of image scores: the metric that holds it, its value, and where it is from."""
+    """Threshold of image scores: the metric that holds it, its value and its origin."""
 
     metric: str
     value: float
@@ -118,13 +119,13 @@ class Threshold:
 
 
 def thresholds(run: Run) -> list[Threshold]:
-    """Return the thresholds that the run has, the one to prefer first."""
+    """Return the thresholds that the run has, the preferred one first."""
     found = [(k, run.metrics.get(k, math.nan), origin) for k, origin in THRESHOLDS.items()]
     return [Threshold(*each) for each in found if not math.isnan(each[1])]
 
 
 def tables(run: Run, details: Details = NO_DETAILS) -> dict[str, Table]:
-    """Return all tables of a finished run by their names; those without a row are left out."""
+    """Return all tables of a finished run, {name: table}; tables without rows are left out."""
     found = {
         "test_images": test_images(run, details),
         "defect_types": defect_types(run),
@@ -137,10 +138,12 @@ def tables(run: Run, details: Details = NO_DETAILS) -> dict[str, Table]:
 
 
 def test_images(run: Run, details: Details = NO_DETAILS) -> Table:
-    """Return a row for each test image, in the order of scores.csv; `path` joins those of runs.
+    """Return a row for each test image, in the order of scores.csv.
 
-    The p-value is the share of unseen nominal training images that score as high, the image itself
-    among them; None unless `decision.false_alarms` was asked for. Rank 1 has the highest score.
+    The column `path` joins the tables of several runs. The conformal p-value is (1 + k) / (n + 1)
+    if k of the n left-out training images score at least as high; it is None unless
+    `decision.false_alarms` was set. Rank 1 is the highest score. Verdict and outcome use the
+    preferred threshold, if there is one.
     """
     scores = np.asarray(run.scores, np.float64)
     p: list[float | None] = [None] * len(scores)
@@ -167,7 +170,7 @@ def test_images(run: Run, details: Details = NO_DETAILS) -> Table:
 def defect_types(run: Run) -> Table:
     """Return the image metrics of each type of defect against all nominal images.
 
-    Recall is at the preferred threshold; None without one.
+    Recall is that of the preferred threshold; None without a threshold.
     """
     labels, scores = torch.tensor(run.labels), torch.tensor(run.scores, dtype=torch.float64)
     kinds = np.array([sample.defect_type for sample in run.samples])
@@ -187,7 +190,7 @@ def defect_types(run: Run) -> Table:
 
 
 def confusion(run: Run) -> Table:
-    """Return how many images of either truth each threshold calls nominal and anomalous."""
+    """Return the confusion matrix of each threshold, one row per cell."""
     rows = []
     for threshold in thresholds(run):
         called = [threshold.verdict(score) for score in run.scores]
@@ -213,7 +216,7 @@ def score_histogram(run: Run, bins: int = BINS) -> Table:
 
 
 def ratio_curve(run: Run) -> Table:
-    """Return the metrics at each share of the memory, where a run scored several."""
+    """Return the metrics at each memory ratio, if the run scored several; else no rows."""
     columns = list(dict.fromkeys(key for row in run.ratio_curve for key in row))
     return Table(columns, [[_defined(row.get(key)) for key in columns] for row in run.ratio_curve])
 
@@ -221,7 +224,7 @@ def ratio_curve(run: Run) -> Table:
 def radius_curve(details: Details, most: int = POINTS) -> Table:
     """Return the covering radius of a greedy coreset at up to `most` sizes, spaced evenly in log.
 
-    The radius is in the units of the projected features that the sampler measures distances in.
+    The radius is a distance between the projected features that the sampler compares.
     """
     columns = ["patches", "radius"]
     if details.radii is None or not len(details.radii):
@@ -234,7 +237,7 @@ def radius_curve(details: Details, most: int = POINTS) -> Table:
 
 
 def ranks(run: Run) -> list[int]:
-    """Return the rank of each test image's score, the highest first; equal ones in their order."""
+    """Return the rank of each test image, 1 for the highest score; ties keep the images' order."""
     order = np.argsort(-np.asarray(run.scores, np.float64), kind="stable")
     rank = np.empty(len(order), int)
     rank[order] = np.arange(1, len(order) + 1)
@@ -248,7 +251,7 @@ def pictures(run: Run, details: Details, most: int = PICTURES) -> dict[int, Pict
 
 
 def span(shown: Iterable[Picture]) -> tuple[float, float]:
-    """Return the usual value of the maps, the median of their medians, and their highest."""
+    """Return the typical value of the maps (median of their medians) and their maximum."""
     maps = [picture.map for picture in shown]
     if not maps:
         return 0.0, 1.0
@@ -258,9 +261,10 @@ def span(shown: Iterable[Picture]) -> tuple[float, float]:
 
 
 def hardest(run: Run, most: int) -> list[int]:
-    """Return numbers of `most` test images: those of both truths that are nearest to an error.
+    """Return the numbers of up to `most` test images, ascending: the most difficult of both labels.
 
-    Nominal images from the highest score down and anomalous ones from the lowest up, in turn.
+    These are the nominal images with the highest scores and the anomalous ones with the lowest,
+    half of each if there are enough.
     """
     rising = np.argsort(np.asarray(run.scores), kind="stable")
     nominal = rising[run.labels[rising] == 0][::-1].tolist()

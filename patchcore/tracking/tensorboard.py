@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Tracker):
-    """Lightning's TensorBoardLogger; look with: tensorboard --logdir outputs."""
+    """Lightning's TensorBoardLogger; view with: tensorboard --logdir outputs."""
 
     target = "pytorch_lightning.loggers.TensorBoardLogger"
     preset = {  # noqa: RUF012
@@ -24,21 +24,21 @@ class TensorBoard(Tracker):
     }
 
     def begin(self, logger: Any, about: About) -> None:
-        """Open the logger; the settings are logged in the end, with the metrics that HPARAMS shows.
+        """Open the logger and log the notes.
 
-        TensorBoard takes one record of both.
+        The settings are logged at the end, because HPARAMS needs one record with the metrics.
         """
         logger.hparams.update(about.config())
         logger.experiment.add_text("run", about.notes())
 
     def log_progress(self, logger: Any, values: Mapping[str, float]) -> None:
-        """Log how far a stage has come."""
+        """Log the progress: images so far."""
         for key, value in values.items():
             if key != "seconds":
                 logger.experiment.add_scalar(f"progress/{key}", value, int(value))
 
     def log_results(self, logger: Any, run: Run) -> None:
-        """Log settings with metrics, the scores of either kind of image, and the run's pictures."""
+        """Log settings with metrics, histograms of the image scores, and the run's pictures."""
         import numpy as np
         from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Base of the trackers: a logger of Lightning that shows numbers and nothing else."""
+"""Base class of the trackers: it supports a Lightning logger that only logs numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # these take seconds to import, and settings only need the na
     from patchcore.tracking.tables import Details, Table
 
 FOLDER = "${hydra:runtime.output_dir}"
-"""Folder of the run, in presets."""
+"""Folder of the run, as presets refer to it."""
 RESULTS = ("config.yaml", "provenance.json", "metrics.json", "scores.csv")
 """Files of a run's folder that trackers keep beside the numbers."""
 
@@ -25,13 +25,13 @@ RESULTS = ("config.yaml", "provenance.json", "metrics.json", "scores.csv")
 class Tracker:
     """Kind of tracker: how its logger is made, filled and closed.
 
-    A tracker overrides what its logger can do beyond numbers.
+    Subclasses override the methods for which their logger can do more.
 
     Attributes:
         target: Class of the logger, as `_target_` names it.
-        preset: Its further settings in the group `logger`.
-        beside: Whether it keeps the record of runs that failed, and so writes into the run's folder
-            itself, instead of to where the results are made.
+        preset: Further settings of the logger in the group `logger`.
+        beside: Whether the tracker also keeps failed runs. It then writes into the run's folder (or
+            the multirun's) from the start, and not into the folder of results in the making.
     """
 
     target: ClassVar[str] = ""
@@ -43,7 +43,7 @@ class Tracker:
         return {"_target_": self.target, **self.preset}
 
     def is_named(self, target: Any) -> bool:
-        """Return whether `_target_` names this tracker's class, by any of its modules."""
+        """Return whether `_target_` names this tracker's class, whichever module it is in."""
         return str(target).endswith(f".{self.target.rpartition('.')[2]}")
 
     def logger_class(self) -> type[Logger]:
@@ -52,11 +52,11 @@ class Tracker:
         return getattr(import_module(module), name)
 
     def more_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return arguments of the logger that follow from its settings."""
+        """Return further arguments of the logger that depend on its settings."""
         return {}
 
     def advice(self, name: str) -> str:
-        """Return what a user can do if the logger that is called `name` cannot start."""
+        """Return advice for the user if the logger with key `name` cannot start."""
         return "leave it out of logger=[…]"
 
     def begin(self, logger: Any, about: About) -> None:
@@ -64,29 +64,29 @@ class Tracker:
         logger.log_hyperparams(about.config())
 
     def log_progress(self, logger: Any, values: Mapping[str, float]) -> None:
-        """Log how far a stage of the run has come; see `patchcore.tracking.progress`."""
+        """Log the progress of a stage; see `patchcore.tracking.progress`."""
 
     def log_curve(self, logger: Any, rows: Sequence[Mapping[str, float]]) -> None:
-        """Log metrics at several shares of the memory; the step is its number of patches."""
+        """Log metrics at several memory ratios; the step is the number of patches."""
         for row in rows:
             logger.log_metrics(curve_values(row), step=int(row["memory_patches"]))
 
     def log_results(self, logger: Any, run: Run) -> None:
-        """Log what is more than numbers of a finished run; its gallery may be empty."""
+        """Log the results of a finished run beyond its metrics; the gallery may be empty."""
 
     def log_costs(self, logger: Any, costs: Mapping[str, float]) -> None:
-        """Log what accuracy is weighed against, where it is known: `cost.seconds` and others."""
+        """Log the known costs of a run, such as `cost.seconds`."""
 
     def log_tables(self, logger: Any, run: Run, details: Details) -> None:
         """Log the tables of a finished run, with pictures of its test images if there are any."""
 
     def log_files(self, logger: Any, folder: Path, about: About) -> None:
-        """Log files of a finished run's folder; here the model, if it is kept."""
+        """Log files of a finished run's folder; by default only the model, if it is kept."""
         if (folder / ARTIFACT).is_dir():
             self.log_artifact(logger, folder / ARTIFACT)
 
     def log_artifact(self, logger: Any, folder: Path) -> None:
-        """Log the model that the run has left in a folder."""
+        """Log the artifact that a run has left in a folder."""
 
     def log_overview(
         self,
@@ -95,7 +95,7 @@ class Tracker:
         shown: Mapping[str, Table],
         page: Path | None,
     ) -> None:
-        """Log the overview of a multirun: numbers, tables by their names, its report's page."""
+        """Log the overview of a multirun: numbers, tables by name, and the page of its report."""
 
     def log_end(self, logger: Any, status: str, reason: str) -> None:
         """Mark a run that did not finish; see `patchcore.tracking.about.ended`."""
@@ -106,5 +106,5 @@ class Tracker:
 
 
 def curve_values(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defined values of a row of the curve over ratios, by their names in trackers."""
+    """Return the defined values in a row of the ratio curve, {name in trackers: value}."""
     return {f"ratio_curve/{key}": value for key, value in row.items() if value is not None}

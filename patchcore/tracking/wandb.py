@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from patchcore.report.run import Run
     from patchcore.tracking.tables import Details, Picture, Table
 
-LEVELS = 5  # of an anomaly map that is laid over an image
+LEVELS = 5  # steps of an anomaly map, the lowest of which stays clear
 MARKED, FIRST_LEVEL = 1, 2  # classes of the overlays
 
 
 class Wandb(Tracker):
     """Lightning's WandbLogger.
 
-    Offline unless a key is configured (wandb login) or logger.wandb.offline=false asks for it; send
-    offline runs later with: wandb sync RUN_FOLDER/wandb/offline-run-*
+    It works offline unless a key is configured (wandb login) or logger.wandb.offline=false is set.
+    Send offline runs later with: wandb sync RUN_FOLDER/wandb/offline-run-*
     """
 
     target = "pytorch_lightning.loggers.WandbLogger"
@@ -48,7 +48,7 @@ class Wandb(Tracker):
     beside = True
 
     def more_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the mode that the settings record, whatever the environment says."""
+        """Return the mode of the settings; only WANDB_MODE=disabled or shared overrides it."""
         if "mode" in settings:
             return {}
         asked = os.environ.get("WANDB_MODE", "")
@@ -56,11 +56,11 @@ class Wandb(Tracker):
         return {"mode": asked if asked in ("disabled", "shared") else online}
 
     def advice(self, name: str) -> str:
-        """Return how to do without the network."""
+        """Return advice for a run without network access."""
         return f"set logger.{name}.offline=true and send the run later"
 
     def begin(self, logger: Any, about: About) -> None:
-        """Log configuration, tags and notes; earlier attempts at the same point give way."""
+        """Log configuration, tags and notes; delete unfinished attempts in the same folder."""
         drop_attempts(about.folder)
         super().begin(logger, about)
         experiment = logger.experiment
@@ -71,11 +71,11 @@ class Wandb(Tracker):
             experiment.define_metric(f"{name}/*", step_metric=f"{name}/{step}")
 
     def log_progress(self, logger: Any, values: Mapping[str, float]) -> None:
-        """Log how far a stage has come."""
+        """Log the progress: images so far and seconds."""
         logger.experiment.log({f"progress/{key}": value for key, value in values.items()})
 
     def log_curve(self, logger: Any, rows: Sequence[Mapping[str, float]]) -> None:
-        """Log metrics against the memory's share; W&B's own steps may not go back."""
+        """Log metrics against the memory ratio, because W&B's own steps may not decrease."""
         for row in rows:
             logger.experiment.log(curve_values(row))
 
@@ -84,7 +84,7 @@ class Wandb(Tracker):
         import wandb
 
         experiment = logger.experiment
-        # Each value once, and exactly: Lightning has logged float32.
+        # In full precision, which replaces the float32 values that Lightning has logged.
         told = {k: v for k, v in run.record().items() if k != "ratio_curve"}
         experiment.summary.update({**flatten(told), "status": FINISHED, "reason": ""})
         for name, x, y in (("roc", "fpr", "tpr"), ("precision_recall", "recall", "precision")):
@@ -113,7 +113,7 @@ class Wandb(Tracker):
         logger.experiment.summary.update({f"cost.{key}": value for key, value in costs.items()})
 
     def log_tables(self, logger: Any, run: Run, details: Details) -> None:
-        """Log the tables; the test images have a picture each with its mask and map over it."""
+        """Log the tables; rows of test images have a picture with mask and map as overlays."""
         import wandb
 
         from patchcore.tracking.tables import tables
@@ -149,15 +149,15 @@ class Wandb(Tracker):
         logger.experiment.tags = (*(logger.experiment.tags or ()), status)
 
     def log_files(self, logger: Any, folder: Path, about: About) -> None:
-        """Log the data that the run used, its settings and scores, and its model if it is kept."""
+        """Log the run's data set, settings and scores, and its model if it is kept."""
         import wandb
 
         experiment = logger.experiment
         if data := about.provenance.get("data"):
             used = wandb.Artifact(f"data-{digest(data)[:16]}", type="dataset")
             used.metadata = {k: v for k, v in about.config().items() if k.startswith("data.")}
-            with TemporaryDirectory() as place:  # W&B's own are left to the garbage collector
-                told = Path(place) / "data.json"  # the digests: alike wherever the images lie
+            with TemporaryDirectory() as place:  # W&B's own wait for the garbage collector
+                told = Path(place) / "data.json"  # digests, which do not depend on the folder
                 told.write_text(json.dumps(data, indent=2, sort_keys=True))
                 used.add_file(str(told))
             if experiment.offline:  # the public method asks a server
@@ -167,16 +167,16 @@ class Wandb(Tracker):
         results = wandb.Artifact(f"results-{experiment.id}", type="results")
         for name in RESULTS:
             if (folder / name).is_file():
-                results.add_file(str(folder / name))  # copied, for the folder moves
+                results.add_file(str(folder / name))  # copied, because the folder moves
         experiment.log_artifact(results)
         super().log_files(logger, folder, about)
 
     def log_artifact(self, logger: Any, folder: Path) -> None:
-        """Log the model as W&B's artifact `model-RUN`, which the run is the origin of."""
+        """Log the model as the W&B artifact `model-RUN_ID`, an output of the run."""
         import wandb
 
         kept = wandb.Artifact(f"model-{logger.experiment.id}", type="model")
-        kept.add_dir(str(folder))  # copied, for the folder moves when the run has finished
+        kept.add_dir(str(folder))  # copied, because the folder moves when the run has finished
         logger.experiment.log_artifact(kept)
 
     def close(self, logger: Any, success: bool) -> None:
@@ -189,12 +189,12 @@ class Wandb(Tracker):
 
 
 def drop_attempts(folder: Path) -> None:
-    """Remove what attempts that did not finish have left of W&B's runs in a run's folder."""
+    """Delete the folders of W&B runs that unfinished attempts have left in a run's folder."""
     try:
         names = (folder / CONTENTS).read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
         names = []
-        if (folder / METRICS).is_file():  # results of an earlier version: theirs cannot be told
+        if (folder / METRICS).is_file():  # of an earlier version, which did not list its files
             return
     kept = {Path(name).parts[:2] for name in names}
     for run in (folder / BESIDE).glob("*run-*"):
@@ -203,10 +203,13 @@ def drop_attempts(folder: Path) -> None:
 
 
 def link_runs(folder: Path) -> None:
-    """Link the runs of a multirun's points in its own folder of W&B's, so that one view has all.
+    """Link the W&B runs of a multirun's points in `folder`, so that W&B finds all in one place.
 
-    Points in subfolders are found too. Links are relative, for the multirun may be moved; links of
-    runs that have been replaced are removed.
+    Points in subfolders are found, too. Links are relative, because the multirun may be moved.
+    Links to runs that no longer exist are removed.
+
+    Args:
+        folder: The multirun's own folder of W&B runs.
     """
     for link in folder.glob("*run-*"):
         if link.is_symlink() and not link.exists():
@@ -214,15 +217,15 @@ def link_runs(folder: Path) -> None:
     for run in sorted(folder.parent.rglob(f"{BESIDE}/*run-*")):
         link = folder / run.name
         if run.is_dir() and not os.path.lexists(link):
-            with suppress(OSError):  # where links are not allowed: they are a convenience
+            with suppress(OSError):  # some file systems have no links, which are a convenience
                 link.symlink_to(os.path.relpath(run, folder), target_is_directory=True)
 
 
 def with_pictures(table: Table, run: Run, details: Details) -> Table:
-    """Return the table of test images with a column of pictures, mask and map as toggles.
+    """Return the table of test images with a column of pictures; mask and map can be toggled.
 
-    The levels of the maps are shared by all: shares of the pixel threshold where there is one, else
-    of the way from their usual value to their highest.
+    All maps have the same levels: multiples of the pixel threshold, if there is one, or else equal
+    steps from the typical value of the maps to their maximum.
     """
     from patchcore.tracking.tables import pictures, span
 
@@ -244,7 +247,7 @@ def with_pictures(table: Table, run: Run, details: Details) -> Table:
 
 
 def _overlaid(picture: Picture, edges: Any, classes: Mapping[int, str]) -> Any:
-    """W&B's image, with the mask and the levels of the map as two overlays."""
+    """W&B image with the mask and the levels of the map as two overlays."""
     import wandb
 
     level = np.digitize(np.nan_to_num(picture.map, nan=-np.inf), edges)  # 0 below the first

@@ -3,7 +3,7 @@
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const EMBED = {
   renderer: "svg",
-  ast: true, // interpreted: the page's policy lets nothing turn text into code
+  ast: true, // interpreted: the page's security policy forbids code made from text
   actions: { export: true, source: false, compiled: false, editor: false },
   i18n: { CLICK_TO_VIEW_ACTIONS: "Download chart", SVG_ACTION: "Save as SVG", PNG_ACTION: "Save as PNG" },
   loader: { http: false },
@@ -14,7 +14,7 @@ function theme() {
   const labels = { labelColor: soft, titleColor: ink, labelFontSize: 11, titleFontSize: 12, labelLimit: 180 };
   return {
     background: null,
-    aria: false, // the whole is a picture with a name; its points are told by the arrow keys
+    aria: false, // the chart is one picture with a name; the arrow keys announce its points
     font: "system-ui, sans-serif",
     view: { stroke: null },
     axis: { ...labels, gridColor: rule, domainColor: soft, tickColor: soft, titleFontWeight: 500 },
@@ -25,7 +25,7 @@ function theme() {
   };
 }
 
-// The tooltips' element; it lies in the dialog while that is open, which covers all else.
+// The element of tooltips; while a dialog is open, it is inside it, because dialogs cover the page.
 const tip = el("div", { id: "vg-tooltip-element", class: "vg-tooltip" });
 document.body.append(tip);
 
@@ -47,7 +47,7 @@ function logarithmic(values) {
   return uneven(distinct.map(Math.log)) < uneven(distinct);
 }
 
-// A scale over values; `closer` times nearer around their middle.
+// A scale over values, enlarged `closer` times around their middle.
 function scaleOf(values, closer, log = logarithmic(values)) {
   const type = log ? "log" : "linear";
   if (!values.length) return { type };
@@ -92,7 +92,7 @@ function pick(chart, key, label, options, usual) {
 
 const keysOf = (list) => list.map((factor) => [factor.key, factor.key]);
 
-// A setting that few enough styles can tell apart: the one of the most values.
+// The setting that colours and shapes stand for: the one with the most values, up to `most`.
 function styled(list, most = 8) {
   const fitting = list.filter((factor) => factor.values.length > 1 && factor.values.length <= most);
   return fitting.sort((a, b) => b.values.length - a.values.length)[0]?.key ?? "";
@@ -144,7 +144,7 @@ const CHARTS = {
       { mark: { type: "point", filled: true, clip: true, opacity: 1 }, ...(factor.numeric ? { params: [ZOOM] } : {}),
         encoding: { x: across, y, ...style, size: largeAt(55, 220), tooltip: tooltip() } },
     ];
-    if (!factor.numeric) layer.splice(1, 1); // words are not between each other
+    if (!factor.numeric) layer.splice(1, 1); // no lines: there is nothing between two words
     return faceted(chart, rows, layer, facet && facet !== "metrics" ? facet : null, order, facet === "metrics");
   },
 
@@ -334,7 +334,7 @@ async function embed(place, spec, name) {
   place.vega = await vegaEmbed(place, { ...spec, autosize: { type: "pad" } }, { mode: "vega-lite", ...EMBED, config: theme() });
   const drawn = place.querySelector("svg.marks");
   for (const one of drawn.querySelectorAll("[role]")) {
-    one.removeAttribute("role"); // symbols without names, to those who listen
+    one.removeAttribute("role"); // screen readers would announce symbols without names
     one.removeAttribute("aria-roledescription");
   }
   drawn.removeAttribute("aria-roledescription");
@@ -348,7 +348,7 @@ function drawCharts(anew = false) {
   drawing = drawing.then(async () => {
     for (const chart of charts) {
       await draw(chart, anew);
-      await new Promise((done) => { setTimeout(done); }); // what was clicked meanwhile goes first
+      await new Promise((done) => { setTimeout(done); }); // handles clicks before the next chart
     }
   });
   return drawing;
@@ -413,7 +413,7 @@ function closerBy(chart, factor) {
   drawing = drawing.then(() => draw(chart, false));
 }
 
-// The point that the arrow keys or a tap have reached: its words below the chart.
+// Shows the point that the arrow keys or a tap have reached, with its text below the chart.
 function tell(chart, index) {
   chart.at = (index + chart.rows.length) % chart.rows.length;
   const row = chart.rows[chart.at];

@@ -1,12 +1,12 @@
 "use strict";
 
-// The page's data, its state in the address, tables and galleries. What is shown depends on the
-// address alone, so that a link leads to what its sender saw.
+// The page's data, its state in the address, tables and galleries. The view depends only on the
+// address, so that a link shows what its sender saw.
 const data = JSON.parse(document.getElementById("data").textContent);
 const runs = new Map(data.runs.map((run) => [run.name, run]));
 const finished = data.runs.filter((run) => run.finished);
 
-// An element; nothing that it is given is read as markup.
+// Makes an element; texts are never read as markup.
 function el(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -18,7 +18,7 @@ function el(tag, attributes = {}, ...children) {
   return made;
 }
 
-// A table in a region of its own; rows are lists of texts or elements, each with its header first.
+// Makes a table in a region of its own. Each row is a list of texts or elements, its header first.
 function tableOf(name, heads, rows, kind = "") {
   const head = el("tr", {}, heads.map((text) => (text ? el("th", { scope: "col" }, text) : el("td"))));
   const body = rows.map((row) =>
@@ -32,7 +32,7 @@ let state = read(location.hash);
 
 function read(hash) {
   const found = new URLSearchParams(hash.includes("=") ? hash.slice(1) : "");
-  found.delete("view"); // stands there where there is nothing else
+  found.delete("view"); // a placeholder for an empty state
   return found;
 }
 
@@ -45,10 +45,11 @@ function address(changes) {
   return `#${next.toString() || "view=all"}`;
 }
 
-// Changes of the address, {key: value, list of values or null}; `back` if "back" undoes them.
+// Changes the address: {key: value, list of values or null}. With `back`, the browser's "back"
+// undoes the change.
 function go(changes, back = false) {
   const to = address(changes);
-  state = read(to); // the event that tells of it comes later
+  state = read(to); // at once; the event "hashchange" comes later
   if (back) location.hash = to;
   else location.replace(to);
 }
@@ -60,8 +61,8 @@ const metric = () => {
 const titleOf = (key) => data.measures[key]?.title ?? key;
 
 // ---- Filters -----------------------------------------------------------------------------------
-const NOTHING = "∅"; // stands in the address where no value is ticked
-const MANY = 12; // values of a factor from which on numbers are filtered by their ends
+const NOTHING = "∅"; // in the address, if no value is ticked
+const MANY = 12; // a numeric factor with more values is filtered by its range
 let shown = new Set();
 
 function passes(point) {
@@ -81,7 +82,7 @@ function selectOf(label, options, value, change, attributes = {}) {
   return el("label", { class: "control" }, el("span", {}, label), select);
 }
 
-// The values of every factor, of all parts together.
+// The values of every factor, over all parts.
 function factors() {
   const found = new Map();
   for (const part of data.parts) {
@@ -169,7 +170,7 @@ function copier(text, content) {
       await navigator.clipboard.writeText(content());
       button.textContent = "Copied";
     } catch {
-      prompt(text, content()); // some browsers give files no clipboard
+      prompt(text, content()); // some browsers refuse the clipboard to local files
     }
     setTimeout(() => { button.textContent = text; }, 1500);
   } }, text);
@@ -189,7 +190,7 @@ function field(value) {
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
-// The leaderboards as they are shown: their rows, order and columns.
+// Downloads the leaderboards with the rows, order and columns that are shown.
 function downloadTable() {
   const lines = [...document.querySelectorAll(".board tr")].filter((row) => !row.hidden).map((row) =>
     [...row.cells].filter((cell) => !cell.hidden && !cell.classList.contains("tool"))
@@ -200,7 +201,7 @@ function downloadTable() {
 // ---- Tables ------------------------------------------------------------------------------------
 const hiddenColumns = () => new Set(state.getAll("hide"));
 
-// Undefined cells (data-v="") stay last both ways.
+// Undefined cells (data-v="") stay last in both orders.
 function sortTable(table, head, order) {
   const heads = [...table.tHead.rows[0].cells];
   const column = heads.indexOf(head);
@@ -224,7 +225,7 @@ document.addEventListener("click", (event) => {
   sortTable(head.closest("table"), head, order);
 });
 
-// Rows of points and runs lead to the run; of a category's cell, to the run of that category.
+// The run that a click on a row opens; in a category's column, the run of that category.
 function runOf(row, cell) {
   if (row.dataset.run) return data.runs[row.dataset.run];
   const own = data.points[row.dataset.point].runs.map((i) => data.runs[i]);
@@ -279,7 +280,7 @@ function tables() {
   sortedBy = metric();
 }
 
-// ---- Galleries: the thumbnails hold the pictures, the viewer shows one of them large --------------
+// ---- Galleries: thumbnails hold the pictures, and the viewer enlarges one of them -----------------
 const thumbs = [...document.querySelectorAll(".thumb")];
 const viewer = document.getElementById("viewer");
 let large = 0;
@@ -330,7 +331,7 @@ function start() {
   }));
   let width = innerWidth;
   addEventListener("resize", () => {
-    if (innerWidth === width) return; // a phone's address bar came or went
+    if (innerWidth === width) return; // a phone has shown or hidden its address bar
     width = innerWidth;
     clearTimeout(start.timer);
     start.timer = setTimeout(redraw, 200);

@@ -1,7 +1,7 @@
 
 // ---- A run: settings, command, curves, errors, pictures -----------------------------------------
 const runview = document.getElementById("runview");
-const inline = document.querySelector("[data-panel='run']"); // of a report on one run
+const inline = document.querySelector("[data-panel='run']"); // in a report on one run
 const pair = document.querySelector("[data-panel='pair']");
 
 const nameOf = (run) => [
@@ -9,7 +9,7 @@ const nameOf = (run) => [
   run.category, run.seed,
 ].filter(Boolean).join(" · ");
 
-// The thresholds of a run, {key: value}, and the one that its verdicts are told by.
+// The thresholds of a run, {key: value}, and the one that its verdicts use.
 function thresholdOf(run) {
   const asked = state.get("by");
   return asked in run.thresholds ? asked : Object.keys(run.thresholds)[0];
@@ -56,18 +56,18 @@ function runContent(run) {
   columns.push(el("div", {},
     el("h3", {}, "Command to repeat it"),
     run.command ? el("p", { class: "command" }, el("code", {}, run.command), " ", copier("Copy command", () => run.command))
-      : el("p", { class: "note" }, "The run’s folder does not tell it."),
+      : el("p", { class: "note" }, "The run’s folder does not record it."),
     settings.length ? [el("h3", {}, "Settings that differ between runs"), tableOf("Settings that differ", ["setting", "value"], settings)] : [],
     el("details", {}, el("summary", {}, `${constant.length} settings that all runs share`),
       tableOf("Settings that all runs share", ["setting", "value"], constant))));
   parts.push(el("div", { class: "columns" }, columns));
   const drawings = [];
   if (images && images.length) parts.push(...scoresContent(run, images, drawings));
-  else if (run.finished) parts.push(el("p", { class: "note" }, "Its scores are not in this page: its folder has none, or they would make the page too large."));
+  else if (run.finished) parts.push(el("p", { class: "note" }, "The scores are not in this page: the run’s folder has none, or they would make the page too large."));
   const thumb = run.gallery && document.getElementById(run.gallery);
   if (thumb) {
     const image = thumb.querySelector("img").cloneNode();
-    parts.push(el("h3", {}, "Gallery"), el("p", { class: "note" }, "The most suspicious nominal, and the least and most suspicious anomalous images, with their maps."),
+    parts.push(el("h3", {}, "Gallery"), el("p", { class: "note" }, "The nominal images with the highest scores, and the anomalous images with the lowest and the highest scores, with their maps."),
       el("div", { class: "frame", tabindex: 0, role: "region", "aria-label": "Gallery of the run" }, image));
   }
   return { parts, drawings };
@@ -144,7 +144,7 @@ function scoresContent(run, images, drawings) {
     el("h3", {}, `${wrong.length} images called wrong`));
   const most = 60;
   if (wrong.length) {
-    parts.push(el("p", { class: "note" }, `From the farthest off the threshold on${wrong.length > most ? `; ${wrong.length - most} more are in the downloaded scores` : ""}.`),
+    parts.push(el("p", { class: "note" }, `Sorted by distance from the threshold, the farthest first${wrong.length > most ? `; ${wrong.length - most} more are in the downloaded scores` : ""}.`),
       tableOf("Images called wrong", ["image", "type", "score", "verdict"], wrong.slice(0, most).map((image) =>
         [el("span", { class: "path" }, image.path), image.kind, significant(image.score), verdictOf(image, threshold)]), "long"));
   }
@@ -163,7 +163,7 @@ function pictureOf(run, image, verdict) {
     el("figcaption", {}, el("span", { class: "path" }, image.path), el("small", {}, ` ${significant(image.score)} ${verdict}`)));
 }
 
-// Charts need their place on the page: it gives them their size.
+// Charts have to be on the page before they are drawn, because their place sets their size.
 async function drawAll(drawings) {
   for (const [figure, spec] of drawings) {
     await embed(figure.querySelector(".canvas"), spec, figure.querySelector("figcaption").textContent);
@@ -200,7 +200,7 @@ function fill(place, run) {
   running = running.then(() => drawAll(drawings));
 }
 
-let byPage = true; // what closed the dialog: the page itself, or the browser for Escape
+let byPage = true; // whether the page closed the dialog, and not the browser after Escape
 
 function shut() {
   byPage = true;
@@ -213,7 +213,7 @@ function closeRun() {
   if (state.get("run")) go({ run: null });
 }
 
-// The event comes a frame after the closing, when another run may have been opened already.
+// The event comes one frame after the closing; another run may have been opened by then.
 runview.addEventListener("close", () => { if (!byPage && !runview.open) closeRun(); });
 runview.addEventListener("click", (event) => {
   const button = event.target.closest("header button");
@@ -225,7 +225,7 @@ runview.addEventListener("keydown", (event) => {
   if (step && !event.target.closest(".body select, .scroll, .frame")) { event.preventDefault(); stepRun(step); }
 });
 
-// The next point that is shown; its run of the same category and seed, where it has one.
+// Opens the next point that is shown, at the run of the same category and seed, if there is one.
 function stepRun(step) {
   const run = runs.get(state.get("run"));
   const order = [...shown];
@@ -260,7 +260,7 @@ function showPair(anew) {
   running = running.then(() => drawAll(drawings));
 }
 
-// Images of both runs, those with unlike verdicts first, then by the difference of their ranks.
+// Images of both runs: those with different verdicts first, then by the difference of their ranks.
 function disagreements(a, b) {
   const [left, right] = [imagesOf(a), imagesOf(b)];
   const other = new Map(right.map((image) => [image.path, image]));
@@ -295,7 +295,7 @@ function pairContent(a, b) {
   const rows = disagreements(a, b);
   const single = imagesOf(a).length + imagesOf(b).length - 2 * rows.length;
   if (!rows.length) {
-    parts.push(el("p", { class: "note" }, "They were tested on no image in common."));
+    parts.push(el("p", { class: "note" }, "The two runs have no test image in common."));
     return { parts, drawings };
   }
   const unlike = rows.filter((row) => row.unlike).length;
@@ -328,13 +328,13 @@ function pairContent(a, b) {
     ...(pictured ? [picture(a, image), picture(b, twin)] : []),
   ]);
   const heads = ["image", "type", "score A", "score B", "rank A", "rank B", "apart", "verdict A", "verdict B", ...(pictured ? ["picture A", "picture B"] : [])];
-  parts.push(el("h3", {}, `Images: ${unlike} of ${rows.length} with unlike verdicts`),
+  parts.push(el("h3", {}, `Images: ${unlike} of ${rows.length} with different verdicts`),
     el("div", { class: "bar" }, thresholdSelect(a),
       el("button", { type: "button", click: () => download("compared.csv", [
         "path,label,defect_type,score_a,score_b,rank_a,rank_b,verdict_a,verdict_b",
         ...rows.map(({ image, twin, first, second }) => [image.path, image.label, image.kind, image.score, twin.score, image.rank, twin.rank, first, second].map(field).join(",")),
       ].join("\n") + "\n") }, "Download all images")),
-    single ? el("p", { class: "note" }, `${single} images were tested by one of the two alone.`) : "",
+    single ? el("p", { class: "note" }, `${single} images were tested by only one of the two runs.`) : "",
     figure, tableOf("Images by disagreement", heads, cells, "long"));
   if (rows.length > most) parts.push(el("p", { class: "note" }, `The first ${most} of ${rows.length} images.`));
   return { parts: parts.filter(Boolean), drawings };

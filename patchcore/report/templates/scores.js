@@ -1,9 +1,9 @@
 
-// ---- Scores: what follows from those of a run's test images -------------------------------------
+// ---- Scores of a run's test images: ranks, counts, curves and histograms ------------------------
 const decoded = new Map();
 
-// The images of a run, {path, label, kind, score, rank}; null where the page has no scores of it.
-// The rank is the share of the other images that are less suspicious, ties counting half.
+// The images of a run, [{path, label, kind, score, rank}, …]; null if the page lacks its scores.
+// The rank is the share of the other images that have a lower score; ties count half.
 function imagesOf(run) {
   if (!run.scores) return null;
   if (!decoded.has(run)) {
@@ -23,7 +23,7 @@ function imagesOf(run) {
   return decoded.get(run);
 }
 
-// Counts at a threshold, and rates; those without a denominator are null.
+// Counts and rates at a threshold; rates with denominator 0 are null.
 function judged(images, threshold) {
   const count = (label, alarm) => images.filter((image) => image.label === label && (image.score >= threshold) === alarm).length;
   const [tp, fn, fp, tn] = [count(1, true), count(1, false), count(0, true), count(0, false)];
