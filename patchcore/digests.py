@@ -96,7 +96,21 @@ T = TypeVar("T")
 
 
 class ChangedError(InputError):
-    """Error: a file has changed since the run began; a new run may succeed."""
+    """Error: a file has changed since the run began; a new run may succeed.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(
+            f"{path}: the file changed while the run was under way, so none of its numbers is "
+            "kept; run it again"
+        )
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.path,)  # loader processes send it
 
 
 @dataclass(frozen=True)
@@ -156,7 +170,7 @@ class Snapshot:
             if before == after:
                 return value
         settled = [x == y for x, y in zip(before, after, strict=True)]
-        raise _changed(watched[settled.index(False)])
+        raise ChangedError(watched[settled.index(False)])
 
     def check(self) -> None:
         """Raise ChangedError if a file that still exists differs from the snapshot."""
@@ -169,7 +183,7 @@ class Snapshot:
 
     def _compare(self, path: Path, found: Signature) -> None:
         if found != self.signatures[path] and file_digest(path) != self.digests[path]:
-            raise _changed(path)
+            raise ChangedError(path)
 
 
 def _signature(path: Path) -> Signature:
@@ -177,10 +191,3 @@ def _signature(path: Path) -> Signature:
         return signature(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _changed(path: Path) -> ChangedError:
-    return ChangedError(
-        f"{path}: the file changed while the run was under way, so none of its numbers is kept; "
-        "run it again"
-    )

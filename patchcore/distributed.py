@@ -50,11 +50,13 @@ class Process:
         rank: Number among all processes; 0 is the first.
         local: Number among the processes of its machine.
         size: Number of all processes.
+        node: Number of its machine; 0 is the first.
     """
 
     rank: int
     local: int
     size: int
+    node: int = 0
 
 
 class Worker(Protocol):
@@ -99,7 +101,12 @@ def outside() -> Process | None:
         os.environ.setdefault("MASTER_PORT", str(environment.main_port))
     if environment is None or environment.world_size() < 2:
         return None
-    return Process(environment.global_rank(), environment.local_rank(), environment.world_size())
+    return Process(
+        environment.global_rank(),
+        environment.local_rank(),
+        environment.world_size(),
+        environment.node_rank(),
+    )
 
 
 def check_size(trainer: Mapping[str, Any]) -> None:

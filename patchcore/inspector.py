@@ -90,6 +90,7 @@ class Preparing:
         images: How the input of the model, or of each member of an ensemble, is made.
         decision: A `patchcore.decision.Decision`, or None where none was made.
         details: Further facts about the model, as plain values.
+        alike: Whether all members get the same pixels: one size and one view.
 
     Raises:
         InputError: The members see different parts of an image.
@@ -110,7 +111,7 @@ class Preparing:
                 "image: all members must see the same part of an image: give them one view"
             )
         self._prepare = [build_preparation(image) for image in self.images]
-        self._alike = all(
+        self.alike = all(
             (other.resize, other.stretch, other.crop) == (first.resize, first.stretch, first.crop)
             for other in others
         )
@@ -131,12 +132,12 @@ class Preparing:
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
             raise InputError(f"pixels must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
         unmarked = np.broadcast_to(np.False_, pixels.shape[:2])
-        steps = self._prepare[:1] if self._alike else self._prepare
+        steps = self._prepare[:1] if self.alike else self._prepare
         try:
             made = tuple(prepare(pixels, unmarked, 0)[0] for prepare in steps)
         except ValueError as error:
             raise InputError(f"image.crop: {error}") from None
-        return made[0] if self._alike else made
+        return made[0] if self.alike else made
 
     def place(self, values: Tensor | NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
         """See `placed`; `values` is the anomaly map (h, w) of an image of `size` (H, W)."""

@@ -89,14 +89,13 @@ def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
         InputError: The data cannot be read, an ensemble's members need images of several sizes, or
             the data's region is not the one that the model was fitted with.
     """
-    first = inspector.image
-    if any((x.resize, x.crop) != (first.resize, first.crop) for x in inspector.images):
+    if not inspector.alike:
         raise InputError(
-            "ensemble.members: their images have several sizes, but this command prepares only "
-            "one: test them with patchcore train"
+            "ensemble.members: their images have several sizes or views, but this command prepares "
+            "only one: test them with patchcore train"
         )
     split = data.read()
-    loaded = AnomalyDataModule(data, pixels_alone(first), AugmentConfig(), split=split)
+    loaded = AnomalyDataModule(data, pixels_alone(inspector.image), AugmentConfig(), split=split)
     module = InspectorModule(inspector)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")

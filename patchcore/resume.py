@@ -65,17 +65,22 @@ class Finished:
             pointers = sorted(found, key=lambda p: (p.name != own, p.name))
         except OSError:  # there is none
             return None
+        sound, problems = None, []
         for pointer in pointers:
-            folder = _pointed(pointer)
-            if folder is None or _read_fingerprint(folder) != name:
+            place = _pointed(pointer)
+            if place is None or _read_fingerprint(place) != name:
                 continue
-            if not (folder / "metrics.json").is_file():
+            if not (place / "metrics.json").is_file():
                 continue
-            if problem := damage(folder):
-                warnings.warn(f"{problem}; the run is made again", stacklevel=2)
-            elif all((folder / file).is_file() for file in files):
-                return folder
-        return None
+            if problem := damage(place):
+                problems.append(problem)
+            elif all((place / file).is_file() for file in files):
+                sound = place
+                break
+        instead = "the run is made again" if sound is None else f"{sound} has the same results"
+        for problem in problems:
+            warnings.warn(f"{problem}; {instead}", stacklevel=2)
+        return sound
 
 
 def finished_fingerprint(folder: Path) -> str | None:

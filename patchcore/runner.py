@@ -140,8 +140,11 @@ def run(
             try:
                 text = run_in()
             except ChangedError as error:
-                told = str(error).partition(",")[0]
-                warnings.warn(f"{told}; started again with the files as they are now", stacklevel=2)
+                warnings.warn(
+                    f"{error.path}: the file changed while the run was under way; started again "
+                    "with the files as they are now",
+                    stacklevel=2,
+                )
                 place.clear()
                 text = run_in()
             keeper.settle()

@@ -101,11 +101,8 @@ class Connected(ClusterEnvironment):
         return self.process.local
 
     def node_rank(self) -> int:
-        """Return the number of this machine, if every GPU has one process; 0 without GPUs."""
-        return (self.process.rank - self.process.local) // max(self._on_each(), 1)
-
-    def _on_each(self) -> int:
-        return torch.cuda.device_count() or self.process.size
+        """Return the number of this machine."""
+        return self.process.node
 
 
 class Sharded(DDPStrategy):

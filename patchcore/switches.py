@@ -121,11 +121,13 @@ def check_shared(config: Any) -> None:
         "label_free": config.judged,
         f"coreset={sampler}": not config.coreset.shared,
     }
+    asked = {key: config.trainer.get(key, 1) for key in ("devices", "num_nodes")}
+    several = {key: value for key, value in asked.items() if _number(value) > 1}
     for what, cannot in refused.items():
         if cannot:
             raise InputError(
-                f"trainer.devices={config.trainer.get('devices')}: {what} is for one device alone: "
-                "set trainer.devices=1"
+                f"{_settings(several)}: {what} is for one device alone: set "
+                f"{_settings(dict.fromkeys(several, 1))}"
             )
 
 
@@ -151,6 +153,10 @@ def _check_epochs(epochs: Any, augmented: bool) -> None:
             f"trainer.max_epochs={epochs} would put the same patches into the memory bank {epochs} "
             "times: set it to 1, or turn on augmentation, such as augment=flip"
         )
+
+
+def _settings(trainer: Mapping[str, Any]) -> str:
+    return " ".join(f"trainer.{key}={value}" for key, value in trainer.items())
 
 
 def _number(devices: Any) -> int:

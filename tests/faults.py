@@ -108,21 +108,24 @@ class Sweep:
         began, usage, sent = time.monotonic(), Usage(), False
         looked, points = began, -1
         process = _fork(self.command(), self.folder, log)
-        while True:
-            ended, status, spent = os.wait4(process, os.WNOHANG)
-            if ended:
-                break
-            usage.sample(process)
-            if number is not None and not sent and moment():
-                sent = True
-                # The terminal sends Ctrl-C to all processes of a command.
-                (os.killpg if number == signal.SIGINT else os.kill)(process, number)
-            if time.monotonic() - looked > PATIENCE:
-                before, points, looked = points, len(self.finished()), time.monotonic()
-                if points == before:
-                    os.killpg(process, signal.SIGKILL)
-                    raise AssertionError(f"it hangs: {log.read_text()}")
-            time.sleep(0.005)
+        ended = 0
+        try:
+            while True:
+                ended, status, spent = os.wait4(process, os.WNOHANG)
+                if ended:
+                    break
+                usage.sample(process)
+                if number is not None and not sent and moment():
+                    sent = True
+                    # The terminal sends Ctrl-C to all processes of a command.
+                    (os.killpg if number == signal.SIGINT else os.kill)(process, number)
+                if time.monotonic() - looked > PATIENCE:
+                    before, points, looked = points, len(self.finished()), time.monotonic()
+                    assert points != before, f"it hangs: {log.read_text()}"
+                time.sleep(0.005)
+        finally:
+            if not ended:
+                os.killpg(process, signal.SIGKILL)
         _await_orphans(process)
         code = os.waitstatus_to_exitcode(status)
         cpu = spent.ru_utime + spent.ru_stime
@@ -137,8 +140,8 @@ class Sweep:
         """Points with results that count: what names the very file that their metrics are in."""
         found = {}
         for point in self.numbers():
-            for place in (point, point / MOVING, point / FINISHED):
-                if (place / METRICS).is_file():
+            for place in (point / FINISHED, point / MOVING, point):  # in the order of its moves
+                with contextlib.suppress(FileNotFoundError):
                     status = (place / METRICS).stat()
                     found[point.name] = (status.st_ino, status.st_mtime_ns)
                     break

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from patchcore.data.files import Files
 from patchcore.data.images import read_pair
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Split
-from patchcore.digests import Snapshot
+from patchcore.digests import ChangedError, Snapshot
 from patchcore.errors import InputError
 from patchcore.identity import samples_digest
 from patchcore.report.table import read_runs
@@ -66,6 +67,13 @@ def test_images_that_arrive_while_a_run_starts_shift_nothing(root: Path) -> None
     assert read_provenance(root / "during")["data"] == first
     now = MVTecConfig(root=f"{root}/data", category="nut").read()
     assert samples_digest(now.test, now) != first["test"]
+
+
+def test_a_changed_file_is_named_whatever_its_name_holds() -> None:
+    error = ChangedError(Path("/data/a, b: c/7.png"))
+    again = pickle.loads(pickle.dumps(error))  # as a loader process sends it
+    assert again.path == error.path and str(again) == str(error)
+    assert str(error).startswith("/data/a, b: c/7.png: the file changed while")
 
 
 def test_numbers_of_changed_files_are_never_kept(root: Path) -> None:

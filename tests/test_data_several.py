@@ -106,8 +106,11 @@ def test_contamination_moves_a_share_of_the_training_images_number(tmp_path: Pat
 @pytest.mark.parametrize(
     ("share", "message"),
     [
-        (0.01, "data.contamination: 0.01 of 10 training images rounds to 0 images"),
-        (0.6, "data.contamination: 0.6 of 10 training images is 6, which leaves none of the 6"),
+        (0.01, "data.contamination: 0.01 of 10 nominal training images rounds to 0 images"),
+        (
+            0.6,
+            "data.contamination: 0.6 of 10 nominal training images is 6, which leaves none",
+        ),
         (1.0, r"data.contamination must be in \[0, 1\), got 1.0"),
     ],
 )

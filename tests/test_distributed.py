@@ -33,9 +33,10 @@ from patchcore.coreset import (
 )
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.decision import DecisionConfig
-from patchcore.distributed import Process, follow
+from patchcore.distributed import Process, follow, outside
 from patchcore.methods import SpadeConfig
 from patchcore.patches import PatchConfig
+from patchcore.strategy import Connected
 from patchcore.switches import check_switches, processes
 from tests.images import write_image, write_mvtec
 from tests.processes import forkserver
@@ -276,6 +277,28 @@ def test_what_several_devices_cannot_do_is_refused(
     settings = config(tmp_path, trainer={**QUIET, "devices": 2}, **groups)
     with pytest.raises(InputError, match=f"^trainer.devices=2: {message}"):
         patchcore.run(settings, tmp_path / "run")
+
+
+def test_machines_are_told_by_the_setting_that_asks_for_them(tmp_path: Path) -> None:
+    given = {"coreset": AllConfig(), "patch": PatchConfig(), "method": SpadeConfig()}
+    told = "^trainer.num_nodes=2: method=spade is for one device alone: set trainer.num_nodes=1$"
+    with pytest.raises(InputError, match=told):
+        patchcore.run(config(tmp_path, trainer={**QUIET, "num_nodes": 2}, **given), tmp_path)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_lightning_is_told_each_process_machine(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines with two processes each, as torchrun starts them."""
+    told = {"RANK": number, "LOCAL_RANK": number % 2, "WORLD_SIZE": 4, "GROUP_RANK": number // 2}
+    for key, value in {"TORCHELASTIC_RUN_ID": "run", **told}.items():
+        monkeypatch.setenv(key, str(value))
+    process = outside()
+    assert process == Process(number, number % 2, 4, number // 2)
+    environment = Connected(process)
+    assert environment.global_rank() == number and environment.world_size() == 4
+    assert (environment.node_rank(), environment.local_rank()) == divmod(number, 2)
 
 
 def test_more_processes_than_batches_are_refused(tmp_path: Path) -> None:

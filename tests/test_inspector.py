@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from patchcore import BackboneConfig, Ensemble, InputError, Inspector, LayersConfig, PatchCore
+from patchcore.data.generated import GeneratedConfig
 from patchcore.data.transforms import ImageConfig, build_normalisation, build_transform
 from patchcore.data.view import View
 from patchcore.inspector import normalised, placed
+from patchcore.measuring import measure
 
 
 def noise(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -29,6 +31,19 @@ def test_input_is_normalised_as_in_training() -> None:
     batch = noise(3, 16, 12, 3)
     expected = torch.stack([build_normalisation(IMAGE)(each) for each in batch])
     assert torch.equal(normalised(torch.from_numpy(batch), IMAGE), expected)
+
+
+@pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
+def test_members_that_get_other_pixels_are_not_measured_together() -> None:
+    """Both views show all of an image, at one size and at different aspect ratios."""
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    backbone, layers = BackboneConfig("resnet18", "none"), LayersConfig(["1"])
+    ensemble = Ensemble([PatchCore(backbone, layers), PatchCore(backbone, layers)]).fit(images)
+    views = [ImageConfig(size=32, view=view) for view in (View.whole, View.square)]
+    assert not Inspector(ensemble, views).alike
+    assert Inspector(ensemble, [views[0], ImageConfig(size=32, view=View.whole)]).alike
+    with pytest.raises(InputError, match=r"^ensemble\.members: their images have several sizes or"):
+        measure(Inspector(ensemble, views), GeneratedConfig())
 
 
 def test_scores_are_those_of_the_training_way(model: PatchCore) -> None:

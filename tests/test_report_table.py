@@ -100,7 +100,7 @@ def test_category_that_failed_everywhere_is_still_expected(tmp_path: Path) -> No
 
 
 def test_each_data_set_has_a_table_of_its_own(tmp_path: Path) -> None:
-    """Those with a value come first; points are numbered over all of them."""
+    """Tables with a value come first, and points are numbered over all tables."""
     write_run(tmp_path / "0", {"data.split": "known"}, {"pixel_auroc": 0.5})
     assert read_runs([tmp_path], "pixel_auroc").parts[0].place == 0
     for i, (split, size) in enumerate((("new", 1), ("new", 3), ("other", 3)), 1):

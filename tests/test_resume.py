@@ -105,9 +105,9 @@ def test_damaged_results_are_told_and_not_taken_over(
     with pytest.warns(UserWarning, match=rf"{file} is damaged \(.+\); the run is made again"):
         assert finished.find("a1") is None
     other = finished_run(tmp_path / "other", finished)  # an intact one is found beside it
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert finished.find("a1") == other.resolve()
+    told = rf"{file} is damaged \(.+\); {other.resolve()} has the same results"
+    with pytest.warns(UserWarning, match=told):
+        assert finished.find("a1", folder=folder) == other.resolve()
 
 
 @pytest.mark.parametrize("file", [FINGERPRINT_FILE, PROVENANCE_FILE])

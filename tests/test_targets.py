@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 
-from patchcore.commands import targets
+from patchcore.commands import resolvers, targets
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.mistakes import explain
 from patchcore.commands.targets import build, check_targets, guard
@@ -18,6 +18,13 @@ from patchcore.errors import InputError
 from tests.runs import patchcore
 
 CSV = "pytorch_lightning.loggers.CSVLogger"
+
+
+def test_files_may_use_every_resolver_of_our_own_presets() -> None:
+    with mock.patch.object(resolvers, "resolver") as registered:
+        resolvers.register_resolvers()
+    own = {call.args[0] for call in registered.call_args_list}
+    assert own <= targets.RESOLVERS and len(own) == 8
 
 
 @pytest.fixture(autouse=True)

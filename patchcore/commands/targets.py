@@ -37,7 +37,8 @@ HYDRA_KEYS = {
 CONCLUSION = "patchcore.commands.sweep.Conclusion"
 RESOLVERS = {
     *("hydra", "now", "oc.env", "oc.select", "oc.deprecated"),
-    *("in_multirun", "paper", "run_group", "run_name", "unique", "wandb_offline"),
+    *("in_multirun", "paper", "run_group", "run_id", "run_name", "tracking_folder", "unique"),
+    "wandb_offline",
 }
 """Resolvers that files from elsewhere may use: they cannot make mappings with a `_target_`."""
 

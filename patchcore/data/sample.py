@@ -277,7 +277,8 @@ def contaminated(
     Raises:
         InputError: no anomalous image would be left to test on, or none would be moved.
     """
-    count = round(share * sum(not sample.label for sample in split.train))
+    nominal = sum(not sample.label for sample in split.train)
+    count = round(share * nominal)
     found = [group for group in groups if any(sample.label for sample in group)]
     total = sum(sample.label for group in found for sample in group)
     moved: set[Sample] = set()
@@ -285,7 +286,7 @@ def contaminated(
         if sum(sample.label for sample in moved) >= count:
             break
         moved.update(found[i])
-    told = f"data.contamination: {share:g} of {len(split.train)} training images"
+    told = f"data.contamination: {share:g} of {nominal} nominal training images"
     if not total:
         raise InputError("data.contamination: there are no anomalous images to move: set it to 0")
     if not moved:
