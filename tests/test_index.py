@@ -2,6 +2,7 @@ import builtins
 import sys
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from patchcore.index import (
     TorchIndexConfig,
     build_index,
 )
-from patchcore.index.exact import search_traced
+from patchcore.index.exact import coarse_dtype, nearest_of_each, search_traced
 from patchcore.index.faiss import _import_faiss
 from tests import reference
 
@@ -237,6 +238,43 @@ def test_coarse_products_change_no_neighbour(
         expected, expected_rows = reference.nearest(queries.numpy(), memory.numpy(), k)
         assert np.array_equal(rows.numpy(), expected_rows)
         assert np.allclose(distances.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("screen", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("k", [1, 3])
+def test_few_pairs_are_measured_again(
+    k: int, screen: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bound that is too wide changes no result, and takes the speed."""
+    monkeypatch.setattr("patchcore.index.exact.coarse_dtype", lambda memory: screen)
+    generator = torch.Generator().manual_seed(0)
+    memory = torch.randn(2000, 64, generator=generator)
+    queries = torch.randn(300, 64, generator=generator)
+    found = TorchIndex(memory)
+    with mock.patch.object(found, "_measure", wraps=found._measure) as measured:
+        found.search(queries, k)
+    pairs = sum(len(call.args[1]) for call in measured.call_args_list)
+    assert 300 * k <= pairs <= 300 * (k + (0.1 if screen is torch.float32 else 20))
+
+
+def test_products_are_coarse_only_where_they_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for supported, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.setattr(torch.cpu, name, lambda found=supported: found, raising=False)
+        assert coarse_dtype(torch.ones(1)) is expected
+        for dtype in (torch.float64, torch.float16, torch.bfloat16):
+            assert coarse_dtype(torch.ones(1, dtype=dtype)) is dtype
+
+
+def test_the_nearest_of_each_query_is_the_lowest_of_equal_rows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.cat([torch.arange(40), torch.randint(40, (300,), generator=generator)])
+    row = torch.randint(1000, (340,), generator=generator)
+    distance = torch.randint(4, (340,), generator=generator).float()
+    least, rows = nearest_of_each(40, query, row, distance)
+    for number in range(40):
+        pairs = [(float(distance[i]), int(row[i])) for i in range(340) if query[i] == number]
+        assert (float(least[number, 0]), int(rows[number, 0])) == min(pairs)
 
 
 @pytest.mark.parametrize("k", [1, 4])
