@@ -334,6 +334,38 @@ def test_a_part_of_the_memory_equals_the_naive_version(
 
 
 @pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("radius", [0, 2, None])
+def test_each_image_is_searched_among_its_own_rows_only(radius: int | None) -> None:
+    """Where one image's rows are few, its radius grows, and no other's does."""
+    generator = torch.Generator().manual_seed(0)
+
+    def cells(count: int) -> Tensor:
+        return torch.stack([torch.randint(n, (count,), generator=generator) for n in (5, 12)], 1)
+
+    memory, around = torch.randn(90, 4, generator=generator), cells(90)
+    queries, places = torch.randn(60, 4, generator=generator), cells(60)
+    images = torch.arange(60) % 3
+    index = LocalIndex(memory, around, (5, 12), radius)
+    shares = torch.tensor([[0.05], [0.4], [1.0]])
+    for among in (
+        torch.rand(3, 90, generator=generator) < shares,
+        None,
+        torch.rand(3, 90, generator=generator) < 0.5,
+    ):
+        distances, rows = index.search_local(queries, places, 3, images, among)
+        for i, (query, place) in enumerate(zip(queries, places, strict=True)):
+            own = torch.ones(90, dtype=torch.bool) if among is None else among[images[i]]
+            apart = (around - place).abs().amax(1)  # rows or columns
+            reach = 12 if radius is None else radius
+            while int((own & (apart <= reach)).sum()) < 3:
+                reach += 1
+            squared = (memory - query).square().sum(1).masked_fill(~own | (apart > reach), np.inf)
+            expected = squared.sort(stable=True)
+            assert rows[i].tolist() == expected.indices[:3].tolist()
+            assert torch.allclose(distances[i], expected.values[:3], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("blocks")
 def test_no_patches_find_none() -> None:
     memory, places = torch.rand(6, 3), torch.tensor([[0, 0], [1, 1]] * 3)
     index = patchcore.index.local.LocalIndex(memory, places, (2, 2), 1)
