@@ -253,12 +253,10 @@ def order_key(maps: Sequence[str], patch: Any, sampler: Any) -> str:
     The maps' keys include network, precision and hardware. The size of the coreset is left out,
     because one order serves all sizes.
     """
-    settings = {**effective(sampler), "ratio": None, "count": None, "radius": None}
     return "orders/" + digest(
         list(maps),
         effective(patch),
-        type(sampler).__name__,
-        settings,
+        sampler.unsized(),
         source_digest((*EXTRACTION, *ORDERING), STEERING),
     )
 

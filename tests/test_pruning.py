@@ -13,13 +13,23 @@ from PIL import Image
 from torch import Tensor
 
 import patchcore.pruning
-from patchcore import AllConfig, BackboneConfig, GreedyConfig, InputError, PatchConfig, run
+from patchcore import (
+    AllConfig,
+    BackboneConfig,
+    GreedyConfig,
+    InputError,
+    PatchConfig,
+    RandomConfig,
+    run,
+)
 from patchcore.backbones import Backbone, Join, LayersConfig
 from patchcore.cache import CacheConfig
 from patchcore.config import EnsembleConfig, MemberConfig
+from patchcore.coreset import Start
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
 from patchcore.decision import DecisionConfig
+from patchcore.identity import order_key
 from patchcore.methods import Parts, PatchCoreConfig, build_detector
 from patchcore.methods.common import FeatureBuffer
 from patchcore.methods.detector import Fitting
@@ -181,6 +191,32 @@ def test_a_memory_is_that_of_the_trusted_patches_alone() -> None:
 def test_pruned_orders_are_kept_apart() -> None:
     followed = [str(detector(pruning=x).followed()) for x in (None, 1, 2)]
     assert len({*followed}) == 3
+
+
+def test_judgements_of_patches_that_other_samplers_chose_are_kept_apart() -> None:
+    """With `per_image`, the sampler selects the patches of each image that are judged."""
+    kept: dict[str, Any] = {}
+
+    class Store:
+        def get(self, *key: Any) -> Any:
+            return kept.get(order_key(["maps"], *key[:2]))
+
+        def put(self, patch: Any, sampler: Any, entry: Any) -> None:
+            kept[order_key(["maps"], patch, sampler)] = entry
+
+    patches = images(12, strange=2)
+    samplers = (GreedyConfig(0.2), RandomConfig(0.2), GreedyConfig(0.2, start=Start.mean))
+    for sampler in (*samplers, GreedyConfig(0.4)):
+        found = []
+        for store in (Store(), None):
+            model = detector(coreset=sampler, per_image=4, pruning=2)
+            buffer = model.buffer()
+            for x in patches:
+                buffer.append(x[None, None])
+            model.build_from(buffer, fitting := Fitting(kept=store))
+            found.append((fitting.distrusted, model.memory))
+        assert found[0][0] == found[1][0] and found[0][1].equal(found[1][1])
+    assert len(kept) == 2 * 3 - 1  # random orders are not kept, but judgements of their patches
 
 
 def test_what_pruning_cannot_be_had_with_is_refused(tmp_path: Path) -> None:

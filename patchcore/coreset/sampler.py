@@ -1,7 +1,7 @@
 """Base of the samplers: their common settings, the memory that each returns, and the call."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -10,7 +10,7 @@ from torch import Tensor
 from patchcore.coreset.order import Order
 from patchcore.coreset.shards import Shard
 from patchcore.errors import InputError
-from patchcore.settings import Settings, setting
+from patchcore.settings import Settings, effective, setting
 
 
 @dataclass
@@ -37,6 +37,15 @@ class CoresetConfig(Settings):
     """True if a `Coreset.order` is made, which is worth storing and can be continued."""
     shared: ClassVar[bool] = False
     """True if several processes can make one memory, each from its own features."""
+
+    def unsized(self) -> dict[str, Any]:
+        """Return the sampler and its settings with an effect, except those of the memory's size.
+
+        With equal ones, a smaller selection from the same patches begins a larger one where the
+        sampler is `nested`.
+        """
+        size = dict.fromkeys(("ratio", "count", "radius"))
+        return {"sampler": type(self).__name__, **effective(self), **size}
 
     def sample(
         self,

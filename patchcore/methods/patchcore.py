@@ -280,8 +280,16 @@ class PatchCore(Detector):
     def followed(self) -> Followed:
         """Return the settings that the patch features follow from."""
         method = self.method
-        own = (method.whitening, method.shrinkage, method.foreground, method.per_image)
-        return Followed(self.patch_config, list(self.backbone.layers), *own, method.pruning)
+        return Followed(
+            self.patch_config,
+            list(self.backbone.layers),
+            method.whitening,
+            method.shrinkage,
+            method.foreground,
+            method.per_image,
+            method.pruning,
+            None if method.per_image is None else self.coreset_config.unsized(),
+        )
 
     def build(
         self,

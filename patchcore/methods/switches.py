@@ -5,7 +5,7 @@ is built.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -40,6 +40,8 @@ class Followed:
     foreground: float | None
     per_image: int | None
     pruning: int | None
+    thinned: dict[str, Any] | None
+    """Sampler that selects the patches of each image with `per_image`, without its size."""
 
 
 @dataclass
