@@ -1,7 +1,6 @@
 """Frozen feature extractors: any timm network, cut after the deepest layer used, or our own."""
 
 import copy
-import difflib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from patchcore._embedded import EmbeddedTrunk, load_embedded
 from patchcore._fusion import fuse
+from patchcore._layers import axes, cut, resolve, token_size
 from patchcore._record import InputRecord
 from patchcore._traced import traced
 from patchcore._weights import (
@@ -141,7 +141,7 @@ class Backbone(nn.Module):
         self.input = input_record(self.name, weights)
         from_file = is_file(weights)
         self.network = _build(self.name, weights, config.seed, from_file)
-        self.layers = [_resolve(self.network, name) for name in layers.names]
+        self.layers = [resolve(self.network, name) for name in layers.names]
         for i, layer in enumerate(self.layers):
             if layer in self.layers[:i]:
                 one, other = layers.names[self.layers.index(layer)], layers.names[i]
@@ -154,14 +154,14 @@ class Backbone(nn.Module):
         images = torch.zeros(1, 3, self.input.side, self.input.side)
         self._hooked, whole = list(self.layers), set(dict(self.network.named_modules()))
         self._norm = NORM if layers.norm else ""
-        if self._norm and not (_token_size(self.network) and hasattr(self.network, NORM)):
+        if self._norm and not (token_size(self.network) and hasattr(self.network, NORM)):
             raise InputError(
                 f"layers.norm=true normalises the tokens of a vision transformer, but {self.name} "
                 "is not one: leave it out"
             )
         if self._norm in self.layers:
             raise InputError("layers.norm=true would normalise the layer norm twice: leave it out")
-        self._deepest = _cut(self.network, self.layers, images, self._norm)
+        self._deepest, self._overwritten = cut(self.network, self.layers, images, self._norm)
         if from_file:
             load_file(self.network, Path(weights), whole)
         self._handles = [  # kept, so that those of a pickled model stay apart from others
@@ -174,7 +174,7 @@ class Backbone(nn.Module):
         with torch.inference_mode():
             outputs = self._outputs(self.network, images)
         self._layouts = [
-            _layout(self.network, name, x, images.shape[-1])
+            axes(self.network, name, x, images.shape[-1])
             for name, x in zip(self.layers, outputs, strict=True)
         ]
         self._token = layers.token
@@ -255,11 +255,9 @@ class Backbone(nn.Module):
 
     def _keep(self, name: str, module: nn.Module, args: tuple, output: Any) -> None:
         """Hook of a layer: keep its output, and end the pass after the deepest one."""
-        if torch.compiler.is_exporting():  # cannot follow the exception; drops what is not used
-            self._maps[name] = output.clone()  # some networks go on to change it in place
-            return
-        self._maps[name] = output
-        if name == self._deepest:
+        exporting = torch.compiler.is_exporting()  # cannot follow the exception; drops the rest
+        self._maps[name] = output.clone() if exporting or name in self._overwritten else output
+        if name == self._deepest and not exporting:
             raise _DeepestLayerReached
 
     def _as_maps(self, outputs: list[Any], images: Tensor) -> list[Tensor]:
@@ -267,7 +265,7 @@ class Backbone(nn.Module):
         maps = []
         for layout, x in zip(self._layouts, outputs, strict=True):
             if layout == "tokens":  # (B, prefix + h·w, C)
-                size = _token_size(self.network)
+                size = token_size(self.network)
                 h, w = (side // size for side in images.shape[-2:])
                 tokens = x[:, x.shape[1] - h * w :]  # (B, h·w, C)
                 if self._norm:
@@ -284,7 +282,7 @@ class Backbone(nn.Module):
         return maps
 
     def _check_size(self, images: Tensor) -> None:
-        patch = _token_size(self.network)
+        patch = token_size(self.network)
         height, width = images.shape[-2:]
         if patch and (height % patch or width % patch):
             side = max(patch, round(min(height, width) / patch) * patch)
@@ -344,107 +342,3 @@ def _build(name: str, weights: str, seed: int, from_file: bool) -> nn.Module:
             raise
         except Exception as error:  # the hub client has dozens of its own
             raise unavailable(full, error) from None
-
-
-def _resolve(network: nn.Module, name: str) -> str:
-    """The module name of a hierarchy level ("2") or module ("layer2")."""
-    modules = [n for n, _ in network.named_modules() if n]
-    if name in modules:
-        return name
-    if name.isdigit():
-        stages = _stages(network)
-        if int(name) in stages:
-            return stages[int(name)]
-        levels = ", ".join(f"{level} ({module})" for level, module in stages.items())
-        raise InputError(
-            f"layers.names: the network has no hierarchy level {name}; "
-            + (f"its levels are {levels}" if levels else "it has none: name modules instead")
-        )
-    close = difflib.get_close_matches(name, modules, 4, 0.3) or modules[:4]
-    raise InputError(
-        f"layers.names: the network has no module {name!r}; did you mean {', '.join(close)}?"
-    )
-
-
-def _stages(network: nn.Module) -> dict[int, str]:
-    """Module names of the hierarchy levels j = 1 … 4 that the network has."""
-    info = getattr(network, "feature_info", None)
-    if info is None:
-        return {j: f"layer{j}" for j in range(1, 5) if hasattr(network, f"layer{j}")}
-    entries = list(getattr(info, "info", info))
-    if _token_size(network):
-        return {j: entries[-(-j * len(entries) // 4) - 1]["module"] for j in range(1, 5)}
-    by_reduction = {entry["reduction"]: entry["module"] for entry in entries}
-    return {j: by_reduction[2 ** (j + 1)] for j in range(1, 5) if 2 ** (j + 1) in by_reduction}
-
-
-def _token_size(network: nn.Module) -> int:
-    """Side in px of a vision transformer's token; 0 for other networks."""
-    if not hasattr(network, "num_prefix_tokens"):
-        return 0
-    size = getattr(getattr(network, "patch_embed", None), "patch_size", 0)
-    return size[0] if isinstance(size, tuple) else size
-
-
-def _layout(network: nn.Module, name: str, x: Any, side: int) -> str:
-    """Order of the axes in a layer's output for one image of side × side px.
-
-    Returns:
-        "NCHW", "NHWC" or "tokens": (B, prefix + h·w, C).
-
-    Raises:
-        InputError: It is no map.
-    """
-    shape = tuple(x.shape) if isinstance(x, Tensor) and len(x) == 1 else ()
-    layout = ""
-    if len(shape) == 3 and (size := _token_size(network)):
-        prefix = shape[1] - (side // size) ** 2
-        layout = "tokens" if prefix in (0, network.num_prefix_tokens) else ""
-    elif len(shape) == 4:
-        _, first, second, third = shape
-        square = {"NCHW": second == third <= side, "NHWC": first == second <= side}
-        declared = "NHWC" if getattr(network, "output_fmt", "NCHW") == "NHWC" else "NCHW"
-        fits = [order for order in square if square[order]]
-        layout = declared if declared in fits else "".join(fits)
-        pooled = shape[1:3] == (1, 1) if layout == "NHWC" else shape[2:] == (1, 1)
-        layout = "" if pooled and side > 64 else layout
-    if not layout:
-        got = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise InputError(
-            f"layers.names: {name!r} gives no map of the image but {got}; name a layer before the "
-            "pooling, such as a level"
-        )
-    return layout
-
-
-def _cut(network: nn.Module, layers: list[str], images: Tensor, kept: str = "") -> str:
-    """Drop what runs after the last of `layers` has finished; returns that layer's name.
-
-    The module that is `kept` stays in any case.
-    """
-    ran: set[str] = set()
-    finished: dict[str, set[str]] = {}  # each layer, in order, with all that had started by then
-    handles = []
-    for name, module in network.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, n=name: ran.add(n)))
-        if name in layers:
-            hook = module.register_forward_hook(lambda *_, n=name: finished.update({n: set(ran)}))
-            handles.append(hook)
-    try:
-        with torch.inference_mode():
-            network.eval()(images)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"backbone.name: this network cannot be run on images (1, 3, {images.shape[2]}, "
-            f"{images.shape[3]}): {' '.join(str(error).split())}"
-        ) from error
-    for handle in handles:
-        handle.remove()
-    for name in layers:
-        if name not in finished:
-            raise InputError(f"layers.names: the network has {name!r} but does not run it")
-    deepest, needed = list(finished.items())[-1]
-    for name in sorted(ran - needed, reverse=True):  # children before their parents
-        if name != kept:
-            network.set_submodule(name, nn.Identity())
-    return deepest

@@ -275,7 +275,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     ("change", "told"),
     [
         (lambda x: x.update(format=2), "format 2, and this version reads up to 1"),
-        (lambda x: x.update(format="1"), "is of format 1"),
+        (lambda x: x.update(format="1"), "is of format '1', which never was"),
         (lambda x: x.pop("format"), "is not understood"),
         (lambda x: x.pop("members"), "is not understood"),
         (lambda x: x.update(members=[]), "is not understood"),

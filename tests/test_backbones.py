@@ -1,4 +1,5 @@
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from patchcore import PatchCore
-from patchcore.backbones import CLASS_TOKEN, Backbone, BackboneConfig, LayersConfig, _layout
+from patchcore._layers import axes
+from patchcore.backbones import CLASS_TOKEN, Backbone, BackboneConfig, LayersConfig
 from patchcore.errors import InputError
 
 
@@ -41,6 +43,29 @@ def test_nothing_after_the_deepest_layer_runs_or_is_kept() -> None:
     assert not any(name.startswith(("layer3", "layer4", "fc")) for name in ran)
     kept = [name for name, _ in backbone.network.named_parameters()]
     assert not any(name.startswith(("layer3", "layer4", "fc")) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "deeper"),
+    [
+        ("embedded", "stage2.0.0", "layer3"),
+        ("resnet18", "layer2.1.bn1", "layer3"),
+        ("resnet18", "bn1", "layer1"),
+    ],
+)
+def test_a_layer_is_itself_whatever_runs_after_it(name: str, layer: str, deeper: str) -> None:
+    """A ReLU that works in place follows."""
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def maps(*layers: str) -> list[torch.Tensor]:
+        config = BackboneConfig() if name == "embedded" else BackboneConfig(name, "none")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*random weights")
+            return list(Backbone(config, LayersConfig([*layers])).whole(images))
+
+    (alone,), both = maps(layer), maps(layer, deeper)
+    assert alone.min() < 0 and torch.equal(both[0], alone)
+    assert torch.equal(both[1], maps(deeper)[0])
 
 
 def test_is_frozen_and_stays_in_evaluation_mode() -> None:
@@ -320,7 +345,7 @@ def test_a_layer_that_the_network_lacks(layer: str, message: str) -> None:
 
 
 def test_levels_of_a_network_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patchcore.backbones._stages", lambda network: {})
+    monkeypatch.setattr("patchcore._layers.stages", lambda network: {})
     with pytest.raises(InputError, match=r"no hierarchy level 2; it has none: name modules"):
         Backbone(BackboneConfig("embedded"), LayersConfig(["2"]))
 
@@ -349,7 +374,7 @@ def test_layers_without_a_map_of_their_own(name: str, layers: list[str], message
 @pytest.mark.parametrize("output", [[torch.zeros(1, 8, 4, 4)], None, torch.zeros(2, 8, 4, 4)])
 def test_layers_that_give_no_tensor_of_one_image(output: object) -> None:
     with pytest.raises(InputError, match=r"^layers.names: 'x' gives no map"):
-        _layout(nn.Identity(), "x", output, 32)
+        axes(nn.Identity(), "x", output, 32)
 
 
 @pytest.mark.parametrize(

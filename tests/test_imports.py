@@ -17,8 +17,8 @@ PACKAGE = Path(__file__).parents[1] / "patchcore"
 ALGORITHMS = {"backbones", "patches", "coreset", "index", "scoring", "metrics"}
 ALGORITHMS |= {"foreground", "pruning", "tiles", "whitening"}
 # Modules of this package that an algorithm may import besides its own files.
-COMMON = {"errors", "machine", "settings", "_embedded", "_fusion", "_precision"}
-COMMON |= {"_record", "_traced", "_weights"}
+COMMON = {"errors", "machine", "settings", "_embedded", "_fusion", "_layers"}
+COMMON |= {"_precision", "_record", "_traced", "_weights"}
 LIGHTNING = {"pytorch_lightning", "lightning"}
 HYDRA = {"hydra", "hydra_plugins"}
 

@@ -193,8 +193,8 @@ def _of_the_machine(error: Exception) -> str | None:
 
 
 def _makes_a_folder(trace: TracebackType | None) -> bool:
-    *_, last = traceback.walk_tb(trace)
-    return last[0].f_code.co_name in ("mkdir", "makedirs")
+    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(trace)]
+    return names[-1:] in (["mkdir"], ["makedirs"])
 
 
 def no_such_option(key: str, parent: Any) -> str:
