@@ -336,7 +336,7 @@ def test_a_part_of_the_memory_equals_the_naive_version(
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("radius", [0, 2, None])
 def test_each_image_is_searched_among_its_own_rows_only(radius: int | None) -> None:
-    """Where one image's rows are few, its radius grows, and no other's does."""
+    """An image with few rows has a larger radius, and no other has."""
     generator = torch.Generator().manual_seed(0)
 
     def cells(count: int) -> Tensor:

@@ -194,7 +194,7 @@ def test_pruned_orders_are_kept_apart() -> None:
 
 
 def test_judgements_of_patches_that_other_samplers_chose_are_kept_apart() -> None:
-    """With `per_image`, the sampler selects the patches of each image that are judged."""
+    """The sampler selects the patches of each image that are judged, with `per_image`."""
     kept: dict[str, Any] = {}
 
     class Store:

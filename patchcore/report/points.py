@@ -139,10 +139,11 @@ class Point:
         The average is the one that the paper prints for all categories of the data set, or else the
         mean of its values for single categories. NaN if the paper has neither.
         """
-        averages = {r.paper.get(AVERAGE + metric, math.nan) for r in self.runs}
+        averages = {r.paper.get(AVERAGE + metric) for r in self.runs}
         data = {CATEGORIES.get(str(r.choices.get("data"))) for r in self.runs}
         if category is None and len(averages) == 1 and data == {len(self.categories)}:
-            return averages.pop()
+            if (average := next(iter(averages))) is not None:
+                return average
         values = []
         for name in self.categories if category is None else [category]:
             given = [r.paper[metric] for r in self.runs if r.category == name and metric in r.paper]
