@@ -411,11 +411,11 @@ def test_papers_value_beside_ours(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [14, 15])
 def test_the_papers_mean_over_all_categories_is_its_own_or_ours(tmp_path: Path, count: int) -> None:
     """Some tables print an average, which counts for all 15 categories alone."""
-    for number in range(count):
-        stated = {"image_auroc": 0.5 + number / 100, "aupro": 0.7, "average_aupro": 0.8}
-        settings = {"data.category": f"c{number}", "paper": stated}
+    for i in range(count):
+        stated = {"image_auroc": 0.5 + i / 100, "aupro": 0.7, "average_aupro": 0.8}
+        settings = {"data.category": f"c{i}", "paper": stated}
         metrics = {"image_auroc": 0.9, "aupro": 0.9}
-        write_run(tmp_path / str(number), settings, metrics, {"data": "mvtec"})
+        write_run(tmp_path / str(i), settings, metrics, {"data": "mvtec"})
     (point,) = read_runs([tmp_path]).points
     assert point.paper("image_auroc") == pytest.approx(0.5 + (count - 1) / 200)
     assert point.paper("aupro") == (0.8 if count == 15 else pytest.approx(0.7))

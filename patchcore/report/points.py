@@ -141,9 +141,9 @@ class Point:
         """
         averages = {r.paper.get(AVERAGE + metric) for r in self.runs}
         data = {CATEGORIES.get(str(r.choices.get("data"))) for r in self.runs}
-        if category is None and len(averages) == 1 and data == {len(self.categories)}:
-            if (average := next(iter(averages))) is not None:
-                return average
+        complete = category is None and data == {len(self.categories)}
+        if complete and len(averages) == 1 and (average := averages.pop()) is not None:
+            return average
         values = []
         for name in self.categories if category is None else [category]:
             given = [r.paper[metric] for r in self.runs if r.category == name and metric in r.paper]
