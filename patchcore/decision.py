@@ -94,7 +94,8 @@ def pixel_threshold(maps: Iterable[Tensor], images: int, rate: float) -> tuple[f
     Only pixels that may still lie above it are kept, about `rate` of all.
 
     Args:
-        maps: Anomaly maps (B, H, W) of nominal images, in batches; sizes may differ.
+        maps: Anomaly maps (B, H, W) of nominal images, or their pixels (B, P) that count, in
+            batches; sizes may differ.
         images: How many these are.
         rate: Wanted share.
     """
@@ -227,7 +228,7 @@ def decide(scores: Tensor, maps: Iterable[Tensor], false_alarms: float, folds: i
 
     Args:
         scores: Of images that the model has not seen, in any order.
-        maps: Of the same images, in batches.
+        maps: Of the same images, in batches: see `pixel_threshold`.
         false_alarms: Wanted rate.
         folds: How many folds these were cross-fitted in.
     """
@@ -250,7 +251,13 @@ class DecisionCounts:
         self._marked, self._found = 0, 0  # pixels
 
     def update(
-        self, scores: Tensor, maps: Tensor, labels: Tensor, masks: Tensor, known: Tensor
+        self,
+        scores: Tensor,
+        maps: Tensor,
+        labels: Tensor,
+        masks: Tensor,
+        known: Tensor,
+        counts: Tensor | None = None,
     ) -> None:
         """Add a batch.
 
@@ -260,14 +267,17 @@ class DecisionCounts:
             labels: (B,) true for anomalous.
             masks: (B, H, W) bool, true where anomalous.
             known: (B,) bool, false for an anomalous image without a mask in view.
+            counts: (B, H, W) bool, pixels that count; None: all.
         """
         called, labels = self.decision.verdict(scores).cpu(), labels.bool().cpu()
         for label in (0, 1):
             self._images[label] += int((labels == label).sum())
             self._called[label] += int(called[labels == label].sum())
         above = checked(maps) >= self.decision.pixel_threshold  # (B, H, W)
-        self._shares += float(above.double().mean((1, 2)).cpu()[~labels].sum())
-        marked = masks & known[:, None, None]
+        counts = torch.ones_like(above) if counts is None else counts.to(above.device)
+        shares = (above & counts).sum((1, 2)).double() / counts.sum((1, 2))
+        self._shares += float(shares.cpu()[~labels].sum())
+        marked = masks & known[:, None, None] & counts.to(masks.device)
         self._marked += int(marked.sum())
         self._found += int((above & marked.to(above.device)).sum())
 

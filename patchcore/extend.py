@@ -106,7 +106,8 @@ def extend(
         for parts in zip(*found, strict=True)
     ]
     if inspector.decision is not None:
-        inspector.decision = widened(inspector.decision, predictions)
+        pixels = inspector.counted_pixels()
+        inspector.decision = widened(inspector.decision, predictions, pixels)
     change = Change(len(names), model.memory_patches - before)
     _note(inspector, "extend", change, [*sources, *names])
     return change
@@ -190,7 +191,7 @@ def change_artifact(
     return inspector, changes
 
 
-def widened(decision: Any, predictions: Sequence[Prediction]) -> Any:
+def widened(decision: Any, predictions: Sequence[Prediction], pixels: Tensor | None = None) -> Any:
     """A `patchcore.decision.Decision` that includes further nominal images.
 
     Image scores join. Of the earlier images' pixels only the sum of their shares at the threshold
@@ -200,12 +201,14 @@ def widened(decision: Any, predictions: Sequence[Prediction]) -> Any:
     Args:
         decision: The earlier one.
         predictions: Of the images, by a model that has not seen them.
+        pixels: (H, W) bool, pixels of their maps that count; None: all.
     """
     scores = torch.cat([decision.scores, *(p.score.cpu().double() for p in predictions)])
     before, after = decision.images + 1, len(scores) + 1
     spent = decision.pixel_rate * before - 1  # sum of the earlier images' shares
     allowed = max(decision.false_alarms * after, 1) - 1 - spent  # a rate of 1 / after at least
-    values, shares = _near(predictions, decision.pixel_threshold)
+    maps = [p.map.flatten(1) if pixels is None else p.map.cpu()[:, pixels] for p in predictions]
+    values, shares = _near(maps, decision.pixel_threshold)
     place = int((shares.cumsum(0) > allowed + 1e-9).int().argmax()) if len(values) else 0
     threshold = decision.pixel_threshold
     if float(shares.sum()) > allowed + 1e-9:
@@ -220,14 +223,19 @@ def widened(decision: Any, predictions: Sequence[Prediction]) -> Any:
     )
 
 
-def _near(predictions: Sequence[Prediction], threshold: float) -> tuple[Tensor, Tensor]:
-    """Pixels (P,) at or above the threshold, falling, and the share of its image that each is."""
+def _near(maps: Sequence[Tensor], threshold: float) -> tuple[Tensor, Tensor]:
+    """Pixels at or above the threshold, falling, and the share of its image that each is.
+
+    Args:
+        maps: Pixels (B, P) of images, in batches.
+        threshold: See above.
+    """
     values, shares = [torch.empty(0)], [torch.empty(0, dtype=torch.float64)]
-    for prediction in predictions:
-        pixels = prediction.map.flatten().float()
+    for batch in maps:
+        pixels = batch.flatten().float()
         near = pixels[pixels >= threshold].cpu()
         values.append(near)
-        shares.append(torch.full(near.shape, 1 / prediction.map[0].numel(), dtype=torch.float64))
+        shares.append(torch.full(near.shape, 1 / batch.shape[1], dtype=torch.float64))
     falling, order = torch.cat(values).sort(descending=True)
     return falling, torch.cat(shares)[order]
 

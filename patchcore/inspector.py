@@ -17,9 +17,11 @@ from torch import Tensor
 
 from patchcore.data.transforms import ImageConfig, Pixels, build_preparation, offset_and_scale
 from patchcore.errors import InputError
+from patchcore.methods.counted import counted_cells
 from patchcore.methods.detector import Detector, Method, Prediction
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.tiled import tile
+from patchcore.scoring import cell_pixels
 from patchcore.tiles import whole
 
 if TYPE_CHECKING:
@@ -215,6 +217,21 @@ class Inspector(Preparing):
     def counted(self) -> list[Tensor]:
         """Pixels (h, w) bool of each member's input that count by the model's region; or none."""
         return list(self._inside)
+
+    @torch.inference_mode()
+    def counted_pixels(self) -> Tensor | None:
+        """Return the pixels (H, W) bool of anomaly maps that count, on the CPU; None: all.
+
+        By the model's region the same ones count in every image.
+        """
+        found = None
+        for member, inside in zip(self.members, self._inside, strict=False):
+            blank = torch.zeros(1, 3, *inside.shape, device=inside.device)
+            grid = member(blank, inside[None]).patch_score  # (1, h, w)
+            height, width = self._inside[0].shape
+            pixels = cell_pixels(counted_cells(member, grid, inside[None]).cpu(), (height, width))
+            found = pixels[0] if found is None else found & pixels[0]
+        return found
 
     @property
     def device(self) -> torch.device:

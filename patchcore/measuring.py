@@ -17,10 +17,8 @@ from patchcore.data.transforms import AugmentConfig
 from patchcore.errors import InputError
 from patchcore.export import ExportedModel
 from patchcore.inspector import Inspector
-from patchcore.methods.detector import Prediction
 from patchcore.module import Batch, Pair, ScoringModule
 from patchcore.report.run import Run
-from patchcore.scoring import cell_pixels
 from patchcore.settings import plain
 from patchcore.subsets import by_subset
 
@@ -41,6 +39,7 @@ class InspectorModule(ScoringModule):
         super().__init__()
         self.inspector = inspector
         self.decision = inspector.decision  # the test counts its verdicts
+        self._pixels = inspector.counted_pixels() if isinstance(inspector, Inspector) else None
 
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:
         """See `ScoringModule.predictions`."""
@@ -55,15 +54,12 @@ class InspectorModule(ScoringModule):
                 "data.region: the model was saved without a region, so the whole image counts: "
                 "leave out data.region and data.regions"
             )
-        if asked is not None and not bool((asked == own[0].to(asked.device)).all()):
+        if asked is not None and not all(each.equal(own[0].to(each.device)) for each in asked):
             raise InputError(
                 "data.region: it differs from the region that the model was fitted with, and a "
                 "test cannot change that: leave out data.region"
             )
-        counts = None
-        if own and isinstance(found, Prediction):
-            height, width = found.map.shape[1:]
-            counts = cell_pixels(~found.patch_score.isnan().cpu(), (height, width))
+        counts = None if self._pixels is None else self._pixels.expand(len(found.map), -1, -1)
         return [(pair, found.score.cpu(), found.map.cpu(), counts)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from patchcore.decision import DecisionConfig
+from patchcore.methods.counted import pixels_in
 from patchcore.methods.detector import Detector
 from patchcore.methods.ensemble import combined_maps, combined_scores, counted_pixels
 from patchcore.methods.folds import LeftOut
 from patchcore.methods.scale import Scale
-from patchcore.module import Batch, Pair, Record, ScoringModule
-from patchcore.scoring import anomaly_maps
+from patchcore.module import Batch, Pair, ScoringModule
+from patchcore.record import Record
+from patchcore.scoring import anomaly_maps, cell_pixels
 
 
 @dataclass
@@ -59,8 +61,14 @@ class EnsembleModule(ScoringModule):
             combined_scores([torch.tensor(each.scores[i]) for each in found], self.scales)
             for i in sizes
         ]
-        maps = (self._map([each.grids[i] for each in found], size) for i, size in sizes.items())
-        self.decide(config, scores, (each[None] for each in maps))
+        maps = (
+            pixels_in(
+                self._map([each.grids[i] for each in found], size),
+                [each.counted[i] for each in found if each.counted],
+            )
+            for i, size in sizes.items()
+        )
+        self.decide(config, scores, maps)
 
     def on_test_start(self) -> None:
         each = [member.record.seconds for member in self.members]
@@ -77,8 +85,10 @@ class EnsembleModule(ScoringModule):
         each = [torch.tensor([member.record.scores[i] for i in index]) for member in self.members]
         maps = torch.stack([self.anomaly_map(i, (height, width)) for i in index])  # (B, H, W)
         pair = (self.image_metrics, self.pixel_metrics)
-        grids = [torch.stack([member.record.grids[i] for i in index]) for member in self.members]
-        counts = counted_pixels(grids, (height, width)) if "inside" in batch else None
+        counts = None
+        if "inside" in batch:
+            counted = [torch.stack([x.record.counted[i] for i in index]) for x in self.members]
+            counts = torch.stack([cell_pixels(x, (height, width)) for x in counted]).all(0)
         return [(pair, combined_scores(each, self.scales), maps, counts)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:

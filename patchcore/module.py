@@ -10,7 +10,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,44 +26,18 @@ from patchcore.errors import InputError
 from patchcore.gathering import gather_flags, gather_images, gather_metrics, total
 from patchcore.label_free import STAGE as LABEL_FREE
 from patchcore.label_free import LabelFree
+from patchcore.methods.counted import counted_cells
 from patchcore.methods.detector import Detector, Fitting
 from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted
 from patchcore.methods.scale import Scale, ScaleConfig
 from patchcore.metrics import ImageMetrics, MaskCounts, PixelMetrics
+from patchcore.record import Record
 from patchcore.scoring import anomaly_maps, cell_pixels
 from patchcore.tiles import TiledMaps
 
 Batch = dict[str, Any]
 """Batch of images as `patchcore.data.dataset.collate` makes it."""
 Pair = tuple[ImageMetrics, PixelMetrics]
-
-
-@dataclass
-class Record:
-    """All results of a test.
-
-    Attributes:
-        scores: {index of the test image: anomaly score}.
-        grids: {index of the test image: patch scores (h, w), on the CPU}.
-        metrics: Image and pixel metrics, NaN where `undefined` says why; counts and sizes.
-        undefined: Reasons for metrics that are NaN: {key: reason}.
-        curves: Points of the image metrics' curves: see `ImageMetrics.curves`.
-        ratio_curve: Metrics of the test at every ratio asked for and with the whole memory,
-            ascending. `ratio` is the share of the training patches that the memory keeps.
-        seconds: Wall time of each stage of fit and test, in seconds.
-        warm: Stages that read the cache, so that `seconds` does not measure their computation.
-        costs: Seconds that stages take when nothing is read from the cache: see `patchcore.costs`.
-    """
-
-    scores: dict[int, float] = field(default_factory=dict)
-    grids: dict[int, Tensor] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    undefined: dict[str, str] = field(default_factory=dict)
-    curves: dict[str, Tensor] = field(default_factory=dict)
-    ratio_curve: list[dict[str, float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    warm: set[str] = field(default_factory=set)
-    costs: Costs = field(default_factory=Costs)
 
 
 class ScoringModule(pl.LightningModule):
@@ -124,8 +97,8 @@ class ScoringModule(pl.LightningModule):
                 image.update(scores, batch["label"])
                 pixel.update(maps, batch["mask"], batch["has_mask"], counts)
             if self._verdicts:
-                mask = batch["mask"] if counts is None else batch["mask"] & counts.to(batch["mask"])
-                self._verdicts.update(scores, maps, batch["label"], mask, batch["has_mask"])
+                told = (batch["label"], batch["mask"], batch["has_mask"])
+                self._verdicts.update(scores, maps, *told, counts)
             self.mask_counts.update(batch["label"], batch["regions"])
         self.record.scores.update(zip(batch["index"].tolist(), scores.tolist(), strict=True))
 
@@ -169,7 +142,7 @@ class ScoringModule(pl.LightningModule):
     def decide(
         self, config: DecisionConfig, scores: Sequence[Tensor], maps: Iterable[Tensor]
     ) -> None:
-        """Set `decision` from the scores () and maps (1, H, W) of unseen nominal images."""
+        """Set `decision` from the scores () and counted pixels (1, P) of unseen nominal images."""
         assert config.false_alarms is not None
         self.decision = decide(torch.stack([*scores]), maps, config.false_alarms, config.folds)
         _tell(self.decision)
@@ -212,6 +185,7 @@ class DetectorModule(ScoringModule):
         self.decision_config = decision or DecisionConfig()
         self.left_out: LeftOut | None = None
         self._sizes: dict[int, tuple[int, int]] = {}  # of the training images
+        self._insides: dict[int, Tensor] = {}  # (H, W) of the training images, if they are kept
         self.cache = cache
         self.curve = list(curve)
         self.scale_config = scale
@@ -241,7 +215,8 @@ class DetectorModule(ScoringModule):
         images *= (self.trainer.max_epochs or 1) * poses
         self.gathering = self.model.buffer(images)
         self._kept: FeatureBatches | None = None
-        self.decision, self.left_out, self._sizes = None, None, {}
+        self.decision, self.left_out = None, None
+        self._sizes, self._insides = {}, {}
         decides = self.decision_config.false_alarms is not None
         if decides or self.label_free is not None:
             if self._trains:
@@ -267,6 +242,9 @@ class DetectorModule(ScoringModule):
         if self._kept is not None:
             height, width = batch["mask"].shape[-2:]
             self._sizes |= dict.fromkeys(batch["index"].tolist(), (height, width))
+            if inside is not None:  # of copies of an image the first one is scored
+                own = zip(batch["index"].tolist(), inside.cpu(), strict=True)
+                self._insides = {**dict(own), **self._insides}
         self.train_images += len(batch["index"])
         first = self.current_epoch * self._images
         self._places += [first + i for i in batch["index"].tolist()]
@@ -320,11 +298,9 @@ class DetectorModule(ScoringModule):
         division = (config.folds, config.seed, bar)
         left_out = cross_fitted(self.model, kept.batches, self._sources, *division)
         left_out.sizes = dict(self._sizes)
-        maps = (
-            anomaly_maps(grid[None], left_out.sizes[i], self.model.scoring.sigma)
-            for i, grid in left_out.grids.items()
-        )
-        self.decide(config, [torch.tensor(x) for x in left_out.scores.values()], maps)
+        left_out.count(self.model, self._insides)
+        pixels = left_out.pixels(self.model.scoring.sigma)
+        self.decide(config, [torch.tensor(x) for x in left_out.scores.values()], pixels)
         self.left_out = left_out
         self.seconds["cross_fit"] = time.perf_counter() - start
 
@@ -361,10 +337,13 @@ class DetectorModule(ScoringModule):
                 found = [self.model.score(features, (height, width))]
         for used, prediction in zip(self._used, found, strict=False):  # none, or one for each
             used[prediction.nearest[~prediction.patch_score.isnan()]] = True
-        grids = found[-1].patch_score.cpu()
-        self.record.grids.update(zip(batch["index"].tolist(), grids, strict=True))
-        pairs = [*map(self._metrics_of, self._patches)]
-        counts = cell_pixels(~grids.isnan(), (height, width)) if "inside" in batch else None
+        grids, index = found[-1].patch_score.cpu(), batch["index"].tolist()
+        self.record.grids.update(zip(index, grids, strict=True))
+        pairs, counts = [*map(self._metrics_of, self._patches)], None
+        if "inside" in batch:
+            cells = counted_cells(self.model, grids, batch["inside"])  # (B, h, w)
+            self.record.counted.update(zip(index, cells, strict=True))
+            counts = cell_pixels(cells, (height, width))
         return [(pair, x.score, x.map, counts) for pair, x in zip(pairs, found, strict=True)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:

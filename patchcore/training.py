@@ -33,8 +33,9 @@ from patchcore.members import Member
 from patchcore.methods import Detector, Parts, build_detector
 from patchcore.methods.scale import ScaleConfig
 from patchcore.methods.tiled import tile
-from patchcore.module import DetectorModule, Record, ScoringModule
+from patchcore.module import DetectorModule, ScoringModule
 from patchcore.progress import ProgressBar
+from patchcore.record import Record
 from patchcore.strategy import Sharded
 from patchcore.switches import asked_precision
 from patchcore.tracking.progress import Progress

@@ -29,10 +29,13 @@ from patchcore.decision import (
     pixel_threshold,
     rate_interval,
 )
+from patchcore.extend import widened
 from patchcore.methods import METHODS, Detector, Parts, build_detector
-from patchcore.methods.folds import FeatureBatches, cross_fitted, folds_of, unfitted
+from patchcore.methods.detector import Prediction
+from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted, folds_of, unfitted
 from patchcore.methods.patchcore import PatchCore
 from patchcore.patches import PatchConfig
+from patchcore.scoring import anomaly_maps
 from tests.images import write_mvtec
 from tests.runs import TINY, Outcome, patchcore
 
@@ -222,6 +225,33 @@ def test_verdicts_of_a_test_are_counted() -> None:
     shares = [float((maps[i] >= 0.5).double().mean()) for i in (0, 1)]
     assert found["decision_pixel_false_alarms"] == pytest.approx(sum(shares) / 2)
     assert found["decision_images"] == 4 and counts.undefined() == {}
+
+
+def test_pixels_that_do_not_count_are_no_share_of_an_image() -> None:
+    """Maps are 0 there; a tenth of each image counts."""
+    inside = torch.zeros(20, 20, dtype=torch.bool)
+    inside[:2] = True
+    maps = torch.where(inside, drawn(99, 20, 20) + 1, 0)
+    cells = torch.zeros(10, 10, dtype=torch.bool)
+    cells[0] = True
+    grids = {i: drawn(10, 10, seed=i) for i in range(3)}
+    left_out = LeftOut({}, grids, dict.fromkeys(grids, (20, 20)), dict.fromkeys(grids, cells))
+    for grid, pixels in zip(grids.values(), left_out.pixels(1.0), strict=True):
+        assert torch.equal(pixels, anomaly_maps(grid[None], (20, 20), 1.0)[:, inside])
+    left_out.counted = {}
+    assert [x.shape for x in left_out.pixels(1.0)] == [(1, 400)] * 3
+    decision = decide(maps.amax((1, 2)), maps[:, inside].split(10), 0.05, 5)
+    new = torch.where(inside, drawn(200, 20, 20, seed=1) + 1, 0)
+    found = float((new[:, inside] >= decision.pixel_threshold).double().mean())
+    assert 0.03 < found < 0.06  # a tenth of it, or ten times as much, if all pixels were counted
+    counts = DecisionCounts(decision)
+    told = (torch.zeros(200), torch.zeros(200, 20, 20).bool(), torch.ones(200).bool())
+    counts.update(new.amax((1, 2)), new, *told, inside.expand(200, -1, -1))
+    assert counts.compute()["decision_pixel_false_alarms"] == pytest.approx(found)
+    predictions = [Prediction(x.amax((1, 2)), x, x, x.long()) for x in new.split(50)]
+    with_region = widened(decision, predictions, inside)
+    alone = widened(decision, [x._replace(map=x.map[:, :2]) for x in predictions])
+    assert with_region.values() == alone.values() != widened(decision, predictions).values()
 
 
 def test_what_a_test_set_lacks_is_undefined() -> None:

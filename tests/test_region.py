@@ -408,6 +408,37 @@ def test_runs_keep_to_their_region_and_so_do_their_artifacts(root: Path, tmp_pat
         inspector.prepare(np.zeros((10, 10, 3), np.uint8))
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["method.foreground=0.5", "image.resize=96", "image.crop=96"],
+        ["ensemble.members=[{layers:{names:['3']}},{layers:{names:['1']}}]"],
+    ],
+    ids=["plain", "foreground", "ensemble"],
+)
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_the_pixels_that_count_are_the_same_in_run_and_test(
+    root: Path, tmp_path: Path, overrides: list[str], share: float
+) -> None:
+    region = write_region(tmp_path / "region.png", (40, 36), share)
+    counted = [f"data.region={region}", "decision.false_alarms=0.3", *overrides]
+    done = run(root, tmp_path, "run", *counted)
+    assert done.code == 0, done.err
+    record = json.loads((tmp_path / "run/metrics.json").read_text())
+    data = kept_data(load(tmp_path / "run/artifact").details)
+    assert data is not None
+    tested = measure(load(tmp_path / "run/artifact"), data).metrics
+    keys = [key for key in record if key.startswith(("pixel_", "aupro", "decision_"))]
+    assert len(keys) > 12
+    for key in keys:
+        assert tested[key] == pytest.approx(record[key], rel=1e-6), key
+    if share == 1:  # the whole image counts, the background that is left out among it
+        done = run(root, tmp_path, "whole", "decision.false_alarms=0.3", *overrides)
+        whole = json.loads((tmp_path / "whole/metrics.json").read_text())
+        assert {key: whole[key] for key in keys} == {key: record[key] for key in keys}
+
+
 def test_an_artifact_with_a_region_extends(tmp_path: Path) -> None:
     region = np.zeros(SIZE, dtype=bool)
     region[:, :16] = True

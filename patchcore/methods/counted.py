@@ -16,6 +16,7 @@ from patchcore.scoring import (
     Search,
     anomaly_maps,
     cell_of,
+    cell_pixels,
     pixel_scores,
     score_images,
 )
@@ -133,3 +134,27 @@ def predict(
     if scoring.pool is Pool.pixels:
         score = pixel_scores(maps, grid, scoring)
     return Prediction(score, maps, grid, nearest)
+
+
+def counted_cells(model: Any, grids: Tensor, inside: Tensor) -> Tensor:
+    """Cells (B, h, w) bool that count in metrics.
+
+    Those that a method's foreground leaves out do: they are called nominal.
+
+    Args:
+        model: Detector.
+        grids: (B, h, w) patch scores, NaN where there is none.
+        inside: (B, H, W) bool, pixels of the network's input that count.
+    """
+    if getattr(model.parts.method, "foreground", None) is None:
+        return ~grids.isnan()
+    return cells(inside.to(grids.device), (grids.shape[1], grids.shape[2]))
+
+
+def pixels_in(anomaly_map: Tensor, counted: Sequence[Tensor]) -> Tensor:
+    """Pixels (1, P) of a map (H, W) in the cells that count by all of `counted`, each (h, w)."""
+    size = (anomaly_map.shape[0], anomaly_map.shape[1])
+    found = torch.ones(size, dtype=torch.bool, device=anomaly_map.device)
+    for each in counted:
+        found &= cell_pixels(each.to(found.device), size)
+    return anomaly_map[found][None]

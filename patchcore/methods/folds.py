@@ -13,7 +13,7 @@ experiments/false_alarms/ measures both.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from patchcore.coreset import SizedConfig
 from patchcore.errors import InputError
+from patchcore.methods.counted import counted_cells, pixels_in
 from patchcore.methods.detector import Detector, Fitting, Prediction
 from patchcore.methods.patchcore import PatchCore
-from patchcore.scoring import Pool
+from patchcore.scoring import Pool, anomaly_maps
 from patchcore.tiles import whole
 
 
@@ -38,11 +39,26 @@ class LeftOut:
         scores: {number of the image: anomaly score}.
         grids: {number of the image: patch scores (h, w), on the CPU}.
         sizes: {number of the image: its size (H, W)}, for maps; empty if the sizes are not known.
+        counted: {number of the image: cells (h, w) bool that count by its region}; empty: all.
     """
 
     scores: dict[int, float] = field(default_factory=dict)
     grids: dict[int, Tensor] = field(default_factory=dict)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    counted: dict[int, Tensor] = field(default_factory=dict)
+
+    def count(self, model: Detector, inside: Mapping[int, Tensor]) -> None:
+        """Set `counted` from the pixels (H, W) bool of each image's input that count."""
+        self.counted = {
+            number: counted_cells(model, self.grids[number][None], own[None])[0]
+            for number, own in inside.items()
+        }
+
+    def pixels(self, sigma: float) -> Iterator[Tensor]:
+        """Yield the pixels (1, P) of each image's anomaly map that count; `sigma` is in px."""
+        for number, grid in self.grids.items():
+            counted = [self.counted[number]] if self.counted else []
+            yield pixels_in(anomaly_maps(grid[None], self.sizes[number], sigma)[0], counted)
 
 
 class FeatureBatches:

@@ -280,16 +280,10 @@ class PatchCore(Detector):
     def followed(self) -> Followed:
         """Return the settings that the patch features follow from."""
         method = self.method
-        return Followed(
-            self.patch_config,
-            list(self.backbone.layers),
-            method.whitening,
-            method.shrinkage,
-            method.foreground,
-            method.per_image,
-            method.pruning,
-            None if method.per_image is None else self.coreset_config.unsized(),
-        )
+        own = (method.whitening, method.shrinkage, method.foreground, method.per_image)
+        thinned = None if method.per_image is None else self.coreset_config.unsized()
+        layers = list(self.backbone.layers)
+        return Followed(self.patch_config, layers, *own, method.pruning, thinned)
 
     def build(
         self,
