@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchcore.data.transforms import ImageConfig, Pixels, build_preparation, offset_and_scale
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 from patchcore.methods.counted import counted_cells
 from patchcore.methods.detector import Detector, Method, Prediction
 from patchcore.methods.ensemble import Ensemble
@@ -240,13 +240,17 @@ class Inspector(Preparing):
 
     def prepare(self, pixels: Pixels) -> Pixels | tuple[Pixels, ...]:
         """See `Preparing.prepare`. Raises InputError too if the region is of another size."""
-        if self.region is not None and pixels.shape[:2] != self.region.shape:
-            (height, width), (tall, wide) = pixels.shape[:2], self.region.shape
-            raise InputError(
-                f"data.region: the model's region is for images of {wide}×{tall} pixels, but this "
-                f"image has {width}×{height}"
-            )
+        self.check_size("this image", (pixels.shape[0], pixels.shape[1]))
         return super().prepare(pixels)
+
+    def check_size(self, name: str | Path, size: tuple[int, int]) -> None:
+        """Raise InputError unless an image's size (H, W) is that of the region, if there is one."""
+        if self.region is not None and size != self.region.shape:
+            (height, width), (tall, wide) = size, self.region.shape
+            raise InputError(
+                f"data.region: the model's region is for images of {wide}×{tall} pixels, but "
+                f"{printable(str(name))} has {width}×{height}"
+            )
 
     def embed(self, batch: Tensor | Sequence[Tensor]) -> list[Any]:
         """Features of prepared images, as `score` takes them, for each member."""

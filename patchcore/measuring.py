@@ -11,6 +11,7 @@ from torch import Tensor
 
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import pixels_alone
+from patchcore.data.images import image_size
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.data.transforms import AugmentConfig
@@ -83,7 +84,8 @@ def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
 
     Raises:
         InputError: The data cannot be read, an ensemble's members need images of several sizes, or
-            the data's region is not the one that the model was fitted with.
+            the data's region is not the one that the model was fitted with, or an image is of
+            another size than that.
     """
     if not inspector.alike:
         raise InputError(
@@ -91,6 +93,9 @@ def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
             "only one: test them with patchcore train"
         )
     split = data.read()
+    if isinstance(inspector, Inspector):
+        for sample in split.test:
+            inspector.check_size(sample.path, image_size(sample.path, inspector.image.limit))
     loaded = AnomalyDataModule(data, pixels_alone(inspector.image), AugmentConfig(), split=split)
     module = InspectorModule(inspector)
     with warnings.catch_warnings():

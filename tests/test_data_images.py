@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchcore.data.images import read_image, read_mask
+from patchcore.data.images import image_size, read_image, read_mask
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask
 
@@ -188,6 +188,14 @@ def test_no_other_decoder_runs(tmp_path: Path, kind: str) -> None:
         pytest.raises(InputError, match=r"picture\.png: cannot be read .*none of (AVIF, )?BMP"),
     ):
         read_image(path)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_the_header_tells_the_size_of_the_upright_image(tmp_path: Path, turn: int) -> None:
+    exif = Image.Exif()
+    exif[274] = turn
+    Image.new("RGB", (7, 4)).save(tmp_path / "a.jpg", exif=exif)
+    assert image_size(tmp_path / "a.jpg") == read_image(tmp_path / "a.jpg").shape[:2]
 
 
 def test_size_has_a_limit_that_can_be_raised(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from patchcore.data.dataset import ImageDataset, collate
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
+from patchcore.data.view import View
 from patchcore.extend import change_artifact
 from patchcore.measuring import kept_data, measure
 from patchcore.methods.counted import Counted, cells
@@ -406,6 +407,22 @@ def test_runs_keep_to_their_region_and_so_do_their_artifacts(root: Path, tmp_pat
         InputError, match=r"data.region: .* images of 40×36 pixels, but this image has 10×10"
     ):
         inspector.prepare(np.zeros((10, 10, 3), np.uint8))
+
+
+@pytest.mark.parametrize("view", [View.square, View.whole])
+def test_images_of_another_size_than_the_models_region_are_not_tested(
+    tmp_path: Path, view: View
+) -> None:
+    region = np.ones((50, 50), dtype=bool)
+    model = fitted("patchcore", images(4), left(4))
+    inspector = Inspector(model, ImageConfig(size=32, view=view), region=region)
+    folder = write_mvtec(tmp_path, (50, 50))
+    data = MVTecConfig(root=str(tmp_path), category="nut", batch_size=2)
+    assert measure(inspector, data).metrics["test_images"] > 0
+    culprit = write_image(folder / "test/good/other.png", (96, 40))
+    told = f"^data.region: .* of 50×50 pixels, but {culprit} has 96×40$"
+    with pytest.raises(InputError, match=told):
+        measure(inspector, data)
 
 
 @pytest.mark.parametrize(

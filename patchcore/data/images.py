@@ -106,6 +106,18 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
 
 
 @_named
+def image_size(path: Path, limit: float = LIMIT) -> tuple[int, int]:
+    """Return the height and width in pixels that `read_image` would give, from the header alone.
+
+    Raises:
+        InputError: As `read_image` does, as far as the header tells.
+    """
+    with _open(path, limit) as file:
+        turned = file.getexif().get(ORIENTATION, 1) >= 5  # rows become columns
+        return (file.width, file.height) if turned else (file.height, file.width)
+
+
+@_named
 def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
     """Read a ground-truth mask, (H, W) bool, by the rule of `marked_pixels`.
 
