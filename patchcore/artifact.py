@@ -120,6 +120,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
         else:
             model = Ensemble(members, _settings(ScaleConfig, description["scale"]))
         _restore(model, read_tensors(folder, MODEL, description))
+        if not all(member.memory_patches for member in members):
+            raise ValueError(f"{MODEL}: a memory is empty")
         decision = _read_decision(folder, description)
         crops = None
         if CROPS in description["files"]:
@@ -129,8 +131,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
             region = read_tensors(folder, REGION, description)["region"].numpy()
         details = {key: description[key] for key in description if key not in _MADE}
         precision = str(description["precision"])
-    except InputError:
-        raise
+    except InputError as error:
+        if str(error).startswith(str(folder)):
+            raise
+        raise InputError(f"{path}: {error}") from error
     except OmegaConfBaseException as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{path}: holds settings that this version lacks ({reason})") from error
@@ -323,6 +327,12 @@ def _settings(kind: type, values: Any) -> Any:
 
 def _restore(model: Method, state: dict[str, Tensor]) -> None:
     """Load the saved state into a model, in its own dtypes."""
+    made = model.state_dict()
+    for key, x in state.items():
+        if key in made and x.is_floating_point() != made[key].is_floating_point():
+            raise ValueError(f"{MODEL}: {key} is {x.dtype}")
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise ValueError(f"{MODEL}: {key} is NaN or infinite")
     left, unknown = model.load_state_dict(state, strict=False, assign=True)
     left = [key for key in left if not key.startswith(_network_keys(model))]
     if left or unknown:

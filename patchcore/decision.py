@@ -149,6 +149,8 @@ class Decision:
     folds: int
 
     def __post_init__(self) -> None:
+        if not len(self.scores):
+            raise InputError("decision: there are no nominal scores")
         if bool((checked(self.scores).diff() < 0).any()):
             raise InputError("decision: the nominal scores are not in ascending order")
 

@@ -1,5 +1,6 @@
 """Artifacts: a fitted model is kept and read again, and no damaged one gives an answer."""
 
+import hashlib
 import random
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from patchcore import (
@@ -32,6 +34,7 @@ from patchcore.artifact import save, step
 from patchcore.artifact_files import check, read_description
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
+from patchcore.decision import decide
 from patchcore.methods import METHODS
 from patchcore.methods.spade import Storage
 from patchcore.scoring import Distance
@@ -179,9 +182,8 @@ def test_details_are_kept_as_given(fitted: Callable[[str], Any], tmp_path: Path)
 
 
 def test_a_decision_comes_with_its_scores(fitted: Callable[[str], Any], tmp_path: Path) -> None:
-    decision = pytest.importorskip("patchcore.decision")
     scores = torch.rand(30, generator=torch.Generator().manual_seed(0))
-    made = decision.decide(scores, [torch.rand(30, 4, 4)], 0.1, folds=None)
+    made = decide(scores, [torch.rand(30, 4, 4)], 0.1, folds=2)
     fitted("patchcore").save(tmp_path / "model", image=IMAGE, decision=made)
     found = load(tmp_path / "model").decision
     assert found.values() == made.values()
@@ -287,6 +289,8 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda x: x["members"][0]["settings"]["patch"].update(size=1), "patch.size=3"),
         (lambda x: x["members"][0]["network"].update(digest="0"), "not the weights that the model"),
         (lambda x: x["members"][0].update(drawn="0"), "patchcore draws different random numbers"),
+        (lambda x: x["members"][0]["settings"]["patch"].update(size=-5), "patch.size must be at"),
+        (lambda x: x["members"][0]["image"].update(crop=-1), "image.crop must be at least 1"),
     ],
 )
 def test_what_does_not_fit_is_told(
@@ -294,7 +298,35 @@ def test_what_does_not_fit_is_told(
 ) -> None:
     folder = shutil.copytree(kept, tmp_path / "model")
     rewritten(folder, change)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=rf"^{folder}/.*{told}"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "change", "told"),
+    [
+        ("model", "memory", lambda x: x.to(torch.int8), r"memory is torch\.int8"),
+        ("model", "memory", lambda x: x * float("nan"), "memory is NaN or infinite"),
+        ("model", "memory", lambda x: x[:0], "a memory is empty"),
+        ("decision", "scores", lambda x: x[:0], "there are no nominal scores"),
+    ],
+)
+def test_tensors_that_no_model_has_are_refused(
+    file: str, key: str, change: Callable[[Tensor], Tensor], told: str, tmp_path: Path
+) -> None:
+    """Their digests are right, as another program could have written them."""
+    folder = tmp_path / "model"
+    model = build("patchcore").fit(images(4))
+    made = decide(torch.rand(30), [torch.rand(30, 4, 4)], 0.1, folds=2)
+    Inspector(model, IMAGE, made).save(folder, weights=True)
+    path = folder / f"{file}.safetensors"
+    tensors = load_file(path)
+    (name,) = (each for each in tensors if each.endswith(key))
+    save_file({**tensors, name: change(tensors[name]).contiguous()}, path)
+    data = path.read_bytes()
+    facts = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    rewritten(folder, lambda x: x["files"].update({path.name: facts}))
+    with pytest.raises(InputError, match=rf"^{folder}/artifact\.yaml: .*{told}"):
         load(folder)
 
 
