@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from patchcore.coreset import CoresetConfig, greedy_order
 from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig, build_transform
 from patchcore.extend import Change, change_artifact, extend, remove, widened
-from patchcore.index import nearest_rows
+from patchcore.index import FaissIVFPQConfig, TorchIndexConfig, nearest_rows
 from patchcore.inspector import SOURCES
 from patchcore.methods import METHODS, Parts, build_detector
 from patchcore.methods.detector import Fitting, Prediction
@@ -128,6 +129,22 @@ def test_patchcore_adds_what_the_plain_greedy_adds(distance: Distance) -> None:
     expected = [[7 + p // patches, p % patches // width, p % patches % width] for p in picks]
     assert model.origin[len(old) :].tolist() == expected
     assert not model.memory.is_inference()
+
+
+def test_added_images_are_scored_by_the_models_own_search() -> None:
+    pytest.importorskip("faiss", reason="needs the extra faiss")
+    own = parts("patchcore")
+    own.coreset, own.index = GreedyConfig(ratio=0.5), FaissIVFPQConfig(4, 1, 4, 4)
+    model: Any = build_detector(own).fit(images(5))
+    exact = build_detector(replace(own, index=TorchIndexConfig()))
+    exact.load_state_dict(model.state_dict())
+    before = model(images(3, 1))
+    assert not torch.equal(exact(images(3, 1)).score, before.score)
+    features = model.embed(images(3, 1))
+    (prediction,) = model.extend([features], [SIZE], [5, 6, 7])
+    assert all(torch.equal(x, y) for x, y in zip(prediction, before, strict=True))
+    exact.extend([features], [SIZE], [5, 6, 7])
+    assert torch.equal(model.memory, exact.memory)  # the selection needs no such search
 
 
 def test_rows_know_the_patch_that_they_are() -> None:
