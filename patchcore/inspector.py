@@ -153,7 +153,8 @@ class Inspector(Preparing):
         model: Fitted; set to evaluation mode.
         images: How the input is made of an image's pixels: one for all, or one for each member of
             an ensemble, all of one view; kept as a list with one for each. By default the paper's
-            size and crop, with the mean and standard deviation of the network's weights.
+            size and crop, or the images' own size in the model's tiles, with the mean and standard
+            deviation of the network's weights.
         decision: A `patchcore.decision.Decision`, or None where none was made.
         details: What else is known of the model, as plain values. `data`, `metrics`, `lineage` and
             `versions` are those of artifact.yaml; see `patchcore.artifact`.
@@ -291,8 +292,9 @@ def poses_of(inspector: Any) -> int:
 
 
 def _usual_image(member: Detector) -> ImageConfig:
-    record = member.backbone.input
-    return ImageConfig(mean=list(record.mean), std=list(record.std))
+    record, tiling = member.backbone.input, member.backbone.tiling
+    tiles = {} if tiling is None else {"tiles": tiling.side, "overlap": tiling.overlap}
+    return ImageConfig(mean=list(record.mean), std=list(record.std), **tiles)
 
 
 def _along(
