@@ -29,6 +29,8 @@ SOURCES = "sources"
 """Key of the details: path of each training image by its number, null where it was removed."""
 POSES = "poses"
 """Key of the details' `data`: in how many poses each training image is remembered, if several."""
+MOVED = "moved"
+"""Key of the details' `data`: true where random changes moved the pixels of the training images."""
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Dtypes of the Trainer's precisions under which a network's dtype is not that of its weights."""
 
@@ -287,8 +289,17 @@ class Inspector(Preparing):
 
 def poses_of(inspector: Any) -> int:
     """Return in how many poses a model remembers each of its images."""
+    return int(_data_of(inspector).get(POSES, 1))
+
+
+def is_moved(inspector: Any) -> bool:
+    """Whether the pixels of a model's training images were moved by random changes."""
+    return bool(_data_of(inspector).get(MOVED, False))
+
+
+def _data_of(inspector: Any) -> Mapping[str, Any]:
     data = inspector.details.get("data")
-    return int(data.get(POSES, 1)) if isinstance(data, Mapping) else 1
+    return data if isinstance(data, Mapping) else {}
 
 
 def _usual_image(member: Detector) -> ImageConfig:
