@@ -32,7 +32,7 @@ Every byte is covered by a digest, so a damaged artifact never gives an answer. 
 The digests protect against accidents only: anyone who can write to the folder can change them, too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -95,6 +95,33 @@ def save(inspector: Inspector, folder: str | Path, *, weights: bool = False) -> 
     """
     description, tensors = _described(inspector, weights)
     write_folder(Path(folder), description, tensors)
+
+
+def save_model(
+    model: Method,
+    folder: str | Path,
+    image: ImageConfig | Sequence[ImageConfig] | None,
+    decision: Any,
+    details: Mapping[str, Any] | None,
+    weights: bool,
+) -> None:
+    """Save a model, which stays as it is: see `Method.save`."""
+    networks = [module.backbone for module in model.modules() if isinstance(module, Detector)]
+    before = [network.tiling for network in networks]
+    try:
+        inspector = Inspector(model, image, decision, details)
+        for network, own in zip(networks, before, strict=True):
+            new = network.tiling
+            if own and (new is None or (new.side, new.overlap) != (own.side, own.overlap)):
+                wanted = f"tiles={own.side}, overlap={own.overlap}"
+                raise InputError(
+                    f"image.tiles: the model sees images in tiles ({wanted}), which the artifact "
+                    f"must name: give image=ImageConfig({wanted}, …)"
+                )
+        save(inspector, folder, weights=weights)
+    finally:
+        for network, own in zip(networks, before, strict=True):
+            network.tiling = own
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:

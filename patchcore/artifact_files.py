@@ -82,7 +82,7 @@ def read_tensors(folder: Path, name: str, description: dict[str, Any]) -> dict[s
 
 def _advice(folder: Path) -> str:
     """Reason why a folder is not an artifact, and a place where one may be."""
-    aside = sealed.aside(folder.absolute())
+    aside = sealed.aside(folder)
     if aside.is_dir():
         return f"a save was killed; the earlier artifact is {aside}: rename it"
     if (folder / "artifact" / DESCRIPTION).is_file():

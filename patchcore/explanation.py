@@ -16,7 +16,7 @@ from torch import Tensor
 from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig
 from patchcore.errors import InputError
-from patchcore.inspector import SOURCES, poses_of
+from patchcore.inspector import SOURCES, is_moved, poses_of
 
 Pixels = NDArray[np.uint8]
 
@@ -119,10 +119,11 @@ def cut_crops(inspector: Any, sources: Sequence[str | None] | None = None, since
         since: Number of the first image that is wanted.
 
     Raises:
-        InputError: The model does not know its patches' images, a file is unreadable, or there are
-            more than `MOST`.
+        InputError: The model does not know its patches' images or their places in them, a file is
+            unreadable, or there are more than `MOST`.
     """
     sources = _sources(inspector, "artifact.crops") if sources is None else sources
+    _check_places(inspector, "artifact.crops")
     member = inspector.members[0]
     if member.memory_patches > MOST:
         raise InputError(
@@ -163,12 +164,7 @@ def check_explains(inspector: Any) -> None:
     if not hasattr(inspector, "members"):
         raise InputError("--explain: an exported model has no memory to look at: give the artifact")
     _sources(inspector, "--explain")
-    if poses_of(inspector) > 1:
-        raise InputError(
-            "--explain: the memory bank holds images in several poses, so it cannot locate "
-            "patches in the original images: leave it out, or fit without augment.rotations and "
-            "augment.mirrored"
-        )
+    _check_places(inspector, "--explain")
     member = inspector.members[0]
     rows = torch.arange(member.memory_patches, device=inspector.device)
     if not bool((member.origins(rows)[:, 0] >= 0).any()):
@@ -254,6 +250,21 @@ def _sources(inspector: Any, key: str) -> Sequence[str | None]:
             f"artifact=true, or save it with details={{{SOURCES!r}: paths}}"
         )
     return found
+
+
+def _check_places(inspector: Any, key: str) -> None:
+    """Raise InputError if a memory's patches lie elsewhere in the files of their images."""
+    if poses_of(inspector) > 1:
+        how, what = "in several poses", "rotations and augment.mirrored"
+    elif is_moved(inspector):
+        how = "moved at random"
+        what = "horizontal_flip, vertical_flip, rotate, translate and scale"
+    else:
+        return
+    raise InputError(
+        f"{key}: the memory bank holds images {how}, so it cannot locate patches in the original "
+        f"images: leave it out, or fit without augment.{what}"
+    )
 
 
 def _jpeg(pixels: Pixels) -> bytes:

@@ -243,6 +243,7 @@ def _near(maps: Sequence[Tensor], threshold: float) -> tuple[Tensor, Tensor]:
 def _batches(inspector: Inspector, images: Sequence[Path], most: int) -> Iterator[list[Tensor]]:
     """Prepared images, [(B, h, w, 3) uint8 for each member], as long as they are of one size."""
     waiting: list[list[Tensor]] = []
+    shapes: list[torch.Size] = []  # of those that wait, one for each member
     for path in images:
         pixels = read_image(path, inspector.image.bits, inspector.image.limit)
         try:
@@ -251,9 +252,11 @@ def _batches(inspector: Inspector, images: Sequence[Path], most: int) -> Iterato
             raise InputError(f"{printable(str(path))}: {error}") from error
         parts = found if isinstance(found, tuple) else (found,) * len(inspector.members)
         tensors = [torch.from_numpy(part) for part in parts]
-        if waiting and (len(waiting) == most or waiting[0][0].shape != tensors[0].shape):
+        own = [tensor.shape for tensor in tensors]
+        if waiting and (len(waiting) == most or own != shapes):
             yield [torch.stack(each) for each in zip(*waiting, strict=True)]
             waiting = []
+        shapes = own
         waiting.append(tensors)
     yield [torch.stack(each) for each in zip(*waiting, strict=True)]
 

@@ -31,6 +31,8 @@ SOURCES = "sources"
 """Key of the details: path of each training image by its number, null where it was removed."""
 POSES = "poses"
 """Key of the details' `data`: in how many poses each training image is remembered, if several."""
+MOVED = "moved"
+"""Key of the details' `data`: true where random changes moved the pixels of the training images."""
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Dtypes of the Trainer's precisions under which a network's dtype is not that of its weights."""
 
@@ -155,7 +157,8 @@ class Inspector(Preparing):
         model: Fitted; set to evaluation mode.
         images: How the input is made of an image's pixels: one for all, or one for each member of
             an ensemble, all of one view; kept as a list with one for each. By default the paper's
-            size and crop, with the mean and standard deviation of the network's weights.
+            size and crop, or the images' own size in the model's tiles, with the mean and standard
+            deviation of the network's weights.
         decision: A `patchcore.decision.Decision`, or None where none was made.
         details: What else is known of the model, as plain values. `data`, `metrics`, `lineage` and
             `versions` are those of artifact.yaml; see `patchcore.artifact`.
@@ -307,13 +310,23 @@ class Inspector(Preparing):
 
 def poses_of(inspector: Any) -> int:
     """Return in how many poses a model remembers each of its images."""
+    return int(_data_of(inspector).get(POSES, 1))
+
+
+def is_moved(inspector: Any) -> bool:
+    """Whether the pixels of a model's training images were moved by random changes."""
+    return bool(_data_of(inspector).get(MOVED, False))
+
+
+def _data_of(inspector: Any) -> Mapping[str, Any]:
     data = inspector.details.get("data")
-    return int(data.get(POSES, 1)) if isinstance(data, Mapping) else 1
+    return data if isinstance(data, Mapping) else {}
 
 
 def _usual_image(member: Detector) -> ImageConfig:
-    record = member.backbone.input
-    return ImageConfig(mean=list(record.mean), std=list(record.std))
+    record, tiling = member.backbone.input, member.backbone.tiling
+    tiles = {} if tiling is None else {"tiles": tiling.side, "overlap": tiling.overlap}
+    return ImageConfig(mean=list(record.mean), std=list(record.std), **tiles)
 
 
 def _along(

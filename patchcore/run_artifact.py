@@ -14,7 +14,7 @@ from patchcore.data.sets import DATA_SETS
 from patchcore.decision import Decision
 from patchcore.errors import InputError
 from patchcore.explanation import cut_crops
-from patchcore.inspector import POSES, SOURCES, Inspector
+from patchcore.inspector import MOVED, POSES, SOURCES, Inspector
 from patchcore.keeping import FOLDER, Keep
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
@@ -65,6 +65,8 @@ def write_artifact(
     }
     if (poses := len(config.augment.poses())) > 1:
         details["data"][POSES] = poses
+    elif config.augment.moves():
+        details["data"][MOVED] = True
     images = [own.image for own in config.members()]
     shared = None if config.data.region is None else split.train[0].region
     region = None if shared is None else read_truth(shared, config.image.limit)
@@ -79,7 +81,7 @@ def check_kept(config: Any) -> None:
 
     Raises:
         InputError: Each image has its own region (`data.regions`), which is not known for future
-            images; or crops are asked for, but the memory also holds patches of turned images.
+            images; or crops are asked for, but augmentation moves what the memory holds.
     """
     if config.artifact.keep is not Keep.none and config.data.regions is not None:
         raise InputError(
@@ -90,6 +92,12 @@ def check_kept(config: Any) -> None:
         raise InputError(
             "artifact.crops shows images as they are, but the memory bank also holds them turned: "
             "leave out artifact.crops, or augment.rotations and augment.mirrored"
+        )
+    if config.artifact.crops and config.augment.moves():
+        raise InputError(
+            "artifact.crops shows images as they are, but random changes move what the memory bank "
+            "holds: leave out artifact.crops, or augment.horizontal_flip, vertical_flip, rotate, "
+            "translate and scale"
         )
 
 

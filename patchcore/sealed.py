@@ -28,7 +28,8 @@ def write_sealed(
     """Write a folder; an existing one is replaced once the new one is complete.
 
     Args:
-        folder: Folder to write; created with its parents. It must hold no other files.
+        folder: Folder to write, or a link to it; created with its parents. It must hold no other
+            files.
         description: Name of the YAML file.
         write: Function that writes the other files into a given folder, and returns the contents of
             the description as plain values, with its `format` and without `files`.
@@ -37,7 +38,7 @@ def write_sealed(
         InputError: The folder holds other files or cannot be written, or the contents are no plain
             values. Nothing has changed then.
     """
-    folder = Path(folder).absolute()
+    folder = _target(folder)
     new = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.part")
     try:
         _check_replaceable(folder, description)
@@ -199,7 +200,16 @@ def _put(new: Path, folder: Path) -> None:
 
 def aside(folder: Path) -> Path:
     """Return the path of a folder's earlier contents while the folder is being replaced."""
+    folder = _target(folder)
     return folder.with_name(f".{folder.name}.previous")
+
+
+def _target(folder: str | Path) -> Path:
+    """Full path of a folder; of a link it is that of its target, so that the link stays.
+
+    `Path.resolve` raises RuntimeError where links go round in a circle.
+    """
+    return Path(os.path.realpath(folder))
 
 
 def _flush(path: Path) -> None:

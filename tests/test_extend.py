@@ -3,6 +3,8 @@
 import os
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ from patchcore.artifact import read_description
 from patchcore.coreset import CoresetConfig, greedy_order
 from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig, build_transform
+from patchcore.data.view import View
 from patchcore.extend import Change, change_artifact, extend, remove, widened
-from patchcore.index import nearest_rows
+from patchcore.index import FaissIVFPQConfig, TorchIndexConfig, nearest_rows
 from patchcore.inspector import SOURCES
 from patchcore.methods import METHODS, Parts, build_detector
 from patchcore.methods.detector import Fitting, Prediction
@@ -128,6 +131,22 @@ def test_patchcore_adds_what_the_plain_greedy_adds(distance: Distance) -> None:
     expected = [[7 + p // patches, p % patches // width, p % patches % width] for p in picks]
     assert model.origin[len(old) :].tolist() == expected
     assert not model.memory.is_inference()
+
+
+def test_added_images_are_scored_by_the_models_own_search() -> None:
+    pytest.importorskip("faiss", reason="needs the extra faiss")
+    own = parts("patchcore")
+    own.coreset, own.index = GreedyConfig(ratio=0.5), FaissIVFPQConfig(4, 1, 4, 4)
+    model: Any = build_detector(own).fit(images(5))
+    exact = build_detector(replace(own, index=TorchIndexConfig()))
+    exact.load_state_dict(model.state_dict())
+    before = model(images(3, 1))
+    assert not torch.equal(exact(images(3, 1)).score, before.score)
+    features = model.embed(images(3, 1))
+    (prediction,) = model.extend([features], [SIZE], [5, 6, 7])
+    assert all(torch.equal(x, y) for x, y in zip(prediction, before, strict=True))
+    exact.extend([features], [SIZE], [5, 6, 7])
+    assert torch.equal(model.memory, exact.memory)  # the selection needs no such search
 
 
 def test_rows_know_the_patch_that_they_are() -> None:
@@ -393,6 +412,23 @@ def test_an_ensemble_whose_second_member_fails_is_as_before(files: list[Path]) -
     with pytest.raises(InputError, match="coreset: this sampler"):
         extend(Inspector(model, IMAGE), files[4:])
     assert torch.equal(first.memory, memory)
+
+
+def test_an_ensemble_is_extended_where_sizes_differ_for_one_member_alone(tmp_path: Path) -> None:
+    """Both pictures have one size for the first member, and two for the second."""
+    paths = [
+        write_image(tmp_path / f"{i}.png", (100, width), i) for i, width in enumerate((150, 152))
+    ]
+    views = [ImageConfig(size=size, view=View.whole) for size in (16, 96)]
+    model = Ensemble([detector(GreedyConfig(ratio=0.5)) for _ in views]).fit(images(4))
+    inspector = Inspector(model, views)
+    sizes = [[part.shape[:2] for part in inspector.prepare(read_image(x, None, 1))] for x in paths]
+    assert sizes[0][0] == sizes[1][0] and sizes[0][1] != sizes[1][1]
+    before, each = model.memory_patches, deepcopy(inspector)
+    assert extend(inspector, paths).images == 2 and model.memory_patches > before
+    for path in paths:  # one by one they are of one size
+        extend(each, [path])
+    assert model.memory_patches == pytest.approx(each.model.memory_patches, abs=2)
 
 
 def test_the_command_extends_and_removes(

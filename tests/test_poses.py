@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from patchcore import AllConfig, InputError, run
+from patchcore import AllConfig, InputError, load, run
 from patchcore.cache import CacheConfig, Store
 from patchcore.data import dataset as reading
 from patchcore.data.augment import AugmentConfig
@@ -20,6 +20,7 @@ from patchcore.data.poses import UPRIGHT, Mirror, Pose, poses
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
 from patchcore.decision import DecisionConfig
+from patchcore.explanation import check_explains, cut_crops
 from patchcore.keeping import ArtifactConfig, Keep
 from patchcore.settings import effective
 from patchcore.switches import check_shared
@@ -175,5 +176,34 @@ def test_what_poses_cannot_be_had_with_is_refused(tmp_path: Path) -> None:
         config(tmp_path, augment=FOUR, trainer={"accelerator": "cpu", "max_epochs": 2})
     write_mvtec(tmp_path, (SIZE, SIZE))
     crops = ArtifactConfig(Keep.all, crops=True)
+    turned = AugmentConfig(rotate=5.0)
+    with pytest.raises(
+        InputError, match=r"^artifact.crops .*: leave out .* augment.horizontal_flip"
+    ):
+        run(config(tmp_path, augment=turned, artifact=crops), tmp_path / "run")
     with pytest.raises(InputError, match=r"^artifact.crops shows images as they are"):
         run(config(tmp_path, augment=FOUR, artifact=crops), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rotations": 2}, "in several poses, .* fit without augment.rotations"),
+        ({"horizontal_flip": True}, "moved at random, .* fit without augment.horizontal_flip"),
+        ({"brightness": 0.1}, None),
+    ],
+)
+def test_a_model_of_moved_images_explains_nothing(
+    tmp_path: Path, change: dict[str, Any], message: str | None
+) -> None:
+    write_mvtec(tmp_path, (SIZE, SIZE))
+    kept = ArtifactConfig(Keep.all)
+    run(config(tmp_path, augment=AugmentConfig(**change), artifact=kept), tmp_path / "run")
+    inspector = load(tmp_path / "run/artifact")
+    if message is None:
+        check_explains(inspector)
+        assert len(cut_crops(inspector)) == inspector.model.memory_patches
+        return
+    for key, refused in (("--explain", check_explains), ("artifact.crops", cut_crops)):
+        with pytest.raises(InputError, match=f"^{key}: the memory bank holds images {message}"):
+            refused(inspector)

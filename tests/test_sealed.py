@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from patchcore.errors import InputError
-from patchcore.sealed import read_sealed, write_sealed
+from patchcore.sealed import aside, read_sealed, write_sealed
 
 NAME = "about.yaml"
 
@@ -26,6 +26,25 @@ def test_a_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
     seal(tmp_path / "a/b", b"other")
     assert (tmp_path / "a/b/content").read_bytes() == b"other"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    link, target = tmp_path / "latest", tmp_path / "runs/1"
+    target.parent.mkdir()
+    link.symlink_to(target, target_is_directory=True)
+    for content in (b"first", b"second", b"third"):  # the link points nowhere at first
+        seal(link, content)
+        assert link.is_symlink() and not target.is_symlink()
+        assert (target / "content").read_bytes() == content
+        assert [path.name for path in tmp_path.rglob("*")].count("content") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", "runs"}
+    assert [path.name for path in target.parent.iterdir()] == ["1"]
+    target.rename(aside(link))  # as a killed process leaves it
+    seal(link, b"fourth")
+    assert (target / "content").read_bytes() == b"fourth"
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(InputError, match="circle: cannot be written"):
+        seal(tmp_path / "circle")
 
 
 @pytest.mark.parametrize("name", [NAME, "content"])

@@ -14,9 +14,11 @@ from patchcore import (
     AllConfig,
     GreedyConfig,
     InputError,
+    Inspector,
     LayersConfig,
     LearnedConfig,
     PatchConfig,
+    PatchCore,
     ScoringConfig,
     load,
     run,
@@ -289,6 +291,25 @@ def test_every_method_takes_tiles(method: str) -> None:
 
 
 # --- thinning --------------------------------------------------------------------------------
+
+
+def test_saving_keeps_the_tiles_and_leaves_the_model_as_it_is(tmp_path: Path) -> None:
+    model = PatchCore(coreset=GreedyConfig(ratio=0.2))
+    tile(model, 64, 32, offset_and_scale(ImageConfig(mean=[0.1] * 3)))
+    images = torch.randn(2, 3, 96, 80, generator=torch.Generator().manual_seed(0))
+    tiling, expected = model.backbone.tiling, model.fit(images)(images)
+    model.save(tmp_path / "model")
+    assert model.backbone.tiling is tiling
+    again = load(tmp_path / "model")
+    own = again.image
+    assert (own.tiles, own.overlap, own.resize, own.crop) == (64, 32, None, None)
+    for x, y in zip(again.model(images), expected, strict=True):
+        torch.testing.assert_close(x, y)
+    with pytest.raises(InputError, match=r"^image.tiles: .*give image=ImageConfig\(tiles=64, over"):
+        model.save(tmp_path / "whole", image=ImageConfig())
+    assert model.backbone.tiling is tiling and not (tmp_path / "whole").exists()
+    assert Inspector(model).image.tiles == 64
+    assert torch.equal(model(images).map, expected.map)
 
 
 def test_an_image_hands_on_the_coreset_of_each_of_its_bands() -> None:

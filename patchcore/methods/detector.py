@@ -206,18 +206,18 @@ class Method(Stateful, ABC):
         Args:
             folder: Made; an artifact that is there already is replaced.
             image: The `ImageConfig` of its images, or one for each member of an ensemble; by
-                default the paper's size and crop with the network's mean and standard deviation.
+                default that of `Inspector`.
             decision: The `Decision` that belongs to the model.
             details: Further plain values to save: data, metrics, lineage, ….
             weights: Whether the networks' weights are saved inside.
 
         Raises:
-            InputError: The model is not fitted, or the folder cannot be written.
+            InputError: The model is not fitted, `image` names other tiles than the model's, or the
+                folder cannot be written.
         """
         # By its name, so that fingerprints of runs do not follow it: keeping changes no result.
         artifact = import_module("patchcore.artifact")
-        inspector = artifact.Inspector(self, image, decision, dict(details or {}))
-        artifact.save(inspector, folder, weights=weights)
+        artifact.save_model(self, folder, image, decision, details, weights)
 
 
 class Detector(Method):

@@ -31,18 +31,20 @@ def extend_memory(
     buffer = FeatureBuffer(len(images), model.device, model.thinning)
     with torch.autocast(model.device.type, enabled=False):
         exact = model.search if model.index_config.exact else TorchIndex(model.memory).search
+        same = model.index_config.exact and not model.method.narrow  # as the model's own search
         for batch, size in zip(batches, sizes, strict=True):
             x, counts = parts(batch)
             x = model._searched(x.to(model.device))
             rows, k = counted_rows(x, counts), model.scoring.neighbours
             quick = k == 1 and x.device.type == "cpu"
-            found = nearest_rows(model.memory, rows) if quick else exact(rows, k)  # serves both
+            found = nearest_rows(model.memory, rows) if quick else exact(rows, k)
             token = model.token_searched(batch)
-            near = model._found(x, counts, token) if model.method.narrow else found
-            predictions.append(predict(x, counts, size, near, model.memory, exact, model.scoring))
+            near = found if same else model._found(x, counts, token)
+            own = (model.memory, model.search, model.scoring)
+            predictions.append(predict(x, counts, size, near, *own))
             covered.append(_at_places(found[0][:, 0], x, counts))  # (B, h·w)
-            own = x if counts is None else Counted(x, counts)
-            buffer.append(own if token is None else Described(own, token))
+            some = x if counts is None else Counted(x, counts)
+            buffer.append(some if token is None else Described(some, token))
         places, widths = buffer.places, [width for _, width in buffer.grids]
         means = None
         if model.method.retrieval is not None:
