@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # most of these commands inspect no images and start sooner w
 class Parser(argparse.ArgumentParser):
     """A parser that reports a mistake in one line, with a suggestion, and exits with code 1.
 
-    Options cannot be abbreviated, so that scripts keep working when options are added.
+    Options cannot be abbreviated, so that scripts keep working when options are added. They may
+    stand before, between and after the other arguments.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -25,7 +26,19 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """Parse the arguments; an unknown option ends the program and suggests the closest one."""
-        options, unknown = self.parse_known_args(args, namespace)
+        given = list(sys.argv[1:] if args is None else args)
+        end = given.index("--") if "--" in given else len(given)
+        if not {"-h", "--help"}.isdisjoint(given[:end]):
+            self.print_help()
+            self.exit()
+        # In one pass, argparse ends a list of arguments, such as IMAGES, at the first option.
+        actions = self._actions
+        self._actions = self._get_optional_actions()
+        try:
+            options, others = self.parse_known_args(given[:end], namespace)
+        finally:
+            self._actions = actions
+        options, unknown = self.parse_known_args([*others, *given[end:]], options)
         if unknown:
             name = unknown[0].partition("=")[0]
             known = [name for action in self._actions for name in action.option_strings]
