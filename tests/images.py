@@ -1,10 +1,12 @@
 """Small image folders for the tests of data sets."""
 
 import os
+import struct
 from pathlib import Path
-from zlib import crc32
+from zlib import compress, crc32
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 
@@ -25,6 +27,30 @@ def write_mask(path: Path, size: tuple[int, int] = (12, 10), marked: bool = True
     if marked:
         mask[: size[1] // 2, : size[0] // 2] = 255
     Image.fromarray(mask).save(path)
+    return path
+
+
+def write_png(path: Path, pixels: NDArray[np.generic], hidden: tuple[int, ...] = ()) -> Path:
+    """A PNG of 8 or 16 bits with 1 (grey), 2 (grey, alpha), 3 or 4 channels.
+
+    `hidden` is the grey or colour that its tRNS chunk declares transparent. Pillow cannot write
+    such files of 16 bits.
+    """
+    bits = 8 * pixels.dtype.itemsize
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    height, width, channels = pixels.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(f">u{bits // 8}"))
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)),
+        *([(b"tRNS", struct.pack(f">{len(hidden)}H", *hidden))] if hidden else []),
+        (b"IDAT", compress(rows)),
+        (b"IEND", b""),
+    ]
+    packed = (
+        struct.pack(">I", len(x)) + t + x + struct.pack(">I", crc32(t + x)) for t, x in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
     return path
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from patchcore.data.images import read_image, read_mask
 from patchcore.errors import InputError
-from tests.images import write_image, write_mask
+from tests.images import write_image, write_mask, write_png
 
 RAMP = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
 
@@ -55,6 +55,27 @@ def test_transparent_pixels_are_black_whatever_they_hide(tmp_path: Path, mode: s
     assert image.shape == (10, 12, 3)
     assert (image[:5] == 0).all()
     assert (image[5:] == 200).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_colour_that_a_png_declares_transparent_is_black(
+    tmp_path: Path, dtype: type, channels: int
+) -> None:
+    shown, hidden = (201, 200) if dtype == np.uint8 else (201 * 257, 200 * 256 + 7)
+    pixels = np.full((10, 12, channels), shown, dtype=dtype)
+    pixels[:5] = hidden
+    path = write_png(tmp_path / "image.png", pixels, (hidden,) * channels)
+    image = read_image(path)
+    assert (image[:5] == 0).all()
+    assert (image[5:] == 201).all()
+
+
+def test_alpha_is_scaled_by_its_own_range(tmp_path: Path) -> None:
+    pixels = np.full((10, 12, 4), 4095, dtype=np.uint16)
+    for alpha in (4095, 65535):
+        pixels[..., 3] = alpha
+        assert (read_image(write_png(tmp_path / "camera.png", pixels), bits=12) == 255).all()
 
 
 def test_cmyk_becomes_rgb(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from patchcore.data.images import read_image, read_mask
 from patchcore.data.marks import marked_pixels
 from patchcore.errors import InputError
+from tests.images import write_png
 
 FIRST, SECOND = np.zeros((40, 50), dtype=bool), np.zeros((40, 50), dtype=bool)
 FIRST[5:15, 5:20], SECOND[22:36, 28:45] = True, True
@@ -79,6 +80,36 @@ def test_cmyk_and_16_bit_colours(tmp_path: Path) -> None:
     deep[FIRST, 0], deep[SECOND, 2] = 1, 2  # the upper 8 bits alone are all 0
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
     np.testing.assert_array_equal(read_mask(tmp_path / "deep.png"), BOTH)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_alpha_has_one_rule_in_8_and_16_bits(tmp_path: Path, dtype: Any, channels: int) -> None:
+    """Transparent pixels are background, whatever their colour."""
+    full = np.iinfo(dtype).max
+    pixels = np.full((*BOTH.shape, channels), full, dtype)
+    pixels[..., -1] = BOTH * full
+    np.testing.assert_array_equal(read_mask(write_png(tmp_path / "white.png", pixels)), BOTH)
+    pixels[..., :-1] = 0
+    np.testing.assert_array_equal(read_mask(write_png(tmp_path / "black.png", pixels)), BOTH)
+    pixels[FIRST, :-1] = full
+    with pytest.raises(InputError, match=r"layer\.png: black pixels of this mask are opaque"):
+        read_mask(write_png(tmp_path / "layer.png", pixels))
+    pixels[..., -1] = 0
+    with pytest.raises(InputError, match=r"clear\.png: every pixel of this mask is transparent"):
+        read_mask(write_png(tmp_path / "clear.png", pixels))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_colour_is_background_in_any_depth(
+    tmp_path: Path, dtype: Any, channels: int
+) -> None:
+    full = int(np.iinfo(dtype).max)
+    pixels = np.full((*BOTH.shape, channels), full - 1, dtype)
+    pixels[BOTH] = full
+    path = write_png(tmp_path / "mask.png", pixels, hidden=(full - 1,) * channels)
+    np.testing.assert_array_equal(read_mask(path), BOTH)
 
 
 def test_soft_edges_are_cut_at_half_of_white(tmp_path: Path) -> None:

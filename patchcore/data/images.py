@@ -86,10 +86,12 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
         depth = bits or _declared_bits(file) or (None if file.mode == "F" else 16)
         deep = _is_deep(file)
         image = _upright(file, path)
-        if deep and depth != 16:
-            image = Image.fromarray(_eight_bits(_deep_colours(file, path), depth, path))
+        if deep and (depth != 16 or "transparency" in image.info):
+            image = Image.fromarray(_eight_bit_colours(_deep_colours(file, path), depth, path))
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
+        if (key := image.info.get("transparency")) is not None:
+            values = np.where(values == key, 0, values)
         if depth == 16 and 0 < values.max() < 1 << 12:
             warnings.warn(DARK, stacklevel=2)
         image = Image.fromarray(_eight_bits(values, depth, path))
@@ -121,29 +123,16 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
         deep = _is_deep(file)
         image = _upright(file, path)
         if deep:
-            return marked_pixels(_deep_colours(file, path)[..., :3], str(path))
-    if image.mode == "1":
-        return np.array(image.convert("L")) > 0  # Pillow's own booleans are bytes of 255
-    if image.mode == "F" or image.mode.startswith("I"):
-        return marked_pixels(np.array(image), str(path))
+            pixels: NDArray[Any] = _deep_colours(file, path)
     if image.mode == "P":
         _reject_hidden_labels(image, path)
-    if not image.has_transparency_data:
-        values = np.array(image if image.mode == "L" else _rgb(image))
-        return marked_pixels(values, str(path), lossy)
-    pixels = np.array(image.convert("RGBA"))  # (H, W, 4)
-    hidden, alpha = pixels[..., :3], pixels[..., 3]
-    if not alpha.any() and np.ptp(hidden, axis=(0, 1)).any():
-        raise InputError(f"{path}: every pixel of this mask is transparent; save it without alpha")
-    colours = np.array(_over_black(image).convert("RGB"))
-    if not colours.any() and alpha.min() < alpha.max():
-        return marked_pixels(alpha, str(path))
-    if not alpha.all() and ((alpha == 255) & ~colours.any(axis=-1)).any():
-        raise InputError(
-            f"{path}: black pixels of this mask are opaque, others transparent, so it is not clear "
-            "which are the background; save it without alpha"
-        )
-    return marked_pixels(colours, str(path), lossy)
+    if image.mode == "1":
+        image = image.convert("L")  # Pillow's own booleans are bytes of 255
+    if not deep:
+        pixels = _mask_pixels(image)
+    if pixels.ndim == 3 and pixels.shape[-1] == 4:
+        return _opaque_marks(pixels, path, lossy)
+    return marked_pixels(pixels, str(path), lossy)
 
 
 def read_pair(
@@ -204,6 +193,37 @@ def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
     if not isinstance(array, np.ndarray) or array.ndim != dimensions:
         raise InputError(f"{path}: the array should have {dimensions} dimensions; replace it")
     return array
+
+
+def _mask_pixels(image: Image.Image) -> NDArray[Any]:
+    """Return the pixels of a mask, (H, W), (H, W, 3) or, if some may be transparent, (H, W, 4)."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.array(image)  # (H, W)
+        if (key := image.info.get("transparency")) is None:
+            return values
+        alpha = np.where(values == key, 0, np.iinfo(values.dtype).max).astype(values.dtype)
+        return np.stack([values, values, values, alpha], axis=-1)
+    if image.has_transparency_data:
+        return np.array(image.convert("RGBA"))
+    return np.array(image if image.mode == "L" else _rgb(image))
+
+
+def _opaque_marks(pixels: NDArray[Any], path: Path, lossy: bool) -> NDArray[np.bool_]:
+    """Return the pixels that a mask with alpha marks; `pixels` are (H, W, 4), of any depth."""
+    hidden, alpha = pixels[..., :3], pixels[..., 3]
+    if not alpha.any() and np.ptp(hidden, axis=(0, 1)).any():
+        raise InputError(f"{path}: every pixel of this mask is transparent; save it without alpha")
+    full = np.iinfo(pixels.dtype).max
+    products = hidden.astype(np.uint32) * alpha[..., None]  # of 16 bits at most
+    colours = ((products + full // 2) // full).astype(pixels.dtype)  # over black
+    if not colours.any() and alpha.min() < alpha.max():
+        return marked_pixels(alpha, str(path))
+    if not alpha.all() and ((alpha == full) & ~colours.any(axis=-1)).any():
+        raise InputError(
+            f"{path}: black pixels of this mask are opaque, others transparent, so it is not clear "
+            "which are the background; save it without alpha"
+        )
+    return marked_pixels(colours, str(path), lossy)
 
 
 def _read_region(path: Path, mask: Masks, limit: float) -> NDArray[np.bool_]:
@@ -306,11 +326,34 @@ def _deep_colours(image: Image.Image, path: Path) -> NDArray[np.uint16]:
     import cv2  # here, as few files need it and the import is slow
 
     pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16:
+    transparent = image.mode in ("RGBA", "LA")
+    if (
+        pixels is None
+        or pixels.ndim != 3
+        or pixels.dtype != np.uint16
+        or (transparent and pixels.shape[-1] < 4)
+    ):
         raise InputError(f"{path}: its 16-bit colours cannot be read; save as 8 bits or as grey")
     pixels[..., :3] = pixels[..., 2::-1]
+    if not transparent:
+        pixels = pixels[..., :3]
+    if (key := image.info.get("transparency")) is not None:
+        alpha = np.where((pixels == key).all(axis=-1), 0, 0xFFFF).astype(np.uint16)
+        pixels = np.dstack([pixels, alpha])
     turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     return pixels if turn is None else turn(pixels)
+
+
+def _eight_bit_colours(
+    pixels: NDArray[np.uint16], bits: int | None, path: Path
+) -> NDArray[np.uint8]:
+    """Scale colours and, by their own range if that is larger, alphas (H, W, 3 or 4) to 8 bits."""
+    colours, alphas = pixels[..., :3], pixels[..., 3:]
+    scaled = _eight_bits(colours, bits, path)
+    if not alphas.size:
+        return scaled
+    deeper = bits is not None and alphas.max() >= 1 << bits
+    return np.dstack([scaled, _eight_bits(alphas, 16 if deeper else bits, path)])
 
 
 def _eight_bits(values: NDArray[Any], bits: int | None, path: Path) -> NDArray[np.uint8]:
