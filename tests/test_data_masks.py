@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchcore.data.images import read_image, read_mask
+from patchcore.data.images import read_image, read_mask, read_truth
 from patchcore.data.marks import marked_pixels
+from patchcore.data.sample import Masks
 from patchcore.errors import InputError
 from tests.images import write_png
 
@@ -110,6 +111,17 @@ def test_a_transparent_colour_is_background_in_any_depth(
     pixels[BOTH] = full
     path = write_png(tmp_path / "mask.png", pixels, hidden=(full - 1,) * channels)
     np.testing.assert_array_equal(read_mask(path), BOTH)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_numbers_of_defects_count_in_any_depth(tmp_path: Path, dtype: Any, channels: int) -> None:
+    pixels = np.zeros((*BOTH.shape, channels), dtype)
+    if channels in (2, 4):
+        pixels[..., -1] = np.iinfo(dtype).max
+    pixels[FIRST, 0], pixels[SECOND, 0] = 1, 3
+    path = write_png(tmp_path / "labels.png", pixels)
+    np.testing.assert_array_equal(read_truth(Masks((path,), labels=True)), BOTH)
 
 
 def test_soft_edges_are_cut_at_half_of_white(tmp_path: Path) -> None:

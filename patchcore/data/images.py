@@ -232,7 +232,10 @@ def _read_region(path: Path, mask: Masks, limit: float) -> NDArray[np.bool_]:
     if not mask.labels:
         return read_mask(path, limit)
     with _open(path, limit) as file:
+        deep = _is_deep(file)
         image = _upright(file, path)
+        if deep:
+            return np.asarray(_deep_colours(file, path)[..., :3].any(axis=-1))
     bands = [band != "A" for band in image.getbands()]
     values = np.array(image).reshape(image.height, image.width, len(bands))
     return np.asarray(values[..., bands].any(axis=-1))  # (H, W, bands) → (H, W)
