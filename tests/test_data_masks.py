@@ -12,7 +12,7 @@ from patchcore.data.images import read_image, read_mask, read_truth
 from patchcore.data.marks import marked_pixels
 from patchcore.data.sample import Masks
 from patchcore.errors import InputError
-from tests.images import write_png
+from tests.images import write_png, write_tiff
 
 FIRST, SECOND = np.zeros((40, 50), dtype=bool), np.zeros((40, 50), dtype=bool)
 FIRST[5:15, 5:20], SECOND[22:36, 28:45] = True, True
@@ -122,6 +122,20 @@ def test_numbers_of_defects_count_in_any_depth(tmp_path: Path, dtype: Any, chann
     pixels[FIRST, 0], pixels[SECOND, 0] = 1, 3
     path = write_png(tmp_path / "labels.png", pixels)
     np.testing.assert_array_equal(read_truth(Masks((path,), labels=True)), BOTH)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_mask_may_count_white_as_zero(tmp_path: Path, dtype: Any) -> None:
+    pixels = ~(BOTH.astype(dtype) * np.iinfo(dtype).max)
+    path = write_tiff(tmp_path / "mask.tif", pixels, white_is_zero=True)
+    np.testing.assert_array_equal(read_mask(path), BOTH)
+
+
+def test_a_16_bit_colour_that_is_stored_over_black_keeps_its_value(tmp_path: Path) -> None:
+    pixels = np.zeros((*BOTH.shape, 4), np.uint16)
+    pixels[FIRST], pixels[SECOND] = (1, 0, 0, 9), (0, 3, 0, 65535)
+    path = write_tiff(tmp_path / "mask.tif", pixels, extra=1)
+    np.testing.assert_array_equal(read_mask(path), BOTH)
 
 
 def test_soft_edges_are_cut_at_half_of_white(tmp_path: Path) -> None:
