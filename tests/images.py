@@ -1,10 +1,12 @@
 """Small image folders for the tests of data sets."""
 
 import os
+import struct
 from pathlib import Path
-from zlib import crc32
+from zlib import compress, crc32
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 
@@ -25,6 +27,57 @@ def write_mask(path: Path, size: tuple[int, int] = (12, 10), marked: bool = True
     if marked:
         mask[: size[1] // 2, : size[0] // 2] = 255
     Image.fromarray(mask).save(path)
+    return path
+
+
+def write_png(path: Path, pixels: NDArray[np.generic], hidden: tuple[int, ...] = ()) -> Path:
+    """A PNG of 8 or 16 bits with 1 (grey), 2 (grey, alpha), 3 or 4 channels.
+
+    `hidden` is the grey or colour that its tRNS chunk declares transparent. Pillow cannot write
+    such files of 16 bits.
+    """
+    bits = 8 * pixels.dtype.itemsize
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    height, width, channels = pixels.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(f">u{bits // 8}"))
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)),
+        *([(b"tRNS", struct.pack(f">{len(hidden)}H", *hidden))] if hidden else []),
+        (b"IDAT", compress(rows)),
+        (b"IEND", b""),
+    ]
+    packed = (
+        struct.pack(">I", len(x)) + t + x + struct.pack(">I", crc32(t + x)) for t, x in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    return path
+
+
+def write_tiff(
+    path: Path, pixels: NDArray[np.generic], white_is_zero: bool = False, extra: int | None = None
+) -> Path:
+    """A TIFF, (H, W) or (H, W, channels); `extra` is the meaning of its last channel.
+
+    Pillow cannot write white as 0.
+    """
+    bits, kind = 8 * pixels.dtype.itemsize, 3 if pixels.dtype.kind == "f" else 1
+    height, width, *rest = pixels.shape
+    data, channels = pixels.tobytes(), rest[0] if rest else 1
+    meaning = (0 if white_is_zero else 1) if channels == 1 else 2
+    data += struct.pack(f"<{channels}H", *[bits] * channels)  # of which one alone is in its tag
+    depths = 8 + pixels.nbytes if channels > 2 else bits
+    tags = [
+        *((256, 1, width), (257, 1, height), (258, channels, depths), (259, 1, 1)),
+        *((262, 1, meaning), (273, 1, 8), (277, 1, channels), (278, 1, height)),
+        *((279, 1, pixels.nbytes), *([] if extra is None else [(338, 1, extra)]), (339, 1, kind)),
+    ]
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if tag in (258, 338, 339) else 4, count, value)
+        for tag, count, value in tags
+    )
+    directory = struct.pack("<H", len(tags)) + entries + b"\0" * 4
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory)
     return path
 
 

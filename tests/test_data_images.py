@@ -9,7 +9,7 @@ from PIL import Image
 
 from patchcore.data.images import image_size, read_image, read_mask
 from patchcore.errors import InputError
-from tests.images import write_image, write_mask
+from tests.images import write_image, write_mask, write_png, write_tiff
 
 RAMP = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)
 
@@ -55,6 +55,27 @@ def test_transparent_pixels_are_black_whatever_they_hide(tmp_path: Path, mode: s
     assert image.shape == (10, 12, 3)
     assert (image[:5] == 0).all()
     assert (image[5:] == 200).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_colour_that_a_png_declares_transparent_is_black(
+    tmp_path: Path, dtype: type, channels: int
+) -> None:
+    shown, hidden = (201, 200) if dtype == np.uint8 else (201 * 257, 200 * 256 + 7)
+    pixels = np.full((10, 12, channels), shown, dtype=dtype)
+    pixels[:5] = hidden
+    path = write_png(tmp_path / "image.png", pixels, (hidden,) * channels)
+    image = read_image(path)
+    assert (image[:5] == 0).all()
+    assert (image[5:] == 201).all()
+
+
+def test_alpha_is_scaled_by_its_own_range(tmp_path: Path) -> None:
+    pixels = np.full((10, 12, 4), 4095, dtype=np.uint16)
+    for alpha in (4095, 65535):
+        pixels[..., 3] = alpha
+        assert (read_image(write_png(tmp_path / "camera.png", pixels), bits=12) == 255).all()
 
 
 def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
@@ -133,6 +154,48 @@ def test_colours_of_16_bits(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "dark.tiff", bits=12), expected)
     with pytest.warns(UserWarning, match="use only the lowest 12 bits"):
         read_image(tmp_path / "dark.tiff")
+
+
+@pytest.mark.parametrize("name", ["camera.ppm", "camera.jp2", "camera.png", "camera.tiff"])
+def test_depths_of_colours_in_every_format(tmp_path: Path, name: str) -> None:
+    cv2 = pytest.importorskip("cv2")
+    values = np.linspace(0, 4000, 3 * 64 * 64).astype(np.uint16).reshape(64, 64, 3)
+    path = tmp_path / name
+    options = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000] if path.suffix == ".jp2" else []
+    cv2.imwrite(str(path), values[..., ::-1], options)
+    with pytest.warns(UserWarning, match="use only the lowest 12 bits"):
+        assert read_image(path).max() < 17
+    with pytest.raises(InputError, match=rf"{name}: .* and 10 bits from 0 to 1023"):
+        read_image(path, bits=10)
+    wrong = np.abs(read_image(path, bits=12) - np.rint(values * (255 / 4095)))
+    assert wrong.max() <= (5 if name == "camera.jp2" else 0)  # which is lossy
+
+
+def test_a_ppm_of_12_bits_says_so(tmp_path: Path) -> None:
+    values = np.linspace(0, 4095, 360).astype(np.uint16).reshape(10, 12, 3)
+    path = tmp_path / "camera.ppm"
+    path.write_bytes(b"P6 12 10 4095\n" + values.astype(">u2").tobytes())
+    expected = np.rint(values * (255 / 4095))
+    assert np.abs(read_image(path) - expected).max() <= 1
+    np.testing.assert_array_equal(read_image(path, bits=12), expected)
+    path.write_bytes(b"P6 12 10 4095\n" + (values // 16).astype(">u2").tobytes())
+    assert read_image(path).max() == 16  # dark indeed, so there is no warning
+    small = save(Image.fromarray(RAMP).convert("RGB"), tmp_path / "eight.ppm")
+    assert (read_image(small, bits=12)[..., 0] == RAMP).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_may_count_white_as_zero(tmp_path: Path, dtype: type) -> None:
+    pixels = ~(RAMP.astype(dtype) * dtype(np.iinfo(dtype).max // 255))
+    path = write_tiff(tmp_path / "white.tif", pixels, white_is_zero=True)
+    np.testing.assert_array_equal(read_image(path)[..., 0], RAMP)
+
+
+def test_fractions_with_white_as_zero_are_refused(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "real.tif", np.zeros((4, 4), np.float32), white_is_zero=True)
+    for read in (read_image, read_mask):
+        with pytest.raises(InputError, match=r"real\.tif: 0 is white .* save it with 0 as black"):
+            read(path)
 
 
 def test_fractions_and_32_bits(tmp_path: Path) -> None:
@@ -226,6 +289,11 @@ def test_several_frames_are_refused_and_previews_are_none(tmp_path: Path) -> Non
     small = pages[0].resize((6, 5))
     path = save(pages[0], tmp_path / "preview.tif", save_all=True, append_images=[small])
     np.testing.assert_array_equal(read_image(path)[..., 0], RAMP)
+    path = save(small, tmp_path / "first.tif", save_all=True, append_images=[pages[0]])
+    with pytest.raises(
+        InputError, match=r"first\.tif: its page 2 of 12×10 pixels is larger than the first of 6×5"
+    ):
+        read_image(path)
 
 
 def test_mask_threshold_and_modes(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchcore.data.images import read_image, read_mask
+from patchcore.data.images import read_image, read_mask, read_truth
 from patchcore.data.marks import marked_pixels
+from patchcore.data.sample import Masks
 from patchcore.errors import InputError
+from tests.images import write_png, write_tiff
 
 FIRST, SECOND = np.zeros((40, 50), dtype=bool), np.zeros((40, 50), dtype=bool)
 FIRST[5:15, 5:20], SECOND[22:36, 28:45] = True, True
@@ -79,6 +81,61 @@ def test_cmyk_and_16_bit_colours(tmp_path: Path) -> None:
     deep[FIRST, 0], deep[SECOND, 2] = 1, 2  # the upper 8 bits alone are all 0
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
     np.testing.assert_array_equal(read_mask(tmp_path / "deep.png"), BOTH)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_alpha_has_one_rule_in_8_and_16_bits(tmp_path: Path, dtype: Any, channels: int) -> None:
+    """Transparent pixels are background, whatever their colour."""
+    full = np.iinfo(dtype).max
+    pixels = np.full((*BOTH.shape, channels), full, dtype)
+    pixels[..., -1] = BOTH * full
+    np.testing.assert_array_equal(read_mask(write_png(tmp_path / "white.png", pixels)), BOTH)
+    pixels[..., :-1] = 0
+    np.testing.assert_array_equal(read_mask(write_png(tmp_path / "black.png", pixels)), BOTH)
+    pixels[FIRST, :-1] = full
+    with pytest.raises(InputError, match=r"layer\.png: black pixels of this mask are opaque"):
+        read_mask(write_png(tmp_path / "layer.png", pixels))
+    pixels[..., -1] = 0
+    with pytest.raises(InputError, match=r"clear\.png: every pixel of this mask is transparent"):
+        read_mask(write_png(tmp_path / "clear.png", pixels))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_colour_is_background_in_any_depth(
+    tmp_path: Path, dtype: Any, channels: int
+) -> None:
+    full = int(np.iinfo(dtype).max)
+    pixels = np.full((*BOTH.shape, channels), full - 1, dtype)
+    pixels[BOTH] = full
+    path = write_png(tmp_path / "mask.png", pixels, hidden=(full - 1,) * channels)
+    np.testing.assert_array_equal(read_mask(path), BOTH)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_numbers_of_defects_count_in_any_depth(tmp_path: Path, dtype: Any, channels: int) -> None:
+    pixels = np.zeros((*BOTH.shape, channels), dtype)
+    if channels in (2, 4):
+        pixels[..., -1] = np.iinfo(dtype).max
+    pixels[FIRST, 0], pixels[SECOND, 0] = 1, 3
+    path = write_png(tmp_path / "labels.png", pixels)
+    np.testing.assert_array_equal(read_truth(Masks((path,), labels=True)), BOTH)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_mask_may_count_white_as_zero(tmp_path: Path, dtype: Any) -> None:
+    pixels = ~(BOTH.astype(dtype) * np.iinfo(dtype).max)
+    path = write_tiff(tmp_path / "mask.tif", pixels, white_is_zero=True)
+    np.testing.assert_array_equal(read_mask(path), BOTH)
+
+
+def test_a_16_bit_colour_that_is_stored_over_black_keeps_its_value(tmp_path: Path) -> None:
+    pixels = np.zeros((*BOTH.shape, 4), np.uint16)
+    pixels[FIRST], pixels[SECOND] = (1, 0, 0, 9), (0, 3, 0, 65535)
+    path = write_tiff(tmp_path / "mask.tif", pixels, extra=1)
+    np.testing.assert_array_equal(read_mask(path), BOTH)
 
 
 def test_soft_edges_are_cut_at_half_of_white(tmp_path: Path) -> None:

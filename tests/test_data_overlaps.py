@@ -100,6 +100,22 @@ def test_folders_in_one_another_are_refused(
         own(tmp_path, nominal=f"../{tmp_path.name}-good", **settings).read()
 
 
+@pytest.mark.parametrize(
+    ("folder", "role"),
+    [("good", "training"), ("fine", "nominal test"), ("bad", "anomalous test")],
+)
+def test_a_region_is_no_image(tmp_path: Path, folder: str, role: str) -> None:
+    write_own(tmp_path)
+    write_mask(tmp_path / folder / "region.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / folder / "region.png")
+    for place in (f"{folder}/region.png", "link.png"):
+        config = own(tmp_path, region=str(tmp_path / place))
+        with pytest.raises(InputError, match=f"{place}: marks the pixels .* one of the {role} im"):
+            config.read()
+    (tmp_path / folder / "region.png").rename(tmp_path / "region.png")
+    assert own(tmp_path, region=str(tmp_path / "region.png")).read()
+
+
 @pytest.mark.parametrize("place", ["train/good/9.png", "test/scratch/9.png"])
 def test_a_linked_image_has_one_role_in_every_layout(tmp_path: Path, place: str) -> None:
     folder = write_mvtec(tmp_path)

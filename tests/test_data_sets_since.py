@@ -135,6 +135,10 @@ def test_realiad_is_what_its_table_lists(tmp_path: Path) -> None:
     write_realiad(tmp_path, "realiad_jsons_fuiad_0.4", [*train, test[1]], test[:1])
     table_04 = {"category": "toy", "table": "realiad_jsons_fuiad_0.4"}
     assert RealIADConfig(root=str(tmp_path), **table_04).read().train == [*split.train, anomalous]
+    shot = RealIADConfig(root=str(tmp_path), **table_04, shots=1).read()
+    assert len(shot.train) == 1 and shot.train[0] in split.train  # never the anomalous one
+    with pytest.raises(InputError, match=r"^data\.shots: 3 is more than the 2 nominal training"):
+        RealIADConfig(root=str(tmp_path), **table_04, shots=3).read()
     with pytest.raises(InputError, match=r"'nuts'; it has toy$"):
         RealIADConfig(root=str(tmp_path), category="nuts").read()
     with pytest.raises(InputError, match=r"realiad_256/toy: no such folder, though .*toy\.json"):

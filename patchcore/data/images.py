@@ -12,6 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from patchcore.data.depths import (
+    ORIENTATION,
+    declared_bits,
+    deep_colours,
+    eight_bit_colours,
+    eight_bits,
+    is_deep,
+)
 from patchcore.data.formats import FORMATS
 from patchcore.data.marks import marked_pixels
 from patchcore.data.sample import Masks
@@ -19,18 +27,6 @@ from patchcore.errors import InputError
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
-ORIENTATION = 0x0112  # Exif tag
-TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    2: np.fliplr,
-    3: lambda pixels: np.rot90(pixels, 2),
-    4: np.flipud,
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
-    8: np.rot90,
-}
-"""Functions from stored to upright pixels, by the value of the Exif tag `ORIENTATION`."""
-
 DARK = (
     "16-bit images use only the lowest 12 bits and so are almost black: set image.bits to the "
     "depth of their camera, 10 or 12"
@@ -83,18 +79,20 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
             memory, or holds several frames or values outside the range.
     """
     with _open(path, limit) as file:
-        depth = bits or _declared_bits(file) or (None if file.mode == "F" else 16)
-        deep = _is_deep(file)
+        depth = bits or declared_bits(file) or (None if file.mode == "F" else 16)
+        deep = is_deep(file, path)
         image = _upright(file, path)
-        if deep and depth != 16:
-            image = Image.fromarray(_eight_bits(_deep_colours(file, path), depth, path))
+        if deep and (depth != 16 or "transparency" in image.info):
+            image = Image.fromarray(eight_bit_colours(deep_colours(file, path), depth, path))
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
+        if (key := image.info.get("transparency")) is not None:
+            values = np.where(values == key, 0, values)
         if depth == 16 and 0 < values.max() < 1 << 12:
             warnings.warn(DARK, stacklevel=2)
-        image = Image.fromarray(_eight_bits(values, depth, path))
-    elif deep and depth == 16 and 0 < np.asarray(image.convert("RGB")).max() < 1 << 4:
-        warnings.warn(DARK, stacklevel=2)  # of the upper 8 bits, which Pillow keeps
+        image = Image.fromarray(eight_bits(values, depth, path))
+    elif deep and depth == 16 and _is_dark(file, image, path):
+        warnings.warn(DARK, stacklevel=2)
     if image.mode == "1":
         image = image.convert("L")
     if image.has_transparency_data:
@@ -130,32 +128,19 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
     """
     with _open(path, limit) as file:
         lossy = file.format in LOSSY or file.info.get("compression") == "jpeg"  # in a TIFF
-        deep = _is_deep(file)
+        deep = is_deep(file, path)
         image = _upright(file, path)
         if deep:
-            return marked_pixels(_deep_colours(file, path)[..., :3], str(path))
-    if image.mode == "1":
-        return np.array(image.convert("L")) > 0  # Pillow's own booleans are bytes of 255
-    if image.mode == "F" or image.mode.startswith("I"):
-        return marked_pixels(np.array(image), str(path))
+            pixels: NDArray[Any] = deep_colours(file, path)
     if image.mode == "P":
         _reject_hidden_labels(image, path)
-    if not image.has_transparency_data:
-        values = np.array(image if image.mode == "L" else _rgb(image))
-        return marked_pixels(values, str(path), lossy)
-    pixels = np.array(image.convert("RGBA"))  # (H, W, 4)
-    hidden, alpha = pixels[..., :3], pixels[..., 3]
-    if not alpha.any() and np.ptp(hidden, axis=(0, 1)).any():
-        raise InputError(f"{path}: every pixel of this mask is transparent; save it without alpha")
-    colours = np.array(_over_black(image).convert("RGB"))
-    if not colours.any() and alpha.min() < alpha.max():
-        return marked_pixels(alpha, str(path))
-    if not alpha.all() and ((alpha == 255) & ~colours.any(axis=-1)).any():
-        raise InputError(
-            f"{path}: black pixels of this mask are opaque, others transparent, so it is not clear "
-            "which are the background; save it without alpha"
-        )
-    return marked_pixels(colours, str(path), lossy)
+    if image.mode == "1":
+        image = image.convert("L")  # Pillow's own booleans are bytes of 255
+    if not deep:
+        pixels = _mask_pixels(image)
+    if pixels.ndim == 3 and pixels.shape[-1] == 4:
+        return _opaque_marks(pixels, path, lossy)
+    return marked_pixels(pixels, str(path), lossy)
 
 
 def read_pair(
@@ -218,13 +203,47 @@ def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
     return array
 
 
+def _mask_pixels(image: Image.Image) -> NDArray[Any]:
+    """Return the pixels of a mask, (H, W), (H, W, 3) or, if some may be transparent, (H, W, 4)."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.array(image)  # (H, W)
+        if (key := image.info.get("transparency")) is None:
+            return values
+        alpha = np.where(values == key, 0, np.iinfo(values.dtype).max).astype(values.dtype)
+        return np.stack([values, values, values, alpha], axis=-1)
+    if image.has_transparency_data:
+        return np.array(image.convert("RGBA"))
+    return np.array(image if image.mode == "L" else _rgb(image))
+
+
+def _opaque_marks(pixels: NDArray[Any], path: Path, lossy: bool) -> NDArray[np.bool_]:
+    """Return the pixels that a mask with alpha marks; `pixels` are (H, W, 4), of any depth."""
+    hidden, alpha = pixels[..., :3], pixels[..., 3]
+    if not alpha.any() and np.ptp(hidden, axis=(0, 1)).any():
+        raise InputError(f"{path}: every pixel of this mask is transparent; save it without alpha")
+    full = np.iinfo(pixels.dtype).max
+    products = hidden.astype(np.uint32) * alpha[..., None]  # of 16 bits at most
+    colours = ((products + full // 2) // full).astype(pixels.dtype)  # over black
+    if not colours.any() and alpha.min() < alpha.max():
+        return marked_pixels(alpha, str(path))
+    if not alpha.all() and ((alpha == full) & ~colours.any(axis=-1)).any():
+        raise InputError(
+            f"{path}: black pixels of this mask are opaque, others transparent, so it is not clear "
+            "which are the background; save it without alpha"
+        )
+    return marked_pixels(colours, str(path), lossy)
+
+
 def _read_region(path: Path, mask: Masks, limit: float) -> NDArray[np.bool_]:
     if mask.frame is not None:
         return np.asarray(open_array(path, 3)[mask.frame] != 0)  # (H, W) of (frames, H, W)
     if not mask.labels:
         return read_mask(path, limit)
     with _open(path, limit) as file:
+        deep = is_deep(file, path)
         image = _upright(file, path)
+        if deep:
+            return np.asarray(deep_colours(file, path)[..., :3].any(axis=-1))
     bands = [band != "A" for band in image.getbands()]
     values = np.array(image).reshape(image.height, image.width, len(bands))
     return np.asarray(values[..., bands].any(axis=-1))  # (H, W, bands) → (H, W)
@@ -250,7 +269,10 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
                 Image.MAX_IMAGE_PIXELS = usual
         megapixels = image.width * image.height / 1e6
         if megapixels <= limit:
-            frames = _frames(image)
+            frames = _frames(image, path)
+    except InputError:
+        image.close()
+        raise
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such image") from None
     except Exception as error:  # decoders raise errors of any kind for a bad file
@@ -267,30 +289,54 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
     return image
 
 
-def _frames(image: Image.Image) -> int:
-    """Number of pictures in a file, without previews (smaller pages) and an MPO's other views."""
+def _frames(image: Image.Image, path: Path) -> int:
+    """Number of pictures in a file, without previews (smaller pages) and an MPO's other views.
+
+    Raises InputError if the first page, which would be read, may itself be a preview.
+    """
     count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
     if count == 1 or image.format != "TIFF":
         return count
-    size, whole = image.size, 0
+    (width, height), whole = image.size, 0
     for number in range(count):
         image.seek(number)
-        whole += image.size == size
+        if image.width * image.height > width * height:
+            raise InputError(
+                f"{path}: its page {number + 1} of {image.width}×{image.height} pixels is larger "
+                f"than the first of {width}×{height}, so it is not clear which is the image; save "
+                "each to a file of its own"
+            )
+        whole += image.size == (width, height)
     image.seek(0)
     return whole
 
 
 def _upright(image: Image.Image, path: Path) -> Image.Image:
-    """Decode the pixels and apply the Exif orientation."""
+    """Decode the pixels, apply the Exif orientation, and let 0 be black."""
     try:
         image.load()
-        if image.getexif().get(ORIENTATION, 1) == 1:
-            return image  # exif_transpose would copy it
-        return ImageOps.exif_transpose(image)
+        upright = image
+        if image.getexif().get(ORIENTATION, 1) != 1:  # or exif_transpose would copy it
+            upright = ImageOps.exif_transpose(image)
     except MemoryError:
         raise
     except Exception as error:
         raise _unreadable(path, error) from error
+    if not _is_white_zero(image):
+        return upright
+    if image.mode == "F":
+        raise InputError(
+            f"{path}: 0 is white in this file (PhotometricInterpretation 0), which has no meaning "
+            "for floating-point pixels; save it with 0 as black"
+        )
+    return Image.fromarray(0xFFFF - np.asarray(upright, dtype=np.uint16))
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Whether 0 is white in a TIFF file that Pillow does not invert, as it does those of 8 bits."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode not in ("I;16", "F"):
+        return False
+    return image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
@@ -300,46 +346,14 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: cannot be read as an image ({reason}); replace or remove the file")
 
 
-def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether a file has several channels of 16 bits, of which Pillow drops the lower 8."""
-    return image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile[:1])
-
-
-def _declared_bits(image: Image.Image) -> int | None:
-    """Depth of pixels that a TIFF file declares (BitsPerSample), if that is 9 to 15 bits."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return None
-    bits = max(np.atleast_1d(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1)))
-    return int(bits) if 8 < bits < 16 else None
-
-
-def _deep_colours(image: Image.Image, path: Path) -> NDArray[np.uint16]:
-    """Read all 16 bits of each channel, (H, W, 3 or 4) in the order RGBA, turned upright."""
-    import cv2  # here, as few files need it and the import is slow
-
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.ndim != 3 or pixels.dtype != np.uint16:
-        raise InputError(f"{path}: its 16-bit colours cannot be read; save as 8 bits or as grey")
-    pixels[..., :3] = pixels[..., 2::-1]
-    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    return pixels if turn is None else turn(pixels)
-
-
-def _eight_bits(values: NDArray[Any], bits: int | None, path: Path) -> NDArray[np.uint8]:
-    """Scale values from 0–(2^bits − 1), or from 0–1 if `bits` is None, to 0–255, rounded."""
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise InputError(f"{path}: holds pixels that are NaN or infinite; save the image anew")
-    low, high = values.min().item(), values.max().item()
-    most = 1 if bits is None else (1 << bits) - 1
-    if low < 0 or high > most:
-        depth = "fractions" if bits is None else f"{bits} bits"
-        raise InputError(
-            f"{path}: its pixels range from {low:g} to {high:g}, and {depth} from 0 to {most}; set "
-            "image.bits to their depth, or save the image as 8 or 16 bits"
-        )
-    if values.dtype.kind == "f":
-        return np.rint(values.astype(np.float64) * (255 / most)).astype(np.uint8)
-    return ((values.astype(np.int64) * 255 + most // 2) // most).astype(np.uint8)
+def _is_dark(file: Image.Image, image: Image.Image, path: Path) -> bool:
+    """Whether deep colours use only the lowest 12 of 16 bits; `image` holds them in 8 bits."""
+    top = np.asarray(image.convert("RGB")).max().item()
+    if not 0 < top <= 1 << 4:  # rounded up, perhaps
+        return False
+    deepest = deep_colours(file, path)[..., :3].max().item()
+    # Colours of a file that declares less than 16 bits have been scaled.
+    return deepest < 1 << 12 and abs(deepest / 257 - top) <= 1
 
 
 def _over_black(image: Image.Image) -> Image.Image:

@@ -1,6 +1,5 @@
 """Samples, their split into training and test, and the settings that all data sets share."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -9,7 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from patchcore.data.files import Files, Identity, expanded, find_folder, identity
+from patchcore.data.files import Files, expanded, find_folder
+from patchcore.data.overlaps import check_overlaps
 from patchcore.data.source import Source
 from patchcore.data.view import SIZE, View
 from patchcore.digests import Snapshot, digest, file_digest
@@ -154,7 +154,8 @@ class DataConfig(Settings):
     )
     shots: int | None = setting(
         None,
-        "number of nominal training images to keep of each category, drawn at random; null: all",
+        "number of nominal training images to keep of each category, drawn at random; anomalous "
+        "ones are left out; null: all",
         unit="images",
         low=1,
     )
@@ -234,7 +235,8 @@ class DataConfig(Settings):
         """Return the split of one category, with shots and contamination drawn."""
         split = self._read(files)
         if self.shots is not None:
-            train = draw_shots(split.train, self.shots, self.shots_seed)
+            nominal = [sample for sample in split.train if not sample.label]
+            train = draw_shots(nominal, self.shots, self.shots_seed)
             split = replace(split, train=train)
         if self.contamination:
             groups = self._inseparable(split.test)
@@ -355,96 +357,3 @@ def draw_shots(train: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
         )
     order = np.random.default_rng(seed).permutation(len(train))
     return [train[i] for i in sorted(order[:shots])]
-
-
-Group = list[tuple[str, Path]]
-"""Roles and paths of files, compared with one another."""
-
-
-def check_overlaps(train: Sequence[Sample], test: Sequence[Sample]) -> None:
-    """Refuse a file with two roles; warn about different files with the same contents.
-
-    Only files of equal size are compared.
-
-    Raises:
-        InputError: a file, by any path or link, is both a training and a test image, or both
-            nominal and anomalous; a mask has the contents of its image; or a file is unreadable.
-    """
-    roles: Group = [("anomalous training" if s.label else "training", s.path) for s in train]
-    roles += [("anomalous test" if s.label else "nominal test", s.path) for s in test]
-    first: dict[Identity, tuple[str, Path]] = {}
-    for role, path in roles:
-        other, there = first.setdefault(identity(path), (role, path))
-        if other != role:
-            same = "" if there == path else f", as {there}"
-            raise InputError(
-                f"{path}: is both one of the {role} images and one of the {other} images{same}; "
-                "leave it in one of the two"
-            )
-    for sample in test:
-        if isinstance(sample.mask, Path) and _equal([("", sample.path), ("", sample.mask)]):
-            raise InputError(
-                f"{sample.mask}: this mask is the picture {sample.path} itself; restore the mask"
-            )
-    for text in _complaints(_equal(roles), len(test)):
-        warnings.warn(printable(f"data: {text}"), stacklevel=3)
-
-
-def _equal(roles: Group) -> list[Group]:
-    """Groups of two or more entries whose files have the same contents."""
-    sizes: dict[int, Group] = {}
-    for role, path in roles:
-        sizes.setdefault(_size(path), []).append((role, path))
-    contents: dict[tuple[int, str], Group] = {}
-    for size, group in sizes.items():
-        if len(group) > 1:
-            for role, path in group:
-                contents.setdefault((size, file_digest(path)), []).append((role, path))
-    return [group for group in contents.values() if len(group) > 1]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _complaints(groups: Iterable[Group], tested: int) -> list[str]:
-    """Return a line for each kind of overlap, with the number of images and an example."""
-    known, both, again = [], [], []
-    for group in groups:
-        by_role: dict[str, list[Path]] = {}
-        for role, path in group:
-            by_role.setdefault(role, []).append(path)
-        test = by_role.get("nominal test", []) + by_role.get("anomalous test", [])
-        nominal = by_role.get("training", []) + by_role.get("nominal test", [])
-        anomalous = by_role.get("anomalous training", []) + by_role.get("anomalous test", [])
-        trained = by_role.get("training", []) + by_role.get("anomalous training", [])
-        if trained:
-            known += [(path, trained[0]) for path in test]
-        both += [(path, nominal[0]) for path in anomalous if nominal]
-        for paths in by_role.values():
-            again += [(path, paths[0]) for path in paths[1:]]
-    complaints = []
-    if known:
-        complaints.append(
-            f"test images that are training images too: {len(known)} of {tested} "
-            f"({_example(known)}); their scores say nothing of unknown parts: remove them "
-            "from one side"
-        )
-    if both:
-        complaints.append(
-            f"anomalous images that are nominal images too: {len(both)} ({_example(both)}); "
-            "one of the labels is wrong: remove the wrong ones"
-        )
-    if again:
-        complaints.append(
-            f"copies of other images in the same set: {len(again)} ({_example(again)}); each counts"
-        )
-    return complaints
-
-
-def _example(pairs: list[tuple[Path, Path]]) -> str:
-    path, other = min(pairs)
-    return f"such as {path} = {other}"
