@@ -117,7 +117,8 @@ def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
     """Write `provenance.json`: all that the results in `folder` depend on.
 
     It holds the fields of `patchcore.identity.Identity.provenance` and Hydra's `choices` and
-    `overrides`. A finished run adds `warm`, names of the stages that read the cache, and `costs`,
+    `overrides`. A point of a multirun with `artifact=best` adds `patchcore.keeping.POINT_OF`. A
+    finished run adds `warm`, names of the stages that read the cache, and `costs`,
     seconds that stages take when nothing is read from the cache (`patchcore.costs`).
     """
     text = json.dumps(provenance, indent=2, default=str)

@@ -176,7 +176,7 @@ def _run_in(
             "(data.contamination): set that to 0, or choose another objective"
         )
     identity = identify(config, split)
-    name, provenance = identity.fingerprint, {**identity.provenance, **origin}
+    name, provenance = identity.fingerprint, keeper.noted({**identity.provenance, **origin})
     finished = Finished(config.cache.folder() / "runs")
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
     if getattr(config.method, "pruning", None) is not None:
@@ -187,6 +187,9 @@ def _run_in(
         source = finished.find(name, wanted, folder)
         source = source if source is not None and is_whole(source) else None
     if source == folder.resolve() and settings_in(folder) == settings:
+        told = read_provenance(folder)
+        if (noted := keeper.noted(told)) != told:  # noted by no or another multirun
+            write_provenance(folder, noted)
         return f"finished before, in {source}"
     (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
     (place.new / FINGERPRINT_FILE).write_text(f"{name}\n")
