@@ -5,11 +5,16 @@ every point in the multirun's folder that holds one. It then deletes, under a lo
 but the best. So one model is kept at any time (for a moment one per process), in whatever order
 points finish, and an interrupted multirun has the model of the best point so far. A resumed point
 that had finished without its model is computed again only if it beats the point that holds one.
+
+The folder of a multirun may hold other runs and multiruns. So each point notes in provenance.json
+which multirun it is a point of, and where; no other artifact is compared or deleted. A moved or
+copied folder has the note of another place. An artifact that was changed after its run stays, too.
 """
 
 import json
 import math
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from patchcore import sealed
 from patchcore.costs import fresh
 from patchcore.errors import InputError
 from patchcore.metrics import METRICS, Objective
@@ -32,6 +38,8 @@ DESCRIPTION = "artifact.yaml"
 """File that marks a folder as an artifact."""
 CROPS = "crops.safetensors"
 """File of an artifact with pictures of the memory's patches, if `crops` asked for them."""
+POINT_OF = "best_of"
+"""Entry of provenance.json: the multirun whose best point keeps its model, and the point."""
 _LOCK = ".best.lock"
 
 
@@ -114,10 +122,12 @@ class Contest:
         return own is not None and all(own < self._rank_of(each) for each in others)
 
     def settle(self) -> None:
-        """Delete the artifacts of all points but the best."""
+        """Delete the artifacts of all points but the best; those changed since their runs stay."""
         with FileLock(self.folder / _LOCK):
             best_first = sorted(self.holders(), key=self._rank_of)
             for point in best_first[1:]:
+                if not _unchanged(point / FOLDER):
+                    continue
                 # The description first: a folder without it is not taken for an artifact.
                 (point / FOLDER / DESCRIPTION).unlink(missing_ok=True)
                 shutil.rmtree(point / FOLDER, ignore_errors=True)
@@ -173,6 +183,16 @@ class Keeper:
             return self.contest.won(self.point, record, warm, costs)
         return self.keep is not Keep.none  # a single run counts as the best
 
+    def noted(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the contents of provenance.json with the entry `POINT_OF` as it is for this run.
+
+        A run outside of a contest has no such entry.
+        """
+        others = {key: value for key, value in provenance.items() if key != POINT_OF}
+        if self.contest is None:
+            return others
+        return {**others, POINT_OF: _entry(self.contest.folder, self.point)}
+
     def settle(self) -> None:
         """Call `Contest.settle`, once the run's results are in their final place."""
         if self.contest is not None:
@@ -191,10 +211,27 @@ def weights_files(members: int) -> list[str]:
 
 
 def holders(multirun: Path) -> list[Path]:
-    """Return the folders of a multirun's finished points that hold an artifact, in their order."""
+    """Return a multirun's finished points that hold an artifact, as folders in their order.
+
+    These are the points that contend for the best: see `POINT_OF`.
+    """
     found = (mark.parents[1] for mark in multirun.rglob(f"{FOLDER}/{DESCRIPTION}"))
     ended = (x for x in found if x.name not in TRANSIENT and (x / RECORD).is_file())
-    return sorted(ended, key=numerically)
+    own = (x for x in ended if read_provenance(x).get(POINT_OF) == _entry(multirun, x))
+    return sorted(own, key=numerically)
+
+
+def _entry(multirun: Path, point: Path) -> dict[str, str]:
+    return {"multirun": str(multirun.resolve()), "point": str(point.resolve())}
+
+
+def _unchanged(artifact: Path) -> bool:
+    """Whether an artifact is as its run left it; one that cannot be read may not be."""
+    try:
+        found = sealed.read_description(artifact / DESCRIPTION, sys.maxsize)  # of any format
+        return len(found["lineage"]) == 1
+    except (InputError, KeyError, TypeError):
+        return False
 
 
 def objectives(

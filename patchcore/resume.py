@@ -18,6 +18,7 @@ from patchcore.digests import digest
 from patchcore.metrics.sweep import auroc, sweep
 from patchcore.report.cells import harmless
 from patchcore.report.checks import STRUCTURES
+from patchcore.report.distrusted import DISTRUSTED, read_distrusted
 from patchcore.report.folders import PICTURES, Images
 
 FINGERPRINT_FILE = "fingerprint.txt"
@@ -101,6 +102,7 @@ def damage(folder: Path) -> str | None:
     for file, check in (
         ("metrics.json", _check_metrics),
         ("scores.csv", _check_scores),
+        (DISTRUSTED, _check_distrusted),
         (PROVENANCE_FILE, _check_provenance),
     ):
         try:
@@ -117,7 +119,8 @@ def write_provenance(folder: Path, provenance: Mapping[str, Any]) -> None:
     """Write `provenance.json`: all that the results in `folder` depend on.
 
     It holds the fields of `patchcore.identity.Identity.provenance` and Hydra's `choices` and
-    `overrides`. A finished run adds `warm`, names of the stages that read the cache, and `costs`,
+    `overrides`. A point of a multirun with `artifact=best` adds `patchcore.keeping.POINT_OF`. A
+    finished run adds `warm`, names of the stages that read the cache, and `costs`,
     seconds that stages take when nothing is read from the cache (`patchcore.costs`).
     """
     text = json.dumps(provenance, indent=2, default=str)
@@ -242,6 +245,14 @@ def _check_scores(folder: Path) -> None:
     told, found = metrics.get("image_auroc"), float(auroc(sweep(*split)))
     if told is not None and not math.isclose(told, found, abs_tol=1e-6):
         raise ValueError(f"its image AUROC is {found:.6f}, that of metrics.json {told:.6f}")
+
+
+def _check_distrusted(folder: Path) -> None:
+    if not (folder / DISTRUSTED).exists():  # most runs have none
+        return
+    count = json.loads((folder / "metrics.json").read_text())["train_images"]
+    if any(not 0 <= number < count for number in read_distrusted(folder)):
+        raise ValueError(f"a number is not one of the {count} training images")
 
 
 def _check_provenance(folder: Path) -> None:

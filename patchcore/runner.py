@@ -6,7 +6,7 @@ creates Lightning's objects by Hydra's rules.
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
-from patchcore.data.sample import Sample, Split
+from patchcore.data.sample import Split
 from patchcore.digests import ChangedError
 from patchcore.distributed import ProcessGroup, accompany
 from patchcore.errors import InputError
@@ -25,7 +25,7 @@ from patchcore.keeping import Keeper
 from patchcore.members import EnsembleModule, Member
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
-from patchcore.report.distrusted import DISTRUSTED, write_distrusted
+from patchcore.report.distrusted import DISTRUSTED, copy_distrusted, write_distrusted
 from patchcore.report.folders import Images
 from patchcore.report.images import write_images
 from patchcore.report.run import (
@@ -176,7 +176,7 @@ def _run_in(
             "(data.contamination): set that to 0, or choose another objective"
         )
     identity = identify(config, split)
-    name, provenance = identity.fingerprint, {**identity.provenance, **origin}
+    name, provenance = identity.fingerprint, keeper.noted({**identity.provenance, **origin})
     finished = Finished(config.cache.folder() / "runs")
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
     if getattr(config.method, "pruning", None) is not None:
@@ -187,6 +187,9 @@ def _run_in(
         source = finished.find(name, wanted, folder)
         source = source if source is not None and is_whole(source) else None
     if source == folder.resolve() and settings_in(folder) == settings:
+        told = read_provenance(folder)
+        if (noted := keeper.noted(told)) != told:  # noted by no or another multirun
+            write_provenance(folder, noted)
         return f"finished before, in {source}"
     (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
     (place.new / FINGERPRINT_FILE).write_text(f"{name}\n")
@@ -201,7 +204,7 @@ def _run_in(
         there = read_provenance(source)
         spent: dict[str, Any] = {key: there[key] for key in ("warm", "costs") if key in there}
         write_provenance(place.new, {**provenance, **spent})
-        take_over(config, split.test, settings, source, folder, place.new, make, keeper)
+        take_over(config, split, settings, source, folder, place.new, make, keeper)
         finished.started(name, folder)
         text = f"finished before, in {source}"
     if finished_fingerprint(folder) == name:  # keep the model of the same run
@@ -299,7 +302,7 @@ def train(
 
 def take_over(
     config: Config,
-    samples: Sequence[Sample],
+    split: Split,
     settings: dict[str, Any],
     source: Path,
     folder: Path,
@@ -311,7 +314,7 @@ def take_over(
 
     Numbers are those of the source. Paths, pictures and trackers follow these settings.
     """
-    names = copy_scores(source, samples, new)
+    names = copy_scores(source, split.test, new)
     if wanted := _pictures(config):
         (new / "figures").mkdir()
         for picture in [*wanted, SOMETIMES]:
@@ -321,8 +324,7 @@ def take_over(
             copy_pictures(source, config.pictures, names, new)
     if keeper.wants(*_told(source)):
         copy_artifact(source, new)
-    if (source / DISTRUSTED).is_file():
-        (new / DISTRUSTED).write_bytes((source / DISTRUSTED).read_bytes())
+    copy_distrusted(source, split.train, new)
     origin = source
     if source == folder.resolve():  # only settings without effect on results have changed
         origin = Path(text) if (text := read_source(source)) else source

@@ -17,13 +17,14 @@ from PIL import Image
 
 from patchcore import GreedyConfig, InputError, load, runner
 from patchcore.artifact import save
+from patchcore.artifact_files import write_folder
 from patchcore.cache import CacheConfig
 from patchcore.commands.overrides import as_typed
 from patchcore.commands.sweep import _setting
 from patchcore.config import Config, Objective
 from patchcore.data.images import read_image
 from patchcore.extend import extend
-from patchcore.keeping import ArtifactConfig, Contest, Keep, Keeper, holders
+from patchcore.keeping import POINT_OF, ArtifactConfig, Contest, Keep, Keeper, holders
 from patchcore.methods import Detector
 from tests.images import write_mvtec
 from tests.processes import execute
@@ -347,13 +348,16 @@ def test_one_run_alone_is_the_best(root: Path, tmp_path: Path) -> None:
 
 
 def finished(folder: Path, name: str, artifact: bool, **record: Any) -> Path:
-    """A point's folder with these metrics."""
+    """A point's folder with these metrics, of the multirun in `folder`."""
     point = folder / name
     (point / "artifact").mkdir(parents=True)
     (point / "metrics.json").write_text(json.dumps({"seconds": {"fit": 1.0}, **record}))
-    (point / "provenance.json").write_text(json.dumps({"warm": record.get("warm", [])}))
+    keeper = Keeper(ArtifactConfig(Keep.best), Objective["image_auroc"], point, folder)
+    provenance = keeper.noted({"warm": record.get("warm", [])})
+    (point / "provenance.json").write_text(json.dumps(provenance))
     if artifact:
-        (point / "artifact/artifact.yaml").write_text("")
+        shutil.rmtree(point / "artifact")
+        write_folder(point / "artifact", {"lineage": [{"step": "fit"}]}, {})
     return point
 
 
@@ -397,6 +401,58 @@ def test_what_is_undefined_or_cannot_be_read_loses(tmp_path: Path) -> None:
     record = {"seconds": {"fit": 1.0}}
     assert seconds.won(tmp_path / "3", record, [])
     assert not seconds.won(tmp_path / "3", record, ["fit"])
+
+
+def test_models_that_are_not_of_the_multirun_stay(root: Path, tmp_path: Path) -> None:
+    """Its folder may be one that holds other runs: `hydra.sweep.dir` may be any."""
+    contest = Contest(tmp_path, Objective["image_auroc"])
+    best = finished(tmp_path, "0", True, image_auroc=0.9)
+    worse = finished(tmp_path, "1", True, image_auroc=0.8)
+    finished(tmp_path, "deep/er/2", True, image_auroc=0.7)  # hydra.sweep.subdir may have slashes
+    extended = finished(tmp_path, "3", True, image_auroc=0.6)
+    steps = [{"step": "fit"}, {"step": "extend"}]
+    write_folder(extended / "artifact", {"lineage": steps}, {})
+    unreadable = finished(tmp_path, "4", True, image_auroc=0.6)
+    (unreadable / "artifact/artifact.yaml").write_text("")
+    alone = finished(tmp_path, "alone", True, image_auroc=1.0)
+    (alone / "provenance.json").write_text(json.dumps({"warm": []}))
+    other = finished(tmp_path / "other", "0", True, image_auroc=1.0)
+    copied = shutil.copytree(worse, tmp_path / "copied")
+    moved = shutil.copytree(tmp_path / "other", tmp_path / "moved") / "0"
+    assert contest.won(tmp_path / "5", {"seconds": {}, "image_auroc": 0.95}, [])
+    contest.settle()
+    left = [mark.parents[1] for mark in tmp_path.rglob("artifact/artifact.yaml")]
+    assert set(left) == {best, extended, unreadable, alone, other, copied, moved}
+
+
+def test_a_multirun_beside_other_runs_deletes_none_of_their_models(
+    root: Path, tmp_path: Path
+) -> None:
+    for name, ratio in (("alone", 0.1), ("earlier/0", 0.15)):
+        multirun = tmp_path / "earlier" if "/" in name else None
+        runner.run(best(root, tmp_path / "cache", ratio), tmp_path / name, multirun=multirun)
+    sweep = ["--multirun", "coreset.ratio=0.3,0.2", "objectives=[memory_patches]"]
+    done = run(root, tmp_path, *sweep, "artifact=best", name="")
+    assert done.code == 0, done.err
+    left = sorted(mark.parents[1] for mark in tmp_path.rglob("artifact/artifact.yaml"))
+    assert left == [tmp_path / name for name in ("1", "alone", "earlier/0")]
+
+
+def test_a_point_of_an_earlier_version_is_known_once_it_is_resumed(
+    root: Path, tmp_path: Path
+) -> None:
+    point = best(root, tmp_path / "cache", 0.2)
+    runner.run(point, tmp_path / "0", multirun=tmp_path)
+    file = tmp_path / "0/provenance.json"
+    told = file.read_text()
+    file.write_text(json.dumps({k: v for k, v in json.loads(told).items() if k != POINT_OF}))
+    assert holders(tmp_path) == []
+    with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
+        runner.run(point, tmp_path / "0", multirun=tmp_path)
+        assert holders(tmp_path) == [tmp_path / "0"]
+        assert json.loads(file.read_text()) == json.loads(told)
+        runner.run(point, tmp_path / "0")  # a run alone contends with none
+    assert holders(tmp_path) == []
 
 
 def test_who_keeps_what() -> None:

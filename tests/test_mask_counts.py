@@ -6,9 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from patchcore.metrics import MASK_KEYS, MaskCounts
+from patchcore.data.dataset import ImageDataset
+from patchcore.data.sample import Sample
+from patchcore.data.transforms import ImageConfig
+from patchcore.metrics import MASK_KEYS, MaskCounts, PixelMetrics, pimo_areas
+from tests import reference
 from tests.images import write_image, write_mask
 from tests.runs import TINY, patchcore
 
@@ -31,16 +36,73 @@ def test_each_image_and_region_is_counted_once() -> None:
         (1, [3, 2, 0, 1, 0, 0]),  # outside or lost
         (1, [3, 1, 1, 0, 1, 0]),  # partly outside
         (1, [4, 0, 0, 2, 1, 0]),
+        (1, [2, 1, 0, 0, 1, 0]),  # one outside, in whose pixels the other is
+        (1, [2, 0, 0, 2, 0, 0]),  # both lost
     )
-    assert counts.compute() == dict(zip(MASK_KEYS, [1, 2, 1, 5, 3, 2], strict=True))
+    assert counts.compute() == dict(zip(MASK_KEYS, [1, 3, 1, 1, 6, 5, 3], strict=True))
     told = " ".join(counts.notices())
-    assert "1 of 5 anomalous images have no mask" in told and "left out" in told
-    assert "2 of 5 anomalous images have their defect outside the crop" in told
-    assert "1 of 5 anomalous images have part of their defect outside the crop" in told
-    assert "3 of 12 marked regions" in told and "image.view=square" in told
+    assert "1 of 7 anomalous images have no mask" in told and "left out" in told
+    assert "3 of 7 anomalous images have their defect outside the crop" in told
+    assert "1 of 7 anomalous images have their defect lost in resizing" in told
+    assert "1 of 7 anomalous images have part of their defect outside the crop" in told
+    assert "2 of 16 marked regions" in told and "image.view=square" in told  # of images that stay
     counts.reset()
     counts.update(torch.tensor([0]), torch.zeros(1, 6, dtype=torch.int64))
     assert set(counts.compute().values()) == {0} and counts.notices() == []
+
+
+def marking(size: tuple[int, int], *boxes: tuple[slice, slice]) -> NDArray[np.uint8]:
+    mask = np.zeros(size, dtype=np.uint8)
+    for box in boxes:
+        mask[box] = 255
+    return mask
+
+
+# At a third of the size, the nearest pixel of each three is the middle one, which none of these is.
+SPECK = marking((48, 48), (slice(21, 22), slice(21, 22)))
+MERGED = marking((48, 48), (slice(0, 2), slice(0, 1)), (slice(0, 2), slice(2, 3)))
+SEEN = marking((48, 48), (slice(15, 30), slice(18, 33)))
+
+
+def test_an_image_whose_mask_shows_nothing_is_neither_nominal_nor_anomalous(tmp_path: Path) -> None:
+    """Pixel metrics are those of the other images, and each image left out is told once."""
+    image = write_image(tmp_path / "image.png", (48, 48))
+    samples = [Sample(image, 0) for _ in range(4)]
+    for name, mask in (("a", SEEN), ("speck", SPECK), ("b", SEEN.T), ("merged", MERGED)):
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+        samples.append(Sample(image, 1, "bent", tmp_path / f"{name}.png"))
+    items = [*ImageDataset(samples, ImageConfig(resize=16, crop=10))]
+    masks = torch.stack([item["mask"] for item in items])
+    known = torch.tensor([item["has_mask"] for item in items])
+    assert known.tolist() == [True, True, True, True, True, False, True, False]
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(8, 10, 10, generator=generator) + masks * 0.3 + ~known[:, None, None] * 0.4
+    every, others, counts = PixelMetrics(), PixelMetrics(), MaskCounts()
+    every.update(maps, masks, known)
+    others.update(maps[known], masks[known])
+    assert every.compute() == pytest.approx(others.compute(), nan_ok=True)
+    kept, marked = maps[known].double().numpy(), masks[known].numpy()
+    expected = reference.average_precision(kept.ravel(), marked.ravel())
+    assert every.compute()["pixel_ap"] == pytest.approx(expected)
+    naive = reference.aupimo([*kept], [*marked], 0.05, 0.5)
+    assert pimo_areas(every._scores(), 0.05, 0.5).tolist() == pytest.approx(naive)
+    labels = torch.tensor([item["label"] for item in items])
+    counts.update(labels, torch.stack([item["regions"] for item in items]))
+    assert every.left_out() == sum(counts.compute()[key] for key in MASK_KEYS[:3]) == 2
+    outside, lost = counts.notices()
+    assert outside.startswith("1 of 4 anomalous images have their defect outside the crop")
+    assert lost.startswith("1 of 4 anomalous images have their defect lost in resizing")
+
+
+def test_a_region_lost_in_an_image_of_which_a_part_is_resized_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = write_image(tmp_path / "image.png", (48, 48))
+    Image.fromarray(SPECK).save(tmp_path / "mask.png")
+    monkeypatch.setattr("patchcore.data.transforms.LARGEST", 200)
+    samples = [Sample(image, 1, "bent", tmp_path / "mask.png")]
+    item = ImageDataset(samples, ImageConfig(resize=16, crop=10))[0]
+    assert not item["has_mask"] and item["regions"].tolist() == [1, 0, 0, 1, 0, 0]
 
 
 def test_nothing_is_told_where_nothing_is_missing() -> None:
@@ -56,11 +118,11 @@ def test_nothing_is_told_where_nothing_is_missing() -> None:
 def test_a_run_tells_what_is_left_out(tmp_path: Path) -> None:
     for i in range(4):
         write_image(tmp_path / f"nominal/{i}.png", (90, 32), i)
-    for i, columns in enumerate([(0, 8), (0, 8), (20, 40), (40, 50), None]):
+    for i, columns in enumerate([(0, 8), (0, 8), (20, 40), (40, 50), None, (33, 34)]):
         write_image(tmp_path / f"anomalous/{i}.png", (90, 32), 10 + i)
         if columns is not None:
             mask = np.zeros((32, 90), dtype=np.uint8)
-            mask[10:20, slice(*columns)] = 255
+            mask[10 : 11 if i == 5 else 20, slice(*columns)] = 255
             (tmp_path / "masks").mkdir(exist_ok=True)
             Image.fromarray(mask).save(tmp_path / f"masks/{i}.png")
     given = [*TINY, "data=folder", f"data.root={tmp_path}", "data.anomalous=anomalous"]
@@ -68,15 +130,17 @@ def test_a_run_tells_what_is_left_out(tmp_path: Path) -> None:
     done = patchcore("train", *given, "image.stretch=false", f"hydra.run.dir={tmp_path}/run")
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert [found[key] for key in MASK_KEYS] == [1, 2, 1, 2, 0, 0]
+    assert [found[key] for key in MASK_KEYS] == [1, 2, 0, 1, 2, 0, 0]
     for count, words in ((1, "have no mask"), (2, "have their defect outside"), (1, "have part")):
-        assert f"warning: {count} of 5 anomalous images {words}" in done.err
+        assert f"warning: {count} of 6 anomalous images {words}" in done.err
         assert done.err.count(words) == 1
     assert "images_outside_crop      2" in done.out
     whole = patchcore("train", *given, "image.stretch=true", f"hydra.run.dir={tmp_path}/whole")
     assert whole.code == 0, whole.err
     found = json.loads((tmp_path / "whole/metrics.json").read_text())
-    assert [found[key] for key in MASK_KEYS] == [1, 0, 0, 0, 0, 0]
+    assert [found[key] for key in MASK_KEYS] == [1, 0, 1, 0, 0, 1, 0]
+    (told,) = [line for line in whole.err.splitlines() if "resizing" in line]
+    assert told.startswith("warning: 1 of 6 anomalous images have their defect lost in resizing")
 
 
 def test_all_masks_outside_leave_pixel_metrics_undefined(tmp_path: Path) -> None:

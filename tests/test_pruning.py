@@ -2,6 +2,8 @@
 
 import csv
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,6 +37,7 @@ from patchcore.methods.common import FeatureBuffer
 from patchcore.methods.detector import Fitting
 from patchcore.pruning import IMAGE_LIMIT, judged_patches, prune, support
 from patchcore.report.distrusted import DISTRUSTED
+from patchcore.resume import damage
 from tests import reference
 from tests.images import write_image, write_mvtec
 from tests.runs import config
@@ -160,6 +163,18 @@ def test_a_run_names_the_images_that_it_distrusts_and_forgets_them(tmp_path: Pat
     assert again.text.startswith("finished before")
     there, taken = ((tmp_path / x / DISTRUSTED).read_bytes() for x in ("run", "again"))
     assert there == taken
+    # Where the same images lie elsewhere, the paths are these.
+    moved_to = shutil.copytree(tmp_path / "nut", tmp_path / "elsewhere/nut").parent
+    data = replace(contaminated(tmp_path).data, root=str(moved_to))
+    elsewhere = run(contaminated(tmp_path, **settings, data=data), tmp_path / "other")
+    assert elsewhere.text.startswith("finished before")
+    told = (tmp_path / "other" / DISTRUSTED).read_bytes()
+    assert bytes(moved_to) in told
+    assert told.replace(bytes(moved_to), bytes(tmp_path)) == there
+    shutil.rmtree(tmp_path / "other")
+    (tmp_path / "again" / DISTRUSTED).write_text("path,label,distrust,number\na,1,9.5,13\n")
+    reason = f"{tmp_path / 'again' / DISTRUSTED} is damaged (a number is not one of the 13 training"
+    assert str(damage(tmp_path / "again")).startswith(reason)
     (tmp_path / "again" / DISTRUSTED).unlink()
     (tmp_path / "run" / DISTRUSTED).unlink()
     warm = run(contaminated(tmp_path, **settings), tmp_path / "run")

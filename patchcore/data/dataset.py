@@ -47,8 +47,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
       on its own,
     - `label`, 0 nominal or 1 anomalous,
     - `mask` (H, W) bool, True where anomalous,
-    - `has_mask`, False where the anomalous pixels are unknown: an anomalous image has no mask, or
-      one that marks nothing, or nothing inside the crop,
+    - `has_mask`, False where the anomalous pixels are unknown: the `mask` of an anomalous image
+      marks nothing,
     - `regions` (6,) int64, the counts of `patchcore.data.transforms.Regions`,
     - `index` into `samples`,
     - `seconds`, a list of two times: decoding the files, and making the rest of the item; NaN where
@@ -161,11 +161,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
         pixels, mask, inside, regions, (decode, cached) = self._prepared(
             sample, epoch, index, pose, read, beside
         )
+        marks = bool(mask.any())
         described: dict[str, Any] = {
             "label": sample.label,
             "mask": torch.from_numpy(mask),  # (H', W')
-            "has_mask": sample.label == 0 or (regions.marked > 0 and not regions.unseen),
-            "regions": torch.from_numpy(regions.counts()),
+            "has_mask": sample.label == 0 or marks,
+            "regions": torch.from_numpy((regions if marks else regions.hidden()).counts()),
             "index": index,
             "seconds": [decode, 0.0],
         }

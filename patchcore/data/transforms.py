@@ -5,7 +5,7 @@ Every region of a mask that is lost on the way is counted.
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,8 +48,18 @@ class Regions:
 
     @property
     def unseen(self) -> bool:
-        """Whether regions lie outside the crop, and no region inside."""
-        return self.outside > 0 and self.outside + self.lost == self.marked
+        """Whether the file marks regions, and none of them shows at the network's size."""
+        return 0 < self.marked == self.outside + self.lost + self.merged
+
+    def hidden(self) -> "Regions":
+        """Return the numbers if no region shows, though some may when counted by `follow`.
+
+        This occurs where `follow` does not resize the mask as `build_preparation` does: in images
+        that are too large to be resized as a whole.
+        """
+        if self.unseen:
+            return self
+        return replace(self, cut=0, lost=self.marked - self.outside, merged=0)
 
     def counts(self) -> NDArray[np.int64]:
         """Return the numbers, (6,) int64, as `patchcore.metrics.MaskCounts` takes them."""

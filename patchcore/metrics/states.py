@@ -257,7 +257,9 @@ class MaskCounts(Metric):
     """Counts of missing, cropped, lost and merged ground truth of anomalous images.
 
     - `images_without_mask`: no mask, or one that marks nothing; left out of pixel metrics.
-    - `images_outside_crop`: all marked regions are outside the crop; left out of pixel metrics.
+    - `images_outside_crop`: all marked regions are outside the crop, or some are and the others
+      lost in resizing; left out of pixel metrics.
+    - `images_lost_in_resizing`: all marked regions are lost in resizing; left out of pixel metrics.
     - `images_cut_by_crop`: some marked pixels are outside the crop, but not all of them.
     - `regions_outside_crop`, `regions_lost_in_resizing`: marked regions that pixel metrics miss.
     - `regions_merged`: regions joined with another by resizing; AUPRO counts them as one.
@@ -265,11 +267,11 @@ class MaskCounts(Metric):
 
     is_differentiable = False
     full_state_update = False
-    counts: Tensor  # (9,) int64
+    counts: Tensor  # (11,) int64
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("counts", torch.zeros(9, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(11, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, labels: Tensor, regions: Tensor) -> None:
         """Add a batch.
@@ -281,16 +283,19 @@ class MaskCounts(Metric):
                 and merged; and 1 if regions cover more than half of the image.
         """
         marked, outside, cut, lost, merged, most = regions[labels.bool()].to(self.device).unbind(1)
-        unseen = (outside > 0) & (outside + lost == marked)
+        seen = marked > outside + lost + merged
+        unseen = ~seen & (marked > 0)
         sums = [
             marked == 0,
-            unseen,
-            ~unseen & (outside + cut > 0),
+            unseen & (outside > 0),
+            unseen & (outside == 0),
+            seen & (outside + cut > 0),
             outside,
             lost,
             merged,
             marked > 0,
             marked,
+            lost * seen,
             most,
         ]
         self.counts = self.counts + torch.stack([x.sum() for x in sums])
@@ -302,7 +307,7 @@ class MaskCounts(Metric):
     def notices(self) -> list[str]:
         """Return sentences on ground truth that the metrics miss, most with a remedy."""
         found = self.compute()
-        *_, masked, regions, most = self.counts.tolist()
+        *_, masked, regions, nominal, most = self.counts.tolist()
         images = masked + found["images_without_mask"]
         lines = []
         if masked and (count := found["images_without_mask"]):
@@ -316,14 +321,19 @@ class MaskCounts(Metric):
                 "it cannot be found; image metrics count them, pixel metrics leave them out. "
                 "image.view=square takes images whole"
             )
+        if count := found["images_lost_in_resizing"]:
+            lines.append(
+                f"{count} of {images} anomalous images have their defect lost in resizing; image "
+                "metrics count them, pixel metrics leave them out. A larger image.size keeps it"
+            )
         if count := found["images_cut_by_crop"]:
             lines.append(
                 f"{count} of {images} anomalous images have part of their defect outside the crop; "
                 "image.view=square takes images whole"
             )
-        if count := found["regions_lost_in_resizing"]:
+        if nominal:  # regions lost in images that are not left out
             lines.append(
-                f"{count} of {regions} marked regions, of one pixel each, were lost in resizing "
+                f"{nominal} of {regions} marked regions, of one pixel each, were lost in resizing "
                 "and count as nominal; a larger image.size keeps them"
             )
         if 2 * most > masked:

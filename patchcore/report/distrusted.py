@@ -8,7 +8,7 @@ from patchcore.data.sample import Sample
 from patchcore.report.cells import harmless
 
 DISTRUSTED = "distrusted.csv"
-"""File of a run with `method.pruning`: path, label and distrust of each such image."""
+"""File of a run with `method.pruning`: path, label, distrust and number of each such image."""
 
 
 def write_distrusted(
@@ -24,12 +24,34 @@ def write_distrusted(
     """
     with (folder / DISTRUSTED).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "distrust"])
+        writer.writerow(["path", "label", "distrust", "number"])
         for number, value in distrusted.items():
             sample = samples[number]
-            writer.writerow([harmless(sample.name), sample.label, value])
+            writer.writerow([harmless(sample.name), sample.label, value, number])
     told = f"{len(distrusted)} of {len(samples)} training images are distrusted and were dropped"
     if not distrusted:
         return told
     first = samples[next(iter(distrusted))].name
     return f"{told}: see {DISTRUSTED}, which begins with {first}"
+
+
+def copy_distrusted(source: Path, samples: Sequence[Sample], folder: Path) -> None:
+    """Copy `DISTRUSTED`, if there is one, under the paths of the current training images.
+
+    Args:
+        source: Folder of the finished run.
+        samples: Training images of the current run, in the order of the finished one.
+        folder: Folder of the current run.
+    """
+    if (source / DISTRUSTED).is_file():
+        write_distrusted(folder, samples, read_distrusted(source))
+
+
+def read_distrusted(folder: Path) -> dict[int, float]:
+    """Read the distrust of the images that a run has dropped, {number: deviations}.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError or csv.Error: The file is missing or damaged.
+    """
+    with (folder / DISTRUSTED).open(newline="", encoding="utf-8") as file:
+        return {int(row["number"]): float(row["distrust"]) for row in csv.DictReader(file)}
