@@ -177,11 +177,15 @@ def change_artifact(
         The model as it was written, and its changes in their order.
 
     Raises:
-        InputError: See `patchcore.artifact.load`, `extend` and `remove`.
+        InputError: See `patchcore.artifact.load`, `extend` and `remove`; or `output` lies inside
+            the artifact.
     """
     weights = any(
         member["network"]["file"] for member in artifact.read_description(folder)["members"]
     )
+    place, target = folder.resolve(), (output or folder).resolve()
+    if target != place and target.is_relative_to(place):
+        raise InputError(f"{output}: lies inside the model {folder}: give another folder")
     inspector = artifact.load(folder, device)
     start = len(inspector.details["lineage"])
     changes = []

@@ -1,3 +1,4 @@
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -251,6 +252,15 @@ def test_no_other_decoder_runs(tmp_path: Path, kind: str) -> None:
         pytest.raises(InputError, match=r"picture\.png: cannot be read .*none of (AVIF, )?BMP"),
     ):
         read_image(path)
+
+
+def test_pipes_and_folders_are_no_images(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "folder.png"):
+        for read in (read_image, read_mask, image_size):
+            with pytest.raises(InputError, match=f"^{tmp_path / name}: is not a file"):
+                read(tmp_path / name)
 
 
 @pytest.mark.parametrize("turn", range(1, 9))

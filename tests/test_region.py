@@ -456,6 +456,15 @@ def test_the_pixels_that_count_are_the_same_in_run_and_test(
         assert {key: whole[key] for key in keys} == {key: record[key] for key in keys}
 
 
+def test_an_artifact_is_not_written_into_another(tmp_path: Path) -> None:
+    fitted("patchcore", images(4), left(4)).save(tmp_path / "model", weights=True)
+    new = write_image(tmp_path / "new.png", (SIZE[1], SIZE[0]))
+    before = {path: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    with pytest.raises(InputError, match=r"model/grown: lies inside the model"):
+        change_artifact(tmp_path / "model", [new], output=tmp_path / "model/grown")
+    assert {path: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+
+
 def test_an_artifact_with_a_region_extends(tmp_path: Path) -> None:
     region = np.zeros(SIZE, dtype=bool)
     region[:, :16] = True

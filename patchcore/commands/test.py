@@ -70,7 +70,8 @@ def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
         omegaconf.errors.OmegaConfBaseException: A setting does not exist, or its value is missing
             or of a wrong type.
     """
-    chosen, settings = None, {}
+    chosen: str | None = None
+    settings: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not (key == "data" or key.startswith("data.")):
