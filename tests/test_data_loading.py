@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.datamodule import AnomalyDataModule
@@ -16,6 +17,7 @@ from patchcore.data.dataset import EpochSampler, ImageDataset, Loader, collate, 
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
+from patchcore.digests import ChangedError
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask, write_mvtec
 
@@ -292,6 +294,31 @@ def test_sizes_that_differ_need_single_batches(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^data\.batch_size: .*8×7 and 9×7 .*batch_size=1"):
         collate([dataset[0], dataset[1]])
     assert collate([dataset[0]])["image"].shape == (1, 3, 7, 9)
+
+
+def test_quarter_turns_need_square_images(tmp_path: Path) -> None:
+    image = write_image(tmp_path / "0.png", (9, 7))
+    quarters = ImageDataset([Sample(image, 0)], WHOLE, AugmentConfig(rotations=4))
+    with pytest.raises(InputError, match=r"^augment\.rotations: a quarter .* image\.view=square"):
+        collate(quarters.__getitems__([0]))
+    halves = ImageDataset([Sample(image, 0)], WHOLE, AugmentConfig(rotations=2))
+    assert collate(halves.__getitems__([0]))["image"].shape == (2, 3, 7, 9)
+
+
+class Changed(Dataset[Any]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, item: int) -> Any:
+        raise ChangedError(Path("/data/a, b: c/7.png"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_changed_file_is_named_by_any_process(workers: int) -> None:
+    with pytest.raises(ChangedError) as error:
+        list(Loader(Changed(), num_workers=workers))
+    assert error.value.path == Path("/data/a, b: c/7.png")
+    assert str(error.value) == str(ChangedError(error.value.path))
 
 
 def test_epochs_number_on() -> None:

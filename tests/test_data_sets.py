@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -686,8 +687,25 @@ def test_generated_images_are_written_once(tmp_path: Path) -> None:
     config.read()
     assert image.stat().st_mtime_ns == written
     assert [path.name for path in tmp_path.iterdir()] == [config.folder().name]
-    image.unlink()
-    assert len(config.read().train) == 1  # what a user removes stays removed
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        ("1 training images, but 2", "train/good"),
+        ("1 nominal test images, but 2", "test/good"),
+        ("5 masks, but 6", "ground_truth/*"),
+    ],
+)
+def test_removed_generated_images_are_told(tmp_path: Path, kind: str, place: str) -> None:
+    config = generated(tmp_path, GeneratedCategory.texture)
+    split = config.read()
+    folder = config.folder()
+    min(folder.glob(f"texture/{place}/*.png")).unlink()
+    with pytest.raises(InputError, match=f"texture: holds {kind} were drawn; remove .* anew"):
+        config.read()
+    shutil.rmtree(folder)
+    assert config.read() == split
 
 
 def test_two_processes_write_the_same_folder(

@@ -102,6 +102,40 @@ def test_mvtec3d_reads_its_colour_images(tmp_path: Path) -> None:
         config.read()
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("test/Good/rgb/000.png", "test/Good: nominal images are expected in a folder named good"),
+        ("test/ok/rgb/000.png", "test/ok: nominal images are expected in a folder named good"),
+        ("train/Good/rgb/000.png", "train/Good: nominal images are expected in a folder named"),
+        (
+            "test/cut/rgb/000.jpg",
+            r"gt/000\.png: this mask has several images named 000 in .*cut/rgb",
+        ),
+        ("test/cut/gt/000.bmp", r"gt/000\.png: 000 has the mask .*gt/000\.bmp already; remove one"),
+        ("test/cut/rgb/000_mask.png", r"000_mask\.png: is a mask by its name, .*folders named gt"),
+        ("train/good/rgb/000_gt.png", r"000_gt\.png: is a mask by its name, .*folders named gt"),
+        ("validation/good/rgb/000_gt.png", r"000_gt\.png: is a mask by its name"),
+    ],
+)
+def test_what_mvtec3d_does_not_expect_is_refused(tmp_path: Path, place: str, message: str) -> None:
+    write_image(write_mvtec3d(tmp_path) / place)
+    with pytest.raises(InputError, match=message):
+        MVTec3DConfig(root=str(tmp_path), category="tire", validation=True).read()
+
+
+def test_folders_that_mvtec3d_does_not_read_are_told(tmp_path: Path) -> None:
+    write_image(write_mvtec3d(tmp_path) / "train/worn/rgb/000.png")
+    with pytest.warns(UserWarning, match=r"^data: not read: [^,]*tire/train/worn; r"):
+        MVTec3DConfig(root=str(tmp_path), category="tire").read()
+
+
+def test_masks_among_validation_images_are_refused(tmp_path: Path) -> None:
+    write_mask(write_mvtec2(tmp_path) / "validation/good/000_regular_mask.png")
+    with pytest.raises(InputError, match=r"regular_mask\.png: is a mask by its name"):
+        MVTec2Config(root=str(tmp_path), category="vial", validation=True).read()
+
+
 def entry(name: str, kind: str = "OK", mask: str | None = None) -> dict[str, Any]:
     return {"category": "toy", "anomaly_class": kind, "image_path": name, "mask_path": mask}
 

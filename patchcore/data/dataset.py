@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache as remembered
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from patchcore.data.transforms import (
     build_normalisation,
     build_preparation,
 )
-from patchcore.digests import Snapshot
+from patchcore.digests import ChangedError, Snapshot
 from patchcore.errors import InputError
 from patchcore.identity import image_key, image_recipe, input_digest
 
@@ -304,11 +305,18 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         instead of `image`.
 
     Raises:
-        InputError: the images differ in size.
+        InputError: the images, or the poses of one, differ in size.
     """
     sizes = sorted({tuple(item["mask"].shape) for item in items})
     if len(sizes) > 1:
         (height, width), (other_height, other_width) = sizes[:2]
+        posed = {(item["index"], tuple(item["mask"].shape)) for item in items}
+        if len(posed) > len({index for index, _ in posed}):  # an image has several sizes
+            raise InputError(
+                f"augment.rotations: a quarter turn makes images of {height}×{width} pixels those "
+                f"of {width}×{height}, which cannot share a batch; set image.view=square or "
+                "image.view=crop, or augment.rotations=2"
+            )
         raise InputError(
             f"data.batch_size: images of {width}×{height} and {other_width}×{other_height} pixels "
             "cannot share a batch; set data.batch_size=1, or image.view=square"
@@ -357,9 +365,23 @@ class Loader(DataLoader[dict[str, Any]]):
             batches = super().__iter__()
             yield from one_ahead(batches) if self.ahead else batches
         except InputError as error:
-            last_line = str(error).strip().splitlines()[-1]
-            kind = type(error)
-            raise kind(last_line.split(f"{kind.__name__}: ", 1)[-1]) from None
+            if not self.num_workers:
+                raise
+            raise _of_worker(error) from None
+
+
+def _of_worker(error: InputError) -> InputError:
+    """Return the error that a worker raised.
+
+    PyTorch makes a new one of its type, whose only argument is the text of the worker's traceback.
+    """
+    changed = isinstance(error, ChangedError)
+    text = str(error.path if changed else error)  # type: ignore[attr-defined]
+    message = text.strip().splitlines()[-1].split(f"{type(error).__name__}: ", 1)[-1]
+    if changed:
+        end = str(ChangedError(Path("/"))).removeprefix("/")
+        return ChangedError(Path(message.removesuffix(end)))
+    return type(error)(message)
 
 
 _END: Any = object()

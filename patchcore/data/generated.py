@@ -93,7 +93,8 @@ class GeneratedConfig(DataConfig):
         """Draw and write the images unless they exist, and return their split.
 
         Raises:
-            InputError: the folder cannot be written, or images in it have been removed.
+            InputError: the folder cannot be written, or images or masks in it have been removed or
+                added.
         """
         folder = self.folder()
         try:
@@ -103,7 +104,25 @@ class GeneratedConfig(DataConfig):
             raise InputError(
                 f"data.root: cannot write to {folder} ({error.strerror}); set another folder"
             ) from error
-        return read_category(files, folder / self.category.name, LAYOUT)
+        place = folder / self.category.name
+        split = read_category(files, place, LAYOUT)
+        self._check(split, place)
+        return split
+
+    def _check(self, split: Split, folder: Path) -> None:
+        """Raise InputError unless the split has as many images and masks as the settings say."""
+        anomalous = [sample for sample in split.test if sample.label]
+        for kind, found, drawn in (
+            ("training images", len(split.train), self.train_images),
+            ("nominal test images", len(split.test) - len(anomalous), self.nominal_images),
+            ("anomalous images", len(anomalous), self.anomalous_images),
+            ("masks", sum(x.mask is not None for x in anomalous), self.anomalous_images),
+        ):
+            if found != drawn:
+                raise InputError(
+                    f"{folder}: holds {found} {kind}, but {drawn} were drawn; remove "
+                    f"{folder.parent}, and all are drawn anew"
+                )
 
     def _write(self, folder: Path) -> None:
         """Write all images at once, so that another process never sees only some of them."""

@@ -249,16 +249,16 @@ def read_category(
             images; images are in a place that is not read; a mask lies among images, has no image
             or several, or marks part of a nominal image; or an image has two masks.
     """
-    _note_others(files, folder, nominal, test)
-    _check_names(folder / "train", nominal)
+    note_others(files, folder, nominal, test)
+    check_names(folder / "train", nominal)
     masks_in = folder / truth
-    train = _images(files, folder / "train" / nominal, layout, masks_in, once=True)
+    train = checked_images(files, folder / "train" / nominal, layout, masks_in, once=True)
     test_folder = folder / test
     if not test_folder.is_dir():
         raise InputError(f"{test_folder}: no such folder; expected {layout}")
-    _check_names(test_folder, nominal, also=NOMINAL)
+    check_names(test_folder, nominal, also=NOMINAL)
     images = {
-        kind.name: _images(files, kind, layout, masks_in)
+        kind.name: checked_images(files, kind, layout, masks_in)
         for kind in files.folders(test_folder)
         if kind != masks_in
     }
@@ -287,15 +287,16 @@ def read_category(
     return Split([Sample(path, 0) for path in train], samples)
 
 
-def _images(
-    files: Files, folder: Path, layout: str, masks_in: Path, once: bool = False
+def checked_images(
+    files: Files, folder: Path, layout: str, masks_in: Path | str, once: bool = False
 ) -> list[Path]:
+    """Return the images of a folder as `images_in` does, and refuse masks that belong elsewhere."""
     images = images_in(files, folder, layout, once)
     reject_masks(images, folder, f"masks belong in {masks_in}")
     return images
 
 
-def _check_names(folder: Path, nominal: str, also: Iterable[str] = ()) -> None:
+def check_names(folder: Path, nominal: str, also: Iterable[str] = ()) -> None:
     """Refuse folders such as `Good` or `ok` where `good` is expected.
 
     Their images would count as anomalous, or would not be read.
@@ -311,10 +312,13 @@ def _check_names(folder: Path, nominal: str, also: Iterable[str] = ()) -> None:
             )
 
 
-def _note_others(files: Files, folder: Path, nominal: str, test: str) -> None:
-    """Add a note on folders that are not read."""
+def note_others(files: Files, folder: Path, nominal: str, other: str) -> None:
+    """Add a note on the folders of a category that are not read and are neither PARTS nor `other`.
+
+    In `train`, only the folder `nominal` is read.
+    """
     unread = []
-    for place, known in ((folder, (*PARTS, test)), (folder / "train", (nominal,))):
+    for place, known in ((folder, (*PARTS, other)), (folder / "train", (nominal,))):
         if place.is_dir():
             folders = files.folders(place, images=place == folder)
             unread += [path for path in folders if path.name not in known]
@@ -360,7 +364,8 @@ def _masks(
 
 def with_validation(files: Files, folder: Path, split: Split, layout: str) -> Split:
     """Return a category's split with the images in `validation/good` among the training images."""
-    more = images_in(files, folder / "validation" / "good", layout)
+    place = folder / "validation" / "good"
+    more = checked_images(files, place, layout, "folders of ground_truth")
     return Split(split.train + [Sample(path, 0) for path in more], split.test)
 
 

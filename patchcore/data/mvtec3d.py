@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from patchcore.data.files import Files
-from patchcore.data.layout import find_category, find_root, images_in, marks
+from patchcore.data.layout import (
+    NOMINAL,
+    check_names,
+    checked_images,
+    find_category,
+    find_root,
+    marks,
+    note_others,
+)
 from patchcore.data.sample import Category, DataConfig, Sample, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.errors import InputError, printable
@@ -25,6 +33,8 @@ LAYOUT = (
     "{category}/train/good/rgb, {category}/validation/good/rgb, {category}/test/{good,DEFECT}/rgb "
     "with masks in {category}/test/{good,DEFECT}/gt"
 )
+
+MASKS_IN = "folders named gt"
 
 
 @dataclass(kw_only=True)
@@ -63,19 +73,24 @@ class MVTec3DConfig(DataConfig):
         An anomalous image may lack a mask, but every mask needs its image.
 
         Raises:
-            InputError: root or category is missing, a folder holds no images, or a mask has no
-                image or marks part of a nominal one.
+            InputError: root or category is missing; a folder holds no images, or is named like a
+                folder of nominal images; or a mask lies among images, has no image or several,
+                marks part of a nominal one, or is one of two for an image.
         """
         root = find_root(self.root, LAYOUT, self.SOURCE.page)
         folder = find_category(root, self.category, LAYOUT)
+        note_others(files, folder, "good", "calibration")
         nominal = ["train", "validation"] if self.validation else ["train"]
+        for part in nominal:
+            check_names(folder / part, "good")
         train = [
             Sample(path, 0)
             for part in nominal
-            for path in images_in(files, folder / part / "good" / "rgb", LAYOUT)
+            for path in checked_images(files, folder / part / "good" / "rgb", LAYOUT, MASKS_IN)
         ]
         if not (folder / "test").is_dir():
             raise InputError(f"{folder / 'test'}: no such folder; expected {LAYOUT}")
+        check_names(folder / "test", "good", also=NOMINAL)
         test = [
             sample for kind in files.folders(folder / "test") for sample in _samples(files, kind)
         ]
@@ -86,10 +101,10 @@ class MVTec3DConfig(DataConfig):
 
 def _samples(files: Files, folder: Path) -> list[Sample]:
     """Samples of one kind of test images."""
-    truth = folder / "gt"
-    masks = {path.stem: path for path in files.images(truth)} if truth.is_dir() else {}
+    images = checked_images(files, folder / "rgb", LAYOUT, MASKS_IN)
+    masks = _masks(files, folder / "gt", [path.stem for path in images])
     samples = []
-    for path in images_in(files, folder / "rgb", LAYOUT):
+    for path in images:
         mask = masks.pop(path.stem, None)
         if folder.name != "good":
             samples.append(Sample(path, 1, printable(folder.name), mask))
@@ -104,3 +119,17 @@ def _samples(files: Files, folder: Path) -> list[Sample]:
             "image or remove the mask"
         )
     return samples
+
+
+def _masks(files: Files, folder: Path, names: list[str]) -> dict[str, Path]:
+    """Masks by the name of their image, which is among `names` at most once."""
+    masks: dict[str, Path] = {}
+    for path in files.images(folder) if folder.is_dir() else ():
+        if names.count(path.stem) > 1:
+            raise InputError(
+                f"{path}: this mask has several images named {path.stem} in "
+                f"{folder.parent / 'rgb'}; rename all but one"
+            )
+        if (other := masks.setdefault(path.stem, path)) != path:
+            raise InputError(f"{path}: {path.stem} has the mask {other} already; remove one")
+    return masks
