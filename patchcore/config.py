@@ -17,6 +17,7 @@ from patchcore.cache import CacheConfig
 from patchcore.conflicts import check_conflicts
 from patchcore.coreset import CoresetConfig
 from patchcore.data.augment import AugmentConfig
+from patchcore.data.inputs import complete_images
 from patchcore.data.sample import DataConfig
 from patchcore.data.transforms import ImageConfig
 from patchcore.decision import DecisionConfig
@@ -175,6 +176,31 @@ class Config:
             )
             for member in self.ensemble.members
         ]
+
+    def completed(self) -> "Config":
+        """Return the settings without nulls that depend on the network or the data set.
+
+        `backbone.weights` is named, and images are as `complete_images` says. Settings that are
+        complete are returned as they are.
+
+        Raises:
+            InputError: A network or tag does not exist, or settings are in conflict.
+        """
+        members = self.ensemble.members
+        networks = [self.backbone, *(member.backbone or self.backbone for member in members)]
+        image, *own = complete_images(
+            type(self.data),
+            [network.input() for network in networks],
+            self.image.given(),
+            [None if member.image is None else member.image.given() for member in members],
+        )
+        backbone, *theirs = (replace(each, weights=each.resolved()) for each in networks)
+        completed = [
+            replace(member, backbone=member.backbone and network, image=each)
+            for member, network, each in zip(members, theirs, own, strict=True)
+        ]
+        ensemble = replace(self.ensemble, members=completed)
+        return replace(self, image=image, backbone=backbone, ensemble=ensemble)
 
     @property
     def judged(self) -> bool:

@@ -107,7 +107,8 @@ def run(
     fails. If a file of the data changes during the run, the run is started again, but only once.
 
     Args:
-        config: The checked settings. `config.trainer` holds arguments of Lightning's Trainer. Its
+        config: The checked settings; nulls are filled in as the command does, by
+            `Config.completed`. `config.trainer` holds arguments of Lightning's Trainer. Its
             callbacks, and loggers, are mappings {"_target_": dotted name, argument: …}.
         folder: Folder of the run; created if it does not exist.
         settings: The settings as plain values, for config.yaml; made from `config` by default.
@@ -127,7 +128,7 @@ def run(
     >>> run(config, "runs/screw").record["image_auroc"]
     """
     quiet()
-    folder, make = Path(folder), make or construct
+    config, folder, make = config.completed(), Path(folder), make or construct
     settings = plain(config) if settings is None else settings
     keeper = Keeper(config.artifact, config.objectives[0], folder, multirun)
     check_shared(config)

@@ -6,7 +6,8 @@ import scipy.ndimage
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchcore.data.transforms import ImageConfig, Regions, build_preparation, resize_regions
+from patchcore.data.regions import Regions, resize_regions
+from patchcore.data.transforms import ImageConfig, build_preparation
 
 
 def blank(height: int = 100, width: int = 100) -> NDArray[np.bool_]:

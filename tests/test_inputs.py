@@ -1,5 +1,7 @@
 """The input follows the network and the data set: size, view, mean and standard deviation."""
 
+import pickle
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,20 @@ from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from patchcore import BackboneConfig, InputError, PatchCore
+import tests.runs
+from patchcore import BackboneConfig, InputError, LayersConfig, PatchCore, run
 from patchcore.commands.composed import to_config
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.mistakes import explain
-from patchcore.config import Config
+from patchcore.config import Config, EnsembleConfig, MemberConfig
+from patchcore.data.folder import FolderConfig
+from patchcore.data.mstc import MSTCConfig
+from patchcore.data.mtd import MTDConfig
+from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
-from tests.images import write_mvtec
+from patchcore.settings import plain
+from tests.images import write_image, write_mvtec
 from tests.runs import patchcore
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone .* has random weights")
@@ -169,6 +177,80 @@ def test_values_that_no_image_survives_are_refused(key: str, value: float) -> No
         ImageConfig(std=[1.0, 1e-42, 1.0])
 
 
+def both(*overrides: str, **groups: Any) -> list[Any]:
+    """Settings of images and backbones that the command composes, and those from Python."""
+    groups = {"data": MTDConfig(), **groups}
+    ours = tests.runs.config(Path("no"), **groups).completed()
+    return [
+        [(plain(each.image), plain(each.backbone)) for each in (config, *config.members())]
+        for config in (composed(*overrides), ours)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "groups"),
+    [
+        (["data=mtd"], {"image": ImageConfig()}),
+        (["data=mvtec"], {"image": ImageConfig(), "data": MVTecConfig()}),
+        (["data=mstc"], {"image": ImageConfig(), "data": MSTCConfig()}),
+        (["data=mtd", "image.size=320"], {"image": ImageConfig(size=320)}),
+        (["data=mtd", "image.view=crop"], {"image": ImageConfig(view=View.crop)}),
+        (["data=mtd", "image.resize=32", "image.crop=32"], {"image": ImageConfig(32, crop=32)}),
+        (["data=mtd", "image.crop=null"], {"image": ImageConfig(crop=None)}),
+        (["data=mtd", "image.tiles=64"], {"image": ImageConfig(tiles=64)}),
+        (
+            ["data=mtd", "image.tiles=64", "image.size=300"],
+            {"image": ImageConfig(tiles=64, size=300)},
+        ),
+        (
+            ["data=mtd", *LITE],
+            {"image": ImageConfig(), "backbone": BackboneConfig("tf_efficientnet_lite2")},
+        ),
+        (
+            ["data=mtd", *LITE, "image.mean=[0.485,0.456,0.406]"],  # as if filled in, but given
+            {
+                "image": ImageConfig(mean=IMAGENET[0]),
+                "backbone": BackboneConfig("tf_efficientnet_lite2"),
+            },
+        ),
+        (
+            [
+                *("data=mtd", "image.size=280", "image.mean=[0,0,0]"),
+                "ensemble.members=[{backbone:{name:tf_efficientnet_lite2,weights:in1k}},"
+                "{image:{size:320}},{layers:{names:['2']}}]",
+            ],
+            {
+                "image": ImageConfig(size=280, mean=[0.0] * 3),
+                "ensemble": EnsembleConfig(
+                    [
+                        MemberConfig(BackboneConfig("tf_efficientnet_lite2", "in1k")),
+                        MemberConfig(image=ImageConfig(size=320)),
+                        MemberConfig(layers=LayersConfig(["2"])),
+                    ]
+                ),
+            },
+        ),
+    ],
+)
+def test_settings_from_python_are_completed_as_the_commands(
+    overrides: list[str], groups: dict[str, Any]
+) -> None:
+    theirs, ours = both(*overrides, **groups)
+    assert ours == theirs
+
+
+def test_what_was_given_is_known_of_copies_and_after_changes() -> None:
+    image = ImageConfig(size=64, bits=12)
+    for each in (image, deepcopy(image), pickle.loads(pickle.dumps(image))):
+        given = {key: value for key, value in each.given().items() if value is not None}
+        assert given == {"size": 64, "bits": 12, "limit": image.limit}
+    image.mean = [0.1, 0.2, 0.3]
+    assert image.given()["mean"] == [0.1, 0.2, 0.3] and image.given()["std"] is None
+    assert image == ImageConfig(size=64, bits=12, mean=[0.1, 0.2, 0.3])
+    complete = tests.runs.config(Path("no"), image=image).completed()
+    assert complete.completed() == complete
+
+
 def test_a_run_uses_them_and_writes_them_down(tmp_path: Path) -> None:
     write_mvtec(tmp_path / "data", (40, 36))
     scores = []
@@ -194,3 +276,31 @@ def test_a_run_uses_them_and_writes_them_down(tmp_path: Path) -> None:
     assert (written.image.resize, written.image.crop, written.image.stretch) == (64, None, True)
     assert written.backbone.weights == "none"
     assert scores[0] != scores[1]  # so they are used
+
+
+def test_a_run_from_python_uses_and_writes_down_the_same(tmp_path: Path) -> None:
+    """The view is not that of `ImageConfig` alone, nor are mean and standard deviation."""
+    for folder, count in (("nominal", 4), ("bent", 1)):
+        for i in range(count):
+            write_image(tmp_path / f"data/{folder}/{i}.png", (48, 36), i + 10 * count)
+    typed = patchcore(
+        *("train", "data=folder", f"data.root={tmp_path}/data", "data.anomalous=bent"),
+        *("backbone=timm", "backbone.name=test_convnext", "backbone.weights=none"),
+        *("image.size=64", "layers.names=[2]", "patch=average", "coreset.ratio=0.5"),
+        *("trainer=cpu", "logger=none", "figures=false", f"hydra.run.dir={tmp_path}/typed"),
+    )
+    assert typed.code == 0, typed.err
+    settings = tests.runs.config(
+        tmp_path,
+        data=FolderConfig(root=f"{tmp_path}/data", anomalous="bent"),
+        image=ImageConfig(size=64),
+        backbone=BackboneConfig("test_convnext", "none"),
+        layers=LayersConfig(["2"]),
+    )
+    run(settings, tmp_path / "python")
+    theirs, ours = (
+        (OmegaConf.load(tmp_path / name / "config.yaml"), (tmp_path / name / "scores.csv"))
+        for name in ("typed", "python")
+    )
+    assert ours[0].image == theirs[0].image and ours[0].image.mean == [0.5] * 3
+    assert ours[0].image.view == "square" and ours[1].read_text() == theirs[1].read_text()

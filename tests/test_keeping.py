@@ -404,7 +404,7 @@ def test_what_is_undefined_or_cannot_be_read_loses(tmp_path: Path) -> None:
 
 
 def test_models_that_are_not_of_the_multirun_stay(root: Path, tmp_path: Path) -> None:
-    """Its folder may be one that holds other runs: `hydra.sweep.dir` may be any."""
+    """Other runs may be in its folder: `hydra.sweep.dir` may be any."""
     contest = Contest(tmp_path, Objective["image_auroc"])
     best = finished(tmp_path, "0", True, image_auroc=0.9)
     worse = finished(tmp_path, "1", True, image_auroc=0.8)

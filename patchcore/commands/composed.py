@@ -10,8 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from patchcore.backbones import BackboneConfig
 from patchcore.commands.mistakes import no_such_option
 from patchcore.config import Config
-from patchcore.data.transforms import ImageConfig
-from patchcore.data.view import View
+from patchcore.data.inputs import complete_images
+from patchcore.data.transforms import FILLED, ImageConfig
 from patchcore.errors import InputError
 from patchcore.settings import check_range
 
@@ -115,38 +115,30 @@ def check_numbers(value: Any, key: str = "") -> None:
 def fill_inputs(cfg: DictConfig) -> None:
     """Replace null and missing settings of backbones and images by the values that are used.
 
-    `image.size` and `image.view` are the data set's unless given, and `image.resize`, `stretch` and
-    `crop` follow from them; `backbone.weights`, `image.mean` and `image.std` are what the weights
-    record. So fingerprint and `config.yaml` hold what is used. Each member of an ensemble gets its
-    own network's; what is set for the run holds for the members that leave `image` out, and its
-    size and view for those that leave these out. Nothing is built or downloaded.
+    So fingerprint and `config.yaml` hold what is used: see `Config.completed`. Nothing is built or
+    downloaded.
 
     Raises:
         InputError: A network or tag does not exist, or a setting of an image is out of its range.
     """
-    image = OmegaConf.merge(OmegaConf.structured(ImageConfig), cfg.image)
+    members = cfg.ensemble.members
+    own = [cfg.backbone if each.backbone is None else each.backbone for each in members]
+    networks = [BackboneConfig(each.name, each.weights) for each in (cfg.backbone, *own)]
+    for backbone, network in zip((cfg.backbone, *own), networks, strict=True):
+        backbone.weights = network.resolved()
+    image: Any = OmegaConf.merge(OmegaConf.structured(ImageConfig), cfg.image)
     kind: Any = OmegaConf.get_type(cfg.data)
-    size = kind.SIZE if image.size is None else image.size
-    view = kind.VIEW if image.view is None else image.view
-    _fill(cfg.backbone, cfg.image, size, view)
-    for member in cfg.ensemble.members:
+    given = [None if each.image is None else _given(each.image) for each in members]
+    records = [network.input() for network in networks]
+    completed = complete_images(kind, records, _given(image), given)
+    for member in members:
         if member.image is None:
             member.image = image.copy()
-        backbone = cfg.backbone if member.backbone is None else member.backbone
-        _fill(backbone, member.image, size, view)
+    images = (cfg.image, *(member.image for member in members))
+    for node, found in zip(images, completed, strict=True):
+        for key in FILLED:
+            node[key] = getattr(found, key)
 
 
-def _fill(backbone: DictConfig, image: DictConfig, size: int, view: View) -> None:
-    config = BackboneConfig(backbone.name, backbone.weights)
-    record = config.input()
-    backbone.weights = config.resolved()
-    known: dict[str, Any] = {"mean": list(record.mean), "std": list(record.std)}
-    if image.tiles is None or image.size is not None or image.view is not None:
-        known |= {"size": size, "view": view}
-    for key, value in known.items():
-        if image[key] is None:
-            image[key] = value
-    given = {str(key): image[key] for key in image if not OmegaConf.is_missing(image, str(key))}
-    filled = ImageConfig(**given)
-    for key in ("size", "view", "resize", "stretch", "crop"):
-        image[key] = getattr(filled, key)
+def _given(image: DictConfig) -> dict[str, Any]:
+    return {str(key): image[key] for key in image if not OmegaConf.is_missing(image, str(key))}

@@ -17,12 +17,11 @@ from patchcore.cache import MapCache, timed, took
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.images import read_pair, read_truth
 from patchcore.data.poses import UPRIGHT, Pose
+from patchcore.data.regions import Mask, Regions
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import (
     ImageConfig,
-    Mask,
     Pixels,
-    Regions,
     build_normalisation,
     build_preparation,
 )
@@ -50,7 +49,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
     - `mask` (H, W) bool, True where anomalous,
     - `has_mask`, False where the anomalous pixels are unknown: the `mask` of an anomalous image
       marks nothing,
-    - `regions` (6,) int64, the counts of `patchcore.data.transforms.Regions`,
+    - `regions` (6,) int64, the counts of `patchcore.data.regions.Regions`,
     - `index` into `samples`,
     - `seconds`, a list of two times: decoding the files, and making the rest of the item; NaN where
       the cache does not tell,

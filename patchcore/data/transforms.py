@@ -1,17 +1,14 @@
-"""Transforms from a decoded image and its mask to the network's input, the same for both.
-
-Every region of a mask that is lost on the way is counted.
-"""
+"""Transforms from a decoded image and its mask to the network's input, the same for both."""
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from copy import copy
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import scipy
 import torch
 from numpy.typing import NDArray
 from omegaconf import MISSING
@@ -21,133 +18,20 @@ from patchcore._record import InputRecord
 from patchcore.data.augment import AugmentConfig, build_augmentation
 from patchcore.data.images import LIMIT
 from patchcore.data.poses import UPRIGHT, Pose
+from patchcore.data.regions import Mask, Regions, follow_regions, resize_regions
 from patchcore.data.view import SIZE, View
 from patchcore.errors import InputError
 from patchcore.settings import Settings, setting
 
 LARGEST = 1 << 26  # most pixels of a network's input: 8192×8192
 Pixels = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 Channels = NDArray[np.float32]
 Transform = Callable[[Pixels, Mask, int], tuple[torch.Tensor, torch.Tensor]]
 Preparation = Callable[[Pixels, Mask, int], tuple[Pixels, Mask]]
 Normalisation = Callable[[Pixels], torch.Tensor]
-TOUCHING = np.ones((3, 3), dtype=bool)  # 8-connectivity: pixels that meet at a corner are connected
-
-
-@dataclass(frozen=True)
-class Regions:
-    """Numbers of a mask's 8-connected regions, by what resizing and cropping did to them."""
-
-    marked: int = 0  # regions in the file
-    outside: int = 0  # wholly outside the crop
-    cut: int = 0  # partly outside the crop
-    lost: int = 0  # lost in resizing
-    merged: int = 0  # joined with another region by resizing
-    most: int = 0  # 1 if all regions cover more than half of the image, as in inverted masks
-
-    @property
-    def unseen(self) -> bool:
-        """Whether the file marks regions, and none of them shows at the network's size."""
-        return 0 < self.marked == self.outside + self.lost + self.merged
-
-    def hidden(self) -> "Regions":
-        """Return the numbers if no region shows, though some may when counted by `follow`.
-
-        This occurs where `follow` does not resize the mask as `build_preparation` does: in images
-        that are too large to be resized as a whole.
-        """
-        if self.unseen:
-            return self
-        return replace(self, cut=0, lost=self.marked - self.outside, merged=0)
-
-    def counts(self) -> NDArray[np.int64]:
-        """Return the numbers, (6,) int64, as `patchcore.metrics.MaskCounts` takes them."""
-        return np.array(astuple(self), dtype=np.int64)
-
-
-def resize_regions(
-    mask: NDArray[np.bool_], size: tuple[int, int]
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Number a mask's regions and resize them.
-
-    Each new pixel takes the region at the nearest pixel of the mask, as Pillow's NEAREST does. A
-    region of two or more pixels that would be lost by this gets the free new pixels that it covers
-    at least half as much as the one it covers most. A region of one pixel may be lost.
-
-    Args:
-        mask: (H, W), True where marked.
-        size: H' and W'.
-
-    Returns:
-        The number of the region at each new pixel, (H', W') int32, counted from 1, 0 where there is
-        none; and the areas of the R regions in the mask, (R,) int64, pixels.
-    """
-    resized = np.zeros(size, dtype=np.int32)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return resized, np.zeros(0, dtype=np.int64)
-    top, left = rows[0], columns[0]
-    labels, count = scipy.ndimage.label(
-        mask[top : rows[-1] + 1, left : columns[-1] + 1], TOUCHING
-    )  # of the box around all
-    ys, to_y = _nearest(mask.shape[0], size[0], top, labels.shape[0])
-    xs, to_x = _nearest(mask.shape[1], size[1], left, labels.shape[1])
-    resized[np.ix_(to_y, to_x)] = labels[np.ix_(ys, xs)]
-    areas = np.bincount(labels.ravel(), minlength=count + 1)
-    kept = np.bincount(resized.ravel(), minlength=count + 1) > 0
-    boxes = scipy.ndimage.find_objects(labels)
-    for number in np.flatnonzero(~kept & (areas > 1)):
-        box = boxes[number - 1]
-        y, x = np.nonzero(labels[box] == number)
-        y = (2 * (y + box[0].start + top) + 1) * size[0] // (2 * mask.shape[0])  # of its centre
-        x = (2 * (x + box[1].start + left) + 1) * size[1] // (2 * mask.shape[1])
-        places, covered = np.unique(y * size[1] + x, return_counts=True)
-        places = places[2 * covered >= covered.max()]
-        free = places[resized.ravel()[places] == 0]
-        resized.ravel()[free] = number
-    return resized, areas[1:]
-
-
-def follow_regions(
-    mask: NDArray[np.bool_], size: tuple[int, int], crop: tuple[slice, slice]
-) -> Regions:
-    """Count what becomes of a mask's regions in a resize to `size` (H', W') and a crop."""
-    resized, areas = resize_regions(mask, size)
-    count = len(areas)
-    if not count:
-        return Regions()
-    seen = resized[crop]
-    everywhere, inside = (np.bincount(x.ravel(), minlength=count + 1)[1:] for x in (resized, seen))
-    together, _ = scipy.ndimage.label(seen > 0, TOUCHING)
-    found = np.unique(together[seen > 0] * (count + 1) + seen[seen > 0])  # region by component
-    per_component = np.bincount(found // (count + 1)) if len(found) else np.zeros(1, dtype=int)
-    gone = everywhere == 0  # of more than one pixel: all its places are another region's
-    return Regions(
-        marked=count,
-        outside=int(((everywhere > 0) & (inside == 0)).sum()),
-        cut=int(((inside > 0) & (inside < everywhere)).sum()),
-        lost=int((gone & (areas == 1)).sum()),
-        merged=int((per_component[per_component > 0] - 1).sum() + (gone & (areas > 1)).sum()),
-        most=int(2 * int(mask.sum()) > mask.size),
-    )
-
-
-def _nearest(
-    length: int, resized: int, start: int, extent: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels that NEAREST takes from a part of a side, relative to `start`, and their new places.
-
-    Args:
-        length: Length of the side, px.
-        resized: New length of the side, px.
-        start: First pixel of the part.
-        extent: Length of the part, px.
-    """
-    ramp = Image.fromarray(np.arange(length, dtype=np.int32)[None])
-    taken = np.array(ramp.resize((resized, 1), Image.Resampling.NEAREST))[0].astype(np.int64)
-    places = np.flatnonzero((taken >= start) & (taken < start + extent))
-    return taken[places] - start, places
+_EXACT = ("resize", "stretch", "crop")
+FILLED = ("size", "view", *_EXACT, "mean", "std")
+"""Settings of an image that are filled in where they are null or left out."""
 
 
 @dataclass
@@ -156,6 +40,7 @@ class ImageConfig(Settings):
 
     `resize`, `stretch` and `crop` follow from `size` and `view` unless they are given. After
     construction, all five agree: `size` and `view` are None if they cannot express the other three.
+    `given` has the settings without what was filled in. For `dataclasses.replace`, all are given.
     """
 
     GROUP: ClassVar[str] = "image"
@@ -228,6 +113,7 @@ class ImageConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        asked = {key: getattr(self, key) for key in FILLED}
         size = SIZE if self.size is None else self.size
         usual = geometry(size, self.view or View.crop)
         if self.tiles is not None and self.size is None and self.view is None:
@@ -254,6 +140,20 @@ class ImageConfig(Settings):
         if min(self.std) < 1e-6:
             raise InputError(f"image.std must be at least 1e-6, got {list(self.std)}")
         self.size, self.view = self._named()
+        left = {key: MISSING if key in _EXACT else None for key in FILLED}
+        self._filled = {
+            key: (none, copy(getattr(self, key)))
+            for key, none in left.items()
+            if asked[key] == none
+        }
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings as they were given: null or left out where they were filled in."""
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        for key, (none, used) in self._filled.items():
+            if values[key] == used:  # else it was set later
+                values[key] = none
+        return {key: value for key, value in values.items() if value != MISSING}
 
     def _named(self) -> tuple[int, View] | tuple[None, None]:
         """Size and view that express `resize`, `stretch` and `crop`; None if none do."""

@@ -278,7 +278,7 @@ class MaskCounts(Metric):
 
         Args:
             labels: (B,) bool or 0/1, True for anomalous.
-            regions: (B, 6) int64, see `patchcore.data.transforms.Regions.counts`: numbers of
+            regions: (B, 6) int64, see `patchcore.data.regions.Regions.counts`: numbers of
                 regions that are marked, wholly outside the crop, partly outside, lost in resizing,
                 and merged; and 1 if regions cover more than half of the image.
         """
