@@ -388,6 +388,8 @@ def test_what_is_deployed_is_what_is_measured(kept: Path, tmp_path: Path, folder
         ([f"--output={__file__}"], "--output: .*test_export.py is a file: name a folder"),
         (["data.anomalous=none"], "data.anomalous: there is no folder"),
         (["data=mvtec", "data.root=none"], "data.root: there is no folder none"),
+        (["data=mvtec", "data.category=a,b"], "data.category=a,b: not understood: give one value"),
+        (["data=mvtec", "data.root=a=b"], "data.root: the value needs its own quotes"),
     ],
 )
 def test_settings_of_a_test_are_checked(kept: Path, overrides: list[str], words: str) -> None:
@@ -404,5 +406,10 @@ def test_other_data_may_be_tested_on(kept: Path) -> None:
     assert asked == replace(kept_settings, batch_size=3)
     other = asked_data(kept_settings, ["data=generated", "data.train_images=2"])
     assert other == GeneratedConfig(train_images=2)
+    named = asked_data(kept_settings, ["data=mvtec", "data.category=01", "data.root='a, b'"])
+    assert (named.category, named.root) == ("01", "a, b")
+    for name in ("yes", "1e3", "010", "null", "[yes,010]"):
+        found = asked_data(None, ["data=mvtec", f"data.category={name}"])
+        assert found.category == (["yes", "010"] if name.startswith("[") else name)
     with pytest.raises(InputError, match=r"^data: the model does not record which data set it was"):
         asked_data(None, [])

@@ -48,7 +48,7 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
                 f"{printable(text)}: the name of this {what} is not UTF-8; rename it, or use a "
                 "link to it whose name is in UTF-8"
             ) from None
-    return [_typed(_in_full(argument)) for argument in arguments]
+    return [typed_name(_in_full(argument)) for argument in arguments]
 
 
 _NUMBERS = r"\d[\d.e-]*(,\d[\d.e-]*)*"
@@ -101,7 +101,8 @@ def _names() -> dict[str, bool]:
     return found
 
 
-def _typed(argument: str) -> str:
+def typed_name(argument: str) -> str:
+    """Return `key=value` with quotes around names that look like numbers; see `as_typed`."""
     key, _, value = argument.partition("=")
     name = key.lstrip("+")
     if name not in _names():
@@ -109,7 +110,7 @@ def _typed(argument: str) -> str:
     choice = re.fullmatch(r"(choice\()(.*)(\))", value)
     before, words, after = choice.groups() if choice else ("", value, "")
     if re.fullmatch(r"\[[^\[\]]+\](,\[[^\[\]]+\])*", words):  # lists of names
-        lists = (_typed(f"{name}={each}") for each in words[1:-1].split("],["))
+        lists = (typed_name(f"{name}={each}") for each in words[1:-1].split("],["))
         inner = "],[".join(each.partition("=")[2] for each in lists)
         return f"{key}={before}[{inner}]{after}"
     if not words or re.search(r"['\"()\[\]{}$\\]", words):

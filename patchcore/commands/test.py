@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.composed import check_numbers
 from patchcore.commands.options import Parser, count
+from patchcore.commands.overrides import check_overrides, quoted, typed_name
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError, printable
@@ -68,7 +70,8 @@ def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
         omegaconf.errors.OmegaConfBaseException: A setting does not exist, or its value is missing
             or of a wrong type.
     """
-    chosen, settings = None, []
+    chosen: str | None = None
+    settings: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not (key == "data" or key.startswith("data.")):
@@ -79,7 +82,7 @@ def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
         if key == "data":
             chosen = value
         else:
-            settings.append(override)
+            settings.update([_given(override)])
     if chosen is not None and chosen not in DATA_SETS:
         names = ", ".join(DATA_SETS)
         raise InputError(f"data={chosen}: there is no such choice; there are {names}")
@@ -90,15 +93,32 @@ def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
         )
     known: Any = OmegaConf.structured(type(kept) if own else DATA_SETS[str(chosen)])
     tree = OmegaConf.create({"data": OmegaConf.merge(known, plain(kept)) if own else known})
-    for setting in settings:
+    for key, value in settings.items():
         try:
-            tree.merge_with_dotlist([setting])
+            OmegaConf.update(tree, key, value)
         except OmegaConfBaseException as error:
-            error.full_key = setting.partition("=")[0]
+            error.full_key = key
             raise
     check_numbers(OmegaConf.to_container(tree))
     data: Any = OmegaConf.to_object(tree)["data"]  # type: ignore[index,call-overload]
     return data
+
+
+def _given(override: str) -> tuple[str, Any]:
+    """Return key and value of `data.KEY=VALUE`, read as `patchcore train` reads them.
+
+    Raises:
+        InputError: The value is not understood, or there are several.
+    """
+    typed = typed_name(override)
+    check_overrides(["--multirun", typed])  # which allows several values; below says what to type
+    found = OverridesParser.create().parse_override(typed)
+    if found.is_sweep_override() or found.package is not None:
+        raise InputError(
+            f"{override}: not understood: give one value; one with a comma needs quotes, such as "
+            f"{quoted(override)}"
+        )
+    return found.key_or_group, found.value()
 
 
 def _check_output(folder: Path) -> None:
