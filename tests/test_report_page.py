@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import re
 import shutil
@@ -98,6 +100,27 @@ def test_console_errors_would_be_seen(tmp_path: Path) -> None:
     path.write_text("<script>nowhere()</script><script>console.log('probed: {}')</script>")
     _, console = browse(path, tmp_path / "profile")
     assert "nowhere is not defined" in "".join(console)
+
+
+def test_the_downloaded_table_names_columns_by_keys_and_tells_data_sets_apart(
+    tmp_path: Path,
+) -> None:
+    measured = {"image_auroc": 0.9, "memory_bytes": 2_500_000, "memory_patches": 7}
+    for i, root in enumerate(("a", "a", "b")):
+        write_run(tmp_path / str(i), {"data.root": root, "patch.size": 1 + 2 * i}, measured)
+    probed = page.write_report(read_runs([tmp_path]), tmp_path / "report")
+    asked = """addEventListener("load", async () => { await drawing;
+        download = (name, text) => console.log(`probed: ${JSON.stringify({ text })}`);
+        downloadTable(); });"""
+    start, _, end = probed.read_text().rpartition("</body>")
+    probed.write_text(f"{start}<script>{asked}</script></body>{end}")
+    found, console = browse(probed, tmp_path / "profile")
+    assert console == []
+    rows = list(csv.DictReader(io.StringIO(found["text"])))
+    assert [row["memory_bytes"] for row in rows] == ["2500000.0"] * 3
+    assert [row["data"].split(":")[0] for row in rows] == ["data 1", "data 1", "data 2"]
+    assert [row["patch.size"] for row in rows] == ["1", "3", ""]  # with its data, it is constant
+    assert not any("MB" in head for head in rows[0])
 
 
 def test_leaderboard_starts_with_the_best(seen: dict[str, Any]) -> None:

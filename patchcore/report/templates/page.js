@@ -190,12 +190,23 @@ function field(value) {
   return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
-// Downloads the leaderboards with the rows, order and columns that are shown.
+// Downloads the leaderboards as one table, with the rows, order and columns that are shown. Values
+// are those of report.csv, not in the units of the page's titles, so columns are named by their keys.
 function downloadTable() {
-  const lines = [...document.querySelectorAll(".board tr")].filter((row) => !row.hidden).map((row) =>
-    [...row.cells].filter((cell) => !cell.hidden && !cell.classList.contains("tool"))
-      .map((cell) => field(cell.dataset.v ?? cell.innerText.trim())).join(","));
-  download("leaderboard.csv", `${lines.join("\n")}\n`);
+  const boards = [...document.querySelectorAll(".board")];
+  const several = boards.length > 1;
+  const shown = (row) => [...row.cells].filter((cell) => !cell.hidden && !cell.classList.contains("tool"));
+  const headsOf = (board) => shown(board.tHead.rows[0]).map((head) => head.dataset.key ?? head.innerText.trim());
+  const heads = [...new Set([...(several ? ["data"] : []), ...boards.flatMap(headsOf)])];
+  const lines = boards.flatMap((board) => {
+    const own = headsOf(board);
+    return [...board.tBodies[0].rows].filter((row) => !row.hidden).map((row) => {
+      const values = new Map(shown(row).map((cell, i) => [own[i], cell.dataset.v ?? cell.innerText.trim()]));
+      if (several) values.set("data", data.parts[data.points[row.dataset.point].part].name);
+      return heads.map((head) => values.get(head) ?? "");
+    });
+  });
+  download("leaderboard.csv", [heads, ...lines].map((line) => `${line.map(field).join(",")}\n`).join(""));
 }
 
 // ---- Tables ------------------------------------------------------------------------------------
