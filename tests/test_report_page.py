@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -396,6 +398,17 @@ def test_everything_is_escaped(tmp_path: Path) -> None:
     assert "<b>" not in text
     assert text.count("<script>") == len(page.SCRIPTS) + 1
     assert text.count("</script>") == len(page.SCRIPTS) + 2  # and the data
+
+
+def test_links_lead_to_folders_of_any_name(tmp_path: Path) -> None:
+    names = [b"a b", b"\xe4", b"c:%d?#", "ü".encode()]
+    for name in names:
+        run = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+        write_run(run, {"backbone.name": str(name)}, {"image_auroc": 0.9})
+    data = content(page.page(read_runs([tmp_path]), folder=tmp_path / "report"))
+    links = [run["link"] for run in data["runs"]]
+    assert sorted(map(unquote_to_bytes, links)) == sorted(b"../" + name for name in names)
+    assert all(link.isascii() and ":" not in link for link in links)
 
 
 def test_page_of_one_run(tmp_path: Path) -> None:

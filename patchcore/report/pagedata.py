@@ -9,6 +9,7 @@ import os
 import shlex
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -194,4 +195,6 @@ def command(run: RunFolder) -> str:
 
 
 def _link(folder: Path, start: Path) -> str:
-    return Path(os.path.relpath(folder.resolve(), start.resolve())).as_posix()
+    """Address of a folder relative to another; its name need not be UTF-8."""
+    path = Path(os.path.relpath(folder.resolve(), start.resolve())).as_posix()
+    return quote(os.fsencode(path))

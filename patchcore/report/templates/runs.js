@@ -22,7 +22,7 @@ function thresholdSelect(run) {
 
 function linked(run, text) {
   if (!run.link) return text;
-  return el("a", { href: run.link.split("/").map(encodeURIComponent).join("/") }, text);
+  return el("a", { href: run.link }, text);
 }
 
 function runContent(run) {
