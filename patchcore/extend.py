@@ -15,6 +15,7 @@ them to the lineage.
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -71,11 +72,15 @@ def extend(
         )
     names = [str(path.absolute()) for path in images]
     sources = _sources(inspector)
-    known = sorted({name for name in names if name in sources})
+    held = {os.path.realpath(name) for name in sources if name is not None}
+    places = [os.path.realpath(name) for name in names]
+    known = sorted({name for name, place in zip(names, places, strict=True) if place in held})
     if known:
         others = f", as are {len(known) - 1} more of the images" if len(known) > 1 else ""
         raise InputError(f"{printable(known[0])}: is in the model already{others}: leave it out")
-    twice = sorted(name for name in set(names) if names.count(name) > 1)
+    twice = sorted(
+        name for name, place in zip(names, places, strict=True) if places.count(place) > 1
+    )
     if twice:
         raise InputError(f"{printable(twice[0])}: was given twice: name it once")
     if not names:

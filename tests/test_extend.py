@@ -364,6 +364,11 @@ def test_what_cannot_be_done_leaves_the_artifact(
     refused("0.png: is in the model already", [files[0]])
     refused(r"0\.png: is in the model already, as are 1 more", files[:2])
     refused("was given twice: name it once", [files[4], files[4]])
+    linked = tmp_path / "linked"
+    linked.symlink_to(files[0].parent)
+    for folder_of in (files[0].parent / ".." / files[0].parent.name, linked):
+        refused(r"0\.png: is in the model already", [folder_of / "0.png"])
+        refused("4.png: was given twice: name it once", [files[4], folder_of / "4.png"])
     refused("5.png: is not among the images in the model's memory bank", [], ["5.png"])
     refused("elsewhere/1.png: is not among the images", [], [other])
     refused("0 patches would be left", [], ["0.png", "1.png", "2.png", "3.png"])
