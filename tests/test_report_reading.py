@@ -281,6 +281,8 @@ def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
         ("a\n# b", "a # b"),
         ("www.x.org", "www\\.x.org"),
         ("\x1b[31m\udce4", "\\\\x1b\\[31m\\\\xe4"),
+        ("__bold__ _it_ a._b", "\\_\\_bold\\_\\_ \\_it\\_ a.\\_b"),
+        ("coreset.ratio_x a__b", "coreset.ratio_x a__b"),
     ],
 )
 def test_markdown_is_text(text: str, written: str) -> None:
