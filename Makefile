@@ -43,6 +43,7 @@ docs: .venv/documented
 
 # Run the notebooks again and keep what they show.
 notebooks: .venv/installed
+	$(if $(TORCH),$(BIN)/pip install --quiet uv)
 	$(INSTALL) --editable '.[notebooks]'
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
 

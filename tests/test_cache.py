@@ -276,6 +276,14 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         CacheConfig(limit_gib=0)
 
 
+@pytest.mark.parametrize("action", ["show", "path", "clear"])
+def test_the_command_tells_of_a_folder_whose_name_is_not_utf_8(
+    action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache_command([action, "--root", str(tmp_path / "caf\udce9")])
+    assert f"{tmp_path}/caf\\xe9/{FOLDER}" in capsys.readouterr().out
+
+
 def test_the_command_shows_and_clears(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store(tmp_path)
     for key in ("maps/a", "maps/b", "orders/c"):

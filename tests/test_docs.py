@@ -1,6 +1,7 @@
 """The documentation: it builds without warnings, and what it shows is what the program does."""
 
 import importlib.util
+import inspect
 import logging
 import re
 import sys
@@ -18,6 +19,7 @@ from patchcore.commands.completion import words as find_words
 from patchcore.commands.overrides import choices
 from patchcore.commands.settings_help import options
 from patchcore.metrics import METRICS
+from patchcore.report.run import pick_misclassified
 from tests.documents import blocks, check_command, commands, unlike_rows
 from tests.images import write_image
 from tests.runs import REPOSITORY
@@ -78,6 +80,11 @@ def test_tables_are_whole(rendered: dict[str, str]) -> None:
         texts |= {str(path): path.read_text() for path in REPOSITORY.glob(place)}
     assert texts.keys() >= {str(REPOSITORY / "README.md"), "concepts.md"}
     assert {name: rows for name, text in texts.items() if (rows := unlike_rows(text))} == {}
+
+
+def test_the_number_of_misclassified_images_is_that_of_the_figure() -> None:
+    most = inspect.signature(pick_misclassified).parameters["most"].default
+    assert f"at most {most} false alarms and {most} misses" in TEXTS["reference/files.md"]
 
 
 def test_every_setting_has_help() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -97,6 +98,25 @@ def test_ablation_tables_pair_seeds_and_unfold_curves(
     ]
     assert "### Memory" in out and "### Stride" not in out
     assert "begun: unfinished" in out
+
+
+def test_the_ablations_readme_has_the_tables_that_the_program_prints() -> None:
+    tables = program("mtd_ablations/tables.py")
+    text = (REPOSITORY / "experiments/mtd_ablations/README.md").read_text()
+    for study in tables.STUDIES:
+        keys = study.keys if "network" in study.keys else ("network", *study.keys)
+        lines = text.partition(f"### {study.name}\n\n")[2].partition("\n\n")[0].splitlines()
+        head, _, *rows = (tuple(line[2:].split(" | ")[: len(keys)]) for line in lines)
+        assert head == keys
+        assert rows == sorted(rows, key=tables._order)
+        assert study.reference in {row[-len(study.reference) :] for row in rows}
+
+
+def test_every_study_is_listed() -> None:
+    folders = REPOSITORY / "experiments"
+    text = (folders / "README.md").read_text()
+    found = sorted(path.parent.name for path in folders.glob("*/[!_]*.*"))
+    assert re.findall(r"^\| \[(\w+)\]\(\1\) \|", text, re.MULTILINE) == sorted(set(found))
 
 
 @pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")

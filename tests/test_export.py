@@ -357,6 +357,18 @@ def test_the_command_tells_why_it_cannot_export(kept: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+def test_the_command_tells_of_images_in_a_folder_whose_name_is_not_utf_8(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_unchecked(monkeypatch)
+    images = tmp_path / "caf\udce9"
+    write_data(images)
+    out = ["--format", "torch", "--output", str(tmp_path / "out"), "--images", str(images)]
+    done = patchcore("export", str(kept / "model"), *out)
+    assert done.code == 0, done.err
+    assert f"compared with the model on images in {tmp_path}/caf\\xe9, through" in done.out
+
+
 @pytest.mark.parametrize("folder", ["model", "model-torch"])
 def test_what_is_deployed_is_what_is_measured(kept: Path, tmp_path: Path, folder: str) -> None:
     done = patchcore("test", str(kept / folder), "--output", str(tmp_path / "found"))

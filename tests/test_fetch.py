@@ -432,6 +432,9 @@ def test_the_command(site: Site, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "ksdd2")
     done = patchcore(*arguments, "--sha256", sha256(site.content))
     assert "as it should be" in done.out
+    arguments[3] = str(tmp_path / "caf\udce9")
+    for end in (f"data.root={tmp_path}/caf\\xe9/ksdd2\n", "caf\\xe9/ksdd2 is there already\n"):
+        assert patchcore(*arguments).out.endswith(end)
 
 
 def test_the_command_tells_what_is_wrong(tmp_path: Path) -> None:

@@ -92,6 +92,15 @@ def test_licence_and_version_are_one() -> None:
     assert f"## {PROJECT['version']}" in (REPOSITORY / "CHANGELOG.md").read_text()
 
 
+def test_every_rule_has_the_tool_that_installs_in_it() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    recipes = re.findall(r"^[.\w/-]+:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    using = [recipe for recipe in recipes if "\t$(INSTALL)" in recipe]
+    assert len(using) >= 4
+    for recipe in using:  # with TORCH=cpu it is uv
+        assert "$(if $(TORCH)" in recipe.partition("$(INSTALL)")[0], recipe
+
+
 def test_the_demo_needs_no_tools_of_developers() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
     (rule,) = re.findall(r"^demo: (.*)$", makefile, re.MULTILINE)

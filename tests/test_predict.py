@@ -583,13 +583,19 @@ def test_an_exported_model_inspects_too(
     assert done.err == "error: device: an exported model runs on the CPU, not on cuda\n"
 
 
-def test_nothing_found_is_0_and_no_threshold_is_told(artifact: Path, parts: Path) -> None:
+def test_nothing_found_is_0_and_no_threshold_is_told(
+    artifact: Path, parts: Path, tmp_path: Path
+) -> None:
     done = patchcore("predict", str(artifact), str(parts / "0.png"))
     assert done.code == 0
     assert "the model holds no threshold, so there are no verdicts" in done.err
     assert done.err.endswith("\n1 inspected, no verdicts: no threshold\n")
     (row,) = csv.DictReader(io.StringIO(done.out))
     assert (row["verdict"], row["p_value"], row["regions"]) == ("", "", "")
+    (broken := tmp_path / "broken.png").write_bytes(b"")
+    done = patchcore("predict", str(artifact), str(broken), "--threshold=1e9")
+    assert done.code == 1
+    assert done.err.endswith("\n0 inspected; 1 could not be inspected\n")
     done = patchcore("predict", str(artifact), str(parts / "0.png"), "--threshold=1e9")
     assert (done.code, done.err) == (0, "1 inspected, 0 anomalous\n")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from PIL import Image
 
 from patchcore.errors import InputError
@@ -19,6 +20,7 @@ from patchcore.report.reading import read_run, read_scores
 from patchcore.report.sentences import undefined_reasons
 from patchcore.report.table import Table, read_runs
 from patchcore.report.text import markdown, points_csv, runs_csv
+from patchcore.report.words import show
 from tests.run_folders import write_overrides, write_run
 
 GOOD: dict[str, Any] = {
@@ -58,6 +60,8 @@ WRONG: dict[str, Any] = {
     "types of numbers": {"defect_types": {"hole": 0.5}},
     "warm as a word": {"warm": "extract"},
     "400 digits": {"x": 10**400},
+    "seconds whose sum overflows": {"seconds": {"extract": 1e308, "score": 1e308}},
+    "milliseconds that overflow": {"seconds": {"score": 1e100}, "test_images": 1},
     "markup as a name": {"<script>": 1.0},
 }
 TEXTS = {
@@ -277,6 +281,8 @@ def test_scores_come_back_as_they_were(tmp_path: Path) -> None:
         ("a\n# b", "a # b"),
         ("www.x.org", "www\\.x.org"),
         ("\x1b[31m\udce4", "\\\\x1b\\[31m\\\\xe4"),
+        ("__bold__ _it_ a._b", "\\_\\_bold\\_\\_ \\_it\\_ a.\\_b"),
+        ("coreset.ratio_x a__b", "coreset.ratio_x a__b"),
     ],
 )
 def test_markdown_is_text(text: str, written: str) -> None:
@@ -297,6 +303,35 @@ def test_folders_of_any_name_are_reported(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "a\\nb" in text and "\\xe4" in text and "<b>" not in text
     assert "``\\`|" not in (tmp_path / "out/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", f"1{'0' * 400}", "1.0e+300"])
+def test_settings_that_no_number_can_hold_are_text(value: str, tmp_path: Path) -> None:
+    for i in range(3):
+        folder = write_run(tmp_path / "runs" / str(i), {}, {"image_auroc": 0.9})
+        with (folder / "config.yaml").open("a") as file:
+            file.write(f"foreign: {value if i else 3}\nlisted: [{value}]\n")
+    table = read_runs([tmp_path / "runs"])
+    page.write_report(table, tmp_path / "report")
+    assert [run.problem for run in table.runs] == [""] * 3
+    shown = {show(run.settings["foreign"]) for run in table.runs}
+    assert shown == {"3", show(yaml.safe_load(value))}
+
+
+def test_hexadecimal_digits_without_end_are_damage(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "0", {}, {"image_auroc": 0.9})
+    (folder / "config.yaml").write_text(f"foreign: 0x{'f' * 10_000}\n")
+    assert read_run(folder).problem.startswith("unreadable settings: ")
+    write_run(tmp_path / "1", {}, {"image_auroc": 0.9})
+    page.write_report(read_runs([tmp_path]), tmp_path / "report")
+
+
+def test_costs_that_overflow_are_damage(tmp_path: Path) -> None:
+    traced(tmp_path / "0", {"patch.size": 1}, "d", {"image_auroc": 0.9})
+    path = tmp_path / "0" / "provenance.json"
+    costs = {name: {"seconds": 10**400, "cached": False} for name in ("extract", "score")}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "costs": costs}))
+    assert damaged(tmp_path / "0") == "damaged: provenance.json: the costs are too large"
 
 
 def test_every_run_means_every_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import queue
+import re
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from patchcore import GreedyConfig, InputError, Inspector, PatchCore
+from patchcore import GreedyConfig, InputError, Inspector, PatchCore, artifact
 from patchcore.data.synthesis import draw_texture
 from patchcore.data.transforms import ImageConfig, build_preparation
 from patchcore.data.view import View
@@ -398,9 +399,7 @@ def load(url: str, clients: int, requests: int) -> tuple[dict[str, int], int]:
 
 
 def test_the_command_serves_this_machine_alone(inspector: Inspector, tmp_path: Path) -> None:
-    from patchcore.artifact import save
-
-    save(inspector, tmp_path / "model", weights=True)
+    artifact.save(inspector, tmp_path / "model", weights=True)
     with mock.patch.object(uvicorn, "run") as run:
         done = patchcore("serve", str(tmp_path / "model"), "--threshold=1", "--port=8123")
     assert (done.code, done.err) == (0, "")
@@ -412,6 +411,36 @@ def test_the_command_serves_this_machine_alone(inspector: Inspector, tmp_path: P
     done = patchcore("serve", str(tmp_path / "model"), "--port=99999")
     assert (done.code, done.out) == (1, "")
     assert done.err == "error: --port must be in [1, 65535], got 99999\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.2", "http://127.0.0.2:8000/"),
+        ("::1", "http://[::1]:8000/"),
+        ("[::1]", "http://[::1]:8000/"),
+        ("0.0.0.0", "http://0.0.0.0:8000/"),
+    ],
+)
+def test_the_address_that_the_command_prints_answers(
+    inspector: Inspector, host: str, address: str, tmp_path: Path
+) -> None:
+    artifact.save(inspector, tmp_path / "model", weights=True)
+    with mock.patch.object(uvicorn, "run") as run:
+        done = patchcore("serve", str(tmp_path / "model"), "--threshold=1", f"--host={host}")
+    assert done.out == f"{address} (Ctrl-C ends it)\n"
+    assert run.call_args.kwargs["host"] == host.strip("[]")
+    with TestClient(run.call_args.args[0], base_url=address) as client:
+        assert client.get("/health").status_code == 200
+        elsewhere = client.get("/health", headers={"Host": "example.org"}).status_code
+    assert elsewhere == (200 if host == "0.0.0.0" else 400)
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "-1", "1e300", "many"])
+def test_a_size_that_no_file_has_is_refused_by_its_option(size: str, tmp_path: Path) -> None:
+    done = patchcore("serve", str(tmp_path), f"--megabytes={size}")
+    assert done.code == 1
+    assert re.fullmatch(rf"error: argument --megabytes: must be .*, got {size}\n", done.err)
 
 
 def test_a_missing_package_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 from patchcore import runner
 from patchcore.commands import Stopped
 from patchcore.dashboard.offline import offline_runs, relocate
+from patchcore.tracking.multirun import overview
 from tests.images import write_mvtec
+from tests.run_folders import write_run
 from tests.runs import TINY, patchcore
 from tests.test_tracking import XDG, Tracked, finished_run, read_wandb
 
@@ -122,6 +124,15 @@ def test_the_multirun_has_one_summary_run(sweep: Path, points: list[Tracked]) ->
     assert run.summary["best.image_auroc"] == max(row["image_auroc"] for row in defined)
     axes = {axis[0] for axis in run.config["sweep.axes"]}
     assert axes == {"coreset.ratio"} | ({"patch.size"} if SIZES[1:] else set())
+
+
+def test_points_without_the_metric_have_no_rank(tmp_path: Path) -> None:
+    for i in range(3):
+        record = {"image_auroc": 0.9, "aupro": 0.5 + i / 10 if i else None}
+        write_run(tmp_path / str(i), {"patch.size": 2 * i + 1}, record)
+    board = overview(tmp_path, "aupro").tables["leaderboard"]
+    rows = [dict(zip(board.columns, row, strict=True)) for row in board.rows]
+    assert [(row["rank"], row["aupro"]) for row in rows] == [(1, 0.7), (2, 0.6), (None, None)]
 
 
 def test_all_runs_stand_beside_the_summary_run_in_one_folder(sweep: Path) -> None:

@@ -5,6 +5,7 @@ from collections import defaultdict
 
 from patchcore.cache import CacheConfig, Entry, Store
 from patchcore.commands.options import Parser
+from patchcore.errors import printable
 
 KINDS = {
     "images": "decoded and resized images",
@@ -32,9 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     store = Store(CacheConfig(root=options.root).folder())
     if options.action == "path":
-        print(store.root)
+        print(printable(str(store.root)))
     elif options.action == "clear":
-        print(f"{_size(store.clear())} freed in {store.root}")
+        print(printable(f"{_size(store.clear())} freed in {store.root}"))
     else:
         print(_table(store))
 
@@ -44,7 +45,7 @@ def _table(store: Store) -> str:
     entries = store.entries()
     for entry in entries:
         kinds[entry.key.partition("/")[0]].append(entry)
-    lines = [str(store.root)]
+    lines = [printable(str(store.root))]
     for kind, some in sorted(kinds.items()):
         purpose = KINDS.get(kind, kind)
         oldest = (time.time() - some[0].used) / 86400

@@ -42,7 +42,7 @@ def main() -> None:
     inspector = load(options.model)
     if options.images is not None:
         images = Files().images(find_folder(options.images, "--images"), recursive=True)
-        source = f"images in {options.images}"
+        source = f"images in {printable(options.images)}"
         if not images:
             raise InputError(f"--images: there are no images in {options.images}")
     else:

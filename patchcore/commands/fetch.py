@@ -6,6 +6,7 @@ from pathlib import Path
 
 from patchcore.commands.options import Parser
 from patchcore.data.fetch import SOURCES, fetch, find_source
+from patchcore.errors import printable
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,10 +39,11 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command continues")
     if fetched.sha256 is None:
-        print(f"{fetched.folder} is there already")
+        print(printable(f"{fetched.folder} is there already"))
         return
     if fetched.verified:
         print(f"SHA-256 {fetched.sha256}, as it should be")
     else:
         print(f"SHA-256 {fetched.sha256}; none is known to compare it with")
-    print(f"{fetched.folder}: use it with data={options.name} data.root={root / options.name}")
+    used = f"data={options.name} data.root={root / options.name}"
+    print(printable(f"{fetched.folder}: use it with {used}"))

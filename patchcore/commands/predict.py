@@ -113,8 +113,10 @@ class Counts:
 
     def sentence(self) -> str:
         """Return all counts in one line."""
-        found = f"{self.anomalous:,} anomalous" if self.judged else "no verdicts: no threshold"
-        text = f"{self.inspected:,} inspected, {found}"
+        text = f"{self.inspected:,} inspected"
+        if self.inspected:
+            found = f"{self.anomalous:,} anomalous" if self.judged else "no verdicts: no threshold"
+            text = f"{text}, {found}"
         return text + (f"; {self.broken:,} could not be inspected" if self.broken else "")
 
     def code(self) -> int:

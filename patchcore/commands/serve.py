@@ -2,17 +2,20 @@
 
 import argparse
 import ipaddress
+import math
 from importlib import import_module
 
 from patchcore.commands.options import (
     Parser,
     add_model_options,
     asked_thresholds,
+    score,
     warn_of_no_verdicts,
 )
 from patchcore.errors import InputError
 from patchcore.export import load_model
 
+LARGEST_FILE = 1e6  # megabytes
 DESCRIPTION = """Serve a fitted model: a web page to drop an image on, and endpoints for programs.
 
   POST /inspect   an image's file as the body; JSON with score, p_value, verdict and regions
@@ -34,14 +37,16 @@ def main(arguments: list[str] | None = None) -> None:
         ) from None
     if not 0 < options.port < 2**16:
         raise InputError(f"--port must be in [1, 65535], got {options.port}")
-    limits = app.Limits(round(options.megabytes * 1e6), options.megapixels, options.queue)
+    limits = app.Limits(math.ceil(options.megabytes * 1e6), options.megapixels, options.queue)
     inspector = load_model(options.model, device=options.device)
     thresholds = asked_thresholds(options)
     warn_of_no_verdicts(inspector, thresholds)
-    hosts = ("localhost", "127.0.0.1", "[::1]") if _is_loopback(options.host) else ("*",)
-    application = app.create_app(inspector, thresholds, limits, hosts)
-    print(f"http://{options.host}:{options.port}/ (Ctrl-C ends it)", flush=True)
-    uvicorn.run(application, host=options.host, port=options.port, log_level="warning")
+    host = options.host.strip("[]")
+    named = f"[{host}]" if ":" in host else host  # as an address of a page has it
+    hosts = {"localhost", "127.0.0.1", "[::1]", named.lower()} if _is_loopback(host) else {"*"}
+    application = app.create_app(inspector, thresholds, limits, sorted(hosts))
+    print(f"http://{named}:{options.port}/ (Ctrl-C ends it)", flush=True)
+    uvicorn.run(application, host=host, port=options.port, log_level="warning")
 
 
 def _parser() -> Parser:
@@ -66,7 +71,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--megabytes",
-        type=float,
+        type=_megabytes,
         default=20.0,
         metavar="N",
         help="largest file that is accepted (default: %(default)g)",
@@ -89,8 +94,15 @@ def _parser() -> Parser:
     return parser
 
 
+def _megabytes(text: str) -> float:
+    value = score(text)
+    if not 0 < value <= LARGEST_FILE:
+        raise argparse.ArgumentTypeError(f"must be in (0, {LARGEST_FILE:g}], got {text}")
+    return value
+
+
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"

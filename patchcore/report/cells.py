@@ -29,6 +29,8 @@ def markdown_text(text: str) -> str:
     """Return `text` for a line or cell of Markdown, without markup, links or line breaks."""
     line = printable(" ".join(text.split()))
     line = re.sub(r"([\\`*\[\]|~])", r"\\\1", line)
+    # Only at the border of a word can it be markup, so keys such as image_size stay readable.
+    line = re.sub(r"(?<!\w)_+|_+(?!\w)", lambda found: found[0].replace("_", r"\_"), line)
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"(?i)(://|\bwww\.)", lambda found: f"{found[0][:-1]}\\{found[0][-1]}", line)
 

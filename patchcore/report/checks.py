@@ -8,6 +8,8 @@ from typing import Any
 from patchcore.metrics import METRICS, Measure, told
 from patchcore.subsets import SUBSETS
 
+LARGEST = 1e100
+"""Largest number that can be meant; sums and squares of larger ones would overflow."""
 ROUNDING = 1e-6
 """Tolerance for rates outside of their range that were summed in floating point."""
 STRUCTURES = {"seconds", "undefined", "ratio_curve", "members", "warm", *SUBSETS}
@@ -33,7 +35,7 @@ def problems(record: dict[str, Any]) -> Iterator[str]:
             if not is_title(key):
                 yield "a key of seconds is no name of a stage"
             elif not is_finite(value) or value < 0:
-                yield f"seconds.{key} must be a number of at least 0"
+                yield f"seconds.{key} must be a number in [0, {LARGEST:g}]"
     undefined = record.get("undefined", {})
     if not isinstance(undefined, dict) or not all(isinstance(x, str) for x in undefined.values()):
         yield "undefined must be a mapping of reasons"
@@ -82,7 +84,7 @@ def _wrong(key: str, value: Any, measure: Measure) -> str:
     if value is None or not is_metric(key, value):
         return ""
     if not is_finite(value):
-        return "must be a finite number or null"
+        return f"must be null or a finite number of at most {LARGEST:g} in size"
     if measure.whole and (value < measure.low or value != round(value)):
         return f"must be a whole number of at least {measure.low:g}"
     if math.isfinite(measure.high):
@@ -94,11 +96,8 @@ def _wrong(key: str, value: Any, measure: Measure) -> str:
 
 
 def is_finite(value: Any) -> bool:
-    """Return whether `value` is a finite number."""
-    try:
-        return is_number(value) and math.isfinite(value)
-    except OverflowError:  # an integer of more digits than a float has
-        return False
+    """Return whether `value` is a number that is finite and at most `LARGEST` in size."""
+    return is_number(value) and abs(value) <= LARGEST
 
 
 def is_number(value: Any) -> bool:

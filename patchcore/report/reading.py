@@ -20,9 +20,9 @@ import yaml  # type: ignore[import-untyped]
 from patchcore.costs import fresh
 from patchcore.errors import InputError, printable
 from patchcore.report.cells import restored
-from patchcore.report.checks import STRUCTURES, is_finite, is_metric, problems
+from patchcore.report.checks import STRUCTURES, is_finite, is_metric, is_number, problems
 from patchcore.report.folders import own_file
-from patchcore.report.words import flatten
+from patchcore.report.words import flatten, show
 from patchcore.yaml_text import read_settings
 
 Settings = dict[str, Any]
@@ -99,7 +99,7 @@ def read_run(folder: Path) -> RunFolder:
     run = RunFolder(folder, {})
     try:
         _read_settings(run)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         run.problem = f"unreadable settings: {_line(error)}"
     if not os.path.lexists(folder / "metrics.json"):
         run.problem = run.problem or "unfinished: no metrics.json"
@@ -108,12 +108,13 @@ def read_run(folder: Path) -> RunFolder:
         record = read_record(folder)
         run.written = (folder / "metrics.json").stat().st_mtime
         check_scores(folder, record.get("test_images"))
+        _fill(run, record)
     except (OSError, ValueError) as error:
+        run.metrics, run.undefined, run.ratio_curve, run.spent = {}, {}, [], 0.0
         run.problem = f"damaged: {_line(error)}"
         return run
     if not run.settings:
         run.problem = run.problem or "config.yaml is missing"
-    _fill(run, record)
     # Hydra's own file belongs to the last start, which may have failed and left earlier results.
     run.overrides = run.overrides or read_overrides(folder)
     return run
@@ -145,7 +146,7 @@ def _read_settings(run: RunFolder) -> None:
     if isinstance(paper, dict):
         run.paper = {str(k): float(v) for k, v in paper.items() if is_finite(v)}
     kept = {key: value for key, value in content.items() if key not in WITHOUT_EFFECT}
-    whole = _referenced(flatten(kept), flatten(content))
+    whole = _sized(_referenced(flatten(kept), flatten(content)))
     run.settings = {k: v for k, v in whole.items() if k not in SETTINGS_WITHOUT_EFFECT}
     if os.path.lexists(folder / "provenance.json"):
         provenance = read_json(folder, "provenance.json")
@@ -156,7 +157,7 @@ def _read_settings(run: RunFolder) -> None:
         own, told = _text(folder, "fingerprint.txt", LARGEST_YAML), provenance.get("fingerprint")
         if own is not None and told is not None and own.strip() != told:
             raise ValueError("provenance.json: belongs to another run than fingerprint.txt")
-        run.settings = flatten(settings)
+        run.settings = _sized(flatten(settings))
         if CATEGORY in whole:  # provenance.json may hold it among the data, not the settings
             run.settings.setdefault(CATEGORY, whole[CATEGORY])
         run.idle = {key: whole[key] for key in whole if key not in run.settings}
@@ -174,8 +175,19 @@ def _read_settings(run: RunFolder) -> None:
         choices = runtime.get("choices") if isinstance(runtime, dict) else None
     if isinstance(choices, dict):
         run.choices = {
-            str(k): v for k, v in choices.items() if "/" not in str(k) and k not in WITHOUT_EFFECT
+            str(k): _sized(v)
+            for k, v in choices.items()
+            if "/" not in str(k) and k not in WITHOUT_EFFECT
         }
+
+
+def _sized(value: Any) -> Any:
+    """The value of a setting, in which numbers that nothing can compute with become text."""
+    if isinstance(value, dict):
+        return {key: _sized(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_sized(each) for each in value]
+    return show(value) if is_number(value) and not is_finite(value) else value
 
 
 def _circumstances(provenance: dict[str, Any]) -> Settings:
@@ -185,7 +197,7 @@ def _circumstances(provenance: dict[str, Any]) -> Settings:
     kept = {k: v for k, v in provenance.items() if k in ("device", "precision", "versions")}
     if provenance.get("source"):
         kept["source"] = str(provenance["source"])[:8]
-    return found | flatten(kept)
+    return _sized(found | flatten(kept))
 
 
 def read_yaml(folder: Path, name: str) -> dict[str, Any]:
@@ -331,8 +343,15 @@ def _fill(run: RunFolder, record: dict[str, Any]) -> None:
         each = seconds["seconds.score"] / run.metrics["test_images"]
         run.metrics["milliseconds_per_image"] = 1000 * each
     run.warm = list(record.get("warm") or run.warm)
-    known = _costs(run)
+    try:
+        known = _costs(run)
+    except OverflowError:
+        raise ValueError("provenance.json: the costs are too large") from None
     run.metrics |= known
+    for key, value in run.metrics.items():
+        if not is_finite(value):
+            file = "provenance" if key in known else "metrics"
+            raise ValueError(f"{file}.json: {key} is too large")
     for stage in run.warm:
         spoilt = ["seconds", f"seconds.{stage}"]
         for key in spoilt + (["milliseconds_per_image"] if stage == "score" else []):

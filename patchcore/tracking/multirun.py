@@ -199,7 +199,11 @@ def _tables(found: Points, view: Overview) -> dict[str, Table]:
     for part in found.parts:
         for rank, point in enumerate(part.points, 1):
             value = point.value(view.metric)
-            row = [rank, part.data, *(_plain(point.settings.get(key)) for key in keys)]
+            row = [
+                rank if value.defined else None,
+                part.data,
+                *(_plain(point.settings.get(key)) for key in keys),
+            ]
             row += [value.count, _defined(value.mean), _defined(value.half)]
             row += [_defined(point.value(k).mean) for k in view.metrics if k != view.metric]
             rows.append([*row, found.name(point.runs[0])])
