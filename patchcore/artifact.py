@@ -18,7 +18,8 @@ What an artifact holds
 - `data`, `metrics`, `versions`, `lineage` and any other details that were given. `lineage` lists
   the steps that made the model: first `fit`, then each `extend` and `remove`. `data` describes the
   data of the fit. `sources` are the paths of the training images by their numbers; each row of a
-  memory has such a number.
+  memory has such a number. `pruned` are the paths of those that `method.pruning` left out; in
+  `sources`, null keeps their place.
 
 `model.safetensors` holds the state of the model without its networks: memories in their own dtype,
 and everything that a method has learnt. `weights.safetensors` holds the used part of the network,

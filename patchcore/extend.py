@@ -29,7 +29,7 @@ from patchcore.data.images import read_image
 from patchcore.digests import file_digest
 from patchcore.errors import InputError, printable
 from patchcore.explanation import cut_crops
-from patchcore.inspector import SOURCES, Inspector, poses_of
+from patchcore.inspector import PRUNED, SOURCES, Inspector, poses_of
 from patchcore.methods.detector import Prediction
 from patchcore.methods.ensemble import Ensemble, combined
 
@@ -129,7 +129,8 @@ def remove(inspector: Inspector, images: Sequence[str | Path]) -> Change:
         InputError: The model does not know an image, or cannot remove it.
     """
     sources = _sources(inspector)
-    numbers = sorted({_number(sources, path) for path in images})
+    pruned = inspector.details.get(PRUNED, ())
+    numbers = sorted({_number(sources, pruned, path) for path in images})
     if not numbers:
         raise InputError("images: there are none to remove")
     model, before = inspector.model, inspector.model.memory_patches
@@ -277,8 +278,8 @@ def _sources(inspector: Inspector) -> list[str | None]:
     return known + [None] * (had - len(known))
 
 
-def _number(sources: Sequence[str | None], path: str | Path) -> int:
-    """Number of the image that a path, or the end of one, stands for."""
+def _number(sources: Sequence[str | None], pruned: Sequence[str], path: str | Path) -> int:
+    """Number of the image that a path, or the end of one, stands for; none of those `pruned`."""
     asked = PurePath(path).parts
     whole = str(Path(path).absolute())
     if whole in sources:
@@ -296,6 +297,8 @@ def _number(sources: Sequence[str | None], path: str | Path) -> int:
             f"{shown}: {len(fitting)} images of the model end like this; give a longer part of the "
             "path"
         )
+    if any(name == whole or PurePath(name).parts[-len(asked) :] == asked for name in pruned):
+        raise InputError(f"{shown}: is not in the model: pruning left it out: do not name it")
     if not any(sources):
         raise InputError(f"{shown}: the model does not know its images' paths: fit again without")
     raise InputError(f"{shown}: is not among the images in the model's memory bank")
@@ -313,3 +316,5 @@ def _note(inspector: Inspector, step: str, change: Change, sources: Sequence[str
     )
     lineage = [*details.get("lineage", [artifact.step("fit")]), entry]
     details.update({SOURCES: list(sources), "metrics": {}, "lineage": lineage})
+    if PRUNED in details:  # unless they have been added
+        details[PRUNED] = [name for name in details[PRUNED] if name not in sources]

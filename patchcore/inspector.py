@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 SOURCES = "sources"
 """Key of the details: path of each training image by its number, null where it was removed."""
+PRUNED = "pruned"
+"""Key of the details: paths of the training images that `method.pruning` left out."""
 POSES = "poses"
 """Key of the details' `data`: in how many poses each training image is remembered, if several."""
 MOVED = "moved"
@@ -192,7 +194,7 @@ class Inspector(Preparing):
                 f"image: the model has {len(members)} members, but {len(each)} settings of "
                 "images were given: give one for all, or one for each"
             )
-        super().__init__(each, decision, details)
+        super().__init__(each, decision, _without_left_out(details or {}, members))
         for member, own in zip(members, each, strict=True):
             tile(member, own.tiles, own.overlap, offset_and_scale(own))
         self.precision = precision
@@ -321,6 +323,17 @@ def is_moved(inspector: Any) -> bool:
 def _data_of(inspector: Any) -> Mapping[str, Any]:
     data = inspector.details.get("data")
     return data if isinstance(data, Mapping) else {}
+
+
+def _without_left_out(details: Mapping[str, Any], members: Sequence[Detector]) -> dict[str, Any]:
+    """Details in which images that no member remembers are `PRUNED`, and no longer `SOURCES`."""
+    numbers = sorted(set.intersection(*(set(member.left_out) for member in members)))
+    sources = list(details.get(SOURCES) or ()) if numbers else []
+    left = {n: sources[n] for n in numbers if n < len(sources) and sources[n] is not None}
+    if not left:
+        return dict(details)
+    kept = [None if number in left else name for number, name in enumerate(sources)]
+    return {**details, SOURCES: kept, PRUNED: [*details.get(PRUNED, ()), *left.values()]}
 
 
 def _usual_image(member: Detector) -> ImageConfig:

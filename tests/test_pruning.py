@@ -18,10 +18,13 @@ import patchcore.pruning
 from patchcore import (
     AllConfig,
     BackboneConfig,
+    Ensemble,
     GreedyConfig,
     InputError,
+    Inspector,
     PatchConfig,
     RandomConfig,
+    load,
     run,
 )
 from patchcore.backbones import Backbone, Join, LayersConfig
@@ -31,7 +34,10 @@ from patchcore.coreset import Start
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
 from patchcore.decision import DecisionConfig
+from patchcore.extend import change_artifact
 from patchcore.identity import order_key
+from patchcore.inspector import PRUNED, SOURCES
+from patchcore.keeping import ArtifactConfig, Keep
 from patchcore.methods import Parts, PatchCoreConfig, build_detector
 from patchcore.methods.common import FeatureBuffer
 from patchcore.methods.detector import Fitting
@@ -232,6 +238,48 @@ def test_judgements_of_patches_that_other_samplers_chose_are_kept_apart() -> Non
             found.append((fitting.distrusted, model.memory))
         assert found[0][0] == found[1][0] and found[0][1].equal(found[1][1])
     assert len(kept) == 2 * 3 - 1  # random orders are not kept, but judgements of their patches
+
+
+def test_a_pruned_image_is_not_in_the_model(tmp_path: Path) -> None:
+    """It can be added, under a number of its own, and only then be removed."""
+    write_contaminated(tmp_path)
+    settings = {"method": PatchCoreConfig(pruning=2), "artifact": ArtifactConfig(Keep.all)}
+    run(contaminated(tmp_path, **settings), tmp_path / "run")
+    split = contaminated(tmp_path).data.read()
+    paths = [str(sample.path.absolute()) for sample in split.train]
+    (out,) = (number for number, sample in enumerate(split.train) if sample.label)
+    kept = [None if number == out else path for number, path in enumerate(paths)]
+    folder, name = tmp_path / "run/artifact", "/".join(Path(paths[out]).parts[-2:])
+
+    def check(sources: list[str | None], pruned: list[str]) -> None:
+        inspector = load(folder)
+        assert inspector.members[0].left_out == (out,) and inspector.members[0].images_had >= 13
+        assert (inspector.details[SOURCES], inspector.details[PRUNED]) == (sources, pruned)
+
+    check(kept, [paths[out]])
+    for asked in (name, paths[out]):
+        with pytest.raises(InputError, match=f"{name}: is not in the model: pruning left it out"):
+            change_artifact(folder, removed=[asked])
+    _, (added,) = change_artifact(folder, [Path(paths[out])])
+    assert added.images == 1 and added.patches > 0
+    check([*kept, paths[out]], [])
+    _, (removed,) = change_artifact(folder, removed=[name])
+    assert removed.patches == -added.patches
+    check([*kept, None], [])
+
+
+def test_the_last_image_is_pruned_and_its_number_is_not_given_again() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch = 0.01 * torch.randn(8, 3, 32, 32, generator=generator)
+    batch[7] += torch.randn(3, 32, 32, generator=generator)
+    model = detector(pruning=2).fit(batch)
+    assert model.left_out == (7,) and model.images_had == 8
+    names = [f"/{number}.png" for number in range(8)]
+    inspector = Inspector(model, details={SOURCES: names})
+    assert inspector.details == {SOURCES: [*names[:7], None], PRUNED: names[7:]}
+    assert Inspector(model, details=inspector.details).details == inspector.details
+    both = Ensemble([model, detector().fit(batch)])  # one of which remembers it
+    assert Inspector(both, details={SOURCES: names}).details == {SOURCES: names}
 
 
 def test_what_pruning_cannot_be_had_with_is_refused(tmp_path: Path) -> None:

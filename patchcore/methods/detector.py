@@ -205,15 +205,13 @@ class Method(Stateful, ABC):
 
         Args:
             folder: Made; an artifact that is there already is replaced.
-            image: The `ImageConfig` of its images, or one for each member of an ensemble; by
-                default that of `Inspector`.
+            image: How the input is made of an image's pixels: see `Inspector`.
             decision: The `Decision` that belongs to the model.
             details: Further plain values to save: data, metrics, lineage, ….
             weights: Whether the networks' weights are saved inside.
 
         Raises:
-            InputError: The model is not fitted, `image` names other tiles than the model's, or the
-                folder cannot be written.
+            InputError: It is not fitted, `image` has other tiles, or the folder cannot be written.
         """
         # By its name, so that fingerprints of runs do not follow it: keeping changes no result.
         artifact = import_module("patchcore.artifact")
@@ -231,6 +229,7 @@ class Detector(Method):
         parts: All settings. `build_detector(parts)` with this state dict gives an equal detector.
         backbone: Gives the layer maps.
         scoring: How distances become scores; all methods smooth their maps by its sigma.
+        left_out: Numbers of images that it was fitted with and does not remember.
 
     Args:
         parts: See above.
@@ -240,12 +239,13 @@ class Detector(Method):
         InputError: A setting has no effect on the method.
     """
 
+    left_out: tuple[int, ...] = ()
+
     def __init__(self, parts: Parts, network: Any = None) -> None:
         super().__init__()
         check_unused(parts.method, layers=parts.layers, scoring=parts.scoring)
         self.parts = parts
-        own = network is None
-        self.backbone = make_backbone(parts.backbone, parts.layers) if own else network
+        self.backbone = make_backbone(parts.backbone, parts.layers) if network is None else network
         self.scoring = parts.scoring
 
     @abstractmethod
@@ -299,7 +299,7 @@ class Detector(Method):
 
     @property
     def images_had(self) -> int:
-        """Least number above the numbers of all images in the memory."""
+        """Least number above those of all images in the memory, and of those left out."""
         return 0
 
     def extend(

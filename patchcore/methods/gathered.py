@@ -10,7 +10,7 @@ from torch import Tensor
 from patchcore.coreset import Coreset, CoresetConfig, GreedyConfig, Order, subsample
 from patchcore.methods.common import FeatureBuffer, is_order
 from patchcore.methods.detector import Fitting
-from patchcore.pruning import Pruned, judged_patches, prune
+from patchcore.pruning import judged_patches, prune
 
 if TYPE_CHECKING:
     from patchcore.methods.patchcore import PatchCore
@@ -95,13 +95,15 @@ def told_cost(fitting: Fitting, stage: str, coreset: Coreset) -> None:
     fitting.costs[stage] = fitting.seconds[stage] - coreset.spent + whole
 
 
-def pruned(model: "PatchCore", gathered: Gathered, fitting: Fitting) -> tuple[Gathered, Pruned]:
-    """Return the patches that `method.pruning` trusts, and the judgement."""
-    features, device, method = gathered.features, model.device, model.method
+def pruned(model: "PatchCore", gathered: Gathered, fitting: Fitting) -> Gathered:
+    """Return the patches that `method.pruning` trusts; model and fitting are told of the others."""
+    others = model.method.pruning
+    if others is None:
+        return gathered
+    features, device = gathered.features, model.device
     count = judged_patches(len(features), len(set(gathered.images)))
     sampler = GreedyConfig(count=count, seed=getattr(model.coreset_config, "seed", 0))
     raw = replace(model.followed(), whitening=None, shrinkage=None, pruning=None)
-    assert method.pruning is not None
     with fitting.stage("pruning"):
         first = sampled(
             features,
@@ -114,6 +116,7 @@ def pruned(model: "PatchCore", gathered: Gathered, fitting: Fitting) -> tuple[Ga
         )
         assert first.indices is not None
         of = (gathered.counts, gathered.images, first.indices)
-        judged = prune(features, *of, method.pruning, device)
+        judged = prune(features, *of, others, device)
     told_cost(fitting, "pruning", first)
-    return gathered.kept(judged.patches), judged
+    fitting.distrusted, model.left_out = judged.images, tuple(judged.images)
+    return gathered.kept(judged.patches)

@@ -98,3 +98,12 @@ def forget_images(model: "PatchCore", images: Collection[int]) -> None:
         stay = ~torch.isin(model.pooled_of[:, 0].cpu(), torch.tensor(sorted(images)))
         stay = stay.to(model.pooled.device)
         model.pooled_of, model.pooled = model.pooled_of[stay], model.pooled[stay]
+
+
+def images_had(model: "PatchCore") -> int:
+    """See `PatchCore.images_had`."""
+    numbers = [model.origin[:, 0]]
+    if model.method.retrieval is not None:  # which knows images without a patch here, too
+        numbers.append(model.pooled_of[:, 0])
+    highest = (int(each.max()) for each in numbers if len(each))
+    return max([*highest, *model.left_out], default=-1) + 1

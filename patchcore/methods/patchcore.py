@@ -41,7 +41,7 @@ from patchcore.methods.counted import (
 )
 from patchcore.methods.detector import Detector, Fitting, Parts, Prediction
 from patchcore.methods.gathered import Gathered, pruned, sampled, told_cost
-from patchcore.methods.growing import extend_memory, forget_images
+from patchcore.methods.growing import extend_memory, forget_images, images_had
 from patchcore.methods.nearby import Nearby, found_nearby, image_means, nearby_part
 from patchcore.methods.origin import UNKNOWN, patch_origins
 from patchcore.methods.scale import nominal_scale
@@ -156,11 +156,12 @@ class PatchCore(Detector):
 
     def remembered(self) -> dict[str, Any]:
         """See `Stateful.remembered`."""
-        return {"gathered": self._gathered, "grid": self.grid}
+        return {"gathered": self._gathered, "grid": self.grid, "left_out": self.left_out}
 
     def remember(self, values: dict[str, Any]) -> None:
         """See `Stateful.remember`."""
         self.coreset, self._gathered = None, values["gathered"]
+        self.left_out = tuple(values.get("left_out", ()))
         height, width = values.get("grid", (0, 0))
         self.grid = (height, width)
 
@@ -235,10 +236,7 @@ class PatchCore(Detector):
         fitting = fitting or Fitting()
         buffer.check_foreground(self.method.foreground)
         self.grid = one_grid(buffer.grids, self.method.radius is not None)
-        gathered = Gathered.of(buffer, fitting.images)
-        if self.method.pruning is not None:
-            gathered, judged = pruned(self, gathered, fitting)
-            fitting.distrusted = judged.images
+        gathered = pruned(self, Gathered.of(buffer, fitting.images), fitting)
         places, widths, images = gathered.places, gathered.widths, gathered.images
         tokens = [comparable(token, self.scoring) for token in gathered.tokens]
         with fitting.stage("coreset"):
@@ -339,10 +337,7 @@ class PatchCore(Detector):
     @property
     def images_had(self) -> int:
         """See `Detector.images_had`."""
-        numbers = self.origin[:, 0]
-        if self.method.retrieval is not None:  # which knows images without a patch here, too
-            numbers = torch.cat((numbers, self.pooled_of[:, 0]))
-        return int(numbers.max()) + 1 if len(numbers) else 0
+        return images_had(self)
 
     def origins(self, rows: Tensor) -> Tensor:
         """See `Detector.origins`."""
