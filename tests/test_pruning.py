@@ -241,7 +241,7 @@ def test_judgements_of_patches_that_other_samplers_chose_are_kept_apart() -> Non
 
 
 def test_a_pruned_image_is_not_in_the_model(tmp_path: Path) -> None:
-    """It can be added, under a number of its own, and only then be removed."""
+    """Adding gives it a number of its own, and only then it can be removed."""
     write_contaminated(tmp_path)
     settings = {"method": PatchCoreConfig(pruning=2), "artifact": ArtifactConfig(Keep.all)}
     run(contaminated(tmp_path, **settings), tmp_path / "run")
