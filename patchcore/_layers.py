@@ -113,8 +113,8 @@ def cut(
             hook = module.register_forward_hook(lambda *given, n=name: finish(n, given[-1]))
             handles.append(hook)
     try:
-        with torch.no_grad():  # tensors of inference mode do not count their changes
-            network.eval()(images)
+        with torch.inference_mode(False), torch.no_grad():  # inference mode counts no changes
+            network.eval()(images.clone())
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"backbone.name: this network cannot be run on images (1, 3, {images.shape[2]}, "
@@ -134,4 +134,5 @@ def cut(
 
 def _changes(output: Any) -> int:
     """Number of times that a tensor was changed in place; 0 for what is none."""
-    return output._version if isinstance(output, Tensor) else 0
+    counts = isinstance(output, Tensor) and not output.is_inference()
+    return output._version if counts else 0

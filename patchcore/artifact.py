@@ -107,7 +107,8 @@ def save_model(
     weights: bool,
 ) -> None:
     """Save a model, which stays as it is: see `Method.save`."""
-    networks = [module.backbone for module in model.modules() if isinstance(module, Detector)]
+    members: list[Any] = [*model.members] if isinstance(model, Ensemble) else [model]
+    networks = [member.backbone for member in members]
     before = [network.tiling for network in networks]
     try:
         inspector = Inspector(model, image, decision, details)

@@ -53,7 +53,10 @@ def test_nothing_after_the_deepest_layer_runs_or_is_kept() -> None:
         ("resnet18", "bn1", "layer1"),
     ],
 )
-def test_a_layer_is_itself_whatever_runs_after_it(name: str, layer: str, deeper: str) -> None:
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_layer_is_itself_whatever_runs_after_it(
+    name: str, layer: str, deeper: str, inference: bool
+) -> None:
     """A ReLU that works in place follows."""
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -63,7 +66,8 @@ def test_a_layer_is_itself_whatever_runs_after_it(name: str, layer: str, deeper:
             warnings.filterwarnings("ignore", ".*random weights")
             return list(Backbone(config, LayersConfig([*layers])).whole(images))
 
-    (alone,), both = maps(layer), maps(layer, deeper)
+    with torch.inference_mode(inference):  # as a caller may make it
+        (alone,), both = maps(layer), maps(layer, deeper)
     assert alone.min() < 0 and torch.equal(both[0], alone)
     assert torch.equal(both[1], maps(deeper)[0])
 

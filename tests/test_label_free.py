@@ -199,7 +199,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_no_test_image_takes_part(root: Path, tmp_path: Path) -> None:
     """Test images are replaced, labels exchanged, the anomalous ones removed: all the same."""
-    settings = config(root, objectives=BOTH, label_free=FEW)
+    image = ImageConfig(resize=32, stretch=False, crop=32)  # of any data set
+    settings = config(root, image=image, objectives=BOTH, label_free=FEW)
     score = run(settings, tmp_path / "as it is").record["label_free"]
     assert 0 <= score <= 1
     other = tmp_path / "other"
@@ -210,7 +211,9 @@ def test_no_test_image_takes_part(root: Path, tmp_path: Path) -> None:
     test.joinpath("good").rename(test / "aside")
     test.joinpath("bent").rename(test / "good")
     test.joinpath("aside").rename(test / "bent")
-    changed = run(config(other, objectives=BOTH, label_free=FEW), tmp_path / "changed").record
+    changed = run(
+        config(other, image=image, objectives=BOTH, label_free=FEW), tmp_path / "changed"
+    ).record
     assert changed["label_free"] == score
     shutil.rmtree(test / "scratch")
     shutil.rmtree(test / "bent")
@@ -218,7 +221,9 @@ def test_no_test_image_takes_part(root: Path, tmp_path: Path) -> None:
     data = FolderConfig(
         root=str(other / "nut"), nominal="train/good", nominal_test="test/good", batch_size=2
     )
-    alone = run(config(other, data=data, objectives=BOTH, label_free=FEW), tmp_path / "alone")
+    alone = run(
+        config(other, data=data, image=image, objectives=BOTH, label_free=FEW), tmp_path / "alone"
+    )
     assert alone.record["label_free"] == score and alone.record["image_auroc"] is None
 
 

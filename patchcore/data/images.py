@@ -261,7 +261,7 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
     """Open an image file and read its header, but not its pixels."""
     decoders = _decoders(path.suffix.lower())
     if path.exists() and not path.is_file():  # a pipe would never end
-        raise InputError(f"{path}: is not a file, but a folder, pipe or device; leave it out")
+        raise _unreadable(path, OSError("it is a folder, a pipe or a device"))
     try:
         with _OPENING:  # Pillow's own limit is lower, and applies to the whole process
             usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
