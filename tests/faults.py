@@ -106,7 +106,7 @@ class Sweep:
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / "stderr.txt"
         began, usage, sent = time.monotonic(), Usage(), False
-        looked, points = began, -1
+        looked, state = began, (-1, -1)
         process = _fork(self.command(), self.folder, log)
         ended = 0
         try:
@@ -120,8 +120,8 @@ class Sweep:
                     # The terminal sends Ctrl-C to all processes of a command.
                     (os.killpg if number == signal.SIGINT else os.kill)(process, number)
                 if time.monotonic() - looked > PATIENCE:
-                    before, points, looked = points, len(self.finished()), time.monotonic()
-                    assert points != before, f"it hangs: {log.read_text()}"
+                    before, state, looked = state, self.state(), time.monotonic()
+                    assert state != before, f"it hangs: {log.read_text()}"
                 time.sleep(0.005)
         finally:
             if not ended:
@@ -146,6 +146,14 @@ class Sweep:
                     found[point.name] = (status.st_ino, status.st_mtime_ns)
                     break
         return found
+
+    def state(self) -> tuple[int, int]:
+        """Number of finished points, and when a point was last begun or looked at again, in ns."""
+        times = [0]
+        for point in self.numbers():
+            with contextlib.suppress(FileNotFoundError):
+                times.append((point / ".hydra/overrides.yaml").stat().st_mtime_ns)
+        return len(self.finished()), max(times)
 
     def table(self) -> list[tuple[list[str], dict[str, Any], str, bytes]]:
         """Overrides, metrics less seconds, scores and model of each point."""
