@@ -36,7 +36,7 @@ from tests.composing import remembered
 from tests.images import write_mvtec
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-PATIENCE = 300  # seconds without another finished point after which a process counts as hanging
+PATIENCE = 300  # seconds without a sign of a point after which a process counts as hanging
 POINTS = ["patch.size=1,3", "coreset.ratio=0.25,0.5"]
 TINY = [
     *("image.resize=32", "image.crop=32", "patch=average", "trainer=cpu", "logger=none"),
