@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+import tomllib
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +15,18 @@ from unittest import mock
 import pytest
 import torch
 import yaml
+from hydra.errors import MissingConfigException
 
 from patchcore.commands import Stopped, stoppable
 from patchcore.commands.composed import check_numbers
-from patchcore.commands.mistakes import explain
+from patchcore.commands.mistakes import PLUGINS, explain
 from patchcore.commands.train import objectives
 from patchcore.config import Objective
 from patchcore.errors import InputError
 from patchcore.module import DetectorModule
 from patchcore.switches import check_switches
 from tests.images import write_mvtec
-from tests.runs import TINY, Outcome, patchcore
+from tests.runs import REPOSITORY, TINY, Outcome, patchcore
 
 
 @pytest.fixture(scope="module")
@@ -411,6 +413,18 @@ def test_numbers_of_any_use_are_accepted() -> None:
 def test_what_the_machine_lacks_is_one_line(error: Exception, message: str) -> None:
     told = explain(error)
     assert told is not None and told.startswith(message) and "\n" not in told
+
+
+@pytest.mark.parametrize(("file", "extra"), PLUGINS.items())
+def test_a_plugin_that_is_missing_is_told_with_its_extra(file: str, extra: str) -> None:
+    for options in (None, ["basic"]):  # Hydra tells some of these in another way
+        error = MissingConfigException(f"Could not load {file}", file, options)
+        told = f"{file}: this plugin of Hydra is not installed: pip install 'patchcore[{extra}]'"
+        assert explain(error) == told
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    plugin = {"joblib": "joblib-launcher", "ray": "ray-launcher", "optuna": "optuna-sweeper"}
+    name = plugin.get(file.rpartition("/")[2], "submitit-launcher")
+    assert f"hydra-{name}" in str(extras["optional-dependencies"][extra])
 
 
 def test_other_errors_of_files_stay_bugs() -> None:

@@ -47,6 +47,17 @@ CHOICES = {
 """Renamed choices of groups: {earlier override: override}."""
 
 
+PLUGINS = {
+    **dict.fromkeys(
+        ("hydra/launcher/joblib", "hydra/launcher/submitit_local", "hydra/launcher/submitit_slurm"),
+        "launchers",
+    ),
+    "hydra/launcher/ray": "ray",
+    "hydra/sweeper/optuna": "optuna",
+}
+"""Plugins that our choices need, and the extra that installs each."""
+
+
 def successor(key: str, value: str = "") -> str | None:
     """Return the override that replaces `key` of an earlier version, or its choice `value`.
 
@@ -121,6 +132,11 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         place, words = error.problem_mark, " ".join(str(error.problem).split())
         return f"{place.name}: line {place.line + 1} is not understood ({words}): correct the file"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file in PLUGINS:
+        return (
+            f"{error.missing_cfg_file}: this plugin of Hydra is not installed: pip install "
+            f"'patchcore[{PLUGINS[error.missing_cfg_file]}]'"
+        )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         known = f"there are {', '.join(error.options)}"
