@@ -17,11 +17,10 @@ from torch import Tensor
 
 from patchcore.data.transforms import ImageConfig, Pixels, build_preparation, offset_and_scale
 from patchcore.errors import InputError, printable
-from patchcore.methods.counted import counted_cells
+from patchcore.methods.counted import counted_by_all, counted_cells
 from patchcore.methods.detector import Detector, Method, Prediction
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.tiled import tile
-from patchcore.scoring import cell_pixels
 from patchcore.tiles import whole
 
 if TYPE_CHECKING:
@@ -229,14 +228,15 @@ class Inspector(Preparing):
 
         By the model's region the same ones count in every image.
         """
-        found = None
-        for member, inside in zip(self.members, self._inside, strict=False):
+        if not self._inside:
+            return None
+        cells = []
+        for member, inside in zip(self.members, self._inside, strict=True):
             blank = torch.zeros(1, 3, *inside.shape, device=inside.device)
             grid = member(blank, inside[None]).patch_score  # (1, h, w)
-            height, width = self._inside[0].shape
-            pixels = cell_pixels(counted_cells(member, grid, inside[None]).cpu(), (height, width))
-            found = pixels[0] if found is None else found & pixels[0]
-        return found
+            cells.append(counted_cells(member, grid, inside[None])[0].cpu())
+        height, width = self._inside[0].shape
+        return counted_by_all(cells, (height, width))
 
     @property
     def device(self) -> torch.device:

@@ -93,7 +93,7 @@ def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
             "only one: test them with patchcore train"
         )
     split = data.read()
-    if isinstance(inspector, Inspector):
+    if isinstance(inspector, Inspector) and inspector.region is not None:
         for sample in split.test:
             inspector.check_size(sample.path, image_size(sample.path, inspector.image.limit))
     loaded = AnomalyDataModule(data, pixels_alone(inspector.image), AugmentConfig(), split=split)

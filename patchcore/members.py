@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from patchcore.decision import DecisionConfig
-from patchcore.methods.counted import pixels_in
+from patchcore.methods.counted import counted_by_all, pixels_in
 from patchcore.methods.detector import Detector
 from patchcore.methods.ensemble import combined_maps, combined_scores, counted_pixels
 from patchcore.methods.folds import LeftOut
 from patchcore.methods.scale import Scale
 from patchcore.module import Batch, Pair, ScoringModule
 from patchcore.record import Record
-from patchcore.scoring import anomaly_maps, cell_pixels
+from patchcore.scoring import anomaly_maps
 
 
 @dataclass
@@ -88,7 +88,7 @@ class EnsembleModule(ScoringModule):
         counts = None
         if "inside" in batch:
             counted = [torch.stack([x.record.counted[i] for i in index]) for x in self.members]
-            counts = torch.stack([cell_pixels(x, (height, width)) for x in counted]).all(0)
+            counts = counted_by_all(counted, (height, width))
         return [(pair, combined_scores(each, self.scales), maps, counts)]
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:

@@ -349,6 +349,9 @@ def test_narrow_features_are_not_projected_unless_asked() -> None:
     assert project(wide, GreedyConfig(dimension=12)).shape == (20, 12)
     asked = GreedyConfig(dimension=12, projection=Projection.gaussian)
     assert project(narrow, asked).shape == (20, 12)
+    for dimension in (48, 60):  # no projection has more dimensions than the features
+        asked = GreedyConfig(dimension=dimension, projection=Projection.gaussian)
+        assert project(narrow, asked) is narrow
 
 
 @pytest.mark.parametrize("projection", [Projection.gaussian, Projection.sparse])

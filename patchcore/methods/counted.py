@@ -151,10 +151,14 @@ def counted_cells(model: Any, grids: Tensor, inside: Tensor) -> Tensor:
     return cells(inside.to(grids.device), (grids.shape[1], grids.shape[2]))
 
 
+def counted_by_all(cells: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """Pixels (…, H, W) bool in cells that count by all of `cells`, each (…, h, w) bool."""
+    return torch.stack([cell_pixels(each, size) for each in cells]).all(0)
+
+
 def pixels_in(anomaly_map: Tensor, counted: Sequence[Tensor]) -> Tensor:
-    """Pixels (1, P) of a map (H, W) in the cells that count by all of `counted`, each (h, w)."""
+    """Pixels (1, P) of a map (H, W) in cells that count by all of `counted`; all if it is empty."""
+    if not counted:
+        return anomaly_map.flatten()[None]
     size = (anomaly_map.shape[0], anomaly_map.shape[1])
-    found = torch.ones(size, dtype=torch.bool, device=anomaly_map.device)
-    for each in counted:
-        found &= cell_pixels(each.to(found.device), size)
-    return anomaly_map[found][None]
+    return anomaly_map[counted_by_all(counted, size).to(anomaly_map.device)][None]

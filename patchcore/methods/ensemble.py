@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from patchcore._traced import traced
 from patchcore.backbones import Join
 from patchcore.errors import InputError
+from patchcore.methods.counted import counted_by_all
 from patchcore.methods.detector import Detector, Fitting, Method, Prediction
 from patchcore.methods.scale import Scale, ScaleConfig
-from patchcore.scoring import Pool, anomaly_maps, cell_pixels
+from patchcore.scoring import Pool, anomaly_maps
 
 
 def combined_scores(scores: Sequence[Tensor], scales: Sequence[Scale]) -> Tensor:
@@ -35,7 +36,7 @@ def combined_maps(
 
 def counted_pixels(grids: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     """Pixels (…, H, W) that count with all members, by their patch scores [(…, h, w), …]."""
-    return torch.stack([cell_pixels(~grid.isnan(), size) for grid in grids]).all(0)
+    return counted_by_all([~grid.isnan() for grid in grids], size)
 
 
 def combined(predictions: Sequence[Prediction], scales: Sequence[Scale]) -> Prediction:
