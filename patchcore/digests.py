@@ -98,19 +98,23 @@ T = TypeVar("T")
 class ChangedError(InputError):
     """Error: a file has changed since the run began; a new run may succeed.
 
-    Args:
-        path: The file.
+    Its only argument is its text, as PyTorch makes an error of a loader process anew from that.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        super().__init__(
-            f"{path}: the file changed while the run was under way, so none of its numbers is "
-            "kept; run it again"
-        )
+    REASON = (
+        ": the file changed while the run was under way, so none of its numbers is kept; run it "
+        "again"
+    )
 
-    def __reduce__(self) -> Any:
-        return type(self), (self.path,)  # loader processes send it
+    @classmethod
+    def of(cls, path: Path) -> "ChangedError":
+        """Return the error of a file."""
+        return cls(f"{path}{cls.REASON}")
+
+    @property
+    def path(self) -> str:
+        """Path of the file."""
+        return str(self).removesuffix(self.REASON)
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class Snapshot:
             if before == after:
                 return value
         settled = [x == y for x, y in zip(before, after, strict=True)]
-        raise ChangedError(watched[settled.index(False)])
+        raise ChangedError.of(watched[settled.index(False)])
 
     def check(self) -> None:
         """Raise ChangedError if a file that still exists differs from the snapshot."""
@@ -183,7 +187,7 @@ class Snapshot:
 
     def _compare(self, path: Path, found: Signature) -> None:
         if found != self.signatures[path] and file_digest(path) != self.digests[path]:
-            raise ChangedError(path)
+            raise ChangedError.of(path)
 
 
 def _signature(path: Path) -> Signature:

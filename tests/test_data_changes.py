@@ -70,7 +70,7 @@ def test_images_that_arrive_while_a_run_starts_shift_nothing(root: Path) -> None
 
 
 def test_a_changed_file_is_named_whatever_its_name_holds() -> None:
-    error = ChangedError(Path("/data/a, b: c/7.png"))
+    error = ChangedError.of(Path("/data/a, b: c/7.png"))
     again = pickle.loads(pickle.dumps(error))  # as a loader process sends it
     assert again.path == error.path and str(again) == str(error)
     assert str(error).startswith("/data/a, b: c/7.png: the file changed while")

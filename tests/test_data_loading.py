@@ -305,20 +305,37 @@ def test_quarter_turns_need_square_images(tmp_path: Path) -> None:
     assert collate(halves.__getitems__([0]))["image"].shape == (2, 3, 7, 9)
 
 
+class Refusing(Dataset[Any]):
+    """Data set whose only item is refused."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, item: int) -> Any:
+        raise InputError("a.png: InputError: cannot be read; remove it")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_has_the_same_text_from_any_process(workers: int) -> None:
+    with pytest.raises(InputError) as error:
+        list(Loader(Refusing(), num_workers=workers))
+    assert str(error.value) == "a.png: InputError: cannot be read; remove it"
+
+
 class Changed(Dataset[Any]):
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, item: int) -> Any:
-        raise ChangedError(Path("/data/a, b: c/7.png"))
+        raise ChangedError.of(Path("/data/a, b: c/7.png"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_changed_file_is_named_by_any_process(workers: int) -> None:
     with pytest.raises(ChangedError) as error:
         list(Loader(Changed(), num_workers=workers))
-    assert error.value.path == Path("/data/a, b: c/7.png")
-    assert str(error.value) == str(ChangedError(error.value.path))
+    assert error.value.path == "/data/a, b: c/7.png"
+    assert str(error.value) == str(ChangedError.of(Path(error.value.path)))
 
 
 def test_epochs_number_on() -> None:

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache as remembered
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from patchcore.data.transforms import (
     build_normalisation,
     build_preparation,
 )
-from patchcore.digests import ChangedError, Snapshot
+from patchcore.digests import Snapshot
 from patchcore.errors import InputError
 from patchcore.identity import image_key, image_recipe, input_digest
 
@@ -374,13 +373,8 @@ def _of_worker(error: InputError) -> InputError:
 
     PyTorch makes a new one of its type, whose only argument is the text of the worker's traceback.
     """
-    changed = isinstance(error, ChangedError)
-    text = str(error.path if changed else error)  # type: ignore[attr-defined]
-    message = text.strip().splitlines()[-1].split(f"{type(error).__name__}: ", 1)[-1]
-    if changed:
-        end = str(ChangedError(Path("/"))).removeprefix("/")
-        return ChangedError(Path(message.removesuffix(end)))
-    return type(error)(message)
+    last = str(error.args[0]).strip().splitlines()[-1]  # str(error) would be a single line
+    return type(error)(last.split(f"{type(error).__name__}: ", 1)[-1])
 
 
 _END: Any = object()

@@ -260,7 +260,7 @@ def _decoders(extension: str) -> list[str]:
 def _open(path: Path, limit: float) -> ImageFile.ImageFile:
     """Open an image file and read its header, but not its pixels."""
     decoders = _decoders(path.suffix.lower())
-    if path.exists() and not path.is_file():  # a pipe would never end
+    if not path.is_file() and path.exists():  # a pipe would never end
         raise _unreadable(path, OSError("it is a folder, a pipe or a device"))
     try:
         with _OPENING:  # Pillow's own limit is lower, and applies to the whole process
