@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchcore import BackboneConfig, GreedyConfig, LayersConfig, PatchConfig, PatchCore
+from patchcore.coreset.greedy import Projection
 from patchcore.digests import tensors_digest
 from patchcore.gathering import gather_batches
 from patchcore.methods.detector import Fitting
@@ -41,6 +42,9 @@ def main() -> None:
     parser.add_argument("--backbone", default="wide_resnet50_2")
     parser.add_argument("--weights", default="none", help="of it: a file, or none for random ones")
     parser.add_argument("--ratio", type=float, default=0.1, help="share of the patches picked")
+    parser.add_argument(
+        "--projection", default="auto", choices=[way.name for way in Projection], help="of the patches, for the picks"
+    )
     args = parser.parse_args()
     results = [run(args, 1), run(args, args.devices)]
     one, shared = results
@@ -88,7 +92,7 @@ def measured(args: Any, device: torch.device, images: int, tests: int) -> dict[s
         BackboneConfig(args.backbone, args.weights),
         LayersConfig(["layer2", "layer3"] if "resnet" in args.backbone else ["2", "3"]),
         PatchConfig(mapping=Mapping.average),
-        GreedyConfig(ratio=args.ratio),
+        GreedyConfig(ratio=args.ratio, projection=Projection[args.projection]),
     ).to(device)
     buffer = model.buffer(-(-images // size))
     batches = list(torch.arange(images).split(args.batch))[rank::size]
