@@ -16,7 +16,6 @@ import math
 import os
 import tempfile
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from patchcore import identity
 from patchcore.errors import InputError
 from patchcore.identity import maps_key, order_key
 from patchcore.settings import Settings, setting
+from patchcore.writing import replace_with
 
 FOLDER = "patchcore-cache-v2"
 KINDS = ("images", "maps", "orders")
@@ -280,6 +280,8 @@ class MapCache:
         precision: Number format in the store. `put` returns rounded maps, so that the run that
             computes the maps gets the same values as later runs.
         channels: Number of channels of each layer, if known; entries with others are deleted.
+        selective: Whether maps are left out that are computed faster than they are read. Reading is
+            timed once, with the first maps that are stored.
     """
 
     def __init__(
@@ -288,8 +290,11 @@ class MapCache:
         network: str,
         precision: Precision = Precision.float32,
         channels: Sequence[int] = (),
+        selective: bool = False,
     ) -> None:
         self.store = store
+        self.selective = selective
+        self._reading: float | None = None  # seconds that reading the maps of one image takes
         self.network = network
         self.precision = precision
         self.channels = list(channels)
@@ -340,18 +345,28 @@ class MapCache:
     ) -> list[Tensor]:
         """Store the layer maps [(B, C, h, w), …] of a batch; return them as later runs get them.
 
+        With `selective`, maps that were computed faster than they would be read are not stored.
+
         Args:
             images: Digests of the network's inputs.
             maps: Layer maps of the batch.
             seconds: Time that computing all these maps took; NaN: unknown.
         """
         maps = [self._rounded(x) for x in maps]
-        channels_last = [x.permute(0, 2, 3, 1) for x in maps]  # (B, C, h, w) → (B, h, w, C)
+        each = seconds / len(images)
+        if not self.selective or self._reading is None or not each < self._reading:
+            self._store(images, maps, each)
+        return [self._restored(x) for x in maps]
+
+    def _store(self, images: Sequence[str], maps: Sequence[Tensor], seconds: float) -> None:
+        channels_last = [x.permute(0, 2, 3, 1).contiguous().cpu() for x in maps]  # (B, h, w, C)
         for i, image in enumerate(images):
             entry = {str(layer): x[i] for layer, x in enumerate(channels_last)}
-            entry |= timed(seconds / len(images))
-            self.store.put(self.key(image, len(images)), entry)
-        return [self._restored(x) for x in maps]
+            self.store.put(self.key(image, len(images)), entry | timed(seconds))
+        if self.selective and self._reading is None:
+            start = time.perf_counter()
+            self.store.get(self.key(images[0], len(images)))
+            self._reading = time.perf_counter() - start
 
     def _rounded(self, x: Tensor) -> Tensor:
         return x.to(torch.bfloat16) if self.precision is Precision.bfloat16 else x
@@ -369,37 +384,6 @@ def took(entry: dict[str, Tensor]) -> float:
     """Remove the seconds of `timed` from an entry, and return them; NaN if there are none."""
     seconds = entry.pop(SECONDS, None)
     return math.nan if seconds is None or seconds.numel() != 1 else float(seconds)
-
-
-def replace_with(path: Path, data: bytes, durable: bool = True) -> None:
-    """Write a file so that other processes see either the old file or all of the new one.
-
-    If `durable`, this also holds after a power failure.
-    """
-    name = path.parent / f".{path.stem}-{uuid.uuid4().hex}.part"
-    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as open() would
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        name.unlink(missing_ok=True)
-        raise
-    if durable:
-        _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Flush the list of names in a folder to disk, if the system supports that."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _checksum(key: str, tensors: dict[str, Tensor]) -> bytes:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -136,10 +137,10 @@ class Snapshot:
         Raises:
             InputError: a file cannot be read.
         """
-        digests, signatures = {}, {}
-        for path in dict.fromkeys(paths):
-            signatures[path] = _signature(path)  # first, to detect a change during reading
-            digests[path] = file_digest(path)
+        distinct = list(dict.fromkeys(paths))
+        signatures = {path: _signature(path) for path in distinct}  # first, to detect changes
+        with ThreadPoolExecutor() as pool:  # hashing does not hold Python's lock
+            digests = dict(zip(distinct, pool.map(file_digest, distinct), strict=True))
         return cls(digests, signatures)
 
     def digest(self, path: Path) -> str:

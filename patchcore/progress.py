@@ -75,14 +75,15 @@ class ProgressBar(TQDMProgressBar):
         alike = images * trainer.world_size  # other processes work at the same pace
         decoding = math.nan if batch.get("cached") else batch["seconds"][0]
         workers, threads = loader.num_workers, torch.get_num_threads()
+        busy = min(threads, images * max(1, loader.ahead))
         gathering = getattr(module, "gathering", None)
         return Plan(
             len(data.split.train) * len(data.augment.poses()) * (trainer.max_epochs or 1),
             len(data.split.test),
             alike * max(1, workers) / max(decoding, 1e-9),
             alike / max(taken, 1e-9),
-            _counted(workers, "process") if workers else _counted(min(threads, images), "thread"),
-            bool(workers) or loader.ahead,
+            _counted(workers, "process") if workers else _counted(busy, "thread"),
+            bool(workers or loader.ahead),
             getattr(gathering, "nbytes", 0),
             getattr(gathering, "free", 0),
         )

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from patchcore.cache import replace_with
 from patchcore.data.sample import Sample
 from patchcore.digests import digest
 from patchcore.metrics.sweep import auroc, sweep
@@ -20,6 +19,7 @@ from patchcore.report.cells import harmless
 from patchcore.report.checks import STRUCTURES
 from patchcore.report.distrusted import DISTRUSTED, read_distrusted
 from patchcore.report.folders import PICTURES, Images
+from patchcore.writing import replace_with
 
 FINGERPRINT_FILE = "fingerprint.txt"
 PROVENANCE_FILE = "provenance.json"

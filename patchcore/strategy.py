@@ -144,7 +144,7 @@ class Sharded(DDPStrategy):
             num_workers=dataloader.num_workers,
             collate_fn=partial(_collated, dataloader.collate_fn),
             pin_memory=dataloader.pin_memory,
-            ahead=getattr(dataloader, "ahead", False),  # a user's own loader has none
+            ahead=getattr(dataloader, "ahead", 0),  # a user's own loader has none
         )
 
 

@@ -90,8 +90,10 @@ def prepare(
     """
     cache = None
     if (store := config.cache.open()) is not None:
-        network = network_digest(model, trainer.precision, trainer.strategy.root_device)
-        cache = MapCache(store, network, config.cache.precision, model.backbone.channels)
+        device = trainer.strategy.root_device
+        network = network_digest(model, trainer.precision, device)
+        fast = device.type == "cuda"  # a GPU computes most maps faster than a disk delivers them
+        cache = MapCache(store, network, config.cache.precision, model.backbone.channels, fast)
     data = AnomalyDataModule(config.data, config.image, config.augment, cache, split)
     judge = LabelFree(config.label_free, len(split.train)) if config.judged else None
     image = config.image

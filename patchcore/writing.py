@@ -1,10 +1,10 @@
 """Files that appear when they are complete: a failure leaves what was there before."""
 
+import contextlib
 import hashlib
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,7 +33,7 @@ def _cut(name: str, size: int) -> str:
     return os.fsencode(name)[:size].decode("utf-8", "ignore")
 
 
-@contextmanager
+@contextlib.contextmanager
 def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     """Open a file for writing that replaces `path` when the context ends without an error.
 
@@ -60,3 +60,34 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     except BaseException:  # Ctrl-C too
         part.unlink(missing_ok=True)
         raise
+
+
+def replace_with(path: Path, data: bytes, durable: bool = True) -> None:
+    """Write a file so that other processes see either the old file or all of the new one.
+
+    If `durable`, this also holds after a power failure.
+    """
+    name = path.parent / f".{path.stem}-{uuid.uuid4().hex}.part"
+    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as open() would
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        name.unlink(missing_ok=True)
+        raise
+    if durable:
+        _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the list of names in a folder to disk, if the system supports that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

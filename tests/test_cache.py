@@ -20,7 +20,6 @@ from patchcore.cache import (
     MapCache,
     Precision,
     Store,
-    replace_with,
     timed,
     took,
 )
@@ -28,6 +27,7 @@ from patchcore.commands.cache import main as cache_command
 from patchcore.digests import digest, file_digest, tensors_digest
 from patchcore.errors import InputError
 from patchcore.settings import effective
+from patchcore.writing import replace_with
 from tests.processes import forkserver
 
 
@@ -445,3 +445,26 @@ def test_the_cache_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     own = tmp_path / f"patchcore-{os.getuid()}"
     assert CacheConfig().folder() == own / ".cache/patchcore/features"
     assert CacheConfig(root="~/kept").folder() == own / "kept"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"), [(1e-9, [0]), (1e9, [0, 1, 2]), (math.nan, [0, 1, 2])]
+)
+def test_maps_that_a_gpu_computes_faster_than_they_are_read_are_not_kept(
+    tmp_path: Path, seconds: float, kept: list[int]
+) -> None:
+    store = Store(tmp_path)
+    cache = MapCache(store, "network", channels=[3], selective=True)
+    maps = torch.randn(3, 2, 3, 8, 8).unbind()  # three batches of two images
+    images = [[f"{batch}a", f"{batch}b"] for batch in range(3)]
+    for own, batch in zip(images, maps, strict=True):
+        found = cache.put(own, [batch], seconds)
+        assert torch.equal(found[0], batch)
+    assert [i for i in range(3) if cache.get(images[i])] == kept  # the first one was timed
+
+
+def test_all_maps_are_kept_unless_a_cache_is_selective(tmp_path: Path) -> None:
+    cache = MapCache(Store(tmp_path), "network", channels=[3])
+    for image in "ab":
+        cache.put([image], [torch.zeros(1, 3, 8, 8)], 1e-9)
+    assert cache.get(["a"]) and cache.get(["b"])

@@ -1,5 +1,7 @@
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,7 +15,7 @@ from torch.utils.data import Dataset
 
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.datamodule import AnomalyDataModule
-from patchcore.data.dataset import EpochSampler, ImageDataset, Loader, collate, one_ahead
+from patchcore.data.dataset import EpochSampler, ImageDataset, Loader, collate, made_ahead
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
@@ -79,13 +81,19 @@ def test_augmentation_differs_by_epoch_and_not_by_workers(tmp_path: Path) -> Non
     assert torch.equal(tested[0], tested[1])
 
 
-def test_batches_made_ahead_are_those_of_plain_loading(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("augment", "number"),
+    [(AugmentConfig(brightness=0.3, rotate=30, noise=0.1), 1), (AugmentConfig(), 3)],
+)
+def test_batches_made_ahead_are_those_of_plain_loading(
+    tmp_path: Path, augment: AugmentConfig, number: int
+) -> None:
     write_mvtec(tmp_path)
-    data = module(tmp_path, AugmentConfig(brightness=0.3, rotate=30, noise=0.1))
+    data = module(tmp_path, augment)
 
-    def epochs(ahead: bool) -> list[dict[str, Any]]:
+    def epochs(ahead: int) -> list[dict[str, Any]]:
         loader: Any = data.train_dataloader()
-        assert loader.ahead is False  # there is no GPU to be ahead of
+        assert loader.ahead == 0  # there is no GPU to be ahead of
         loader.ahead, found = ahead, []
         torch.manual_seed(0)
         for epoch in range(2):
@@ -93,7 +101,7 @@ def test_batches_made_ahead_are_those_of_plain_loading(tmp_path: Path) -> None:
             found += list(loader)
         return [*found, {"drawn": torch.rand(3)}]
 
-    plain, ahead = epochs(False), epochs(True)
+    plain, ahead = epochs(0), epochs(number)
     assert len(plain) == len(ahead) == 5
     for one, other in zip(plain, ahead, strict=True):
         one.pop("seconds", None), other.pop("seconds", None)
@@ -101,40 +109,77 @@ def test_batches_made_ahead_are_those_of_plain_loading(tmp_path: Path) -> None:
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_batch_is_made_while_the_last_one_is_worked_on() -> None:
-    second = threading.Event()
+def test_batches_are_made_while_an_earlier_one_is_worked_on() -> None:
+    made: dict[int, threading.Event] = {number: threading.Event() for number in range(5)}
 
-    def batches() -> Iterator[int]:
-        yield 1
-        second.set()
-        yield 2
+    def make(number: int) -> int:
+        made[number].set()
+        return number
 
     found = []
-    for batch in one_ahead(batches()):
+    for batch in made_ahead(make, iter(range(5)), 2):
         found.append(batch)
-        assert second.wait(60)
-    assert found == [1, 2]
+        assert all(made[later].wait(60) for later in range(batch, min(batch + 3, 5)))
+    assert found == [0, 1, 2, 3, 4]
+
+
+def test_only_so_many_batches_are_begun() -> None:
+    taken = []
+
+    def given() -> Iterator[int]:
+        for number in range(9):
+            taken.append(number)
+            yield number
+
+    batches = made_ahead(lambda number: number, given(), 2)
+    assert next(batches) == 0 and taken == [0, 1, 2]
+    assert next(batches) == 1 and taken == [0, 1, 2, 3]
+    batches.close()
 
 
 def test_reading_ahead_ends_with_whoever_asks() -> None:
     before = threading.active_count()
-    batches = one_ahead(iter(range(9)))
+    batches = made_ahead(lambda number: number, range(9), 2)
     assert next(batches) == 0
     batches.close()
     assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(
-    ("device", "workers", "ahead"), [("cuda", 0, True), ("cpu", 0, False), ("cuda", 1, False)]
+    ("device", "workers", "augment", "ahead"),
+    [
+        ("cuda", 0, AugmentConfig(), 3),
+        ("cpu", 0, AugmentConfig(), 0),
+        ("cuda", 1, AugmentConfig(), 0),
+        ("cuda", 0, AugmentConfig(noise=0.1), 1),  # the augmentation has a state
+    ],
 )
 def test_only_a_gpu_leaves_the_cores_to_decoding(
-    tmp_path: Path, device: str, workers: int, ahead: bool
+    tmp_path: Path, device: str, workers: int, augment: AugmentConfig, ahead: int
 ) -> None:
     write_mvtec(tmp_path)
-    data = module(tmp_path, workers=workers)
+    data = module(tmp_path, augment, workers=workers)
     data.trainer = mock.Mock(strategy=mock.Mock(root_device=torch.device(device)))
-    for loader in (data.train_dataloader(), data.test_dataloader()):
-        assert isinstance(loader, Loader) and loader.ahead is ahead
+    loader: Any = data.train_dataloader()
+    assert loader.ahead == ahead and loader.dataset.batches == max(1, ahead)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_batches_that_are_made_together_share_threads_and_seconds(
+    tmp_path: Path, batches: int
+) -> None:
+    write_mvtec(tmp_path)
+    data = module(tmp_path)
+    dataset: Any = data.train_dataloader().dataset
+    dataset.batches = batches
+    with (
+        mock.patch("torch.get_num_threads", return_value=6),
+        mock.patch("time.perf_counter", side_effect=count(0.0, 1.0)),
+        mock.patch("patchcore.data.dataset.ThreadPoolExecutor", wraps=ThreadPoolExecutor) as pool,
+    ):
+        item = dataset.__getitems__([0])[0]
+    assert pool.call_args.args == (6 // batches,)
+    assert item["seconds"] == [1 / batches, 1 / batches]  # one item in each batch
 
 
 @pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(noise=0.2, rotate=30)])
@@ -195,8 +240,8 @@ def test_with_a_trainer(tmp_path: Path) -> None:
     assert recorder.tested == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("workers", "ahead"), [(0, False), (1, False), (0, True)])
-def test_a_truncated_image_is_one_clear_line(tmp_path: Path, workers: int, ahead: bool) -> None:
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 0), (1, 0), (0, 1), (0, 3)])
+def test_a_truncated_image_is_one_clear_line(tmp_path: Path, workers: int, ahead: int) -> None:
     folder = write_mvtec(tmp_path, (64, 64))
     path = folder / "test/good/001.png"
     path.write_bytes(path.read_bytes()[:2000])

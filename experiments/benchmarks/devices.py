@@ -43,7 +43,10 @@ def main() -> None:
     parser.add_argument("--weights", default="none", help="of it: a file, or none for random ones")
     parser.add_argument("--ratio", type=float, default=0.1, help="share of the patches picked")
     parser.add_argument(
-        "--projection", default="auto", choices=[way.name for way in Projection], help="of the patches, for the picks"
+        "--projection",
+        default="auto",
+        choices=[way.name for way in Projection],
+        help="of the patches, for the picks",
     )
     args = parser.parse_args()
     results = [run(args, 1), run(args, args.devices)]

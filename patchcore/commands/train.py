@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from patchcore.commands import Stopped, job, plain_errors, raise_if_stopped
 from patchcore.commands.composed import to_config
 from patchcore.commands.generations import entry
+from patchcore.commands.gpus import take_gpu
 from patchcore.commands.groups import register
 from patchcore.commands.overrides import as_typed, check_overrides
 from patchcore.commands.settings_help import settings_help
@@ -64,6 +65,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
         try:
             (folder / ERROR_FILE).unlink(missing_ok=True)
             config = to_config(cfg)  # also fills in values in cfg that depend on the weights
+            take_gpu(cfg, run)
             from patchcore.runner import run as run_one  # Lightning takes seconds, a mistake none
 
             done = run_one(

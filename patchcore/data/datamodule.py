@@ -14,6 +14,9 @@ from patchcore.data.defective import DefectiveImages
 from patchcore.data.sample import DataConfig, Split
 from patchcore.data.transforms import ImageConfig
 
+AHEAD = 3
+"""Batches that are made at the same time on a GPU: the last image of one delays no other."""
+
 
 class AnomalyDataModule(pl.LightningDataModule):
     """Training images and labelled test images of a run, always in the same order.
@@ -93,6 +96,8 @@ class AnomalyDataModule(pl.LightningDataModule):
     def _loader(self, dataset: Dataset[dict[str, Any]], train: bool) -> DataLoader[dict[str, Any]]:
         sized: Any = dataset
         poses = len(getattr(dataset, "poses", ())) or 1
+        ahead = self._ahead(sized)
+        sized.batches = max(1, ahead)
         return Loader(
             dataset,
             # The tiles of one image are a batch already; images of several sizes would not stack.
@@ -101,9 +106,16 @@ class AnomalyDataModule(pl.LightningDataModule):
             num_workers=self.data.workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            ahead=self.data.workers == 0 and self._on_gpu(),
+            ahead=ahead,
         )
 
-    def _on_gpu(self) -> bool:
-        """Whether CPU cores are free for decoding: a network on the CPU uses all of them."""
-        return self.trainer is not None and self.trainer.strategy.root_device.type != "cpu"
+    def _ahead(self, dataset: Any) -> int:
+        """Number of batches to make ahead: none for a network on the CPU, which uses all cores.
+
+        Only one if images are tiled, and so may be large, or if random augmentation has a state.
+        """
+        on_cpu = self.trainer is None or self.trainer.strategy.root_device.type == "cpu"
+        if self.data.workers or on_cpu:
+            return 0
+        single = self.image.tiles is not None or getattr(dataset, "augmented", False)
+        return 1 if single else AHEAD

@@ -1,8 +1,9 @@
 """Samples as a torch data set, and batches of them."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache as remembered
 from itertools import chain
@@ -69,6 +70,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
             `image`.
         snapshot: Digests of the files when the run began; a file must not have changed since.
 
+    Attributes:
+        batches: Number of batches that are made at the same time, and so share the threads.
+
     Raises:
         InputError: the samples have regions, and the augmentation moves pixels.
     """
@@ -81,6 +85,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         cache: MapCache | None = None,
         snapshot: Snapshot | None = None,
     ) -> None:
+        self.batches = 1
         self.samples = list(samples)
         self.image = image
         self.seed = 0 if augment is None else augment.seed
@@ -133,8 +138,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
         Albumentations has a state that threads cannot share.
         """
-        threads = 1 if self.augmented else torch.get_num_threads()
-        beside = min(threads, len(items))  # in parallel, so each item gets a share of the time
+        threads = 1 if self.augmented else max(1, torch.get_num_threads() // self.batches)
+        # In parallel, so each item gets a share of the time.
+        beside = min(threads, len(items)) * self.batches
         with ThreadPoolExecutor(threads) as pool:
             each = pool.map(lambda item: self._posed(item, self.poses, normalise, beside), items)
             return list(chain.from_iterable(each))
@@ -350,22 +356,42 @@ class Loader(DataLoader[dict[str, Any]]):
     """Loader of a data set's batches; an InputError of a worker arrives without its traceback.
 
     Args:
-        ahead: Whether a thread makes the next batch while the current one is used. Batches and
-            their order are the same as without this thread.
+        ahead: Number of batches that threads make while earlier ones are used; 0: none. Batches and
+            their order are the same in each case.
     """
 
-    def __init__(self, *args: Any, ahead: bool = False, **settings: Any) -> None:
+    def __init__(self, *args: Any, ahead: int = 0, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.ahead = ahead
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        plain = super().__iter__()  # draws a seed, which other random numbers follow
         try:
-            batches = super().__iter__()
-            yield from one_ahead(batches) if self.ahead else batches
+            if self.ahead:
+                batches: Any = self.batch_sampler
+                yield from made_ahead(self._batch, batches, self.ahead)
+            else:
+                yield from plain
         except InputError as error:
             if not self.num_workers:
                 raise
             raise _of_worker(error) from None
+
+    def _batch(self, numbers: list[int]) -> dict[str, Any]:
+        """Make one batch as PyTorch's loader would without workers."""
+        several = getattr(self.dataset, "__getitems__", None)
+        items = several(numbers) if several else [self.dataset[number] for number in numbers]
+        batch: dict[str, Any] = self.collate_fn(items)
+        return pinned(batch) if self.pin_memory and torch.cuda.is_available() else batch
+
+
+def pinned(value: Any) -> Any:
+    """Return a batch, or a part of it, with its tensors in page-locked memory."""
+    if isinstance(value, torch.Tensor):
+        return value.pin_memory()
+    if isinstance(value, dict):
+        return {key: pinned(each) for key, each in value.items()}
+    return [pinned(each) for each in value] if isinstance(value, list) else value
 
 
 def _of_worker(error: InputError) -> InputError:
@@ -377,13 +403,23 @@ def _of_worker(error: InputError) -> InputError:
     return type(error)(last.split(f"{type(error).__name__}: ", 1)[-1])
 
 
-_END: Any = object()
+def made_ahead(make: Callable[[Any], Any], given: Iterable[Any], number: int) -> Iterator[Any]:
+    """Yield the results of `make` in the order of `given`; threads make the next ones meanwhile.
 
-
-def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield the same batches; each is made in a thread while the previous one is used."""
-    with ThreadPoolExecutor(1, "loader") as reader:
-        coming = reader.submit(next, batches, _END)
-        while (batch := coming.result()) is not _END:
-            coming = reader.submit(next, batches, _END)
-            yield batch
+    Args:
+        make: Function of one of the given values.
+        given: Values; each is taken when its turn to be made has come.
+        number: Number of results that are made at the same time, at least 1.
+    """
+    with ThreadPoolExecutor(number, "loader") as makers:
+        coming: deque[Future[Any]] = deque()
+        try:
+            for value in given:
+                coming.append(makers.submit(make, value))
+                if len(coming) > number:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for each in coming:
+                each.cancel()

@@ -29,10 +29,10 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from patchcore.cache import replace_with
 from patchcore.data.sets import DATA_SETS
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
+from patchcore.writing import replace_with
 
 CHUNK = 2**20  # bytes
 TIMEOUT = 60  # seconds without any data

@@ -146,7 +146,7 @@ class DataConfig(Settings):
     )
     workers: int = setting(
         0,
-        "number of loader processes; 0: threads of the main process load the images, one batch "
+        "number of loader processes; 0: threads of the main process load the images, some batches "
         "ahead if a GPU computes",
         unit="processes",
         low=0,
