@@ -1,3 +1,4 @@
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,15 @@ def test_batches_are_made_while_an_earlier_one_is_worked_on() -> None:
         found.append(batch)
         assert all(made[later].wait(60) for later in range(batch, min(batch + 3, 5)))
     assert found == [0, 1, 2, 3, 4]
+
+
+def test_threads_hand_over_pythons_lock_soon_while_batches_are_made_ahead() -> None:
+    usual = sys.getswitchinterval()
+    batches = made_ahead(lambda number: number, range(9), 2)
+    next(batches)
+    assert sys.getswitchinterval() < usual
+    batches.close()
+    assert sys.getswitchinterval() == usual
 
 
 def test_only_so_many_batches_are_begun() -> None:
