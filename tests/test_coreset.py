@@ -37,7 +37,7 @@ from patchcore.coreset import (
     subsample,
 )
 from patchcore.coreset import order as order_module
-from patchcore.coreset.space import chunk_size
+from patchcore.coreset.space import Space, chunk_size, free_memory
 from patchcore.errors import InputError
 from patchcore.report.radius import plot_radius
 from patchcore.settings import effective
@@ -527,6 +527,31 @@ def test_wrong_features_are_named() -> None:
         subsample(broken, GreedyConfig())
     with pytest.raises(ValueError, match="order is of 5 points, got 50"):
         greedy_order(normal(50, 2), 9, order=greedy_order(normal(5, 2), 2))
+
+
+def test_free_memory_is_the_devices_or_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3, 7))  # free, in all
+    assert free_memory(torch.device("cuda")) == 3
+    for known, told in ((5, 5), (None, 4 * 2**30)):
+        monkeypatch.setattr("patchcore.coreset.space.available_memory", lambda known=known: known)
+        assert free_memory(torch.device("cpu")) == told
+
+
+def test_subtracting_the_centre_from_short_numbers_is_exact() -> None:
+    points = (normal(200, 3) * 5 + 1000).half()
+    space = Space(points, torch.device("cpu"), None, 8)
+    centred = points.double() - space.centre
+    assert bool(space.shifted)
+    assert torch.equal(centred, centred.float().double())
+    assert torch.equal(space.rows(slice(0, 200), torch.float32).double(), centred)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_learned_proxies_tell_their_steps_if_asked(
+    progress: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subsample(normal(40, 4), LearnedConfig(ratio=0.1, steps=3), progress=progress)
+    assert ("proxies: 100%" in capsys.readouterr().err) is progress
 
 
 def test_progress_counts_picks(capsys: pytest.CaptureFixture[str]) -> None:
