@@ -37,7 +37,7 @@ from patchcore.coreset import (
     subsample,
 )
 from patchcore.coreset import order as order_module
-from patchcore.coreset.space import Space, chunk_size, free_memory
+from patchcore.coreset.space import Space, chunk_size, farthest, free_memory
 from patchcore.errors import InputError
 from patchcore.report.radius import plot_radius
 from patchcore.settings import effective
@@ -538,7 +538,7 @@ def test_free_memory_is_the_devices_or_the_machines(monkeypatch: pytest.MonkeyPa
 
 
 def test_subtracting_the_centre_from_short_numbers_is_exact() -> None:
-    points = (normal(200, 3) * 5 + 1000).half()
+    points = (normal(200, 3) * 0.3 + torch.tensor([10.2, 5.3, -3.4])).half()
     space = Space(points, torch.device("cpu"), None, 8)
     centred = points.double() - space.centre
     assert bool(space.shifted)
@@ -552,6 +552,19 @@ def test_learned_proxies_tell_their_steps_if_asked(
 ) -> None:
     subsample(normal(40, 4), LearnedConfig(ratio=0.1, steps=3), progress=progress)
     assert ("proxies: 100%" in capsys.readouterr().err) is progress
+
+
+def test_a_single_step_is_training_and_tells_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    found = LearnedConfig(ratio=0.1, steps=1).sample(normal(40, 4), torch.device("cpu"))
+    assert found.memory.shape == (4, 4)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pool_holds_the_farthest_points_and_tells_what_bounds_the_others() -> None:
+    best = torch.tensor([3.0, 0.0, 9.0, 4.0, 9.0])
+    for pool, places, bound in ((1, [2], 9.0), (3, [2, 3, 4], 4.0), (5, [0, 1, 2, 3, 4], 0.5)):
+        found, limit = farthest(best, pool, 0.5)
+        assert found.tolist() == places and limit == bound
 
 
 def test_progress_counts_picks(capsys: pytest.CaptureFixture[str]) -> None:
