@@ -84,10 +84,14 @@ def input_record(name: str, weights: str) -> InputRecord:
 
 
 def is_flexible(name: str) -> bool:
-    """Whether timm builds this vision transformer for images of any size if asked to."""
+    """Whether timm builds this vision transformer for images of any size if asked to.
+
+    BEiT and transformers with relative positions are built for one size.
+    """
     import timm
 
-    return timm.models.get_arch_name(name).startswith(("vit_", "deit", "eva", "beit"))
+    family = timm.models.model_entrypoint(name).__module__.rpartition(".")[2]
+    return family in ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")
 
 
 def require_weights(name: str) -> None:

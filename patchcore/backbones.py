@@ -159,6 +159,11 @@ class Backbone(nn.Module):
                 f"layers.norm=true normalises the tokens of a vision transformer, but {self.name} "
                 "is not one: leave it out"
             )
+        if self._norm and isinstance(self.network.get_submodule(NORM), nn.Identity):
+            raise InputError(
+                f"layers.norm=true: {self.name} does not normalise its last tokens, so there is no "
+                "norm to use: leave it out"
+            )
         if self._norm in self.layers:
             raise InputError("layers.norm=true would normalise the layer norm twice: leave it out")
         self._deepest, self._overwritten = cut(self.network, self.layers, images, self._norm)

@@ -28,6 +28,12 @@ def check_conflicts(run: Any) -> None:
             "decision.false_alarms needs training images that are like test images, and augmented "
             "images are not: set augment=none, or decision.false_alarms=null"
         )
+    thinned = getattr(run.method, "per_image", None) is not None
+    if thinned and run.decision.false_alarms is not None and run.image.tiles is not None:
+        raise InputError(
+            "decision.false_alarms cannot thin images in tiles as the run itself does: set "
+            "image.tiles, method.per_image or decision.false_alarms to null"
+        )
     if run.judged:
         _check_label_free(run)
     if run.scoring.pool is Pool.pixels:

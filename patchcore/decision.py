@@ -217,12 +217,19 @@ class Decision:
         try:
             own = ("false_alarms", "pixel_threshold", "pixel_rate", "folds")
             decision = cls(scores=scores, **{key: values[key] for key in own})
-            alike = decision.values() == dict(values)
+            alike = _alike(decision.values(), dict(values))
         except (KeyError, TypeError) as error:
             raise InputError(f"decision: {error} is missing or not a number") from error
         if not alike:
             raise InputError("decision: its threshold or rate is not that of its nominal scores")
         return decision
+
+
+def _alike(own: dict[str, Any], saved: dict[str, Any]) -> bool:
+    """Whether values are equal; the interval's ends, up to the rounding of a version of SciPy."""
+    ends = ("rate_low", "rate_high")
+    near = all(math.isclose(own.pop(key), saved.pop(key), rel_tol=1e-9) for key in ends)
+    return near and own == saved
 
 
 def decide(scores: Tensor, maps: Iterable[Tensor], false_alarms: float, folds: int) -> Decision:

@@ -1,5 +1,7 @@
 """The only exception for mistakes of users, and names as text of one line."""
 
+NOT_FINITE = "features hold NaN or infinite values: check images and backbone"
+
 
 class InputError(ValueError):
     """Bad input: the message names the file, key or value and says what to do.

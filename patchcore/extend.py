@@ -7,11 +7,12 @@ updates its Gaussians to those of all images. `--remove` removes the rows that c
 The threshold is updated if its guarantee can be kept. Added images are scored by the earlier model,
 which has not seen them, and their scores join the nominal scores. With a larger memory bank,
 distances can only fall, so the common threshold can only give fewer false alarms. (With Eq. 7 and
-PaDiM, scores are not plain distances to a nearest neighbour; there this holds approximately.) A
-removed image leaves a hole: patches like its own are now far from the memory bank, and scores rise
-by an unknown amount. Therefore the decision is dropped as well, and a model without a decision
-gives no verdicts. Metrics belong to the model that was tested, so adding and removing both move
-them to the lineage.
+PaDiM, scores are not plain distances to a nearest neighbour; there this holds approximately.) With
+`method.radius` or `method.retrieval`, a patch is compared only with a part of the memory bank. New
+images change this part, and scores may rise, so the decision is dropped. A removed image leaves a
+hole: patches like its own are now far from the memory bank, and scores rise by an unknown amount.
+Therefore the decision is dropped as well, and a model without a decision gives no verdicts. Metrics
+belong to the model that was tested, so adding and removing both move them to the lineage.
 """
 
 import math
@@ -110,12 +111,19 @@ def extend(
         combined(parts, model.scales) if isinstance(model, Ensemble) else parts[0]
         for parts in zip(*found, strict=True)
     ]
+    if any(searches_a_part(member) for member in inspector.members):
+        inspector.decision = None
     if inspector.decision is not None:
         pixels = inspector.counted_pixels()
         inspector.decision = widened(inspector.decision, predictions, pixels)
     change = Change(len(names), model.memory_patches - before)
     _note(inspector, "extend", change, [*sources, *names])
     return change
+
+
+def searches_a_part(model: Any) -> bool:
+    """Whether a patch is compared with a part of the memory bank, which new images may change."""
+    return bool(getattr(model.parts.method, "narrow", False))
 
 
 def remove(inspector: Inspector, images: Sequence[str | Path]) -> Change:

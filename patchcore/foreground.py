@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from patchcore.errors import NOT_FINITE, InputError
+
 BORDER = 0.2
 """Share of each side, at either end, that is not in the image's middle."""
 COVERED = 0.35
@@ -28,8 +30,13 @@ def foreground(
         features: Patch features of each image.
         threshold: Least coordinate along the first principal component, from the mean of the
             image's features, in the unit of the features; 10 in AnomalyDINO, for DINOv2.
+
+    Raises:
+        InputError: features are NaN or infinite.
     """
     images, height, width, _ = features.shape
+    if not bool(features.isfinite().all()):
+        raise InputError(NOT_FINITE)
     with torch.autocast(features.device.type, enabled=False):
         component = first_component(features.float().flatten(1, 2)).view(images, height, width)
     rows, columns = (slice(int(n * BORDER), int(n * (1 - BORDER))) for n in (height, width))

@@ -24,6 +24,7 @@ from torch import Tensor
 from patchcore.data.images import read_image
 from patchcore.errors import InputError, printable
 from patchcore.explanation import Nearest, cell_at, check_explains, nearest_nominal, own_crop
+from patchcore.methods.counted import counted_pixels
 from patchcore.overlays import Map, Pictures, Pixels, beside, overlay
 
 TOUCHING = np.ones((3, 3), bool)  # pixels of a region touch at sides or corners
@@ -370,8 +371,10 @@ def _conclude(inspector: Any, wanted: _Wanted, item: _Scored | Broken) -> Inspec
         None if decision is None else float(decision.p_value(item.score)),
         None if thresholds.image is None else score >= thresholds.image,
     )
+    counted = counted_pixels(item.patch_score, item.map.shape)
+    highest = item.map.max(where=counted, initial=-np.inf)
     # Placing is linear interpolation, which goes beyond no value of the map.
-    above = thresholds.pixel is not None and float(item.map.max()) >= thresholds.pixel
+    above = thresholds.pixel is not None and highest >= thresholds.pixel
     if thresholds.pixel is not None:
         result = replace(result, regions=[])
     if not above and pictures is None:
@@ -379,7 +382,11 @@ def _conclude(inspector: Any, wanted: _Wanted, item: _Scored | Broken) -> Inspec
     placed: NDArray[np.float32] = inspector.place(item.map, item.size)
     if above:
         assert thresholds.pixel is not None
-        regions = find_regions(placed, thresholds.pixel)
+        own = placed
+        if not counted.all():
+            inside = inspector.place(counted.astype(np.float32), item.size)
+            own = np.where(inside >= 0.5, placed, np.nan)
+        regions = find_regions(own, thresholds.pixel)
         if explain:
             regions = [_explained(inspector, item, region) for region in regions]
         result = replace(result, regions=regions)

@@ -159,7 +159,8 @@ class PatchFeatures(nn.Module):
             if lo < filled:  # a channel where two layers meet
                 shared = parts[-1][:, lo - filled :] + x[:, : filled - lo]
                 parts[-1:] = [parts[-1][:, : lo - filled], shared]
-            parts.append(x[:, filled - lo :])  # (B, rows, h, w)
+            if hi > filled:
+                parts.append(x[:, filled - lo :])  # (B, rows, h, w)
             filled = hi
         return torch.cat(parts, 1).permute(0, 2, 3, 1)  # (B, D, h, w) → (B, h, w, D)
 

@@ -233,14 +233,22 @@ def anomaly_maps(
     Bilinear upsampling (pixel centres at half integers), then a Gaussian of `sigma` px, cut at 4σ,
     with the border mirrored. Both are linear and separable, so each axis is one fixed matrix.
     A patch whose score is NaN does not count. The weights of the other patches then sum to 1 at
-    every pixel of a patch that counts, and the map is 0 elsewhere.
+    every pixel of a patch that counts, and the map is 0 elsewhere. Autocast changes nothing: in its
+    precision a map would have about a hundred levels.
     """
     if traced():
         return _anomaly_maps_traced(scores, size, sigma)
+    with torch.autocast(scores.device.type, enabled=False):
+        return _anomaly_maps(scores, size, sigma)
+
+
+def _anomaly_maps(
+    scores: Float[Tensor, "images h w"], size: tuple[int, int], sigma: float
+) -> Float[Tensor, "images height width"]:
     counts = ~scores.isnan()
     if not bool(counts.all()):
-        weights = anomaly_maps(counts.to(scores), size, sigma)
-        maps = anomaly_maps(scores.nan_to_num(0), size, sigma)
+        weights = _anomaly_maps(counts.to(scores), size, sigma)
+        maps = _anomaly_maps(scores.nan_to_num(0), size, sigma)
         return torch.where(cell_pixels(counts, size), maps / weights, torch.zeros_like(maps))
     rows = _upsample_and_blur(scores.shape[1], size[0], sigma).to(scores)  # (H, h)
     columns = _upsample_and_blur(scores.shape[2], size[1], sigma).to(scores)  # (W, w)

@@ -1,6 +1,7 @@
 import os
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from torch import nn
 
 from patchcore import PatchCore
 from patchcore._layers import axes
+from patchcore._weights import is_flexible
 from patchcore.backbones import CLASS_TOKEN, Backbone, BackboneConfig, LayersConfig
 from patchcore.errors import InputError
 
@@ -185,6 +187,33 @@ def test_a_norm_that_the_network_has_not_is_refused() -> None:
             Backbone(BackboneConfig(name, weights), LayersConfig(layers, norm=True))
     with pytest.raises(InputError, match=r"^layers.norm=true would normalise"):
         Backbone(BackboneConfig("test_vit", "none"), LayersConfig(["2", "norm"], norm=True))
+    network = timm.create_model("test_vit", final_norm=False)
+    assert isinstance(network.norm, nn.Identity)
+    with (
+        mock.patch("patchcore.backbones._build", return_value=network),
+        pytest.raises(InputError, match=r"^layers.norm=true: test_vit does not normalise its last"),
+    ):
+        Backbone(BackboneConfig("test_vit", "none"), LayersConfig(["2"], norm=True))
+
+
+@pytest.mark.filterwarnings("ignore:backbone .* has random weights")
+@pytest.mark.parametrize(
+    ("name", "flexible"),
+    [
+        ("vit_tiny_patch16_224", True),
+        ("vit_small_patch14_dinov2.lvd142m", True),
+        ("eva02_tiny_patch14_224", True),
+        ("deit_tiny_patch16_224", True),
+        ("beit_base_patch16_224", False),
+        ("vit_relpos_small_patch16_224", False),
+        ("vit_srelpos_small_patch16_224", False),
+        ("resnet18", False),
+    ],
+)
+def test_transformers_that_take_images_of_any_size(name: str, flexible: bool) -> None:
+    assert is_flexible(name) is flexible
+    if name.startswith("vit_srelpos"):  # it is built, for its own size
+        Backbone(BackboneConfig(name, "none"), LayersConfig(["2"]))
 
 
 def test_weights_from_files(tmp_path: Path) -> None:

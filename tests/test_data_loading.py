@@ -158,7 +158,7 @@ def test_reading_ahead_ends_with_whoever_asks() -> None:
 @pytest.mark.parametrize(
     ("device", "workers", "augment", "ahead"),
     [
-        ("cuda", 0, AugmentConfig(), 3),
+        ("cuda", 0, AugmentConfig(), 2),  # there are no more batches
         ("cpu", 0, AugmentConfig(), 0),
         ("cuda", 1, AugmentConfig(), 0),
         ("cuda", 0, AugmentConfig(noise=0.1), 1),  # the augmentation has a state
@@ -172,6 +172,15 @@ def test_only_a_gpu_leaves_the_cores_to_decoding(
     data.trainer = mock.Mock(strategy=mock.Mock(root_device=torch.device(device)))
     loader: Any = data.train_dataloader()
     assert loader.ahead == ahead and loader.dataset.batches == max(1, ahead)
+
+
+def test_a_gpu_has_three_batches_made_ahead(tmp_path: Path) -> None:
+    write_mvtec(tmp_path)
+    data = module(tmp_path)
+    data.data.batch_size = 1
+    data.trainer = mock.Mock(strategy=mock.Mock(root_device=torch.device("cuda")))
+    loader: Any = data.train_dataloader()
+    assert loader.ahead == 3 and loader.dataset.batches == 3
 
 
 @pytest.mark.parametrize("batches", [1, 3])

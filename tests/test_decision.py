@@ -17,6 +17,7 @@ from torch import Tensor
 from patchcore import GreedyConfig, InputError, load
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 from patchcore.config import Config
+from patchcore.conflicts import check_conflicts
 from patchcore.data.augment import AugmentConfig
 from patchcore.decision import (
     Decision,
@@ -35,7 +36,7 @@ from patchcore.methods.detector import Prediction
 from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted, folds_of, unfitted
 from patchcore.methods.patchcore import PatchCore
 from patchcore.patches import PatchConfig
-from patchcore.scoring import anomaly_maps
+from patchcore.scoring import Pool, anomaly_maps
 from tests.images import write_mvtec
 from tests.runs import TINY, Outcome, patchcore
 
@@ -193,8 +194,12 @@ def test_a_decision_is_kept_as_plain_values_and_its_scores() -> None:
     assert again.values() == decision.values() and torch.equal(again.scores, decision.scores)
     low, high = decision.interval
     assert low < decision.rate < high and values["threshold"] == decision.threshold
+    # Another version of SciPy rounds the ends of the interval differently.
+    near = {**values, "rate_low": low * (1 + 1e-12), "rate_high": high * (1 - 1e-12)}
+    assert Decision.of_values(near, decision.scores).threshold == decision.threshold
     for wrong in (
         {**values, "threshold": values["threshold"] * 1.01},
+        {**values, "rate_low": low * (1 + 1e-6)},
         {**values, "false_alarms": 0.2},
         {**values, "images": 149},
         {key: value for key, value in values.items() if key != "pixel_rate"},
@@ -314,6 +319,25 @@ def test_copies_of_an_image_are_left_out_together(network: Callable[[], None]) -
     twice = [model.embed(images), model.embed(images)]  # as from two epochs
     found = cross_fitted(model, twice, [0, 1, 2, 3] * 2, 4)
     assert len(found.scores) == 4 and min(found.scores.values()) > 0.01
+
+
+@pytest.mark.parametrize("poses", [1, 3])
+def test_models_without_a_fold_know_which_copies_are_of_one_image(
+    poses: int, network: Callable[[], None]
+) -> None:
+    model, told = build("patchcore"), []
+    fit = PatchCore.build_from
+
+    def seen(own: Any, buffer: Any, fitting: Any) -> None:
+        told.append(fitting.images)
+        fit(own, buffer, fitting)
+
+    numbers = [number for number in range(4) for _ in range(poses)]
+    features = model.embed(drawn(4 * poses, 3, 32, 32))
+    with mock.patch.object(PatchCore, "build_from", seen):
+        cross_fitted(model, [features], numbers, 2)
+    fold = folds_of(numbers, 2, 0)
+    assert told == [[n for n in numbers if fold[n] != out] for out in range(2)]
 
 
 def test_a_coreset_keeps_as_many_patches_of_fewer_images(network: Callable[[], None]) -> None:
@@ -445,6 +469,26 @@ def test_augmented_images_and_learning_are_refused() -> None:
         with pytest.raises(InputError, match=r"^decision\.false_alarms needs training images that"):
             Config(**given, decision=decision, augment=augment)
         Config(**given, decision=replace(decision, false_alarms=None), augment=augment)
+
+
+@pytest.mark.parametrize(
+    ("per_image", "tiles", "rate"),
+    [(20, 64, 0.1), (20, None, 0.1), (20, 64, None), (None, 64, 0.1)],
+)
+def test_thinned_tiles_are_refused(
+    per_image: int | None, tiles: int | None, rate: float | None
+) -> None:
+    """Folds would thin whole images, the run itself thins their bands."""
+    config = mock.MagicMock(curve=[], judged=False)
+    config.method = METHODS["patchcore"](per_image=per_image)
+    config.ensemble.members, config.scoring.pool = [], Pool.patches
+    config.augment.changes.return_value = False
+    config.image.tiles, config.decision.false_alarms = tiles, rate
+    if None not in (per_image, tiles, rate):
+        with pytest.raises(InputError, match=r"^decision\.false_alarms cannot thin images in tile"):
+            check_conflicts(config)
+    else:
+        check_conflicts(config)
 
 
 @pytest.mark.parametrize(

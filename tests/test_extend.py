@@ -25,15 +25,16 @@ from patchcore import (
     ScoringConfig,
     load,
 )
-from patchcore.artifact import read_description
+from patchcore.artifact import read_description, save
 from patchcore.coreset import CoresetConfig, greedy_order
 from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig, build_transform
 from patchcore.data.view import View
+from patchcore.decision import decide
 from patchcore.extend import Change, change_artifact, extend, remove, widened
 from patchcore.index import FaissIVFPQConfig, TorchIndexConfig, nearest_rows
 from patchcore.inspector import SOURCES
-from patchcore.methods import METHODS, Parts, build_detector
+from patchcore.methods import METHODS, Parts, PatchCoreConfig, build_detector
 from patchcore.methods.detector import Fitting, Prediction
 from patchcore.scoring import Distance
 from tests import reference
@@ -434,6 +435,32 @@ def test_an_ensemble_is_extended_where_sizes_differ_for_one_member_alone(tmp_pat
     for path in paths:  # one by one they are of one size
         extend(each, [path])
     assert model.memory_patches == pytest.approx(each.model.memory_patches, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "kept"),
+    [
+        (PatchCoreConfig(), True),
+        (PatchCoreConfig(radius=1), False),
+        (PatchCoreConfig(retrieval=1), False),
+    ],
+)
+def test_a_decision_is_kept_only_where_scores_cannot_rise(
+    method: PatchCoreConfig, kept: bool, files: list[Path], tmp_path: Path
+) -> None:
+    """With a radius or retrieval, a patch is compared with a part of the memory bank alone."""
+    model = build_detector(Parts(method, coreset=GreedyConfig(ratio=0.5)))
+    inspector = Inspector(model, IMAGE, details={SOURCES: [os.fspath(x) for x in files[:4]]})
+    seen = torch.cat([inputs(path) for path in files[:4]])
+    found = model.fit(seen)(seen)
+    inspector.decision = decide(found.score, [found.map], 0.2, 4)
+    save(inspector, tmp_path / "kept")
+    done = patchcore("extend", os.fspath(tmp_path / "kept"), os.fspath(files[4]))
+    assert (done.code, done.err) == (0, "")
+    decision = load(tmp_path / "kept").decision
+    assert decision is None if not kept else decision.images == 5
+    why = "threshold: none, because new images may raise scores with method.radius or"
+    assert (why in done.out) is not kept
 
 
 def test_the_command_extends_and_removes(

@@ -454,3 +454,15 @@ def test_every_back_end_is_built_from_its_settings() -> None:
         assert index(memory, settings).memory is memory
     with pytest.raises(TypeError, match="no search back end for IndexConfig"):
         build_index(memory, IndexConfig())
+
+
+def test_many_nearly_equal_patches_are_told_apart() -> None:
+    """More rows than the screening keeps differ by less than it can tell."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.01 * torch.randn(1040, 64, generator=generator)
+    memory = torch.cat([10 + noise[:500], -10 + noise[500:1000]])
+    queries = 10 + noise[1000:]
+    squared, rows = TorchIndex(memory).search(queries, 1)
+    exact = torch.stack([(memory.double() - x.double()).square().sum(1) for x in queries])
+    assert torch.equal(rows[:, 0], exact.argmin(1))
+    assert torch.allclose(squared[:, 0].double(), exact.amin(1), rtol=1e-5)

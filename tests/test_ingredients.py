@@ -627,6 +627,14 @@ def test_the_foreground_equals_the_naive_version(threshold: float) -> None:
         assert found[2].all()
 
 
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_foreground_of_what_is_no_number_is_refused(broken: float) -> None:
+    features = torch.rand(2, 4, 4, 8)
+    features[1, 2, 3, 4] = broken
+    with pytest.raises(InputError, match="features hold NaN or infinite values"):
+        foreground(features, 1.0)
+
+
 def test_an_image_without_content_is_its_own_foreground() -> None:
     assert foreground(torch.ones(1, 5, 4, 3), 0.0).all()
 

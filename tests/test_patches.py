@@ -63,6 +63,18 @@ def test_any_mapping(
     compare(channels, PatchConfig(size, stride, Mapping.reference, layer_channels, out), side=5)
 
 
+@pytest.mark.parametrize(("layers", "channels"), [(3, 1), (4, 1), (5, 2), (3, 2)])
+def test_layers_that_share_a_channel_are_all_traced(
+    layers: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PatchConfig(mapping=Mapping.reference, layer_channels=16, channels=channels)
+    features = PatchFeatures([8] * layers, config)
+    maps = [torch.rand(1, 8, 4, 4) for _ in range(layers)]
+    plain = features(maps)
+    monkeypatch.setattr("patchcore.patches.traced", lambda: True)
+    assert torch.allclose(features(maps), plain, atol=1e-6)
+
+
 @pytest.mark.parametrize("config", [PatchConfig(3), PatchConfig(3, 2, Mapping.reference, 7, 10)])
 def test_what_is_traced_is_the_same(config: PatchConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers that meet in a channel are among them: 3 · 7 values are pooled to 10."""

@@ -16,14 +16,19 @@ from torch import Tensor
 
 from patchcore import InputError, Inspector, PatchCore, load
 from patchcore.artifact import save
+from patchcore.backbones import Join, LayersConfig
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.dataset import ImageDataset, collate
+from patchcore.data.images import read_image
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
 from patchcore.extend import change_artifact
+from patchcore.inspection import Inspection, Thresholds
+from patchcore.inspection import predict as inspected
 from patchcore.measuring import kept_data, measure
+from patchcore.methods import Parts, PatchCoreConfig, build_detector
 from patchcore.methods.counted import Counted, cells
 from patchcore.methods.detector import Fitting
 from patchcore.metrics import PixelMetrics
@@ -484,3 +489,30 @@ def test_an_artifact_with_a_region_extends(tmp_path: Path) -> None:
     other = write_image(tmp_path / "other.png", (20, 20))
     with pytest.raises(InputError, match=r"other.png: data.region: the model's region"):
         change_artifact(tmp_path / "model", [other], output=tmp_path / "no")
+
+
+def test_autocast_counts_every_pixel_of_a_cell() -> None:
+    inside = torch.zeros(1, 64, 64, dtype=torch.bool)
+    inside[0, :16, :32] = True
+    inside[0, 15, 31] = False  # 511 of 1024 pixels, which bfloat16 does not tell from 512
+    inside[0, 32:, 32:] = True
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cells(inside, (2, 2)).tolist() == [[[False, False], [False, True]]]
+
+
+def test_pixels_that_do_not_count_are_in_no_region(tmp_path: Path) -> None:
+    """Where scores are standardised, 0, which the map holds there, is an ordinary score."""
+    region = np.zeros((64, 64), dtype=bool)
+    region[16:48, 16:48] = True
+    images = [write_image(tmp_path / f"{i}.png", (64, 64), seed=i) for i in range(3)]
+    layers = LayersConfig(["2", "3"], join=Join.scaled)
+    model = build_detector(Parts(PatchCoreConfig(), layers=layers))
+    inspector = Inspector(model, ImageConfig(resize=64, crop=64), region=region)
+    pixels = [np.asarray(inspector.prepare(read_image(path))) for path in images]
+    features = inspector.embed(torch.from_numpy(np.stack(pixels)))[0]
+    buffer = model.buffer(3)
+    buffer.append(features)
+    model.build_from(buffer, Fitting(images=[0, 1, 2]))
+    (found,) = inspected(inspector, images[:1], thresholds=Thresholds(pixel=-100.0))
+    assert isinstance(found, Inspection)
+    assert [each.box for each in found.regions or []] == [(16, 16, 48, 48)]

@@ -126,3 +126,12 @@ def test_defaults_are_the_papers_without_reweighting() -> None:
 def test_bad_settings_are_named(key: str, settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=key):
         ScoringConfig(**settings)
+
+
+def test_autocast_leaves_the_levels_of_a_map() -> None:
+    scores = torch.rand(2, 4, 4)
+    scores[1, 0, :2] = torch.nan  # these do not count
+    plain = scoring.anomaly_maps(scores, (32, 32), 2.0)
+    scoring._upsample_and_blur.cache_clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scoring.anomaly_maps(scores, (32, 32), 2.0), plain)

@@ -5,7 +5,8 @@ from pathlib import Path
 from patchcore.commands.options import Parser
 from patchcore.data.files import Files
 from patchcore.errors import InputError, printable
-from patchcore.extend import change_artifact
+from patchcore.extend import change_artifact, searches_a_part
+from patchcore.inspector import Inspector
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,11 +60,20 @@ def main(arguments: list[str] | None = None) -> None:
             print(printable(f"  {name}"))
     print(f"memory: {inspector.model.memory_patches:,}")
     if inspector.decision is None:
-        print("threshold: none" + (", because images were removed" if options.remove else ""))
+        print("threshold: none" + _why_none(inspector, bool(options.remove)))
     else:
         decision = inspector.decision
         print(f"threshold: {decision.threshold:.6g}, from {decision.images} nominal images")
     print(printable(f"model: {options.output or options.model}"))
+
+
+def _why_none(inspector: Inspector, removed: bool) -> str:
+    """Reason why the changed model has no threshold, as the end of a line; empty if it had none."""
+    if removed:
+        return ", because images were removed"
+    if any(searches_a_part(member) for member in inspector.members):
+        return ", because new images may raise scores with method.radius or method.retrieval"
+    return ""
 
 
 def image_files(names: list[str]) -> list[Path]:

@@ -10,8 +10,8 @@ from tqdm import tqdm
 from patchcore._precision import full_precision
 from patchcore.coreset.order import Order
 from patchcore.coreset.sampler import Coreset, SizedConfig
-from patchcore.coreset.space import NOT_FINITE, draw, squared_distances, take
-from patchcore.errors import InputError
+from patchcore.coreset.space import draw, squared_distances, take
+from patchcore.errors import NOT_FINITE, InputError
 from patchcore.settings import setting
 
 

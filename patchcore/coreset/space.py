@@ -9,10 +9,8 @@ import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
-from patchcore.errors import InputError
+from patchcore.errors import NOT_FINITE, InputError
 from patchcore.machine import available_memory
-
-NOT_FINITE = "features hold NaN or infinite values: check images and backbone"
 
 
 def draw(n: int, count: int, seed: int) -> Int64[Tensor, " drawn"]:

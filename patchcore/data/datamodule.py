@@ -96,12 +96,13 @@ class AnomalyDataModule(pl.LightningDataModule):
     def _loader(self, dataset: Dataset[dict[str, Any]], train: bool) -> DataLoader[dict[str, Any]]:
         sized: Any = dataset
         poses = len(getattr(dataset, "poses", ())) or 1
-        ahead = self._ahead(sized)
+        # The tiles of one image are a batch already; images of several sizes would not stack.
+        size = max(1, self.data.batch_size // poses) if self.image.tiles is None else 1
+        ahead = min(self._ahead(sized), -(-len(sized) // size))
         sized.batches = max(1, ahead)
         return Loader(
             dataset,
-            # The tiles of one image are a batch already; images of several sizes would not stack.
-            batch_size=max(1, self.data.batch_size // poses) if self.image.tiles is None else 1,
+            batch_size=size,
             sampler=EpochSampler(len(sized)) if train else SequentialSampler(sized),
             num_workers=self.data.workers,
             collate_fn=collate,

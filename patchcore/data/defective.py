@@ -74,8 +74,9 @@ class DefectiveImages(Dataset[dict[str, Any]]):
         drawn, mask = draw_defect(rng, pixels, self.kind(item), strength, own)
         described |= {"image": self.normalise(drawn), "mask": torch.from_numpy(mask), "label": 1}
         described["has_mask"] = True
-        spent = described["seconds"][1] + time.perf_counter() - start
-        described["seconds"][1] = spent / self.batches
+        decode, before = described["seconds"]
+        spent = (decode, before + time.perf_counter() - start)
+        described["seconds"] = [each / self.batches for each in spent]
         if self.cache is not None:
             described["seconds"][0] = 0.0  # training decodes the image anyway, and counts that time
         return described

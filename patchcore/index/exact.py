@@ -306,10 +306,11 @@ class TorchIndex:
         most: int,
         allowed: Bool[Tensor, "queries memory"] | None = None,
     ) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " kept"]]:
-        """Drop candidates of a query that has more than `most`: those that float32 puts last.
+        """Drop the farthest candidates of a query that has more than `most`.
 
-        A query has so many candidates only among equal memory entries, whose order depends only on
-        rounding. Entries that are not `allowed` are never candidates.
+        A query has so many candidates only among memory entries that are equal, or nearly so, for
+        float32; here they are compared in float64. Entries that are not `allowed` are never
+        candidates.
         """
         count = query.bincount(minlength=len(queries))  # (Q,)
         many = (count > most).nonzero()[:, 0]  # (R,)
@@ -317,11 +318,10 @@ class TorchIndex:
             return query, row
         few = count[query] <= most
         rows = [row[few]]
-        # On CUDA float32 products may be of TF32, which would put nearer ones last.
-        points = memory.double() if memory.is_cuda else memory
+        points = memory.double()
         for some in many.split(max(1, self._chunk // len(memory))):
             q = queries[some].to(points.dtype)
-            norms = (points if memory.is_cuda else memory.float()).square().sum(1)
+            norms = points.square().sum(1)
             partial = torch.add(norms, q @ points.T, alpha=-2)  # (R, m)
             if allowed is not None:
                 partial = partial.masked_fill(~allowed[some], torch.inf)

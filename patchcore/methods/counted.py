@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from patchcore.errors import InputError
@@ -51,7 +53,8 @@ def cells(inside: Tensor, grid: tuple[int, int]) -> Tensor:
         F.one_hot(cell_of(length, count), count).float().to(inside.device)  # (H, h), (W, w)
         for length, count in zip(inside.shape[1:], grid, strict=True)
     )
-    covered = rows.T @ inside.float() @ columns  # (B, h, w) pixels
+    with torch.autocast(inside.device.type, enabled=False):  # it could not count beyond 256
+        covered = rows.T @ inside.float() @ columns  # (B, h, w) pixels
     area = torch.outer(rows.sum(0), columns.sum(0))  # (h, w)
     counts = (2 * covered >= area) & (area > 0)
     if not bool(counts.flatten(1).any(1).all()):
@@ -162,3 +165,15 @@ def pixels_in(anomaly_map: Tensor, counted: Sequence[Tensor]) -> Tensor:
         return anomaly_map.flatten()[None]
     size = (anomaly_map.shape[0], anomaly_map.shape[1])
     return anomaly_map[counted_by_all(counted, size).to(anomaly_map.device)][None]
+
+
+def counted_pixels(grid: Tensor | None, size: Sequence[int]) -> NDArray[np.bool_]:
+    """Pixels (H, W) of an image's map that count: those of patches whose score in `grid` is no NaN.
+
+    All count if the grid (h, w) is not known.
+    """
+    height, width = size
+    if grid is None or not bool(grid.isnan().any()):
+        return np.ones((height, width), dtype=bool)
+    found: NDArray[np.bool_] = cell_pixels(~grid.isnan().cpu()[None], (height, width))[0].numpy()
+    return found

@@ -154,14 +154,16 @@ def fitted_without(
         batches: See `cross_fitted`.
         images: See `cross_fitted`.
         out: Numbers of the images that are left out.
-        fitting: Circumstances of the fit, and its report.
+        fitting: Circumstances of the fit, and its report; by default, it is told which images share
+            a number.
     """
     kept = [number not in out for number in images]
     fitted = unfitted(model, sum(kept) / len(kept))
     buffer = fitted.buffer(sum(kept))
     for _, part in _parts(batches, kept):
         buffer.append(part)
-    fitted.build_from(buffer, fitting)
+    numbers = [number for number in images if number not in out]
+    fitted.build_from(buffer, fitting or Fitting(images=numbers))
     return fitted
 
 
