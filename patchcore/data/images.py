@@ -269,6 +269,7 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
                 image = Image.open(path, formats=decoders)
             finally:
                 Image.MAX_IMAGE_PIXELS = usual
+        _scale_transparent_grey(image)
         megapixels = image.width * image.height / 1e6
         if megapixels <= limit:
             frames = _frames(image, path)
@@ -289,6 +290,15 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
         image.close()
         raise InputError(f"{path}: holds {frames} frames; save each to a file of its own")
     return image
+
+
+def _scale_transparent_grey(image: ImageFile.ImageFile) -> None:
+    """Scale the grey that a PNG file of 2 or 4 bits declares transparent, as Pillow does pixels."""
+    if image.format != "PNG" or not image.tile or "transparency" not in image.info:
+        return
+    factor = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)
+    if factor > 1:
+        image.info["transparency"] *= factor
 
 
 def _frames(image: Image.Image, path: Path) -> int:
