@@ -85,9 +85,7 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
         if deep and (depth != 16 or "transparency" in image.info):
             image = Image.fromarray(eight_bit_colours(deep_colours(file, path), depth, path))
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)
-        if (key := image.info.get("transparency")) is not None:
-            values = np.where(values == key, 0, values)
+        values = _deep_greys(image)
         if depth == 16 and 0 < values.max() < 1 << 12:
             warnings.warn(DARK, stacklevel=2)
         image = Image.fromarray(eight_bits(values, depth, path))
@@ -101,6 +99,30 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
         plane = np.array(image)  # (H, W)
         return np.broadcast_to(plane[..., None], (*plane.shape, 3))
     return np.array(_rgb(image))
+
+
+@_named
+def bits_in_use(path: Path, limit: float = LIMIT) -> int | None:
+    """Return the number of bits, at least 8, that the largest value of an image's pixels takes.
+
+    With this depth `read_image` refuses no image for its range. None stands for pixels of 8 bits,
+    fractions, and values that are not finite.
+
+    Raises:
+        InputError: As `read_image` does for a file that it cannot decode.
+    """
+    with _open(path, limit) as file:
+        deep = is_deep(file, path)
+        image = _upright(file, path)
+        if deep:
+            top = deep_colours(file, path)[..., :3].max().item()
+        elif image.mode == "F" or image.mode.startswith("I"):
+            top = _deep_greys(image).max().item()
+        else:
+            return None
+    if not math.isfinite(top) or (image.mode == "F" and top <= 1):
+        return None
+    return max(8, math.ceil(top).bit_length())
 
 
 @_named
@@ -214,6 +236,14 @@ def _mask_pixels(image: Image.Image) -> NDArray[Any]:
     if image.has_transparency_data:
         return np.array(image.convert("RGBA"))
     return np.array(image if image.mode == "L" else _rgb(image))
+
+
+def _deep_greys(image: Image.Image) -> NDArray[Any]:
+    """Pixels of a grey image of more than 8 bits, (H, W); transparent ones are 0."""
+    values = np.asarray(image)
+    if (key := image.info.get("transparency")) is not None:
+        values = np.where(values == key, 0, values)
+    return values
 
 
 def _opaque_marks(pixels: NDArray[Any], path: Path, lossy: bool) -> NDArray[np.bool_]:
