@@ -32,7 +32,7 @@ from patchcore.patches import PatchConfig
 from patchcore.report.folders import Images
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
-from patchcore.switches import WITHOUT_EFFECT, check_switches
+from patchcore.switches import check_switches, without_effect
 
 
 @dataclass
@@ -108,7 +108,9 @@ class Config:
         effect=lambda run: _label_free(run["label_free"], run["objectives"]),
     )
     trainer: dict[str, Any] = setting(
-        MISSING, "arguments of pytorch_lightning.Trainer", without=WITHOUT_EFFECT
+        MISSING,
+        "arguments of pytorch_lightning.Trainer",
+        without=lambda run: without_effect(run["trainer"]),
     )
     logger: dict[str, Any] = setting(
         MISSING, "trackers, as {name: a Lightning logger and its arguments}", effect=False
