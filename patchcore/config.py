@@ -32,7 +32,7 @@ from patchcore.patches import PatchConfig
 from patchcore.report.folders import Images
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
-from patchcore.switches import WITHOUT_EFFECT, check_switches
+from patchcore.switches import check_switches, without_effect
 
 
 @dataclass
@@ -63,6 +63,16 @@ def _own_used(run: Mapping[str, Any], group: str) -> bool:
     return not members or any(getattr(member, group) is None for member in members)
 
 
+def _without_in_tiles(run: Mapping[str, Any]) -> frozenset[str]:
+    """Settings of loading and caching without effect on results if all models see tiles.
+
+    Each image is a batch of its own then, and its layer maps are never cached.
+    """
+    images = [member.image or run["image"] for member in run["ensemble"].members]
+    tiled = all(image.tiles is not None for image in images or [run["image"]])
+    return frozenset({"batch_size", "precision"} if tiled else ())
+
+
 def _label_free(config: LabelFreeConfig, objectives: list[Objective]) -> bool:
     """Whether a run measures its label-free score."""
     return config.enabled or Objective["label_free"] in objectives
@@ -76,7 +86,7 @@ class Config:
         InputError: A setting is missing, out of its range, or in conflict with others.
     """
 
-    data: DataConfig = MISSING
+    data: DataConfig = setting(MISSING, without=_without_in_tiles)
     # MISSING, so that the command starts from the class: an instance has mean and std filled in.
     image: ImageConfig = setting(MISSING, effect=lambda run: _own_used(run, "image"))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -98,7 +108,9 @@ class Config:
         effect=lambda run: _label_free(run["label_free"], run["objectives"]),
     )
     trainer: dict[str, Any] = setting(
-        MISSING, "arguments of pytorch_lightning.Trainer", without=WITHOUT_EFFECT
+        MISSING,
+        "arguments of pytorch_lightning.Trainer",
+        without=lambda run: without_effect(run["trainer"]),
     )
     logger: dict[str, Any] = setting(
         MISSING, "trackers, as {name: a Lightning logger and its arguments}", effect=False
@@ -113,7 +125,7 @@ class Config:
         factory=list,
         help="smaller ratios at which the model is tested, too; coreset.ratio is the largest",
     )
-    cache: CacheConfig = field(default_factory=CacheConfig)
+    cache: CacheConfig = setting(factory=CacheConfig, without=_without_in_tiles)
     artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
     figures: bool = setting(True, "draw a run's figures, which takes a few seconds", effect=False)
     pictures: Images = setting(

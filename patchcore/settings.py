@@ -16,6 +16,9 @@ from patchcore.errors import InputError
 Effect = bool | Callable[[Mapping[str, Any]], bool]
 """Effect of a setting on results: True, False, or a function of {name: value} of its group."""
 
+Without = Collection[str] | Callable[[Mapping[str, Any]], Collection[str]]
+"""Keys below a setting that change no result, or a function of {name: value} of its group."""
+
 
 def setting(
     default: Any = None,
@@ -28,7 +31,7 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     effect: Effect = True,
-    without: Collection[str] = (),
+    without: Without = (),
     kw_only: bool = False,
 ) -> Any:
     """Return a dataclass field with notes; a field without notes counts as changing results.
@@ -44,11 +47,12 @@ def setting(
         below: Bound that a value must stay under.
         effect: Whether the setting changes results. A function gets all settings of the same
             dataclass, {name: value}, including this one.
-        without: For a mapping: its keys that change no result.
+        without: For a mapping or a group: its keys that change no result. A function returns those
+            that depend on other groups; it gets what a function for `effect` gets.
         kw_only: Whether the field is a keyword-only argument in Python.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
-    notes = {"help": help, "unit": unit, "effect": effect, "without": frozenset(without)}
+    notes = {"help": help, "unit": unit, "effect": effect, "without": without}
     metadata = {**notes, **bounds}
     if factory is not None:
         return field(default_factory=factory, metadata=metadata, kw_only=kw_only)
@@ -66,10 +70,11 @@ def effective(settings: Any) -> dict[str, Any]:
     counted = [each for each, effect in effects if (effect(values) if callable(effect) else effect)]
     for option in counted:
         value = values[option.name]
-        if isinstance(value, Mapping):
-            without = option.metadata.get("without", ())
-            value = {key: value[key] for key in value if key not in without}
         plain = _effective(value)
+        without = option.metadata.get("without", ())
+        if without and isinstance(plain, dict):
+            left = without(values) if callable(without) else without
+            plain = {key: plain[key] for key in plain if key not in left}
         if plain or not (is_dataclass(value) or isinstance(value, Mapping)):
             kept[option.name] = plain
     return kept

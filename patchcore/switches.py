@@ -15,10 +15,13 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 _SPELLINGS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # Lightning takes them too
 
 _EVERY_IMAGE = "would leave images out of the numbers: leave it out; "
+_UNVALIDATED = "has no effect, because nothing is validated: leave it out"
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "limit_train_batches": ((None, 1.0), _EVERY_IMAGE + "data.shots takes fewer training images"),
     "limit_test_batches": ((None, 1.0), _EVERY_IMAGE + "try things out on a smaller data set"),
-    "limit_val_batches": ((None, 1.0), "has no effect, because nothing is validated: leave it out"),
+    "limit_val_batches": ((None, 1.0), _UNVALIDATED),
+    "check_val_every_n_epoch": ((1,), _UNVALIDATED),
+    "val_check_interval": ((None, 1.0), _UNVALIDATED),
     "limit_predict_batches": (
         (None, 1.0),
         "has no effect, because nothing is predicted: leave it out",
@@ -32,15 +35,43 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "accumulate_grad_batches": ((None, 1), "has no effect, for nothing is optimised: leave it out"),
     "gradient_clip_val": ((None, 0, 0.0), "has no effect, for nothing is optimised: leave it out"),
     "gradient_clip_algorithm": ((None,), "has no effect, for nothing is optimised: leave it out"),
+    "sync_batchnorm": (
+        (False, None),
+        "has no effect, for the network's statistics are frozen: leave it out",
+    ),
+    "use_distributed_sampler": (
+        (True, None),
+        "has no effect, because devices always share the batches: leave it out",
+    ),
+    "reload_dataloaders_every_n_epochs": (
+        (0,),
+        "has no effect, for images are the same in each epoch: leave it out",
+    ),
+    "model_registry": ((None,), "has no effect: leave it out; artifact.keep keeps the model"),
+    "default_root_dir": ((None,), "has no effect: leave it out; hydra.run.dir is a run's folder"),
     "barebones": ((None, False), "logs no metrics: leave it out"),
     "plugins": ((None,), "could change precision or devices: set trainer.precision instead"),
 }
-"""Trainer settings that are refused: {name: (harmless values that are allowed, message)}."""
+"""Trainer settings that are refused: {name: (harmless values that are allowed, message)}.
+
+The first of the values stands for a setting that is left out.
+"""
+
+_DEFAULTS: dict[str, tuple[Any, ...]] = {
+    "_target_": (None, "pytorch_lightning.Trainer"),
+    "benchmark": (None,),
+    "callbacks": (None, []),
+    "deterministic": (None,),
+    "inference_mode": (True,),
+    "max_epochs": (1,),
+    "strategy": ("auto", None),
+    **{key: values for key, (values, _) in _REFUSED.items()},
+}
+"""Values of Trainer settings that mean the same as leaving them out."""
 
 WITHOUT_EFFECT = {
     "accelerator",  # identities hold the class of the device instead
     "barebones",
-    "default_root_dir",
     "detect_anomaly",
     "devices",  # several give the numbers of one
     "enable_autolog_hparams",
@@ -68,8 +99,8 @@ def check_switches(trainer: Mapping[str, Any], augmented: bool) -> None:
         InputError: The key, and what to do.
     """
     for key, (harmless, advice) in _REFUSED.items():
-        value = trainer.get(key)
-        if not any(value is x or (value == x and type(value) is type(x)) for x in harmless):
+        value = trainer.get(key, harmless[0])
+        if not _is_one(value, harmless):
             raise InputError(f"trainer.{key}={value} {advice}")
     _check_epochs(trainer.get("max_epochs", 1), augmented)
     precision = trainer.get("precision")
@@ -87,6 +118,21 @@ def check_switches(trainer: Mapping[str, Any], augmented: bool) -> None:
             f"trainer.strategy must be auto, got {trainer['strategy']}: only this strategy gives "
             "the same numbers on any number of devices (trainer.devices)"
         )
+
+
+def without_effect(trainer: Mapping[str, Any]) -> set[str]:
+    """Return the names of Trainer settings that change no result, or have their default values.
+
+    >>> sorted(without_effect({"strategy": "auto", "max_epochs": 2, "limit_train_batches": 1.0}))
+    ['limit_train_batches', 'strategy']
+    """
+    usual = {key for key in trainer if _is_one(trainer[key], _DEFAULTS.get(key, ()))}
+    return usual | (WITHOUT_EFFECT & trainer.keys())
+
+
+def _is_one(value: Any, values: tuple[Any, ...]) -> bool:
+    """Whether a value is one of several; 1, 1.0 and True are three."""
+    return any(value is x or (value == x and type(value) is type(x)) for x in values)
 
 
 def processes(trainer: Mapping[str, Any]) -> int:

@@ -51,6 +51,8 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
         with path.open(mode, **options) as file:
             yield file
         return
+    with contextlib.suppress(FileNotFoundError):
+        path.stat()  # an OSError for a link that leads to itself, unlike that of resolve()
     path = path.resolve()  # a link stays, and its target is replaced
     part = path.with_name(f".{_cut(path.name, 200)}-{uuid.uuid4().hex}.part")
     try:

@@ -30,19 +30,28 @@ def write_mask(path: Path, size: tuple[int, int] = (12, 10), marked: bool = True
     return path
 
 
-def write_png(path: Path, pixels: NDArray[np.generic], hidden: tuple[int, ...] = ()) -> Path:
+def write_png(
+    path: Path,
+    pixels: NDArray[np.generic],
+    hidden: tuple[int, ...] = (),
+    bits: int | None = None,
+) -> Path:
     """A PNG of 8 or 16 bits with 1 (grey), 2 (grey, alpha), 3 or 4 channels.
 
     `hidden` is the grey or colour that its tRNS chunk declares transparent. Pillow cannot write
-    such files of 16 bits.
+    such files of 16 bits. With `bits`, bytes of grey below 2^bits are packed to so few bits.
     """
-    bits = 8 * pixels.dtype.itemsize
+    depth = bits or 8 * pixels.dtype.itemsize
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     height, width, channels = pixels.shape
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels.astype(f">u{bits // 8}"))
+    values = pixels.astype(f">u{pixels.dtype.itemsize}")
+    if bits is not None:
+        lowest = np.unpackbits(values, axis=-1)[..., -bits:]
+        values = np.packbits(lowest.reshape(height, -1), axis=-1)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
     chunks = [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)),
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)),
         *([(b"tRNS", struct.pack(f">{len(hidden)}H", *hidden))] if hidden else []),
         (b"IDAT", compress(rows)),
         (b"IEND", b""),

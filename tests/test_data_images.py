@@ -72,6 +72,21 @@ def test_a_colour_that_a_png_declares_transparent_is_black(
     assert (image[5:] == 201).all()
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_grey_of_few_bits_that_a_png_declares_transparent_is_black(
+    tmp_path: Path, bits: int
+) -> None:
+    white = (1 << bits) - 1
+    pixels = np.zeros((9, 12), dtype=np.uint8)
+    pixels[:, ::2] = white
+    pixels[6:] = hidden = 1
+    path = write_png(tmp_path / "image.png", pixels, (hidden,), bits)
+    shown = np.where(pixels == hidden, 0, pixels * (255 // white))
+    np.testing.assert_array_equal(read_image(path)[..., 0], shown)
+    path = write_png(tmp_path / "mask.png", pixels[:6], (white,), bits)  # opaque black is marked
+    np.testing.assert_array_equal(read_mask(path), pixels[:6] == 0)
+
+
 def test_alpha_is_scaled_by_its_own_range(tmp_path: Path) -> None:
     pixels = np.full((10, 12, 4), 4095, dtype=np.uint16)
     for alpha in (4095, 65535):

@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from patchcore.data import images
 from patchcore.data.btad import BTADConfig
 from patchcore.data.folder import FolderConfig
 from patchcore.data.ksdd2 import KSDD2Config
@@ -245,6 +249,40 @@ def test_images_in_a_folder_named_like_masks_are_images(tmp_path: Path) -> None:
     write_image(tmp_path / "bad/2.jpg")  # and two photographs of one name
     kinds = [sample.defect_type for sample in own(tmp_path).read().test if sample.label]
     assert sorted(kinds) == ["anomalous", "anomalous", "mask", "scratch", "scratch"]
+
+
+def test_images_are_told_from_masks_whatever_their_depth(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).random((32, 32))
+    write_own(tmp_path)
+    deep = tmp_path / "bad/masks/face.tif"  # of 20 bits, as image.bits will say
+    deep.parent.mkdir()
+    Image.fromarray((noise * 2**20).astype(np.int32)).save(deep)
+    dark = (noise * 4000).astype(np.uint16)  # a camera's 12 bits in a file of 16
+    for name in ("0.png", "0.tif"):
+        Image.fromarray(dark).save(tmp_path / "bad/scratch" / name)
+    (tmp_path / "fine/masks").mkdir()
+    Image.fromarray(dark[::-1]).save(tmp_path / "fine/masks/nose.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        split = own(tmp_path).read()
+    names = {sample.path.name for sample in split.test}
+    assert {"face.tif", "0.tif", "nose.png"} < names
+    Image.fromarray((noise > 0.5) * np.int32(2**20 - 1)).save(deep)
+    with pytest.raises(InputError, match=r"masks/face\.tif: looks like a mask"):
+        own(tmp_path).read()
+
+
+def test_the_size_of_images_is_checked_by_the_run_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = 1e-6  # megapixels
+    read_image = vars(images.read_image)["__wrapped__"]
+    monkeypatch.setattr(read_image, "__defaults__", (None, small))
+    monkeypatch.setattr(images.read_truth, "__defaults__", (small,))
+    write_own(tmp_path)
+    write_image(tmp_path / "bad/mask/face.png")  # is opened to see whether it is a mask
+    write_mask(tmp_path / "masks/fine/0.png", marked=False)  # and this one, whether it marks much
+    assert len(own(tmp_path, masks="masks").read().test) == 6
 
 
 @pytest.mark.parametrize("place", ["train/good/000_mask.png", "test/scratch/001_mask.png"])

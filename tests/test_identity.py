@@ -87,6 +87,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- settings --------------------------------------------------------------------------------
 
 GREEDY = GreedyConfig(projection=Projection.none, start=Start.mean)
+TILED = ImageConfig(tiles=32)
+CACHED = CacheConfig(enabled=True, precision=Precision.bfloat16)
+WHOLE = replace(TILED, tiles=None)
+MIXED = EnsembleConfig([MemberConfig(image=TILED), MemberConfig(image=WHOLE)])
 TWO = EnsembleConfig([MemberConfig(image=ImageConfig(32, crop=32)) for _ in range(2)])
 
 
@@ -118,6 +122,10 @@ TWO = EnsembleConfig([MemberConfig(image=ImageConfig(32, crop=32)) for _ in rang
         ({"ensemble": TWO, "image": ImageConfig(300)}, {"ensemble": TWO}),
         ({"cache": CacheConfig(precision=Precision.bfloat16)}, {}),
         ({"cache": CacheConfig(enabled=True, root="/a", limit_gib=1)}, {}),
+        ({"image": TILED, "data": MVTecConfig(category="nut", batch_size=2), "cache": CACHED},
+         {"image": TILED}),
+        ({"ensemble": EnsembleConfig([MemberConfig(image=TILED)] * 2), "cache": CACHED},
+         {"ensemble": EnsembleConfig([MemberConfig(image=TILED)] * 2)}),
         ({"data": MVTecConfig(root="a")}, {"data": MVTecConfig(root="b", workers=3)}),
         ({"data": MVTecConfig(shots_seed=1)}, {"data": MVTecConfig(shots_seed=2)}),
         ({"data": FolderConfig(nominal="a", anomalous="b", masks="c")},
@@ -125,6 +133,10 @@ TWO = EnsembleConfig([MemberConfig(image=ImageConfig(32, crop=32)) for _ in rang
         ({"data": FolderConfig(nominal_test="a", seed=1)},
          {"data": FolderConfig(nominal_test="b", test_share=0.5)}),
         ({"trainer": {**TRAINER, "precision": 32, "enable_progress_bar": False}}, {}),
+        ({"trainer": {"accelerator": "cpu", "strategy": "auto", "max_epochs": 1, "callbacks": []}},
+         {"trainer": {"accelerator": "cpu", "limit_train_batches": 1.0, "benchmark": None}}),
+        ({"trainer": {"accelerator": "cpu", "use_distributed_sampler": True, "max_steps": -1}},
+         {"trainer": {"accelerator": "cpu", "_target_": "pytorch_lightning.Trainer"}}),
         ({"trainer": {**TRAINER, "devices": 2, "num_nodes": 3}},
          {"trainer": {**TRAINER, "devices": 1}}),
         ({"trainer": {**TRAINER, "accelerator": "auto", "log_every_n_steps": 7}},
@@ -166,6 +178,10 @@ def test_settings_with_effect_make_another_run(monkeypatch: pytest.MonkeyPatch) 
         {"ensemble": TWO},
         {"ensemble": replace(TWO, scale=ScaleConfig(seed=1))},
         {"cache": CacheConfig(enabled=True, precision=Precision.bfloat16)},
+        {"data": MVTecConfig(category="nut", batch_size=2)},
+        {"ensemble": MIXED},
+        {"ensemble": MIXED, "cache": CACHED},
+        {"ensemble": MIXED, "data": MVTecConfig(category="nut", batch_size=2)},
         {"data": MVTecConfig(category="bolt")},
         {"data": MVTecConfig(category="nut", shots=2, shots_seed=1)},
         {"data": MVTecConfig(category="nut", shots=2, shots_seed=2)},

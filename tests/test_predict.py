@@ -459,6 +459,32 @@ def test_a_file_is_complete_or_as_it_was(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["link", "results.csv"]
 
 
+def test_a_link_that_leads_to_itself_is_no_file(tmp_path: Path) -> None:
+    loop, other = tmp_path / "loop.csv", tmp_path / "other.csv"
+    loop.symlink_to(loop)
+    other.symlink_to(tmp_path / "later.csv")
+    with pytest.raises(OSError, match="loop") as caught, complete(loop, "w"):
+        pass
+    assert caught.value.errno == errno.ELOOP
+    assert loop.is_symlink()
+    with complete(other, "w") as file:  # a link to a file that is not there yet
+        file.write("new")
+    assert (tmp_path / "later.csv").read_text() == "new"
+
+
+@pytest.mark.parametrize("option", ["--output", "--folder"])
+def test_a_link_that_leads_to_itself_is_told_in_a_line(
+    artifact: Path, parts: Path, tmp_path: Path, option: str
+) -> None:
+    loop = tmp_path / "loop.csv"
+    loop.symlink_to(loop)
+    image = str(parts / "0.png")
+    done = patchcore("predict", str(artifact), image, "--maps=png", option, str(loop))
+    assert done.code == 1
+    line = done.err.splitlines()[-1]
+    assert line.startswith("error: ") and str(loop) in line and "Traceback" not in done.err
+
+
 # --- names ------------------------------------------------------------------------------------
 
 

@@ -309,6 +309,14 @@ def test_an_undefined_objective_is_none_for_the_sweeper() -> None:
         {"max_steps": 3},
         {"max_time": "00:00:01:00"},
         {"min_epochs": 2},
+        {"check_val_every_n_epoch": 3},
+        {"check_val_every_n_epoch": None},  # which Lightning does not take alone
+        {"val_check_interval": 0.5},
+        {"sync_batchnorm": True},
+        {"use_distributed_sampler": False},
+        {"reload_dataloaders_every_n_epochs": 1},
+        {"model_registry": "mine"},
+        {"default_root_dir": "here"},
         {"accumulate_grad_batches": 2},
         {"barebones": True},
         {"max_epochs": 0},
@@ -344,6 +352,9 @@ def test_switches_that_would_change_the_numbers_are_refused(trainer: dict[str, A
         {"limit_train_batches": 1.0, "fast_dev_run": False, "overfit_batches": 0.0},
         {"max_epochs": 1, "precision": 32, "devices": "1", "num_nodes": 1, "strategy": "auto"},
         {"precision": "bf16-mixed", "devices": [3], "max_steps": -1},
+        {"check_val_every_n_epoch": 1, "val_check_interval": 1.0, "sync_batchnorm": False},
+        {"use_distributed_sampler": True, "reload_dataloaders_every_n_epochs": 0},
+        {"model_registry": None, "default_root_dir": None},
     ],
 )
 def test_switches_that_change_nothing_are_accepted(trainer: dict[str, Any]) -> None:

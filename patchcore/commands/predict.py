@@ -101,7 +101,7 @@ def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> No
         raise InputError(f"--output: {output} is read by this command; write to another file")
 
 
-def _real(path: Path) -> str:
+def _real(path: Path | str) -> str:
     return os.path.realpath(os.path.expanduser(path))
 
 
@@ -201,9 +201,11 @@ def _pictures(options: argparse.Namespace) -> Pictures | None:
     folder = options.folder.expanduser()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--folder: {folder} is a file: name a folder")
-    inside = folder.resolve()
+    if folder.is_symlink() and not folder.exists():
+        raise InputError(f"--folder: {folder} is a link that leads nowhere: name a folder")
+    inside = Path(_real(folder))
     for image in options.images:
-        if os.path.isdir(image) and inside.is_relative_to(Path(image).resolve()):
+        if os.path.isdir(image) and inside.is_relative_to(_real(image)):
             raise InputError(
                 f"--folder: {folder} lies in {image}, so that the next run would inspect its "
                 "pictures: name another folder"

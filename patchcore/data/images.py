@@ -85,9 +85,7 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
         if deep and (depth != 16 or "transparency" in image.info):
             image = Image.fromarray(eight_bit_colours(deep_colours(file, path), depth, path))
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image)
-        if (key := image.info.get("transparency")) is not None:
-            values = np.where(values == key, 0, values)
+        values = _deep_greys(image)
         if depth == 16 and 0 < values.max() < 1 << 12:
             warnings.warn(DARK, stacklevel=2)
         image = Image.fromarray(eight_bits(values, depth, path))
@@ -101,6 +99,30 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
         plane = np.array(image)  # (H, W)
         return np.broadcast_to(plane[..., None], (*plane.shape, 3))
     return np.array(_rgb(image))
+
+
+@_named
+def bits_in_use(path: Path, limit: float = LIMIT) -> int | None:
+    """Return the number of bits, at least 8, that the largest value of an image's pixels takes.
+
+    With this depth `read_image` refuses no image for its range. None stands for pixels of 8 bits,
+    fractions, and values that are not finite.
+
+    Raises:
+        InputError: As `read_image` does for a file that it cannot decode.
+    """
+    with _open(path, limit) as file:
+        deep = is_deep(file, path)
+        image = _upright(file, path)
+        if deep:
+            top = deep_colours(file, path)[..., :3].max().item()
+        elif image.mode == "F" or image.mode.startswith("I"):
+            top = _deep_greys(image).max().item()
+        else:
+            return None
+    if not math.isfinite(top) or (image.mode == "F" and top <= 1):
+        return None
+    return max(8, math.ceil(top).bit_length())
 
 
 @_named
@@ -216,6 +238,14 @@ def _mask_pixels(image: Image.Image) -> NDArray[Any]:
     return np.array(image if image.mode == "L" else _rgb(image))
 
 
+def _deep_greys(image: Image.Image) -> NDArray[Any]:
+    """Pixels of a grey image of more than 8 bits, (H, W); transparent ones are 0."""
+    values = np.asarray(image)
+    if (key := image.info.get("transparency")) is not None:
+        values = np.where(values == key, 0, values)
+    return values
+
+
 def _opaque_marks(pixels: NDArray[Any], path: Path, lossy: bool) -> NDArray[np.bool_]:
     """Return the pixels that a mask with alpha marks; `pixels` are (H, W, 4), of any depth."""
     hidden, alpha = pixels[..., :3], pixels[..., 3]
@@ -269,6 +299,7 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
                 image = Image.open(path, formats=decoders)
             finally:
                 Image.MAX_IMAGE_PIXELS = usual
+        _scale_transparent_grey(image)
         megapixels = image.width * image.height / 1e6
         if megapixels <= limit:
             frames = _frames(image, path)
@@ -289,6 +320,15 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
         image.close()
         raise InputError(f"{path}: holds {frames} frames; save each to a file of its own")
     return image
+
+
+def _scale_transparent_grey(image: ImageFile.ImageFile) -> None:
+    """Scale the grey that a PNG file of 2 or 4 bits declares transparent, as Pillow does pixels."""
+    if image.format != "PNG" or not image.tile or "transparency" not in image.info:
+        return
+    factor = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)
+    if factor > 1:
+        image.info["transparency"] *= factor
 
 
 def _frames(image: Image.Image, path: Path) -> int:

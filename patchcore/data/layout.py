@@ -3,6 +3,7 @@
 The names of the folders of nominal and anomalous images vary between data sets.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from patchcore.data.files import Files, find_folder
-from patchcore.data.images import read_image, read_truth
+from patchcore.data.images import bits_in_use, read_image, read_truth
 from patchcore.data.sample import Masks, Sample, Split
 from patchcore.errors import InputError, printable
 
@@ -75,6 +76,8 @@ def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
 def marks(mask: Path | Masks) -> bool:
     """Whether a mask marks anything; decoded once per process unless its files change.
 
+    Masks of any size are read: the limit is a setting of a run, which is not known here.
+
     Raises:
         InputError: the mask cannot be read.
     """
@@ -82,13 +85,13 @@ def marks(mask: Path | Masks) -> bool:
     try:
         status = [path.stat() for path in paths]
     except OSError:
-        return bool(read_truth(mask).any())  # its error says what is wrong
+        return bool(read_truth(mask, math.inf).any())  # its error says what is wrong
     return _marks(mask, *((s.st_size, s.st_mtime_ns, s.st_ino) for s in status))
 
 
 @lru_cache(maxsize=2**13)
 def _marks(mask: Path | Masks, *signature: tuple[int, int, int]) -> bool:
-    return bool(read_truth(mask).any())
+    return bool(read_truth(mask, math.inf).any())
 
 
 def _mask_among_twins(images: Sequence[Path]) -> Path | None:
@@ -123,8 +126,11 @@ def _mask_in_subfolder(images: Sequence[Path], folder: Path) -> Path | None:
 
 
 def _black_and_white(path: Path) -> bool:
-    """Whether nearly all pixels are black or white; compression may blur the edges."""
-    pixels = read_image(path)
+    """Whether nearly all pixels are black or white; compression may blur the edges.
+
+    The image's depth and the limit of its size are settings of a run, which are not known here.
+    """
+    pixels = read_image(path, bits_in_use(path, math.inf), math.inf)
     near = (pixels < 16) | (pixels > 239)
     return bool(near.all(axis=-1).mean() > 0.95) and bool(np.ptp(pixels, axis=-1).max() < 64)
 
