@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 import os
+import re
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +49,11 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     Raises:
         OSError: As `open` does.
     """
+    if (number := _descriptor(path)) is not None:
+        sys.stdout.flush()
+        with os.fdopen(os.dup(number), mode, **options) as file:
+            yield file
+        return
     if path.exists() and not path.is_file():
         with path.open(mode, **options) as file:
             yield file
@@ -62,6 +69,16 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     except BaseException:  # Ctrl-C too
         part.unlink(missing_ok=True)
         raise
+
+
+def _descriptor(path: Path) -> int | None:
+    """Number of the open file that a name such as /dev/stdout stands for; None for other names.
+
+    What such a file holds already has to stay.
+    """
+    name = os.fspath(path)
+    found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", name)
+    return int(found[1]) if found else {"/dev/stdout": 1, "/dev/stderr": 2}.get(name)
 
 
 def replace_with(path: Path, data: bytes, durable: bool = True) -> None:

@@ -459,6 +459,25 @@ def test_a_file_is_complete_or_as_it_was(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["link", "results.csv"]
 
 
+@pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd"])
+def test_an_open_file_keeps_what_it_holds(folder: str, tmp_path: Path) -> None:
+    """As /dev/stdout is one where a shell has sent it to a file."""
+    with (tmp_path / "log").open("w") as log:
+        log.write("before\n")
+        log.flush()
+        for name in ("", "/dev/stdout"):
+            number = os.dup(1)
+            try:
+                if name:
+                    os.dup2(log.fileno(), 1)
+                with complete(Path(name or f"{folder}/{log.fileno()}"), "w") as file:
+                    file.write(f"results {name}\n")
+            finally:
+                os.dup2(number, 1)
+                os.close(number)
+    assert (tmp_path / "log").read_text() == "before\nresults \nresults /dev/stdout\n"
+
+
 def test_a_link_that_leads_to_itself_is_no_file(tmp_path: Path) -> None:
     loop, other = tmp_path / "loop.csv", tmp_path / "other.csv"
     loop.symlink_to(loop)
