@@ -68,9 +68,12 @@ def _without_in_tiles(run: Mapping[str, Any]) -> frozenset[str]:
 
     Each image is a batch of its own then, and its layer maps are never cached.
     """
+    return frozenset({"batch_size", "precision"} if _all_tiled(run) else ())
+
+
+def _all_tiled(run: Mapping[str, Any]) -> bool:
     images = [member.image or run["image"] for member in run["ensemble"].members]
-    tiled = all(image.tiles is not None for image in images or [run["image"]])
-    return frozenset({"batch_size", "precision"} if tiled else ())
+    return all(image.tiles is not None for image in images or [run["image"]])
 
 
 def _label_free(config: LabelFreeConfig, objectives: list[Objective]) -> bool:
@@ -213,6 +216,11 @@ class Config:
         ]
         ensemble = replace(self.ensemble, members=completed)
         return replace(self, image=image, backbone=backbone, ensemble=ensemble)
+
+    @property
+    def batch(self) -> int:
+        """Number of images in a batch: one with tiles."""
+        return 1 if _all_tiled(vars(self)) else self.data.batch_size
 
     @property
     def judged(self) -> bool:

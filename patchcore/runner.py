@@ -243,7 +243,7 @@ def train(
         ChangedError: A file of the data has changed during the run.
     """
     if group.process.size > 1:
-        check_batches(group.process.size, split, config.data.batch_size)
+        check_batches(group.process.size, split, config.batch)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     with tracking(moved_loggers(settings["logger"], folder, new), folder, make) as trackers:
         loggers = list(trackers.loggers.values())

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -32,6 +33,7 @@ from patchcore.coreset import (
     subsample,
 )
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.transforms import ImageConfig
 from patchcore.decision import DecisionConfig
 from patchcore.distributed import Process, follow, outside
 from patchcore.methods import SpadeConfig
@@ -306,6 +308,10 @@ def test_more_processes_than_batches_are_refused(tmp_path: Path) -> None:
     settings = config(tmp_path, data=data, trainer={**QUIET, "devices": 5})
     told = r"^trainer.devices=5 is more than the 4 batches .* training images"
     with pytest.raises(InputError, match=told):
+        patchcore.run(settings, tmp_path / "run")
+    in_tiles = {"data": replace(data, batch_size=16), "image": ImageConfig(tiles=32)}
+    settings = config(tmp_path, **in_tiles, trainer={**QUIET, "devices": 5})
+    with pytest.raises(InputError, match=told):  # an image in tiles is a batch of its own
         patchcore.run(settings, tmp_path / "run")
     settings = config(tmp_path, trainer={**QUIET, "num_nodes": 2})
     with pytest.raises(InputError, match=r"^trainer.num_nodes: start the command with torchrun"):
