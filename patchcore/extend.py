@@ -192,7 +192,7 @@ def change_artifact(
     weights = any(
         member["network"]["file"] for member in artifact.read_description(folder)["members"]
     )
-    place, target = folder.resolve(), (output or folder).resolve()
+    place, target = (Path(os.path.realpath(each)) for each in (folder, output or folder))
     if target != place and target.is_relative_to(place):
         raise InputError(f"{output}: lies inside the model {folder}: give another folder")
     inspector = artifact.load(folder, device)

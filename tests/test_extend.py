@@ -448,7 +448,7 @@ def test_an_ensemble_is_extended_where_sizes_differ_for_one_member_alone(tmp_pat
 def test_a_decision_is_kept_only_where_scores_cannot_rise(
     method: PatchCoreConfig, kept: bool, files: list[Path], tmp_path: Path
 ) -> None:
-    """With a radius or retrieval, a patch is compared with a part of the memory bank alone."""
+    """A radius or retrieval compares a patch with a part of the memory bank alone."""
     model = build_detector(Parts(method, coreset=GreedyConfig(ratio=0.5)))
     inspector = Inspector(model, IMAGE, details={SOURCES: [os.fspath(x) for x in files[:4]]})
     seen = torch.cat([inputs(path) for path in files[:4]])

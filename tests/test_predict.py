@@ -461,7 +461,7 @@ def test_a_file_is_complete_or_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["/dev/fd", "/proc/self/fd"])
 def test_an_open_file_keeps_what_it_holds(folder: str, tmp_path: Path) -> None:
-    """As /dev/stdout is one where a shell has sent it to a file."""
+    """An open file is what /dev/stdout is where a shell has sent it to one."""
     with (tmp_path / "log").open("w") as log:
         log.write("before\n")
         log.flush()

@@ -501,7 +501,7 @@ def test_autocast_counts_every_pixel_of_a_cell() -> None:
 
 
 def test_pixels_that_do_not_count_are_in_no_region(tmp_path: Path) -> None:
-    """Where scores are standardised, 0, which the map holds there, is an ordinary score."""
+    """A standardised score of 0, which the map holds there, is an ordinary one."""
     region = np.zeros((64, 64), dtype=bool)
     region[16:48, 16:48] = True
     images = [write_image(tmp_path / f"{i}.png", (64, 64), seed=i) for i in range(3)]
