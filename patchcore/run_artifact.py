@@ -1,7 +1,7 @@
 """The artifact in a run's folder: written with a record of the run, checked, and copied."""
 
 import shutil
-import warnings
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from patchcore.decision import Decision
 from patchcore.errors import InputError
 from patchcore.explanation import cut_crops
 from patchcore.inspector import MOVED, POSES, SOURCES, Inspector
-from patchcore.keeping import FOLDER, Keep
+from patchcore.keeping import DESCRIPTION, FOLDER, Keep
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import Scale
-from patchcore.sealed import REMEDY
+from patchcore.sealed import REMEDY, read_description
 
 
 def write_artifact(
@@ -101,16 +101,46 @@ def check_kept(config: Any) -> None:
         )
 
 
-def is_whole(run: Path) -> bool:
-    """Return whether the artifact in a run's folder is as the run left it; warn if not."""
+def flaw(run: Path, folder: Path) -> str | None:
+    """Return why the artifact in a run's folder is not as that run left it; None if it is.
+
+    Args:
+        run: Folder of a finished run.
+        folder: Folder of the present run. If it is the same one, an extended artifact is no flaw:
+            it stays where it is.
+    """
     try:
-        if len(check(run / FOLDER)["lineage"]) > 1:
-            raise InputError(f"{run / FOLDER}: was extended")
+        if len(check(run / FOLDER)["lineage"]) > 1 and run.resolve() != folder.resolve():
+            return f"{run / FOLDER}: was extended"
     except InputError as error:
-        reason = str(error).removesuffix(f": {REMEDY}")  # the run is made again instead
-        warnings.warn(f"{reason}; the run is made again", stacklevel=2)
-        return False
-    return True
+        return str(error).removesuffix(f": {REMEDY}")  # another run is found, or it is made again
+    return None
+
+
+def check_extended(folder: Path, new: Path | None = None) -> None:
+    """Refuse to replace an artifact that was extended.
+
+    Args:
+        folder: Folder of the run.
+        new: Folder with the new results, which may hold the same artifact.
+
+    Raises:
+        InputError: `folder` holds an extended artifact, and `new` does not hold the same.
+    """
+    there = folder / FOLDER / DESCRIPTION
+    try:
+        if len(read_description(there, sys.maxsize)["lineage"]) <= 1:  # of any format
+            return
+        if new is not None and (new / FOLDER / DESCRIPTION).read_bytes() == there.read_bytes():
+            return
+    except FileNotFoundError:  # there is no new one
+        pass
+    except (InputError, KeyError, TypeError):  # it is none that was extended
+        return
+    raise InputError(
+        f"{folder / FOLDER}: was extended, and this run would replace it: move it to another "
+        "place, or give another folder (hydra.run.dir or hydra.sweep.dir)"
+    )
 
 
 def copy_artifact(source: Path, folder: Path) -> None:

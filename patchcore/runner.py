@@ -21,7 +21,7 @@ from patchcore.digests import ChangedError
 from patchcore.distributed import ProcessGroup, accompany
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
-from patchcore.keeping import Keeper
+from patchcore.keeping import Keep, Keeper
 from patchcore.members import EnsembleModule, Member
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
@@ -48,7 +48,13 @@ from patchcore.resume import (
     write_provenance,
 )
 from patchcore.reuse import networks_kept
-from patchcore.run_artifact import check_kept, copy_artifact, is_whole, write_artifact
+from patchcore.run_artifact import (
+    check_extended,
+    check_kept,
+    copy_artifact,
+    flaw,
+    write_artifact,
+)
 from patchcore.runfolder import METRICS, RunFolder
 from patchcore.settings import plain
 from patchcore.strategy import check_batches
@@ -185,13 +191,15 @@ def _run_in(
     source = finished.find(name, wanted, folder) if config.resume else None
     if source is not None and keeper.wants(*_told(source)):
         wanted += config.artifact.files(len(config.members()))
-        source = finished.find(name, wanted, folder)
-        source = source if source is not None and is_whole(source) else None
+        source = finished.find(name, wanted, folder, partial(flaw, folder=folder))
     if source == folder.resolve() and settings_in(folder) == settings:
         told = read_provenance(folder)
         if (noted := keeper.noted(told)) != told:  # noted by no or another multirun
             write_provenance(folder, noted)
         return f"finished before, in {source}"
+    same = finished_fingerprint(folder) == name  # then an artifact that is not made again is kept
+    if source != folder.resolve() and not (same and config.artifact.keep is Keep.none):
+        check_extended(folder)
     (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
     (place.new / FINGERPRINT_FILE).write_text(f"{name}\n")
     if source is None:
@@ -208,8 +216,9 @@ def _run_in(
         take_over(config, split, settings, source, folder, place.new, make, keeper)
         finished.started(name, folder)
         text = f"finished before, in {source}"
-    if finished_fingerprint(folder) == name:  # keep the model of the same run
+    if finished_fingerprint(folder) == name:
         copy_artifact(folder, place.new)
+    check_extended(folder, place.new)  # someone may have extended it meanwhile
     place.commit()
     return text
 
