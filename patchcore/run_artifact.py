@@ -144,14 +144,17 @@ def check_extended(folder: Path, new: Path | None = None) -> None:
 
 
 def copy_artifact(source: Path, folder: Path) -> None:
-    """Copy the artifact of the run in `source` to a folder that has none.
+    """Copy the artifact of the run in `source` to a folder that has none, without other files.
 
     A partial copy is removed: a better point of a multirun may delete the source meanwhile.
     """
-    if (folder / FOLDER).exists() or not (source / FOLDER).is_dir():
+    old, new = source / FOLDER, folder / FOLDER
+    if new.exists() or not old.is_dir():
         return
     try:
-        shutil.copytree(source / FOLDER, folder / FOLDER)
-        check(folder / FOLDER)
+        new.mkdir()
+        for name in (DESCRIPTION, *read_description(old / DESCRIPTION, sys.maxsize)["files"]):
+            shutil.copy2(old / name, new / name)
+        check(new)
     except (OSError, InputError):
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)

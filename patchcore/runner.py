@@ -21,7 +21,7 @@ from patchcore.digests import ChangedError
 from patchcore.distributed import ProcessGroup, accompany
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
-from patchcore.keeping import Keep, Keeper
+from patchcore.keeping import DESCRIPTION, FOLDER, Keep, Keeper
 from patchcore.members import EnsembleModule, Member
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
@@ -76,6 +76,7 @@ from patchcore.training import (
     take_part,
     test,
 )
+from patchcore.writing import replace_with
 from patchcore.yaml_text import settings_in, write_settings
 
 
@@ -197,14 +198,19 @@ def _run_in(
         if (noted := keeper.noted(told)) != told:  # noted by no or another multirun
             write_provenance(folder, noted)
         return f"finished before, in {source}"
+    model = (
+        [] if config.artifact.keep is Keep.none else config.artifact.files(len(config.members()))
+    )
+    place.check([*wanted, *model])
+    holds = place.holds(f"{FOLDER}/{DESCRIPTION}")
     same = finished_fingerprint(folder) == name  # then an artifact that is not made again is kept
-    if source != folder.resolve() and not (same and config.artifact.keep is Keep.none):
+    if holds and source != folder.resolve() and (model or not same):
         check_extended(folder)
     (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
     (place.new / FINGERPRINT_FILE).write_text(f"{name}\n")
     if source is None:
         if not (folder / METRICS).exists():  # else the file must stay that of the old results
-            (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
+            replace_with(folder / FINGERPRINT_FILE, f"{name}\n".encode())
         finished.started(name, folder)
         done = train(config, split, settings, provenance, folder, place.new, make, keeper, group)
         what = "figures and tables" if config.figures else "tables"
@@ -216,9 +222,10 @@ def _run_in(
         take_over(config, split, settings, source, folder, place.new, make, keeper)
         finished.started(name, folder)
         text = f"finished before, in {source}"
-    if finished_fingerprint(folder) == name:
+    if holds and finished_fingerprint(folder) == name:
         copy_artifact(folder, place.new)
-    check_extended(folder, place.new)  # someone may have extended it meanwhile
+    if holds:
+        check_extended(folder, place.new)  # someone may have extended it meanwhile
     place.commit()
     return text
 

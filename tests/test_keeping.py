@@ -28,7 +28,7 @@ from patchcore.data.images import read_image
 from patchcore.digests import digest
 from patchcore.extend import extend
 from patchcore.keeping import POINT_OF, ArtifactConfig, Contest, Keep, Keeper, holders
-from patchcore.methods import Detector
+from patchcore.methods import Detector, PatchCoreConfig
 from patchcore.run_artifact import write_artifact
 from tests.images import write_mvtec
 from tests.processes import execute
@@ -271,6 +271,24 @@ def test_a_model_that_is_extended_during_a_run_is_not_replaced(root: Path, tmp_p
     ):
         runner.run(settings, tmp_path / "run")
     assert [(tmp_path / "run/artifact/artifact.yaml").read_bytes()] == found
+
+
+@pytest.mark.parametrize("name", ["artifact/artifact.yaml", "distrusted.csv"])
+def test_files_in_the_place_of_results_are_refused_at_once(
+    root: Path, tmp_path: Path, name: str
+) -> None:
+    method = PatchCoreConfig(pruning=3)
+    runner.run(config(root), tmp_path)
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    with (
+        mock.patch.object(Detector, "learn", side_effect=AssertionError("computed")),
+        pytest.raises(InputError, match=f"^{file}: would be replaced, but is not of a run"),
+    ):
+        runner.run(config(root, method=method, artifact=ArtifactConfig(Keep.all)), tmp_path)
+    runner.run(config(root), tmp_path)  # which replaces none of them
+    assert file.read_text() == "mine"
 
 
 def test_a_run_that_fails_keeps_the_earlier_artifact(root: Path, tmp_path: Path) -> None:
