@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchcore.artifact import save, step
+from patchcore.artifact import plain_parts, save, step
 from patchcore.artifact_files import check
 from patchcore.data.images import read_truth
 from patchcore.data.sample import Split
@@ -14,12 +14,14 @@ from patchcore.data.sets import DATA_SETS
 from patchcore.decision import Decision
 from patchcore.errors import InputError
 from patchcore.explanation import cut_crops
-from patchcore.inspector import MOVED, POSES, SOURCES, Inspector
+from patchcore.inspector import MOVED, POSES, PRUNED, SOURCES, Inspector
 from patchcore.keeping import DESCRIPTION, FOLDER, Keep
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import Scale
-from patchcore.sealed import REMEDY, read_description
+from patchcore.sealed import REMEDY, read_description, rewrite_description
+from patchcore.settings import plain
+from patchcore.training import parts
 
 
 def write_artifact(
@@ -50,23 +52,12 @@ def write_artifact(
     if scales:
         model = Ensemble(models, config.ensemble.scale)
         model.scales = list(scales)
-    name = next((name for name, kind in DATA_SETS.items() if type(config.data) is kind), "")
     details: dict[str, Any] = {
-        "data": {
-            "set": name,
-            "settings": config.data,
-            "train_images": len(split.train),
-            "test_images": len(split.test),
-            "digests": provenance["data"],
-        },
+        "data": _data(config, split, provenance),
         SOURCES: [str(sample.path.absolute()) for sample in split.train],
         "metrics": record,
         "lineage": [step("fit", images=len(split.train), fingerprint=provenance["fingerprint"])],
     }
-    if (poses := len(config.augment.poses())) > 1:
-        details["data"][POSES] = poses
-    elif config.augment.moves():
-        details["data"][MOVED] = True
     images = [own.image for own in config.members()]
     shared = None if config.data.region is None else split.train[0].region
     region = None if shared is None else read_truth(shared, config.image.limit)
@@ -143,10 +134,21 @@ def check_extended(folder: Path, new: Path | None = None) -> None:
     )
 
 
-def copy_artifact(source: Path, folder: Path) -> None:
+def copy_artifact(
+    source: Path, folder: Path, config: Any, split: Split, provenance: Mapping[str, Any]
+) -> None:
     """Copy the artifact of the run in `source` to a folder that has none, without other files.
 
-    A partial copy is removed: a better point of a multirun may delete the source meanwhile.
+    Paths, and settings without effect, are those of the present run; in an extended artifact, all
+    stays as it is. A partial copy is removed: a better point of a multirun may delete the source
+    meanwhile.
+
+    Args:
+        source: Folder of a finished run with the same fingerprint.
+        folder: Folder for the new results.
+        config: Settings of the present run.
+        split: Images of the present run.
+        provenance: Contents of its provenance.json, at least `data`.
     """
     old, new = source / FOLDER, folder / FOLDER
     if new.exists() or not old.is_dir():
@@ -155,6 +157,44 @@ def copy_artifact(source: Path, folder: Path) -> None:
         new.mkdir()
         for name in (DESCRIPTION, *read_description(old / DESCRIPTION, sys.maxsize)["files"]):
             shutil.copy2(old / name, new / name)
-        check(new)
+        found = check(new)
+        if len(found["lineage"]) <= 1:
+            rewrite_description(new, DESCRIPTION, _of_this_run(found, config, split, provenance))
     except (OSError, InputError):
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _of_this_run(
+    found: dict[str, Any], config: Any, split: Split, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Contents of artifact.yaml with the paths and settings of another run of the same results."""
+    members = [
+        {**member, "settings": plain_parts(parts(own)), "image": plain(own.image)}
+        for member, own in zip(found["members"], config.members(), strict=True)
+    ]
+    told = {**found, "members": members, "data": plain(_data(config, split, provenance))}
+    paths = [str(sample.path.absolute()) for sample in split.train]
+    before = found.get(SOURCES) or ()
+    if len(before) == len(paths):
+        told[SOURCES] = [
+            None if name is None else path for name, path in zip(before, paths, strict=True)
+        ]
+        if PRUNED in found:
+            told[PRUNED] = [path for name, path in zip(before, paths, strict=True) if name is None]
+    return told
+
+
+def _data(config: Any, split: Split, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Details of a model about the data of its run."""
+    found = {
+        "set": next((name for name, kind in DATA_SETS.items() if type(config.data) is kind), ""),
+        "settings": config.data,
+        "train_images": len(split.train),
+        "test_images": len(split.test),
+        "digests": provenance["data"],
+    }
+    if (poses := len(config.augment.poses())) > 1:
+        found[POSES] = poses
+    elif config.augment.moves():
+        found[MOVED] = True
+    return found

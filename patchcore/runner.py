@@ -223,7 +223,7 @@ def _run_in(
         finished.started(name, folder)
         text = f"finished before, in {source}"
     if holds and finished_fingerprint(folder) == name:
-        copy_artifact(folder, place.new)
+        copy_artifact(folder, place.new, config, split, provenance)
     if holds:
         check_extended(folder, place.new)  # someone may have extended it meanwhile
     place.commit()
@@ -340,7 +340,7 @@ def take_over(
         if config.pictures is not Images.none:
             copy_pictures(source, config.pictures, names, new)
     if keeper.wants(*_told(source)):
-        copy_artifact(source, new)
+        copy_artifact(source, new, config, split, read_provenance(new))
     copy_distrusted(source, split.train, new)
     origin = source
     if source == folder.resolve():  # only settings without effect on results have changed

@@ -291,6 +291,48 @@ def test_files_in_the_place_of_results_are_refused_at_once(
     assert file.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["patchcore", "ensemble", "pruning"])
+def test_a_model_that_is_taken_over_knows_the_images_of_the_present_run(
+    tmp_path: Path, name: str
+) -> None:
+    """Its description is that of the model which the run would have made, but for times."""
+    write_mvtec(tmp_path / "x1", (40, 36))
+    shutil.copytree(tmp_path / "x1", tmp_path / "x2")
+    options = {**METHODS, "pruning": ["method.pruning=1"]}[name]
+    options = [*options, "resume=true", "artifact=true", "artifact.crops=true"]
+    more = ["image.limit=1000000"]
+    for to, root, own in (
+        ("first", "x1", []),
+        ("taken", "x2", more),
+        ("made", "x2", [*more, "resume=false"]),
+    ):
+        given = {each.partition("=")[0] for each in own}
+        kept = [each for each in options if each.partition("=")[0] not in given]
+        done = run(tmp_path / root, tmp_path, *kept, *own, name=to)
+        assert done.code == 0, done.err
+        assert ("finished before" in done.out) == (to == "taken")
+    shutil.rmtree(tmp_path / "x1")
+    found = [described(tmp_path / to) for to in ("taken", "made")]
+    assert found[0] == found[1]
+    assert str(tmp_path / "x1") not in str(found[0])
+    inspector = load(tmp_path / "taken/artifact")
+    sources = [path for path in inspector.details["sources"] if path is not None]
+    assert (len(sources) < 4) == (name == "pruning")
+    assert (len(inspector.details.get("pruned", ())) > 0) == (name == "pruning")
+    with pytest.raises(InputError, match="is in the model already"):
+        extend(inspector, [Path(path) for path in sources])
+    if name != "ensemble":  # whose members take images of two sizes
+        told = patchcore("test", str(tmp_path / "taken/artifact"))
+        assert told.code == 0, told.err
+
+
+def described(run: Path) -> dict[str, Any]:
+    """Contents of a run's artifact.yaml, without metrics and times."""
+    found = yaml.safe_load((run / "artifact/artifact.yaml").read_text())
+    del found["metrics"], found["lineage"][0]["time"]
+    return dict(found)
+
+
 def test_a_run_that_fails_keeps_the_earlier_artifact(root: Path, tmp_path: Path) -> None:
     assert run(root, tmp_path, "artifact=true").code == 0
     before = (tmp_path / "run/artifact/artifact.yaml").read_bytes()
