@@ -31,7 +31,7 @@ TRANSIENT = (UNFINISHED, FINISHED, MOVING)
 BESIDE = "wandb"
 """Folder in a run's folder that W&B writes to directly: its records hold the paths of its files."""
 CONTENTS = ".contents"
-"""File that lists the files of a run's results, one path per line; no other files are deleted."""
+"""File that lists the files of a run's results, see `listed`; no other files are deleted."""
 METRICS = "metrics.json"
 _LOCK, _OWNER = ".lock", ".running"
 _MARK = "fingerprint.txt"
@@ -216,13 +216,12 @@ def unfinished(folder: Path) -> bool:
 def _results(folder: Path) -> list[Path]:
     """Files of the results in the folder, metrics.json first."""
     try:
-        names = (folder / CONTENTS).read_text("utf-8", "surrogateescape").split("\n")
+        names = listed(folder)
     except OSError:
         names = []
     if METRICS not in names and _is_run(folder):  # of an earlier version, or the list is damaged
         names += _EARLIER
-    names = [name for name in names if name and "\0" not in name]  # the list may be damaged
-    paths = [folder / name for name in names if ".." not in Path(name).parts]
+    paths = [folder / name for name in names if ".." not in Path(name).parts]  # if it is damaged
     return sorted((p for p in paths if p.is_relative_to(folder)), key=lambda p: p.name != METRICS)
 
 
@@ -235,10 +234,23 @@ def _is_run(folder: Path) -> bool:
         return False
 
 
+def listed(folder: Path) -> list[str]:
+    """Return the list of the result files in the folder, as paths relative to it.
+
+    A NUL ends each path, since names of files may hold line breaks. Lists of earlier versions hold
+    one path per line.
+
+    Raises:
+        OSError: There is no list.
+    """
+    text = (folder / CONTENTS).read_bytes().decode("utf-8", "surrogateescape")
+    return [name for name in text.split("\0" if "\0" in text else "\n") if name]
+
+
 def _list(folder: Path, names: list[str]) -> None:
     """Write the list of the result files in the folder."""
-    text = "".join(f"{name}\n" for name in names)
-    (folder / CONTENTS).write_text(text, "utf-8", "surrogateescape")
+    text = "".join(f"{name}\0" for name in names)
+    (folder / CONTENTS).write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def _remove_empty(folder: Path, files: list[Path]) -> None:

@@ -30,6 +30,7 @@ from patchcore.extend import extend
 from patchcore.keeping import POINT_OF, ArtifactConfig, Contest, Keep, Keeper, holders
 from patchcore.methods import Detector, PatchCoreConfig
 from patchcore.run_artifact import write_artifact
+from patchcore.runfolder import listed
 from tests.images import write_mvtec
 from tests.processes import execute
 from tests.runs import TINY, Outcome, config, patchcore
@@ -172,8 +173,7 @@ def test_an_artifact_tells_of_its_run(root: Path, tmp_path: Path) -> None:
     assert (data["train_images"], data["test_images"]) == (4, 5)
     (fit,) = details["lineage"]
     assert fit["fingerprint"] == (folder / "fingerprint.txt").read_text().strip()
-    contents = (folder / ".contents").read_text().splitlines()
-    assert {"artifact/artifact.yaml", "artifact/model.safetensors"} < set(contents)
+    assert {"artifact/artifact.yaml", "artifact/model.safetensors"} < set(listed(folder))
 
 
 def test_a_finished_run_is_made_again_only_for_an_artifact_that_it_lacks(

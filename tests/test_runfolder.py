@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from patchcore.errors import InputError
-from patchcore.runfolder import InUseError, RunFolder, settle, unfinished
+from patchcore.runfolder import InUseError, RunFolder, listed, settle, unfinished
 
 OLD = {
     "fingerprint.txt": f"{'0' * 32}\n",
@@ -97,6 +97,30 @@ def test_a_trackers_run_that_takes_an_earlier_ones_name_stays(
             place.commit()
         os.utime(same, (2, 2))
         assert same.read_text() == content and not other.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb.png", "a\rb.png", "a\r\nb.png", "\udcff\x85\u2028.png", "\n"]
+)
+def test_results_of_any_name_go_with_their_run(tmp_path: Path, name: str) -> None:
+    with RunFolder(tmp_path) as place:
+        write(place.new, OLD | {f"figures/images/{name}": "old"})
+        place.commit()
+    write(tmp_path, {"b.png": "mine", "figures/images/a": "mine"})  # parts of such names
+    with RunFolder(tmp_path) as place:
+        write(place.new, NEW)
+        place.commit()
+    assert visible(tmp_path) == NEW | {"b.png": "mine", "figures/images/a": "mine"}
+
+
+def test_a_list_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    earlier(tmp_path)
+    (tmp_path / ".contents").write_text("".join(f"{name}\n" for name in OLD))
+    assert listed(tmp_path) == [*OLD]
+    with RunFolder(tmp_path) as place:
+        write(place.new, NEW)
+        place.commit()
+    assert visible(tmp_path) == NEW | OTHERS
 
 
 def test_without_a_list_only_a_runs_own_names_are_removed(tmp_path: Path) -> None:
