@@ -197,7 +197,7 @@ def _described(
             tensors[file] = _packed(network.state_dict())
         described.append(
             {
-                "settings": _plain_parts(member.parts),
+                "settings": plain_parts(member.parts),
                 "drawn": _drawn_digest(member),
                 "image": plain(image),
                 "network": {
@@ -232,8 +232,8 @@ def step(name: str, **more: Any) -> dict[str, Any]:
     return {"step": name, "time": datetime.now(UTC).isoformat(timespec="seconds"), **more}
 
 
-def _plain_parts(parts: Parts) -> dict[str, Any]:
-    """Settings of a detector as plain values; a file of weights by its full path."""
+def plain_parts(parts: Parts) -> dict[str, Any]:
+    """Return the settings of a detector as plain values; a file of weights by its full path."""
     found = {}
     for option in fields(parts):
         settings = getattr(parts, option.name)
@@ -328,7 +328,7 @@ def _built(folder: Path, member: dict[str, Any]) -> Detector:
 
 
 def _parts(settings: Mapping[str, Any]) -> Parts:
-    """Inverse of `_plain_parts`."""
+    """Inverse of `plain_parts`."""
     found = {}
     for key, values in settings.items():
         kind = _SETTINGS.get(key)

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,22 @@ class Finished:
         except OSError as error:
             warnings.warn(f"this run will not be found again: {error}", stacklevel=2)
 
-    def find(self, name: str, files: Sequence[str] = (), folder: Path | None = None) -> Path | None:
+    def find(
+        self,
+        name: str,
+        files: Sequence[str] = (),
+        folder: Path | None = None,
+        flaw: Callable[[Path], str | None] = lambda place: None,
+    ) -> Path | None:
         """Return the folder of a finished run with this fingerprint, or None.
 
-        A damaged run is skipped with a warning.
+        A damaged run, or one with a flaw, is skipped with a warning.
 
         Args:
             name: Fingerprint.
             files: Files that the folder must hold besides, as paths relative to it.
             folder: Folder to prefer if it is one of several.
+            flaw: Function that says what else is wrong with a run that holds all files, or None.
         """
         own = digest(folder.resolve()) if folder is not None else ""
         try:
@@ -75,7 +82,11 @@ class Finished:
                 continue
             if problem := damage(place):
                 problems.append(problem)
-            elif all((place / file).is_file() for file in files):
+            elif not all((place / file).is_file() for file in files):
+                continue
+            elif problem := flaw(place):
+                problems.append(problem)
+            else:
                 sound = place
                 break
         instead = "the run is made again" if sound is None else f"{sound} has the same results"

@@ -1,12 +1,12 @@
 """The artifact in a run's folder: written with a record of the run, checked, and copied."""
 
 import shutil
-import warnings
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchcore.artifact import save, step
+from patchcore.artifact import plain_parts, save, step
 from patchcore.artifact_files import check
 from patchcore.data.images import read_truth
 from patchcore.data.sample import Split
@@ -14,12 +14,14 @@ from patchcore.data.sets import DATA_SETS
 from patchcore.decision import Decision
 from patchcore.errors import InputError
 from patchcore.explanation import cut_crops
-from patchcore.inspector import MOVED, POSES, SOURCES, Inspector
-from patchcore.keeping import FOLDER, Keep
+from patchcore.inspector import MOVED, POSES, PRUNED, SOURCES, Inspector
+from patchcore.keeping import DESCRIPTION, FOLDER, Keep
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import Scale
-from patchcore.sealed import REMEDY
+from patchcore.sealed import REMEDY, read_description, rewrite_description
+from patchcore.settings import plain
+from patchcore.training import parts
 
 
 def write_artifact(
@@ -50,23 +52,12 @@ def write_artifact(
     if scales:
         model = Ensemble(models, config.ensemble.scale)
         model.scales = list(scales)
-    name = next((name for name, kind in DATA_SETS.items() if type(config.data) is kind), "")
     details: dict[str, Any] = {
-        "data": {
-            "set": name,
-            "settings": config.data,
-            "train_images": len(split.train),
-            "test_images": len(split.test),
-            "digests": provenance["data"],
-        },
+        "data": _data(config, split, provenance),
         SOURCES: [str(sample.path.absolute()) for sample in split.train],
         "metrics": record,
         "lineage": [step("fit", images=len(split.train), fingerprint=provenance["fingerprint"])],
     }
-    if (poses := len(config.augment.poses())) > 1:
-        details["data"][POSES] = poses
-    elif config.augment.moves():
-        details["data"][MOVED] = True
     images = [own.image for own in config.members()]
     shared = None if config.data.region is None else split.train[0].region
     region = None if shared is None else read_truth(shared, config.image.limit)
@@ -101,27 +92,109 @@ def check_kept(config: Any) -> None:
         )
 
 
-def is_whole(run: Path) -> bool:
-    """Return whether the artifact in a run's folder is as the run left it; warn if not."""
-    try:
-        if len(check(run / FOLDER)["lineage"]) > 1:
-            raise InputError(f"{run / FOLDER}: was extended")
-    except InputError as error:
-        reason = str(error).removesuffix(f": {REMEDY}")  # the run is made again instead
-        warnings.warn(f"{reason}; the run is made again", stacklevel=2)
-        return False
-    return True
+def flaw(run: Path, folder: Path) -> str | None:
+    """Return why the artifact in a run's folder is not as that run left it; None if it is.
 
-
-def copy_artifact(source: Path, folder: Path) -> None:
-    """Copy the artifact of the run in `source` to a folder that has none.
-
-    A partial copy is removed: a better point of a multirun may delete the source meanwhile.
+    Args:
+        run: Folder of a finished run.
+        folder: Folder of the present run. If it is the same one, an extended artifact is no flaw:
+            it stays where it is.
     """
-    if (folder / FOLDER).exists() or not (source / FOLDER).is_dir():
+    try:
+        if len(check(run / FOLDER)["lineage"]) > 1 and run.resolve() != folder.resolve():
+            return f"{run / FOLDER}: was extended"
+    except InputError as error:
+        return str(error).removesuffix(f": {REMEDY}")  # another run is found, or it is made again
+    return None
+
+
+def check_extended(folder: Path, new: Path | None = None) -> None:
+    """Refuse to replace an artifact that was extended.
+
+    Args:
+        folder: Folder of the run.
+        new: Folder with the new results, which may hold the same artifact.
+
+    Raises:
+        InputError: `folder` holds an extended artifact, and `new` does not hold the same.
+    """
+    there = folder / FOLDER / DESCRIPTION
+    try:
+        if len(read_description(there, sys.maxsize)["lineage"]) <= 1:  # of any format
+            return
+        if new is not None and (new / FOLDER / DESCRIPTION).read_bytes() == there.read_bytes():
+            return
+    except FileNotFoundError:  # there is no new one
+        pass
+    except (InputError, KeyError, TypeError):  # it is none that was extended
+        return
+    raise InputError(
+        f"{folder / FOLDER}: was extended, and this run would replace it: move it to another "
+        "place, or give another folder (hydra.run.dir or hydra.sweep.dir)"
+    )
+
+
+def copy_artifact(
+    source: Path, folder: Path, config: Any, split: Split, provenance: Mapping[str, Any]
+) -> None:
+    """Copy the artifact of the run in `source` to a folder that has none, without other files.
+
+    Paths, and settings without effect, are those of the present run; in an extended artifact, all
+    stays as it is. A partial copy is removed: a better point of a multirun may delete the source
+    meanwhile.
+
+    Args:
+        source: Folder of a finished run with the same fingerprint.
+        folder: Folder for the new results.
+        config: Settings of the present run.
+        split: Images of the present run.
+        provenance: Contents of its provenance.json, at least `data`.
+    """
+    old, new = source / FOLDER, folder / FOLDER
+    if new.exists() or not old.is_dir():
         return
     try:
-        shutil.copytree(source / FOLDER, folder / FOLDER)
-        check(folder / FOLDER)
+        new.mkdir()
+        for name in (DESCRIPTION, *read_description(old / DESCRIPTION, sys.maxsize)["files"]):
+            shutil.copy2(old / name, new / name)
+        found = check(new)
+        if len(found["lineage"]) <= 1:
+            rewrite_description(new, DESCRIPTION, _of_this_run(found, config, split, provenance))
     except (OSError, InputError):
-        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _of_this_run(
+    found: dict[str, Any], config: Any, split: Split, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Contents of artifact.yaml with the paths and settings of another run of the same results."""
+    members = [
+        {**member, "settings": plain_parts(parts(own)), "image": plain(own.image)}
+        for member, own in zip(found["members"], config.members(), strict=True)
+    ]
+    told = {**found, "members": members, "data": plain(_data(config, split, provenance))}
+    paths = [str(sample.path.absolute()) for sample in split.train]
+    before = found.get(SOURCES) or ()
+    if len(before) == len(paths):
+        told[SOURCES] = [
+            None if name is None else path for name, path in zip(before, paths, strict=True)
+        ]
+        if PRUNED in found:
+            told[PRUNED] = [path for name, path in zip(before, paths, strict=True) if name is None]
+    return told
+
+
+def _data(config: Any, split: Split, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Details of a model about the data of its run."""
+    found = {
+        "set": next((name for name, kind in DATA_SETS.items() if type(config.data) is kind), ""),
+        "settings": config.data,
+        "train_images": len(split.train),
+        "test_images": len(split.test),
+        "digests": provenance["data"],
+    }
+    if (poses := len(config.augment.poses())) > 1:
+        found[POSES] = poses
+    elif config.augment.moves():
+        found[MOVED] = True
+    return found

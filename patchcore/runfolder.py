@@ -14,10 +14,11 @@ folder may have no metrics.json, and counts as unfinished.
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -30,11 +31,16 @@ TRANSIENT = (UNFINISHED, FINISHED, MOVING)
 BESIDE = "wandb"
 """Folder in a run's folder that W&B writes to directly: its records hold the paths of its files."""
 CONTENTS = ".contents"
-"""File that lists the files of a run's results, one path per line; no other files are deleted."""
+"""File that lists the files of a run's results, see `listed`; no other files are deleted."""
 METRICS = "metrics.json"
 _LOCK, _OWNER = ".lock", ".running"
-_EARLIER = (  # results of earlier versions, which left no list, metrics.json among them
-    *("config.yaml", "fingerprint.txt", METRICS, "resumed_from.txt", "scores.csv"),
+_MARK = "fingerprint.txt"
+"""File of every run, from its start."""
+ALWAYS = ("config.yaml", _MARK, METRICS, "provenance.json", "scores.csv")
+"""Files that every run writes."""
+_EARLIER = (  # results of earlier versions, which left no list
+    *ALWAYS,
+    "resumed_from.txt",
     *(
         f"figures/{name}.png"
         for name in ("curves", "scores", "gallery", "misclassified", "ratio_curve")
@@ -74,7 +80,7 @@ class RunFolder:
         self._acquire()
         try:
             settle(self.path)
-            self._reject_others()
+            self.check(ALWAYS if _results(self.path) else _EARLIER)
             self.clear()
             self._earlier = self._beside()
             when = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -92,12 +98,42 @@ class RunFolder:
         shutil.rmtree(self.new, ignore_errors=True)
         self.new.mkdir()
 
+    def check(self, names: Iterable[str], known: Iterable[str] = ()) -> None:
+        """Refuse new results with names that files have which no run wrote.
+
+        Args:
+            names: Names of the new results, relative to the folder.
+            known: Names of files that a run wrote and that its results do not list.
+
+        Raises:
+            InputError: Such a file would be replaced, or is in the way of a folder.
+        """
+        own = {*known, *(str(path.relative_to(self.path)) for path in _results(self.path))}
+        for name in names:
+            above = [str(part) for part in Path(name).parents][:-1]
+            files = [part for part in above if not (self.path / part).is_dir()]
+            for each in (*files, name):
+                if each not in own and os.path.lexists(self.path / each):
+                    raise InputError(
+                        f"{self.path / each}: would be replaced, but is not of a run: give another "
+                        "folder (hydra.run.dir or hydra.sweep.dir), or move the file"
+                    )
+
+    def holds(self, name: str) -> bool:
+        """Whether a file, by its name relative to the folder, is of the earlier results."""
+        return self.path / name in _results(self.path)
+
     def commit(self) -> None:
-        """Replace the results in the folder by the new results."""
+        """Replace the results in the folder by the new results.
+
+        Raises:
+            InputError: See `check`. Nothing has changed then.
+        """
         names = sorted(str(path.relative_to(self.new)) for path in _files(self.new))
         # Files that trackers wrote during this run stay, even under names that existed before: W&B
         # names runs by the second of their start. Files of earlier runs go with their results.
         beside = self._beside()
+        self.check(names, {*beside, *self._earlier})
         tracked = {name for name in beside if beside[name] != self._earlier.get(name)}
         earlier = {str(path.relative_to(self.path)) for path in _results(self.path)}
         _list(self.path, sorted((earlier | set(self._earlier)) - tracked))
@@ -108,16 +144,6 @@ class RunFolder:
         self.new.rename(self.path / FINISHED)
         _flush(self.path)
         settle(self.path)
-
-    def _reject_others(self) -> None:
-        """Refuse a folder with files that no run wrote and a run would replace."""
-        if (self.path / CONTENTS).exists() or _results(self.path):
-            return
-        if others := [name for name in _EARLIER if os.path.lexists(self.path / name)]:
-            raise InputError(
-                f"{self.path / others[0]}: would be replaced, but is not of a run: give another "
-                "folder (hydra.run.dir or hydra.sweep.dir), or move the file"
-            )
 
     def _beside(self) -> dict[str, tuple[int, int]]:
         """Files that trackers wrote directly to the folder, with inode and time of writing."""
@@ -190,19 +216,41 @@ def unfinished(folder: Path) -> bool:
 def _results(folder: Path) -> list[Path]:
     """Files of the results in the folder, metrics.json first."""
     try:
-        names = (folder / CONTENTS).read_text("utf-8", "surrogateescape").split("\n")
-    except OSError:  # a run of an earlier version, or a folder that is no run's
-        marks = (folder / METRICS, folder / "fingerprint.txt")
-        names = list(_EARLIER) if any(mark.is_file() for mark in marks) else []
-    names = [name for name in names if name and "\0" not in name]  # the list may be damaged
-    paths = [folder / name for name in names if ".." not in Path(name).parts]
+        names = listed(folder)
+    except OSError:
+        names = []
+    if METRICS not in names and _is_run(folder):  # of an earlier version, or the list is damaged
+        names += _EARLIER
+    paths = [folder / name for name in names if ".." not in Path(name).parts]  # if it is damaged
     return sorted((p for p in paths if p.is_relative_to(folder)), key=lambda p: p.name != METRICS)
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run has begun in the folder, by the contents of its fingerprint.txt."""
+    try:
+        mark = folder / _MARK  # a pipe would never end
+        return mark.is_file() and re.fullmatch(r"[0-9a-f]{32}\n?", mark.read_text()) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def listed(folder: Path) -> list[str]:
+    """Return the list of the result files in the folder, as paths relative to it.
+
+    A NUL ends each path, since names of files may hold line breaks. Lists of earlier versions hold
+    one path per line.
+
+    Raises:
+        OSError: There is no list.
+    """
+    text = (folder / CONTENTS).read_bytes().decode("utf-8", "surrogateescape")
+    return [name for name in text.split("\0" if "\0" in text else "\n") if name]
 
 
 def _list(folder: Path, names: list[str]) -> None:
     """Write the list of the result files in the folder."""
-    text = "".join(f"{name}\n" for name in names)
-    (folder / CONTENTS).write_text(text, "utf-8", "surrogateescape")
+    text = "".join(f"{name}\0" for name in names)
+    (folder / CONTENTS).write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def _remove_empty(folder: Path, files: list[Path]) -> None:

@@ -21,7 +21,7 @@ from patchcore.digests import ChangedError
 from patchcore.distributed import ProcessGroup, accompany
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
-from patchcore.keeping import Keeper
+from patchcore.keeping import DESCRIPTION, FOLDER, Keep, Keeper
 from patchcore.members import EnsembleModule, Member
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
@@ -48,7 +48,13 @@ from patchcore.resume import (
     write_provenance,
 )
 from patchcore.reuse import networks_kept
-from patchcore.run_artifact import check_kept, copy_artifact, is_whole, write_artifact
+from patchcore.run_artifact import (
+    check_extended,
+    check_kept,
+    copy_artifact,
+    flaw,
+    write_artifact,
+)
 from patchcore.runfolder import METRICS, RunFolder
 from patchcore.settings import plain
 from patchcore.strategy import check_batches
@@ -70,6 +76,7 @@ from patchcore.training import (
     take_part,
     test,
 )
+from patchcore.writing import replace_with
 from patchcore.yaml_text import settings_in, write_settings
 
 
@@ -185,18 +192,25 @@ def _run_in(
     source = finished.find(name, wanted, folder) if config.resume else None
     if source is not None and keeper.wants(*_told(source)):
         wanted += config.artifact.files(len(config.members()))
-        source = finished.find(name, wanted, folder)
-        source = source if source is not None and is_whole(source) else None
+        source = finished.find(name, wanted, folder, partial(flaw, folder=folder))
     if source == folder.resolve() and settings_in(folder) == settings:
         told = read_provenance(folder)
         if (noted := keeper.noted(told)) != told:  # noted by no or another multirun
             write_provenance(folder, noted)
         return f"finished before, in {source}"
+    model = (
+        [] if config.artifact.keep is Keep.none else config.artifact.files(len(config.members()))
+    )
+    place.check([*wanted, *model])
+    holds = place.holds(f"{FOLDER}/{DESCRIPTION}")
+    same = finished_fingerprint(folder) == name  # then an artifact that is not made again is kept
+    if holds and source != folder.resolve() and (model or not same):
+        check_extended(folder)
     (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
     (place.new / FINGERPRINT_FILE).write_text(f"{name}\n")
     if source is None:
         if not (folder / METRICS).exists():  # else the file must stay that of the old results
-            (folder / FINGERPRINT_FILE).write_text(f"{name}\n")
+            replace_with(folder / FINGERPRINT_FILE, f"{name}\n".encode())
         finished.started(name, folder)
         done = train(config, split, settings, provenance, folder, place.new, make, keeper, group)
         what = "figures and tables" if config.figures else "tables"
@@ -208,8 +222,10 @@ def _run_in(
         take_over(config, split, settings, source, folder, place.new, make, keeper)
         finished.started(name, folder)
         text = f"finished before, in {source}"
-    if finished_fingerprint(folder) == name:  # keep the model of the same run
-        copy_artifact(folder, place.new)
+    if holds and finished_fingerprint(folder) == name:
+        copy_artifact(folder, place.new, config, split, provenance)
+    if holds:
+        check_extended(folder, place.new)  # someone may have extended it meanwhile
     place.commit()
     return text
 
@@ -324,7 +340,7 @@ def take_over(
         if config.pictures is not Images.none:
             copy_pictures(source, config.pictures, names, new)
     if keeper.wants(*_told(source)):
-        copy_artifact(source, new)
+        copy_artifact(source, new, config, split, read_provenance(new))
     copy_distrusted(source, split.train, new)
     origin = source
     if source == folder.resolve():  # only settings without effect on results have changed

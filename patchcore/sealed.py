@@ -75,6 +75,16 @@ def read_sealed(folder: str | Path, description: str, newest: int) -> dict[str, 
     return found
 
 
+def rewrite_description(folder: Path, description: str, found: dict[str, Any]) -> None:
+    """Replace the contents of a description, `files` among them, with a new digest.
+
+    Raises:
+        InputError: The contents are no plain values.
+        OSError: The file cannot be written.
+    """
+    (folder / description).write_bytes(_signed(found, folder))
+
+
 def check_files(folder: Path, found: dict[str, Any]) -> None:
     """Raise InputError unless all files in a description exist and are unchanged."""
     for name, expected in found["files"].items():

@@ -5,6 +5,8 @@ import json
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,9 +25,12 @@ from patchcore.commands.overrides import as_typed
 from patchcore.commands.sweep import _setting
 from patchcore.config import Config, Objective
 from patchcore.data.images import read_image
+from patchcore.digests import digest
 from patchcore.extend import extend
 from patchcore.keeping import POINT_OF, ArtifactConfig, Contest, Keep, Keeper, holders
-from patchcore.methods import Detector
+from patchcore.methods import Detector, PatchCoreConfig
+from patchcore.run_artifact import write_artifact
+from patchcore.runfolder import listed
 from tests.images import write_mvtec
 from tests.processes import execute
 from tests.runs import TINY, Outcome, config, patchcore
@@ -72,6 +77,14 @@ def scored(artifact: Path, paths: Sequence[Path]) -> list[float]:
             batch = torch.from_numpy(np.stack(prepared))
         scores += inspector.score(batch).score.tolist()
     return scores
+
+
+def grow(artifact: Path, image: Path) -> bytes:
+    """Extend an artifact by an image, and return its new description."""
+    grown = load(artifact)
+    extend(grown, [image])
+    save(grown, artifact, weights=(artifact / "weights.safetensors").exists())
+    return (artifact / "artifact.yaml").read_bytes()
 
 
 # --- one run ----------------------------------------------------------------------------------
@@ -160,8 +173,7 @@ def test_an_artifact_tells_of_its_run(root: Path, tmp_path: Path) -> None:
     assert (data["train_images"], data["test_images"]) == (4, 5)
     (fit,) = details["lineage"]
     assert fit["fingerprint"] == (folder / "fingerprint.txt").read_text().strip()
-    contents = (folder / ".contents").read_text().splitlines()
-    assert {"artifact/artifact.yaml", "artifact/model.safetensors"} < set(contents)
+    assert {"artifact/artifact.yaml", "artifact/model.safetensors"} < set(listed(folder))
 
 
 def test_a_finished_run_is_made_again_only_for_an_artifact_that_it_lacks(
@@ -194,20 +206,131 @@ def test_a_finished_run_is_made_again_only_for_an_artifact_that_it_lacks(
     expected = [score for _, score in scores]
     paths = [path for path, _ in scores]
     assert scored(tmp_path / "other/artifact", paths) == pytest.approx(expected, rel=1e-6)
-    grown = load(folder / "artifact")
-    extend(grown, paths[:1])
-    save(grown, folder / "artifact", weights=True)
+    shutil.copytree(folder / "artifact", tmp_path / "as it was")
+    grow(folder / "artifact", paths[0])
     shutil.rmtree(tmp_path / "other")
     with pytest.warns(UserWarning, match=r"artifact: was extended; the run is made again"):
         assert again(kept, tmp_path / "other") == files[:2]
     assert scored(tmp_path / "other/artifact", paths) == pytest.approx(expected, rel=1e-6)
     shutil.rmtree(tmp_path / "other")
+    shutil.rmtree(folder / "artifact")
+    shutil.move(tmp_path / "as it was", folder / "artifact")
     (folder / "artifact/model.safetensors").write_bytes(b"")
     with pytest.warns(
         UserWarning, match=r"model\.safetensors: is damaged: [^:]*; the run is made again"
     ):
         assert again(inside) == files
     assert scored(folder / "artifact", paths) == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_extended_model_stays_where_its_run_is_asked_for_again(
+    root: Path, tmp_path: Path
+) -> None:
+    kept, folder = ArtifactConfig(Keep.all), tmp_path / "run"
+    settings = partial(config, root, cache=CacheConfig(root=str(tmp_path / "cache")), resume=True)
+    names = (tmp_path / f"other-{number}" for number in count())
+    same = next(name for name in names if digest(name) > digest(folder))  # so it is found later
+    for place in (folder, same):
+        runner.run(settings(artifact=kept), place)
+    grown = grow(folder / "artifact", rows(folder)[0][0])
+
+    def again(to: Path = folder, said: dict[str, Any] | None = None, **more: Any) -> None:
+        runner.run(settings(**{"artifact": kept, **more}), to, settings=said)
+        assert (folder / "artifact/artifact.yaml").read_bytes() == grown
+        assert len(load(folder / "artifact").details["lineage"]) == 2
+
+    with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
+        again()
+        again(said={"logger": {}})  # config.yaml alone is written anew
+        again(artifact=ArtifactConfig())
+        told = f"artifact: was extended; {same} has the same results"
+        with pytest.warns(UserWarning, match=told):
+            again(tmp_path / "third")
+        assert len(load(tmp_path / "third/artifact").details["lineage"]) == 1
+        told = f"^{folder}/artifact: was extended, and this run would replace it: move it"
+        other = {"coreset": GreedyConfig(ratio=0.3)}
+        for more in (other, {"resume": False}, {**other, "artifact": ArtifactConfig()}):
+            with pytest.raises(InputError, match=told):
+                again(**more)
+            again()
+    again(artifact=ArtifactConfig(), resume=False)  # computed again, and the model is kept
+
+
+def test_a_model_that_is_extended_during_a_run_is_not_replaced(root: Path, tmp_path: Path) -> None:
+    settings = config(root, artifact=ArtifactConfig(Keep.all))
+    runner.run(settings, tmp_path / "run")
+    found = []
+
+    def meanwhile(*args: Any) -> None:
+        found.append(grow(tmp_path / "run/artifact", rows(tmp_path / "run")[0][0]))
+        write_artifact(*args)
+
+    with (
+        mock.patch("patchcore.runner.write_artifact", meanwhile),
+        pytest.raises(InputError, match="artifact: was extended, and this run would replace it"),
+    ):
+        runner.run(settings, tmp_path / "run")
+    assert [(tmp_path / "run/artifact/artifact.yaml").read_bytes()] == found
+
+
+@pytest.mark.parametrize("name", ["artifact/artifact.yaml", "distrusted.csv"])
+def test_files_in_the_place_of_results_are_refused_at_once(
+    root: Path, tmp_path: Path, name: str
+) -> None:
+    method = PatchCoreConfig(pruning=3)
+    runner.run(config(root), tmp_path)
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    with (
+        mock.patch.object(Detector, "learn", side_effect=AssertionError("computed")),
+        pytest.raises(InputError, match=f"^{file}: would be replaced, but is not of a run"),
+    ):
+        runner.run(config(root, method=method, artifact=ArtifactConfig(Keep.all)), tmp_path)
+    runner.run(config(root), tmp_path)  # which replaces none of them
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["patchcore", "ensemble", "pruning"])
+def test_a_model_that_is_taken_over_knows_the_images_of_the_present_run(
+    tmp_path: Path, name: str
+) -> None:
+    """Its description is that of the model which the run would have made, but for times."""
+    write_mvtec(tmp_path / "x1", (40, 36))
+    shutil.copytree(tmp_path / "x1", tmp_path / "x2")
+    options = {**METHODS, "pruning": ["method.pruning=1"]}[name]
+    options = [*options, "resume=true", "artifact=true", "artifact.crops=true"]
+    more = ["image.limit=1000000"]
+    for to, root, own in (
+        ("first", "x1", []),
+        ("taken", "x2", more),
+        ("made", "x2", [*more, "resume=false"]),
+    ):
+        given = {each.partition("=")[0] for each in own}
+        kept = [each for each in options if each.partition("=")[0] not in given]
+        done = run(tmp_path / root, tmp_path, *kept, *own, name=to)
+        assert done.code == 0, done.err
+        assert ("finished before" in done.out) == (to == "taken")
+    shutil.rmtree(tmp_path / "x1")
+    found = [described(tmp_path / to) for to in ("taken", "made")]
+    assert found[0] == found[1]
+    assert str(tmp_path / "x1") not in str(found[0])
+    inspector = load(tmp_path / "taken/artifact")
+    sources = [path for path in inspector.details["sources"] if path is not None]
+    assert (len(sources) < 4) == (name == "pruning")
+    assert (len(inspector.details.get("pruned", ())) > 0) == (name == "pruning")
+    with pytest.raises(InputError, match="is in the model already"):
+        extend(inspector, [Path(path) for path in sources])
+    if name != "ensemble":  # whose members take images of two sizes
+        told = patchcore("test", str(tmp_path / "taken/artifact"))
+        assert told.code == 0, told.err
+
+
+def described(run: Path) -> dict[str, Any]:
+    """Contents of a run's artifact.yaml, without metrics and times."""
+    found = yaml.safe_load((run / "artifact/artifact.yaml").read_text())
+    del found["metrics"], found["lineage"][0]["time"]
+    return dict(found)
 
 
 def test_a_run_that_fails_keeps_the_earlier_artifact(root: Path, tmp_path: Path) -> None:
@@ -340,6 +463,19 @@ def test_a_multirun_goes_on_with_the_best(root: Path, tmp_path: Path) -> None:
     assert sweep(0.2, 0.1, 0.3, 0.05) == [folder / "3"]
     with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
         assert sweep(0.05, to=tmp_path / "new") == [tmp_path / "new/0"]
+
+
+def test_a_multirun_that_is_typed_again_keeps_a_model_that_was_extended(
+    root: Path, tmp_path: Path
+) -> None:
+    point = partial(best, root, tmp_path / "cache")
+    runner.run(point(0.2), tmp_path / "0", multirun=tmp_path)
+    grown = grow(tmp_path / "0/artifact", rows(tmp_path / "0")[0][0])
+    with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
+        runner.run(point(0.2), tmp_path / "0", multirun=tmp_path)
+    runner.run(point(0.1), tmp_path / "1", multirun=tmp_path)  # better
+    assert holders(tmp_path) == [tmp_path / "0", tmp_path / "1"]
+    assert (tmp_path / "0/artifact/artifact.yaml").read_bytes() == grown
 
 
 def test_one_run_alone_is_the_best(root: Path, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from unittest import mock
 import pytest
 
 from patchcore.errors import InputError
-from patchcore.runfolder import InUseError, RunFolder, settle, unfinished
+from patchcore.runfolder import InUseError, RunFolder, listed, settle, unfinished
 
 OLD = {
+    "fingerprint.txt": f"{'0' * 32}\n",
     "config.yaml": "old",
     "metrics.json": "old",
     "scores.csv": "old",
@@ -20,6 +21,7 @@ OLD = {
     "csv/metrics.csv": "old",
 }
 NEW = {
+    "fingerprint.txt": f"{'1' * 32}\n",
     "config.yaml": "new",
     "metrics.json": "new",
     "scores.csv": "new",
@@ -97,6 +99,30 @@ def test_a_trackers_run_that_takes_an_earlier_ones_name_stays(
         assert same.read_text() == content and not other.exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["a\nb.png", "a\rb.png", "a\r\nb.png", "\udcff\x85\u2028.png", "\n"]
+)
+def test_results_of_any_name_go_with_their_run(tmp_path: Path, name: str) -> None:
+    with RunFolder(tmp_path) as place:
+        write(place.new, OLD | {f"figures/images/{name}": "old"})
+        place.commit()
+    write(tmp_path, {"b.png": "mine", "figures/images/a": "mine"})  # parts of such names
+    with RunFolder(tmp_path) as place:
+        write(place.new, NEW)
+        place.commit()
+    assert visible(tmp_path) == NEW | {"b.png": "mine", "figures/images/a": "mine"}
+
+
+def test_a_list_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    earlier(tmp_path)
+    (tmp_path / ".contents").write_text("".join(f"{name}\n" for name in OLD))
+    assert listed(tmp_path) == [*OLD]
+    with RunFolder(tmp_path) as place:
+        write(place.new, NEW)
+        place.commit()
+    assert visible(tmp_path) == NEW | OTHERS
+
+
 def test_without_a_list_only_a_runs_own_names_are_removed(tmp_path: Path) -> None:
     earlier(tmp_path)
     (tmp_path / ".contents").unlink()  # as earlier versions left it
@@ -107,7 +133,13 @@ def test_without_a_list_only_a_runs_own_names_are_removed(tmp_path: Path) -> Non
     assert visible(tmp_path) == kept | {"metrics.json": "new"}
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "scores.csv", "figures/curves.png"])
+NAMES = [
+    *("config.yaml", "scores.csv", "figures/curves.png"),
+    *("metrics.json", "fingerprint.txt", "provenance.json"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_folder_with_files_that_are_not_of_a_run_is_refused(tmp_path: Path, name: str) -> None:
     write(tmp_path, {name: "mine", "notes.txt": "mine"})
     told = rf"^{tmp_path}/{name}: would be replaced"
@@ -117,6 +149,45 @@ def test_a_folder_with_files_that_are_not_of_a_run_is_refused(tmp_path: Path, na
     (tmp_path / name).unlink()
     earlier(tmp_path)  # the lock was released
     assert visible(tmp_path).items() >= OLD.items()
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "fingerprint.txt"])
+def test_files_that_are_not_of_a_run_count_beside_results_too(tmp_path: Path, name: str) -> None:
+    with RunFolder(tmp_path) as place:
+        write(place.new, {"metrics.json": "old"})
+        place.commit()
+    write(tmp_path, {name: "mine"})
+    with pytest.raises(InputError, match=f"^{tmp_path}/{name}: would be"), RunFolder(tmp_path):
+        pass
+    assert visible(tmp_path) == {name: "mine", "metrics.json": "old"}
+
+
+@pytest.mark.parametrize("results", [{}, OLD])
+@pytest.mark.parametrize("name", ["artifact/artifact.yaml", "artifact", "distrusted.csv", "a/b/c"])
+def test_results_never_replace_files_that_are_not_of_a_run(
+    tmp_path: Path, name: str, results: dict[str, str]
+) -> None:
+    """Whatever their name is, which may be that of a folder of the results."""
+    if results:
+        earlier(tmp_path)
+    write(tmp_path, {name: "mine"})
+    before = visible(tmp_path)
+    made = {f"{name}/artifact.yaml" if name == "artifact" else name: "new"}
+    with RunFolder(tmp_path) as place:
+        told = f"^{tmp_path}/{name}: would be replaced, but is not of a run"
+        with pytest.raises(InputError, match=told):
+            place.check(made)
+        write(place.new, NEW | made)
+        with pytest.raises(InputError, match=told):
+            place.commit()
+    assert visible(tmp_path) == before and not unfinished(tmp_path)
+    (tmp_path / name).unlink()
+    for _ in range(2):  # the second time, the file is of a run
+        with RunFolder(tmp_path) as place:
+            write(place.new, NEW | made)
+            place.check(made)
+            place.commit()
+    assert visible(tmp_path).items() >= (NEW | made).items()
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])

@@ -193,6 +193,7 @@ def test_a_signal_ends_a_run_with_its_code_and_one_line(
 ) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.json").write_text("{}")
+    (tmp_path / "run/fingerprint.txt").write_text("0" * 32)
     before, handlers = _handlers(), []
 
     def stop(self: DetectorModule, *args: Any) -> None:

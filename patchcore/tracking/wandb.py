@@ -16,7 +16,7 @@ import numpy as np
 
 from patchcore.digests import digest
 from patchcore.report.words import flatten
-from patchcore.runfolder import BESIDE, CONTENTS, METRICS
+from patchcore.runfolder import BESIDE, METRICS, listed
 from patchcore.tracking.about import FINISHED, About
 from patchcore.tracking.tracker import FOLDER, RESULTS, Tracker, curve_values
 
@@ -191,7 +191,7 @@ class Wandb(Tracker):
 def drop_attempts(folder: Path) -> None:
     """Delete the folders of W&B runs that unfinished attempts have left in a run's folder."""
     try:
-        names = (folder / CONTENTS).read_text("utf-8", "surrogateescape").splitlines()
+        names = listed(folder)
     except OSError:
         names = []
         if (folder / METRICS).is_file():  # of an earlier version, which did not list its files
