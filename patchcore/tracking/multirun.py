@@ -11,6 +11,7 @@ from patchcore.digests import digest
 from patchcore.keeping import numerically
 from patchcore.metrics import METRICS
 from patchcore.report.checks import is_number
+from patchcore.report.multirun import read_multirun
 from patchcore.report.reading import CATEGORY, RunFolder, read_yaml
 from patchcore.report.table import Table as Points
 from patchcore.report.table import read_runs
@@ -105,13 +106,19 @@ def pair_of(axes: Sequence[Axis]) -> tuple[Axis, Axis | None] | None:
     return first, second or next(iter(others), None)
 
 
-def overview(folder: Path, metric: str = "image_auroc") -> Overview:
+def overview(folder: Path, metric: str = "") -> Overview:
     """Return the overview of the multirun in a folder.
+
+    Args:
+        folder: Folder of the multirun.
+        metric: Metric to rank by; by default the first objective of the points: see
+            `read_multirun`.
 
     Raises:
         InputError: The folder holds no finished run, or none with `metric`.
     """
-    found = read_runs([folder], metric)
+    found = read_runs([folder], metric) if metric else read_multirun(folder)[0]
+    metric = found.metric
     known = {key for run in found.known for key in flatten(_settings(run))}
     axes = []
     for key in dict.fromkeys(factor.key for part in found.parts for factor in part.factors):
