@@ -186,6 +186,31 @@ def test_reasons_are_one_line(error: BaseException | None, told: tuple[str, str]
     assert ended(error) == told
 
 
+def test_mlflow_takes_defect_types_of_any_name(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow", reason="needs: pip install 'patchcore[mlflow]'")
+    from mlflow.tracking import MlflowClient
+
+    kinds = ["a=b+c", "a=b c", "a=b?c", "crack (1), long", "Riß", "x" * 255, "z//.", "..", "a:b"]
+    numbers = {kind: {"images": i} for i, kind in enumerate(kinds)}
+    record = {"image_auroc": 0.5, "test_images": 2, "seconds": {}, "defect_types": numbers}
+    folder = write_run(tmp_path / "0", {}, record)
+    (folder / "scores.csv").write_text("path,label,defect_type,score\na,0,good,0.1\nb,1,a=b,1\n")
+    preset = {**presets()["mlflow"]["mlflow"], "save_dir": str(tmp_path / "mlruns")}
+    chosen = {"mlflow": {**preset, "run_name": "n", "tags": {"patchcore.group": None}}}
+    with tracking(chosen, folder, build) as trackers:
+        trackers.start({"seed": 3}, {"fingerprint": "f"})
+        trackers.track(folder, tested=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        client = MlflowClient(f"file:{tmp_path / 'mlruns'}")
+        (experiment,) = (e for e in client.search_experiments() if e.name == "patchcore")
+        (run,) = client.search_runs([experiment.experiment_id])
+    found = {k: v for k, v in run.data.metrics.items() if k.startswith("defect_types.")}
+    assert sorted(found.values()) == list(range(len(kinds)))
+    assert found["defect_types.crack _1__ long.images"] == 3
+    assert found["defect_types.Riß.images"] == 4
+
+
 def test_mlflow_keeps_the_same_content_in_files(tmp_path: Path) -> None:
     pytest.importorskip("mlflow", reason="needs: pip install 'patchcore[mlflow]'")
     from mlflow.tracking import MlflowClient
