@@ -117,6 +117,20 @@ def test_references_that_no_runs_have_are_refused(text: str, told: str, tmp_path
     check_against(table, *parse_against("coreset.ratio=1e-2"))
 
 
+@pytest.mark.parametrize("value", ["null", "None", "–"])
+def test_a_reference_may_be_a_setting_that_is_not_given(value: str, tmp_path: Path) -> None:
+    for i, count in enumerate((None, 50)):
+        write_run(tmp_path / str(i), {"coreset.count": count}, {"image_auroc": 0.9 - i / 10})
+    table = read_runs([tmp_path])
+    key, reference = parse_against(f"coreset.count={value}")
+    check_against(table, key, reference)
+    (effect,) = effects(table, key, reference, ["image_auroc"])
+    assert (effect.value, effect.difference.mean) == ("50", pytest.approx(-0.1))
+    assert [point.label for point in table.points] == ["coreset.count=null", "coreset.count=50"]
+    with pytest.raises(InputError, match="choose one of 50, null"):
+        check_against(table, key, "7")
+
+
 def test_command_tells_effects_and_the_best_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
