@@ -306,15 +306,20 @@ def read_runs(folders: Sequence[Path], metric: str = "image_auroc") -> Table:
 
 
 def check_metric(table: Table, metric: str) -> None:
-    """Refuse to rank by a metric that no finished run has.
+    """Refuse to rank by a metric that no finished run has, or that is no better high or low.
 
     Raises:
-        InputError: No finished run has it.
+        InputError: No finished run has it, or its values are not ranked.
     """
     finished = [run for run in table.runs if run.finished]
+    keys = dict.fromkeys(key for run in finished for key in run.metrics)
+    known = ", ".join(key for key in keys if told(key).better)
     if not any(metric in run.metrics or metric in run.undefined for run in finished):
-        known = ", ".join(dict.fromkeys(key for run in finished for key in run.metrics))
         raise InputError(f"metric: no run has {metric!r}; choose one of {known}")
+    if not told(metric).better:
+        raise InputError(
+            f"metric: no value of {metric!r} is better than another; choose one of {known}"
+        )
 
 
 def read_table(folders: Sequence[Path]) -> Table:
