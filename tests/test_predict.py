@@ -426,6 +426,14 @@ def test_pictures_lie_below_their_folder() -> None:
         assert picture_path(folder, Path(image), ".x") == Path(expected)
 
 
+def test_no_two_images_share_a_picture() -> None:
+    names = ["", "/", "../", "_/", "__/", "___/", "____/", "_____/", "a/", "a_/"]
+    paths = {Path(f"{one}{two}a.png") for one in names for two in names if two != "/"}
+    assert len({picture_path(Path("out"), path, ".x") for path in paths}) == len(paths)
+    for name in ("a/_/b.png", "_a/b_.png", "a__b/c.png"):  # as they were
+        assert picture_path(Path("out"), Path(name), ".x") == Path(f"out/{name}.x")
+
+
 @pytest.mark.parametrize("letter", ["a", "é", "面"])
 def test_pictures_of_the_longest_names_have_names_of_their_own(letter: str, tmp_path: Path) -> None:
     stem = letter * (248 // len(letter.encode()))  # with its ending 255 bytes at most
