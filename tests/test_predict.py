@@ -680,6 +680,26 @@ def test_a_broken_image_stops_by_choice_and_leaves_what_was(
 
 
 @pytest.mark.parametrize(
+    ("name", "more", "form"),
+    [
+        ("x.jsonl", [], "jsonl"),
+        ("x.json", ["--format=jsonl"], "jsonl"),
+        ("x.CSV", [], "csv"),
+        ("x", [], "csv"),
+        ("x.txt", ["--format=jsonl"], "jsonl"),
+    ],
+)
+def test_the_ending_of_the_output_is_its_format(
+    artifact: Path, parts: Path, name: str, more: list[str], form: str, tmp_path: Path
+) -> None:
+    out = tmp_path / name
+    done = patchcore("predict", str(artifact), str(parts), f"--output={out}", *more)
+    assert out.is_file(), done.err
+    first = out.read_text().splitlines()[0]
+    assert first.startswith('{"path": ' if form == "jsonl" else "path,score,")
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--overlay"], "--overlay: there is no such option; did you mean --overlays?"),
@@ -689,6 +709,16 @@ def test_a_broken_image_stops_by_choice_and_leaves_what_was(
         (["--threshold=nan"], "argument --threshold: must be a finite number, got nan"),
         (["--pixel-threshold=inf"], "argument --pixel-threshold: must be a finite number, got inf"),
         (["--threshold=high"], "argument --threshold: must be a finite number, got high"),
+        (["--output=x.json"], "--output: x.json is a name for JSON, and results are CSV or JSON"),
+        (["--output=x.json", "--format=csv"], "--output: x.json is a name for JSON"),
+        (
+            ["--output=x.csv", "--format=jsonl"],
+            "--output: x.csv is a name for csv, and --format is jsonl",
+        ),
+        (
+            ["--output=x.JSONL", "--format=csv"],
+            "--output: x.JSONL is a name for jsonl, and --format is csv",
+        ),
         (["--output=nowhere/x.csv"], "--output: there is no folder nowhere: make it first"),
         (["--maps=png", f"--folder={__file__}"], f"--folder: {__file__} is a file: name a folder"),
         (["--device=nowhere"], "device: nowhere is not a device; choose cpu, cuda, …"),
