@@ -67,13 +67,21 @@ class Pictures:
 def picture_path(folder: Path, image: Path, ending: str) -> Path:
     """Path of an image's picture: that of the image, extension included, below `folder`.
 
-    No two images share one, and none lies outside: `..` becomes `__`, and a root is left out. Names
-    that would be too long are shortened: see `patchcore.writing.fitting`.
+    No two images share one, and none lies outside: `..` becomes `__`, and a root becomes `_`.
+    Folders that have such names get two more `_`. Names that would be too long are shortened: see
+    `patchcore.writing.fitting`.
     """
-    parts = ["__" if part == ".." else part for part in image.parts]
+    parts = ["__" if part == ".." else _apart(part) for part in image.parts]
     if image.anchor:
         parts[0] = image.anchor.strip("\\/:") or "_"
+    elif parts[0] == "_":
+        parts[0] = "___"
     return folder.joinpath(*parts[:-1], fitting(parts[-1], ending))
+
+
+def _apart(name: str) -> str:
+    """A name of two or more `_` alone, with two more; others as they are."""
+    return f"{name}__" if len(name) > 1 and not name.strip("_") else name
 
 
 def map_png(values: Map) -> bytes:

@@ -238,21 +238,15 @@ def anomaly_maps(
     """
     if traced():
         return _anomaly_maps_traced(scores, size, sigma)
-    with torch.autocast(scores.device.type, enabled=False):
-        return _anomaly_maps(scores, size, sigma)
-
-
-def _anomaly_maps(
-    scores: Float[Tensor, "images h w"], size: tuple[int, int], sigma: float
-) -> Float[Tensor, "images height width"]:
     counts = ~scores.isnan()
     if not bool(counts.all()):
-        weights = _anomaly_maps(counts.to(scores), size, sigma)
-        maps = _anomaly_maps(scores.nan_to_num(0), size, sigma)
+        weights = anomaly_maps(counts.to(scores), size, sigma)
+        maps = anomaly_maps(scores.nan_to_num(0), size, sigma)
         return torch.where(cell_pixels(counts, size), maps / weights, torch.zeros_like(maps))
-    rows = _upsample_and_blur(scores.shape[1], size[0], sigma).to(scores)  # (H, h)
-    columns = _upsample_and_blur(scores.shape[2], size[1], sigma).to(scores)  # (W, w)
-    return rows @ scores @ columns.T  # (B, H, W)
+    with torch.autocast(scores.device.type, enabled=False):
+        rows = _upsample_and_blur(scores.shape[1], size[0], sigma).to(scores)  # (H, h)
+        columns = _upsample_and_blur(scores.shape[2], size[1], sigma).to(scores)  # (W, w)
+        return rows @ scores @ columns.T  # (B, H, W)
 
 
 def pixel_scores(

@@ -295,7 +295,7 @@ def test_files_in_the_place_of_results_are_refused_at_once(
 def test_a_model_that_is_taken_over_knows_the_images_of_the_present_run(
     tmp_path: Path, name: str
 ) -> None:
-    """Its description is that of the model which the run would have made, but for times."""
+    """The description is that of the model which the run would have made, but for times."""
     write_mvtec(tmp_path / "x1", (40, 36))
     shutil.copytree(tmp_path / "x1", tmp_path / "x2")
     options = {**METHODS, "pruning": ["method.pruning=1"]}[name]

@@ -75,6 +75,12 @@ def test_names_that_begin_with_a_dash(
     assert (str(found["model"]), found["images"], found["overlays"]) == ("M", images, True)
 
 
+@pytest.mark.parametrize("value", ["-1e-3", "-2.5E+2", "-.5", "-3.", "-4"])
+def test_thresholds_may_be_any_negative_number(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = parsed(monkeypatch, "predict", ["M", "--threshold", value, "a.png"])
+    assert (found["threshold"], found["images"]) == (float(value), ["a.png"])
+
+
 def test_images_to_remove_end_at_two_dashes(monkeypatch: pytest.MonkeyPatch) -> None:
     found = parsed(monkeypatch, "extend", ["M", "--remove", "a", "b", "--", "c"])
     assert (str(found["model"]), found["remove"], found["images"]) == ("M", ["a", "b"], ["c"])

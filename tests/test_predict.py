@@ -426,6 +426,14 @@ def test_pictures_lie_below_their_folder() -> None:
         assert picture_path(folder, Path(image), ".x") == Path(expected)
 
 
+def test_no_two_images_share_a_picture() -> None:
+    names = ["", "/", "../", "_/", "__/", "___/", "____/", "_____/", "a/", "a_/"]
+    paths = {Path(f"{one}{two}a.png") for one in names for two in names if two != "/"}
+    assert len({picture_path(Path("out"), path, ".x") for path in paths}) == len(paths)
+    for name in ("a/_/b.png", "_a/b_.png", "a__b/c.png"):  # as they were
+        assert picture_path(Path("out"), Path(name), ".x") == Path(f"out/{name}.x")
+
+
 @pytest.mark.parametrize("letter", ["a", "é", "面"])
 def test_pictures_of_the_longest_names_have_names_of_their_own(letter: str, tmp_path: Path) -> None:
     stem = letter * (248 // len(letter.encode()))  # with its ending 255 bytes at most
@@ -717,6 +725,26 @@ def test_a_broken_image_stops_by_choice_and_leaves_what_was(
 
 
 @pytest.mark.parametrize(
+    ("name", "more", "form"),
+    [
+        ("x.jsonl", [], "jsonl"),
+        ("x.json", ["--format=jsonl"], "jsonl"),
+        ("x.CSV", [], "csv"),
+        ("x", [], "csv"),
+        ("x.txt", ["--format=jsonl"], "jsonl"),
+    ],
+)
+def test_the_ending_of_the_output_is_its_format(
+    artifact: Path, parts: Path, name: str, more: list[str], form: str, tmp_path: Path
+) -> None:
+    out = tmp_path / name
+    done = patchcore("predict", str(artifact), str(parts), f"--output={out}", *more)
+    assert out.is_file(), done.err
+    first = out.read_text().splitlines()[0]
+    assert first.startswith('{"path": ' if form == "jsonl" else "path,score,")
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--overlay"], "--overlay: there is no such option; did you mean --overlays?"),
@@ -726,6 +754,16 @@ def test_a_broken_image_stops_by_choice_and_leaves_what_was(
         (["--threshold=nan"], "argument --threshold: must be a finite number, got nan"),
         (["--pixel-threshold=inf"], "argument --pixel-threshold: must be a finite number, got inf"),
         (["--threshold=high"], "argument --threshold: must be a finite number, got high"),
+        (["--output=x.json"], "--output: x.json is a name for JSON, and results are CSV or JSON"),
+        (["--output=x.json", "--format=csv"], "--output: x.json is a name for JSON"),
+        (
+            ["--output=x.csv", "--format=jsonl"],
+            "--output: x.csv is a name for csv, and --format is jsonl",
+        ),
+        (
+            ["--output=x.JSONL", "--format=csv"],
+            "--output: x.JSONL is a name for jsonl, and --format is csv",
+        ),
         (["--output=nowhere/x.csv"], "--output: there is no folder nowhere: make it first"),
         (["--maps=png", f"--folder={__file__}"], f"--folder: {__file__} is a file: name a folder"),
         (["--device=nowhere"], "device: nowhere is not a device; choose cpu, cuda, …"),

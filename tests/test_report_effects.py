@@ -16,6 +16,7 @@ from patchcore.report.effects import check_against, effects, parse_against
 from patchcore.report.page import page
 from patchcore.report.table import Table, read_runs
 from patchcore.report.text import markdown
+from patchcore.tracking.multirun import overview
 from tests.run_folders import write_run
 
 SIZES, RATIOS, NAMES, SEEDS = (1, 3, 5), (0.01, 0.1), ("bottle", "cable"), (0, 1, 2)
@@ -116,6 +117,20 @@ def test_references_that_no_runs_have_are_refused(text: str, told: str, tmp_path
     check_against(table, *parse_against("coreset.ratio=1e-2"))
 
 
+@pytest.mark.parametrize("value", ["null", "None", "–"])
+def test_a_reference_may_be_a_setting_that_is_not_given(value: str, tmp_path: Path) -> None:
+    for i, count in enumerate((None, 50)):
+        write_run(tmp_path / str(i), {"coreset.count": count}, {"image_auroc": 0.9 - i / 10})
+    table = read_runs([tmp_path])
+    key, reference = parse_against(f"coreset.count={value}")
+    check_against(table, key, reference)
+    (effect,) = effects(table, key, reference, ["image_auroc"])
+    assert (effect.value, effect.difference.mean) == ("50", pytest.approx(-0.1))
+    assert [point.label for point in table.points] == ["coreset.count=null", "coreset.count=50"]
+    with pytest.raises(InputError, match="choose one of 50, null"):
+        check_against(table, key, "7")
+
+
 def test_command_tells_effects_and_the_best_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,11 +147,36 @@ def test_command_tells_effects_and_the_best_points(
 
 def test_a_multirun_is_concluded_with_its_report(tmp_path: Path) -> None:
     write_grid(tmp_path)
-    lines = conclude(tmp_path, "aupro")  # which no run has: by image AUROC then
+    lines = conclude(tmp_path)
     assert lines[0].startswith("6 points from 36 finished runs")
     assert lines[1:7:5] == ["best by image AUROC, 5 of 6:", lines[6]]
     assert lines[-1] == f"report: {tmp_path / 'report' / 'report.html'}"
     assert (tmp_path / "report/report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("objective", "first", "told"),
+    [
+        ("label_free", "patch.size=5", "best by AUROC of synthetic defects, 2 of 2:"),
+        ("memory_patches", "patch.size=5", "best by memory patches, 2 of 2:"),
+        ("aupro", "patch.size=3", "ranked by image AUROC, not by the objective AUPRO: no point"),
+        ("score_seconds", "patch.size=3", "not by the objective seconds of scoring: reports"),
+    ],
+)
+def test_a_multirun_is_ranked_by_its_first_objective(
+    objective: str, first: str, told: str, tmp_path: Path
+) -> None:
+    for size, patches, quality in ((3, 200, 0.9), (5, 100, 0.8)):
+        record = {"image_auroc": quality, "memory_patches": patches, "label_free": 1 - quality}
+        record |= {"aupro": None, "undefined": {"aupro": "no test image has a mask"}}
+        settings = {"patch.size": size, "objectives": [objective, "image_auroc"]}
+        write_run(tmp_path / str(size), settings, record)
+    lines = conclude(tmp_path)
+    assert any(told in line for line in lines), lines
+    assert next(line for line in lines if line.startswith("  1")).endswith(first)
+    view = overview(tmp_path)
+    assert view.best == first
+    assert view.numbers["best.image_auroc"] == (0.8 if first == "patch.size=5" else 0.9)
 
 
 def test_a_multirun_without_results_is_concluded_in_a_line(tmp_path: Path) -> None:

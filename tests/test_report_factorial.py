@@ -86,7 +86,7 @@ def test_page_and_markdown_have_the_same_terms(tmp_path: Path) -> None:
     for term in found:
         assert f"<title>{term.name}: " in html
         assert f"| {term.name} |" in text
-    assert "against method.radius=–, method.whitening=–, scoring.top_share=0" in text
+    assert "against method.radius=null, method.whitening=null, scoring.top_share=0" in text
 
 
 def test_there_are_none_of_settings_that_never_crossed(tmp_path: Path) -> None:

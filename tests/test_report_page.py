@@ -20,10 +20,12 @@ import torch
 from patchcore.commands import report as command
 from patchcore.metrics import ImageMetrics
 from patchcore.report import page
+from patchcore.report.blocks import Grid
 from patchcore.report.galleries import GALLERY_BYTES, SMALLEST_GALLERY
 from patchcore.report.pagedata import SCORES_BYTES, Scores
 from patchcore.report.pictured import PICTURES_BYTES
 from patchcore.report.reading import RunFolder, read_run, read_scores
+from patchcore.report.sections import sections
 from patchcore.report.table import Table, read_runs
 from tests.run_folders import write_overrides, write_run, write_scores, write_sweep
 
@@ -414,8 +416,8 @@ def test_links_lead_to_folders_of_any_name(tmp_path: Path) -> None:
 def test_page_of_one_run(tmp_path: Path) -> None:
     write_run(tmp_path / "0", {}, {"image_auroc": 0.9})
     text = page.page(read_runs([tmp_path]))
-    sections = re.findall(r'<section id="(\w+)"', text)
-    assert sections == ["run", "varied", "leaderboard", "runs"]
+    found = re.findall(r'<section id="(\w+)"', text)
+    assert found == ["run", "varied", "leaderboard", "runs"]
 
 
 def test_page_of_categories_and_seeds(tmp_path: Path) -> None:
@@ -428,8 +430,8 @@ def test_page_of_categories_and_seeds(tmp_path: Path) -> None:
                 folder = tmp_path / f"{ratio}{name}{seed}"
                 write_run(folder, settings, None if failed else metrics)
     text = page.page(read_runs([tmp_path]))
-    sections = re.findall(r'<section id="(\w+)"', text)
-    assert sections == [
+    found = re.findall(r'<section id="(\w+)"', text)
+    assert found == [
         *("varied", "leaderboard", "categories", "repeats", "curves", "pair", "runs"),
     ]
     assert 'title="no finished run of cable at seed=2"' in text
@@ -437,6 +439,21 @@ def test_page_of_categories_and_seeds(tmp_path: Path) -> None:
     assert "0.8852 – 0.9348" in text
     best = content(text)["points"][0]["values"]["image_auroc"]
     assert best == [pytest.approx(0.91), "0.9100 ± 0.0248", pytest.approx(0.0248, abs=1e-4)]
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("image_auroc", "0.9000"), ("errors_at_full_recall", "2")]
+)
+def test_the_best_value_of_a_category_is_marked(metric: str, best: str, tmp_path: Path) -> None:
+    for size, quality, errors in ((1, 0.9, 7), (3, 0.8, 2)):
+        for name in ("bottle", "cable"):
+            settings = {"patch.size": size, "data.category": name}
+            record = {"image_auroc": quality, "errors_at_full_recall": errors}
+            write_run(tmp_path / f"{size}{name}", settings, record)
+    (found,) = (s for s in sections(read_runs([tmp_path], metric)) if s.key == "categories")
+    grid = next(block for block in found.blocks if isinstance(block, Grid))
+    marked = [cell.text for row in grid.rows for cell in row if cell.kind == "best"]
+    assert marked == [best, best]
 
 
 def content(text: str) -> dict[str, Any]:

@@ -359,6 +359,14 @@ def test_folders_that_hold_nothing_to_report(tmp_path: Path) -> None:
         read_runs([tmp_path / "done", empty])
 
 
+@pytest.mark.parametrize("metric", ["decision_threshold", "test_images"])
+def test_metrics_without_a_better_value_do_not_rank(metric: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "0", {}, {"image_auroc": 0.9, metric: 3})
+    told = f"metric: no value of '{metric}' is better than another; choose one of image_auroc$"
+    with pytest.raises(InputError, match=told):
+        read_runs([tmp_path], metric)
+
+
 def test_ranking_knows_what_should_be_small(tmp_path: Path) -> None:
     for i, (score, errors) in enumerate(((0.9, 7), (0.8, 3), (None, None))):
         metrics = {"image_auroc": score, "errors_at_full_recall": errors}

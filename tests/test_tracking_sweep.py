@@ -135,6 +135,29 @@ def test_points_without_the_metric_have_no_rank(tmp_path: Path) -> None:
     assert [(row["rank"], row["aupro"]) for row in rows] == [(1, 0.7), (2, 0.6), (None, None)]
 
 
+def test_data_sets_are_neither_averaged_nor_ranked_together(tmp_path: Path) -> None:
+    for root, quality in (("metal", 0.9), ("wood", 0.5)):
+        for size in (1, 3):
+            settings = {"data.root": root, "patch.size": size}
+            write_run(tmp_path / f"{root}{size}", settings, {"image_auroc": quality + size / 100})
+    view = overview(tmp_path)
+    factors = [
+        dict(zip(view.tables["factors"].columns, row, strict=True))
+        for row in view.tables["factors"].rows
+    ]
+    found = {(row["patch_size"], row["data"]): row["image_auroc"] for row in factors}
+    assert found == {
+        (size, f"data.root={root}"): pytest.approx(quality + size / 100)
+        for root, quality in (("metal", 0.9), ("wood", 0.5))
+        for size in (1, 3)
+    }
+    assert len({row["series"] for row in factors}) == 2
+    best = {key: value for key, value in view.numbers.items() if key.startswith("best")}
+    assert sorted(best.values()) == pytest.approx([0.53, 0.93])
+    assert set(best) == {"best.data 1.image_auroc", "best.data 2.image_auroc"}
+    assert "data.root=wood: patch.size=3" in view.best
+
+
 def test_all_runs_stand_beside_the_summary_run_in_one_folder(sweep: Path) -> None:
     beside = {path.name: path for path in (sweep / "wandb").glob("offline-run-*")}
     own = {name for name, path in beside.items() if not path.is_symlink()}

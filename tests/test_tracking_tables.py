@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from patchcore.commands.targets import build
@@ -17,7 +18,11 @@ from patchcore.data.sample import Sample
 from patchcore.decision import image_threshold
 from patchcore.errors import InputError
 from patchcore.metrics import ImageMetrics
-from patchcore.report.run import Run
+from patchcore.report.pagedata import Scores
+from patchcore.report.reading import read_run
+from patchcore.report.run import Run, read_results
+from patchcore.report.run import write_run as write_results
+from patchcore.subsets import by_subset
 from patchcore.tracking import presets, track_failure, tracking
 from patchcore.tracking.about import About, ended
 from patchcore.tracking.tables import Details, Picture, hardest, pictures, radius_curve, tables
@@ -85,6 +90,41 @@ def test_types_of_defect_are_measured_against_all_nominal_images() -> None:
         assert row["images"] == len(own)
         assert row["image_auroc"] == pytest.approx(sum(above) / len(above))
         assert row["recall"] == sum(s >= 0.5 for s in own) / len(own)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["paths", "metrics.json"])
+def test_types_of_several_categories_are_kept_apart(told: bool, tmp_path: Path) -> None:
+    images = [("a", 0, "good", 0.1), ("b", 0, "good", 0.7), ("a", 1, "crack", 0.6)]
+    images += [("b", 1, "crack", 0.5), ("b", 1, "cut", 0.9)]
+    samples = [
+        Sample(Path(f"/data/{name if told else i}/test/{kind}/{i}.png"), label, kind, category=name)
+        for i, (name, label, kind, _) in enumerate(images)
+    ]
+    scores = [score for *_, score in images]
+    pixels: Any = lambda _: ({}, {})  # noqa: E731
+    run = Run(
+        {"data": {"category": ["a", "b"]}},
+        {"image_auroc": 0.5, "decision_threshold": 0.6, "test_images": 5},
+        *({}, {}, samples, scores, {}),
+        subsets=by_subset(samples, dict(enumerate(scores)), pixels),
+    )
+    folder = write_run(tmp_path / "0", run.settings)
+    OmegaConf.save(OmegaConf.create(run.settings), folder / "config.yaml")
+    write_results(run, folder, pictures=False)
+    found = {row["defect type"]: row for row in rows(tables(read_results(folder))["defect_types"])}
+    record = json.loads((folder / "metrics.json").read_text())["defect_types"]
+    assert set(found) == set(record) == {"a/crack", "b/crack", "b/cut"}
+    for kind, row in found.items():
+        assert row["images"] == record[kind]["images"]
+        assert row["recall"] == record[kind]["recall"]
+        assert row["image_auroc"] == record[kind]["metrics"]["image_auroc"]
+    assert found["b/cut"]["median score"] == (0.9 if told else None)
+    (kinds,) = (each["kinds"] for each in Scores([read_run(folder)]).sets)
+    assert kinds == (
+        ["good", "good", "a/crack", "b/crack", "b/cut"]
+        if told
+        else [kind for _, _, kind, _ in images]
+    )
 
 
 def test_confusion_and_histogram_count_every_image_once() -> None:
@@ -184,6 +224,31 @@ def test_a_description_is_flat_and_tells_the_command() -> None:
 )
 def test_reasons_are_one_line(error: BaseException | None, told: tuple[str, str]) -> None:
     assert ended(error) == told
+
+
+def test_mlflow_takes_defect_types_of_any_name(tmp_path: Path) -> None:
+    pytest.importorskip("mlflow", reason="needs: pip install 'patchcore[mlflow]'")
+    from mlflow.tracking import MlflowClient
+
+    kinds = ["a=b+c", "a=b c", "a=b?c", "crack (1), long", "Riß", "x" * 255, "z//.", "..", "a:b"]
+    numbers = {kind: {"images": i} for i, kind in enumerate(kinds)}
+    record = {"image_auroc": 0.5, "test_images": 2, "seconds": {}, "defect_types": numbers}
+    folder = write_run(tmp_path / "0", {}, record)
+    (folder / "scores.csv").write_text("path,label,defect_type,score\na,0,good,0.1\nb,1,a=b,1\n")
+    preset = {**presets()["mlflow"]["mlflow"], "save_dir": str(tmp_path / "mlruns")}
+    chosen = {"mlflow": {**preset, "run_name": "n", "tags": {"patchcore.group": None}}}
+    with tracking(chosen, folder, build) as trackers:
+        trackers.start({"seed": 3}, {"fingerprint": "f"})
+        trackers.track(folder, tested=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        client = MlflowClient(f"file:{tmp_path / 'mlruns'}")
+        (experiment,) = (e for e in client.search_experiments() if e.name == "patchcore")
+        (run,) = client.search_runs([experiment.experiment_id])
+    found = {k: v for k, v in run.data.metrics.items() if k.startswith("defect_types.")}
+    assert sorted(found.values()) == list(range(len(kinds)))
+    assert found["defect_types.crack _1__ long.images"] == 3
+    assert found["defect_types.Riß.images"] == 4
 
 
 def test_mlflow_keeps_the_same_content_in_files(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -16,11 +17,14 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports a mistake in one line, with a suggestion, and exits with code 1.
 
     Options cannot be abbreviated, so that scripts keep working when options are added. They may
-    stand before, between and after the other arguments.
+    stand before, between and after the other arguments. Their values may be negative numbers with
+    an exponent, such as -1e-3.
     """
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(allow_abbrev=False, **arguments)
+        # Its own pattern has no exponents, so that -1e-3 would be an option.
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.I)
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not images:
         raise InputError("IMAGES: name a file, a folder, a glob, @FILE or - for stdin")
     pictures = _pictures(options)
+    form = _form(options.format, options.output)
     _check_output(options.output, options.model, images)
     inspector = load_model(options.model, device=options.device)
     thresholds = asked_thresholds(options)
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     try:
         with _output(options.output) as file:
-            counts = _write(results, WRITERS[options.format](file), _bar(paths, options.output))
+            counts = _write(results, WRITERS[form](file), _bar(paths, options.output))
             if not counts.inspected + counts.broken:  # an earlier file stays as it was
                 raise InputError("IMAGES: stdin names none")
     except BrokenPipeError:  # the reader of the results, such as head, has closed the pipe
@@ -87,6 +88,25 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(1)
     print(counts.sentence(), file=sys.stderr)
     sys.exit(counts.code())
+
+
+def _form(asked: str | None, output: Path | None) -> str:
+    """Return the format of the results: the one asked for, or that of the file's ending.
+
+    Raises:
+        InputError: The two differ, or the ending is that of JSON and no format is asked for.
+    """
+    ending = output.suffix.lower().removeprefix(".") if output is not None else ""
+    if ending == "json" and asked != "jsonl":
+        raise InputError(
+            f"--output: {output} is a name for JSON, and results are CSV or JSON lines: name it "
+            "*.jsonl, or add --format jsonl"
+        )
+    if ending in WRITERS and asked not in (None, ending):
+        raise InputError(
+            f"--output: {output} is a name for {ending}, and --format is {asked}: change one"
+        )
+    return asked or (ending if ending in WRITERS else "csv")
 
 
 def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> None:
@@ -141,7 +161,9 @@ def _parser() -> Parser:
         help="inspect the images whose paths are in a file",
     )
     parser.add_argument(
-        "--format", choices=WRITERS, default="csv", help="CSV, or JSON lines (default: csv)"
+        "--format",
+        choices=WRITERS,
+        help="CSV, or JSON lines (default: by the ending of --output, .csv or .jsonl, else csv)",
     )
     parser.add_argument(
         "--output",

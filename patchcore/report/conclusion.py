@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from patchcore.errors import InputError, printable
+from patchcore.report.multirun import read_multirun
 from patchcore.report.page import write_report
 from patchcore.report.sentences import best, sentence
-from patchcore.report.table import read_runs
 
 
 def default_folder(folder: Path) -> Path:
@@ -20,21 +20,17 @@ def default_folder(folder: Path) -> Path:
     return path
 
 
-def conclude(folder: Path, metric: str = "image_auroc") -> list[str]:
+def conclude(folder: Path) -> list[str]:
     """Write the report on the runs below `folder`; return lines with the best points.
 
     If there are no results, or the report cannot be written, a line says so and no error is raised.
 
     Args:
         folder: Folder of the multirun.
-        metric: Metric to rank by; image AUROC if no run has it.
     """
     try:
-        try:
-            table = read_runs([folder], metric)
-        except InputError:
-            table = read_runs([folder])
-        lines = [sentence(table), *best(table)]
+        table, note = read_multirun(folder)
+        lines = [sentence(table), *([note] if note else []), *best(table)]
         path = write_report(table, default_folder(folder))
     except (InputError, OSError) as error:
         return [printable(f"no report: {error}")]

@@ -16,7 +16,7 @@ from patchcore.errors import InputError
 from patchcore.report.points import Factor, Point, Summary, summarise
 from patchcore.report.reading import RunFolder
 from patchcore.report.table import Table
-from patchcore.report.words import rank, show, token
+from patchcore.report.words import rank, show, token, typed
 
 Unit = tuple[str, str]
 """Category and seed."""
@@ -88,7 +88,7 @@ def check_against(table: Table, key: str, value: str) -> None:
         known = ", ".join(dict.fromkeys(f.key for part in table.parts for f in part.factors))
         advice = f"choose one of {known}" if known else "nothing varied but categories and seeds"
         raise InputError(f"--against: {key} tells no points apart: {advice}")
-    given = list(dict.fromkeys(show(x) for factor in factors for x in factor.values))
+    given = list(dict.fromkeys(typed(x) for factor in factors for x in factor.values))
     if not any(_reference(factor, value) is not None for factor in factors):
         raise InputError(f"--against: no run has {key}={value}: choose one of {', '.join(given)}")
 
@@ -123,7 +123,7 @@ def effects(table: Table, key: str, value: str, metrics: list[str]) -> list[Effe
                         told.found[unit][at] = difference
             means, pairs = told.over()
             uneven = len({frozenset(by) for by in told.found.values()}) > 1
-            shown = show(one)
+            shown = typed(one)
             main.append(Effect(shown, "", metric, _summary(means), pairs, told.missing, uneven))
             for at in dict.fromkeys(at for by in told.found.values() for at in by):
                 means, pairs = told.over(at)
@@ -141,9 +141,14 @@ def _factor(table: Table, key: str) -> Factor | None:
 
 
 def _reference(factor: Factor, value: str) -> str | None:
-    """Return the token of the factor's value that is shown as `value` or equals it as a number."""
+    """Return the token of the factor's value that is shown as `value` or equals it as a number.
+
+    An unset value may be given as null or none in any case.
+    """
 
     def same(known: Any) -> bool:
+        if known is None and value.lower() in ("null", "none"):
+            return True
         try:
             return show(known) == value or float(known) == float(value)
         except (TypeError, ValueError):
@@ -157,7 +162,7 @@ def _at(point: Point, others: list[Factor]) -> str:
 
 
 def _words(point: Point, others: list[Factor]) -> str:
-    return ", ".join(f"{other.key}={show(point.settings[other.key])}" for other in others)
+    return ", ".join(f"{other.key}={typed(point.settings[other.key])}" for other in others)
 
 
 def _pairs(

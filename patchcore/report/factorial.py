@@ -26,7 +26,7 @@ from patchcore.report.blocks import (
 )
 from patchcore.report.points import Factor, Summary, summarise
 from patchcore.report.table import Table
-from patchcore.report.words import falls, number, show, title, token
+from patchcore.report.words import falls, number, title, token, typed
 
 MOST = 40
 """Largest number of terms that are shown; smaller ones are left out."""
@@ -83,7 +83,7 @@ def factorial_blocks(table: Table) -> list[Block]:
     if not any(len(term.values) > 1 for term in found):
         return []
     crossed = [factor for factor in table.factors if len(factor.values) > 1]
-    against = ", ".join(f"{factor.key}={show(reference(factor))}" for factor in crossed)
+    against = ", ".join(f"{factor.key}={typed(reference(factor))}" for factor in crossed)
     text = (
         f"Change of {title(table.metric)} by each setting, against {against}, in pairs of runs "
         "that are equal in everything else, averaged over the other settings. An interaction (×) "
@@ -142,7 +142,7 @@ def _effect(known: dict[Unit, Values], chosen: list[tuple[Factor, Any]]) -> Term
             means.append(fmean(found))
     if not means:
         return None
-    return Term({factor.key: show(value) for factor, value in chosen}, summarise(means), runs)
+    return Term({factor.key: typed(value) for factor, value in chosen}, summarise(means), runs)
 
 
 def _differences(values: Values, chosen: list[tuple[str, str, str]]) -> Iterator[float]:

@@ -19,7 +19,7 @@ from patchcore.report.galleries import anchor
 from patchcore.report.pictured import Pictured
 from patchcore.report.plots import costs
 from patchcore.report.points import Point, Summary
-from patchcore.report.reading import RunFolder, Score, read_scores
+from patchcore.report.reading import CATEGORY, RunFolder, Score, category_of, read_scores
 from patchcore.report.table import Table
 from patchcore.report.words import falls, number, show, title
 
@@ -102,7 +102,7 @@ class Scores:
             narrow = scores.astype("<f4")
         kept = narrow if (narrow == scores).all() else scores
         text = base64.b64encode(kept.tobytes()).decode()
-        images = tuple((printable(row.path), row.label, printable(row.defect_type)) for row in rows)
+        images = tuple((printable(row.path), row.label, _kind(run, row)) for row in rows)
         new = images not in self._places
         cost = len(text) + (sum(len(name) + len(kind) + 8 for name, _, kind in images) * new)
         if cost > budget:
@@ -114,6 +114,13 @@ class Scores:
         place = self._places[images]
         self._found[run] = {"set": place, "data": text, "bytes": kept.itemsize}
         return budget - cost
+
+
+def _kind(run: RunFolder, row: Score) -> str:
+    """Type of defect; with several categories, `category/type`, as in metrics.json."""
+    kind = printable(row.defect_type)
+    place = category_of(printable(row.path), run.settings.get(CATEGORY)) if row.label else ""
+    return "/".join(filter(None, [place, kind]))
 
 
 def _part(part: Table) -> dict[str, Any]:

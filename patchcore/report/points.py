@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 from patchcore.paper import AVERAGE, CATEGORIES
 from patchcore.report.checks import is_number
 from patchcore.report.reading import RunFolder, Settings
-from patchcore.report.words import show
+from patchcore.report.words import typed
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Point:
     @property
     def label(self) -> str:
         """Overrides that select the point, such as `coreset.ratio=0.1, patch.size=3`."""
-        return ", ".join(f"{key}={show(value)}" for key, value in self.settings.items()) or "all"
+        return ", ".join(f"{key}={typed(value)}" for key, value in self.settings.items()) or "all"
 
     @property
     def runs(self) -> list[RunFolder]:

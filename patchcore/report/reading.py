@@ -404,3 +404,17 @@ def _line(error: Exception) -> str:
     """Error message in one line, without paths that Python adds, of at most 200 characters."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:200]
+
+
+def category_of(path: str, category: Any) -> str:
+    """Return the category of a test image of a run with several; empty if its path names none.
+
+    Args:
+        path: Path of the image, as in scores.csv.
+        category: Setting `data.category`: one name, or a list.
+
+    >>> category_of("/data/tile/test/crack/0.png", ["bottle", "tile"])
+    'tile'
+    """
+    names = {printable(str(name)) for name in category} if isinstance(category, list) else set()
+    return next((part for part in reversed(Path(path).parts) if part in names), "")

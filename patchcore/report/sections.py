@@ -38,7 +38,7 @@ from patchcore.report.plots import curves, fronts, heat, parallel, shares
 from patchcore.report.reading import CATEGORY, RunFolder
 from patchcore.report.sentences import left_out, spread, undefined_reasons
 from patchcore.report.table import Table
-from patchcore.report.words import number, show, title
+from patchcore.report.words import falls, number, show, title
 
 TEXT = (PAGE, MARKDOWN)
 PAIR = (
@@ -244,22 +244,21 @@ def _categories(table: Table) -> list[Block]:
     for names in table.category_sets:
         points = [point for point in table.points if point.categories == names]
         for metric in table.main_metrics:
-            best = {
-                name: max(
-                    (point.cell(name, metric).mean for point in points),
-                    key=lambda mean: -math.inf if math.isnan(mean) else mean,
-                )
-                for name in names
-            }
+            choose = min if falls(metric) else max
+            best = {}
+            for name in names:
+                means = [point.cell(name, metric).mean for point in points]
+                known = [mean for mean in means if not math.isnan(mean)]
+                best[name] = choose(known, default=math.nan)
             body = []
             for point in points:
                 stated = {name: point.paper(metric, name) for name in names}
-                known = {value for value in stated.values() if not math.isnan(value)}
-                each = len(known) > 1  # else it is the average's
+                given = {value for value in stated.values() if not math.isnan(value)}
+                each = len(given) > 1  # else it is the average's
                 row = setting_cells(table, point)
                 for name in names:
                     cell = point.cell(name, metric)
-                    shown = each and stated[name] in known
+                    shown = each and stated[name] in given
                     note = f"paper {number(metric, stated[name])}" if shown else ""
                     kind = "best" if len(points) > 1 and cell.mean == best[name] else ""
                     row.append(summary_cell(cell, metric, kind, note))

@@ -299,6 +299,35 @@ def read_runs(folders: Sequence[Path], metric: str = "image_auroc") -> Table:
     Raises:
         InputError: A folder is missing or holds no run, or no run is finished or has `metric`.
     """
+    table = read_table(folders)
+    check_metric(table, metric)
+    table.metric = metric
+    return table
+
+
+def check_metric(table: Table, metric: str) -> None:
+    """Refuse to rank by a metric that no finished run has, or that is no better high or low.
+
+    Raises:
+        InputError: No finished run has it, or its values are not ranked.
+    """
+    finished = [run for run in table.runs if run.finished]
+    keys = dict.fromkeys(key for run in finished for key in run.metrics)
+    known = ", ".join(key for key in keys if told(key).better)
+    if not any(metric in run.metrics or metric in run.undefined for run in finished):
+        raise InputError(f"metric: no run has {metric!r}; choose one of {known}")
+    if not told(metric).better:
+        raise InputError(
+            f"metric: no value of {metric!r} is better than another; choose one of {known}"
+        )
+
+
+def read_table(folders: Sequence[Path]) -> Table:
+    """Return the table of `read_runs`, whatever metrics the runs have.
+
+    Raises:
+        InputError: A folder is missing or holds no run, or no run is finished.
+    """
     found: dict[Path, RunFolder] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -321,11 +350,8 @@ def read_runs(folders: Sequence[Path], metric: str = "image_auroc") -> Table:
         damaged = [run for run in runs if not run.problem.startswith("unfinished")][:1]
         told = "".join(f"; {run.folder}: {run.problem}" for run in damaged)
         raise InputError(f"{folders[0]}: none of its {len(runs)} runs is finished{told}")
-    if not any(metric in run.metrics or metric in run.undefined for run in finished):
-        known = ", ".join(dict.fromkeys(key for run in finished for key in run.metrics))
-        raise InputError(f"metric: no run has {metric!r}; choose one of {known}")
     root = Path(os.path.commonpath([run.folder for run in runs]))
-    return Table(runs, metric, root)
+    return Table(runs, root=root)
 
 
 def pareto(costs: Sequence[tuple[float, float]]) -> list[int]:

@@ -42,6 +42,11 @@ def show(value: Any) -> str:
     return printable(str(value))
 
 
+def typed(value: Any) -> str:
+    """Return the value of a setting as an override that can be pasted has it; null for None."""
+    return "null" if value is None else show(value)
+
+
 def title(metric: str) -> str:
     """Return the readable name of a metric, with its unit; dotted keys only lose underscores."""
     return metric.replace("_", " ") if "." in metric else told(metric).title

@@ -123,10 +123,10 @@ class Tracking:
         run.gallery = list(gallery)
         record, costs = run.record(), _costs(folder)
         for logger in self.started:
+            tracker = tracker_of(logger)
             if not tested:
                 numbers = flatten({k: v for k, v in record.items() if k not in ("undefined",)})
-                logger.log_metrics({k: v for k, v in numbers.items() if _is_logged(v)})
-            tracker = tracker_of(logger)
+                tracker.log_numbers(logger, {k: v for k, v in numbers.items() if _is_logged(v)})
             tracker.log_curve(logger, record.get("ratio_curve") or [])
             tracker.log_results(logger, run)
             tracker.log_costs(logger, costs)

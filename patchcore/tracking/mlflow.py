@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 NAMES = ("settings.yaml", "follows_from.json", "numbers.json", "scores.csv")
 """Names of `RESULTS` in MLflow's store. With their own names, reports would take it for runs."""
+LONGEST = 250  # characters of a metric's name that MLflow accepts
+_NOT_ACCEPTED = re.compile(r"[^\w./ -]")
+_BARE = re.compile(r"(?<![^/])(?=/|$)|(?<![^/])\.{1,2}(?![^/])")  # empty, `.` or `..` in a path
 FOLDER_TAG, GROUP_TAG = "patchcore.folder", "patchcore.group"
 
 
@@ -80,13 +85,16 @@ class MLflow(Tracker):
         step = int(values.get("train_images", 0) + values.get("test_images", 0))
         logger.log_metrics({f"progress/{key}": value for key, value in values.items()}, step)
 
+    def log_numbers(self, logger: Any, numbers: Mapping[str, float]) -> None:
+        """Leave the metrics to `log_results`, because Lightning changes names of its own accord."""
+
     def log_results(self, logger: Any, run: Run) -> None:
         """Log each number in full precision (Lightning logs float32), and the run's pictures."""
         client, own = logger.experiment, logger.run_id
         told = {k: v for k, v in run.record().items() if k not in ("ratio_curve", "undefined")}
         numbers = {key: value for key, value in flatten(told).items() if _is_number(value)}
-        for key, value in numbers.items():
-            client.log_metric(own, key, value)
+        for name, value in accepted(numbers).items():
+            client.log_metric(own, name, value)
         client.set_tag(own, "patchcore.status", FINISHED)
         for path in run.pictures:
             client.log_artifact(own, str(path), "figures")
@@ -140,8 +148,8 @@ class MLflow(Tracker):
         page: Path | None,
     ) -> None:
         """Log the overview of a multirun: see `patchcore.tracking.multirun`."""
-        for key, value in numbers.items():
-            logger.experiment.log_metric(logger.run_id, key, value)
+        for name, value in accepted(numbers).items():
+            logger.experiment.log_metric(logger.run_id, name, value)
         self._log_tables(logger, shown)
         if page is not None:
             logger.experiment.log_artifact(logger.run_id, str(page))
@@ -158,6 +166,25 @@ class MLflow(Tracker):
         """Mark a run that did not finish, with the reason."""
         for key, value in (("status", status), ("reason", reason)):
             logger.experiment.set_tag(logger.run_id, f"patchcore.{key}", value)
+
+
+def accepted(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return numbers under names that MLflow accepts; names of defect types may be any folder's.
+
+    Other characters become `_`, a name that is too long is cut, and each of two that would become
+    equal gets a digest of its own.
+
+    >>> accepted({"recall.crack (1)": 1.0, "recall.cut": 0.5})
+    {'recall.crack _1_': 1.0, 'recall.cut': 0.5}
+    """
+    names = {key: _NOT_ACCEPTED.sub("_", key) for key in numbers}
+    # The names are paths in MLflow's store, and it refuses those that are not normal.
+    names = {key: _BARE.sub("_", name)[:LONGEST] for key, name in names.items()}
+    count = Counter(names.values())
+    for key, name in names.items():
+        if count[name] > 1 and name != key:
+            names[key] = f"{name[: LONGEST - 9]}_{digest(key)[:8]}"
+    return {names[key]: value for key, value in numbers.items()}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from patchcore.digests import digest
 from patchcore.keeping import numerically
 from patchcore.metrics import METRICS
 from patchcore.report.checks import is_number
+from patchcore.report.multirun import read_multirun
 from patchcore.report.reading import CATEGORY, RunFolder, read_yaml
 from patchcore.report.table import Table as Points
 from patchcore.report.table import read_runs
@@ -68,8 +69,10 @@ class Overview:
         metrics: Metrics that are shown, the ranking one first.
         costs: Metrics that are costs, such as seconds and memory.
         tables: Tables for the trackers, {name: table}.
-        numbers: Numbers for the trackers: counts of runs, and the metrics of the best point.
-        best: Overrides of the best point; empty if the metric is undefined for all points.
+        numbers: Numbers for the trackers: counts of runs, and the metrics of the best point. With
+            several data sets, each has its own best point: `best.data 1.image_auroc`.
+        best: Overrides of the best point, or of each data set's; empty if the metric is undefined
+            for all points.
         logger: Settings of the points' trackers.
     """
 
@@ -105,13 +108,19 @@ def pair_of(axes: Sequence[Axis]) -> tuple[Axis, Axis | None] | None:
     return first, second or next(iter(others), None)
 
 
-def overview(folder: Path, metric: str = "image_auroc") -> Overview:
+def overview(folder: Path, metric: str = "") -> Overview:
     """Return the overview of the multirun in a folder.
+
+    Args:
+        folder: Folder of the multirun.
+        metric: Metric to rank by; by default the first objective of the points: see
+            `read_multirun`.
 
     Raises:
         InputError: The folder holds no finished run, or none with `metric`.
     """
-    found = read_runs([folder], metric)
+    found = read_runs([folder], metric) if metric else read_multirun(folder)[0]
+    metric = found.metric
     known = {key for run in found.known for key in flatten(_settings(run))}
     axes = []
     for key in dict.fromkeys(factor.key for part in found.parts for factor in part.factors):
@@ -129,12 +138,15 @@ def overview(folder: Path, metric: str = "image_auroc") -> Overview:
     newest = sorted(found.known, key=lambda run: (run.finished, numerically(run.folder)))
     logger = _settings(newest[-1]).get("logger")
     finished = sum(run.finished for run in found.runs)
-    best = found.parts[0].points[0]
-    defined = best.value(metric).defined
     numbers: dict[str, float] = {"runs": len(found.runs), "finished": finished}
     numbers["failed"] = len(found.runs) - finished
-    if defined:
-        numbers |= {f"best.{k}": best.value(k).mean for k in metrics if best.value(k).defined}
+    bests = {}
+    for part in found.parts:
+        best, place = part.points[0], f".data {part.number}" if part.number else ""
+        if best.value(metric).defined:
+            bests[part.data] = best.label
+            told = {key: best.value(key) for key in metrics}
+            numbers |= {f"best{place}.{k}": x.mean for k, x in told.items() if x.defined}
     result = Overview(
         folder=folder,
         metric=metric,
@@ -144,7 +156,7 @@ def overview(folder: Path, metric: str = "image_auroc") -> Overview:
         costs=costs,
         tables={},
         numbers=numbers,
-        best=best.label if defined else "",
+        best="; ".join(f"{data}: {label}" if data else label for data, label in bests.items()),
         logger=logger if isinstance(logger, Mapping) else {},
     )
     result.tables.update(_tables(found, result))
@@ -217,18 +229,27 @@ def _tables(found: Points, view: Overview) -> dict[str, Table]:
     }
     if (pair := pair_of(view.axes)) is not None:
         first, second = pair
-        cells: dict[tuple[Any, str], list[float]] = {}
-        for point in (point for part in found.parts for point in part.points):
-            x = point.settings.get(first.key)
-            y = show(point.settings.get(second.key)) if second else "all"
-            if (value := point.value(view.metric)).defined and is_number(x):
-                cells.setdefault((x, y), []).append(value.mean)
+        rows = [row for part in found.parts for row in _cells(part, first, second)]
         series = second.column if second else "series"
-        tables["factors"] = Table(
-            [first.column, series, view.metric],
-            [[x, y, fmean(values)] for (x, y), values in sorted(cells.items(), key=_order)],
-        )
+        tables["factors"] = Table([first.column, series, view.metric, "data"], rows)
     return {name: table for name, table in tables.items() if table.rows}
+
+
+def _cells(part: Points, first: Axis, second: Axis | None) -> list[list[Any]]:
+    """Mean of the metric for each pair of values of two factors, on one data set.
+
+    The series of several data sets have their names, so that no chart mixes them.
+    """
+    cells: dict[tuple[Any, str], list[float]] = {}
+    for point in part.points:
+        x = point.settings.get(first.key)
+        y = show(point.settings.get(second.key)) if second else "all"
+        if part.data:
+            y = f"{y}, {part.data}" if second else part.data
+        if (value := point.value(part.metric)).defined and is_number(x):
+            cells.setdefault((x, y), []).append(value.mean)
+    ordered = sorted(cells.items(), key=_order)
+    return [[x, y, fmean(values), part.data] for (x, y), values in ordered]
 
 
 def _order(cell: tuple[tuple[Any, str], Any]) -> tuple[str, float]:

@@ -1,7 +1,8 @@
 """Tables of a finished run, in a form that every tracker can show."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,15 @@ from torch import Tensor
 from patchcore.data.dataset import ImageDataset
 from patchcore.decision import Decision, p_values
 from patchcore.metrics import image_metrics, sweep
+from patchcore.report.reading import category_of
 from patchcore.report.run import Run
 
 BINS = 30  # of the score histograms
 POINTS = 200  # of the curve of radii, at most
 PICTURES = 200  # test images with a picture, at most: those nearest to an error
 
+TYPES = ["defect type", "images", "image_auroc", "image_ap", "recall", "median score"]
+"""Columns of `defect_types`."""
 THRESHOLDS = {"decision_threshold": "nominal images", "image_threshold": "best F1 of the test"}
 """Metrics that are thresholds of image scores, the preferred one first: {metric: origin}."""
 
@@ -170,23 +174,46 @@ def test_images(run: Run, details: Details = NO_DETAILS) -> Table:
 def defect_types(run: Run) -> Table:
     """Return the image metrics of each type of defect against all nominal images.
 
-    Recall is that of the preferred threshold; None without a threshold.
+    With several categories, types are named `category/type`, as in metrics.json, and compared with
+    the nominal images of their category. Recall is that of the preferred threshold; None without a
+    threshold.
     """
     labels, scores = torch.tensor(run.labels), torch.tensor(run.scores, dtype=torch.float64)
-    kinds = np.array([sample.defect_type for sample in run.samples])
+    several = (run.settings.get("data") or {}).get("category")
+    places = np.array([category_of(sample.name, several) for sample in run.samples])
+    kinds = np.array(
+        [
+            "/".join(filter(None, [place, sample.defect_type]))
+            for place, sample in zip(places.tolist(), run.samples, strict=True)
+        ]
+    )
     threshold = next(iter(thresholds(run)), None)
+    told = run.subsets.get("defect_types", {})
+    counts = Counter(kinds[run.labels == 1].tolist())
+    if told and isinstance(several, list) and {k: v["images"] for k, v in told.items()} != counts:
+        return _recorded(told)
     rows = []
-    for kind in dict.fromkeys(kinds[run.labels == 1].tolist()):
+    for kind in counts:
         own = torch.from_numpy(kinds == kind) & (labels == 1)
-        values = image_metrics(sweep(scores[labels == 0], scores[own]))
+        beside = torch.from_numpy(places == places[own.numpy()][0]) & (labels == 0)
+        values = image_metrics(sweep(scores[beside], scores[own]))
         recall = (
             None if threshold is None else float((scores[own] >= threshold.value).double().mean())
         )
         measured = [_defined(values[key]) for key in ("image_auroc", "image_ap")]
         rows.append([kind, int(own.sum()), *measured, recall, float(scores[own].median())])
-    return Table(
-        ["defect type", "images", "image_auroc", "image_ap", "recall", "median score"], rows
-    )
+    return Table(TYPES, rows)
+
+
+def _recorded(told: Mapping[str, Any]) -> Table:
+    """Rows of metrics.json, for images whose paths do not tell their category: no median scores."""
+    rows = []
+    for kind, found in told.items():
+        values = [
+            _defined(found.get("metrics", {}).get(key)) for key in ("image_auroc", "image_ap")
+        ]
+        rows.append([kind, found["images"], *values, found.get("recall"), None])
+    return Table(TYPES, rows)
 
 
 def confusion(run: Run) -> Table:

@@ -66,6 +66,10 @@ class Tracker:
     def log_progress(self, logger: Any, values: Mapping[str, float]) -> None:
         """Log the progress of a stage; see `patchcore.tracking.progress`."""
 
+    def log_numbers(self, logger: Any, numbers: Mapping[str, float]) -> None:
+        """Log the metrics of a finished run that Lightning has not tested with this logger."""
+        logger.log_metrics(numbers)
+
     def log_curve(self, logger: Any, rows: Sequence[Mapping[str, float]]) -> None:
         """Log metrics at several memory ratios; the step is the number of patches."""
         for row in rows:
