@@ -25,55 +25,19 @@ from patchcore.errors import InputError
 from patchcore.index import IndexConfig
 from patchcore.keeping import ArtifactConfig
 from patchcore.label_free import LabelFreeConfig
+from patchcore.member_settings import (
+    EnsembleConfig,
+    all_tiled,
+    own_used,
+    without_in_tiles,
+)
 from patchcore.methods import MethodConfig, check_unused
-from patchcore.methods.scale import ScaleConfig
 from patchcore.metrics import Objective
 from patchcore.patches import PatchConfig
 from patchcore.report.folders import Images
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import setting
 from patchcore.switches import check_switches, without_effect
-
-
-@dataclass
-class MemberConfig:
-    """One member of an ensemble; for a group that is None, the member uses the run's own."""
-
-    backbone: BackboneConfig | None = None
-    layers: LayersConfig | None = None
-    image: ImageConfig | None = None
-
-
-@dataclass
-class EnsembleConfig:
-    """Networks that score together, each with its own memory; empty: the run has a single model."""
-
-    members: list[MemberConfig] = setting(
-        factory=list,
-        help="list of members, each with its own backbone, layers or image: {backbone: {…}}",
-    )
-    scale: ScaleConfig = setting(
-        factory=ScaleConfig, effect=lambda ensemble: len(ensemble["members"]) > 0
-    )
-
-
-def _own_used(run: Mapping[str, Any], group: str) -> bool:
-    """Whether a run's own group is used: without members, or by a member that leaves it out."""
-    members = run["ensemble"].members
-    return not members or any(getattr(member, group) is None for member in members)
-
-
-def _without_in_tiles(run: Mapping[str, Any]) -> frozenset[str]:
-    """Settings of loading and caching without effect on results if all models see tiles.
-
-    Each image is a batch of its own then, and its layer maps are never cached.
-    """
-    return frozenset({"batch_size", "precision"} if _all_tiled(run) else ())
-
-
-def _all_tiled(run: Mapping[str, Any]) -> bool:
-    images = [member.image or run["image"] for member in run["ensemble"].members]
-    return all(image.tiles is not None for image in images or [run["image"]])
 
 
 def _label_free(config: LabelFreeConfig, objectives: list[Objective]) -> bool:
@@ -89,16 +53,14 @@ class Config:
         InputError: A setting is missing, out of its range, or in conflict with others.
     """
 
-    data: DataConfig = setting(MISSING, without=_without_in_tiles)
+    data: DataConfig = setting(MISSING, without=without_in_tiles)
     # MISSING, so that the command starts from the class: an instance has mean and std filled in.
-    image: ImageConfig = setting(MISSING, effect=lambda run: _own_used(run, "image"))
+    image: ImageConfig = setting(MISSING, effect=lambda run: own_used(run, "image"))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     backbone: BackboneConfig = setting(
-        factory=BackboneConfig, effect=lambda run: _own_used(run, "backbone")
+        factory=BackboneConfig, effect=lambda run: own_used(run, "backbone")
     )
-    layers: LayersConfig = setting(
-        factory=LayersConfig, effect=lambda run: _own_used(run, "layers")
-    )
+    layers: LayersConfig = setting(factory=LayersConfig, effect=lambda run: own_used(run, "layers"))
     method: MethodConfig = MISSING
     patch: PatchConfig = field(default_factory=PatchConfig)
     coreset: CoresetConfig = MISSING
@@ -128,7 +90,7 @@ class Config:
         factory=list,
         help="smaller ratios at which the model is tested, too; coreset.ratio is the largest",
     )
-    cache: CacheConfig = setting(factory=CacheConfig, without=_without_in_tiles)
+    cache: CacheConfig = setting(factory=CacheConfig, without=without_in_tiles)
     artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
     figures: bool = setting(True, "draw a run's figures, which takes a few seconds", effect=False)
     pictures: Images = setting(
@@ -220,7 +182,7 @@ class Config:
     @property
     def batch(self) -> int:
         """Number of images in a batch: one with tiles."""
-        return 1 if _all_tiled(vars(self)) else self.data.batch_size
+        return 1 if all_tiled(vars(self)) else self.data.batch_size
 
     @property
     def judged(self) -> bool:

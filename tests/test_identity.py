@@ -18,7 +18,7 @@ import torch
 from patchcore import identity
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.cache import CacheConfig, MapCache, Precision, network_digest
-from patchcore.config import Config, EnsembleConfig, MemberConfig, Objective
+from patchcore.config import Config, Objective
 from patchcore.coreset import (
     AllConfig,
     ApproximateConfig,
@@ -40,6 +40,7 @@ from patchcore.errors import InputError
 from patchcore.identity import device_class, identify, image_recipe, order_key, samples_digest
 from patchcore.index import FaissFlatConfig, TorchIndexConfig
 from patchcore.label_free import LabelFreeConfig
+from patchcore.member_settings import EnsembleConfig, MemberConfig
 from patchcore.methods import PadimConfig, PatchCoreConfig, SpadeConfig, build_detector
 from patchcore.methods.scale import ScaleConfig
 from patchcore.module import DetectorModule

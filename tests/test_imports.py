@@ -207,3 +207,9 @@ def test_the_audit_hook_sees_sockets() -> None:
         check=True,
     )
     assert json.loads(done.stdout)["sockets"] == ["socket.__new__"]
+
+
+def test_files_are_short() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert [str(path) for path, length in lengths.items() if length > 450] == []
+    assert lengths[PACKAGE / "config.py"] <= 200

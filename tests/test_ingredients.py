@@ -30,10 +30,10 @@ from patchcore import (
 )
 from patchcore.backbones import CLASS_TOKEN, Backbone, Join
 from patchcore.cache import CacheConfig
-from patchcore.config import EnsembleConfig, MemberConfig
 from patchcore.decision import DecisionConfig
 from patchcore.foreground import foreground, orthonormal_by_cholesky, orthonormal_by_qr
 from patchcore.index import LocalIndex
+from patchcore.member_settings import EnsembleConfig, MemberConfig
 from patchcore.methods import METHODS, Parts, PatchCoreConfig, build_detector
 from patchcore.methods.counted import objects
 from patchcore.methods.detector import Detector, Fitting, Prediction

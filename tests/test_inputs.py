@@ -17,13 +17,14 @@ from patchcore import BackboneConfig, InputError, LayersConfig, PatchCore, run
 from patchcore.commands.composed import to_config
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.mistakes import explain
-from patchcore.config import Config, EnsembleConfig, MemberConfig
+from patchcore.config import Config
 from patchcore.data.folder import FolderConfig
 from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mtd import MTDConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
+from patchcore.member_settings import EnsembleConfig, MemberConfig
 from patchcore.settings import plain
 from tests.images import write_image, write_mvtec
 from tests.runs import patchcore

@@ -13,7 +13,6 @@ import torch
 from patchcore import GreedyConfig, InputError
 from patchcore.backbones import BackboneConfig
 from patchcore.cache import CacheConfig, MapCache, Store
-from patchcore.config import EnsembleConfig, MemberConfig
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.defective import DefectiveImages
@@ -24,6 +23,7 @@ from patchcore.data.synthesis import draw_object
 from patchcore.data.transforms import ImageConfig, build_normalisation
 from patchcore.keeping import ArtifactConfig, Keep
 from patchcore.label_free import LabelFree, LabelFreeConfig, held_out, separation
+from patchcore.member_settings import EnsembleConfig, MemberConfig
 from patchcore.methods import PatchCoreConfig, build_detector
 from patchcore.methods.detector import Parts
 from patchcore.methods.patchcore import PatchCore

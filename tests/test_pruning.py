@@ -29,7 +29,6 @@ from patchcore import (
 )
 from patchcore.backbones import Backbone, Join, LayersConfig
 from patchcore.cache import CacheConfig
-from patchcore.config import EnsembleConfig, MemberConfig
 from patchcore.coreset import Start
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
@@ -38,6 +37,7 @@ from patchcore.extend import change_artifact
 from patchcore.identity import order_key
 from patchcore.inspector import PRUNED, SOURCES
 from patchcore.keeping import ArtifactConfig, Keep
+from patchcore.member_settings import EnsembleConfig, MemberConfig
 from patchcore.methods import Parts, PatchCoreConfig, build_detector
 from patchcore.methods.common import FeatureBuffer
 from patchcore.methods.detector import Fitting
