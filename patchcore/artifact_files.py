@@ -93,7 +93,7 @@ def _advice(folder: Path) -> str:
         return "there is no such folder"
     if (folder / "export.yaml").is_file():
         return (
-            "it is an export, which only predict and test accept: give the artifact that it was "
-            "made from"
+            "it is an export, which only predict, test and serve accept: give the artifact that "
+            "it was made from"
         )
     return f"it has no {DESCRIPTION}: give the artifact folder of a run with artifact=true"

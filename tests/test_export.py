@@ -24,6 +24,7 @@ from patchcore import (
     PatchCore,
     ScoringConfig,
     Spade,
+    load,
 )
 from patchcore.commands.test import asked_data
 from patchcore.data.folder import FolderConfig
@@ -278,6 +279,21 @@ def test_ensembles_and_padim_are_exported(tmp_path: Path) -> None:
         export(python, tmp_path / "export", "torch")  # the second in place of the first
         found = load_export(tmp_path / "export").score(pixels(2, seed=1))
         assert torch.allclose(found.score, python.score(pixels(2, seed=1)).score, rtol=1e-4)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_an_operation_that_a_format_lacks_is_told_in_a_line(format: str, tmp_path: Path) -> None:
+    python = inspector(Padim(PadimConfig(channels=6), EMBEDDED, LayersConfig(["2"])))
+    told = f"^method=.*: cannot be exported to {format}, .*: choose --format torch$"
+    with pytest.raises(InputError, match=told):
+        export(python, tmp_path / "export", format)
+    assert not (tmp_path / "export").exists()
+
+
+def test_an_export_is_told_from_an_artifact(tmp_path: Path) -> None:
+    (tmp_path / "export.yaml").touch()
+    with pytest.raises(InputError, match="an export, which only predict, test and serve accept"):
+        load(tmp_path)
 
 
 def test_differences_are_the_largest_of_all_images() -> None:

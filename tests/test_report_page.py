@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,18 +17,24 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from omegaconf import OmegaConf
 
 from patchcore.commands import report as command
+from patchcore.commands.train import origin
 from patchcore.metrics import ImageMetrics
 from patchcore.report import page
 from patchcore.report.blocks import Grid
 from patchcore.report.galleries import GALLERY_BYTES, SMALLEST_GALLERY
 from patchcore.report.pagedata import SCORES_BYTES, Scores
+from patchcore.report.pagedata import command as command_of
 from patchcore.report.pictured import PICTURES_BYTES
 from patchcore.report.reading import RunFolder, read_run, read_scores
 from patchcore.report.sections import sections
 from patchcore.report.table import Table, read_runs
+from patchcore.tracking.about import About
+from tests.images import write_mvtec
 from tests.run_folders import write_overrides, write_run, write_scores, write_sweep
+from tests.runs import TINY, patchcore
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -439,6 +446,33 @@ def test_page_of_categories_and_seeds(tmp_path: Path) -> None:
     assert "0.8852 – 0.9348" in text
     best = content(text)["points"][0]["values"]["image_auroc"]
     assert best == [pytest.approx(0.91), "0.9100 ± 0.0248", pytest.approx(0.0248, abs=1e-4)]
+
+
+def test_the_command_of_a_run_names_the_folder_of_its_settings(tmp_path: Path) -> None:
+    write_mvtec(tmp_path / "data", (40, 36))
+    (tmp_path / "own" / "patch").mkdir(parents=True)
+    (tmp_path / "own" / "patch" / "mine.yaml").write_text("defaults: [average]\nsize: 1\n")
+    given = [*TINY, "data=mvtec", f"data.root={tmp_path / 'data'}", "data.category=nut"]
+    given += [
+        "logger=none",
+        "figures=false",
+        "cache.enabled=false",
+        "trainer.enable_progress_bar=false",
+    ]
+    given = [each for each in given if not each.startswith("patch=")] + ["patch=mine"]
+    folder, own = tmp_path / "run", f"--config-dir={tmp_path / 'own'}"
+    done = patchcore("train", own, *given, f"hydra.run.dir={folder}")
+    assert done.code == 0, done.err
+    run = read_run(folder)
+    expected = shlex.join(["patchcore", "train", own, *given])
+    assert command_of(run) == expected
+    provenance = json.loads((folder / "provenance.json").read_text())
+    assert About({}, folder, provenance).notes().splitlines()[0] == expected
+    hydra = OmegaConf.load(folder / ".hydra" / "hydra.yaml")
+    hydra.hydra.job.config_name = "other"
+    hydra.hydra.runtime.config_sources[1].update({"schema": "file", "path": "/conf"})
+    told = ["--config-path=/conf", own, "--config-name=other"]
+    assert sorted(origin(hydra.hydra)["options"]) == sorted(told)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,12 @@ def main() -> None:
         "run in that runtime and compared with the model, and saved only if both agree.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact")
-    parser.add_argument("--format", choices=[*FORMATS], default="onnx", help="default: %(default)s")
+    parser.add_argument(
+        "--format",
+        choices=[*FORMATS],
+        default="onnx",
+        help="format of the graph; method=padim needs torch (default: %(default)s)",
+    )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder to write to (default: MODEL-FORMAT)"
     )

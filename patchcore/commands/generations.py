@@ -25,6 +25,10 @@ VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
 """Arguments of `hydra.main` and `hydra.initialize…`; Hydra 1.4 deprecates `version_base`."""
 
 
+CONFIG_PATH, CONFIG_NAME = "pkg://patchcore.conf", "config"
+"""Place of the settings files of `patchcore train`, and the name of the first of them."""
+
+
 class Points:
     """Loader of a multirun's settings that composes files once per combination of choices.
 
@@ -119,9 +123,7 @@ def entry(task: Callable[..., Any]) -> Callable[[], Any]:
     """
     unchecked = {"execution_whitelist": _unchecked()} if NEXT else {}
     main: Any = hydra.main
-    made = main(
-        config_path="pkg://patchcore.conf", config_name="config", **VERSION_BASE, **unchecked
-    )
+    made = main(config_path=CONFIG_PATH, config_name=CONFIG_NAME, **VERSION_BASE, **unchecked)
     command: Callable[[], Any] = made(task)
     return command
 

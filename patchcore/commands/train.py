@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from patchcore.commands import Stopped, job, plain_errors, raise_if_stopped
 from patchcore.commands.composed import to_config
-from patchcore.commands.generations import entry
+from patchcore.commands.generations import CONFIG_NAME, CONFIG_PATH, entry
 from patchcore.commands.gpus import take_gpu
 from patchcore.commands.groups import register
 from patchcore.commands.overrides import as_typed, check_overrides
@@ -97,8 +97,21 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
 
 
 def origin(run: HydraConf) -> dict[str, Any]:
-    """Return how the run was started: Hydra's `choices` of groups and its `overrides`."""
-    return {"choices": dict(run.runtime.choices), "overrides": list(run.overrides.task)}
+    """Return how the run was started: Hydra's `choices` of groups and its `overrides`.
+
+    Options that say where settings files are, such as `--config-dir`, are under `options`.
+    """
+    found = {"choices": dict(run.runtime.choices), "overrides": list(run.overrides.task)}
+    options = []
+    for source in run.runtime.config_sources:
+        path = source.path if source.schema == "file" else f"{source.schema}://{source.path}"
+        if source.provider == "command-line":
+            options.append(f"--config-dir={path}")
+        elif source.provider == "main" and path != CONFIG_PATH:
+            options.append(f"--config-path={path}")
+    if run.job.config_name not in (None, CONFIG_NAME):
+        options.append(f"--config-name={run.job.config_name}")
+    return {**found, "options": options} if options else found
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -113,9 +113,9 @@ def export(
         try:
             writer.write(program, new)
         except InputError as error:
+            why = "which lacks an operation of its graph"
             raise InputError(
-                f"{kind(inspector)}: cannot be exported to {format}, which lacks an operation of "
-                f"its graph: {error}"
+                f"{kind(inspector)}: cannot be exported to {format}, {why}: choose --format torch"
             ) from error
         found = compare(inspector, writer.open(new, threads), size, images)
         if found.failures:

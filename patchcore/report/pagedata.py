@@ -196,9 +196,9 @@ def _run(table: Table, run: RunFolder, part: Table | None, folder: Path | None) 
 
 def command(run: RunFolder) -> str:
     """Return the command that repeats a run; empty if its folder does not record it."""
-    if not run.overrides:
+    if not (given := [*run.options, *run.overrides]):
         return ""
-    return printable(shlex.join(["patchcore", "train", *run.overrides]))
+    return printable(shlex.join(["patchcore", "train", *given]))
 
 
 def _link(folder: Path, start: Path) -> str:

@@ -77,6 +77,7 @@ class RunFolder:
     circumstances: Settings = field(default_factory=dict)  # code, versions, device, …
     traced: bool = False  # whether the folder records which settings had an effect
     overrides: list[str] = field(default_factory=list)  # empty if unknown
+    options: list[str] = field(default_factory=list)  # that say where settings files are
 
     @property
     def finished(self) -> bool:
@@ -167,6 +168,7 @@ def _read_settings(run: RunFolder) -> None:
         run.warm = [str(stage) for stage in warm] if isinstance(warm, list) else []
         run.costs = provenance.get("costs")
         run.overrides = _texts(provenance.get("overrides"))
+        run.options = _texts(provenance.get("options"))
         run.traced = True
         run.digest = json.dumps(data, sort_keys=True) if data else ""
     else:

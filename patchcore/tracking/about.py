@@ -22,8 +22,9 @@ class About:
     Attributes:
         settings: Settings as in config.yaml, nested.
         folder: Folder of the run.
-        provenance: Contents of provenance.json, with `choices` and `overrides` if a command started
-            the run; without the rest for a run that failed before its data were read.
+        provenance: Contents of provenance.json, with `choices`, `overrides` and perhaps `options`
+            if a command started the run; without the rest for a run that failed before its data
+            were read.
         source: Folder where the results were computed; empty if it is `folder` itself.
     """
 
@@ -69,7 +70,7 @@ class About:
 
     def notes(self) -> str:
         """Return the command that repeats the run, if it is known, and the run's folder."""
-        given = self.provenance.get("overrides")
+        given = [x for key in ("options", "overrides") for x in self.provenance.get(key) or []]
         command = [f"patchcore train {shlex.join(given)}"] if given else []
         return "\n".join([*map(printable, command), printable(str(self.folder))])
 
