@@ -14,7 +14,7 @@ from patchcore.cache import Store
 from patchcore.commands.train import objectives
 from patchcore.config import Objective
 from patchcore.data.files import Files
-from patchcore.data.images import read_pair
+from patchcore.data.images import decode_pair
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Split
 from patchcore.digests import ChangedError, Snapshot
@@ -83,20 +83,20 @@ def test_numbers_of_changed_files_are_never_kept(root: Path) -> None:
 
     def put_back_at_once(path: Path, mask: Path | None, *options: Any) -> Any:
         if mask is None:
-            return read_pair(path, mask, *options)
+            return decode_pair(path, mask, *options)
         content = mask.read_bytes()
         write_mask(mask, (40, 36), marked=False)
-        found = read_pair(path, mask, *options)
+        found = decode_pair(path, mask, *options)
         mask.write_bytes(content)  # before anybody looks
         return found
 
     def changed_when_it_has_been_used(path: Path, mask: Path | None, *options: Any) -> Any:
         if mask is not None:
             write_image(first, (40, 36), 99)
-        return read_pair(path, mask, *options)
+        return decode_pair(path, mask, *options)
 
     def run(name: str, reader: Callable[..., Any]) -> Outcome:
-        decoded = mock.patch("patchcore.data.dataset.read_pair", reader)
+        decoded = mock.patch("patchcore.data.dataset.decode_pair", reader)
         with decoded, pytest.warns(UserWarning, match=f"{CHANGED}; started again with the files"):
             return train(root, name, *options, "patch.size=1")
 

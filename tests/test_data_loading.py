@@ -1,7 +1,6 @@
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -184,9 +183,7 @@ def test_a_gpu_has_three_batches_made_ahead(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batches", [1, 3])
-def test_batches_that_are_made_together_share_threads_and_seconds(
-    tmp_path: Path, batches: int
-) -> None:
+def test_batches_that_are_made_together_share_seconds(tmp_path: Path, batches: int) -> None:
     write_mvtec(tmp_path)
     data = module(tmp_path)
     dataset: Any = data.train_dataloader().dataset
@@ -194,11 +191,31 @@ def test_batches_that_are_made_together_share_threads_and_seconds(
     with (
         mock.patch("torch.get_num_threads", return_value=6),
         mock.patch("time.perf_counter", side_effect=count(0.0, 1.0)),
-        mock.patch("patchcore.data.dataset.ThreadPoolExecutor", wraps=ThreadPoolExecutor) as pool,
     ):
         item = dataset.__getitems__([0])[0]
-    assert pool.call_args.args == (6 // batches,)
     assert item["seconds"] == [1 / batches, 1 / batches]  # one item in each batch
+
+
+def test_batches_that_are_made_together_share_threads(tmp_path: Path) -> None:
+    dataset = ImageDataset([Sample(write_image(tmp_path / "a.png", (20, 30)), 0)] * 12, SMALL)
+    six, lock, running = threading.Barrier(6, timeout=60), threading.Lock(), [0, 0]
+
+    def item(*_: Any) -> list[dict[str, Any]]:
+        with lock:
+            running[0] += 1
+            running[1] = max(running)
+        six.wait()  # passes once six items of whatever batches are made at the same time
+        with lock:
+            running[0] -= 1
+        return [{}]
+
+    with (
+        mock.patch("torch.get_num_threads", return_value=6),
+        mock.patch.object(dataset, "_posed", item),
+    ):
+        batches = [list(range(start, start + 4)) for start in (0, 4, 8)]
+        assert len(list(made_ahead(dataset.__getitems__, batches, 3))) == 3
+    assert running == [0, 6]
 
 
 @pytest.mark.parametrize("augment", [AugmentConfig(), AugmentConfig(noise=0.2, rotate=30)])

@@ -82,6 +82,29 @@ def test_one_plane_seen_as_three_gives_what_three_equal_planes_give() -> None:
         assert torch.equal(image, expected)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        ImageConfig(size=64),
+        ImageConfig(resize=64, crop=None, stretch=True),
+        ImageConfig(resize=None, crop=None),  # not resized
+        ImageConfig(resize=50_000, crop=32),  # only the crop is resized
+    ],
+)
+def test_an_image_of_pillow_gives_what_its_pixels_give(config: ImageConfig, mode: str) -> None:
+    image = Image.fromarray(picture(90, 120)).convert(mode)
+    pixels = np.array(image.convert("RGB"))
+    mask = nothing(pixels)
+    mask[30:60, 40:80] = True
+    prepare = build_preparation(config)
+    expected, marked = prepare(pixels, mask, 0)
+    found, seen = prepare(image, mask, 0)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(seen, marked)
+    assert marked.any()
+
+
 def test_a_crop_that_does_not_fit_is_refused() -> None:
     image = picture(30, 40)
     with pytest.raises(ValueError, match="a crop of 31 does not fit into 40×30 pixels"):

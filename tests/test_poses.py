@@ -86,7 +86,7 @@ def test_a_batch_holds_an_image_in_all_poses_from_one_decoded_file(tmp_path: Pat
     write_mvtec(tmp_path, (SIZE, SIZE))
     data = MVTecConfig(root=str(tmp_path), category="nut", batch_size=9)
     module = AnomalyDataModule(data, PLAIN, FOUR)
-    with mock.patch.object(reading, "read_pair", wraps=reading.read_pair) as read:
+    with mock.patch.object(reading, "decode_pair", wraps=reading.decode_pair) as read:
         batches = list(module.train_dataloader())
     assert read.call_count == len(module.split.train) == 4
     assert [len(batch["index"]) for batch in batches] == [8, 8]
@@ -135,7 +135,7 @@ def test_poses_are_kept_apart_in_the_cache_and_the_image_itself_is_shared(tmp_pa
 
     plain, _ = entries(AugmentConfig(), "plain")
     posed, first = entries(FOUR, "first")
-    with mock.patch.object(reading, "read_pair", side_effect=AssertionError):
+    with mock.patch.object(reading, "decode_pair", side_effect=AssertionError):
         again, second = entries(FOUR, "again")
     assert (plain, posed - plain, again - posed) == (9, 12, 0)
     assert {**first, "seconds": {}} == {**second, "seconds": {}}

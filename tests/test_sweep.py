@@ -161,7 +161,7 @@ def test_the_backbone_runs_once_for_all_that_comes_after_it(root: Path, tmp_path
         forward = mock.patch.object(
             Backbone, "forward", autospec=True, side_effect=Backbone.forward
         )
-        decode = mock.patch("patchcore.data.dataset.read_pair", side_effect=AssertionError)
+        decode = mock.patch("patchcore.data.dataset.decode_pair", side_effect=AssertionError)
         with forward as calls, decode:
             single(root, cache, tmp_path / str(i), on=True, **change)
         assert calls.call_count == 0

@@ -129,14 +129,14 @@ def test_an_image_beyond_the_memory_is_named_with_what_to_lower(tmp_path: Path) 
 
 
 def test_a_loader_that_is_killed_is_one_line(root: Path, tmp_path: Path) -> None:
-    us, read = os.getpid(), dataset.read_pair
+    us, read = os.getpid(), dataset.decode_pair
 
     def killed(*args: Any) -> Any:
         if os.getpid() != us:
             os.kill(os.getpid(), signal.SIGKILL)
         return read(*args)
 
-    with mock.patch.object(dataset, "read_pair", killed):
+    with mock.patch.object(dataset, "decode_pair", killed):
         done = train(root, tmp_path, "data.workers=1")
     assert told(done).startswith("error: data.workers: a loader process was killed")
     assert not (tmp_path / "run/metrics.json").exists()

@@ -24,7 +24,6 @@ import harness
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import zoom
 
 from patchcore.report.reading import read_run
 
@@ -96,9 +95,11 @@ def draw(path: Path, size: int) -> None:
     parts = path.parts[-4:]
     chance = np.random.default_rng([ord(letter) for letter in "/".join(parts)])
     texture = np.random.default_rng([ord(letter) for letter in parts[0]])
-    coarse = texture.normal(128, 30, (size // 16, size // 16, 3))
+    coarse = texture.normal(128, 30, (size // 16, size // 16, 3)).clip(0, 255).astype(np.uint8)
     shifted = np.roll(coarse, chance.integers(0, size // 16, 2), (0, 1))
-    image = zoom(shifted, (16, 16, 1), order=1) + chance.normal(0, 2, (size, size, 3))
+    smooth = Image.fromarray(shifted).resize((size, size), Image.Resampling.BILINEAR)
+    image = np.array(smooth, dtype=np.float32)
+    image += 2 * chance.standard_normal(image.shape, dtype=np.float32)
     if "stain" in parts:
         y, x = chance.integers(size // 4, size // 2, 2)
         mask = np.zeros((size, size), np.uint8)
@@ -112,7 +113,7 @@ def draw(path: Path, size: int) -> None:
 def write(path: Path, image: np.ndarray) -> None:
     """Write a PNG file and the folders it lies in."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, compress_level=6)
+    Image.fromarray(image).save(path, compress_level=1)
 
 
 def decoding(paths: list[Path], processes: int) -> float:

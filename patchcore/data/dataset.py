@@ -1,5 +1,6 @@
 """Samples as a torch data set, and batches of them."""
 
+import os
 import sys
 import time
 from collections import deque
@@ -12,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from patchcore.cache import MapCache, timed, took
 from patchcore.data.augment import AugmentConfig
-from patchcore.data.images import read_pair, read_truth
+from patchcore.data.images import decode_pair, read_truth
 from patchcore.data.poses import UPRIGHT, Pose
 from patchcore.data.regions import Mask, Regions
 from patchcore.data.sample import Sample
@@ -33,8 +35,8 @@ from patchcore.identity import image_key, image_recipe, input_digest
 SWITCH = 5e-4
 """Seconds after which a thread returns Python's lock to others while batches are made ahead."""
 
-Decoded = tuple[Pixels, Mask, Mask | None]
-"""Decoded files of a sample: pixels (H, W, 3), mask (H, W), region that counts (H, W) or None."""
+Decoded = tuple[Image.Image, Mask, Mask | None]
+"""Decoded files of a sample: its image, mask (H, W), and region that counts (H, W) or None."""
 
 
 def pixels_alone(image: ImageConfig) -> ImageConfig:
@@ -142,12 +144,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
         Albumentations has a state that threads cannot share.
         """
-        threads = 1 if self.augmented else max(1, torch.get_num_threads() // self.batches)
+        threads = 1 if self.augmented else torch.get_num_threads()
         # In parallel, so each item gets a share of the time.
-        beside = min(threads, len(items)) * self.batches
-        with ThreadPoolExecutor(threads) as pool:
-            each = pool.map(lambda item: self._posed(item, self.poses, normalise, beside), items)
-            return list(chain.from_iterable(each))
+        beside = min(threads, len(items) * self.batches)
+        pool = _makers(os.getpid(), threads)
+        each = pool.map(lambda item: self._posed(item, self.poses, normalise, beside), items)
+        return list(chain.from_iterable(each))
 
     def _posed(
         self, item: int, poses: Sequence[Pose], normalise: bool, beside: int = 1
@@ -215,11 +217,11 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 inside = None if kept is None else kept.numpy()
                 pixels, mask = found["pixels"].numpy(), found["mask"].numpy()
                 return pixels, mask, inside, regions, (took(found), True)
-        pixels, mask, region = read()
+        decoded, mask, region = read()
         regions = self.image.follow(mask)
         inside = None if region is None else self._inside(sample, region, mask.shape)
         seed = int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0])
-        pixels, mask = self.prepare[pose](pixels, mask, seed)
+        pixels, mask = self.prepare[pose](decoded, mask, seed)
         seconds = (time.perf_counter() - start) / beside
         if self.cache is not None and key is not None:
             tensors = {
@@ -234,12 +236,12 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return pixels, mask, inside, regions, (seconds, False)
 
     def _read(self, sample: Sample, index: int) -> Decoded:
-        """Read and check an image's files: pixels (H, W, 3), mask and region (H, W)."""
+        """Read and check an image's files: the image, mask and region (H, W)."""
         image = self.image
-        pixels, mask, region = self.snapshot.read(
+        decoded, mask, region = self.snapshot.read(
             self._files[index],
             lambda: (
-                *read_pair(sample.path, sample.mask, image.bits, image.limit),
+                *decode_pair(sample.path, sample.mask, image.bits, image.limit),
                 None if sample.region is None else read_truth(sample.region, image.limit),
             ),
         )
@@ -249,7 +251,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
                 "move the image to the anomalous images, or remove the mask"
             )
         image.check_size(mask.shape, sample.path, self.augmented or len(self.poses) > 1)
-        return pixels, mask, region
+        return decoded, mask, region
 
     def _inside(self, sample: Sample, region: Mask, size: tuple[int, ...]) -> Mask:
         """Return the pixels that count at the network's size, for an image of `size` (H, W)."""
@@ -268,6 +270,16 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
     def _input_digest(self, sample: Sample, pose: Pose) -> str:
         return input_digest(self._recipes[pose], self.image, self.snapshot.digest(sample.path))
+
+
+@remembered
+def _makers(process: int, threads: int) -> ThreadPoolExecutor:
+    """Return the threads of a process that make items, which all batches and data sets share.
+
+    So those that finish a batch go on with the next one. A forked process has no threads, and gets
+    some of its own.
+    """
+    return ThreadPoolExecutor(threads, "items")
 
 
 def _is_prepared(entry: dict[str, torch.Tensor]) -> bool:

@@ -56,13 +56,33 @@ def _named(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path
 
 @_named
 def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDArray[np.uint8]:
-    """Read an image as RGB, (H, W, 3) uint8.
+    """Return the pixels of `decode_image`, (H, W, 3) uint8; see `rgb_pixels`.
+
+    Raises:
+        InputError: As `decode_image` does.
+    """
+    return rgb_pixels(decode_image(path, bits, limit))
+
+
+def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, 3) uint8 of an image of mode RGB or L.
+
+    The three channels of a grey image are read-only views of one plane.
+    """
+    if image.mode == "RGB":
+        return np.array(image)
+    plane = np.array(image)  # (H, W)
+    return np.broadcast_to(plane[..., None], (*plane.shape, 3))
+
+
+@_named
+def decode_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> Image.Image:
+    """Decode an image to 8 bits, as Pillow's image of mode RGB, or L if it is grey.
 
     Palette images are expanded; CMYK, YCbCr and LAB are converted; transparent images are
     composited over black, so that the hidden colour of a transparent pixel never counts; and an
-    Exif orientation is applied. The three channels of a grey image are read-only views of one
-    plane, so that work on planes can be done once. The content of a file tells its format, not its
-    extension, except for TGA, which has no signature.
+    Exif orientation is applied. The content of a file tells its format, not its extension, except
+    for TGA, which has no signature.
 
     Pixels of more than 8 bits are scaled by a fixed range, whatever the image shows: 0 to
     2^`bits` − 1 becomes 0 to 255. Without `bits`, the depth is the one that a TIFF file declares if
@@ -95,10 +115,7 @@ def read_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> NDA
         image = image.convert("L")
     if image.has_transparency_data:
         image = _over_black(image)
-    if image.mode == "L":
-        plane = np.array(image)  # (H, W)
-        return np.broadcast_to(plane[..., None], (*plane.shape, 3))
-    return np.array(_rgb(image))
+    return image if image.mode == "L" else _rgb(image)
 
 
 @_named
@@ -168,22 +185,29 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
 def read_pair(
     path: Path, mask: Path | Masks | None, bits: int | None = None, limit: float = LIMIT
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Read an image (H, W, 3) uint8 and its ground truth (H, W) bool, all False without a mask.
+    """Return what `decode_pair` does, but the image as pixels, (H, W, 3) uint8."""
+    image, marked = decode_pair(path, mask, bits, limit)
+    return rgb_pixels(image), marked
+
+
+def decode_pair(
+    path: Path, mask: Path | Masks | None, bits: int | None = None, limit: float = LIMIT
+) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """Decode an image, and its ground truth (H, W) bool, which is all False without a mask.
 
     Raises:
-        InputError: as in `read_image` and `read_truth`, or the two differ in size.
+        InputError: as in `decode_image` and `read_truth`, or the two differ in size.
     """
-    pixels = read_image(path, bits, limit)
-    height, width = pixels.shape[:2]
+    image = decode_image(path, bits, limit)
     if mask is None:
-        return pixels, np.zeros((height, width), dtype=bool)
+        return image, np.zeros((image.height, image.width), dtype=bool)
     marked = read_truth(mask, limit)
-    if marked.shape != (height, width):
+    if marked.shape != (image.height, image.width):
         raise InputError(
             f"{mask}: the mask is {marked.shape[1]}×{marked.shape[0]} pixels, its image {path} is "
-            f"{width}×{height}; they must be of one size"
+            f"{image.width}×{image.height}; they must be of one size"
         )
-    return pixels, marked
+    return image, marked
 
 
 def read_truth(mask: Path | Masks, limit: float = LIMIT) -> NDArray[np.bool_]:

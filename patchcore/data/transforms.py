@@ -16,7 +16,7 @@ from PIL import Image
 
 from patchcore._record import InputRecord
 from patchcore.data.augment import AugmentConfig, build_augmentation
-from patchcore.data.images import LIMIT
+from patchcore.data.images import LIMIT, rgb_pixels
 from patchcore.data.poses import UPRIGHT, Pose
 from patchcore.data.regions import Mask, Regions, follow_regions, resize_regions
 from patchcore.data.view import SIZE, View
@@ -27,7 +27,7 @@ LARGEST = 1 << 26  # most pixels of a network's input: 8192×8192
 Pixels = NDArray[np.uint8]
 Channels = NDArray[np.float32]
 Transform = Callable[[Pixels, Mask, int], tuple[torch.Tensor, torch.Tensor]]
-Preparation = Callable[[Pixels, Mask, int], tuple[Pixels, Mask]]
+Preparation = Callable[[Pixels | Image.Image, Mask, int], tuple[Pixels, Mask]]
 Normalisation = Callable[[Pixels], torch.Tensor]
 _EXACT = ("resize", "stretch", "crop")
 FILLED = ("size", "view", *_EXACT, "mean", "std")
@@ -267,8 +267,9 @@ def build_preparation(
     Returns:
         A function of image (H, W, 3) uint8, mask (H, W) bool and a seed for the augmentation. It
         returns image (H', W', 3) uint8 and mask (H', W') bool, and raises ValueError if the image
-        is smaller than the crop or would have more than `LARGEST` pixels. Threads may share it if
-        nothing is augmented.
+        is smaller than the crop or would have more than `LARGEST` pixels. The image may also be
+        Pillow's, of mode RGB or L, which saves the conversion of all its pixels. Threads may share
+        the function if nothing is augmented.
     """
     return partial(_prepare, image, None if augment is None else build_augmentation(augment), pose)
 
@@ -304,16 +305,23 @@ def build_transform(image: ImageConfig, augment: AugmentConfig | None = None) ->
 
 
 def _prepare(
-    config: ImageConfig, augment: Any, pose: Pose, image: Pixels, mask: Mask, seed: int
+    config: ImageConfig,
+    augment: Any,
+    pose: Pose,
+    given: Pixels | Image.Image,
+    mask: Mask,
+    seed: int,
 ) -> tuple[Pixels, Mask]:
-    size = config.resized(*image.shape[:2])
-    as_it_is = config.tiles is not None and size == image.shape[:2]
+    size = config.resized(*mask.shape)
+    as_it_is = config.tiles is not None and size == mask.shape
     if size[0] * size[1] > LARGEST and not as_it_is:
         changed = augment is not None or pose != UPRIGHT
-        return _prepare_part(config, changed, image, mask, size)
-    if size != image.shape[:2]:
-        image = _resize(image, size)
+        return _prepare_part(config, changed, given, mask, size)
+    if size != mask.shape:
+        image = _resized(given, (size[1], size[0]))
         mask = resize_regions(mask, size)[0] > 0
+    else:
+        image = rgb_pixels(given) if isinstance(given, Image.Image) else given
     if augment is not None:
         augment.set_random_seed(seed)
         found = augment(image=np.ascontiguousarray(image), mask=mask.astype(np.uint8))
@@ -334,24 +342,35 @@ def _normalise(offset: Channels, scale: Channels, pixels: Pixels) -> torch.Tenso
 
 
 def _prepare_part(
-    config: ImageConfig, changed: bool, image: Pixels, mask: Mask, size: tuple[int, int]
+    config: ImageConfig,
+    changed: bool,
+    image: Pixels | Image.Image,
+    mask: Mask,
+    size: tuple[int, int],
 ) -> tuple[Pixels, Mask]:
     """Resize only the crop of an image that would have more than `LARGEST` pixels as a whole."""
     rows, columns = config.kept(*size)
     height, width = rows.stop - rows.start, columns.stop - columns.start
     if height * width > LARGEST or changed:
         raise ValueError(f"{size[1]}×{size[0]} pixels are too many for a network")
-    y, x = image.shape[0] / size[0], image.shape[1] / size[1]  # file pixels per resized pixel
+    y, x = mask.shape[0] / size[0], mask.shape[1] / size[1]  # file pixels per resized pixel
     box = (columns.start * x, rows.start * y, columns.stop * x, rows.stop * y)
-    seen = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box)
     marked = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST, box)
-    return np.array(seen), np.array(marked.convert("L")) > 0
+    return _resized(image, (width, height), box), np.array(marked.convert("L")) > 0
 
 
-def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Resize pixels (H, W, 3) to `size` (H', W')."""
-    shape = (size[1], size[0])
-    if pixels.strides[-1] == 0:  # grey: three views of one plane
-        plane = Image.fromarray(pixels[..., 0]).resize(shape, Image.Resampling.BILINEAR)
-        return np.array(plane.convert("RGB"))
-    return np.array(Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR))
+def _resized(
+    image: Pixels | Image.Image,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+) -> Pixels:
+    """Resize an image, or a box of it, to `size` (W', H'); return pixels (H', W', 3).
+
+    Pillow's images are resized as they are. Threads could not run at the same time while all pixels
+    of a large image are converted.
+    """
+    if not isinstance(image, Image.Image):
+        grey = image.strides[-1] == 0  # three views of one plane
+        image = Image.fromarray(image[..., 0] if grey else image)
+    resized = image.resize(size, Image.Resampling.BILINEAR, box)
+    return np.array(resized if resized.mode == "RGB" else resized.convert("RGB"))
