@@ -271,6 +271,25 @@ def network_digest(model: Any, precision: str, device: torch.device) -> str:
     return identity.network_digest(backbone.network, backbone.layers, precision, device)
 
 
+@dataclass
+class _Times:
+    """Least seconds that a process has taken for the maps of one image of a network."""
+
+    computing: float = math.inf
+    keeping: float | None = None  # reading and half of writing, as few runs may read the maps
+
+    def worth(self, computing: float) -> bool:
+        """Whether to keep maps that took so long to compute; yes if any time is unknown."""
+        if math.isnan(computing):
+            return True
+        self.computing = min(self.computing, computing)
+        return self.keeping is None or self.computing > self.keeping
+
+
+_TIMES: dict[tuple[Path, str], _Times] = {}
+"""Times of this process, by the folder of the store and the digest of the network."""
+
+
 class MapCache:
     """Cache of the layer maps of one network, with an entry for each image.
 
@@ -280,8 +299,9 @@ class MapCache:
         precision: Number format in the store. `put` returns rounded maps, so that the run that
             computes the maps gets the same values as later runs.
         channels: Number of channels of each layer, if known; entries with others are deleted.
-        selective: Whether maps are left out that are computed faster than they are read. Reading is
-            timed once, with the first maps that are stored.
+        selective: Whether maps are left out that are not worth their space: computing them takes
+            less time than reading them and half of writing them. The least times count that a
+            process has seen, so the first maps of a network are stored, and timed.
     """
 
     def __init__(
@@ -293,8 +313,7 @@ class MapCache:
         selective: bool = False,
     ) -> None:
         self.store = store
-        self.selective = selective
-        self._reading: float | None = None  # seconds that reading the maps of one image takes
+        self._times = _TIMES.setdefault((store.root, network), _Times()) if selective else None
         self.network = network
         self.precision = precision
         self.channels = list(channels)
@@ -345,7 +364,7 @@ class MapCache:
     ) -> list[Tensor]:
         """Store the layer maps [(B, C, h, w), …] of a batch; return them as later runs get them.
 
-        With `selective`, maps that were computed faster than they would be read are not stored.
+        With `selective`, maps that are not worth their space are not stored.
 
         Args:
             images: Digests of the network's inputs.
@@ -354,7 +373,7 @@ class MapCache:
         """
         maps = [self._rounded(x) for x in maps]
         each = seconds / len(images)
-        if not self.selective or self._reading is None or not each < self._reading:
+        if self._times is None or self._times.worth(each):
             self._store(images, maps, each)
         return [self._restored(x) for x in maps]
 
@@ -362,11 +381,13 @@ class MapCache:
         channels_last = [x.permute(0, 2, 3, 1).contiguous().cpu() for x in maps]  # (B, h, w, C)
         for i, image in enumerate(images):
             entry = {str(layer): x[i] for layer, x in enumerate(channels_last)}
-            self.store.put(self.key(image, len(images)), entry | timed(seconds))
-        if self.selective and self._reading is None:
-            start = time.perf_counter()
-            self.store.get(self.key(images[0], len(images)))
-            self._reading = time.perf_counter() - start
+            key, start = self.key(image, len(images)), time.perf_counter()
+            self.store.put(key, entry | timed(seconds))
+            if self._times is not None and i == 0:
+                written = time.perf_counter()
+                self.store.get(key)
+                taken = time.perf_counter() - written + (written - start) / 2
+                self._times.keeping = min(taken, self._times.keeping or math.inf)
 
     def _rounded(self, x: Tensor) -> Tensor:
         return x.to(torch.bfloat16) if self.precision is Precision.bfloat16 else x

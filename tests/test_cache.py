@@ -6,7 +6,9 @@ import threading
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
+from itertools import count
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -448,19 +450,33 @@ def test_the_cache_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("seconds", "kept"), [(1e-9, [0]), (1e9, [0, 1, 2]), (math.nan, [0, 1, 2])]
+    ("seconds", "kept"),
+    [
+        ([9, 9, 9], [0, 1, 2]),
+        ([5.9, 5.9, 5.9], [0]),  # reading takes 4 s, writing 4 s: 4 + 4 / 2 = 6
+        ([99, 6.1, 6.1], [0, 1, 2]),
+        ([99, 5.9, 99], [0]),  # a GPU was kept waiting in two batches
+        ([math.nan, math.nan, 9], [0, 1, 2]),
+    ],
 )
-def test_maps_that_a_gpu_computes_faster_than_they_are_read_are_not_kept(
-    tmp_path: Path, seconds: float, kept: list[int]
+def test_a_selective_cache_keeps_maps_that_are_dear_to_compute(
+    tmp_path: Path, seconds: list[float], kept: list[int]
 ) -> None:
-    store = Store(tmp_path)
-    cache = MapCache(store, "network", channels=[3], selective=True)
     maps = torch.randn(3, 2, 3, 8, 8).unbind()  # three batches of two images
     images = [[f"{batch}a", f"{batch}b"] for batch in range(3)]
-    for own, batch in zip(images, maps, strict=True):
-        found = cache.put(own, [batch], seconds)
-        assert torch.equal(found[0], batch)
+
+    def put(cache: MapCache) -> None:
+        for own, batch, each in zip(images, maps, seconds, strict=True):
+            with mock.patch("time.perf_counter", side_effect=count(0.0, 4.0)):
+                found = cache.put(own, [batch], 2 * each)
+            assert torch.equal(found[0], batch)
+
+    cache = MapCache(Store(tmp_path), "network", channels=[3], selective=True)
+    put(cache)
     assert [i for i in range(3) if cache.get(images[i])] == kept  # the first one was timed
+    cache.store.clear()
+    put(MapCache(Store(tmp_path), "network", channels=[3], selective=True))  # a later point
+    assert [i for i in range(3) if cache.get(images[i])] == ([] if kept == [0] else kept)
 
 
 def test_all_maps_are_kept_unless_a_cache_is_selective(tmp_path: Path) -> None:
