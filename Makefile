@@ -10,7 +10,7 @@ FIX := $(if $(LOCK),--constraint $(LOCK))
 INSTALL := $(if $(TORCH),$(BIN)/uv pip install --python $(BIN)/python --torch-backend $(TORCH),$(BIN)/pip install) \
     --quiet $(FIX)
 
-.PHONY: demo test test-next docs notebooks lock clean
+.PHONY: demo test test-next docs notebooks lock audit clean
 
 demo: .venv/installed
 	$(BIN)/patchcore train --multirun data.category=texture,object coreset.ratio=0.02 logger=csv \
@@ -52,6 +52,22 @@ lock: .venv/installed
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-emit-index-url \
 	    --extra dev --extra faiss-gpu --no-annotate --custom-compile-command 'make lock' \
 	    --output-file requirements.lock pyproject.toml
+
+# Known vulnerabilities of the versions in requirements.lock.
+DATABASE := https://api.osv.dev
+AUDIT := .venv/audit/bin
+
+audit: .venv/audit/installed
+	@if $(AUDIT)/python -c "import requests; requests.head('$(DATABASE)', timeout=20)" 2>/dev/null; then \
+	    $(AUDIT)/pip-audit --vulnerability-service osv --no-deps --disable-pip --requirement requirements.lock; \
+	else \
+	    echo "audit: $(DATABASE) cannot be reached, so requirements.lock was not checked"; \
+	fi
+
+.venv/audit/installed:
+	$(PYTHON) -m venv .venv/audit
+	$(AUDIT)/pip install --quiet 'pip-audit>=2.9,<3'
+	touch $@
 
 .venv/installed: pyproject.toml
 	@echo "setting up .venv; on Linux PyTorch comes with CUDA libraries: about 6 GB in all,"

@@ -1,6 +1,8 @@
 """Agreement of what several files say of the project: versions, extras, commands."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,25 @@ def test_the_workflow_tests_every_version_that_is_stated() -> None:
     assert (REPOSITORY / matrix["include"][0]["lock"]).is_file()
     targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     used = set(re.findall(r"make ([\w-]+)", WORKFLOW + (REPOSITORY / ".ci/run").read_text()))
-    assert {"test", "test-next", "docs"} <= used <= targets
+    assert {"test", "test-next", "docs", "audit"} <= used <= targets
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_the_audit_checks_the_lock_file_or_says_that_it_did_not(
+    tmp_path: Path, reached: bool
+) -> None:
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    tools = tmp_path / ".venv/audit/bin"
+    tools.mkdir(parents=True)
+    (tmp_path / ".venv/audit/installed").touch()
+    for name, script in (("python", f"exit {1 - reached}"), ("pip-audit", 'echo "$@"; exit 3')):
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+    done = subprocess.run(["make", "audit"], cwd=tmp_path, capture_output=True, text=True)
+    if reached:
+        assert done.returncode == 2 and "--requirement requirements.lock" in done.stdout
+    else:
+        assert done.returncode == 0 and "so requirements.lock was not checked" in done.stdout
 
 
 def test_licence_and_version_are_one() -> None:
