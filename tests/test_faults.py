@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,13 @@ main(["--points", sys.argv[1], "--kills", sys.argv[2]])
 """
 LONG = "PATCHCORE_LONG" in os.environ
 HOURS = 3 if LONG else 0.1
+LATE = """
+import os, time
+from patchcore.commands import COMMAND, _end_with_parent
+os.environ[COMMAND] = "1"  # the command that started this process, which has another parent now
+_end_with_parent()
+time.sleep(100)
+"""
 
 
 def test_multiruns_killed_at_random_moments_end_with_the_same_table(tmp_path: Path) -> None:
@@ -46,3 +55,8 @@ def test_a_long_multirun_killed_again_and_again(tmp_path: Path) -> None:
 def test_a_long_multirun_has_as_many_points_as_asked_for(count: int) -> None:
     sizes = [text.count(",") + 1 for text in point_settings(count)]
     assert sizes[0] * sizes[1] * sizes[2] == count
+
+
+def test_a_process_that_starts_after_the_command_was_killed_ends() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stderr

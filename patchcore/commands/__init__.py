@@ -39,6 +39,8 @@ EXAMPLES = """\
   patchcore train --multirun patch.size=1,3,5 seed=0,1   every combination
   patchcore report multirun                              a page with all of them"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+COMMAND = "PATCHCORE_COMMAND"
+"""Environment variable that tells a launcher's processes the process id of the multirun."""
 
 _command: int | None = None  # process id of the command, where its handlers are in place
 _seen: int | None = None  # number of the signal that has come
@@ -279,10 +281,14 @@ def job() -> Iterator[None]:
 
 
 def _end_with_parent(every: float = 1.0) -> None:
+    """End this process when the command has ended, even if it did before this function is called.
+
+    Then the process has another parent already, so its present parent says nothing.
+    """
     global _watched
     if _watched:
         return
-    _watched, parent = True, os.getppid()
+    _watched, parent = True, int(os.environ.get(COMMAND) or os.getppid())
 
     def watch() -> None:
         while os.getppid() == parent:

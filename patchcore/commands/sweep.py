@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from patchcore.commands import Stopped
+from patchcore.commands import COMMAND, Stopped
 from patchcore.commands.mistakes import explain
 from patchcore.commands.targets import build
 from patchcore.errors import InputError
@@ -75,7 +75,7 @@ class Conclusion(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Record the multirun; called by Hydra."""
-        os.environ[_NAME] = secrets.token_hex(4)
+        os.environ[_NAME], os.environ[COMMAND] = secrets.token_hex(4), str(os.getpid())
         search = not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
         folder = Path(str(config.hydra.sweep.dir))
         start = time.time() - 2  # file systems may round times
