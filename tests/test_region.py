@@ -32,6 +32,7 @@ from patchcore.methods import Parts, PatchCoreConfig, build_detector
 from patchcore.methods.counted import Counted, cells
 from patchcore.methods.detector import Fitting
 from patchcore.metrics import PixelMetrics
+from patchcore.overlays import Pictures
 from patchcore.scoring import anomaly_maps, cell_pixels
 from tests import reference
 from tests.images import write_image, write_mvtec
@@ -513,6 +514,13 @@ def test_pixels_that_do_not_count_are_in_no_region(tmp_path: Path) -> None:
     buffer = model.buffer(3)
     buffer.append(features)
     model.build_from(buffer, Fitting(images=[0, 1, 2]))
-    (found,) = inspected(inspector, images[:1], thresholds=Thresholds(pixel=-100.0))
+    pictures, thresholds = Pictures(tmp_path / "out", overlays=True), Thresholds(pixel=-100.0)
+    (found,) = inspected(inspector, images[:1], thresholds=thresholds, pictures=pictures)
     assert isinstance(found, Inspection)
     assert [each.box for each in found.regions or []] == [(16, 16, 48, 48)]
+    whole, drawn = read_image(images[0]), read_image(found.files["overlay"])
+    np.testing.assert_array_equal(drawn[~region], whole[~region])
+    assert (drawn[region] != whole[region]).any()
+    app = pytest.importorskip("patchcore.serving.app", reason="needs the extra serve")
+    served = app.Service(inspector, thresholds, app.Limits())._inspect(images[0].read_bytes(), True)
+    assert served["overlay_picture"] == app._uri(drawn)

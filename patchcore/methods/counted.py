@@ -167,13 +167,12 @@ def pixels_in(anomaly_map: Tensor, counted: Sequence[Tensor]) -> Tensor:
     return anomaly_map[counted_by_all(counted, size).to(anomaly_map.device)][None]
 
 
-def counted_pixels(grid: Tensor | None, size: Sequence[int]) -> NDArray[np.bool_]:
-    """Pixels (H, W) of an image's map that count: those of patches whose score in `grid` is no NaN.
+def counted_pixels(grid: Tensor | None, size: Sequence[int]) -> NDArray[np.bool_] | None:
+    """Return the pixels (H, W) of an image's map that count, by its patch scores (h, w); None: all.
 
-    All count if the grid (h, w) is not known.
+    Those of a patch without a score, NaN, do not count. All do if the patch scores are not known.
     """
-    height, width = size
     if grid is None or not bool(grid.isnan().any()):
-        return np.ones((height, width), dtype=bool)
-    found: NDArray[np.bool_] = cell_pixels(~grid.isnan().cpu()[None], (height, width))[0].numpy()
+        return None
+    found: NDArray[np.bool_] = cell_pixels(~grid.isnan().cpu()[None], (size[0], size[1]))[0].numpy()
     return found
