@@ -33,7 +33,7 @@ from patchcore.identity import image_key, image_recipe, input_digest
 SWITCH = 5e-4
 """Seconds after which a thread returns Python's lock to others while batches are made ahead."""
 _intervals: list[float] = []
-"""What it was before each call of `made_ahead` that has not ended."""
+"""Seconds that were set before each call of `made_ahead` that has not ended."""
 
 Decoded = tuple[Pixels, Mask, Mask | None]
 """Decoded files of a sample: pixels (H, W, 3), mask (H, W), region that counts (H, W) or None."""
