@@ -24,7 +24,7 @@ from torch import Tensor
 from patchcore.data.images import read_image
 from patchcore.errors import InputError, printable
 from patchcore.explanation import Nearest, cell_at, check_explains, nearest_nominal, own_crop
-from patchcore.methods.counted import counted_pixels
+from patchcore.methods.counted import judged_pixels
 from patchcore.overlays import Map, Pictures, Pixels, beside, overlay
 
 TOUCHING = np.ones((3, 3), bool)  # pixels of a region touch at sides or corners
@@ -375,11 +375,11 @@ def _conclude(inspector: Any, wanted: _Wanted, item: _Scored | Broken) -> Inspec
     )
     above = False
     if thresholds.pixel is not None:
-        counted = counted_pixels(item.patch_score, item.map.shape)
+        counted = judged_pixels(item.map, item.patch_score, thresholds.pixel)
         result = replace(result, regions=[], counted=counted)
         # Placing is linear interpolation, which goes beyond no value of the map.
-        highest = (item.map if counted is None else item.map[counted]).max(initial=-np.inf)
-        above = highest >= thresholds.pixel
+        values = item.map if counted is None else item.map[counted]
+        above = values.max(initial=-np.inf) >= thresholds.pixel
     if not above and pictures is None:
         return result
     placed: NDArray[np.float32] = inspector.place(item.map, item.size)

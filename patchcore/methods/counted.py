@@ -167,12 +167,14 @@ def pixels_in(anomaly_map: Tensor, counted: Sequence[Tensor]) -> Tensor:
     return anomaly_map[counted_by_all(counted, size).to(anomaly_map.device)][None]
 
 
-def counted_pixels(grid: Tensor | None, size: Sequence[int]) -> NDArray[np.bool_] | None:
-    """Return the pixels (H, W) of an image's map that count, by its patch scores (h, w); None: all.
+def judged_pixels(
+    values: NDArray[np.float32], grid: Tensor | None, threshold: float
+) -> NDArray[np.bool_] | None:
+    """Return the pixels (H, W) of an image's map that a threshold judges, as they count; None: all.
 
-    Those of a patch without a score, NaN, do not count. All do if the patch scores are not known.
+    Pixels that do not count are 0, so a threshold above 0 need not know them. The patch scores
+    (h, w) of an ensemble do not say which pixels these are, only that there are some.
     """
-    if grid is None or not bool(grid.isnan().any()):
+    if threshold > 0 or grid is None or not bool(grid.isnan().any()):
         return None
-    found: NDArray[np.bool_] = cell_pixels(~grid.isnan().cpu()[None], (size[0], size[1]))[0].numpy()
-    return found
+    return values != 0
