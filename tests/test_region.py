@@ -508,7 +508,7 @@ def test_autocast_counts_every_pixel_of_a_cell() -> None:
 def test_pixels_of_an_ensemble_count_whatever_its_grids(
     layers: list[str], threshold: float, tmp_path: Path
 ) -> None:
-    """Its patch scores are on the first member's grid, pixels count by those of all members."""
+    """Patch scores are on the first member's grid; pixels count by those of all members."""
     region = np.zeros((64, 64), dtype=bool)
     region[6:41, 11:30] = region[23:58, 27:56] = True
     images = [write_image(tmp_path / f"{i}.png", (64, 64), seed=i) for i in range(3)]
