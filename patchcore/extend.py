@@ -8,9 +8,9 @@ The threshold is updated if its guarantee can be kept. Added images are scored b
 which has not seen them, and their scores join the nominal scores. With a larger memory bank,
 distances can only fall, so the common threshold can only give fewer false alarms. (With Eq. 7 and
 PaDiM, scores are not plain distances to a nearest neighbour; there this holds approximately.) With
-`method.radius` or `method.retrieval`, a patch is compared only with a part of the memory bank. New
-images change this part, and scores may rise, so the decision is dropped. A removed image leaves a
-hole: patches like its own are now far from the memory bank, and scores rise by an unknown amount.
+`method.radius`, `method.retrieval` or SPADE, an image is compared only with a part of the memory.
+New images change this part, and scores may rise, so the decision is dropped. A removed image leaves
+a hole: patches like its own are now far from the memory bank, and scores rise by an unknown amount.
 Therefore the decision is dropped as well, and a model without a decision gives no verdicts. Metrics
 belong to the model that was tested, so adding and removing both move them to the lineage.
 """
@@ -44,12 +44,14 @@ class Change:
         patches: How many vectors or distributions the memory has gained.
         step: "images added" or "images removed".
         removed: Paths of the images removed, where they are known.
+        dropped: Why the model has lost its decision; empty if it has one, or had none.
     """
 
     images: int
     patches: int
     step: str = "images added"
     removed: tuple[str, ...] = ()
+    dropped: str = ""
 
 
 def extend(
@@ -111,18 +113,20 @@ def extend(
         combined(parts, model.scales) if isinstance(model, Ensemble) else parts[0]
         for parts in zip(*found, strict=True)
     ]
-    if any(searches_a_part(member) for member in inspector.members):
+    dropped = ""
+    if inspector.decision is not None and any(map(_searches_a_part, inspector.members)):
         inspector.decision = None
+        dropped = "new images may raise scores, as an image is compared with a part of the memory"
     if inspector.decision is not None:
         pixels = inspector.counted_pixels()
         inspector.decision = widened(inspector.decision, predictions, pixels)
-    change = Change(len(names), model.memory_patches - before)
+    change = Change(len(names), model.memory_patches - before, dropped=dropped)
     _note(inspector, "extend", change, [*sources, *names])
     return change
 
 
-def searches_a_part(model: Any) -> bool:
-    """Whether a patch is compared with a part of the memory bank, which new images may change."""
+def _searches_a_part(model: Any) -> bool:
+    """Whether an image is compared with a part of the memory, which new images may change."""
     return bool(getattr(model.parts.method, "narrow", False))
 
 
@@ -149,11 +153,12 @@ def remove(inspector: Inspector, images: Sequence[str | Path]) -> Change:
     except InputError:
         model.load_state_dict(state)
         raise
+    dropped = "" if inspector.decision is None else "images were removed"
     inspector.decision = None
     if inspector.crops is not None:
         inspector.crops = inspector.crops.without(numbers)
     gone = tuple(name for number in numbers if (name := sources[number]) is not None)
-    change = Change(len(numbers), model.memory_patches - before, "images removed", gone)
+    change = Change(len(numbers), model.memory_patches - before, "images removed", gone, dropped)
     _note(
         inspector,
         "remove",

@@ -24,7 +24,7 @@ from torch import Tensor
 from patchcore.data.images import read_image
 from patchcore.errors import InputError, printable
 from patchcore.explanation import Nearest, cell_at, check_explains, nearest_nominal, own_crop
-from patchcore.methods.counted import counted_pixels
+from patchcore.methods.counted import judged_pixels
 from patchcore.overlays import Map, Pictures, Pixels, beside, overlay
 
 TOUCHING = np.ones((3, 3), bool)  # pixels of a region touch at sides or corners
@@ -79,6 +79,7 @@ class Inspection:
         anomalous: Verdict; None where neither the model nor the caller has a threshold.
         regions: Anomalous regions, from the highest peak down; None without a pixel threshold.
         files: Pictures that were written, by kind: `map`, `overlay`.
+        counted: (h, w) pixels of the map that the pixel threshold judges; None: all.
     """
 
     path: Path
@@ -89,6 +90,7 @@ class Inspection:
     anomalous: bool | None = None
     regions: list[Region] | None = None
     files: dict[str, Path] = field(default_factory=dict)
+    counted: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
 
     def values(self) -> dict[str, Any]:
         """Plain values for JSON of everything except the map; unknown values are null."""
@@ -371,22 +373,19 @@ def _conclude(inspector: Any, wanted: _Wanted, item: _Scored | Broken) -> Inspec
         None if decision is None else float(decision.p_value(item.score)),
         None if thresholds.image is None else score >= thresholds.image,
     )
-    counted = counted_pixels(item.patch_score, item.map.shape)
-    highest = item.map.max(where=counted, initial=-np.inf)
-    # Placing is linear interpolation, which goes beyond no value of the map.
-    above = thresholds.pixel is not None and highest >= thresholds.pixel
+    above = False
     if thresholds.pixel is not None:
-        result = replace(result, regions=[])
+        counted = judged_pixels(item.map, item.patch_score, thresholds.pixel)
+        result = replace(result, regions=[], counted=counted)
+        # Placing is linear interpolation, which goes beyond no value of the map.
+        values = item.map if counted is None else item.map[counted]
+        above = values.max(initial=-np.inf) >= thresholds.pixel
     if not above and pictures is None:
         return result
     placed: NDArray[np.float32] = inspector.place(item.map, item.size)
     if above:
         assert thresholds.pixel is not None
-        own = placed
-        if not counted.all():
-            inside = inspector.place(counted.astype(np.float32), item.size)
-            own = np.where(inside >= 0.5, placed, np.nan)
-        regions = find_regions(own, thresholds.pixel)
+        regions = find_regions(judged(inspector, result, placed), thresholds.pixel)
         if explain:
             regions = [_explained(inspector, item, region) for region in regions]
         result = replace(result, regions=regions)
@@ -397,6 +396,13 @@ def _conclude(inspector: Any, wanted: _Wanted, item: _Scored | Broken) -> Inspec
     except InputError as error:
         return _broken(item.path, error)
     return replace(result, files=files)
+
+
+def judged(inspector: Any, result: Inspection, placed: Map) -> Map:
+    """Return a map (H, W) that was placed, with NaN where the pixel threshold judges no pixel."""
+    if result.counted is None:
+        return placed
+    return np.where(inspector.place(result.counted, result.size) >= 0.5, placed, np.nan)
 
 
 def _explained(inspector: Any, item: _Scored, region: Region) -> Region:
@@ -418,7 +424,8 @@ def _draw(
         files["map"] = path
     if pictures.overlays:
         pixels = read_pixels(inspector, result.path)  # again: to keep it would take much memory
-        picture = overlay(pixels, placed, wanted.thresholds.pixel)
+        own = judged(inspector, result, placed)
+        picture = overlay(pixels, own, wanted.thresholds.pixel)
         if wanted.explain and result.regions:
             picture = beside(picture, compared(inspector, pixels, result.regions))
         files["overlay"] = pictures.write_overlay(result.path, picture)

@@ -203,7 +203,7 @@ def _run_in(
     )
     place.check([*wanted, *model])
     holds = place.holds(f"{FOLDER}/{DESCRIPTION}")
-    same = finished_fingerprint(folder) == name  # then an artifact that is not made again is kept
+    same = holds and finished_fingerprint(folder) == name  # then what is not made again is kept
     if holds and source != folder.resolve() and (model or not same):
         check_extended(folder)
     (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
@@ -222,7 +222,7 @@ def _run_in(
         take_over(config, split, settings, source, folder, place.new, make, keeper)
         finished.started(name, folder)
         text = f"finished before, in {source}"
-    if holds and finished_fingerprint(folder) == name:
+    if same:
         copy_artifact(folder, place.new, config, split, provenance)
     if holds:
         check_extended(folder, place.new)  # someone may have extended it meanwhile

@@ -26,12 +26,12 @@ def fitting(name: str, ending: str) -> str:
     whole = os.fsencode(name)
     if len(whole) > room:
         mark = f"~{hashlib.sha256(whole).hexdigest()[:16]}"
-        name = _cut(name, room - len(mark)) + mark
+        name = beginning(name, room - len(mark)) + mark
     return name + ending
 
 
-def _cut(name: str, size: int) -> str:
-    """First characters of a name, of so many bytes at most."""
+def beginning(name: str, size: int) -> str:
+    """Return the first characters of a name, of `size` bytes at most."""
     return os.fsencode(name)[:size].decode("utf-8", "ignore")
 
 
@@ -61,7 +61,7 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     with contextlib.suppress(FileNotFoundError):
         path.stat()  # an OSError for a link that leads to itself, unlike that of resolve()
     path = path.resolve()  # a link stays, and its target is replaced
-    part = path.with_name(f".{_cut(path.name, 200)}-{uuid.uuid4().hex}.part")
+    part = path.with_name(f".{beginning(path.name, 200)}-{uuid.uuid4().hex}.part")
     try:
         with part.open(mode.replace("w", "x"), **options) as file:
             yield file

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,15 +92,20 @@ def test_settings_are_read_by_their_dotted_keys() -> None:
     ]
 
 
-def test_a_group_is_read_from_its_summary_run(sweep: Path) -> None:
+@pytest.mark.parametrize("objective", ["image_auroc", "memory_bytes"])
+def test_a_group_is_read_from_its_summary_run(objective: str, sweep: Path, tmp_path: Path) -> None:
     from patchcore.tracking.multirun import described, overview
 
-    local = dashboard.from_folder(sweep, "image_auroc")
-    run = mock.Mock(config=json.loads(json.dumps(described(overview(sweep)).config())))
+    folder = shutil.copytree(sweep, tmp_path / "day/time")
+    for path in folder.glob("*/config.yaml"):
+        path.write_text(f"{path.read_text()}objectives: [{objective}]\n")
+    local, view = dashboard.from_folder(folder), overview(folder)
+    run = mock.Mock(config=json.loads(json.dumps(described(view).config())))
     with mock.patch("wandb.Api") as api:
         api.return_value.runs.return_value = [run]
-        found = dashboard.from_wandb("day/time", "image_auroc", "me", "tiles")
-    assert found == local
+        found = dashboard.from_wandb("day/time", "", "me", "tiles")
+    assert found == local and local.metric == objective
+    assert local.metric in view.tables["factors"].columns  # which the charts read
     api.return_value.runs.assert_called_once_with(
         "me/tiles", {"group": "day/time", "jobType": "sweep"}
     )
@@ -108,7 +114,7 @@ def test_a_group_is_read_from_its_summary_run(sweep: Path) -> None:
 def test_mistakes_are_told_in_a_line(sweep: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "run", {}, {"image_auroc": 1.0, "test_images": 4, "seconds": {}})
     with pytest.raises(InputError, match="not in a W&B group: a dashboard needs a multirun with"):
-        dashboard.from_folder(tmp_path, "image_auroc")
+        dashboard.from_folder(tmp_path)
     with mock.patch("wandb.Api", side_effect=OSError("no\nroute")):
         done = patchcore("dashboard", "nowhere", "--dry-run")
     assert (done.code, done.err) == (

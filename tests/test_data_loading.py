@@ -127,8 +127,13 @@ def test_threads_hand_over_pythons_lock_soon_while_batches_are_made_ahead() -> N
     usual = sys.getswitchinterval()
     batches = made_ahead(lambda number: number, range(9), 2)
     next(batches)
-    assert sys.getswitchinterval() < usual
+    hurried = sys.getswitchinterval()
+    assert hurried < usual
+    others = made_ahead(lambda number: number, range(9), 2)
+    next(others)
     batches.close()
+    assert sys.getswitchinterval() == hurried  # until the last one has ended
+    others.close()
     assert sys.getswitchinterval() == usual
 
 

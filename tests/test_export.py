@@ -1,11 +1,13 @@
 """Exported models: the same scores, maps and verdicts through other runtimes."""
 
+import errno
 import json
 import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -283,11 +285,30 @@ def test_ensembles_and_padim_are_exported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_an_operation_that_a_format_lacks_is_told_in_a_line(format: str, tmp_path: Path) -> None:
+    needs(format)
     python = inspector(Padim(PadimConfig(channels=6), EMBEDDED, LayersConfig(["2"])))
     told = f"^method=.*: cannot be exported to {format}, .*: choose --format torch$"
     with pytest.raises(InputError, match=told):
         export(python, tmp_path / "export", format)
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize(
+    ("format", "writes", "error"),
+    [
+        ("onnx", "torch.onnx.ONNXProgram.save", OSError(errno.ENOSPC, "No space left on device")),
+        ("openvino", "openvino.save_model", RuntimeError("No space left on device")),
+    ],
+)
+def test_a_graph_that_cannot_be_written_lacks_no_operation(
+    format: str, writes: str, error: Exception, tmp_path: Path
+) -> None:
+    needs(format)
+    python = inspector(small())
+    told = rf"^{tmp_path}/export: cannot be written \(No space left on device\)$"
+    with mock.patch(writes, side_effect=error), pytest.raises(InputError, match=told):
+        export(python, tmp_path / "export", format)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_is_told_from_an_artifact(tmp_path: Path) -> None:

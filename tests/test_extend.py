@@ -34,8 +34,8 @@ from patchcore.decision import decide
 from patchcore.extend import Change, change_artifact, extend, remove, widened
 from patchcore.index import FaissIVFPQConfig, TorchIndexConfig, nearest_rows
 from patchcore.inspector import SOURCES
-from patchcore.methods import METHODS, Parts, PatchCoreConfig, build_detector
-from patchcore.methods.detector import Fitting, Prediction
+from patchcore.methods import METHODS, Parts, PatchCoreConfig, SpadeConfig, build_detector
+from patchcore.methods.detector import Fitting, MethodConfig, Prediction
 from patchcore.scoring import Distance
 from tests import reference
 from tests.images import write_image
@@ -443,13 +443,14 @@ def test_an_ensemble_is_extended_where_sizes_differ_for_one_member_alone(tmp_pat
         (PatchCoreConfig(), True),
         (PatchCoreConfig(radius=1), False),
         (PatchCoreConfig(retrieval=1), False),
+        (SpadeConfig(), False),
     ],
 )
 def test_a_decision_is_kept_only_where_scores_cannot_rise(
-    method: PatchCoreConfig, kept: bool, files: list[Path], tmp_path: Path
+    method: MethodConfig, kept: bool, files: list[Path], tmp_path: Path
 ) -> None:
-    """A radius or retrieval compares a patch with a part of the memory bank alone."""
-    model = build_detector(Parts(method, coreset=GreedyConfig(ratio=0.5)))
+    """The others compare an image with a part of the memory alone."""
+    model = build_detector(Parts(method))
     inspector = Inspector(model, IMAGE, details={SOURCES: [os.fspath(x) for x in files[:4]]})
     seen = torch.cat([inputs(path) for path in files[:4]])
     found = model.fit(seen)(seen)
@@ -459,8 +460,20 @@ def test_a_decision_is_kept_only_where_scores_cannot_rise(
     assert (done.code, done.err) == (0, "")
     decision = load(tmp_path / "kept").decision
     assert decision is None if not kept else decision.images == 5
-    why = "threshold: none, because new images may raise scores with method.radius or"
-    assert (why in done.out) is not kept
+    assert ("threshold: none, because new images may raise scores" in done.out) is not kept
+    if kept:
+        done = patchcore("extend", os.fspath(tmp_path / "kept"), "--remove", "0.png")
+        assert "threshold: none, because images were removed" in done.out
+    done = patchcore("extend", os.fspath(tmp_path / "kept"), os.fspath(files[5]))
+    assert "threshold: none\n" in done.out  # it had none before
+
+
+def test_new_images_may_raise_scores_of_spade() -> None:
+    """They are near others, or among fewer than K, of which the mean distance is taken."""
+    model, tested = build("spade").fit(images(4)), images(3, seed=1)
+    before = model(tested).score
+    model.extend([model.embed(4 * images(2, seed=2))], [SIZE], [4, 5])
+    assert bool((model(tested).score > before).all())
 
 
 def test_the_command_extends_and_removes(
@@ -478,7 +491,7 @@ def test_the_command_extends_and_removes(
     done = patchcore("extend", output, "--remove", "more/4.png", "0.png")
     assert done.code == 0
     assert "images removed: 2, -" in done.out and f"  {more / '4.png'}\n" in done.out
-    assert "threshold: none, because images were removed" in done.out
+    assert "threshold: none\n" in done.out
     assert load(output).model.memory_patches < grown
     for arguments, message in (
         ([output, "nowhere"], "error: nowhere: there is no such file or folder"),

@@ -1,6 +1,7 @@
 """Points of a multirun that run at the same time, each on a GPU of its own."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -19,17 +20,19 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @pytest.fixture(autouse=True)
-def four_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def four_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine with four GPUs, of which this process may use those that the variable names."""
 
     def count() -> int:
         given = os.environ.get(VISIBLE)
         return 4 if given is None else len(given.split(","))
 
-    monkeypatch.delenv(VISIBLE, raising=False)
     monkeypatch.setattr(gpus, "_given", [])
     monkeypatch.setattr(torch.cuda, "device_count", count)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    with mock.patch.dict(os.environ):  # restores what points set, too
+        os.environ.pop(VISIBLE, None)
+        yield
 
 
 def taken(

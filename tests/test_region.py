@@ -31,7 +31,10 @@ from patchcore.measuring import kept_data, measure
 from patchcore.methods import Parts, PatchCoreConfig, build_detector
 from patchcore.methods.counted import Counted, cells
 from patchcore.methods.detector import Fitting
+from patchcore.methods.ensemble import Ensemble
+from patchcore.methods.scale import Scale
 from patchcore.metrics import PixelMetrics
+from patchcore.overlays import Pictures
 from patchcore.scoring import anomaly_maps, cell_pixels
 from tests import reference
 from tests.images import write_image, write_mvtec
@@ -500,6 +503,35 @@ def test_autocast_counts_every_pixel_of_a_cell() -> None:
         assert cells(inside, (2, 2)).tolist() == [[[False, False], [False, True]]]
 
 
+@pytest.mark.parametrize("layers", [["3", "2"], ["2", "3"]])
+@pytest.mark.parametrize("threshold", [-100.0, 1e-9])
+def test_pixels_of_an_ensemble_count_whatever_its_grids(
+    layers: list[str], threshold: float, tmp_path: Path
+) -> None:
+    """Patch scores are on the first member's grid; pixels count by those of all members."""
+    region = np.zeros((64, 64), dtype=bool)
+    region[6:41, 11:30] = region[23:58, 27:56] = True
+    images = [write_image(tmp_path / f"{i}.png", (64, 64), seed=i) for i in range(3)]
+    members = [
+        build_detector(Parts(PatchCoreConfig(), layers=LayersConfig([layer]))) for layer in layers
+    ]
+    model = Ensemble(members)
+    model.scales = [Scale(0.0, 1.0, 0.0, 1.0)] * 2
+    inspector = Inspector(model, ImageConfig(resize=64, crop=64), region=region)
+    pixels = [np.asarray(inspector.prepare(read_image(path))) for path in images]
+    for member, features in zip(
+        members, inspector.embed(torch.from_numpy(np.stack(pixels[:2]))), strict=True
+    ):
+        buffer = member.buffer(2)
+        buffer.append(features)
+        member.build_from(buffer, Fitting(images=[0, 1]))
+    counted = inspector.counted_pixels()
+    assert counted is not None
+    (found,) = inspected(inspector, images[2:], thresholds=Thresholds(pixel=threshold))
+    assert isinstance(found, Inspection)
+    assert sum(each.area for each in found.regions or []) == int(counted.sum())
+
+
 def test_pixels_that_do_not_count_are_in_no_region(tmp_path: Path) -> None:
     """A standardised score of 0, which the map holds there, is an ordinary one."""
     region = np.zeros((64, 64), dtype=bool)
@@ -513,6 +545,13 @@ def test_pixels_that_do_not_count_are_in_no_region(tmp_path: Path) -> None:
     buffer = model.buffer(3)
     buffer.append(features)
     model.build_from(buffer, Fitting(images=[0, 1, 2]))
-    (found,) = inspected(inspector, images[:1], thresholds=Thresholds(pixel=-100.0))
+    pictures, thresholds = Pictures(tmp_path / "out", overlays=True), Thresholds(pixel=-100.0)
+    (found,) = inspected(inspector, images[:1], thresholds=thresholds, pictures=pictures)
     assert isinstance(found, Inspection)
     assert [each.box for each in found.regions or []] == [(16, 16, 48, 48)]
+    whole, drawn = read_image(images[0]), read_image(found.files["overlay"])
+    np.testing.assert_array_equal(drawn[~region], whole[~region])
+    assert (drawn[region] != whole[region]).any()
+    app = pytest.importorskip("patchcore.serving.app", reason="needs the extra serve")
+    served = app.Service(inspector, thresholds, app.Limits())._inspect(images[0].read_bytes(), True)
+    assert served["overlay_picture"] == app._uri(drawn)

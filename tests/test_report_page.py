@@ -472,7 +472,8 @@ def test_the_command_of_a_run_names_the_folder_of_its_settings(tmp_path: Path) -
     hydra.hydra.job.config_name = "other"
     hydra.hydra.runtime.config_sources[1].update({"schema": "file", "path": "/conf"})
     told = ["--config-path=/conf", own, "--config-name=other"]
-    assert sorted(origin(hydra.hydra)["options"]) == sorted(told)
+    hydra.hydra.overrides.hydra.append(added := "hydra.searchpath=[file:///more]")
+    assert sorted(origin(hydra.hydra)["options"]) == sorted([*told, added])
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,7 @@ def test_mlflow_takes_defect_types_of_any_name(tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     kinds = ["a=b+c", "a=b c", "a=b?c", "crack (1), long", "Riß", "x" * 255, "z//.", "..", "a:b"]
+    kinds += ["面" * 80, "面" * 80 + "a", "面" * 80 + "b"]  # names of files that are too long
     numbers = {kind: {"images": i} for i, kind in enumerate(kinds)}
     record = {"image_auroc": 0.5, "test_images": 2, "seconds": {}, "defect_types": numbers}
     folder = write_run(tmp_path / "0", {}, record)

@@ -21,9 +21,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--metric",
-        default="image_auroc",
+        default="",
         metavar="KEY",
-        help="metric to rank by (default: %(default)s)",
+        help="metric to rank by (default: that of the summary run, the first of objectives)",
     )
     parser.add_argument("--entity", default="", help="W&B user or team (default: the runs' own)")
     parser.add_argument("--project", default="", help="W&B project (default: the runs' own)")

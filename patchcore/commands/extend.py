@@ -5,8 +5,7 @@ from pathlib import Path
 from patchcore.commands.options import Parser
 from patchcore.data.files import Files
 from patchcore.errors import InputError, printable
-from patchcore.extend import change_artifact, searches_a_part
-from patchcore.inspector import Inspector
+from patchcore.extend import change_artifact
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -15,7 +14,8 @@ def main(arguments: list[str] | None = None) -> None:
         prog="patchcore extend",
         description="Add nominal images to a model without fitting it again, or remove some.",
         epilog="Removing an image also removes the model's threshold, because its false-alarm rate "
-        "would no longer hold: use predict --threshold, or train again.",
+        "would no longer hold: use predict --threshold, or train again. So does adding one to a "
+        "model with method=spade, method.radius or method.retrieval.",
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact")
     parser.add_argument(
@@ -60,20 +60,12 @@ def main(arguments: list[str] | None = None) -> None:
             print(printable(f"  {name}"))
     print(f"memory: {inspector.model.memory_patches:,}")
     if inspector.decision is None:
-        print("threshold: none" + _why_none(inspector, bool(options.remove)))
+        why = [f", because {change.dropped}" for change in changes if change.dropped]
+        print("".join(["threshold: none", *why]))
     else:
         decision = inspector.decision
         print(f"threshold: {decision.threshold:.6g}, from {decision.images} nominal images")
     print(printable(f"model: {options.output or options.model}"))
-
-
-def _why_none(inspector: Inspector, removed: bool) -> str:
-    """Reason why the changed model has no threshold, as the end of a line; empty if it had none."""
-    if removed:
-        return ", because images were removed"
-    if any(searches_a_part(member) for member in inspector.members):
-        return ", because new images may raise scores with method.radius or method.retrieval"
-    return ""
 
 
 def image_files(names: list[str]) -> list[Path]:

@@ -99,7 +99,8 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
 def origin(run: HydraConf) -> dict[str, Any]:
     """Return how the run was started: Hydra's `choices` of groups and its `overrides`.
 
-    Options that say where settings files are, such as `--config-dir`, are under `options`.
+    What says where settings files are, such as `--config-dir` and hydra.searchpath, is under
+    `options`.
     """
     found = {"choices": dict(run.runtime.choices), "overrides": list(run.overrides.task)}
     options = []
@@ -111,6 +112,8 @@ def origin(run: HydraConf) -> dict[str, Any]:
             options.append(f"--config-path={path}")
     if run.job.config_name not in (None, CONFIG_NAME):
         options.append(f"--config-name={run.job.config_name}")
+    more = run.overrides.hydra
+    options += [each for each in more if each.lstrip("+").startswith("hydra.searchpath=")]
     return {**found, "options": options} if options else found
 
 

@@ -38,8 +38,10 @@ class Sweep:
         return pair_of(self.axes)
 
 
-def from_folder(folder: Path, metric: str, entity: str = "", project: str = "") -> Sweep:
+def from_folder(folder: Path, metric: str = "", entity: str = "", project: str = "") -> Sweep:
     """Return the sweep of a multirun's folder.
+
+    Without `metric`, the sweep has that of the summary run, whose tables the charts read.
 
     Raises:
         InputError: It holds no finished run, or none that W&B tracks in a group.
@@ -70,6 +72,8 @@ def from_folder(folder: Path, metric: str, entity: str = "", project: str = "") 
 def from_wandb(group: str, metric: str, entity: str, project: str) -> Sweep:
     """Return the sweep that the summary run of a group describes; asks W&B's server.
 
+    An empty `metric` stands for that of the summary run.
+
     Raises:
         InputError: W&B cannot be reached, or has no such run.
     """
@@ -92,6 +96,7 @@ def from_wandb(group: str, metric: str, entity: str, project: str) -> Sweep:
     axes, repeats = (
         [Axis(*each) for each in told[0].get(f"sweep.{key}", [])] for key in ("axes", "repeats")
     )
+    metric = metric or told[0].get("sweep.metric", "image_auroc")
     return Sweep(entity, project, group, metric, axes, repeats, told[0].get("sweep.costs", []))
 
 

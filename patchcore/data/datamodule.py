@@ -15,7 +15,7 @@ from patchcore.data.sample import DataConfig, Split
 from patchcore.data.transforms import ImageConfig
 
 AHEAD = 3
-"""Batches that are made at the same time on a GPU: the last image of one delays no other."""
+"""Batches made at the same time where a GPU computes: the last image of one delays no other."""
 
 
 class AnomalyDataModule(pl.LightningDataModule):

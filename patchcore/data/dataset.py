@@ -34,6 +34,8 @@ from patchcore.identity import image_key, image_recipe, input_digest
 
 SWITCH = 5e-4
 """Seconds after which a thread returns Python's lock to others while batches are made ahead."""
+_intervals: list[float] = []
+"""Seconds that were set before each call of `made_ahead` that has not ended."""
 
 Decoded = tuple[Image.Image, Mask, Mask | None]
 """Decoded files of a sample: its image, mask (H, W), and region that counts (H, W) or None."""
@@ -430,11 +432,11 @@ def made_ahead(make: Callable[[Any], Any], given: Iterable[Any], number: int) ->
         given: Values; each is taken when its turn to be made has come.
         number: Number of results that are made at the same time, at least 1.
     """
-    usual = sys.getswitchinterval()
     with ThreadPoolExecutor(number, "loader") as makers:
         coming: deque[Future[Any]] = deque()
+        _intervals.append(sys.getswitchinterval())
         try:
-            sys.setswitchinterval(min(usual, SWITCH))
+            sys.setswitchinterval(min(_intervals[-1], SWITCH))
             for value in given:
                 coming.append(makers.submit(make, value))
                 if len(coming) > number:
@@ -442,6 +444,6 @@ def made_ahead(make: Callable[[Any], Any], given: Iterable[Any], number: int) ->
             while coming:
                 yield coming.popleft().result()
         finally:
-            sys.setswitchinterval(usual)
+            sys.setswitchinterval(_intervals.pop())  # the last to end restores it
             for each in coming:
                 each.cancel()

@@ -55,6 +55,7 @@ class Format(ABC):
 
         Raises:
             InputError: An operation of the graph has no counterpart.
+            OSError: The file cannot be written.
         """
 
     @abstractmethod
@@ -92,9 +93,9 @@ class OnnxFormat(Format):
                     custom_translation_table={torch.ops.aten.sort.stable: _stable_sort()},
                     verbose=False,
                 )
-            made.save(folder / self.file, external_data=large)
         except Exception as error:  # the exporter has many of its own
             raise InputError(reason(error)) from error
+        made.save(folder / self.file, external_data=large)
 
     def open(self, folder: Path, threads: int | None = None) -> Run:
         """See `Format.open`."""
@@ -133,10 +134,13 @@ class OpenVinoFormat(Format):
             OnnxFormat().write(program, Path(between))
             try:
                 model = library.Core().read_model(Path(between) / OnnxFormat.file)
-                model.set_rt_info("f32", ["runtime_options", "INFERENCE_PRECISION_HINT"])
-                library.save_model(model, folder / self.file, compress_to_fp16=False)
             except RuntimeError as error:
                 raise InputError(reason(error)) from error
+            model.set_rt_info("f32", ["runtime_options", "INFERENCE_PRECISION_HINT"])
+            try:
+                library.save_model(model, folder / self.file, compress_to_fp16=False)
+            except RuntimeError as error:
+                raise OSError(reason(error)) from error
 
     def open(self, folder: Path, threads: int | None = None) -> Run:
         """See `Format.open`."""

@@ -319,10 +319,9 @@ class TorchIndex:
         few = count[query] <= most
         rows = [row[few]]
         points = memory.double()
+        norms = points.square().sum(1)
         for some in many.split(max(1, self._chunk // len(memory))):
-            q = queries[some].to(points.dtype)
-            norms = points.square().sum(1)
-            partial = torch.add(norms, q @ points.T, alpha=-2)  # (R, m)
+            partial = torch.add(norms, queries[some].double() @ points.T, alpha=-2)  # (R, m)
             if allowed is not None:
                 partial = partial.masked_fill(~allowed[some], torch.inf)
             first = partial.topk(most, largest=False).indices  # (R, most)

@@ -167,13 +167,14 @@ def pixels_in(anomaly_map: Tensor, counted: Sequence[Tensor]) -> Tensor:
     return anomaly_map[counted_by_all(counted, size).to(anomaly_map.device)][None]
 
 
-def counted_pixels(grid: Tensor | None, size: Sequence[int]) -> NDArray[np.bool_]:
-    """Pixels (H, W) of an image's map that count: those of patches whose score in `grid` is no NaN.
+def judged_pixels(
+    values: NDArray[np.float32], grid: Tensor | None, threshold: float
+) -> NDArray[np.bool_] | None:
+    """Return the pixels (H, W) of an image's map that a threshold judges, as they count; None: all.
 
-    All count if the grid (h, w) is not known.
+    Pixels that do not count are 0, so a threshold above 0 need not know them. The patch scores
+    (h, w) of an ensemble do not say which pixels these are, only that there are some.
     """
-    height, width = size
-    if grid is None or not bool(grid.isnan().any()):
-        return np.ones((height, width), dtype=bool)
-    found: NDArray[np.bool_] = cell_pixels(~grid.isnan().cpu()[None], (height, width))[0].numpy()
-    return found
+    if threshold > 0 or grid is None or not bool(grid.isnan().any()):
+        return None
+    return values != 0

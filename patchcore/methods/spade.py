@@ -50,6 +50,7 @@ class SpadeConfig(MethodConfig):
         "it searches the nominal images for each image, one after another, so a graph would work "
         "only for one batch size"
     )
+    narrow: ClassVar[bool] = True  # an image is compared with the nearest ones alone
 
     neighbours: int = setting(
         50, "K, the number of nearest nominal images; all, if there are fewer", unit="images", low=1

@@ -43,7 +43,7 @@ def show(value: Any) -> str:
 
 
 def typed(value: Any) -> str:
-    """Return the value of a setting as an override that can be pasted has it; null for None."""
+    """Return the value of a setting as it is typed in an override: null for None."""
     return "null" if value is None else show(value)
 
 

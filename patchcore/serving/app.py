@@ -36,7 +36,7 @@ from starlette.requests import ClientDisconnect
 
 from patchcore.errors import InputError
 from patchcore.explanation import check_explains, own_crop
-from patchcore.inspection import Broken, Inspection, Thresholds, inspect_image, read_pixels
+from patchcore.inspection import Broken, Inspection, Thresholds, inspect_image, judged, read_pixels
 from patchcore.overlays import Pixels, heat, overlay
 
 PICTURE = 1024  # px, longer side of a picture that is sent
@@ -166,9 +166,10 @@ class Service:
 
     def _pictures(self, result: Inspection, pixels: Pixels) -> dict[str, Any]:
         placed = self.inspector.place(result.map, result.size)
+        own = judged(self.inspector, result, placed)
         found: dict[str, Any] = {
             "map_picture": _uri(heat(pixels, placed, self.thresholds.pixel)),
-            "overlay_picture": _uri(overlay(pixels, placed, self.thresholds.pixel)),
+            "overlay_picture": _uri(overlay(pixels, own, self.thresholds.pixel)),
         }
         found["patches"] = [
             {

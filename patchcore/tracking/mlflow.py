@@ -22,6 +22,7 @@ from patchcore.report.cells import harmless
 from patchcore.report.words import flatten
 from patchcore.tracking.about import FINISHED, About
 from patchcore.tracking.tracker import RESULTS, Tracker
+from patchcore.writing import beginning
 
 if TYPE_CHECKING:
     from patchcore.report.run import Run
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 NAMES = ("settings.yaml", "follows_from.json", "numbers.json", "scores.csv")
 """Names of `RESULTS` in MLflow's store. With their own names, reports would take it for runs."""
-LONGEST = 250  # characters of a metric's name that MLflow accepts
+LONGEST = 250  # characters of a metric's name that MLflow accepts; a file's name has 255 bytes
 _NOT_ACCEPTED = re.compile(r"[^\w./ -]")
 _BARE = re.compile(r"(?<![^/])(?=/|$)|(?<![^/])\.{1,2}(?![^/])")  # empty, `.` or `..` in a path
 FOLDER_TAG, GROUP_TAG = "patchcore.folder", "patchcore.group"
@@ -179,11 +180,11 @@ def accepted(numbers: Mapping[str, float]) -> dict[str, float]:
     """
     names = {key: _NOT_ACCEPTED.sub("_", key) for key in numbers}
     # The names are paths in MLflow's store, and it refuses those that are not normal.
-    names = {key: _BARE.sub("_", name)[:LONGEST] for key, name in names.items()}
+    names = {key: beginning(_BARE.sub("_", name), LONGEST) for key, name in names.items()}
     count = Counter(names.values())
     for key, name in names.items():
         if count[name] > 1 and name != key:
-            names[key] = f"{name[: LONGEST - 9]}_{digest(key)[:8]}"
+            names[key] = f"{beginning(name, LONGEST - 9)}_{digest(key)[:8]}"
     return {names[key]: value for key, value in numbers.items()}
 
 
