@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,10 +26,20 @@ LONG = "PATCHCORE_LONG" in os.environ
 HOURS = 3 if LONG else 0.1
 LATE = """
 import os, time
-from patchcore.commands import COMMAND, _end_with_parent
+from patchcore.commands import COMMAND, end_with_parent
 os.environ[COMMAND] = "1"  # the command that started this process, which has another parent now
-_end_with_parent()
+end_with_parent()
 time.sleep(100)
+"""
+EARLY = """
+import os, signal, sys
+from joblib import Parallel, delayed
+from patchcore.commands import COMMAND
+from patchcore.commands.sweep import shield_workers
+os.environ[COMMAND] = str(os.getpid())
+shield_workers()
+Parallel(n_jobs=2)(delayed(print)() for _ in range(2))
+os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -60,3 +71,9 @@ def test_a_long_multirun_has_as_many_points_as_asked_for(count: int) -> None:
 def test_a_process_that_starts_after_the_command_was_killed_ends() -> None:
     done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
     assert done.returncode == 1 and not done.stderr
+
+
+def test_a_process_that_waits_for_its_first_point_ends_with_the_command() -> None:
+    # The pipes of the output are closed once the last process has ended.
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, timeout=200)
+    assert done.returncode == -signal.SIGKILL

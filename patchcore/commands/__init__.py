@@ -262,7 +262,7 @@ def job() -> Iterator[None]:
         yield
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
+    end_with_parent()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if _finalises(frame):
@@ -280,8 +280,8 @@ def job() -> Iterator[None]:
         signal.signal(signal.SIGTERM, old)
 
 
-def _end_with_parent(every: float = 1.0) -> None:
-    """End this process when the command has ended, even if it did before this function is called.
+def end_with_parent(every: float = 1.0) -> None:
+    """End this process soon after the command has ended, even if that was before this call.
 
     Then the process has another parent already, so its present parent says nothing.
     """

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from patchcore.commands import COMMAND, Stopped
 from patchcore.commands.mistakes import explain
 from patchcore.commands.targets import build
+from patchcore.commands.worker import JOBLIBS_WORKER, WORKER
 from patchcore.errors import InputError
 from patchcore.keeping import FOLDER, holders, numerically
 from patchcore.runfolder import METRICS, InUseError, unfinished
@@ -88,10 +89,11 @@ class Conclusion(Callback):
 
 
 def shield_workers() -> None:
-    """Block Ctrl-C in processes that joblib starts from now on, because the command handles it.
+    """Change the start of processes that joblib starts from now on.
 
-    Otherwise each would print a traceback while it imports modules, before `commands.job` ignores
-    the signal.
+    Ctrl-C is blocked in them, because the command handles it; otherwise each would print a
+    traceback while it imports modules, before `commands.job` ignores the signal. They begin as
+    `patchcore.commands.worker`, and so end with the command even if no point has reached them.
     """
     starter: Any = import_module("joblib.externals.loky.backend.fork_exec")
     plain = starter.fork_exec
@@ -99,10 +101,11 @@ def shield_workers() -> None:
         return
 
     @wraps(plain)
-    def start(*arguments: Any, **more: Any) -> Any:
+    def start(command: list[str], *arguments: Any, **more: Any) -> Any:
+        command = [WORKER if part == JOBLIBS_WORKER else part for part in command]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            return plain(*arguments, **more)
+            return plain(command, *arguments, **more)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
