@@ -138,8 +138,15 @@ def explain(error: Exception) -> str | None:
             f"'patchcore[{PLUGINS[error.missing_cfg_file]}]'"
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        from patchcore.commands.overrides import choices  # here: it imports this module
+
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        known = f"there are {', '.join(error.options)}"
+        names = error.options
+        first = group.partition("/")[0]
+        if first != "hydra" and first in choices():  # the choice lies in a folder of the group
+            group, choice = first, f"{group}/{choice}".removeprefix(f"{first}/")
+            names = sorted({*names, *choices()[group]})
+        known = f"there are {', '.join(names)}"
         if group == "image" and (overrides := image_successor(choice)):
             known = f"set {overrides}"
         return f"{group}={choice}: there is no such choice; {known}"
@@ -150,7 +157,18 @@ def explain(error: Exception) -> str | None:
     if not isinstance(cause, HydraException | OmegaConfBaseException):
         return None
     key = getattr(cause, "full_key", None)
+    file = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
+    if not key and file:
+        words = " ".join(str(cause).partition("\n    full_key:")[0].split())
+        if words == "Cannot merge DictConfig with ListConfig":
+            words = "must hold settings (KEY: VALUE), not a list"
+        return f"{file[1]}.yaml: {_plainly('', words)}: correct the file"
     if not key:
+        if "does not support sweep type" in str(error):
+            return (
+                "interval(…) is for a search, such as hparams_search=accuracy_seconds: choose one, "
+                "or give the values to try, such as coreset.ratio=0.01,0.1"
+            )
         words = re.sub(r"(?s)^Error when parsing index:.*?(?=Error parsing)", "", str(error))
         words = words.partition("\nSee https:")[0].partition("\n    full_key:")[0]
         return " ".join(words.split())
@@ -160,20 +178,38 @@ def explain(error: Exception) -> str | None:
         message = no_such_option(key, cause.object_type)
     else:
         words = " ".join(str(cause).partition("\n    full_key:")[0].split())
-        if unlike := _UNLIKE.match(words):
-            words = f"must be {_KINDS[unlike[2]]}, got {unlike[1]}"
-        message = f"{key}: {words}"
+        message = f"{key}: {_plainly(key, words)}"
         if "Cannot convert 'list' to string" in message:
             message += f"; text in brackets needs two kinds of quotes: \"{key}='[…]'\""
         elif isinstance(cause, InterpolationKeyError):
             message += "; write a literal $ as \\$"
-    file = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
+    typed = re.match(r"(?:Error merging override |Could not override ')([\w.]+)", str(error))
+    if typed and typed[1].partition(".")[0] != key.partition(".")[0]:  # key of a list's item
+        message = f"{typed[1]}: {message}"
     return f"{message} (in {file[1]}.yaml)" if file else message
 
 
 _KINDS = {"Integer": "a whole number", "Float": "a number", "valid bool": "true or false"}
-_UNLIKE = re.compile(rf"Value '(.*)' .*({'|'.join(_KINDS)})")
+_UNLIKE = re.compile(
+    rf"Value '(.*?)' (?:of type '\w+' )?(?:could not|is not) .*({'|'.join(_KINDS)})"
+)
 """Matches OmegaConf's message for a value of a wrong type."""
+
+
+def _plainly(key: str, words: str) -> str:
+    """Return OmegaConf's message about the value of a key in terms of settings."""
+    if unlike := _UNLIKE.match(words):
+        return f"must be {_KINDS[unlike[2]]}, got {unlike[1] or 'nothing'}"
+    if re.match(r"field '.*' is not Optional", words):
+        return "may not be null: leave it out, or give a value"
+    if words.endswith("is not a ListConfig, list or tuple."):
+        return f"must be a list: '{key}=[…]'"
+    if several := re.match(r"Value (\[.*\]) \(list\) is not a valid input for <enum", words):
+        return f"must be one value, got {several[1]}"
+    if plain := re.search(r"\w+ is not a subclass of \w+\. value: (.*)", words):
+        return f"must be settings (KEY: VALUE), got {plain[1]}"
+    return words
+
 
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
