@@ -1,6 +1,7 @@
 """Run folders of any origin: damage is told, nothing leaks, nothing takes long."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from patchcore.report.table import Table, read_runs
 from patchcore.report.text import markdown, points_csv, runs_csv
 from patchcore.report.words import show
 from tests.run_folders import write_overrides, write_run
+from tests.runs import patchcore
 
 GOOD: dict[str, Any] = {
     "image_auroc": 0.9,
@@ -224,6 +226,32 @@ def test_links_lead_nowhere(tmp_path: Path) -> None:
     assert [table.name(run) for run in table.unfinished] == ["2", "3"]
     os.mkfifo(runs / "0/scores.csv")  # is not waited for
     assert read_run(runs / "0").problem.startswith("damaged: scores.csv")
+
+
+def test_folders_that_cannot_be_read_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("0", "1"):
+        write_run(tmp_path / name, {"seed": int(name)}, {"image_auroc": 0.9})
+    plain = os.scandir
+
+    def scandir(path: Any = ".") -> Any:
+        if Path(path).name == "1":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    table = read_runs([tmp_path])
+    assert [table.name(run) for run in table.unfinished] == ["1"]
+    assert "cannot be read: Permission denied" in table.status(table.unfinished[0])
+    assert "cannot be read: Permission denied" in page.page(table)
+
+
+def test_where_a_report_cannot_be_written_is_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/0", {}, {"image_auroc": 0.9})
+    (tmp_path / "mine").write_text("mine")
+    told = patchcore("report", str(tmp_path / "runs"), "--out", str(tmp_path / "mine"))
+    assert told.err == f"error: {tmp_path}/mine: File exists: make room or choose another folder\n"
 
 
 def test_a_report_overwrites_nothing_through_links(tmp_path: Path) -> None:

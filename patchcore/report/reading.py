@@ -99,6 +99,11 @@ def read_run(folder: Path) -> RunFolder:
     """Return the run in a folder; `problem` says what cannot be read."""
     run = RunFolder(folder, {})
     try:
+        os.scandir(folder).close()
+    except OSError as error:
+        run.problem = f"the folder cannot be read: {_line(error)}"
+        return run
+    try:
         _read_settings(run)
     except (OSError, ValueError, RecursionError) as error:
         run.problem = f"unreadable settings: {_line(error)}"
