@@ -388,7 +388,8 @@ def test_mistakes_in_a_file_are_told_with_its_name(tmp_path: Path) -> None:
     own.write_text("# @package _global_\nscoring: loud\n")
     message = complaint(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
     assert (
-        message == "experiment/mine.yaml: must be settings (KEY: VALUE), got loud: correct the file"
+        message
+        == "experiment/mine.yaml: a group must be settings (KEY: VALUE), got loud: correct the file"
     )
     own.write_text("# @package _global_\n- 1\n")
     message = complaint(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")

@@ -129,6 +129,8 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if (message := _of_the_machine(error)) is not None:
         return message
+    if isinstance(error, RecursionError) and _of_defaults(error.__traceback__):
+        return "defaults: a settings file names itself, directly or through others: correct it"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         place, words = error.problem_mark, " ".join(str(error.problem).split())
         return f"{place.name}: line {place.line + 1} is not understood ({words}): correct the file"
@@ -162,7 +164,8 @@ def explain(error: Exception) -> str | None:
         words = " ".join(str(cause).partition("\n    full_key:")[0].split())
         if words == "Cannot merge DictConfig with ListConfig":
             words = "must hold settings (KEY: VALUE), not a list"
-        return f"{file[1]}.yaml: {_plainly('', words)}: correct the file"
+        told = re.sub("^must be", "a group must be", _plainly("", words))
+        return f"{file[1]}.yaml: {told}: correct the file"
     if not key:
         if "does not support sweep type" in str(error):
             return (
@@ -249,6 +252,11 @@ def _makes_a_folder(trace: TracebackType | None) -> bool:
     return names[-1:] in (["mkdir"], ["makedirs"])
 
 
+def _of_defaults(trace: TracebackType | None) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    return any(frame.f_globals["__name__"].endswith("defaults_list") for frame in frames)
+
+
 def no_such_option(key: str, parent: Any) -> str:
     """Return the message for an unknown key, with the closest option of its `parent`."""
     if (now := successor(key)) is not None:
@@ -259,6 +267,8 @@ def no_such_option(key: str, parent: Any) -> str:
             f"+{key}=…"
         )
     names = [option.name for option in fields(parent)]
+    if not names:  # settings of a file that does not say of which kind they are
+        return f"{key}: there is no such option; begin the file with its kind: 'defaults: [KIND]'"
     group, dot, name = key.rpartition(".")
     close = get_close_matches(name, names, 1)
     rest = f"did you mean {group}{dot}{close[0]}?" if close else f"there are {', '.join(names)}"
