@@ -285,7 +285,7 @@ def _decode(inspector: Any, path: Path, limit: float | None = None) -> _Decoded 
 def read_pixels(inspector: Any, path: Path, limit: float | None = None) -> Pixels:
     """Decode an image as the training images were, (H, W, 3). Raises InputError."""
     image = inspector.image
-    if path.exists() and not path.is_file():  # a pipe would never end
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would never end
         raise InputError(f"{path}: is no image file")
     return read_image(path, image.bits, image.limit if limit is None else limit)
 

@@ -47,7 +47,7 @@ from patchcore.overlays import (
     picture_path,
     read_map,
 )
-from patchcore.writing import complete
+from patchcore.writing import complete, replace_with
 from tests.runs import patchcore
 
 SIZE = 96
@@ -484,6 +484,20 @@ def test_an_open_file_keeps_what_it_holds(folder: str, tmp_path: Path) -> None:
                 os.dup2(number, 1)
                 os.close(number)
     assert (tmp_path / "log").read_text() == "before\nresults \nresults /dev/stdout\n"
+
+
+@pytest.mark.parametrize("write", [complete, replace_with])
+def test_a_file_that_cannot_be_made_is_named_as_it_was_asked_for(
+    write: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError) as caught:
+        if write is complete:
+            with complete(tmp_path / "file/results.csv", "w"):
+                pass
+        else:
+            replace_with(tmp_path / "file/results.csv", b"")
+    assert caught.value.filename == str(tmp_path / "file/results.csv")
 
 
 def test_a_link_that_leads_to_itself_is_no_file(tmp_path: Path) -> None:
