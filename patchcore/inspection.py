@@ -185,6 +185,8 @@ def predict(
             the model does not know its memory's images, which `explain` needs.
         OSError: A picture cannot be written.
     """
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise InputError(f"paths: give a list of image files, not {paths!r} alone")
     if batch < 1:
         raise InputError(f"batch must be at least 1 image, got {batch}")
     if workers is None:

@@ -159,6 +159,12 @@ def test_no_stage_runs_far_ahead(model: PatchCore, parts: Path) -> None:
     assert threading.active_count() == threads - 2
 
 
+@pytest.mark.parametrize("one", ["parts/0.png", Path("parts/0.png"), b"parts"])
+def test_one_path_is_no_list_of_paths(model: PatchCore, one: Any) -> None:
+    with pytest.raises(InputError, match=r"^paths: give a list of image files, not .* alone$"):
+        predict(Inspector(model, IMAGE), one)
+
+
 def test_large_images_share_smaller_batches(model: PatchCore, parts: Path) -> None:
     inspector = Inspector(model, IMAGE)
     seen: list[int] = []
