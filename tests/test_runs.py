@@ -1,6 +1,7 @@
 """Runs as their folders and their ends show them: nothing finished is lost, nothing is mixed."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -16,13 +17,14 @@ import pytest
 import torch
 import yaml
 from hydra.errors import MissingConfigException
+from tqdm import tqdm
 
 from patchcore.commands import Stopped, stoppable
 from patchcore.commands.composed import check_numbers
 from patchcore.commands.mistakes import PLUGINS, explain
 from patchcore.commands.train import objectives
 from patchcore.config import Objective
-from patchcore.errors import InputError
+from patchcore.errors import InputError, warning_line
 from patchcore.module import DetectorModule
 from patchcore.switches import check_switches
 from tests.images import write_mvtec
@@ -442,3 +444,11 @@ def test_a_plugin_that_is_missing_is_told_with_its_extra(file: str, extra: str) 
 def test_other_errors_of_files_stay_bugs() -> None:
     assert explain(FileNotFoundError(2, "No such file", "/x")) is None
     assert explain(RuntimeError("shapes differ")) is None
+
+
+def test_a_warning_begins_a_line_of_its_own_below_a_bar() -> None:
+    with mock.patch.object(tqdm, "_instances", weakref.WeakSet()):
+        assert warning_line("words") == "warning: words\n"
+        with tqdm(total=2, file=io.StringIO()):
+            assert warning_line("words") == "\nwarning: words\n"
+        assert warning_line("words") == "warning: words\n"
