@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_is_named(root: Path, tmp_path: Path, case: str)
         done = patchcore("train", *mode, *given)
         last = done.err.splitlines()[-1]
         assert done.code == 1 and last.startswith(f"error: {key}: "), done.err
-        assert where in last and "choose another folder" in last
+        assert where in last and "choose a" in last
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -416,6 +416,9 @@ def test_numbers_of_any_use_are_accepted() -> None:
     [
         (OSError(28, "No space left on device"), "the folder of the results: No space left on de"),
         (OSError(28, "No space left", "/x/y"), "/x/y: No space left: make room or choose"),
+        (PermissionError(13, "No", "/x/y"), "/x/y: No: change its permissions or choose another"),
+        (OSError(36, "Too long", "/x/y"), "/x/y: Too long: choose a shorter name"),
+        (OSError(20, "No directory", "/x/y"), "/x/y: No directory: choose another path"),
         (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
         (MemoryError(), "data.batch_size: there was not enough memory (MemoryError)"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "data.batch_size: there was not"),
