@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from patchcore.report.sentences import undefined_reasons
 from patchcore.report.table import Table, read_runs
 from patchcore.report.text import markdown, points_csv, runs_csv
 from patchcore.report.words import show
-from tests.run_folders import write_overrides, write_run
+from tests.run_folders import write_overrides, write_run, write_scores
 from tests.runs import patchcore
 
 GOOD: dict[str, Any] = {
@@ -226,6 +227,19 @@ def test_links_lead_nowhere(tmp_path: Path) -> None:
     assert [table.name(run) for run in table.unfinished] == ["2", "3"]
     os.mkfifo(runs / "0/scores.csv")  # is not waited for
     assert read_run(runs / "0").problem.startswith("damaged: scores.csv")
+
+
+def test_an_edited_copy_of_a_run_never_counts(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "0", {}, {"image_auroc": 0.0})
+    write_scores(run, [0.1, 0.5, 0.5, 0.25], [0, 1, 0, 0])
+    assert read_run(run).metrics["image_auroc"] == pytest.approx(2.5 / 3)
+    shutil.copytree(run, tmp_path / "copy")
+    record = json.loads((run / "metrics.json").read_text())
+    (tmp_path / "copy/metrics.json").write_text(json.dumps({**record, "image_auroc": 0.99}))
+    table = read_runs([tmp_path])
+    assert [table.name(run) for run in table.unfinished] == ["copy"]
+    assert "scores.csv: its image AUROC is 0.8333" in table.unfinished[0].problem
+    assert table.points[0].value("image_auroc").mean == pytest.approx(2.5 / 3)
 
 
 def test_folders_that_cannot_be_read_are_told(
