@@ -5,6 +5,7 @@ import pickle
 import re
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,9 @@ def _read(path: Path) -> Any:
             from safetensors.torch import load_file as load
 
             return load(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a pickle that is no file of tensors
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"backbone.weights: {path} cannot be read: {_reason(error)}") from None
 

@@ -7,7 +7,7 @@ further choices; each lists only the values that differ from the defaults.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from omegaconf import MISSING
@@ -125,7 +125,10 @@ class Config:
         check_conflicts(self)
 
     def _check_complete(self) -> None:
-        """Refuse a Config made in Python without a required group; the command always has one."""
+        """Refuse a Config made in Python without a required group, or with something else for one.
+
+        Those of the command always have every group.
+        """
         usual = {
             "data": "FolderConfig(…)",
             "image": "ImageConfig()",
@@ -138,6 +141,12 @@ class Config:
         absent = [f"{key}={made}" for key, made in usual.items() if getattr(self, key) == MISSING]
         if absent:
             raise InputError(f"Config lacks settings without a default: give {', '.join(absent)}")
+        own: Any = self
+        for group in fields(own):
+            value, kind = getattr(self, group.name), group.type
+            if is_dataclass(kind) and isinstance(kind, type) and not isinstance(value, kind):
+                made = usual.get(group.name, f"{kind.__name__}()")
+                raise InputError(f"{group.name}: give settings, such as {made}, not {value!r}")
 
     def members(self) -> list["Config"]:
         """Return the settings of each model that the run fits: one per member, or just its own."""

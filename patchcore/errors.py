@@ -1,4 +1,6 @@
-"""The only exception for mistakes of users, and names as text of one line."""
+"""The only exception for mistakes of users, and names and warnings as text of one line."""
+
+import sys
 
 NOT_FINITE = "features hold NaN or infinite values: check images and backbone"
 
@@ -22,6 +24,12 @@ def printable(name: str) -> str:
     `\x1b`. Other names stay as they are.
     """
     return name if name.isprintable() else "".join(map(_printable, name))
+
+
+def warning_line(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as Python prints it: in one line, which begins below a progress bar."""
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    return f"{chr(10) * bool(len(bars))}warning: {message}\n"
 
 
 def _printable(character: str) -> str:

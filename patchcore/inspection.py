@@ -187,6 +187,8 @@ def predict(
             the model does not know its memory's images, which `explain` needs.
         OSError: A picture cannot be written.
     """
+    if isinstance(paths, str | bytes | os.PathLike):
+        raise InputError(f"paths: give a list of image files, not {paths!r} alone")
     if batch < 1:
         raise InputError(f"batch must be at least 1 image, got {batch}")
     if workers is None:
@@ -287,7 +289,7 @@ def _decode(inspector: Any, path: Path, limit: float | None = None) -> _Decoded 
 def read_pixels(inspector: Any, path: Path, limit: float | None = None) -> Pixels:
     """Decode an image as the training images were, (H, W, 3). Raises InputError."""
     image = inspector.image
-    if path.exists() and not path.is_file():  # a pipe would never end
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would never end
         raise InputError(f"{path}: is no image file")
     return read_image(path, image.bits, image.limit if limit is None else limit)
 

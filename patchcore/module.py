@@ -22,7 +22,7 @@ from patchcore import identity
 from patchcore.cache import KeptOrders, MapCache
 from patchcore.costs import METRICS, Costs
 from patchcore.decision import Decision, DecisionConfig, DecisionCounts, decide
-from patchcore.errors import InputError
+from patchcore.errors import InputError, warning_line
 from patchcore.gathering import gather_flags, gather_images, gather_metrics, total
 from patchcore.label_free import STAGE as LABEL_FREE
 from patchcore.label_free import LabelFree
@@ -425,4 +425,4 @@ class DetectorModule(ScoringModule):
 @rank_zero_only
 def _tell(told: MaskCounts | Decision) -> None:
     for notice in told.notices():
-        print(f"warning: {notice}", file=sys.stderr)
+        print(warning_line(notice), end="", file=sys.stderr)

@@ -48,6 +48,8 @@ def write_sealed(
             files = sorted(new.iterdir())
             found["files"] = {path.name: _measured(path) for path in files}
             (new / description).write_bytes(_signed(found, folder))
+            for path in files:  # safetensors lets nobody but the owner read its files
+                path.chmod((new / description).stat().st_mode)
             for path in (*files, new / description, new):
                 _flush(path)
             _put(new, folder)

@@ -26,7 +26,7 @@ from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Split
 from patchcore.data.transforms import offset_and_scale
 from patchcore.distributed import Process
-from patchcore.errors import InputError
+from patchcore.errors import InputError, warning_line
 from patchcore.keeping import Keep
 from patchcore.label_free import LabelFree
 from patchcore.members import Member
@@ -269,7 +269,7 @@ def quiet() -> None:
     """Silence messages of libraries about devices, loaders and tips; show warnings in one line."""
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = warning_line
     for message in (
         ".*will run with no optimizer.*",  # the backbone is frozen,
         ".*in eval mode at the start of training.*",  # and stays in evaluation mode

@@ -62,12 +62,24 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
         path.stat()  # an OSError for a link that leads to itself, unlike that of resolve()
     path = path.resolve()  # a link stays, and its target is replaced
     part = path.with_name(f".{beginning(path.name, 200)}-{uuid.uuid4().hex}.part")
+    with _of(path):
+        opened = part.open(mode.replace("w", "x"), **options)
     try:
-        with part.open(mode.replace("w", "x"), **options) as file:
+        with opened as file:
             yield file
         os.replace(part, path)
     except BaseException:  # Ctrl-C too
         part.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _of(path: Path) -> Iterator[None]:
+    """Name the file that was asked for in an error with the one that is written in its place."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = os.fspath(path)
         raise
 
 
@@ -87,7 +99,8 @@ def replace_with(path: Path, data: bytes, durable: bool = True) -> None:
     If `durable`, this also holds after a power failure.
     """
     name = path.parent / f".{path.stem}-{uuid.uuid4().hex}.part"
-    handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as open() would
+    with _of(path):
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as open() would
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

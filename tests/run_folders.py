@@ -45,15 +45,27 @@ def write_run(
     return folder
 
 
+def area(scores: list[float], labels: list[int]) -> float:
+    """Image AUROC of these scores."""
+    split = [
+        [x for x, label in zip(scores, labels, strict=True) if label == kind] for kind in (0, 1)
+    ]
+    pairs = [(x > y) + (x == y) / 2 for x in split[1] for y in split[0]]
+    return sum(pairs) / len(pairs)
+
+
 def write_scores(folder: Path, scores: list[float], labels: list[int], **metrics: float) -> Path:
-    """Add test images with these scores, `good` or in turn `scratch` and `hole`, and metrics."""
+    """Add test images with these scores, `good` or in turn `scratch` and `hole`, and metrics.
+
+    The image AUROC becomes that of the scores.
+    """
     rows = [
         f"test/{i:03}.png,{label},{('scratch', 'hole')[i % 2] if label else 'good'},{score!r}"
         for i, (score, label) in enumerate(zip(scores, labels, strict=True))
     ]
     (folder / "scores.csv").write_text("\n".join(["path,label,defect_type,score", *rows]) + "\n")
     record = json.loads((folder / "metrics.json").read_text())
-    record |= {"test_images": len(scores), **metrics}
+    record |= {"test_images": len(scores), "image_auroc": area(scores, labels), **metrics}
     (folder / "metrics.json").write_text(json.dumps(record))
     return folder
 

@@ -1,4 +1,5 @@
 import os
+import pickle
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -267,6 +268,8 @@ def odd_file(folder: Path, kind: str) -> Path:
     path = folder / f"{kind}.pth"
     if kind == "folder":
         path.mkdir()
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps({"a": 1}, 4))  # PyTorch warns of the protocol
     elif kind == "text":
         path.write_text("these are no weights\n")
     elif kind == "nothing":
@@ -294,6 +297,7 @@ def odd_file(folder: Path, kind: str) -> Path:
         ("infinite", "NaN or infinite values in 'layer1.0.conv1.weight'"),
         ("code", "not a plain file of tensors.*mkdir.*safetensors"),
         ("folder", "is a folder"),
+        ("pickle", "not a plain file of tensors"),
         ("text", "cannot be read"),
         ("nothing", "cannot be read"),
         ("page", "cannot be read"),
@@ -303,7 +307,10 @@ def test_files_that_hold_no_weights_are_refused_in_one_line(
     tmp_path: Path, kind: str, message: str
 ) -> None:
     path = odd_file(tmp_path, kind)
-    with pytest.raises(InputError, match=f"^backbone.weights: {path} .*{message}") as error:
+    with (
+        warnings.catch_warnings(action="error"),
+        pytest.raises(InputError, match=f"^backbone.weights: {path} .*{message}") as error,
+    ):
         Backbone(BackboneConfig("test_resnet", str(path)), LayersConfig())
     text = str(error.value)
     assert "\n" not in text and not (tmp_path / "executed").exists()

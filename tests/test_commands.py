@@ -391,7 +391,10 @@ def refused(done: Outcome, folder: Path) -> str:
         (["data.root=/no/such"], "data.root: there is no folder /no/such"),
         (["data.category=bolt"], "data.category: "),
         (["trainer.accelerator=abacus"], "trainer: "),
-        (["ensemble.members=[{bckbone:{}}]"], "bckbone: there is no such option; did you mean ba"),
+        (
+            ["ensemble.members=[{bckbone:{}}]"],
+            "ensemble.members: bckbone: there is no such option; did you mean ba",
+        ),
         (["ensemble.members=[{},{image:{}}]"], "ensemble.members: member 2 would see a different"),
         (["ensemble.members=[{},{layers:{names:['7']}}]"], "layers.names: the network has no hier"),
         (["ensemble.members=[{}]", "curve=[0.1]"], "curve needs a single memory bank: leave"),

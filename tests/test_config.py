@@ -261,7 +261,31 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["data=mvtec", "data.split=random"], "data.split: there is no such option; there are"),
         (["coreset.ratio=abc"], "coreset.ratio: must be a number, got abc"),
         (["image.crop=2.5"], "image.crop: must be a whole number, got 2.5"),
-        (["layers.names=2"], "layers.names: Invalid value"),
+        (["coreset.ratio="], "coreset.ratio: must be a number, got nothing"),
+        (["coreset.ratio={a:1}"], "coreset.ratio: must be a number, got {'a': 1}"),
+        (["image.crop='a is not b'"], "image.crop: must be a whole number, got a is not b"),
+        (["layers.names=2"], "layers.names: must be a list: 'layers.names=[…]'"),
+        (["layers=+"], "layers: must be settings (KEY: VALUE), got +"),
+        (["seed=null"], "seed: may not be null: leave it out, or give a value"),
+        (["data.category=[object]"], "data.category: must be one value, got ['object']"),
+        (["ensemble.members=[{seed:1}]"], "ensemble.members: seed: there is no such option; the"),
+        (["ensemble.members=[{backbone:x}]"], "ensemble.members: backbone: must be settings"),
+        (
+            ["ensemble.members=[{},{backbone:{name:x}}]"],
+            "ensemble.members[1].backbone.name: timm has no network 'x'",
+        ),
+        (
+            ["ensemble.members=[{},{image:{size:0}}]"],
+            "ensemble.members[1].image.size must be at least 1, got 0",
+        ),
+        (
+            ["ensemble.members=[{image:{crop:300}}]"],
+            "ensemble.members[0].image.crop must be at most image.resize (256), got 300",
+        ),
+        (
+            ["ensemble.members=[{layers:{names:[]}}]"],
+            "ensemble.members[0].layers.names is empty",
+        ),
         (["scoring.distance=cosin"], "scoring.distance: Invalid value 'cosin', expected one of"),
         (["coreset=greedy", "coreset.ratio=1.5"], "coreset.ratio must be in (0, 1], got 1.5"),
         (["image.crop=300"], "image.crop must be at most image.resize (256), got 300"),
@@ -280,6 +304,10 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["coreset.ratio"], "Error parsing override 'coreset.ratio' missing EQUAL"),
         (["backbone.name=???"], "backbone.name is missing: give backbone.name="),
         (["data.root=${oc.env:NO_SUCH_VARIABLE}"], "data.root: "),
+        (
+            ["experiment=paper/table_9"],
+            "experiment=paper/table_9: there is no such choice; there are example, ingredients, m",
+        ),
         (
             ["experiment=mdt"],
             "experiment=mdt: there is no such choice; there are example, ingredients, mapping, mtd",
@@ -357,6 +385,15 @@ def test_mistakes_in_a_file_are_told_with_its_name(tmp_path: Path) -> None:
         "scoring.sigmma: there is no such option; did you mean scoring.sigma? "
         "(in experiment/mine.yaml)"
     )
+    own.write_text("# @package _global_\nscoring: loud\n")
+    message = complaint(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    assert (
+        message
+        == "experiment/mine.yaml: a group must be settings (KEY: VALUE), got loud: correct the file"
+    )
+    own.write_text("# @package _global_\n- 1\n")
+    message = complaint(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
+    assert message.startswith("experiment/mine.yaml: must hold settings (KEY: VALUE), not a list")
     own.write_text("# @package _global_\nscoring:\n  sigma: 2\n")
     config = composed(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
     assert config.scoring.sigma == 2

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -143,16 +144,26 @@ def test_an_unreadable_folder_or_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_image(tmp_path / "nominal/line1/0.png")
-    listdir, access = os.listdir, os.access  # faked, as nothing is unreadable to root
+    listdir, stat, access = (
+        os.listdir,
+        os.stat,
+        os.access,
+    )  # faked, as nothing is unreadable to root
 
     def refusing(folder: Path) -> list[str]:
         if Path(folder).name == "line1":
             raise PermissionError(13, "Permission denied")
         return listdir(folder)
 
+    def closed(path: Any, **more: Any) -> os.stat_result:  # nor can what is in it be looked up
+        if not isinstance(path, int) and Path(path).parent.name == "line1":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **more)
+
     config = FolderConfig(root=str(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(os, "listdir", refusing)
+        patch.setattr(os, "stat", closed)
         with pytest.raises(InputError, match=r"nominal/line1: this folder cannot be read \(Permis"):
             config.read()
     monkeypatch.setattr(os, "access", lambda path, how: path.name != "0.png" and access(path, how))

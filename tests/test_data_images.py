@@ -114,6 +114,18 @@ def test_truncated_image_is_named(tmp_path: Path) -> None:
             read_image(path)
 
 
+def test_what_may_not_be_read_says_so(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.png")
+    refused = PermissionError(13, "Permission denied", str(path))  # nothing is unreadable to root
+    with (
+        mock.patch.object(Image, "open", side_effect=refused),
+        pytest.raises(
+            InputError, match=r"png: cannot be read \(Permission denied\); change its perm"
+        ),
+    ):
+        read_image(path)
+
+
 def test_other_bad_files_are_named(tmp_path: Path) -> None:
     text = tmp_path / "text.png"
     text.write_text("no image")

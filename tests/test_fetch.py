@@ -215,7 +215,13 @@ def test_a_wrong_checksum_leaves_no_file(site: Site, tmp_path: Path) -> None:
 
 
 def test_addresses_that_lead_nowhere(site: Site, tmp_path: Path) -> None:
-    for url in ("file:///etc/hosts", "ftp://example.org/x", "example.org/x", "http://"):
+    for url in (
+        "file:///etc/hosts",
+        "ftp://example.org/x",
+        "example.org/x",
+        "http://",
+        "http://[::1/x",
+    ):
         with pytest.raises(InputError, match=r"^--url: .* should begin with http"):
             download(url, tmp_path / "file")
     site.status = 404

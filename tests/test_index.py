@@ -1,4 +1,5 @@
 import builtins
+import logging
 import sys
 from dataclasses import replace
 from typing import Any
@@ -343,6 +344,7 @@ def test_ivfpq_explains_what_it_needs() -> None:
 def test_faiss_says_nothing_about_small_trainings(capfd: pytest.CaptureFixture[str]) -> None:
     index(clustered(300), IVFPQ)
     assert capfd.readouterr() == ("", "")
+    assert not logging.getLogger("faiss.loader").isEnabledFor(logging.INFO)  # of other processors
 
 
 def test_a_factorys_distances_are_those_of_the_patches_found() -> None:

@@ -63,6 +63,9 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("a..b=3", "a..b=3: not understood: type KEY=VALUE"),
         ("data.root=a,b", "data.root: a comma separates several values: for one value"),
         ("layers.names=[fc", "layers.names: the value needs its own quotes"),
+        ("?", "?: not understood: type KEY=VALUE"),
+        ("seed=range(3,3)", "seed: the range from 3 to 3 holds no values"),
+        ("coreset.ratio=interval(0.2,0.1)", "coreset.ratio: the interval from 0.2 to 0.1 holds no"),
     ],
 )
 def test_mistakes_are_one_line(argument: str, message: str) -> None:
@@ -186,6 +189,8 @@ def test_a_settings_file_with_old_names_is_told(content: dict[str, object], prob
         (["--config-dri=x"], "--config-dri: there is no such option; did you mean --config-dir?"),
         (["--cfg"], "--cfg/-c: expected one argument"),
         (["--cfg", "jobs"], "--cfg/-c: invalid choice: 'jobs' (choose from"),
+        (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other: leave one out"),
+        (["--resolve"], "--resolve has no effect without --cfg: give --cfg job"),
         (["--run", "--verson"], "--verson: there is no such option; did you mean"),
     ],
 )
@@ -195,7 +200,16 @@ def test_flags_that_hydra_does_not_have(arguments: list[str], told: str) -> None
 
 
 @pytest.mark.parametrize(
-    "flags", ["", "--multirun a=1,2", "-m", "-m a=1 b=2", "a=1 --help b=2", "--version"]
+    "flags",
+    [
+        "",
+        "--cfg job --resolve",
+        "--multirun a=1,2",
+        "-m",
+        "-m a=1 b=2",
+        "a=1 --help b=2",
+        "--version",
+    ],
 )
 def test_flags_that_hydra_has(flags: str) -> None:
     check_flags(flags.split())

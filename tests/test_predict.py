@@ -47,7 +47,7 @@ from patchcore.overlays import (
     picture_path,
     read_map,
 )
-from patchcore.writing import complete
+from patchcore.writing import complete, replace_with
 from tests.runs import patchcore
 
 SIZE = 96
@@ -157,6 +157,12 @@ def test_no_stage_runs_far_ahead(model: PatchCore, parts: Path) -> None:
     threads = threading.active_count()
     results.close()  # type: ignore[attr-defined]
     assert threading.active_count() == threads - 2
+
+
+@pytest.mark.parametrize("one", ["parts/0.png", Path("parts/0.png"), b"parts"])
+def test_one_path_is_no_list_of_paths(model: PatchCore, one: Any) -> None:
+    with pytest.raises(InputError, match=r"^paths: give a list of image files, not .* alone$"):
+        predict(Inspector(model, IMAGE), one)
 
 
 def test_large_images_share_smaller_batches(model: PatchCore, parts: Path) -> None:
@@ -484,6 +490,20 @@ def test_an_open_file_keeps_what_it_holds(folder: str, tmp_path: Path) -> None:
                 os.dup2(number, 1)
                 os.close(number)
     assert (tmp_path / "log").read_text() == "before\nresults \nresults /dev/stdout\n"
+
+
+@pytest.mark.parametrize("write", [complete, replace_with])
+def test_a_file_that_cannot_be_made_is_named_as_it_was_asked_for(
+    write: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError) as caught:
+        if write is complete:
+            with complete(tmp_path / "file/results.csv", "w"):
+                pass
+        else:
+            replace_with(tmp_path / "file/results.csv", b"")
+    assert caught.value.filename == str(tmp_path / "file/results.csv")
 
 
 def test_a_link_that_leads_to_itself_is_no_file(tmp_path: Path) -> None:

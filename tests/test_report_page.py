@@ -33,7 +33,7 @@ from patchcore.report.sections import sections
 from patchcore.report.table import Table, read_runs
 from patchcore.tracking.about import About
 from tests.images import write_mvtec
-from tests.run_folders import write_overrides, write_run, write_scores, write_sweep
+from tests.run_folders import area, write_overrides, write_run, write_scores, write_sweep
 from tests.runs import TINY, patchcore
 
 CHROMIUM = shutil.which("chromium")
@@ -84,8 +84,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_sweep(folder / "sweep")
     write_run(folder / "sweep" / "24", {"patch.size": 9})
     chance = np.random.default_rng(0)
-    for i in range(24):
-        scores = np.round(chance.normal(LABELS, 0.8), 2).tolist()
+    drawn = [np.round(chance.normal(LABELS, 0.8), 2).tolist() for _ in range(24)]
+    drawn.sort(key=lambda scores: area(scores, LABELS))  # so that runs keep their order
+    asked = [json.loads((folder / f"sweep/{i}/metrics.json").read_text()) for i in range(24)]
+    order = sorted(range(24), key=lambda i: asked[i]["image_auroc"])
+    for i, scores in zip(order, drawn, strict=True):
         run = write_scores(folder / "sweep" / str(i), scores, LABELS, **THRESHOLDS)
         write_overrides(run, ["data=mtd", f"coreset.ratio={i}", "layers.names=[2,3]"])
     return page.write_report(read_runs([folder / "sweep"]), folder / "report")

@@ -1,10 +1,12 @@
 """Run folders of any origin: damage is told, nothing leaks, nothing takes long."""
 
 import csv
+import errno
 import io
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from patchcore.report.sentences import undefined_reasons
 from patchcore.report.table import Table, read_runs
 from patchcore.report.text import markdown, points_csv, runs_csv
 from patchcore.report.words import show
-from tests.run_folders import write_overrides, write_run
+from tests.run_folders import write_overrides, write_run, write_scores
+from tests.runs import patchcore
 
 GOOD: dict[str, Any] = {
     "image_auroc": 0.9,
@@ -224,6 +227,45 @@ def test_links_lead_nowhere(tmp_path: Path) -> None:
     assert [table.name(run) for run in table.unfinished] == ["2", "3"]
     os.mkfifo(runs / "0/scores.csv")  # is not waited for
     assert read_run(runs / "0").problem.startswith("damaged: scores.csv")
+
+
+def test_an_edited_copy_of_a_run_never_counts(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "0", {}, {"image_auroc": 0.0})
+    write_scores(run, [0.1, 0.5, 0.5, 0.25], [0, 1, 0, 0])
+    assert read_run(run).metrics["image_auroc"] == pytest.approx(2.5 / 3)
+    shutil.copytree(run, tmp_path / "copy")
+    record = json.loads((run / "metrics.json").read_text())
+    (tmp_path / "copy/metrics.json").write_text(json.dumps({**record, "image_auroc": 0.99}))
+    table = read_runs([tmp_path])
+    assert [table.name(run) for run in table.unfinished] == ["copy"]
+    assert "scores.csv: its image AUROC is 0.8333" in table.unfinished[0].problem
+    assert table.points[0].value("image_auroc").mean == pytest.approx(2.5 / 3)
+
+
+def test_folders_that_cannot_be_read_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("0", "1"):
+        write_run(tmp_path / name, {"seed": int(name)}, {"image_auroc": 0.9})
+    plain = os.scandir
+
+    def scandir(path: Any = ".") -> Any:
+        if Path(path).name == "1":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    table = read_runs([tmp_path])
+    assert [table.name(run) for run in table.unfinished] == ["1"]
+    assert "cannot be read: Permission denied" in table.status(table.unfinished[0])
+    assert "cannot be read: Permission denied" in page.page(table)
+
+
+def test_where_a_report_cannot_be_written_is_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs/0", {}, {"image_auroc": 0.9})
+    (tmp_path / "mine").write_text("mine")
+    told = patchcore("report", str(tmp_path / "runs"), "--out", str(tmp_path / "mine"))
+    assert told.err == f"error: {tmp_path}/mine: File exists: choose another path\n"
 
 
 def test_a_report_overwrites_nothing_through_links(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 import patchcore
 from patchcore import InputError
 from patchcore.config import Config
+from patchcore.coreset import GreedyConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.report.folders import PICTURES, Images
 from patchcore.report.pictured import pictures_of
@@ -98,6 +99,14 @@ def test_what_cannot_be_made_is_named(
     write_mvtec(tmp_path, (40, 36))
     with pytest.raises(InputError, match=message):
         patchcore.run(config(tmp_path, trainer={**QUIET, **trainer}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("given", [None, "greedy", GreedyConfig])
+def test_a_group_that_is_no_settings_is_named(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^coreset: give settings, such as GreedyConfig\(\), not "
+    ):
+        config(tmp_path, coreset=given)
 
 
 def test_a_configuration_that_lacks_groups_names_them(tmp_path: Path) -> None:

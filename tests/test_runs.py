@@ -1,6 +1,7 @@
 """Runs as their folders and their ends show them: nothing finished is lost, nothing is mixed."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -16,13 +17,14 @@ import pytest
 import torch
 import yaml
 from hydra.errors import MissingConfigException
+from tqdm import tqdm
 
 from patchcore.commands import Stopped, stoppable
 from patchcore.commands.composed import check_numbers
 from patchcore.commands.mistakes import PLUGINS, explain
 from patchcore.commands.train import objectives
 from patchcore.config import Objective
-from patchcore.errors import InputError
+from patchcore.errors import InputError, warning_line
 from patchcore.module import DetectorModule
 from patchcore.switches import check_switches
 from tests.images import write_mvtec
@@ -145,7 +147,7 @@ def test_a_folder_that_cannot_be_is_named(root: Path, tmp_path: Path, case: str)
         done = patchcore("train", *mode, *given)
         last = done.err.splitlines()[-1]
         assert done.code == 1 and last.startswith(f"error: {key}: "), done.err
-        assert where in last and "choose another folder" in last
+        assert where in last and "choose a" in last
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -414,6 +416,9 @@ def test_numbers_of_any_use_are_accepted() -> None:
     [
         (OSError(28, "No space left on device"), "the folder of the results: No space left on de"),
         (OSError(28, "No space left", "/x/y"), "/x/y: No space left: make room or choose"),
+        (PermissionError(13, "No", "/x/y"), "/x/y: No: change its permissions or choose another"),
+        (OSError(36, "Too long", "/x/y"), "/x/y: Too long: choose a shorter name"),
+        (OSError(20, "No directory", "/x/y"), "/x/y: No directory: choose another path"),
         (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied"),
         (MemoryError(), "data.batch_size: there was not enough memory (MemoryError)"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried"), "data.batch_size: there was not"),
@@ -442,3 +447,11 @@ def test_a_plugin_that_is_missing_is_told_with_its_extra(file: str, extra: str) 
 def test_other_errors_of_files_stay_bugs() -> None:
     assert explain(FileNotFoundError(2, "No such file", "/x")) is None
     assert explain(RuntimeError("shapes differ")) is None
+
+
+def test_a_warning_begins_a_line_of_its_own_below_a_bar() -> None:
+    with mock.patch.object(tqdm, "_instances", weakref.WeakSet()):
+        assert warning_line("words") == "warning: words\n"
+        with tqdm(total=2, file=io.StringIO()):
+            assert warning_line("words") == "\nwarning: words\n"
+        assert warning_line("words") == "warning: words\n"

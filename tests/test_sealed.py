@@ -1,9 +1,12 @@
 """Folders that are written at once, and read only unchanged."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from patchcore.errors import InputError
 from patchcore.sealed import aside, read_sealed, write_sealed
@@ -26,6 +29,21 @@ def test_a_folder_is_read_as_it_was_written(tmp_path: Path) -> None:
     seal(tmp_path / "a/b", b"other")
     assert (tmp_path / "a/b/content").read_bytes() == b"other"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_its_files_may_be_read_by_whom_the_umask_says(tmp_path: Path, mask: int) -> None:
+    def write(new: Path) -> dict[str, Any]:
+        save_file({"a": torch.zeros(1)}, new / "a.safetensors")
+        return {"format": 1}
+
+    before = os.umask(mask)
+    try:
+        write_sealed(tmp_path / "it", "it.yaml", write)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "it").iterdir()}
+    assert modes == {0o666 & ~mask}
 
 
 def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:

@@ -436,6 +436,20 @@ def test_the_address_that_the_command_prints_answers(
     assert elsewhere == (200 if host == "0.0.0.0" else 400)
 
 
+def test_an_address_that_cannot_be_had_is_told_before_any_work(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = patchcore("serve", str(tmp_path), f"--port={port}")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        f"error: --port: {port} of 127.0.0.1 cannot be listened on (Address already in use): "
+        "choose another port or host\n"
+    )
+    done = patchcore("serve", str(tmp_path), "--host=no.such.host.invalid")
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: --host: no.such.host.invalid is no address of this machine")
+
+
 @pytest.mark.parametrize("size", ["nan", "inf", "0", "-1", "1e300", "many"])
 def test_a_size_that_no_file_has_is_refused_by_its_option(size: str, tmp_path: Path) -> None:
     done = patchcore("serve", str(tmp_path), f"--megabytes={size}")

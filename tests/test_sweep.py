@@ -349,6 +349,20 @@ def test_a_point_that_fails_stops_no_other(root: Path, tmp_path: Path) -> None:
     assert patchcore("train", *after).code == 0  # a later run owes nothing to it
 
 
+def test_points_never_share_a_folder(root: Path, tmp_path: Path) -> None:
+    ended = multirun(root, tmp_path, tmp_path / "sweep", *TWO, "hydra.sweep.subdir=same")
+    assert ended.code == 1 and "hydra.sweep.subdir=same: several points would" in ended.err
+    assert not (tmp_path / "sweep/same").exists()  # before any was run
+    apart = multirun(root, tmp_path, tmp_path / "sweep", *TWO, "hydra.sweep.subdir=p${patch.size}")
+    assert apart.code == 0, apart.err
+    assert {path.name for path in (tmp_path / "sweep").glob("p*")} == {"p1", "p3"}
+
+
+def test_a_multirun_without_points_is_a_mistake(root: Path, tmp_path: Path) -> None:
+    ended = multirun(root, tmp_path, tmp_path / "sweep", "backbone=glob(nothing*)")
+    assert ended.code == 1 and "error: the multirun has no points" in ended.err
+
+
 def test_a_bug_leaves_its_traceback_beside_the_point(root: Path, tmp_path: Path) -> None:
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("by zero")
@@ -409,6 +423,16 @@ def test_the_same_sweep_by_any_launcher(
     assert all(store.get(entry.key) is not None for entry in store.entries())
     with mock.patch("patchcore.runner.train", side_effect=AssertionError):
         assert multirun(root, tmp_path / "cache", tmp_path / "again", *LAUNCHED).code == 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of Optuna and its sweeper
+def test_a_search_without_trials_is_told(root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    search = ["hparams_search=accuracy_seconds", "coreset.ratio=interval(0.1,0.5)"]
+    ended = multirun(root, tmp_path, tmp_path / "s", *search, "hydra.sweeper.n_trials=0")
+    assert ended.code == 1 and "error: hydra.sweeper.n_trials: no trial was run" in ended.err
+    ended = multirun(root, tmp_path, tmp_path / "s", search[1])
+    assert ended.code == 1 and "error: interval(…) is for a search, such as" in ended.err
 
 
 @pytest.mark.filterwarnings("ignore")  # of Optuna and its sweeper

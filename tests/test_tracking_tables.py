@@ -104,7 +104,7 @@ def test_types_of_several_categories_are_kept_apart(told: bool, tmp_path: Path) 
     pixels: Any = lambda _: ({}, {})  # noqa: E731
     run = Run(
         {"data": {"category": ["a", "b"]}},
-        {"image_auroc": 0.5, "decision_threshold": 0.6, "test_images": 5},
+        {"image_auroc": 4 / 6, "decision_threshold": 0.6, "test_images": 5},
         *({}, {}, samples, scores, {}),
         subsets=by_subset(samples, dict(enumerate(scores)), pixels),
     )

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from patchcore.errors import printable
+from patchcore.errors import printable, warning_line
 
 COMMANDS = {
     "train": "fit PatchCore on a category and test it",
@@ -65,7 +65,7 @@ def main() -> None:
         sys.exit("error: -sc: is now called patchcore completion bash, zsh or fish")
     sys.argv = [f"patchcore {command}", *sys.argv[2:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors, and `plain_errors` prints them
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = warning_line
     try:
         with stoppable(), plain_errors():
             if command == "train":

@@ -2,10 +2,12 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from patchcore.backbones import BackboneConfig
 from patchcore.commands.mistakes import no_such_option
@@ -44,6 +46,9 @@ def to_config(cfg: DictConfig) -> Config:
     check_numbers(values)
     check_declared(cfg)  # before timm is imported for what the weights record
     fill_inputs(cfg)
+    for i, member in enumerate(cfg.ensemble.members):
+        with _of_member(i):
+            OmegaConf.to_object(member)
     config = OmegaConf.to_object(cfg)
     if not isinstance(config, Config):
         raise TypeError("the configuration does not start from the schema")
@@ -81,6 +86,9 @@ def check_declared(node: DictConfig) -> None:
         value = node[key]
         if isinstance(value, DictConfig):
             check_declared(value)
+        elif isinstance(value, ListConfig) and value and isinstance(value[0], DictConfig):
+            for each in value:
+                check_declared(each)
         elif key in declared:
             check_range(declared[str(key)], value, node._get_full_key(key))
 
@@ -123,9 +131,12 @@ def fill_inputs(cfg: DictConfig) -> None:
     """
     members = cfg.ensemble.members
     own = [cfg.backbone if each.backbone is None else each.backbone for each in members]
-    networks = [BackboneConfig(each.name, each.weights) for each in (cfg.backbone, *own)]
-    for backbone, network in zip((cfg.backbone, *own), networks, strict=True):
-        backbone.weights = network.resolved()
+    networks = [BackboneConfig(cfg.backbone.name, cfg.backbone.weights)]
+    cfg.backbone.weights = networks[0].resolved()
+    for i, backbone in enumerate(own):
+        with _of_member(i):
+            networks.append(BackboneConfig(backbone.name, backbone.weights))
+            backbone.weights = networks[-1].resolved()
     image: Any = OmegaConf.merge(OmegaConf.structured(ImageConfig), cfg.image)
     kind: Any = OmegaConf.get_type(cfg.data)
     given = [None if each.image is None else _given(each.image) for each in members]
@@ -138,6 +149,15 @@ def fill_inputs(cfg: DictConfig) -> None:
     for node, found in zip(images, completed, strict=True):
         for key in FILLED:
             node[key] = getattr(found, key)
+
+
+@contextmanager
+def _of_member(number: int) -> Iterator[None]:
+    """Name a member of an ensemble in the messages about its settings."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"ensemble.members[{number}].{error}") from None
 
 
 def _given(image: DictConfig) -> dict[str, Any]:

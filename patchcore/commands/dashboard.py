@@ -47,7 +47,9 @@ def main() -> None:
     try:
         run(options)
     except (InputError, OSError) as error:
-        sys.exit(printable(f"error: {error}"))
+        from patchcore.commands.mistakes import explain  # here: it imports Hydra
+
+        sys.exit(printable(f"error: {explain(error) or error}"))
 
 
 def run(options: argparse.Namespace) -> None:

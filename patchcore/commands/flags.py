@@ -12,7 +12,9 @@ from patchcore.errors import InputError, printable
 
 
 def check_flags(arguments: Sequence[str]) -> None:
-    """Refuse a flag that Hydra does not have, one without its value, or one between settings.
+    """Refuse flags that Hydra does not take.
+
+    These are unknown ones, one without its value, one between settings, and some pairs of flags.
 
     Args:
         arguments: Of the command line, without the program.
@@ -37,6 +39,15 @@ def check_flags(arguments: Sequence[str]) -> None:
             near = get_close_matches(flag, _flags(parser._actions), 1)
             hint = f"did you mean {near[0]}?" if near else "patchcore train --help lists them"
             raise InputError(f"{printable(flag)}: there is no such option; {hint}")
+    modes = [
+        name
+        for name in ("run", "multirun", "cfg", "info")
+        if getattr(given, name) not in (None, False)
+    ]
+    if len(modes) > 1:
+        raise InputError(f"--{modes[0]} and --{modes[1]} exclude each other: leave one out")
+    if given.resolve and not (given.cfg or given.help):
+        raise InputError("--resolve has no effect without --cfg: give --cfg job, or leave it out")
     if strange and not given.help:  # Hydra's parser wants all settings side by side
         raise InputError(
             f"{printable(strange[0])}: a flag is between this setting and earlier ones; write "

@@ -17,6 +17,9 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from patchcore.errors import InputError
 
 NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
 """True with Hydra 1.4 or later."""
@@ -42,6 +45,7 @@ class Points:
     def __init__(self, loader: Any) -> None:
         self._loader = loader
         self._composed: dict[tuple[str, ...], Any] = {}
+        self._folders: dict[str, list[str]] = {}  # {folder: overrides of its point}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -50,7 +54,7 @@ class Points:
         return self._loader  # other processes compose anew
 
     def __setstate__(self, loader: Any) -> None:
-        self._loader, self._composed = loader, {}
+        self._loader, self._composed, self._folders = loader, {}, {}
 
     def load_sweep_config(self, master_config: Any, sweep_overrides: list[str]) -> Any:
         """Return the settings of a point; called by Hydra."""
@@ -72,7 +76,20 @@ class Points:
             own, names.exclude_keys, names.item_sep, names.kv_sep
         )
         OmegaConf.copy_cache(from_config=master_config, to_config=point)
+        self._check_folder(point, sweep_overrides)
         return point
+
+    def _check_folder(self, point: Any, overrides: list[str]) -> None:
+        """Refuse a point whose results would replace those of another."""
+        try:
+            folder = str(point.hydra.sweep.subdir)
+        except OmegaConfBaseException:  # it holds the point's number, which comes later
+            return
+        if self._folders.setdefault(folder, overrides) != overrides:
+            raise InputError(
+                f"hydra.sweep.subdir={folder}: several points would have this folder, and each "
+                "would replace the results of the one before: leave it out"
+            )
 
     def _is_value(self, override: Override) -> bool:
         """Whether an override only changes a value that any composition has."""
@@ -89,9 +106,12 @@ def _multirun_once(self: Hydra, *arguments: Any, **more: Any) -> Any:
     loader = self.config_loader
     self.config_loader = Points(loader)  # type: ignore[assignment]
     try:
-        return _multirun(self, *arguments, **more)
+        returned = _multirun(self, *arguments, **more)
     finally:
         self.config_loader = loader
+    if isinstance(returned, list) and not any(returned):  # as Hydra's own sweeper returns points
+        raise InputError("the multirun has no points: a setting has no values, such as glob(x*)")
+    return returned
 
 
 Hydra.multirun = _multirun_once  # type: ignore[method-assign]

@@ -129,6 +129,8 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if (message := _of_the_machine(error)) is not None:
         return message
+    if isinstance(error, RecursionError) and _of_defaults(error.__traceback__):
+        return "defaults: a settings file names itself, directly or through others: correct it"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         place, words = error.problem_mark, " ".join(str(error.problem).split())
         return f"{place.name}: line {place.line + 1} is not understood ({words}): correct the file"
@@ -138,8 +140,15 @@ def explain(error: Exception) -> str | None:
             f"'patchcore[{PLUGINS[error.missing_cfg_file]}]'"
         )
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        from patchcore.commands.overrides import choices  # here: it imports this module
+
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        known = f"there are {', '.join(error.options)}"
+        names = error.options
+        first = group.partition("/")[0]
+        if first != "hydra" and first in choices():  # the choice lies in a folder of the group
+            group, choice = first, f"{group}/{choice}".removeprefix(f"{first}/")
+            names = sorted({*names, *choices()[group]})
+        known = f"there are {', '.join(names)}"
         if group == "image" and (overrides := image_successor(choice)):
             known = f"set {overrides}"
         return f"{group}={choice}: there is no such choice; {known}"
@@ -150,7 +159,19 @@ def explain(error: Exception) -> str | None:
     if not isinstance(cause, HydraException | OmegaConfBaseException):
         return None
     key = getattr(cause, "full_key", None)
+    file = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
+    if not key and file:
+        words = " ".join(str(cause).partition("\n    full_key:")[0].split())
+        if words == "Cannot merge DictConfig with ListConfig":
+            words = "must hold settings (KEY: VALUE), not a list"
+        told = re.sub("^must be", "a group must be", _plainly("", words))
+        return f"{file[1]}.yaml: {told}: correct the file"
     if not key:
+        if "does not support sweep type" in str(error):
+            return (
+                "interval(…) is for a search, such as hparams_search=accuracy_seconds: choose one, "
+                "or give the values to try, such as coreset.ratio=0.01,0.1"
+            )
         words = re.sub(r"(?s)^Error when parsing index:.*?(?=Error parsing)", "", str(error))
         words = words.partition("\nSee https:")[0].partition("\n    full_key:")[0]
         return " ".join(words.split())
@@ -160,33 +181,58 @@ def explain(error: Exception) -> str | None:
         message = no_such_option(key, cause.object_type)
     else:
         words = " ".join(str(cause).partition("\n    full_key:")[0].split())
-        if unlike := _UNLIKE.match(words):
-            words = f"must be {_KINDS[unlike[2]]}, got {unlike[1]}"
-        message = f"{key}: {words}"
+        message = f"{key}: {_plainly(key, words)}"
         if "Cannot convert 'list' to string" in message:
             message += f"; text in brackets needs two kinds of quotes: \"{key}='[…]'\""
         elif isinstance(cause, InterpolationKeyError):
             message += "; write a literal $ as \\$"
-    file = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
+    typed = re.match(r"(?:Error merging override |Could not override ')([\w.]+)", str(error))
+    if typed and typed[1].partition(".")[0] != key.partition(".")[0]:  # key of a list's item
+        message = f"{typed[1]}: {message}"
     return f"{message} (in {file[1]}.yaml)" if file else message
 
 
 _KINDS = {"Integer": "a whole number", "Float": "a number", "valid bool": "true or false"}
-_UNLIKE = re.compile(rf"Value '(.*)' .*({'|'.join(_KINDS)})")
+_UNLIKE = re.compile(
+    rf"Value '(.*?)' (?:of type '\w+' )?(?:could not|is not) .*({'|'.join(_KINDS)})"
+)
 """Matches OmegaConf's message for a value of a wrong type."""
+
+
+def _plainly(key: str, words: str) -> str:
+    """Return OmegaConf's message about the value of a key in terms of settings."""
+    if unlike := _UNLIKE.match(words):
+        return f"must be {_KINDS[unlike[2]]}, got {unlike[1] or 'nothing'}"
+    if re.match(r"field '.*' is not Optional", words):
+        return "may not be null: leave it out, or give a value"
+    if words.endswith("is not a ListConfig, list or tuple."):
+        return f"must be a list: '{key}=[…]'"
+    if several := re.match(r"Value (\[.*\]) \(list\) is not a valid input for <enum", words):
+        return f"must be one value, got {several[1]}"
+    if plain := re.search(r"\w+ is not a subclass of \w+\. value: (.*)", words):
+        return f"must be settings (KEY: VALUE), got {plain[1]}"
+    return words
+
 
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
 }
 """Errors with files that are not bugs of the program."""
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room or choose another folder"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or choose another path"),
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk",
+}
+"""Advice that is right whether the file was to be read or written."""
 
 
 def _of_the_machine(error: Exception) -> str | None:
     """Message for a full disk, a folder that cannot be written or too little memory; else None."""
     if isinstance(error, OSError) and error.errno in _DISK:
         place = error.filename or "the folder of the results"
-        return f"{place}: {error.strerror}: make room or choose another folder"
+        return f"{place}: {error.strerror}: {_REMEDIES.get(error.errno, 'choose another path')}"
     if isinstance(error, FileNotFoundError) and _makes_a_folder(error.__traceback__):
         return f"{error.filename}: no folder can be made there: choose another"
     words = " ".join(str(error).split())
@@ -213,6 +259,11 @@ def _makes_a_folder(trace: TracebackType | None) -> bool:
     return names[-1:] in (["mkdir"], ["makedirs"])
 
 
+def _of_defaults(trace: TracebackType | None) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    return any(frame.f_globals["__name__"].endswith("defaults_list") for frame in frames)
+
+
 def no_such_option(key: str, parent: Any) -> str:
     """Return the message for an unknown key, with the closest option of its `parent`."""
     if (now := successor(key)) is not None:
@@ -223,6 +274,8 @@ def no_such_option(key: str, parent: Any) -> str:
             f"+{key}=…"
         )
     names = [option.name for option in fields(parent)]
+    if not names:  # settings of a file that does not say of which kind they are
+        return f"{key}: there is no such option; begin the file with its kind: 'defaults: [KIND]'"
     group, dot, name = key.rpartition(".")
     close = get_close_matches(name, names, 1)
     rest = f"did you mean {group}{dot}{close[0]}?" if close else f"there are {', '.join(names)}"

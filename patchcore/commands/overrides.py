@@ -15,7 +15,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import BooleanNode, DictConfig, OmegaConf
 
@@ -159,6 +159,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
         if "=" not in argument:
             if re.fullmatch(r"[\w./]+", argument):
                 raise InputError(f"{argument}: not understood: type {argument}=VALUE")
+            if not argument.startswith("~"):
+                raise InputError(_quote(argument))
             continue
         override = _parsed(argument)
         if override is None:
@@ -170,6 +172,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
     for argument, override in given:
         _check_switch(override)
         if override.is_sweep_override():
+            _check_ends(override)
             if not several and override.is_choice_sweep():
                 raise InputError(_one_or_several(argument))
         else:
@@ -264,6 +267,15 @@ def _below(settings: DictConfig, prefix: str) -> Iterator[str]:
             yield f"{prefix}{key}"
         elif isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
             yield from _below(node, f"{prefix}{key}.")
+
+
+def _check_ends(override: Override) -> None:
+    """Refuse an interval or a range that holds nothing."""
+    value, key = override.value(), override.key_or_group
+    if isinstance(value, IntervalSweep) and float(value.start or 0) >= float(value.end or 0):
+        raise InputError(f"{key}: the interval from {value.start} to {value.end} holds no values")
+    if isinstance(value, RangeSweep) and not list(value.range()):
+        raise InputError(f"{key}: the range from {value.start} to {value.stop} holds no values")
 
 
 def _check_choice(override: Override, argument: str) -> None:

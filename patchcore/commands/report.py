@@ -51,7 +51,9 @@ def main() -> None:
             check_against(table, *table.against)
         path = write_report(table, options.out or default_folder(options.folders[0]))
     except (InputError, OSError) as error:
-        sys.exit(printable(f"error: {error}"))
+        from patchcore.commands.mistakes import explain  # here: it imports Hydra
+
+        sys.exit(printable(f"error: {explain(error) or error}"))
     print(printable(sentence(table)))
     for part in table.parts[1:] and table.parts:
         print(printable(f"data {part.number}: {part.data}"))

@@ -1,8 +1,10 @@
 """`patchcore serve`: a page and a JSON endpoint that inspect images with a fitted model."""
 
 import argparse
+import errno
 import ipaddress
 import math
+import socket
 from importlib import import_module
 
 from patchcore.commands.options import (
@@ -37,11 +39,12 @@ def main(arguments: list[str] | None = None) -> None:
         ) from None
     if not 0 < options.port < 2**16:
         raise InputError(f"--port must be in [1, 65535], got {options.port}")
+    host = options.host.strip("[]")
+    _check_address(host, options.port)
     limits = app.Limits(math.ceil(options.megabytes * 1e6), options.megapixels, options.queue)
     inspector = load_model(options.model, device=options.device)
     thresholds = asked_thresholds(options)
     warn_of_no_verdicts(inspector, thresholds)
-    host = options.host.strip("[]")
     named = f"[{host}]" if ":" in host else host  # as an address of a page has it
     hosts = {"localhost", "127.0.0.1", "[::1]", named.lower()} if _is_loopback(host) else {"*"}
     application = app.create_app(inspector, thresholds, limits, sorted(hosts))
@@ -99,6 +102,33 @@ def _megabytes(text: str) -> float:
     if not 0 < value <= LARGEST_FILE:
         raise argparse.ArgumentTypeError(f"must be in (0, {LARGEST_FILE:g}], got {text}")
     return value
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, before the model is loaded.
+
+    Raises:
+        InputError: The host is none of this machine's, or the port is taken or not allowed.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--host: {host} is no address of this machine ({reason})") from None
+    for family, kind, protocol, _, address in found:
+        try:
+            with socket.socket(family, kind, protocol) as test:
+                test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:  # else it would take the port of IPv4, too
+                    test.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                test.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL and len(found) > 1:  # localhost without IPv6
+                continue
+            raise InputError(
+                f"--port: {port} of {host} cannot be listened on ({error.strerror}): choose "
+                "another port or host"
+            ) from None
 
 
 def _is_loopback(host: str) -> bool:

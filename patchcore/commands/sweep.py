@@ -239,6 +239,8 @@ def _explained(error: Exception) -> str | None:
             "objectives: no trial finished with a value for every objective, so there is no best "
             "one"
         )
+    if isinstance(error, FileNotFoundError) and str(error.filename).endswith("_results.yaml"):
+        return "hydra.sweeper.n_trials: no trial was run: set it to 1 or more"
     message = explain(error)
     # Points record their own errors, so this is one with the folder of the multirun or run.
     if isinstance(error, OSError) and not isinstance(error, HydraException) and message:

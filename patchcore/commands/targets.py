@@ -6,12 +6,15 @@ Lightning's Trainer, loggers and callbacks, Hydra's launchers and sweepers, and 
 """
 
 import json
+import math
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from hydra._internal.core_plugins import file_config_source, importlib_resources_config_source
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
@@ -34,6 +37,10 @@ HYDRA_KEYS = {
     *("job.chdir", "job.name"),
 }
 """Settings of Hydra that files from elsewhere may change; others could run other code."""
+EVERYWHERE = {"experiment", "hparams_search", "preset"}
+"""Groups whose files set other groups."""
+MOST_VALUES = 100_000
+"""Most values in a settings file from elsewhere, with each alias as often as it occurs."""
 CONCLUSION = "patchcore.commands.sweep.Conclusion"
 RESOLVERS = {
     *("hydra", "now", "oc.env", "oc.select", "oc.deprecated"),
@@ -93,11 +100,14 @@ class FileConfigSource(file_config_source.FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         file = f"{self.path}/{config_path}"
+        name = f"{file.removesuffix('.yaml')}.yaml"
         try:
+            _check_text(name)
             return _checked(file, config_path, super().load_config(config_path))
         except RecursionError:
-            name = f"{file.removesuffix('.yaml')}.yaml"
             raise InputError(f"{name}: is nested too deeply: correct the file") from None
+        except (UnicodeDecodeError, yaml.reader.ReaderError):
+            raise InputError(f"{name}: is not text in UTF-8: save it as UTF-8") from None
 
 
 class ImportlibResourcesConfigSource(
@@ -112,12 +122,40 @@ class ImportlibResourcesConfigSource(
         return _checked(f"{self.path}/{config_path}", config_path, result)
 
 
+def _check_text(file: str) -> None:
+    """Refuse a file whose aliases stand for very many values, or whose first line Hydra misses."""
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        node = yaml.compose(text, yaml.SafeLoader) if "*" in text else None
+    except (OSError, yaml.MarkedYAMLError):  # Hydra reports these itself
+        return
+    if text.startswith("\ufeff# @package"):
+        raise InputError(f"{file}: begins with a byte-order mark: save it as UTF-8 without one")
+    if node is not None and _values(node, {}) > MOST_VALUES:
+        raise InputError(f"{file}: its aliases stand for more than {MOST_VALUES:,} values")
+
+
+def _values(node: yaml.Node, known: dict[int, float]) -> float:
+    """Return the number of values in a node, those of an alias as often as it occurs.
+
+    It is infinite where a node holds itself.
+    """
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inner = [] if isinstance(node, yaml.ScalarNode) else node.value
+        pairs = (each if isinstance(each, tuple) else (each,) for each in inner)
+        known[id(node)] = 1 + sum(_values(each, known) for pair in pairs for each in pair)
+    return known[id(node)]
+
+
 def _checked(file: str, config_path: str, result: ConfigResult) -> ConfigResult:
     """Return `result`; raise InputError if it has something that is not allowed in such a file."""
     file = f"{file.removesuffix('.yaml')}.yaml"
     content = OmegaConf.to_container(result.config, resolve=False)
     if isinstance(content, dict):
         group = config_path.rpartition("/")[0].replace("/", ".")
+        if group.partition(".")[0] in EVERYWHERE and not result.header.get("package"):
+            raise InputError(f"{file}: must begin with the line '# @package _global_'")
         package = (result.header.get("package") or group).replace("_group_", group)
         package = package.removeprefix("_global_").lstrip(".")
         for problem in _problems(content, package.split(".") if package else []):
@@ -137,6 +175,9 @@ def _problems(content: dict[Any, Any], package: list[str]) -> Iterator[str]:
             if resolver not in RESOLVERS:
                 known = ", ".join(sorted(RESOLVERS))
                 yield f"${{{resolver}:…}}: a file from elsewhere may use {known} only"
+    if not isinstance(content.get("defaults") or [], list):
+        yield "defaults: must be a list, such as [greedy]"
+        return
     for default in content.get("defaults") or []:
         for name in default if isinstance(default, dict) else [default]:
             into = str(name).partition("@")[2].removeprefix("_global_.")

@@ -218,8 +218,11 @@ def _notes(part: Path) -> Path:
 
 
 def _open(url: str, headers: dict[str, str]) -> HTTPResponse:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
+    except ValueError:  # an open bracket
+        scheme, host = "", None
+    if scheme not in ("http", "https") or not host:
         raise InputError(f"--url: {url} should begin with http:// or https:// and a host")
     try:
         return urlopen(Request(url, headers=headers), timeout=TIMEOUT)

@@ -227,7 +227,8 @@ class Files:
 def _is_of_run(folder: Path) -> bool:
     """Whether a folder is the folder of a run, or its subfolder `figures`."""
     run = folder.parent if folder.name == "figures" else folder
-    return all((run / name).is_file() for name in ("fingerprint.txt", "provenance.json"))
+    marks = ("fingerprint.txt", "provenance.json")
+    return all(os.path.isfile(run / name) for name in marks)  # False if it cannot be read
 
 
 def _entries(

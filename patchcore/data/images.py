@@ -1,6 +1,7 @@
 """Reading of image files: images of any common mode become 8-bit RGB, masks become booleans."""
 
 import math
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -69,10 +70,8 @@ def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
 
     The three channels of a grey image are read-only views of one plane.
     """
-    if image.mode == "RGB":
-        return np.array(image)
-    plane = np.array(image)  # (H, W)
-    return np.broadcast_to(plane[..., None], (*plane.shape, 3))
+    pixels = np.array(image)  # (H, W, 3) or (H, W)
+    return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
 
 
 @_named
@@ -314,7 +313,7 @@ def _decoders(extension: str) -> list[str]:
 def _open(path: Path, limit: float) -> ImageFile.ImageFile:
     """Open an image file and read its header, but not its pixels."""
     decoders = _decoders(path.suffix.lower())
-    if not path.is_file() and path.exists():  # a pipe would never end
+    if not os.path.isfile(path) and os.path.exists(path):  # a pipe would never end
         raise _unreadable(path, OSError("it is a folder, a pipe or a device"))
     try:
         with _OPENING:  # Pillow's own limit is lower, and applies to the whole process
@@ -406,7 +405,10 @@ def _is_white_zero(image: Image.Image) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, PermissionError):
+        return InputError(f"{path}: cannot be read ({error.strerror}); change its permissions")
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    reason = reason or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         reason = f"it is none of {', '.join(_decoders(path.suffix.lower()))}"
     return InputError(f"{path}: cannot be read as an image ({reason}); replace or remove the file")

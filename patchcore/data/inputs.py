@@ -6,6 +6,7 @@ from typing import Any
 from patchcore._record import InputRecord
 from patchcore.data.sample import DataConfig
 from patchcore.data.transforms import ImageConfig
+from patchcore.errors import InputError
 
 
 def complete_images(
@@ -35,7 +36,15 @@ def complete_images(
         for key, default in (("size", data.SIZE), ("view", data.VIEW))
     }
     every = [run, *(run if member is None else member for member in members)]
-    return [_complete(each, record, usual) for each, record in zip(every, records, strict=True)]
+    completed = []
+    for number, (each, record) in enumerate(zip(every, records, strict=True), start=-1):
+        try:
+            completed.append(_complete(each, record, usual))
+        except InputError as error:
+            if number < 0:
+                raise
+            raise InputError(f"ensemble.members[{number}].{error}") from None
+    return completed
 
 
 def _complete(given: Mapping[str, Any], record: InputRecord, usual: dict[str, Any]) -> ImageConfig:

@@ -47,7 +47,7 @@ def listed(file: str) -> Iterator[Path]:
     """Yield the paths in a list file, one per line.
 
     Raises:
-        InputError: the file cannot be read, or is in UTF-16.
+        InputError: the file cannot be read, is in UTF-16, or is no text.
     """
     path = expanded(file, KEY)
     try:
@@ -79,6 +79,9 @@ def _lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path]:
             if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise InputError(f"{KEY}: the list {path} is in UTF-16: save it in UTF-8")
             line = line.removeprefix(codecs.BOM_UTF8)
+        if b"\0" in line:
+            what = "stdin" if path == STDIN else f"the list {path}"
+            raise InputError(f"{KEY}: {what} holds a NUL byte; it should have one path per line")
         name = line.rstrip(b"\r\n")
         if name.strip():
             yield Path(os.fsdecode(name))

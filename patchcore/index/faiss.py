@@ -1,5 +1,6 @@
 """Search by faiss: exact, by codes in inverted lists as in the paper, or any index it describes."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -223,6 +224,8 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _import_faiss(gpu: bool) -> Any:
+    # It tells of each kind of processor that it was not built for, with an error of Python's.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     try:
         import faiss
         import faiss.contrib.torch_utils  # faiss then takes tensors, on GPUs too

@@ -26,12 +26,17 @@ def find_runs(folder: Path) -> list[Path]:
 
     The folder of an unfinished run holds settings but no metrics, and neither contains another run
     nor is inside one. Hidden folders are left out, and so are those of W&B, which hold their own
-    config.yaml. Links are followed, except those inside runs.
+    config.yaml. Links are followed, except those inside runs. A folder that cannot be read counts
+    as an unfinished run, because it may hold one.
     """
     finished: list[Path] = []
     begun: list[Path] = []
     seen: set[Path] = set()
-    for name, folders, files in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        begun.append(Path(error.filename).resolve())
+
+    for name, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
         path = Path(name).resolve()
         if path in seen:
             folders.clear()  # reached by a link before

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ def read_run(folder: Path) -> RunFolder:
     """Return the run in a folder; `problem` says what cannot be read."""
     run = RunFolder(folder, {})
     try:
+        os.scandir(folder).close()
+    except OSError as error:
+        run.problem = f"the folder cannot be read: {_line(error)}"
+        return run
+    try:
         _read_settings(run)
     except (OSError, ValueError, RecursionError) as error:
         run.problem = f"unreadable settings: {_line(error)}"
@@ -108,7 +114,7 @@ def read_run(folder: Path) -> RunFolder:
     try:
         record = read_record(folder)
         run.written = (folder / "metrics.json").stat().st_mtime
-        check_scores(folder, record.get("test_images"))
+        check_scores(folder, record.get("test_images"), record.get("image_auroc"))
         _fill(run, record)
     except (OSError, ValueError) as error:
         run.metrics, run.undefined, run.ratio_curve, run.spent = {}, {}, [], 0.0
@@ -270,21 +276,31 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def check_scores(folder: Path, images: Any = None) -> None:
+def check_scores(folder: Path, images: Any = None, auroc: float | None = None) -> None:
     """Check scores.csv of a run's folder, if it exists: one finite score per image.
 
     Args:
         folder: Folder of the run.
         images: Number of test images in metrics.json; None: not checked.
+        auroc: Image AUROC in metrics.json; None: not checked.
 
     Raises:
-        ValueError: The file is not as `patchcore train` writes it, or has another number of images.
+        ValueError: The file is not as `patchcore train` writes it, or belongs to other metrics.
     """
     if not os.path.lexists(folder / "scores.csv"):
         return
-    found = len(read_scores(folder))
-    if images is not None and found != images:
-        raise ValueError(f"scores.csv: {found} images, but metrics.json has {images}")
+    scores = read_scores(folder)
+    if images is not None and len(scores) != images:
+        raise ValueError(f"scores.csv: {len(scores)} images, but metrics.json has {images}")
+    if auroc is None:
+        return
+    nominal, anomalous = (sorted(s.score for s in scores if s.label == label) for label in (0, 1))
+    below = sum(bisect_left(nominal, x) + bisect_right(nominal, x) for x in anomalous) / 2
+    found = below / (len(nominal) * len(anomalous)) if nominal and anomalous else math.nan
+    if not math.isclose(auroc, found, abs_tol=1e-6):
+        raise ValueError(
+            f"scores.csv: its image AUROC is {found:.4f}, not metrics.json's {auroc:.4f}"
+        )
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,12 @@ left("metrics: cut in half", text("metrics.json", json.dumps(RECORD)[:20]), ACCU
 left("metrics: zeros after a power failure", text("metrics.json", "\0" * 99), ACCUSED)
 left("metrics: NaN", record(image_auroc=float("nan")), ACCUSED)
 left("metrics: above 1", record(image_auroc=1.5), ACCUSED)
+left("metrics: edited", record(image_auroc=0.9), "scores.csv: its image AUROC is 1.0000, not")
+left(
+    "scores: a label edited",
+    text("scores.csv", SCORES.replace("b.png,1", "b.png,0")),
+    "damaged: scores.csv: its image AUROC is nan",
+)
 left("metrics: a number of 400 digits", record(memory_bytes=10**400), ACCUSED)
 left("metrics: brackets without end", text("metrics.json", "[" * 100_000), ACCUSED)
 left("metrics: a list", text("metrics.json", "[1]"), ACCUSED)

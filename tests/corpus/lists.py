@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from patchcore.data.fetch import unpack
+from patchcore.data.images import read_image
 from patchcore.data.named import named_images
 from tests.corpus.case import REFUSED, RIGHT, case
 from tests.images import write_image
@@ -61,6 +62,19 @@ def _(folder: Path) -> Any:
 @case("lists", "a folder in place of a list", REFUSED, "cannot be read (Is a directory)")
 def _(folder: Path) -> Any:
     return list(named_images([f"@{folder}"]))
+
+
+@case("lists", "an image in place of a list", REFUSED, "list.txt holds a NUL byte; it should have")
+def _(folder: Path) -> Any:
+    return names(folder, write_image(folder / "a.png").read_bytes())
+
+
+@case(
+    "lists", "a name that is too long", REFUSED, "cannot be read as an image (File name too long)"
+)
+def _(folder: Path) -> Any:
+    (found,) = names(folder, b"x" * 5000 + b".png\n")
+    return read_image(Path(found))
 
 
 @case("lists", "a name that is nearly right", REFUSED, "did you mean")

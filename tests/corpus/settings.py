@@ -71,6 +71,7 @@ NUMBERS: list[tuple[str, dict[str, Any], str]] = [
     ("a size of a megametre", {"image": {"crop": 10**9}}, "image.crop must be at most 65,536"),
     ("infinity", {"a": {"b": [float("inf")]}}, "a.b[0] must be a finite number, got inf"),
 ]
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]\n" for i in range(1, 11))
 FILES: list[tuple[str, str, str]] = [
     ("a file with tabs", "scoring:\n\tsigma: 2\n", "mine"),
     ("a file with a key twice", "seed: 1\nseed: 2\n", "mine"),
@@ -82,6 +83,13 @@ FILES: list[tuple[str, str, str]] = [
     ),
     ("a file with code", "seed: !!python/object/apply:os.getpid []\n", "mine"),
     ("a file of a list", "- 1\n", "mine"),
+    ("a file in Latin-1", "# caf\udce9\nseed: 1\n", "mine.yaml: is not text in UTF-8"),
+    ("a file with a NUL byte", "seed: 1\0\n", "mine.yaml: is not text in UTF-8"),
+    ("a file of a billion values", BOMB, "mine.yaml: its aliases stand for more than 100,000"),
+    ("a file that holds itself", "curve: &a [*a]\n", "mine.yaml: its aliases stand for more"),
+    ("defaults that are no list", "defaults: random\n", "defaults: must be a list"),
+    ("defaults that name their own file", "defaults: [/experiment: mine]\n", "defaults: a setting"),
+    ("a word for a group", "scoring: loud\n", "mine.yaml: a group must be settings"),
     ("a file with brackets without end", "seed: " + "[" * 20_000, "mine"),
 ]
 
@@ -108,10 +116,26 @@ def filed(title: str, text: str, words: str) -> None:
     @case("settings", title, REFUSED, words)
     def act(folder: Path) -> Any:
         (folder / "experiment").mkdir()
-        (folder / "experiment/mine.yaml").write_text(f"# @package _global_\n{text}")
+        content = f"# @package _global_\n{text}".encode("utf-8", "surrogateescape")
+        (folder / "experiment/mine.yaml").write_bytes(content)
         with guarded():
             return composed(f"hydra.searchpath=['file://{folder}']", "experiment=mine")
 
+
+def beginning(title: str, group: str, content: str, words: str) -> None:
+    @case("settings", title, REFUSED, words)
+    def act(folder: Path) -> Any:
+        (folder / group).mkdir()
+        (folder / group / "mine.yaml").write_text(content)
+        with guarded():
+            return composed(f"hydra.searchpath=['file://{folder}']", f"{group}=mine")
+
+
+FIRST = "must begin with the line '# @package _global_'"
+beginning("an experiment without its first line", "experiment", "seed: 1\n", FIRST)
+beginning("an empty experiment", "experiment", "", FIRST)
+beginning("a byte-order mark", "experiment", "\ufeff# @package _global_\n", "a byte-order mark")
+beginning("a file without its kind", "coreset", "ratio: 0.2\n", "begin the file with its kind")
 
 for title, overrides, words in TYPED:
     typed(title, overrides, words)
