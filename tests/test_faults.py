@@ -25,9 +25,11 @@ main(["--points", sys.argv[1], "--kills", sys.argv[2]])
 LONG = "PATCHCORE_LONG" in os.environ
 HOURS = 3 if LONG else 0.1
 LATE = """
-import os, time
+import os, subprocess, time
 from patchcore.commands import COMMAND, end_with_parent
-os.environ[COMMAND] = "1"  # the command that started this process, which has another parent now
+command = subprocess.Popen(["true"])  # as if it had started this process, which has another parent
+command.wait()
+os.environ[COMMAND] = str(command.pid)
 end_with_parent()
 time.sleep(100)
 """

@@ -288,11 +288,22 @@ def end_with_parent(every: float = 1.0) -> None:
     global _watched
     if _watched:
         return
-    _watched, parent = True, int(os.environ.get(COMMAND) or os.getppid())
+    _watched, parent = True, os.getppid()
+    command = int(os.environ.get(COMMAND) or parent)
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and _runs(command):
             time.sleep(every)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
