@@ -71,6 +71,7 @@ from omegaconf import OmegaConf
 from patchcore.commands.targets import build, check_targets
 from patchcore.commands.groups import register
 from patchcore.commands.composed import to_config
+from patchcore.data.sample import Sample
 from patchcore.metrics import IMAGE_KEYS, ImageMetrics, intervals
 from patchcore.report.page import page
 from patchcore.report.run import Run, write_run
@@ -91,7 +92,12 @@ assert 0.5 <= low < high == 1
 nominal = ImageMetrics()
 nominal.update(torch.tensor([0.1]), torch.tensor([1]))
 assert nominal.undefined()["image_balanced"] == "no nominal images in the test set"
-run = Run({"seed": 0}, values, metric.undefined(), {"score": 1.0}, [], [], metric.curves())
+samples = [Sample(here / f"{i}.png", int(i > 1)) for i in range(4)]
+scores = [0.1, 0.6, 0.5, 0.9]
+run = Run(
+    *({"seed": 0}, values, metric.undefined(), {"score": 1.0}),
+    *(samples, scores, metric.curves()),
+)
 folder = here / "runs" / "0"
 folder.mkdir(parents=True)
 (folder / "config.yaml").write_text("seed: 0")

@@ -19,6 +19,8 @@ from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 from patchcore.config import Config
 from patchcore.conflicts import check_conflicts
 from patchcore.data.augment import AugmentConfig
+from patchcore.data.generated import GeneratedConfig
+from patchcore.data.transforms import ImageConfig
 from patchcore.decision import (
     Decision,
     DecisionConfig,
@@ -31,6 +33,7 @@ from patchcore.decision import (
     rate_interval,
 )
 from patchcore.extend import widened
+from patchcore.index import TorchIndexConfig
 from patchcore.methods import METHODS, Detector, Parts, build_detector
 from patchcore.methods.detector import Prediction
 from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted, folds_of, unfitted
@@ -459,8 +462,8 @@ def test_an_ensemble_decides_on_its_joint_scores(root: Path, tmp_path: Path) -> 
 
 def test_augmented_images_and_learning_are_refused() -> None:
     given = {
-        "data": "x",
-        **dict.fromkeys(("image", "coreset", "index"), GreedyConfig()),
+        **{"data": GeneratedConfig(), "image": ImageConfig()},
+        **{"coreset": GreedyConfig(), "index": TorchIndexConfig()},
         **{"method": METHODS["patchcore"](), "trainer": {}, "logger": {}},
     }
     decision, augment = DecisionConfig(0.01), AugmentConfig(horizontal_flip=True)

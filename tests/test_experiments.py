@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
 
 from patchcore.data.images import read_image
 from tests.run_folders import write_run
@@ -148,3 +150,24 @@ def test_the_table_of_false_alarms_counts_splits_in_the_bands() -> None:
     # The binomial band is 1 to 10; of the beta-binomial law it holds 97.7 %.
     assert cells[:7] == ["x", "y", "5 %", "4.92 %", "5.40 %", "1 to 10", "60.0 %"]
     assert (cells[7], cells[10]) == ("97.7 %", "2.00 %")
+
+
+def test_oracles_tell_right_and_wrong_drops_apart() -> None:
+    """Images 4 and 5 of six are anomalous: an outlier, and one that lies among the nominal images.
+
+    Image 3 is a nominal outlier, and one nominal test image resembles it alone.
+    """
+    contamination = program("contamination/contamination.py")
+    places = [0.0, 0.1, 0.2, 5.0, 9.0, 0.15, 0.12, 5.1, 9.2, 0.4]
+    features = torch.tensor(places)[:, None, None].repeat(1, 2, 1)  # (N, P, D)
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 0, 0, 1, 1])
+    away = contamination.distances(features)
+    images, moved, test = np.arange(6), np.array([4, 5]), np.arange(6, 10)
+    scores = contamination.Scores(features, away, labels, test, None)
+    assert scores.auroc(images, 0) == 1.0 and scores.auroc(np.arange(4), 0) == 1.0
+    found = contamination.oracles(scores, away, images, moved, 0)
+    assert len(found) == 1 + 2 * len(contamination.OTHERS)
+    assert found["any half of the anomalous images"] == 1.0
+    # Images 3 and 4 are named; without image 3, the nominal image at 5.1 has the largest score.
+    assert found["k = 1: the anomalous of the named images"] == 1.0
+    assert found["k = 1: the nominal of the named images"] == 0.5
