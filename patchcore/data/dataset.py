@@ -149,7 +149,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         threads = 1 if self.augmented else torch.get_num_threads()
         # In parallel, so each item gets a share of the time.
         beside = min(threads, len(items) * self.batches)
-        pool = _makers(os.getpid(), threads)
+        pool = _makers(threads)
         each = pool.map(lambda item: self._posed(item, self.poses, normalise, beside), items)
         return list(chain.from_iterable(each))
 
@@ -274,14 +274,14 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return input_digest(self._recipes[pose], self.image, self.snapshot.digest(sample.path))
 
 
-@remembered
-def _makers(process: int, threads: int) -> ThreadPoolExecutor:
-    """Return the threads of a process that make items, which all batches and data sets share.
+_POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}
+"""Threads that make items, by process (a forked one has none of the first) and number."""
 
-    So those that finish a batch go on with the next one. A forked process has no threads, and gets
-    some of its own.
-    """
-    return ThreadPoolExecutor(threads, "items")
+
+def _makers(threads: int) -> ThreadPoolExecutor:
+    """Return the threads that all batches and data sets share: idle ones help the next batch."""
+    # Of several callers at once, all get the same one; the others' have not started any thread.
+    return _POOLS.setdefault((os.getpid(), threads), ThreadPoolExecutor(threads, "items"))
 
 
 def _is_prepared(entry: dict[str, torch.Tensor]) -> bool:
