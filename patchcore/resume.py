@@ -10,15 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from patchcore.data.sample import Sample
 from patchcore.digests import digest
-from patchcore.metrics.sweep import auroc, sweep
 from patchcore.report.cells import harmless
 from patchcore.report.checks import STRUCTURES
 from patchcore.report.distrusted import DISTRUSTED, read_distrusted
 from patchcore.report.folders import PICTURES, Images
+from patchcore.report.reading import check_scores
 from patchcore.writing import replace_with
 
 FINGERPRINT_FILE = "fingerprint.txt"
@@ -122,7 +120,8 @@ def damage(folder: Path) -> str | None:
             check(folder)
         except _DAMAGE as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            return f"{folder / file} is damaged ({' '.join(str(reason).split())})"
+            words = " ".join(str(reason).split()).removeprefix(f"{file}: ")
+            return f"{folder / file} is damaged ({words})"
     return None
 
 
@@ -246,16 +245,9 @@ def _check_number(key: str, value: Any) -> None:
 
 def _check_scores(folder: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
-    with (folder / "scores.csv").open(newline="") as file:
-        rows = [(int(row["label"]), float(row["score"])) for row in csv.DictReader(file)]
-    if len(rows) != metrics["test_images"]:
-        raise ValueError(f"{len(rows)} rows for {metrics['test_images']} images")
-    if not all(math.isfinite(score) for _, score in rows):
-        raise ValueError("a score is not finite")
-    split = [torch.tensor([x for each, x in rows if each == label]).double() for label in (0, 1)]
-    told, found = metrics.get("image_auroc"), float(auroc(sweep(*split)))
-    if told is not None and not math.isclose(told, found, abs_tol=1e-6):
-        raise ValueError(f"its image AUROC is {found:.6f}, that of metrics.json {told:.6f}")
+    if not (folder / "scores.csv").exists():
+        raise ValueError("it is missing")
+    check_scores(folder, metrics["test_images"], metrics.get("image_auroc"))
 
 
 def _check_distrusted(folder: Path) -> None:
