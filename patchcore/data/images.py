@@ -23,6 +23,7 @@ from patchcore.data.depths import (
 )
 from patchcore.data.formats import FORMATS
 from patchcore.data.marks import marked_pixels
+from patchcore.data.png import plain_png, scale_transparent_grey
 from patchcore.data.sample import Masks
 from patchcore.errors import InputError
 
@@ -322,7 +323,7 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
                 image = Image.open(path, formats=decoders)
             finally:
                 Image.MAX_IMAGE_PIXELS = usual
-        _scale_transparent_grey(image)
+        scale_transparent_grey(image)
         megapixels = image.width * image.height / 1e6
         if megapixels <= limit:
             frames = _frames(image, path)
@@ -343,15 +344,6 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
         image.close()
         raise InputError(f"{path}: holds {frames} frames; save each to a file of its own")
     return image
-
-
-def _scale_transparent_grey(image: ImageFile.ImageFile) -> None:
-    """Scale the grey that a PNG file of 2 or 4 bits declares transparent, as Pillow does pixels."""
-    if image.format != "PNG" or not image.tile or "transparency" not in image.info:
-        return
-    factor = {"L;2": 85, "L;4": 17}.get(str(image.tile[0].args), 1)
-    if factor > 1:
-        image.info["transparency"] *= factor
 
 
 def _frames(image: Image.Image, path: Path) -> int:
@@ -376,11 +368,12 @@ def _frames(image: Image.Image, path: Path) -> int:
     return whole
 
 
-def _upright(image: Image.Image, path: Path) -> Image.Image:
+def _upright(file: ImageFile.ImageFile, path: Path) -> Image.Image:
     """Decode the pixels, apply the Exif orientation, and let 0 be black."""
     try:
-        image.load()
-        upright = image
+        if (plain := plain_png(file, path)) is None:
+            file.load()
+        upright = image = plain or file
         if image.getexif().get(ORIENTATION, 1) != 1:  # or exif_transpose would copy it
             upright = ImageOps.exif_transpose(image)
     except MemoryError:
