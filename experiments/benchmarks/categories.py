@@ -6,6 +6,7 @@ network of other random weights finds nothing in the cache but the decoded image
 decoding alone takes, with as many processes, stands beside them.
 
     python experiments/benchmarks/categories.py             one GPU, 5,354 images of 1024 × 1024
+    python experiments/benchmarks/categories.py --jobs 4    four points at a time on this GPU
     python experiments/benchmarks/categories.py --share 0.02 --size 64 --backbone resnet18
 """
 
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from patchcore.data.images import decode_image
 from patchcore.report.reading import read_run
 
 COMMAND = [sys.executable, "-c", "from patchcore.commands import main; main()", "train"]
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of MVTec AD's numbers of images")
     parser.add_argument("--backbone", default="wide_resnet50_2", help="with random weights")
     parser.add_argument("--ratio", type=float, default=0.1, help="share of the patches picked")
+    parser.add_argument("--jobs", type=int, default=1, help="points at a time, each a process")
     parser.add_argument("--folder", type=Path, help="to draw the images in, and keep them")
     parser.add_argument("settings", nargs="*", help="further overrides of patchcore train")
     options = parser.parse_args()
@@ -126,9 +129,8 @@ def decoding(paths: list[Path], processes: int) -> float:
 
 
 def decode(path: Path) -> None:
-    """Decode a file to RGB."""
-    with Image.open(path) as image:
-        image.convert("RGB")
+    """Decode a file as the runs do."""
+    decode_image(path)
 
 
 def multirun(options: Any, data: Path, base: Path, number: int, seed: int) -> dict[str, float]:
@@ -150,8 +152,11 @@ def multirun(options: Any, data: Path, base: Path, number: int, seed: int) -> di
         f"hydra.sweep.dir={folder}",
         *options.settings,
     ]
+    if options.jobs > 1:
+        settings += ["hydra/launcher=processes", f"hydra.launcher.n_jobs={options.jobs}"]
     start = time.perf_counter()
-    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+    threads = max(1, options.threads // options.jobs)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     subprocess.run([*COMMAND, "--multirun", *settings], check=True, env=environment)
     row: dict[str, float] = {"seconds": time.perf_counter() - start}
     for point in range(len(COUNTS)):
