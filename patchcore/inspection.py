@@ -188,7 +188,6 @@ def predict(
             the model does not know its memory's images, which `explain` needs.
         OSError: A picture cannot be written.
     """
-    paths = stream_of(inspector, paths)
     if batch < 1:
         raise InputError(f"batch must be at least 1 image, got {batch}")
     if workers is None:
@@ -197,6 +196,7 @@ def predict(
         raise InputError(f"workers must be at least 1 thread, got {workers}")
     if explain:
         check_explains(inspector)
+    paths = stream_of(inspector, paths)
     used = (thresholds or Thresholds()).over(Thresholds.of(inspector.decision))
     return _predict(inspector, paths, _Wanted(used, pictures, explain), batch, workers, stop)
 

@@ -108,8 +108,8 @@ def test_settings_that_mean_the_same_are_converted() -> None:
     assert LayersConfig(names=("2", "3")).names == ("2", "3")  # type: ignore[arg-type]
     assert BackboneConfig(weights=Path("a.pth")).weights == "a.pth"  # type: ignore[arg-type]
     assert ImageConfig(view="whole").view is View.whole  # type: ignore[arg-type]
-    found = config(objectives=["seconds_fit"], trainer=OmegaConf.create({"max_epochs": 1}))
-    assert found.objectives == [Objective["seconds_fit"]]
+    found = config(objectives=["seconds"], trainer=OmegaConf.create({"max_epochs": 1}))
+    assert found.objectives == [Objective["seconds"]]
     assert found.trainer == {"max_epochs": 1}
 
 

@@ -15,10 +15,12 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
     InterpolationKeyError,
+    InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
@@ -166,6 +168,8 @@ def explain(error: Exception) -> str | None:
             words = "must hold settings (KEY: VALUE), not a list"
         told = re.sub("^must be", "a group must be", _plainly("", words))
         return f"{file[1]}.yaml: {told}: correct the file"
+    if isinstance(cause, InterpolationResolutionError) and key:
+        key = _origin(cause) or key
     if not key:
         if "does not support sweep type" in str(error):
             return (
@@ -192,6 +196,50 @@ def explain(error: Exception) -> str | None:
     return f"{message} (in {file[1]}.yaml)" if file else message
 
 
+def _origin(error: OmegaConfBaseException) -> str | None:
+    """Key where a reference stands that cannot be followed; other settings may refer to that key.
+
+    None if the reference is relative or of no key.
+    """
+    node: Any = error.child_node
+    root = None if node is None else node._get_root()
+    passed: list[str] = []
+    while node is not None and node._is_interpolation():
+        key = node._get_full_key("")
+        if key in passed:  # in a circle
+            return key
+        if not key:
+            break
+        passed.append(key)
+        for named in re.findall(r"\$\{([\w.]+)\}", str(node._value())):
+            other = _raw(root, named)
+            if other is not None and not _resolves(other):
+                node = other
+                break
+    return passed[-1] if passed else None
+
+
+def _raw(root: Any, key: str) -> Any:
+    """Node of a key before interpolations are resolved; None if there is none."""
+    *above, last = key.split(".")
+    node = root
+    for name in (*above, last):
+        if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+            return None
+        node = node._get_node(name, validate_access=False)
+        if node is None:
+            return None
+    return node
+
+
+def _resolves(node: Any) -> bool:
+    try:
+        node._dereference_node()
+    except OmegaConfBaseException:
+        return False
+    return True
+
+
 _KINDS = {"Integer": "a whole number", "Float": "a number", "valid bool": "true or false"}
 _UNLIKE = re.compile(
     rf"Value '(.*?)' (?:of type '\w+' )?(?:could not|is not) .*({'|'.join(_KINDS)})"
@@ -203,6 +251,12 @@ def _plainly(key: str, words: str) -> str:
     """Return OmegaConf's message about the value of a key in terms of settings."""
     if unlike := _UNLIKE.match(words):
         return f"must be {_KINDS[unlike[2]]}, got {unlike[1] or 'nothing'}"
+    if absent := re.match(r"Interpolation key '(.*)' not found", words):
+        return f"refers to {absent[1]}, which does not exist"
+    if words.startswith("Recursive interpolation"):
+        return "refers to itself, directly or through others: give a value"
+    if absent := re.match(r"\w+ raised while resolving interpolation: \W*(.*?)\W*$", words):
+        return f"cannot be resolved: {absent[1]}"
     if re.match(r"field '.*' is not Optional", words):
         return "may not be null: leave it out, or give a value"
     if words.endswith("is not a ListConfig, list or tuple."):
