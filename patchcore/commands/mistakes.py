@@ -318,6 +318,28 @@ def _of_defaults(trace: TracebackType | None) -> bool:
     return any(frame.f_globals["__name__"].endswith("defaults_list") for frame in frames)
 
 
+def without_kind(group: str, schema: Any, name: str = "") -> str:
+    """Return words for settings of a file that does not say of which kind they are; else "".
+
+    Args:
+        group: Such as data.
+        schema: Dataclass of its settings.
+        name: Option that was given, which some kinds have.
+    """
+    from patchcore.commands.groups import SCHEMAS  # here: help for other mistakes need not wait
+
+    kinds = SCHEMAS.get(group, {})
+    if not kinds or schema in kinds.values():
+        return ""
+    having = [kind for kind in kinds if name in {option.name for option in fields(kinds[kind])}]
+    *others, last = having or kinds
+    names = f"{', '.join(others)} or {last}" if others else last
+    return (
+        f"the settings file does not say which {group} it is for: add the line 'defaults: [KIND]', "
+        f"where KIND is {names}"
+    )
+
+
 def no_such_option(key: str, parent: Any) -> str:
     """Return the message for an unknown key, with the closest option of its `parent`."""
     if (now := successor(key)) is not None:
@@ -328,9 +350,11 @@ def no_such_option(key: str, parent: Any) -> str:
             f"+{key}=…"
         )
     names = [option.name for option in fields(parent)]
-    if not names:  # settings of a file that does not say of which kind they are
-        return f"{key}: there is no such option; begin the file with its kind: 'defaults: [KIND]'"
     group, dot, name = key.rpartition(".")
+    if words := without_kind(group, parent, name):
+        return f"{key}: {words}"
+    if name == group:
+        return f"{key}: its settings are those of {group} already: leave the line '{name}:' out"
     close = get_close_matches(name, names, 1)
     rest = f"did you mean {group}{dot}{close[0]}?" if close else f"there are {', '.join(names)}"
     return f"{key}: there is no such option; {rest}"
