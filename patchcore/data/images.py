@@ -24,7 +24,7 @@ from patchcore.data.depths import (
 from patchcore.data.formats import FORMATS
 from patchcore.data.marks import marked_pixels
 from patchcore.data.sample import Masks
-from patchcore.errors import InputError
+from patchcore.errors import InputError, unreadable
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
@@ -241,8 +241,8 @@ def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such array of masks") from None
     except Exception as error:  # headers are Python literals or archives, so errors are of any kind
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as an array ({reason}); replace it") from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise unreadable(path, f"{path}: cannot be read as an array ({why}); replace it") from error
     if not isinstance(array, np.ndarray) or array.ndim != dimensions:
         raise InputError(f"{path}: the array should have {dimensions} dimensions; replace it")
     return array
@@ -411,7 +411,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     reason = reason or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         reason = f"it is none of {', '.join(_decoders(path.suffix.lower()))}"
-    return InputError(f"{path}: cannot be read as an image ({reason}); replace or remove the file")
+    return unreadable(path, f"{path}: cannot be read as an image ({reason}); replace or remove it")
 
 
 def _is_dark(file: Image.Image, image: Image.Image, path: Path) -> bool:
