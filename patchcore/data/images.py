@@ -23,6 +23,7 @@ from patchcore.data.depths import (
 )
 from patchcore.data.formats import FORMATS
 from patchcore.data.marks import marked_pixels
+from patchcore.data.metadata import naming
 from patchcore.data.sample import Masks
 from patchcore.errors import InputError, unreadable
 
@@ -38,7 +39,7 @@ _OPENING = threading.Lock()
 
 
 def _named(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
-    """Make a reader raise an InputError that names the file if memory runs out."""
+    """Make a reader name the file in warnings, and in an InputError if memory runs out."""
 
     @wraps(read)
     def reader(path: Path, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -52,7 +53,7 @@ def _named(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path
                 "data.batch_size, or save the image smaller"
             ) from None
 
-    return reader
+    return naming(reader)
 
 
 @_named
@@ -287,6 +288,7 @@ def _opaque_marks(pixels: NDArray[Any], path: Path, lossy: bool) -> NDArray[np.b
     return marked_pixels(colours, str(path), lossy)
 
 
+@naming
 def _read_region(path: Path, mask: Masks, limit: float) -> NDArray[np.bool_]:
     if mask.frame is not None:
         return np.asarray(open_array(path, 3)[mask.frame] != 0)  # (H, W) of (frames, H, W)
@@ -407,8 +409,7 @@ def _is_white_zero(image: Image.Image) -> bool:
 def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path}: cannot be read ({error.strerror}); change its permissions")
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    reason = reason or type(error).__name__
+    reason = getattr(error, "strerror", "") or " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         reason = f"it is none of {', '.join(_decoders(path.suffix.lower()))}"
     return unreadable(path, f"{path}: cannot be read as an image ({reason}); replace or remove it")
