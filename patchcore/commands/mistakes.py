@@ -263,6 +263,8 @@ def _plainly(key: str, words: str) -> str:
         return f"must be a list: '{key}=[…]'"
     if several := re.match(r"Value (\[.*\]) \(list\) is not a valid input for <enum", words):
         return f"must be one value, got {several[1]}"
+    if re.match(r"Cannot assign \w+ to Dict\[", words):
+        return f"must hold settings (KEY: VALUE), such as {key}.KEY=VALUE"
     if plain := re.search(r"\w+ is not a subclass of \w+\. value: (.*)", words):
         return f"must be settings (KEY: VALUE), got {plain[1]}"
     return words
