@@ -141,11 +141,11 @@ def explain(error: Exception) -> str | None:
             f"{error.missing_cfg_file}: this plugin of Hydra is not installed: pip install "
             f"'patchcore[{PLUGINS[error.missing_cfg_file]}]'"
         )
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         from patchcore.commands.overrides import choices  # here: it imports this module
 
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        names = error.options
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        names = list(error.options or choices().get(group, []))
         first = group.partition("/")[0]
         if first != "hydra" and first in choices():  # the choice lies in a folder of the group
             group, choice = first, f"{group}/{choice}".removeprefix(f"{first}/")
@@ -191,7 +191,7 @@ def explain(error: Exception) -> str | None:
         elif isinstance(cause, InterpolationKeyError):
             message += "; write a literal $ as \\$"
     typed = re.match(r"(?:Error merging override |Could not override ')([\w.]+)", str(error))
-    if typed and typed[1].partition(".")[0] != key.partition(".")[0]:  # key of a list's item
+    if typed and typed[1].partition(".")[0] != re.split(r"[.\[]", key)[0]:  # key of a list's item
         message = f"{typed[1]}: {message}"
     return f"{message} (in {file[1]}.yaml)" if file else message
 
@@ -261,11 +261,20 @@ def _plainly(key: str, words: str) -> str:
         return "may not be null: leave it out, or give a value"
     if words.endswith("is not a ListConfig, list or tuple."):
         return f"must be a list: '{key}=[…]'"
-    if several := re.match(r"Value (\[.*\]) \(list\) is not a valid input for <enum", words):
+    if several := re.match(
+        r"Value ([\[{].*[\]}]) \((?:list|dict)\) is not a valid input for <enum", words
+    ):
         return f"must be one value, got {several[1]}"
     if re.match(r"Cannot assign \w+ to Dict\[", words):
         return f"must hold settings (KEY: VALUE), such as {key}.KEY=VALUE"
-    if plain := re.search(r"\w+ is not a subclass of \w+\. value: (.*)", words):
+    if words.endswith("(DictConfig) does not support deletion"):
+        return f"cannot be removed: leave ~{key} out"
+    if words == "Cannot merge DictConfig with ListConfig":
+        return "is a list where settings (KEY: VALUE) belong, or settings where a list belongs"
+    plain = re.search(r"\w+ is not a subclass of \w+\. value: (.*)", words)
+    if plain and plain[1] == "None":  # in a list
+        return "may not be null: leave it out, or give a value"
+    if plain:
         return f"must be settings (KEY: VALUE), got {plain[1]}"
     return words
 
