@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from patchcore._record import InputRecord
-from patchcore.errors import InputError
+from patchcore.errors import InputError, unreadable
 
 EMBEDDED = "embedded"
 """Name of the network that ships with this package."""
@@ -200,7 +200,8 @@ def _read(path: Path) -> Any:
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"backbone.weights: {path} cannot be read: {_reason(error)}") from None
+        words = f"backbone.weights: {path} cannot be read: {_reason(error)}"
+        raise unreadable(path, words) from None
 
 
 def _reason(error: Exception) -> str:

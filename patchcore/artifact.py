@@ -45,6 +45,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
+from patchcore.arguments import check_kind, path_of
 from patchcore.artifact_files import check, read_tensors, write_folder
 from patchcore.artifact_files import read_description as read_description
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
@@ -94,8 +95,9 @@ def save(inspector: Inspector, folder: str | Path, *, weights: bool = False) -> 
         InputError: The model is not fitted or not of a registered kind, the details are not plain
             values, the folder holds something else, or the folder cannot be written.
     """
+    check_kind(inspector, Inspector, "inspector", "an Inspector")
     description, tensors = _described(inspector, weights)
-    write_folder(Path(folder), description, tensors)
+    write_folder(path_of(folder, "folder"), description, tensors)
 
 
 def save_model(
@@ -136,7 +138,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
             artifact; the weights are not available or not those of the artifact; or there is no
             such device.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "folder")
     place = _device(device)
     path = folder / DESCRIPTION
     description = check(folder)
@@ -380,6 +382,7 @@ def _read_decision(folder: Path, description: dict[str, Any]) -> Any:
 
 
 def _device(device: str | torch.device) -> torch.device:
+    check_kind(device, (str, int, torch.device), "device", "text, such as 'cpu', or a torch.device")
     try:
         place = torch.device(device)
         torch.empty(0, device=place).cpu()  # meta keeps no values

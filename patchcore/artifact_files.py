@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchcore import sealed
-from patchcore.errors import InputError
+from patchcore.errors import InputError, unreadable
 from patchcore.keeping import DESCRIPTION
 
 FORMAT = 1
@@ -72,7 +72,8 @@ def read_tensors(folder: Path, name: str, description: dict[str, Any]) -> dict[s
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != description["files"][name]["sha256"]:
-            raise InputError(f"{path}: is damaged: its SHA-256 is another: {sealed.REMEDY}")
+            words = f"is damaged: its SHA-256 is another: {sealed.REMEDY}"
+            raise unreadable(path, f"{path}: {words}")
         return load_tensors(data)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error

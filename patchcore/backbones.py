@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,14 @@ from patchcore._weights import (
     unavailable,
 )
 from patchcore.errors import InputError
-from patchcore.settings import setting
+from patchcore.settings import Settings, setting
 
 
 @dataclass
-class BackboneConfig:
+class BackboneConfig(Settings):
     """Network, and the source of its weights."""
+
+    GROUP: ClassVar[str] = "backbone"
 
     name: str = setting(
         EMBEDDED, "timm architecture, or embedded: the network that ships with the package"
@@ -79,13 +81,15 @@ class Join(Enum):
 
 
 @dataclass
-class LayersConfig:
+class LayersConfig(Settings):
     """Layers that give outputs, finest first: hierarchy levels j of the paper, or module names.
 
     Level j is the last output at 1/2^(j+1) of the image's size (`layer2` of a ResNet for "2",
     `features.denseblock3` of a DenseNet for "3"), or the block at j quarters of a vision
     transformer's depth.
     """
+
+    GROUP: ClassVar[str] = "layers"
 
     names: list[str] = setting(
         factory=lambda: ["2", "3"],
@@ -106,10 +110,7 @@ class LayersConfig:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.names, str):
-            raise InputError(
-                f"layers.names must be a list, got {self.names!r}: write [{self.names}]"
-            )
+        super().__post_init__()
         if not self.names:
             raise InputError("layers.names is empty: name at least one level or module")
         if len(set(self.names)) < len(self.names):

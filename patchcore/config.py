@@ -7,7 +7,7 @@ further choices; each lists only the values that differ from the defaults.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING
@@ -36,7 +36,7 @@ from patchcore.metrics import Objective
 from patchcore.patches import PatchConfig
 from patchcore.report.folders import Images
 from patchcore.scoring import ScoringConfig
-from patchcore.settings import setting
+from patchcore.settings import check_ranges, check_types, setting
 from patchcore.switches import check_switches, without_effect
 
 
@@ -141,12 +141,8 @@ class Config:
         absent = [f"{key}={made}" for key, made in usual.items() if getattr(self, key) == MISSING]
         if absent:
             raise InputError(f"Config lacks settings without a default: give {', '.join(absent)}")
-        own: Any = self
-        for group in fields(own):
-            value, kind = getattr(self, group.name), group.type
-            if is_dataclass(kind) and isinstance(kind, type) and not isinstance(value, kind):
-                made = usual.get(group.name, f"{kind.__name__}()")
-                raise InputError(f"{group.name}: give settings, such as {made}, not {value!r}")
+        check_types(self, "", usual)
+        check_ranges(self, "")
 
     def members(self) -> list["Config"]:
         """Return the settings of each model that the run fits: one per member, or just its own."""

@@ -1,6 +1,8 @@
 """The only exception for mistakes of users, and names and warnings as text of one line."""
 
+import os
 import sys
+from pathlib import Path
 
 NOT_FINITE = "features hold NaN or infinite values: check images and backbone"
 
@@ -15,6 +17,23 @@ class InputError(ValueError):
     def __str__(self) -> str:
         """The message in one line, whatever the names in it hold."""
         return printable(super().__str__())
+
+
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def unreadable(path: Path, message: str) -> InputError:
+    """Return the error with this message, or a better one if the file is a Git LFS pointer.
+
+    Every reader of files from elsewhere makes its error by this function once it has failed.
+    """
+    try:
+        with path.open("rb") if os.path.isfile(path) else open(os.devnull, "rb") as file:
+            pointer = file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        pointer = False
+    told = "is a Git LFS pointer in place of the file: run 'git lfs pull' in its repository"
+    return InputError(f"{path}: {told}" if pointer else message)
 
 
 def printable(name: str) -> str:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from patchcore import artifact
+from patchcore.arguments import check_kind, paths_of
 from patchcore.data.images import read_image
 from patchcore.digests import file_digest
 from patchcore.errors import InputError, printable
@@ -55,7 +56,7 @@ class Change:
 
 
 def extend(
-    inspector: Inspector, images: Sequence[Path], count: int | None = None, batch: int = 16
+    inspector: Inspector, images: Sequence[str | Path], count: int | None = None, batch: int = 16
 ) -> Change:
     """Add nominal images to a model; it stays as it is if that fails.
 
@@ -68,6 +69,8 @@ def extend(
     Raises:
         InputError: A file is unreadable or in the model already, or the model cannot be extended.
     """
+    check_kind(inspector, Inspector, "inspector", "an Inspector")
+    images = paths_of(images, "images")
     if (poses := poses_of(inspector)) > 1:
         raise InputError(
             f"the memory bank holds each image in {poses} poses, but an added image would have "
@@ -140,6 +143,8 @@ def remove(inspector: Inspector, images: Sequence[str | Path]) -> Change:
     Raises:
         InputError: The model does not know an image, or cannot remove it.
     """
+    check_kind(inspector, Inspector, "inspector", "an Inspector")
+    paths_of(images, "images")
     sources = _sources(inspector)
     pruned = inspector.details.get(PRUNED, ())
     numbers = sorted({_number(sources, pruned, path) for path in images})

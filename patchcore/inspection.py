@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchcore.arguments import stream_of
 from patchcore.data.images import read_image
 from patchcore.errors import InputError, printable
 from patchcore.explanation import Nearest, cell_at, check_explains, nearest_nominal, own_crop
@@ -187,8 +188,6 @@ def predict(
             the model does not know its memory's images, which `explain` needs.
         OSError: A picture cannot be written.
     """
-    if isinstance(paths, str | bytes | os.PathLike):
-        raise InputError(f"paths: give a list of image files, not {paths!r} alone")
     if batch < 1:
         raise InputError(f"batch must be at least 1 image, got {batch}")
     if workers is None:
@@ -197,6 +196,7 @@ def predict(
         raise InputError(f"workers must be at least 1 thread, got {workers}")
     if explain:
         check_explains(inspector)
+    paths = stream_of(inspector, paths)
     used = (thresholds or Thresholds()).over(Thresholds.of(inspector.decision))
     return _predict(inspector, paths, _Wanted(used, pictures, explain), batch, workers, stop)
 
@@ -222,7 +222,7 @@ def inspect_image(
 
 def _predict(
     inspector: Any,
-    paths: Iterable[str | Path],
+    paths: Iterable[Path],
     wanted: "_Wanted",
     batch: int,
     workers: int,
@@ -231,7 +231,7 @@ def _predict(
     """A generator of its own, so that `predict` refuses bad arguments when it is called."""
     pool = ThreadPoolExecutor(workers, "inspection")
     try:
-        decoded = ahead(pool, partial(_decode, inspector), map(Path, paths), batch + workers)
+        decoded = ahead(pool, partial(_decode, inspector), paths, batch + workers)
         scored = _scored(inspector, decoded, batch)
         conclude = partial(_conclude, inspector, wanted)
         for result in ahead(pool, conclude, scored, 2 * workers):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchcore.arguments import check_kind
 from patchcore.data.transforms import ImageConfig, Pixels, build_preparation, offset_and_scale
 from patchcore.errors import InputError, printable
 from patchcore.methods.counted import counted_by_all, counted_cells
@@ -134,6 +136,7 @@ class Preparing:
         Raises:
             InputError: It is no such array, or it is smaller than the crop.
         """
+        check_kind(pixels, np.ndarray, "pixels", "an array uint8 (H, W, 3)")
         if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
             raise InputError(f"pixels must be uint8 (H, W, 3), got {pixels.dtype} {pixels.shape}")
         unmarked = np.broadcast_to(np.False_, pixels.shape[:2])
@@ -183,11 +186,18 @@ class Inspector(Preparing):
         precision: str = "32-true",
         region: NDArray[np.bool_] | None = None,
     ) -> None:
+        check_kind(model, Method, "model", "a fitted detector or ensemble")
+        check_kind(details, (Mapping, NoneType), "details", "a mapping")
         self.model = model.eval()
         members = self.members
         if images is None:
             images = [_usual_image(member) for member in members]
+        check_kind(
+            images, (ImageConfig, list, tuple), "images", "ImageConfig(…), or a list of them"
+        )
         each = [images] * len(members) if isinstance(images, ImageConfig) else list(images)
+        for number, own in enumerate(each):
+            check_kind(own, ImageConfig, f"images[{number}]", "ImageConfig(…)")
         if len(each) != len(members):
             raise InputError(
                 f"image: the model has {len(members)} members, but {len(each)} settings of "
@@ -245,6 +255,7 @@ class Inspector(Preparing):
 
     def prepare(self, pixels: Pixels) -> Pixels | tuple[Pixels, ...]:
         """See `Preparing.prepare`. Raises InputError too if the region is of another size."""
+        check_kind(pixels, np.ndarray, "pixels", "an array uint8 (H, W, 3)")
         self.check_size("this image", (pixels.shape[0], pixels.shape[1]))
         return super().prepare(pixels)
 
@@ -293,8 +304,10 @@ class Inspector(Preparing):
 
     def _inputs(self, batch: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """Input of each member's network."""
+        check_kind(batch, (Tensor, list, tuple), "images", "tensors uint8 (B, h, w, 3)")
         batches = [batch] * len(self.members) if isinstance(batch, Tensor) else list(batch)
         for each in batches:
+            check_kind(each, Tensor, "images", "tensors uint8 (B, h, w, 3)")
             if each.ndim != 4 or each.shape[3] != 3 or each.dtype != torch.uint8:
                 found = f"{str(each.dtype).removeprefix('torch.')} {tuple(each.shape)}"
                 raise InputError(f"images must be uint8 (B, h, w, 3), got {found}")

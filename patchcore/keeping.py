@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from filelock import FileLock
 
@@ -30,7 +30,7 @@ from patchcore.metrics import METRICS, Objective
 from patchcore.resume import read_provenance
 from patchcore.runfolder import METRICS as RECORD
 from patchcore.runfolder import TRANSIENT
-from patchcore.settings import setting
+from patchcore.settings import Settings, setting
 
 FOLDER = "artifact"
 """Name of the artifact in a run's folder."""
@@ -52,8 +52,10 @@ class Keep(Enum):
 
 
 @dataclass
-class ArtifactConfig:
+class ArtifactConfig(Settings):
     """Settings of the artifact that a run leaves, which `patchcore.load` reads."""
+
+    GROUP: ClassVar[str] = "artifact"
 
     keep: Keep = setting(
         Keep.none, "none, all, or best (only the best point of a multirun)", effect=False
@@ -71,6 +73,7 @@ class ArtifactConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("weights", "crops"):
             if getattr(self, key) and self.keep is Keep.none:
                 raise InputError(

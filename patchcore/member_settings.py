@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.data.transforms import ImageConfig
 from patchcore.methods.scale import ScaleConfig
-from patchcore.settings import setting
+from patchcore.settings import Settings, setting
 
 
 @dataclass
-class MemberConfig:
+class MemberConfig(Settings):
     """One member of an ensemble; for a group that is None, the member uses the run's own."""
+
+    GROUP: ClassVar[str] = "ensemble.members"
 
     backbone: BackboneConfig | None = None
     layers: LayersConfig | None = None
@@ -20,8 +22,10 @@ class MemberConfig:
 
 
 @dataclass
-class EnsembleConfig:
+class EnsembleConfig(Settings):
     """Networks that score together, each with its own memory; empty: the run has a single model."""
+
+    GROUP: ClassVar[str] = "ensemble"
 
     members: list[MemberConfig] = setting(
         factory=list,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from patchcore.errors import InputError
+from patchcore.errors import unreadable
 from patchcore.writing import complete, fitting
 
 Pixels = NDArray[np.uint8]
@@ -116,7 +116,7 @@ def read_map(path: Path) -> Map:
             levels = np.array(file)
     except Exception as error:  # decoders raise many kinds, all of which mean a bad file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: is not a map that predict wrote ({reason})") from error
+        raise unreadable(path, f"{path}: is not a map that predict wrote ({reason})") from error
     values = (offset + step * levels.astype(np.float64)).astype(np.float32)
     values[levels == 0] = np.nan
     return values

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from patchcore.arguments import check_kind, path_of
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Split
@@ -134,8 +135,10 @@ def run(
     >>> config = Config(data=MVTecConfig(root="mvtec", category="screw"), …)
     >>> run(config, "runs/screw").record["image_auroc"]
     """
+    check_kind(config, Config, "config", "a Config")
+    folder = path_of(folder, "folder")
     quiet()
-    config, folder, make = config.completed(), Path(folder), make or construct
+    config, make = config.completed(), make or construct
     settings = plain(config) if settings is None else settings
     keeper = Keeper(config.artifact, config.objectives[0], folder, multirun)
     check_shared(config)

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, unreadable
 
 LARGEST = 1 << 26  # most bytes of a description; a larger file was not written by this module
 REMEDY = "copy the folder again, or make it anew"
@@ -95,14 +95,14 @@ def check_files(folder: Path, found: dict[str, Any]) -> None:
             size = path.stat().st_size
             if size != expected["bytes"]:
                 had = f"it has {size} bytes of {expected['bytes']}"
-                raise InputError(f"{path}: is damaged: {had}: {REMEDY}")
+                raise unreadable(path, f"{path}: is damaged: {had}: {REMEDY}")
             same = _measured(path) == expected
         except FileNotFoundError:
             raise InputError(f"{path}: is missing: {REMEDY}") from None
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror})") from error
         if not same:
-            raise InputError(f"{path}: is damaged: its SHA-256 is another: {REMEDY}")
+            raise unreadable(path, f"{path}: is damaged: its SHA-256 is another: {REMEDY}")
 
 
 def read_description(path: Path, newest: int) -> dict[str, Any]:
@@ -121,9 +121,8 @@ def read_description(path: Path, newest: int) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     first, _, body = data.partition(b"\n")
     if not first.startswith(_MARK):
-        raise InputError(
-            f"{path}: is damaged or was not written by patchcore: its first line differs: {REMEDY}"
-        )
+        was = "is damaged or was not written by patchcore: its first line differs"
+        raise unreadable(path, f"{path}: {was}: {REMEDY}")
     if data != _with_digest(body):
         raise InputError(f"{path}: is damaged or was edited: its digest differs: {REMEDY}")
     try:

@@ -5,11 +5,15 @@ second list has to be kept.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+import os
+import reprlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from patchcore.errors import InputError
 
@@ -94,16 +98,17 @@ def _effective(value: Any) -> Any:
 
 @dataclass
 class Settings:
-    """Base of a group of settings that checks the ranges of its numbers when it is created.
+    """Base of a group of settings that checks types and ranges when it is created.
 
     Attributes:
-        GROUP: Key of the group; error messages begin with it.
+        GROUP: Key of the group; error messages begin with it. Empty: they begin with the setting.
     """
 
     GROUP: ClassVar[str]
 
     def __post_init__(self) -> None:
-        """Check the ranges of all numbers: see `check_ranges`."""
+        """Check all values: see `check_types` and `check_ranges`."""
+        check_types(self, self.GROUP)
         check_ranges(self, self.GROUP)
 
 
@@ -158,6 +163,132 @@ class Groups:
                 )
 
 
+_UNSET = "???"  # of a value that is still missing; omegaconf.MISSING, which takes time to import
+_WORDS: dict[Any, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+}
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    """Types that the fields of a dataclass declare."""
+    return get_type_hints(kind)
+
+
+def check_types(settings: Any, group: str, examples: Mapping[str, str] | None = None) -> None:
+    """Refuse values of a dataclass that are not of the type that their setting declares.
+
+    Values that mean the same are taken and converted: numbers and arrays of NumPy or PyTorch, paths
+    for text, names for members of an enum, and other containers than list and dict. Values that are
+    still missing ("???") pass.
+
+    Args:
+        settings: The dataclass.
+        group: Its key; may be empty.
+        examples: Code for messages that makes settings, by the name of their group.
+
+    Raises:
+        InputError: The first other value; the message begins with `group`.name.
+    """
+    kind: Any = type(settings)
+    declared = _types(kind)
+    for option in fields(settings):
+        value, key = getattr(settings, option.name), f"{group}.{option.name}".lstrip(".")
+        example = (examples or {}).get(option.name) or _example(option)
+        if isinstance(value, str) and value == _UNSET:
+            continue
+        typed = _typed(value, declared[option.name], key, example)
+        if typed is not value:
+            setattr(settings, option.name, typed)
+
+
+def _example(option: Field[Any]) -> str:
+    default = option.default_factory
+    return f"{default.__name__}(…)" if isinstance(default, type) else ""
+
+
+def _typed(value: Any, kind: Any, key: str, example: str = "") -> Any:
+    """A value as `kind` declares it; it is the value itself unless it has to be converted."""
+    if kind is Any:
+        return value
+    if get_origin(kind) in (Union, UnionType):
+        (kind,) = (each for each in get_args(kind) if each is not NoneType)
+        if value is None:
+            return None
+    outer = get_origin(kind) or kind
+    if value is None:
+        words = _WORDS.get(outer, "a value")
+        raise InputError(f"{key} may not be None: leave it out, or give {words}")
+    if not isinstance(value, Mapping) and hasattr(value, "tolist"):  # of NumPy or PyTorch
+        value = value.tolist()
+    if outer in (list, dict):
+        return _container(value, kind, outer, key)
+    if issubclass(outer, Enum):
+        return _member(value, outer, key)
+    if outer is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    wanted = int | float if outer is float else outer
+    unlike = isinstance(value, bool) and outer in (int, float)
+    if isinstance(value, wanted) and not unlike:
+        return value
+    if outer in _WORDS:
+        raise InputError(f"{key} must be {_WORDS[outer]}, got {shown(value)}")
+    raise InputError(
+        f"{key}: give settings, such as {example or f'{outer.__name__}(…)'}, not {shown(value)}"
+    )
+
+
+def _container(value: Any, kind: Any, outer: Any, key: str) -> Any:
+    """A list or dict whose items are as `kind` declares them."""
+    if outer is dict:
+        if not isinstance(value, Mapping):
+            raise InputError(f"{key} must be a mapping {{name: value}}, got {shown(value)}")
+        _, inner = get_args(kind) or (str, Any)
+        items = {name: _typed(each, inner, f"{key}.{name}") for name, each in value.items()}
+        same = isinstance(value, dict) and all(items[name] is value[name] for name in value)
+        return value if same else items
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        hint = f": write [{value!r}]" if isinstance(value, str | int | float) else ""
+        raise InputError(f"{key} must be a list, got {shown(value)}{hint}")
+    (inner,) = get_args(kind) or (Any,)
+    typed = [_typed(each, inner, f"{key}[{number}]") for number, each in enumerate(value)]
+    same = isinstance(value, list | tuple) and all(map(lambda x, y: x is y, typed, value))
+    return value if same else typed
+
+
+def _member(value: Any, kind: type[Enum], key: str) -> Enum:
+    """A member of an enum, which may be given by its name."""
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, str) and value in kind.__members__:
+        return kind[value]
+    raise InputError(f"{key} must be {_choices([*kind.__members__])}, got {shown(value)}")
+
+
+def _choices(names: Sequence[str]) -> str:
+    if len(names) > 4:
+        return f"one of {', '.join(names)}"
+    return " or ".join([", ".join(names[:-1])] * (len(names) > 1) + [names[-1]])
+
+
+def shown(value: Any) -> str:
+    """A value as code, short and in one line; its type where that says more."""
+    if value is None or isinstance(
+        value, str | bytes | int | float | list | tuple | dict | set | Path
+    ):
+        return " ".join(reprlib.repr(value).split())
+    kind = type(value)
+    name = (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    return f"a value of type {name}"
+
+
 def check_ranges(settings: Any, group: str) -> None:
     """Refuse numbers of a dataclass that are not finite or outside the range of their setting.
 
@@ -167,7 +298,8 @@ def check_ranges(settings: Any, group: str) -> None:
         InputError: The first such number; the message begins with `group`.name.
     """
     for option in fields(settings):
-        check_range(option, getattr(settings, option.name), f"{group}.{option.name}")
+        key = f"{group}.{option.name}".lstrip(".")
+        check_range(option, getattr(settings, option.name), key)
 
 
 def check_range(option: Field[Any], value: Any, key: str) -> None:
@@ -186,7 +318,7 @@ def check_range(option: Field[Any], value: Any, key: str) -> None:
         and (below is None or value < below)
     )
     if not inside:
-        raise InputError(f"{key} must be {allowed_range(option)}, got {value}")
+        raise InputError(f"{key} must be {allowed_range(option)}, got {shown(value)}")
     if not math.isfinite(value):
         raise InputError(f"{key} must be a finite number, got {value}")
 

@@ -36,6 +36,7 @@ from patchcore.methods.tiled import tile
 from patchcore.module import DetectorModule, ScoringModule
 from patchcore.progress import ProgressBar
 from patchcore.record import Record
+from patchcore.settings import shown
 from patchcore.strategy import Sharded
 from patchcore.switches import asked_precision
 from patchcore.tracking.progress import Progress
@@ -206,6 +207,12 @@ def build_trainer(
         make(f"trainer.callbacks[{i}]", each) if isinstance(each, Mapping) else each
         for i, each in enumerate(_list(settings.pop("callbacks", None)))
     ]
+    for i, each in enumerate(callbacks):
+        if not isinstance(each, pl.Callback):
+            raise InputError(
+                f"trainer.callbacks[{i}] must be a callback of Lightning, {{_target_: CLASS, …}}, "
+                f"got {shown(each)}"
+            )
     if settings.get("enable_progress_bar", True):
         callbacks.append(ProgressBar(whose))
     if loggers:

@@ -504,7 +504,7 @@ def test_weights_that_are_damaged_where_the_hub_keeps_them(monkeypatch: pytest.M
 def test_layers_are_checked() -> None:
     with pytest.raises(InputError, match=r"layers.names is empty"):
         LayersConfig([])
-    with pytest.raises(InputError, match=r"write \[layer2\]"):
+    with pytest.raises(InputError, match=r"write \['layer2'\]"):
         LayersConfig("layer2")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"layers.names repeats"):
         LayersConfig(["2", "2"])

@@ -14,7 +14,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from patchcore import GreedyConfig, InputError, load
+from patchcore import AllConfig, GreedyConfig, InputError, RandomConfig, load
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 from patchcore.config import Config
 from patchcore.conflicts import check_conflicts
@@ -356,6 +356,21 @@ def test_a_coreset_keeps_as_many_patches_of_fewer_images(network: Callable[[], N
         assert part.backbone is model.backbone
     assert sizes[0] == sizes[1] > 0 and model.memory_patches == 0
     assert unfitted(model, 0.1).parts.coreset.ratio == 0.25  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("sampler", [GreedyConfig, RandomConfig])
+def test_a_count_near_the_number_of_patches_keeps_all_of_fewer_images(
+    sampler: Callable[..., Any], network: Callable[[], None]
+) -> None:
+    images = drawn(4, 3, 32, 32)
+    patches = PatchCore(coreset=AllConfig()).fit(images).memory_patches
+    scores = []
+    for coreset in (sampler(count=patches - 1), AllConfig()):
+        model = PatchCore(coreset=coreset)
+        scores.append(cross_fitted(model, [model.embed(images)], range(4), 2).scores)
+    assert scores[0] == pytest.approx(scores[1])
+    with pytest.raises(InputError, match=r"^coreset\.count must be at most the"):
+        PatchCore(coreset=sampler(count=patches + 1)).fit(images)
 
 
 def test_one_image_cannot_be_left_out(network: Callable[[], None]) -> None:

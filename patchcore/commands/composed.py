@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from patchcore.backbones import BackboneConfig
-from patchcore.commands.mistakes import no_such_option
+from patchcore.commands.groups import SCHEMAS
+from patchcore.commands.mistakes import no_such_option, without_kind
 from patchcore.config import Config
 from patchcore.data.inputs import complete_images
 from patchcore.data.transforms import FILLED, ImageConfig
@@ -43,6 +44,9 @@ def to_config(cfg: DictConfig) -> Config:
     values = OmegaConf.to_container(cfg, resolve=True)  # its errors name the key
     OmegaConf.resolve(cfg)  # once, for all later reads
     reject_added(cfg)
+    for group in SCHEMAS:
+        if words := without_kind(group, OmegaConf.get_type(cfg[group])):
+            raise InputError(f"{group}: {words}")
     check_numbers(values)
     check_declared(cfg)  # before timm is imported for what the weights record
     fill_inputs(cfg)

@@ -19,6 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from patchcore.commands.hydra_values import check_hydra
 from patchcore.errors import InputError
 
 NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
@@ -118,7 +119,7 @@ Hydra.multirun = _multirun_once  # type: ignore[method-assign]
 
 
 def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-    """Return `hydra.mode` of the composed settings.
+    """Return `hydra.mode` of the composed settings, after checking those of Hydra.
 
     Hydra's own function hides errors, so that a mistake shows only when it composes again.
     """
@@ -129,6 +130,7 @@ def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
         with_log_configuration=False,
         validate_sweep_overrides=False,
     )
+    check_hydra(composed.hydra)
     return composed.hydra.mode
 
 

@@ -15,10 +15,12 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
     InterpolationKeyError,
+    InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
@@ -139,11 +141,11 @@ def explain(error: Exception) -> str | None:
             f"{error.missing_cfg_file}: this plugin of Hydra is not installed: pip install "
             f"'patchcore[{PLUGINS[error.missing_cfg_file]}]'"
         )
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
         from patchcore.commands.overrides import choices  # here: it imports this module
 
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        names = error.options
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        names = list(error.options or choices().get(group, []))
         first = group.partition("/")[0]
         if first != "hydra" and first in choices():  # the choice lies in a folder of the group
             group, choice = first, f"{group}/{choice}".removeprefix(f"{first}/")
@@ -166,6 +168,8 @@ def explain(error: Exception) -> str | None:
             words = "must hold settings (KEY: VALUE), not a list"
         told = re.sub("^must be", "a group must be", _plainly("", words))
         return f"{file[1]}.yaml: {told}: correct the file"
+    if isinstance(cause, InterpolationResolutionError) and key:
+        key = _origin(cause) or key
     if not key:
         if "does not support sweep type" in str(error):
             return (
@@ -187,9 +191,53 @@ def explain(error: Exception) -> str | None:
         elif isinstance(cause, InterpolationKeyError):
             message += "; write a literal $ as \\$"
     typed = re.match(r"(?:Error merging override |Could not override ')([\w.]+)", str(error))
-    if typed and typed[1].partition(".")[0] != key.partition(".")[0]:  # key of a list's item
+    if typed and typed[1].partition(".")[0] != re.split(r"[.\[]", key)[0]:  # key of a list's item
         message = f"{typed[1]}: {message}"
     return f"{message} (in {file[1]}.yaml)" if file else message
+
+
+def _origin(error: OmegaConfBaseException) -> str | None:
+    """Key where a reference stands that cannot be followed; other settings may refer to that key.
+
+    None if the reference is relative or of no key.
+    """
+    node: Any = error.child_node
+    root = None if node is None else node._get_root()
+    passed: list[str] = []
+    while node is not None and node._is_interpolation():
+        key = node._get_full_key("")
+        if key in passed:  # in a circle
+            return key
+        if not key:
+            break
+        passed.append(key)
+        for named in re.findall(r"\$\{([\w.]+)\}", str(node._value())):
+            other = _raw(root, named)
+            if other is not None and not _resolves(other):
+                node = other
+                break
+    return passed[-1] if passed else None
+
+
+def _raw(root: Any, key: str) -> Any:
+    """Node of a key before interpolations are resolved; None if there is none."""
+    *above, last = key.split(".")
+    node = root
+    for name in (*above, last):
+        if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+            return None
+        node = node._get_node(name, validate_access=False)
+        if node is None:
+            return None
+    return node
+
+
+def _resolves(node: Any) -> bool:
+    try:
+        node._dereference_node()
+    except OmegaConfBaseException:
+        return False
+    return True
 
 
 _KINDS = {"Integer": "a whole number", "Float": "a number", "valid bool": "true or false"}
@@ -203,13 +251,30 @@ def _plainly(key: str, words: str) -> str:
     """Return OmegaConf's message about the value of a key in terms of settings."""
     if unlike := _UNLIKE.match(words):
         return f"must be {_KINDS[unlike[2]]}, got {unlike[1] or 'nothing'}"
+    if absent := re.match(r"Interpolation key '(.*)' not found", words):
+        return f"refers to {absent[1]}, which does not exist"
+    if words.startswith("Recursive interpolation"):
+        return "refers to itself, directly or through others: give a value"
+    if absent := re.match(r"\w+ raised while resolving interpolation: \W*(.*?)\W*$", words):
+        return f"cannot be resolved: {absent[1]}"
     if re.match(r"field '.*' is not Optional", words):
         return "may not be null: leave it out, or give a value"
     if words.endswith("is not a ListConfig, list or tuple."):
         return f"must be a list: '{key}=[…]'"
-    if several := re.match(r"Value (\[.*\]) \(list\) is not a valid input for <enum", words):
+    if several := re.match(
+        r"Value ([\[{].*[\]}]) \((?:list|dict)\) is not a valid input for <enum", words
+    ):
         return f"must be one value, got {several[1]}"
-    if plain := re.search(r"\w+ is not a subclass of \w+\. value: (.*)", words):
+    if re.match(r"Cannot assign \w+ to Dict\[", words):
+        return f"must hold settings (KEY: VALUE), such as {key}.KEY=VALUE"
+    if words.endswith("(DictConfig) does not support deletion"):
+        return f"cannot be removed: leave ~{key} out"
+    if words == "Cannot merge DictConfig with ListConfig":
+        return "is a list where settings (KEY: VALUE) belong, or settings where a list belongs"
+    plain = re.search(r"\w+ is not a subclass of \w+\. value: (.*)", words)
+    if plain and plain[1] == "None":  # in a list
+        return "may not be null: leave it out, or give a value"
+    if plain:
         return f"must be settings (KEY: VALUE), got {plain[1]}"
     return words
 
@@ -264,6 +329,28 @@ def _of_defaults(trace: TracebackType | None) -> bool:
     return any(frame.f_globals["__name__"].endswith("defaults_list") for frame in frames)
 
 
+def without_kind(group: str, schema: Any, name: str = "") -> str:
+    """Return words for settings of a file that does not say of which kind they are; else "".
+
+    Args:
+        group: Such as data.
+        schema: Dataclass of its settings.
+        name: Option that was given, which some kinds have.
+    """
+    from patchcore.commands.groups import SCHEMAS  # here: help for other mistakes need not wait
+
+    kinds = SCHEMAS.get(group, {})
+    if not kinds or schema in kinds.values():
+        return ""
+    having = [kind for kind in kinds if name in {option.name for option in fields(kinds[kind])}]
+    *others, last = having or kinds
+    names = f"{', '.join(others)} or {last}" if others else last
+    return (
+        f"the settings file does not say which {group} it is for: add the line 'defaults: [KIND]', "
+        f"where KIND is {names}"
+    )
+
+
 def no_such_option(key: str, parent: Any) -> str:
     """Return the message for an unknown key, with the closest option of its `parent`."""
     if (now := successor(key)) is not None:
@@ -274,9 +361,11 @@ def no_such_option(key: str, parent: Any) -> str:
             f"+{key}=…"
         )
     names = [option.name for option in fields(parent)]
-    if not names:  # settings of a file that does not say of which kind they are
-        return f"{key}: there is no such option; begin the file with its kind: 'defaults: [KIND]'"
     group, dot, name = key.rpartition(".")
+    if words := without_kind(group, parent, name):
+        return f"{key}: {words}"
+    if name == group:
+        return f"{key}: its settings are those of {group} already: leave the line '{name}:' out"
     close = get_close_matches(name, names, 1)
     rest = f"did you mean {group}{dot}{close[0]}?" if close else f"there are {', '.join(names)}"
     return f"{key}: there is no such option; {rest}"

@@ -170,6 +170,10 @@ def check_overrides(arguments: Sequence[str]) -> None:
         if told := renamed(override.key_or_group, argument.partition("=")[2]):
             raise InputError(told)
     for argument, override in given:
+        if override.key_or_group == "hydra" and not override.is_delete():
+            raise InputError(
+                f"{argument}: hydra is no choice: set its keys, such as hydra.run.dir=…"
+            )
         _check_switch(override)
         if override.is_sweep_override():
             _check_ends(override)

@@ -1,6 +1,7 @@
 """The end of a multirun: failed points and their errors, and the report. For any launcher."""
 
 import json
+import multiprocessing
 import os
 import secrets
 import signal
@@ -241,11 +242,26 @@ def _explained(error: Exception) -> str | None:
         )
     if isinstance(error, FileNotFoundError) and str(error.filename).endswith("_results.yaml"):
         return "hydra.sweeper.n_trials: no trial was run: set it to 1 or more"
+    words = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and words.startswith("Invalid plugin"):
+        return f"hydra: {words}: choose hydra/launcher=NAME or hydra/sweeper=NAME instead"
+    if _multiruns and isinstance(error, multiprocessing.TimeoutError):
+        return (
+            "hydra.launcher.timeout: no job finished in so many seconds: raise it, or leave it out"
+        )
+    if _multiruns and isinstance(error, ValueError) and _of_joblib(error):
+        return f"hydra.launcher: {words}: correct its settings"
     message = explain(error)
     # Points record their own errors, so this is one with the folder of the multirun or run.
     if isinstance(error, OSError) and not isinstance(error, HydraException) and message:
         return f"hydra.{'sweep' if _multiruns else 'run'}.dir: {message}"
     return message
+
+
+def _of_joblib(error: Exception) -> bool:
+    """Whether joblib itself has refused its settings; points record errors of their own."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").partition(".")[0] == "joblib"
 
 
 def _tell_undefined(multirun: Multirun) -> None:

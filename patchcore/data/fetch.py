@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from patchcore.data.sets import DATA_SETS
 from patchcore.data.source import Archive, Source
-from patchcore.errors import InputError
+from patchcore.errors import InputError, unreadable
 from patchcore.writing import replace_with
 
 CHUNK = 2**20  # bytes
@@ -146,7 +146,8 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
 
     Raises:
         InputError: the address or `sha256` is malformed, the server cannot be reached or stops,
-            there is too little room, or the checksum differs, in which case the file is removed.
+            there is too little room, or the checksum differs, in which case the file is removed
+            unless it is a Git LFS pointer.
     """
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise InputError(f"--sha256: {sha256} should be 64 hexadecimal digits")
@@ -158,6 +159,9 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 is not None and found != sha256.lower():
+        told = unreadable(path, "")
+        if str(told):
+            raise told
         path.unlink()
         raise InputError(
             f"{url}: the SHA-256 of this file is {found}, and should be {sha256.lower()}; the file "
@@ -321,6 +325,8 @@ def _extract(archive: Path, folder: Path, root: Path) -> None:
                     _check_member(archive, entry.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
                 _check_room(root, sum(entry.file_size for entry in file.infolist()), "unpacking")
                 file.extractall(folder, _told(file.infolist(), "unpacking"))
+        elif str(told := unreadable(archive, "")):
+            raise told
         else:
             raise _ArchiveError(
                 f"{archive.name}: is neither a zip nor a tar archive, and was removed; the address "

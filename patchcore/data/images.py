@@ -23,9 +23,10 @@ from patchcore.data.depths import (
 )
 from patchcore.data.formats import FORMATS
 from patchcore.data.marks import marked_pixels
+from patchcore.data.metadata import naming
 from patchcore.data.png import plain_png, scale_transparent_grey
 from patchcore.data.sample import Masks
-from patchcore.errors import InputError
+from patchcore.errors import InputError, unreadable
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
@@ -39,7 +40,7 @@ _OPENING = threading.Lock()
 
 
 def _named(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
-    """Make a reader raise an InputError that names the file if memory runs out."""
+    """Make a reader name the file in warnings, and in an InputError if memory runs out."""
 
     @wraps(read)
     def reader(path: Path, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -53,7 +54,7 @@ def _named(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path
                 "data.batch_size, or save the image smaller"
             ) from None
 
-    return reader
+    return naming(reader)
 
 
 @_named
@@ -242,8 +243,8 @@ def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such array of masks") from None
     except Exception as error:  # headers are Python literals or archives, so errors are of any kind
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as an array ({reason}); replace it") from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise unreadable(path, f"{path}: cannot be read as an array ({why}); replace it") from error
     if not isinstance(array, np.ndarray) or array.ndim != dimensions:
         raise InputError(f"{path}: the array should have {dimensions} dimensions; replace it")
     return array
@@ -288,6 +289,7 @@ def _opaque_marks(pixels: NDArray[Any], path: Path, lossy: bool) -> NDArray[np.b
     return marked_pixels(colours, str(path), lossy)
 
 
+@naming
 def _read_region(path: Path, mask: Masks, limit: float) -> NDArray[np.bool_]:
     if mask.frame is not None:
         return np.asarray(open_array(path, 3)[mask.frame] != 0)  # (H, W) of (frames, H, W)
@@ -400,11 +402,10 @@ def _is_white_zero(image: Image.Image) -> bool:
 def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path}: cannot be read ({error.strerror}); change its permissions")
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    reason = reason or type(error).__name__
+    reason = getattr(error, "strerror", "") or " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         reason = f"it is none of {', '.join(_decoders(path.suffix.lower()))}"
-    return InputError(f"{path}: cannot be read as an image ({reason}); replace or remove the file")
+    return unreadable(path, f"{path}: cannot be read as an image ({reason}); replace or remove it")
 
 
 def _is_dark(file: Image.Image, image: Image.Image, path: Path) -> bool:

@@ -23,7 +23,7 @@ from patchcore.data.files import Files
 from patchcore.data.layout import by_folder, find_root, listed, marks, no_category
 from patchcore.data.sample import Category, DataConfig, Sample, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, printable, unreadable
 from patchcore.settings import setting
 
 LAYOUT = "realiad_jsons/{category}.json and the images that it lists, below realiad_1024/{category}"
@@ -121,7 +121,7 @@ def _lists(table: Path) -> list[list[Any]]:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         sides = [None]
     if not all(isinstance(side, list) for side in sides):
-        raise InputError(f"{table}: has no lists train and test; restore the file")
+        raise unreadable(table, f"{table}: has no lists train and test; restore the file")
     return sides
 
 

@@ -196,12 +196,17 @@ class DataConfig(Settings):
     def _several(self) -> list[str]:
         """Names of the categories if `category` is a list; empty otherwise."""
         names = getattr(self, "category", "")
+        if isinstance(names, str) and not names.strip() and hasattr(self, "category"):
+            raise InputError("data.category is empty: name a category")
         if isinstance(names, str | Enum):
             return []
         if not isinstance(names, Sequence):
             raise InputError(f"data.category must be a name or a list of names, got {names!r}")
         if not names:
             raise InputError("data.category is an empty list: name at least one category")
+        for name in names:
+            if not isinstance(name, str | int | float | Enum) or not str(name).strip():
+                raise InputError(f"data.category must hold names of categories, got {name!r}")
         texts = [*map(str, names)]
         for number, name in enumerate(texts):
             if name in texts[:number]:

@@ -27,7 +27,7 @@ from patchcore.data.layout import (
 )
 from patchcore.data.sample import Category, DataConfig, Masks, Sample, Split
 from patchcore.data.source import Archive, Source
-from patchcore.errors import InputError
+from patchcore.errors import InputError, unreadable
 from patchcore.settings import setting
 
 TABLE = "split_csv/1cls.csv"
@@ -115,7 +115,8 @@ def _rows(table: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: cannot be read ({error}); restore the file") from None
     if names != COLUMNS:
-        raise InputError(f"{table}: the columns should be {', '.join(COLUMNS)}; restore the file")
+        words = f"the columns should be {', '.join(COLUMNS)}; restore the file"
+        raise unreadable(table, f"{table}: {words}")
     for line, row in enumerate(rows, start=2):
         sides, labels = ("train", "test"), ("normal", "anomaly")
         if row["split"] not in sides or row["label"] not in labels or not row["image"]:

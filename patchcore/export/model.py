@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from patchcore.arguments import check_kind, path_of, paths_of
 from patchcore.artifact import DESCRIPTION as ARTIFACT
 from patchcore.artifact import load, step
 from patchcore.data.images import read_image
@@ -102,6 +103,8 @@ def export(
         InputError: The model cannot be exported to the format, a library is missing, or the export
             differs too much; then nothing is left of it.
     """
+    check_kind(inspector, Inspector, "inspector", "an Inspector")
+    target, images = path_of(folder, "folder"), paths_of(images, "images")
     writer = _format(format)
     writer.check()
     size = _size(inspector, images)
@@ -125,7 +128,7 @@ def export(
             )
         return _description(inspector, writer, size, found)
 
-    write_sealed(Path(folder), DESCRIPTION, write)
+    write_sealed(target, DESCRIPTION, write)
     return found
 
 
@@ -139,7 +142,7 @@ def load_export(folder: str | Path, threads: int | None = None) -> ExportedModel
         InputError: Begins with the file: it is missing, damaged, of a newer format or no export;
             or the runtime is not installed.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "folder")
     description = read_sealed(folder, DESCRIPTION, FORMAT)
     try:
         writer = _format(description["kind"])
@@ -167,7 +170,7 @@ def load_model(
         InputError: Begins with the folder or file, which is neither or damaged; or there is no such
             device.
     """
-    folder = Path(folder)
+    folder = path_of(folder, "folder")
     if not (folder / DESCRIPTION).is_file() or (folder / ARTIFACT).is_file():
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

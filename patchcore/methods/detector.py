@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
 
+from patchcore.arguments import batches_of, size_of
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.coreset import SAMPLERS, AllConfig, CoresetConfig
 from patchcore.errors import InputError
@@ -409,7 +410,7 @@ class Detector(Method):
             loss.backward()
             optimizer.step()
 
-        for batch in [images] if isinstance(images, Tensor) else images:
+        for batch in batches_of(images, self.backbone.tiling is not None):
             maps = self.backbone(batch.to(self.device))
             buffer.append(self.learn(maps, step if optimizer else None))
         self.build_from(buffer, fitting or Fitting(progress))
@@ -417,12 +418,9 @@ class Detector(Method):
 
     @torch.inference_mode()
     def forward(self, images: Tensor, inside: Tensor | None = None) -> Prediction:
-        """Score images (B, 3, H, W), normalised like those of `fit`.
-
-        Only pixels count that are `inside` (B, H, W), where that is given.
-        """
-        height, width = images.shape[-2:]
-        return self.score(self.embed(images, inside), (height, width))
+        """Score images (B, 3, H, W), normalised as for `fit`, by the pixels `inside` or by all."""
+        size = size_of(images, self.backbone.tiling is not None)
+        return self.score(self.embed(images, inside), size)
 
 
 def check_unused(method: MethodConfig, **groups: Any) -> None:

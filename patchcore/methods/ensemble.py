@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple
 from itertools import repeat
+from types import NoneType
 from typing import Any, Self
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchcore._traced import traced
+from patchcore.arguments import check_kind, size_of
 from patchcore.backbones import Join
 from patchcore.errors import InputError
 from patchcore.methods.counted import counted_by_all
@@ -80,8 +82,12 @@ class Ensemble(Method):
 
     def __init__(self, members: Sequence[Detector], config: ScaleConfig | None = None) -> None:
         super().__init__()
+        check_kind(members, Sequence, "members", "a list of detectors")
         if not members:
             raise InputError("an ensemble needs at least one member")
+        for number, member in enumerate(members):
+            check_kind(member, Detector, f"members[{number}]", "a detector, such as PatchCore()")
+        check_kind(config, (ScaleConfig, NoneType), "config", "ScaleConfig(…)")
         for parts in (member.parts for member in members):
             if not parts.method.scalable:
                 name = parts.method.name
@@ -136,8 +142,11 @@ class Ensemble(Method):
         """
         if not self.scales:
             raise InputError("the ensemble has no scale: call fit with nominal images first")
-        batches = [batch for batch in self._each(images) if isinstance(batch, Tensor)]
-        height, width = batches[0].shape[-2:]
+        batches: Sequence[Any] = self._each(images)
+        (height, width), *_ = [
+            size_of(batch, member.backbone.tiling is not None)
+            for member, batch in zip(self.members, batches, strict=True)
+        ]
         predictions = [
             member.score(member.embed(batch, own), (height, width))
             for member, batch, own in zip(
@@ -166,6 +175,8 @@ class Ensemble(Method):
         """Images for each member."""
         if isinstance(images, Tensor):
             return [images] * len(self.members)
+        if isinstance(images, str) or not isinstance(images, Sequence):
+            size_of(images)  # refuses it
         if len(images) != len(self.members):
             raise InputError(
                 f"the ensemble has {len(self.members)} members, but images for {len(images)} were "

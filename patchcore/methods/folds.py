@@ -185,13 +185,15 @@ def predictions(
 def unfitted(model: Detector, share: float) -> Detector:
     """Return a copy for a share of the images, with the same network.
 
-    A coreset's ratio is raised so that it keeps as many patches as the model keeps of all images.
+    A coreset's ratio is raised so that it keeps as many patches as the model keeps of all images,
+    or all that there are.
     """
     copied: Detector = copy.deepcopy(model, {id(model.backbone): model.backbone})
     for each in copied.modules():  # itself, or its banks
         if isinstance(each, PatchCore) and isinstance(each.coreset_config, SizedConfig):
             ratio = min(1.0, each.coreset_config.ratio / share * (1 + 1e-9))  # no patch fewer
             each.coreset_config = replace(each.coreset_config, ratio=ratio)
+            each.of_fewer = share < 1
     return copied
 
 

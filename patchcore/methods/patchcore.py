@@ -82,6 +82,7 @@ class PatchCore(Detector):
     pooled_of: Tensor
     made_again = ("_index", "_nearby", "_prefixes")
     counts_used = True
+    of_fewer = False  # whether fewer images than `coreset.count` is meant for are remembered
 
     def __init__(
         self,
@@ -301,6 +302,8 @@ class PatchCore(Detector):
         """
         device = self.memory.device
         config = self.coreset_config
+        if self.of_fewer and isinstance(config, SizedConfig) and config.count is not None:
+            config = replace(config, count=min(config.count, max(1, len(features))))
         if (share := self.method.whitening) is not None and len(features):
             with torch.inference_mode(False):
                 found = fit_whitening(features, share, self.method.shrinkage, device)

@@ -135,7 +135,7 @@ FIRST = "must begin with the line '# @package _global_'"
 beginning("an experiment without its first line", "experiment", "seed: 1\n", FIRST)
 beginning("an empty experiment", "experiment", "", FIRST)
 beginning("a byte-order mark", "experiment", "\ufeff# @package _global_\n", "a byte-order mark")
-beginning("a file without its kind", "coreset", "ratio: 0.2\n", "begin the file with its kind")
+beginning("a file without its kind", "coreset", "ratio: 0.2\n", "add the line 'defaults: [KIND]'")
 
 for title, overrides, words in TYPED:
     typed(title, overrides, words)

@@ -1,0 +1,55 @@
+"""Checks of Hydra's own settings whose mistakes Hydra and its launchers tell by assertions."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from patchcore.errors import InputError
+
+_FOLDERS = {
+    "run.dir": "name a folder; . is the current one",
+    "sweep.dir": "name a folder; . is the current one",
+    "output_subdir": "name a folder, such as .hydra",
+}
+
+
+def check_hydra(settings: DictConfig) -> None:
+    """Refuse values under `hydra` that have no meaning.
+
+    Args:
+        settings: Composed settings of the group.
+
+    Raises:
+        InputError: The first such value, by its key.
+    """
+
+    def value(key: str) -> Any:
+        return OmegaConf.select(settings, key, throw_on_resolution_failure=False)
+
+    for key, advice in _FOLDERS.items():
+        if isinstance(text := value(key), str) and not text.strip():
+            raise InputError(f"hydra.{key} is empty: {advice}")
+    for key in ("launcher", "sweeper"):
+        if not isinstance(settings.get(key), DictConfig):
+            raise InputError(
+                f"hydra.{key}: choose it by hydra/{key}=NAME, not {_shown(settings.get(key))}"
+            )
+    if value("launcher.n_jobs") == 0:
+        raise InputError(
+            "hydra.launcher.n_jobs may not be 0: give the number of jobs that run at a time, or -1 "
+            "for one a processor"
+        )
+    size = value("sweeper.max_batch_size")
+    if isinstance(size, int) and size < 1:
+        raise InputError(
+            f"hydra.sweeper.max_batch_size must be at least 1, or null for all points, got {size}"
+        )
+    loggers = value("verbose")
+    if not isinstance(loggers, bool | str) and not OmegaConf.is_list(loggers):
+        raise InputError(
+            f"hydra.verbose must be true, false, or names of loggers ([a,b]), got {loggers}"
+        )
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

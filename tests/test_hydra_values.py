@@ -1,0 +1,97 @@
+"""Odd values of Hydra's own settings: one line that begins with the key."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from patchcore.commands.generations import VERSION_BASE
+from patchcore.commands.hydra_values import check_hydra
+from patchcore.errors import InputError
+from tests.runs import patchcore
+
+JOBLIB = ["hydra/launcher=processes"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            [*JOBLIB, "hydra.launcher.n_jobs=0"],
+            "hydra.launcher.n_jobs may not be 0: give the number of jobs that run at a time, or -1 "
+            "for one a processor",
+        ),
+        (["hydra.sweep.dir="], "hydra.sweep.dir is empty: name a folder; . is the current one"),
+        (["hydra.run.dir="], "hydra.run.dir is empty: name a folder; . is the current one"),
+        (
+            ["hydra.output_subdir=' '"],
+            "hydra.output_subdir is empty: name a folder, such as .hydra",
+        ),
+        (
+            ["hydra.sweeper.max_batch_size=0"],
+            "hydra.sweeper.max_batch_size must be at least 1, or null for all points, got 0",
+        ),
+        (
+            ["hydra.verbose=7"],
+            "hydra.verbose must be true, false, or names of loggers ([a,b]), got 7",
+        ),
+        (["hydra.launcher=x"], "hydra.launcher: choose it by hydra/launcher=NAME, not x"),
+        (["hydra.sweeper=null"], "hydra.sweeper: choose it by hydra/sweeper=NAME, not null"),
+    ],
+)
+def test_values_without_meaning_are_refused(overrides: list[str], message: str) -> None:
+    with initialize_config_module(config_module="patchcore.conf", **VERSION_BASE):
+        composed = compose("config", ["logger=none", *overrides], return_hydra_config=True)
+    with pytest.raises(InputError) as caught:
+        check_hydra(composed.hydra)
+    assert str(caught.value) == message
+
+
+def test_usual_values_pass() -> None:
+    usual = {
+        "run": {"dir": "."},
+        "sweep": {"dir": "${nope}"},
+        "output_subdir": None,
+        "launcher": {"n_jobs": -1},
+        "sweeper": {"max_batch_size": None},
+        "verbose": ["a"],
+    }
+    check_hydra(OmegaConf.create(usual))
+    with pytest.raises(InputError, match=r"^hydra\.verbose must be true"):
+        check_hydra(OmegaConf.create({**usual, "verbose": None}))
+
+
+def test_they_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from patchcore.commands import main; main()", "train"]
+    done = subprocess.run(
+        [*command, "logger=none", "hydra.run.dir="], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stderr == "error: hydra.run.dir is empty: name a folder; . is the current one\n"
+    assert done.returncode == 1 and [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*JOBLIB, "hydra.launcher.n_jobs=abc"], "hydra.launcher.n_jobs: must be a whole number, "),
+        (
+            [*JOBLIB, "hydra.launcher.batch_size=0"],
+            "hydra.launcher: batch_size must be 'auto' or a positive integer, got: 0: correct its",
+        ),
+        (["hydra.job.num=abc"], "hydra.job.num: must be a whole number, got abc"),
+        (["hydra.job_logging=3"], "hydra.job_logging: must hold settings (KEY: VALUE), such as"),
+        (["hydra=x"], "hydra=x: hydra is no choice: set its keys, such as hydra.run.dir=…"),
+        (
+            ["hydra.launcher._target_=a.b"],
+            "hydra: Invalid plugin 'a.b': not the hydra_plugins package: choose hydra/launcher=",
+        ),
+    ],
+)
+def test_odd_values_are_one_line(arguments: list[str], message: str, tmp_path: Path) -> None:
+    place = f"hydra.sweep.dir={tmp_path}"
+    done = patchcore("train", "--multirun", "logger=none", place, "seed=0,1", *arguments)
+    assert done.code == 1 and "Traceback" not in done.err
+    assert done.err.splitlines()[-1].startswith(f"error: {message}")

@@ -1,0 +1,48 @@
+"""Choices in a folder of one's own, which have to say of which kind they are."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs import patchcore
+
+
+def told(folder: Path, group: str, content: str) -> str:
+    """Last line of a run that chooses a file of this content in a group."""
+    (folder / group).mkdir(exist_ok=True)
+    (folder / group / "mine.yaml").write_text(content)
+    own = ("--config-dir", str(folder), f"hydra.run.dir={folder / 'run'}")
+    done = patchcore("train", *own, "logger=none", f"{group}=mine")
+    assert done.code == 1
+    return done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "begin", "kinds"),
+    [
+        ("data", "root: /a\nnominal: good\n", "data.root: ", "btad, folder, "),
+        ("data", "nominal: good\n", "data.nominal: ", "folder (in data/mine.yaml)"),
+        ("data", "", "data: ", "btad, folder, "),
+        ("coreset", "ratio: 0.3\n", "coreset.ratio: ", "approximate, greedy, learned or random"),
+        ("method", "radius: 1\n", "method.radius: ", "patchcore (in method/mine.yaml)"),
+    ],
+)
+def test_a_file_without_its_kind_is_told_what_to_add(
+    group: str, content: str, begin: str, kinds: str, tmp_path: Path
+) -> None:
+    assert told(tmp_path, group, content).startswith(
+        f"error: {begin}the settings file does not say which {group} it is for: add the line "
+        f"'defaults: [KIND]', where KIND is {kinds}"
+    )
+
+
+def test_a_file_that_repeats_its_group_is_told_to_leave_it_out(tmp_path: Path) -> None:
+    assert told(tmp_path, "data", "defaults: [folder]\ndata:\n  root: /a\n") == (
+        "error: data.data: its settings are those of data already: leave the line 'data:' out "
+        "(in data/mine.yaml)"
+    )
+
+
+def test_a_file_with_its_kind_is_read(tmp_path: Path) -> None:
+    line = told(tmp_path, "data", f"defaults: [folder]\nroot: {tmp_path}\nnominal: absent\n")
+    assert line.startswith("error: data.nominal: there is no folder ")
