@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from patchcore.checksums import altered
 from patchcore.data.sample import Sample
 from patchcore.digests import digest
 from patchcore.report.cells import harmless
@@ -122,6 +123,8 @@ def damage(folder: Path) -> str | None:
             reason = error.strerror if isinstance(error, OSError) else error
             words = " ".join(str(reason).split()).removeprefix(f"{file}: ")
             return f"{folder / file} is damaged ({words})"
+    if found := altered(folder, besides=["config.yaml"]):  # which a resumed run writes anew
+        return f"{folder / found[0]} is damaged (it {found[1]})"
     return None
 
 

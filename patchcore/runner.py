@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from patchcore.checksums import amended
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Split
@@ -38,6 +39,7 @@ from patchcore.report.run import (
 )
 from patchcore.resume import (
     FINGERPRINT_FILE,
+    PROVENANCE_FILE,
     SOURCE_FILE,
     Finished,
     copy_pictures,
@@ -196,7 +198,8 @@ def _run_in(
     if source == folder.resolve() and settings_in(folder) == settings:
         told = read_provenance(folder)
         if (noted := keeper.noted(told)) != told:  # noted by no or another multirun
-            write_provenance(folder, noted)
+            with amended(folder, PROVENANCE_FILE):
+                write_provenance(folder, noted)
         return f"finished before, in {source}"
     model = (
         [] if config.artifact.keep is Keep.none else config.artifact.files(len(config.members()))

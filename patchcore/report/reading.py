@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from patchcore.checksums import altered
 from patchcore.costs import fresh
 from patchcore.errors import InputError, printable
 from patchcore.report.cells import restored
@@ -115,6 +116,7 @@ def read_run(folder: Path) -> RunFolder:
         record = read_record(folder)
         run.written = (folder / "metrics.json").stat().st_mtime
         check_scores(folder, record.get("test_images"), record.get("image_auroc"))
+        check_unaltered(folder)
         _fill(run, record)
     except (OSError, ValueError) as error:
         run.metrics, run.undefined, run.ratio_curve, run.spent = {}, {}, [], 0.0
@@ -301,6 +303,12 @@ def check_scores(folder: Path, images: Any = None, auroc: float | None = None) -
         raise ValueError(
             f"scores.csv: its image AUROC is {found:.4f}, not metrics.json's {auroc:.4f}"
         )
+
+
+def check_unaltered(folder: Path) -> None:
+    """Raise ValueError if a file of a finished run is not as the run wrote it."""
+    if found := altered(folder):
+        raise ValueError(f"{found[0]}: {found[1]}")
 
 
 @dataclass(frozen=True)
