@@ -33,6 +33,7 @@ from patchcore.explanation import cut_crops
 from patchcore.inspector import PRUNED, SOURCES, Inspector, poses_of
 from patchcore.methods.detector import Prediction
 from patchcore.methods.ensemble import Ensemble, combined
+from patchcore.sealed import check_target
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ def change_artifact(
     place, target = (Path(os.path.realpath(each)) for each in (folder, output or folder))
     if target != place and target.is_relative_to(place):
         raise InputError(f"{output}: lies inside the model {folder}: give another folder")
+    check_target(target, artifact.DESCRIPTION)
     inspector = artifact.load(folder, device)
     start = len(inspector.details["lineage"])
     changes = []

@@ -16,6 +16,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from patchcore.errors import InputError
+from patchcore.outputs import check_folder
 
 LARGEST = 1 << 26  # most bytes of a description; a larger file was not written by this module
 REMEDY = "copy the folder again, or make it anew"
@@ -58,6 +59,23 @@ def write_sealed(
             raise
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def check_target(folder: str | Path, description: str) -> None:
+    """Refuse a folder that `write_sealed` could not write, before the work for its contents.
+
+    Args:
+        folder, description: As for `write_sealed`.
+
+    Raises:
+        InputError: The folder holds other files, or there is no permission. Nothing has changed.
+    """
+    target = _target(folder)
+    try:
+        _check_replaceable(target, description)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    check_folder(target.parent)
 
 
 def read_sealed(folder: str | Path, description: str, newest: int) -> dict[str, Any]:

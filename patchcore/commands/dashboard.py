@@ -7,6 +7,7 @@ from pathlib import Path
 
 from patchcore.commands.options import Parser
 from patchcore.errors import InputError, printable
+from patchcore.outputs import check_file
 from patchcore.writing import complete
 
 
@@ -60,6 +61,8 @@ def run(options: argparse.Namespace) -> None:
     """
     from patchcore import dashboard  # here: --help need not wait for it
 
+    if options.output:
+        check_file(options.output, "--output")
     folder, place = Path(options.group), (options.entity, options.project)
     if options.sync:
         if not folder.is_dir():

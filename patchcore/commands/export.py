@@ -11,7 +11,9 @@ from patchcore.commands.options import Parser, count
 from patchcore.data.files import Files, find_folder
 from patchcore.errors import InputError, printable
 from patchcore.export import FORMATS, export
+from patchcore.export.model import DESCRIPTION
 from patchcore.measuring import kept_data
+from patchcore.sealed import check_target
 
 MOST = 32  # training images to compare on, at most, unless --images names others
 
@@ -44,6 +46,9 @@ def main() -> None:
         "--threads", type=count, metavar="N", help="number of threads of the runtime"
     )
     options = parser.parse_args()
+    model = options.model.absolute()
+    folder = options.output or model.with_name(f"{model.name}-{options.format}")
+    check_target(folder, DESCRIPTION)
     inspector = load(options.model)
     if options.images is not None:
         images = Files().images(find_folder(options.images, "--images"), recursive=True)
@@ -53,8 +58,6 @@ def main() -> None:
     else:
         images = training_images(inspector.details)
         source = "training images" if images else "generated textures: no training image was found"
-    model = options.model.absolute()
-    folder = options.output or model.with_name(f"{model.name}-{options.format}")
     found = export(inspector, folder, options.format, images, options.threads)
     print(f"compared with the model on {source}, through {FORMATS[options.format].runtime}:")
     print(found)

@@ -24,6 +24,7 @@ from patchcore.data.named import endless, named_images
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
 from patchcore.inspection import BATCH, Broken, Inspection, predict
+from patchcore.outputs import check_file, check_folder
 from patchcore.overlays import MapFormat, Pictures
 from patchcore.report.cells import harmless
 from patchcore.writing import complete
@@ -110,7 +111,7 @@ def _form(asked: str | None, output: Path | None) -> str:
 
 
 def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> None:
-    """Refuse an output that would overwrite the model or the images."""
+    """Refuse an output that would overwrite the model or the images, or cannot be written."""
     if output is None:
         return
     if output.suffix.lower() in FORMATS:
@@ -119,6 +120,7 @@ def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> No
     read = [model, *(Path(name.removeprefix("@")) for name in images if not os.path.isdir(name))]
     if any(place.is_relative_to(_real(path)) for path in read):
         raise InputError(f"--output: {output} is read by this command; write to another file")
+    check_file(output.expanduser(), "--output")
 
 
 def _real(path: Path | str) -> str:
@@ -221,10 +223,7 @@ def _pictures(options: argparse.Namespace) -> Pictures | None:
     if options.maps is None and not options.overlays:
         return None
     folder = options.folder.expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--folder: {folder} is a file: name a folder")
-    if folder.is_symlink() and not folder.exists():
-        raise InputError(f"--folder: {folder} is a link that leads nowhere: name a folder")
+    check_folder(folder, "--folder")
     inside = Path(_real(folder))
     for image in options.images:
         if os.path.isdir(image) and inside.is_relative_to(_real(image)):
@@ -242,16 +241,11 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
 
     Names that are not UTF-8 are exact in JSON lines only.
 
-    Raises:
-        InputError: The folder of the file does not exist.
     """
     if path is None:
         yield sys.stdout
         return
-    path = path.expanduser()
-    if not path.parent.is_dir():
-        raise InputError(f"--output: there is no folder {path.parent}: make it first")
-    with complete(path, "w", encoding="utf-8", newline="") as file:
+    with complete(path.expanduser(), "w", encoding="utf-8", newline="") as file:
         yield file
 
 

@@ -7,7 +7,7 @@ from patchcore.commands.options import Parser
 from patchcore.errors import InputError, printable
 from patchcore.report.conclusion import default_folder
 from patchcore.report.effects import check_against, parse_against
-from patchcore.report.page import write_report
+from patchcore.report.page import check_report, write_report
 from patchcore.report.sentences import best, sentence
 from patchcore.report.table import read_runs
 
@@ -45,11 +45,14 @@ def main() -> None:
     )
     options = parser.parse_args()
     try:
+        out = options.out or default_folder(options.folders[0])
+        if options.out or options.folders[0].is_dir():
+            check_report(out, "--out")
         table = read_runs(options.folders, options.metric)
         if options.against:
             table.against = parse_against(options.against)
             check_against(table, *table.against)
-        path = write_report(table, options.out or default_folder(options.folders[0]))
+        path = write_report(table, out)
     except (InputError, OSError) as error:
         from patchcore.commands.mistakes import explain  # here: it imports Hydra
 

@@ -1,5 +1,6 @@
 """`patchcore test`: test an artifact or an export on a data set, with the metrics of a run."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
 from patchcore.measuring import kept_data, measure
+from patchcore.outputs import check_folder
 from patchcore.report.run import write_run
 from patchcore.settings import plain
 from patchcore.training import quiet
@@ -123,8 +125,7 @@ def _given(override: str) -> tuple[str, Any]:
 
 def _check_output(folder: Path) -> None:
     """Refuse a file, and a folder that holds results, because results are never overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output: {folder} is a file: name a folder")
+    check_folder(folder, "--output")
     for name in FILES:
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             raise InputError(f"--output: {folder / name} is there already: name another folder")

@@ -28,7 +28,7 @@ from patchcore.export.parity import SCORE_LIMIT, Pair, Parity, compared
 from patchcore.identity import versions
 from patchcore.inspector import Inspector, Preparing
 from patchcore.methods.ensemble import Ensemble
-from patchcore.sealed import check_keys, read_sealed, write_sealed
+from patchcore.sealed import check_keys, check_target, read_sealed, write_sealed
 from patchcore.settings import plain
 
 FORMAT = 1
@@ -109,6 +109,7 @@ def export(
     """
     writer = _format(format)
     writer.check()
+    check_target(folder, DESCRIPTION)
     size = _size(inspector, images)
     program = traced_graph(inspector, size)
     found = Parity()
