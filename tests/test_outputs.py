@@ -83,7 +83,7 @@ def test_a_sealed_folder_is_checked_before_its_work(tmp_path: Path) -> None:
 WORK: dict[str, tuple[str, Callable[[Path], list[str]]]] = {
     "export": ("patchcore.commands.export.load", lambda out: ["MODEL", f"--output={out}"]),
     "test": ("patchcore.commands.test.load_model", lambda out: ["MODEL", f"--output={out}"]),
-    "report": ("patchcore.commands.report.read_runs", lambda out: [".", f"--out={out}"]),
+    "report": ("patchcore.commands.report.read_stated", lambda out: [".", f"--out={out}"]),
     "predict": (
         "patchcore.commands.predict.load_model",
         lambda out: ["MODEL", "IMAGE", "--overlays", f"--folder={out}"],

@@ -7,6 +7,7 @@ from patchcore.commands.options import Parser
 from patchcore.errors import InputError, printable
 from patchcore.report.conclusion import default_folder
 from patchcore.report.effects import check_against, parse_against
+from patchcore.report.multirun import read_stated
 from patchcore.report.page import check_report, write_report
 from patchcore.report.sentences import best, sentence
 from patchcore.report.table import read_runs
@@ -33,9 +34,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--metric",
-        default="image_auroc",
         metavar="KEY",
-        help="metric to rank by (default: %(default)s)",
+        help="metric to rank by (default: the first of the runs' objectives if all runs state the "
+        "same, else image_auroc)",
     )
     parser.add_argument(
         "--against",
@@ -48,7 +49,10 @@ def main() -> None:
         out = options.out or default_folder(options.folders[0])
         if options.out or options.folders[0].is_dir():
             check_report(out, "--out")
-        table = read_runs(options.folders, options.metric)
+        if options.metric is None:
+            table = read_stated(options.folders)
+        else:
+            table = read_runs(options.folders, options.metric)
         if options.against:
             table.against = parse_against(options.against)
             check_against(table, *table.against)

@@ -80,6 +80,7 @@ class RunFolder:
     traced: bool = False  # whether the folder records which settings had an effect
     overrides: list[str] = field(default_factory=list)  # empty if unknown
     options: list[str] = field(default_factory=list)  # that say where settings files are
+    objectives: list[str] = field(default_factory=list)  # empty if unknown
 
     @property
     def finished(self) -> bool:
@@ -151,6 +152,7 @@ def _read_settings(run: RunFolder) -> None:
     if not os.path.lexists(folder / name):  # the run ended before it wrote its own file
         name = ".hydra/config.yaml"
     content = read_yaml(folder, name)
+    run.objectives = _texts(content.get("objectives"))
     paper = content.get("paper")
     if isinstance(paper, dict):
         run.paper = {str(k): float(v) for k, v in paper.items() if is_finite(v)}

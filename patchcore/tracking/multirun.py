@@ -119,7 +119,7 @@ def overview(folder: Path, metric: str = "") -> Overview:
     Raises:
         InputError: The folder holds no finished run, or none with `metric`.
     """
-    found = read_runs([folder], metric) if metric else read_multirun(folder)[0]
+    found = read_runs([folder], metric) if metric else read_multirun(folder)
     metric = found.metric
     known = {key for run in found.known for key in flatten(_settings(run))}
     axes = []
