@@ -28,7 +28,7 @@ from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
 from patchcore.report.distrusted import DISTRUSTED, copy_distrusted, write_distrusted
 from patchcore.report.folders import Images
-from patchcore.report.images import write_images
+from patchcore.report.images import places_of, write_images
 from patchcore.report.run import (
     SOMETIMES,
     Run,
@@ -341,7 +341,7 @@ def take_over(
             if (source / "figures" / picture).is_file():
                 (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
         if config.pictures is not Images.none:
-            copy_pictures(source, config.pictures, names, new)
+            copy_pictures(source, config.pictures, names, places_of(split.test), new)
     if keeper.wants(*_told(source)):
         copy_artifact(source, new, config, split, read_provenance(new))
     copy_distrusted(source, split.train, new)
