@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from patchcore.ahead import Pause
 from patchcore.commands.options import (
     Parser,
     add_model_options,
@@ -20,7 +21,7 @@ from patchcore.commands.options import (
     warn_of_no_verdicts,
 )
 from patchcore.data.formats import FORMATS
-from patchcore.data.named import endless, named_images
+from patchcore.data.named import arriving_images, endless, named_images
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
 from patchcore.inspection import BATCH, Broken, Inspection, predict
@@ -63,9 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
     _check_output(options.output, options.model, images)
     inspector = load_model(options.model, device=options.device)
     thresholds = asked_thresholds(options)
-    paths: Iterable[Path] = named_images(images)
+    paths: Iterable[Path | Pause] = arriving_images(images)
     if not endless(images):
-        paths = list(paths)  # a mistake in any argument is reported before any work
+        paths = list(named_images(images))  # a mistake in any argument is reported before any work
         if not paths:
             raise InputError(f"IMAGES: there are none in {printable(' or '.join(images))}")
     warn_of_no_verdicts(inspector, thresholds)
@@ -249,7 +250,7 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
         yield file
 
 
-def _bar(paths: Iterable[Path], output: Path | None) -> Any:
+def _bar(paths: Iterable[Any], output: Path | None) -> Any:
     """Progress bar on stderr, unless results go to the terminal or stderr is not a terminal."""
     return tqdm(
         desc="Inspecting",
