@@ -306,7 +306,7 @@ def _number(sources: Sequence[str | None], pruned: Sequence[str], path: str | Pa
     ]
     if len(fitting) == 1:
         return fitting[0]
-    shown = printable(str(path))
+    shown = printable(str(path)) or "''"
     if fitting:
         raise InputError(
             f"{shown}: {len(fitting)} images of the model end like this; give a longer part of the "

@@ -44,6 +44,21 @@ def check_folder(folder: Path, option: str = "") -> None:
         ) from error
 
 
+def check_outside(folder: Path, model: Path, option: str) -> None:
+    """Refuse a folder inside a model, which could not be replaced or extended afterwards.
+
+    Args:
+        folder: Folder to write to.
+        model: Folder of an artifact or export.
+        option: Option that names the folder, for the message.
+
+    Raises:
+        InputError: It is the model's folder or lies inside.
+    """
+    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(model)):
+        raise InputError(f"{option}: {folder} lies inside the model {model}: name another folder")
+
+
 def check_file(path: Path, option: str) -> None:
     """Refuse a file that cannot be written; a pipe or a device, such as /dev/stdout, passes.
 

@@ -11,6 +11,7 @@ import pytest
 from patchcore import InputError
 from patchcore.outputs import check_file, check_folder
 from patchcore.sealed import check_target, write_sealed
+from tests.run_folders import write_run
 from tests.runs import patchcore
 
 PERMISSION = mock.patch("tempfile.mkdtemp", side_effect=PermissionError(13, "Permission denied"))
@@ -138,3 +139,63 @@ def test_a_model_is_not_extended_for_an_output_that_cannot_be(tmp_path: Path) ->
         pytest.raises(InputError, match=r"other: holds 'mine', which patchcore did not write"),
     ):
         change_artifact(tmp_path / "model", [], ["a.png"], output=tmp_path / "other")
+
+
+# --- paths that commands take -----------------------------------------------------------------
+
+EMPTY = "is empty: name"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["report", ""], f"argument DIR: {EMPTY}"),
+        (["report", ".", "--out="], f"argument --out: {EMPTY}"),
+        (["export", "MODEL", "--output="], f"argument --output: {EMPTY}"),
+        (["extend", "MODEL", "IMAGE", "--output="], f"argument --output: {EMPTY}"),
+        (["extend", "", "IMAGE"], f"argument MODEL: {EMPTY}"),
+        (["extend", "MODEL", ""], f"IMAGES {EMPTY}"),
+        (["test", "MODEL", "--output="], f"argument --output: {EMPTY}"),
+        (["predict", "MODEL", "IMAGE", "--output="], f"argument --output: {EMPTY}"),
+        (["predict", "MODEL", "IMAGE", "--folder=", "--overlays"], f"argument --folder: {EMPTY}"),
+        (["dashboard", ""], f"GROUP {EMPTY}"),
+        (["dashboard", ".", "--dry-run", "--output="], f"argument --output: {EMPTY}"),
+        (["fetch", "mtd", "--root="], f"argument --root: {EMPTY}"),
+        (["cache", "--root="], f"argument --root: {EMPTY}"),
+        (["report", "file"], "file: is a file: name the folder of its run"),
+        (["cache", "--root=file"], "--root: file is a file: name the folder of a cache"),
+        (["predict", "MODEL", "IMAGE", "--folder=x"], "--folder has no effect on its own: add"),
+        (["report", ".", "--out=~no-such-user/x"], "argument --out: ~no-such-user/x: "),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    done = patchcore(*arguments)
+    assert done.code == 1 and done.err.startswith(f"error: {told}") and done.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "{}", "--output={}/new"],
+        ["export", "{}", "--output={}"],
+        ["test", "{}", "--output={}/new"],
+        ["predict", "{}", "IMAGE", "--overlays", "--folder={}/new"],
+    ],
+)
+def test_nothing_is_written_into_a_model(tmp_path: Path, arguments: list[str]) -> None:
+    done = patchcore(*(each.format(tmp_path) for each in arguments))
+    assert done.code == 1 and f" lies inside the model {tmp_path}: name another" in done.err
+
+
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", {}, {"image_auroc": 0.9})
+    done = patchcore("report", "run", "--out=~/new")
+    assert done.code == 0 and (tmp_path / "home/new/report.html").is_file()
+    assert not (tmp_path / "~").exists()

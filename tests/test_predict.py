@@ -26,10 +26,11 @@ from PIL import Image
 import patchcore as package
 from patchcore import AllConfig, GreedyConfig, InputError, Inspector, Padim, PatchCore, inspection
 from patchcore.ahead import Pause
+from patchcore.arriving import arriving_images
 from patchcore.artifact import save
 from patchcore.commands import predict as command
 from patchcore.data.images import read_image
-from patchcore.data.named import arriving_images, named_images
+from patchcore.data.named import named_images
 from patchcore.data.synthesis import draw_texture
 from patchcore.data.transforms import ImageConfig, build_preparation
 from patchcore.data.view import View

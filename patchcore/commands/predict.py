@@ -13,19 +13,21 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from patchcore.ahead import Pause
+from patchcore.arriving import arriving_images
 from patchcore.commands.options import (
     Parser,
     add_model_options,
     asked_thresholds,
     count,
+    place,
     warn_of_no_verdicts,
 )
 from patchcore.data.formats import FORMATS
-from patchcore.data.named import arriving_images, endless, named_images
+from patchcore.data.named import endless, named_images
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
 from patchcore.inspection import BATCH, Broken, Inspection, predict
-from patchcore.outputs import check_file, check_folder
+from patchcore.outputs import check_file, check_folder, check_outside
 from patchcore.overlays import MapFormat, Pictures
 from patchcore.report.cells import harmless
 from patchcore.writing import complete
@@ -121,7 +123,7 @@ def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> No
     read = [model, *(Path(name.removeprefix("@")) for name in images if not os.path.isdir(name))]
     if any(place.is_relative_to(_real(path)) for path in read):
         raise InputError(f"--output: {output} is read by this command; write to another file")
-    check_file(output.expanduser(), "--output")
+    check_file(output, "--output")
 
 
 def _real(path: Path | str) -> str:
@@ -170,7 +172,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=place,
         metavar="FILE",
         help="write to this file instead of stdout; an existing file is replaced at the end",
     )
@@ -192,8 +194,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--folder",
-        type=Path,
-        default=Path("predictions"),
+        type=place,
         metavar="DIR",
         help="folder for maps and overlays (default: predictions)",
     )
@@ -222,8 +223,11 @@ def _parser() -> Parser:
 def _pictures(options: argparse.Namespace) -> Pictures | None:
     """Pictures that the options ask for; their folder must not be inspected by the next run."""
     if options.maps is None and not options.overlays:
+        if options.folder is not None:
+            raise InputError("--folder has no effect on its own: add --maps or --overlays")
         return None
-    folder = options.folder.expanduser()
+    folder = options.folder or Path("predictions")
+    check_outside(folder, options.model, "--folder")
     check_folder(folder, "--folder")
     inside = Path(_real(folder))
     for image in options.images:
@@ -246,7 +250,7 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
     if path is None:
         yield sys.stdout
         return
-    with complete(path.expanduser(), "w", encoding="utf-8", newline="") as file:
+    with complete(path, "w", encoding="utf-8", newline="") as file:
         yield file
 
 

@@ -1,9 +1,8 @@
 """`patchcore report`: compare any set of run folders in a page, Markdown and CSV."""
 
 import sys
-from pathlib import Path
 
-from patchcore.commands.options import Parser
+from patchcore.commands.options import Parser, place
 from patchcore.errors import InputError, printable
 from patchcore.report.conclusion import default_folder
 from patchcore.report.effects import check_against, parse_against
@@ -21,14 +20,14 @@ def main() -> None:
     )
     parser.add_argument(
         "folders",
-        type=Path,
+        type=place,
         nargs="+",
         metavar="DIR",
         help="a run, a multirun, or any folder with runs below it",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=place,
         metavar="DIR",
         help="folder to write to (default: report in the first DIR)",
     )
@@ -46,6 +45,9 @@ def main() -> None:
     )
     options = parser.parse_args()
     try:
+        for folder in options.folders:
+            if folder.is_file():
+                raise InputError(f"{folder}: is a file: name the folder of its run")
         out = options.out or default_folder(options.folders[0])
         if options.out or options.folders[0].is_dir():
             check_report(out, "--out")

@@ -3,14 +3,12 @@
 import codecs
 import glob
 import os
-import select
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO
 
-from patchcore.ahead import Pause
 from patchcore.data.files import Files, expanded
 from patchcore.errors import InputError, printable
 
@@ -35,18 +33,6 @@ def named_images(arguments: Sequence[str], files: Files | None = None) -> Iterat
         InputError: there is no such file, folder, list or match, a folder holds no images, or a
             folder or list cannot be read.
     """
-    return (x for x in arriving_images(arguments, files) if not isinstance(x, Pause))
-
-
-def arriving_images(arguments: Sequence[str], files: Files | None = None) -> Iterator[Path | Pause]:
-    """Yield the images of `named_images`, and a `Pause` wherever stdin has no further path yet.
-
-    Args:
-        arguments, files: As for `named_images`.
-
-    Raises:
-        InputError: As in `named_images`.
-    """
     files = files or Files(unreadable=True)
     for argument in arguments:
         if argument == STDIN:
@@ -66,16 +52,16 @@ def listed(file: str) -> Iterator[Path]:
     path = expanded(file, KEY)
     try:
         with path.open("rb") as lines:
-            yield from _paths(lines, str(path))
+            yield from _lines(lines, str(path))
     except OSError as error:
         raise InputError(f"{KEY}: the list {path} cannot be read ({error.strerror})") from None
 
 
-def _piped() -> Iterator[Path | Pause]:
+def _piped() -> Iterator[Path]:
     reason = "it is closed"
     if sys.stdin is not None:
         try:
-            yield from _lines(_arriving(sys.stdin.buffer), STDIN)
+            yield from _lines(sys.stdin.buffer, STDIN)
             return
         except OSError as error:
             reason = str(error.strerror)
@@ -87,40 +73,8 @@ def endless(arguments: Sequence[str]) -> bool:
     return STDIN in arguments
 
 
-def _arriving(file: BinaryIO) -> Iterator[bytes]:
-    """Lines of a file, and an empty one wherever the next line would have to be waited for.
-
-    Where the system cannot say that, as for files that are none of its own, there is no empty one.
-    """
-    try:
-        number = file.fileno()
-        select.select([number], [], [], 0)
-    except (AttributeError, OSError, ValueError):
-        yield from file
-        return
-    rest, quiet = b"", True  # quiet: no line has come since the last empty one
-    while True:
-        if not quiet and not select.select([number], [], [], 0)[0]:
-            yield b""
-            quiet = True
-        more = file.read1(1 << 16)  # type: ignore[attr-defined]
-        *whole, rest = (rest + more).split(b"\n")
-        yield from (line + b"\n" for line in whole)
-        quiet = quiet and not whole
-        if not more:
-            yield from [rest] if rest else []
-            return
-
-
-def _paths(file: Iterable[bytes], path: str) -> Iterator[Path]:
-    return (x for x in _lines(file, path) if not isinstance(x, Pause))
-
-
-def _lines(file: Iterable[bytes], path: str) -> Iterator[Path | Pause]:
+def _lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path]:
     for number, line in enumerate(file):
-        if not line:
-            yield Pause.here
-            continue
         if number == 0:  # the byte order mark of Windows
             if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise InputError(f"{KEY}: the list {path} is in UTF-16: save it in UTF-8")
