@@ -49,13 +49,14 @@ def check_outside(folder: Path, model: Path, option: str) -> None:
 
     Args:
         folder: Folder to write to.
-        model: Folder of an artifact or export.
+        model: Folder of an artifact or export; that of something else is refused when it is read.
         option: Option that names the folder, for the message.
 
     Raises:
         InputError: It is the model's folder or lies inside.
     """
-    if Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(model)):
+    known = any((model / name).is_file() for name in ("artifact.yaml", "export.yaml"))
+    if known and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(model)):
         raise InputError(f"{option}: {folder} lies inside the model {model}: name another folder")
 
 

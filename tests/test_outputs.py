@@ -188,6 +188,7 @@ def test_what_cannot_be_meant_is_refused(
     ],
 )
 def test_nothing_is_written_into_a_model(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "artifact.yaml").touch()
     done = patchcore(*(each.format(tmp_path) for each in arguments))
     assert done.code == 1 and f" lies inside the model {tmp_path}: name another" in done.err
 
