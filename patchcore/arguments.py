@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from patchcore.ahead import Pause
 from patchcore.errors import InputError
 from patchcore.settings import shown
 
@@ -78,8 +79,10 @@ def size_of(images: Any, tiled: bool = False) -> tuple[int, int]:
     return height, width
 
 
-def stream_of(inspector: Any, paths: Any) -> Iterator[Path]:
+def stream_of(inspector: Any, paths: Any) -> Iterator[Path | Pause]:
     """Return the paths of images for `patchcore.predict`, which may come one by one without end.
+
+    A `Pause` among them stays.
 
     Raises:
         InputError: `inspector` inspects no images, `paths` is one path or nothing with items; or,
@@ -92,4 +95,7 @@ def stream_of(inspector: Any, paths: Any) -> Iterator[Path]:
         raise InputError(f"paths: give a list of image files, not {paths!r} alone")
     if not isinstance(paths, Iterable):
         raise InputError(f"paths must be a list of image files, got {shown(paths)}")
-    return (path_of(path, f"paths[{number}]") for number, path in enumerate(paths))
+    return (
+        path if isinstance(path, Pause) else path_of(path, f"paths[{number}]")
+        for number, path in enumerate(paths)
+    )

@@ -20,6 +20,8 @@ What an artifact holds
   data of the fit. `sources` are the paths of the training images by their numbers; each row of a
   memory has such a number. `pruned` are the paths of those that `method.pruning` left out; in
   `sources`, null keeps their place.
+- `other_details`: names of the details that are not among these. Any further key is refused, since
+  a newer version may have written it.
 
 `model.safetensors` holds the state of the model without its networks: memories in their own dtype,
 and everything that a method has learnt. `weights.safetensors` holds the used part of the network,
@@ -46,7 +48,17 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from patchcore.arguments import check_kind, path_of
-from patchcore.artifact_files import check, read_tensors, write_folder
+from patchcore.artifact_files import (
+    DECISION,
+    DETAILS,
+    GIVEN,
+    MADE,
+    MODEL,
+    REGION,
+    check,
+    read_tensors,
+    write_folder,
+)
 from patchcore.artifact_files import read_description as read_description
 from patchcore.backbones import Backbone, BackboneConfig, LayersConfig
 from patchcore.coreset import SAMPLERS
@@ -66,8 +78,6 @@ from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 from patchcore.settings import plain
 
-MODEL, DECISION = "model.safetensors", "decision.safetensors"
-REGION = "region.safetensors"
 _REGISTRIES: dict[str, Mapping[str, type]] = {
     "method": METHODS,
     "coreset": SAMPLERS,
@@ -79,8 +89,6 @@ _SETTINGS: dict[str, type] = {
     "patch": PatchConfig,
     "scoring": ScoringConfig,
 }
-_MADE = ("format", "members", "scale", "precision", "decision", "files")
-"""Keys of artifact.yaml that follow from the model; the others are an inspector's `details`."""
 
 
 def save(inspector: Inspector, folder: str | Path, *, weights: bool = False) -> None:
@@ -156,11 +164,13 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
         decision = _read_decision(folder, description)
         crops = None
         if CROPS in description["files"]:
-            crops = Crops.of_tensors(**read_tensors(folder, CROPS, description))
+            crops = Crops.of_tensors(
+                **read_tensors(folder, CROPS, description, "places", "data", "ends")
+            )
         region = None
         if REGION in description["files"]:
-            region = read_tensors(folder, REGION, description)["region"].numpy()
-        details = {key: description[key] for key in description if key not in _MADE}
+            region = read_tensors(folder, REGION, description, "region")["region"].numpy()
+        details = {key: description[key] for key in description if key not in MADE}
         precision = str(description["precision"])
     except InputError as error:
         if str(error).startswith(str(folder)):
@@ -217,14 +227,15 @@ def _described(
         tensors[DECISION] = _packed({"scores": decision.scores})
     if inspector.region is not None:
         tensors[REGION] = _packed({"region": torch.from_numpy(inspector.region)})
+    given = {key: value for key, value in inspector.details.items() if key not in MADE}
     made: dict[str, Any] = {
         "members": described,
         "scale": plain(model.config) if isinstance(model, Ensemble) else None,
         "precision": inspector.precision,
         "decision": None if decision is None else plain(decision.values()),
+        GIVEN: [key for key in given if key not in DETAILS],
     }
     libraries = ("patchcore", "safetensors", *LIBRARIES)
-    given = {key: value for key, value in inspector.details.items() if key not in _MADE}
     usual = {"data": {}, "metrics": {}, "versions": versions(libraries), "lineage": [step("fit")]}
     return {**made, **plain({**usual, **given})}, tensors
 
@@ -374,7 +385,7 @@ def _read_decision(folder: Path, description: dict[str, Any]) -> Any:
     values = description["decision"]
     if values is None:
         return None
-    scores = read_tensors(folder, DECISION, description)["scores"]
+    scores = read_tensors(folder, DECISION, description, "scores")["scores"]
     try:
         return import_module("patchcore.decision").Decision.of_values(values, scores)
     except InputError as error:

@@ -12,9 +12,20 @@ from torch import Tensor
 
 from patchcore import sealed
 from patchcore.errors import InputError, unreadable
-from patchcore.keeping import DESCRIPTION
+from patchcore.inspector import PRUNED, SOURCES
+from patchcore.keeping import CROPS, DESCRIPTION, weights_files
 
 FORMAT = 1
+MODEL, DECISION = "model.safetensors", "decision.safetensors"
+REGION = "region.safetensors"
+FILES = (MODEL, DECISION, REGION, CROPS)
+"""Files of an artifact besides the networks' weights."""
+GIVEN = "other_details"
+"""Key of artifact.yaml: names of the details that are not among `DETAILS`."""
+MADE = ("format", "members", "scale", "precision", "decision", "files", GIVEN)
+"""Keys of artifact.yaml that follow from the model; the others are an inspector's `details`."""
+DETAILS = ("data", "metrics", "versions", "lineage", SOURCES, PRUNED)
+"""Details with a meaning of their own."""
 
 
 def write_folder(
@@ -52,7 +63,20 @@ def read_description(folder: Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / DESCRIPTION).exists():
         raise InputError(f"{folder}: is not an artifact: {_advice(folder)}")
-    return sealed.read_description(folder / DESCRIPTION, FORMAT)
+    path = folder / DESCRIPTION
+    found = sealed.read_description(path, FORMAT)
+    if isinstance(given := found.get(GIVEN), list):  # earlier versions did not list them
+        sealed.check_keys(path, found, (*MADE, *DETAILS, *given))
+    members: Any = found.get("members")
+    count = len(members) if isinstance(members, list) else 0
+    known = [*FILES, *weights_files(1), *weights_files(count)]
+    sealed.check_keys(path, found["files"], known, "files.")
+    for number in range(count):
+        member, where = members[number], f"members.{number}."
+        sealed.check_keys(path, member, ("settings", "drawn", "image", "network"), where)
+        network = member.get("network") if isinstance(member, dict) else None
+        sealed.check_keys(path, network, ("layers", "dtype", "digest", "file"), f"{where}network.")
+    return found
 
 
 def check(folder: Path) -> dict[str, Any]:
@@ -66,15 +90,23 @@ def check(folder: Path) -> dict[str, Any]:
     return description
 
 
-def read_tensors(folder: Path, name: str, description: dict[str, Any]) -> dict[str, Tensor]:
-    """Tensors of a file, read from the same bytes as its digest."""
+def read_tensors(
+    folder: Path, name: str, description: dict[str, Any], *known: str
+) -> dict[str, Tensor]:
+    """Tensors of a file, read from the same bytes as its digest; `known` are all, if any are given.
+
+    Raises:
+        InputError: The file is damaged or cannot be read, or holds an unknown tensor.
+    """
     path = folder / name
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != description["files"][name]["sha256"]:
             words = f"is damaged: its SHA-256 is another: {sealed.REMEDY}"
             raise unreadable(path, f"{path}: {words}")
-        return load_tensors(data)
+        found = load_tensors(data)
+        sealed.check_keys(path, found, known or found)
+        return found
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except SafetensorError as error:

@@ -217,6 +217,11 @@ class Decision:
         try:
             own = ("false_alarms", "pixel_threshold", "pixel_rate", "folds")
             decision = cls(scores=scores, **{key: values[key] for key in own})
+            if others := [key for key in values if key not in decision.values()]:
+                raise InputError(
+                    f"decision: holds {others[0]}, which this version does not know: it may be of "
+                    "a newer version: install a newer patchcore"
+                )
             alike = _alike(decision.values(), dict(values))
         except (KeyError, TypeError) as error:
             raise InputError(f"decision: {error} is missing or not a number") from error

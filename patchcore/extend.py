@@ -34,6 +34,7 @@ from patchcore.explanation import cut_crops
 from patchcore.inspector import PRUNED, SOURCES, Inspector, poses_of
 from patchcore.methods.detector import Prediction
 from patchcore.methods.ensemble import Ensemble, combined
+from patchcore.sealed import check_target
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,7 @@ def change_artifact(
     place, target = (Path(os.path.realpath(each)) for each in (folder, output or folder))
     if target != place and target.is_relative_to(place):
         raise InputError(f"{output}: lies inside the model {folder}: give another folder")
+    check_target(target, artifact.DESCRIPTION)
     inspector = artifact.load(folder, device)
     start = len(inspector.details["lineage"])
     changes = []
@@ -309,7 +311,7 @@ def _number(sources: Sequence[str | None], pruned: Sequence[str], path: str | Pa
     ]
     if len(fitting) == 1:
         return fitting[0]
-    shown = printable(str(path))
+    shown = printable(str(path)) or "''"
     if fitting:
         raise InputError(
             f"{shown}: {len(fitting)} images of the model end like this; give a longer part of the "

@@ -7,13 +7,12 @@ with the number of images.
 """
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.ndimage
@@ -21,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchcore.ahead import Pause, ahead
 from patchcore.arguments import stream_of
 from patchcore.data.images import read_image
 from patchcore.errors import InputError, printable
@@ -32,8 +32,6 @@ TOUCHING = np.ones((3, 3), bool)  # pixels of a region touch at sides or corners
 BATCH = 16  # images
 LARGEST_BATCH = 1 << 24  # pixels of a batch, unless one image alone has more
 MOST_WORKERS = 16
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def find_regions(values: Map, threshold: float) -> list[Region]:
 
 def predict(
     inspector: Any,
-    paths: Iterable[str | Path],
+    paths: Iterable[str | Path | Pause],
     *,
     thresholds: Thresholds | None = None,
     pictures: Pictures | None = None,
@@ -175,7 +173,8 @@ def predict(
 
     Args:
         inspector: An `Inspector`, or an exported model with the same methods.
-        paths: Image files, which may come one by one without end.
+        paths: Image files, which may come one by one without end. At a `Pause` among them, the
+            results of all before it are yielded, even if they fill no batch.
         thresholds: Replace those of the model's decision, unless they are None.
         pictures: Pictures to write of every image.
         explain: Whether each region gets the nominal patch that is nearest to its peak.
@@ -222,7 +221,7 @@ def inspect_image(
 
 def _predict(
     inspector: Any,
-    paths: Iterable[Path],
+    paths: Iterable[Path | Pause],
     wanted: "_Wanted",
     batch: int,
     workers: int,
@@ -237,22 +236,10 @@ def _predict(
         for result in ahead(pool, conclude, scored, 2 * workers):
             if stop and isinstance(result, Broken):
                 raise InputError(result.reason)
-            yield result
+            if not isinstance(result, Pause):
+                yield result
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def ahead(
-    pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], most: int
-) -> Iterator[U]:
-    """Yield `function(item)` in the order of the items; at most so many calls run at a time."""
-    waiting: deque[Future[U]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 class _Wanted(NamedTuple):
@@ -300,13 +287,18 @@ def _broken(path: Path, error: InputError) -> Broken:
 
 
 def _scored(
-    inspector: Any, items: Iterable[_Decoded | Broken], batch: int
-) -> Iterator[_Scored | Broken]:
+    inspector: Any, items: Iterable[_Decoded | Broken | Pause], batch: int
+) -> Iterator[_Scored | Broken | Pause]:
     """Score images in batches of one size; those that are broken keep their place."""
     waiting: list[_Decoded | Broken] = []
     shapes: list[tuple[int, ...]] = []  # of the inputs of those that wait
     full = batch
     for item in items:
+        if isinstance(item, Pause):
+            yield from _scores(inspector, waiting)
+            yield item
+            waiting, shapes = [], []
+            continue
         if isinstance(item, _Decoded):
             own = [pixels.shape for pixels in item.inputs]
             if shapes and (own != shapes or _count(waiting) >= full):

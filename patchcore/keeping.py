@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 from filelock import FileLock
 
 from patchcore import sealed
+from patchcore.checksums import altered
 from patchcore.costs import fresh
 from patchcore.errors import InputError
 from patchcore.metrics import METRICS, Objective
@@ -142,6 +143,8 @@ class Contest:
     def _rank_of(self, point: Path) -> tuple[float, list[tuple[int, str]]]:
         """Rank of a finished point; a point that cannot be read comes last."""
         try:
+            if altered(point, besides=["config.yaml"]):
+                raise ValueError(point)
             record = json.loads((point / RECORD).read_text())
             provenance = read_provenance(point)
             rank = self._rank(point, record, provenance.get("warm", []), provenance.get("costs"))

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from patchcore.checksums import altered
 from patchcore.data.sample import Sample
 from patchcore.digests import digest
-from patchcore.report.cells import harmless
+from patchcore.report.cells import harmless, restored
 from patchcore.report.checks import STRUCTURES
 from patchcore.report.distrusted import DISTRUSTED, read_distrusted
-from patchcore.report.folders import PICTURES, Images
+from patchcore.report.folders import Images, own_file
 from patchcore.report.reading import check_scores
 from patchcore.writing import replace_with
 
@@ -122,6 +123,8 @@ def damage(folder: Path) -> str | None:
             reason = error.strerror if isinstance(error, OSError) else error
             words = " ".join(str(reason).split()).removeprefix(f"{file}: ")
             return f"{folder / file} is damaged ({words})"
+    if found := altered(folder, besides=["config.yaml"]):  # which a resumed run writes anew
+        return f"{folder / found[0]} is damaged (it {found[1]})"
     return None
 
 
@@ -176,24 +179,39 @@ def copy_scores(source: Path, samples: Sequence[Sample], folder: Path) -> dict[s
     return dict(zip((row[0] for row in rows), names, strict=True))
 
 
-def copy_pictures(source: Path, images: Images, names: Mapping[str, str], folder: Path) -> None:
+def copy_pictures(
+    source: Path,
+    images: Images,
+    names: Mapping[str, str],
+    places: Mapping[str, str],
+    folder: Path,
+) -> None:
     """Copy pictures of single test images from a finished run, and the list of them.
+
+    Each gets the place that the image's path in the current run gives; the path that is drawn in it
+    stays that of the finished run.
 
     Args:
         source: Folder of the finished run.
         images: Choice of the images that have pictures.
         names: {path of an image in `source`: its path in the current run}.
+        places: {path of an image in the current run: place of its picture in a run's folder}.
         folder: Folder of the current run.
     """
-    if (source / PICTURES).is_dir():  # there are none where the threshold gets nothing wrong
-        shutil.copytree(source / PICTURES, folder / PICTURES)
     told = f"figures/{images.list_name}"
     with (source / told).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         head, *rows = csv.reader(file)
     with (folder / told).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(head)
-        writer.writerows([names.get(path, path), picture] for path, picture in rows)
+        for path, picture in rows:
+            name = names.get(path, path)
+            before = own_file(source, restored(picture))
+            if before is not None and name in places:
+                picture = harmless(places[name])
+                (folder / places[name]).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(before, folder / places[name])
+            writer.writerow([name, picture])
 
 
 def _pointed(pointer: Path) -> Path | None:

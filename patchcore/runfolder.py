@@ -23,6 +23,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from patchcore.checksums import CHECKSUMS, write_checksums
 from patchcore.errors import InputError
 
 UNFINISHED, FINISHED, MOVING = ".unfinished", ".finished", ".moving"
@@ -36,7 +37,7 @@ METRICS = "metrics.json"
 _LOCK, _OWNER = ".lock", ".running"
 _MARK = "fingerprint.txt"
 """File of every run, from its start."""
-ALWAYS = ("config.yaml", _MARK, METRICS, "provenance.json", "scores.csv")
+ALWAYS = ("config.yaml", _MARK, METRICS, "provenance.json", "scores.csv", CHECKSUMS)
 """Files that every run writes."""
 _EARLIER = (  # results of earlier versions, which left no list
     *ALWAYS,
@@ -129,6 +130,7 @@ class RunFolder:
         Raises:
             InputError: See `check`. Nothing has changed then.
         """
+        write_checksums(self.new)
         names = sorted(str(path.relative_to(self.new)) for path in _files(self.new))
         # Files that trackers wrote during this run stay, even under names that existed before: W&B
         # names runs by the second of their start. Files of earlier runs go with their results.

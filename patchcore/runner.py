@@ -15,6 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from patchcore.arguments import check_kind, path_of
+from patchcore.checksums import amended
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Split
@@ -28,7 +29,7 @@ from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
 from patchcore.report.distrusted import DISTRUSTED, copy_distrusted, write_distrusted
 from patchcore.report.folders import Images
-from patchcore.report.images import write_images
+from patchcore.report.images import places_of, write_images
 from patchcore.report.run import (
     SOMETIMES,
     Run,
@@ -39,6 +40,7 @@ from patchcore.report.run import (
 )
 from patchcore.resume import (
     FINGERPRINT_FILE,
+    PROVENANCE_FILE,
     SOURCE_FILE,
     Finished,
     copy_pictures,
@@ -199,7 +201,8 @@ def _run_in(
     if source == folder.resolve() and settings_in(folder) == settings:
         told = read_provenance(folder)
         if (noted := keeper.noted(told)) != told:  # noted by no or another multirun
-            write_provenance(folder, noted)
+            with amended(folder, PROVENANCE_FILE):
+                write_provenance(folder, noted)
         return f"finished before, in {source}"
     model = (
         [] if config.artifact.keep is Keep.none else config.artifact.files(len(config.members()))
@@ -341,7 +344,7 @@ def take_over(
             if (source / "figures" / picture).is_file():
                 (new / "figures" / picture).write_bytes((source / "figures" / picture).read_bytes())
         if config.pictures is not Images.none:
-            copy_pictures(source, config.pictures, names, new)
+            copy_pictures(source, config.pictures, names, places_of(split.test), new)
     if keeper.wants(*_told(source)):
         copy_artifact(source, new, config, split, read_provenance(new))
     copy_distrusted(source, split.train, new)

@@ -9,13 +9,14 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from patchcore.errors import InputError, unreadable
+from patchcore.outputs import check_folder
 
 LARGEST = 1 << 26  # most bytes of a description; a larger file was not written by this module
 REMEDY = "copy the folder again, or make it anew"
@@ -58,6 +59,23 @@ def write_sealed(
             raise
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def check_target(folder: str | Path, description: str) -> None:
+    """Refuse a folder that `write_sealed` could not write, before the work for its contents.
+
+    Args:
+        folder, description: As for `write_sealed`.
+
+    Raises:
+        InputError: The folder holds other files, or there is no permission. Nothing has changed.
+    """
+    target = _target(folder)
+    try:
+        _check_replaceable(target, description)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    check_folder(target.parent)
 
 
 def read_sealed(folder: str | Path, description: str, newest: int) -> dict[str, Any]:
@@ -137,9 +155,32 @@ def read_description(path: Path, newest: int) -> dict[str, Any]:
             f"{path}: is of format {number}, and this version reads up to {newest}: install a "
             "newer patchcore"
         )
-    if not _lists_files(found.get("files")):
+    files: Any = found.get("files")
+    if not _lists_files(files):
         raise InputError(f"{path}: is not understood (its list of files)")
+    for name, told in files.items():
+        check_keys(path, told, ("bytes", "sha256"), f"files.{name}.")
     return found
+
+
+def check_keys(path: Path, found: Any, known: Collection[str], where: str = "") -> None:
+    """Refuse a mapping from a description that has unknown keys; other values pass.
+
+    Args:
+        path: File of the description, for the message.
+        found: Value from the description.
+        known: Keys that this version writes.
+        where: Dotted name of the mapping, with a dot at its end.
+
+    Raises:
+        InputError: There is an unknown key, which the message names.
+    """
+    others = [key for key in found if key not in known] if isinstance(found, dict) else []
+    if others:
+        raise InputError(
+            f"{path}: holds {', '.join(f'{where}{key}' for key in others)}, which this version "
+            "does not know: it may be of a newer version: install a newer patchcore"
+        )
 
 
 def _lists_files(files: Any) -> bool:

@@ -49,7 +49,7 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     Raises:
         OSError: As `open` does.
     """
-    if (number := _descriptor(path)) is not None:
+    if (number := descriptor(path)) is not None:
         sys.stdout.flush()
         with os.fdopen(os.dup(number), mode, **options) as file:
             yield file
@@ -83,10 +83,10 @@ def _of(path: Path) -> Iterator[None]:
         raise
 
 
-def _descriptor(path: Path) -> int | None:
-    """Number of the open file that a name such as /dev/stdout stands for; None for other names.
+def descriptor(path: Path) -> int | None:
+    """Return the number of the open file that a name such as /dev/stdout stands for.
 
-    What such a file holds already has to stay.
+    None for other names. What such a file holds already has to stay.
     """
     name = os.fspath(path)
     found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", name)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -30,14 +31,15 @@ from patchcore import (
     load,
     sealed,
 )
-from patchcore.artifact import save, step
-from patchcore.artifact_files import check, read_description
+from patchcore.artifact import _described, save, step
+from patchcore.artifact_files import check, read_description, write_folder
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
 from patchcore.decision import decide
 from patchcore.methods import METHODS
 from patchcore.methods.spade import Storage
 from patchcore.scoring import Distance
+from patchcore.sealed import rewrite_description
 from tests.test_methods import ToyConfig, build
 
 SIZE = (32, 24)
@@ -179,6 +181,61 @@ def test_details_are_kept_as_given(fitted: Callable[[str], Any], tmp_path: Path)
     assert found["lineage"] == lineage
     assert found["note"] == "1e3"
     assert "format" not in found
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ([], "tilt"),
+        (["members", 0], "members.0.tilt"),
+        (["members", 0, "network"], "members.0.network.tilt"),
+        (["files", "model.safetensors"], "files.model.safetensors.tilt"),
+        (["files"], "files.tilt"),
+        (["decision"], "tilt"),
+    ],
+)
+def test_what_a_newer_version_may_have_added_is_refused(
+    fitted: Callable[[str], Any], tmp_path: Path, place: list[Any], told: str
+) -> None:
+    made = decide(torch.rand(30), [torch.rand(30, 4, 4)], 0.1, folds=2)
+    folder = tmp_path / "model"
+    details = {"note": 1}
+    fitted("patchcore").save(folder, image=IMAGE, decision=made, details=details)
+    found = inner = check(folder)
+    for key in place:
+        inner = inner[key]
+    file = folder / "model.safetensors"
+    inner["tilt"] = found["files"]["model.safetensors"] if place == ["files"] else 1
+    if place == ["files"]:
+        (folder / "tilt").write_bytes(file.read_bytes())
+    rewrite_description(folder, "artifact.yaml", found)
+    with pytest.raises(InputError, match=f"yaml: .*holds {told}, which .* newer patchcore"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["decision", "region"])
+def test_tensors_of_a_newer_version_are_refused(
+    fitted: Callable[[str], Any], tmp_path: Path, name: str
+) -> None:
+    made = decide(torch.rand(30), [torch.rand(30, 4, 4)], 0.1, folds=2)
+    inspector = Inspector(fitted("patchcore"), IMAGE, made)
+    inspector.region = np.ones((32, 32), bool)
+    description, tensors = _described(inspector, False)
+    tensors[f"{name}.safetensors"]["tilt"] = torch.ones(1)
+    write_folder(tmp_path / "model", description, tensors)
+    with pytest.raises(InputError, match=f"{name}.safetensors: holds tilt, which"):
+        load(tmp_path / "model")
+
+
+def test_details_of_earlier_versions_are_not_listed(
+    fitted: Callable[[str], Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    fitted("padim").save(folder, image=IMAGE, details={"note": "mine"})
+    found = check(folder)
+    assert found.pop("other_details") == ["note"]
+    rewrite_description(folder, "artifact.yaml", found)
+    assert load(folder).details["note"] == "mine"
 
 
 def test_a_decision_comes_with_its_scores(fitted: Callable[[str], Any], tmp_path: Path) -> None:

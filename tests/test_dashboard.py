@@ -111,6 +111,49 @@ def test_a_group_is_read_from_its_summary_run(objective: str, sweep: Path, tmp_p
     )
 
 
+def test_another_metric_has_curves_where_points_have_it(sweep: Path) -> None:
+    """The charts read tables of the summary run, which was ranked by its own metric."""
+    from patchcore.dashboard import specification
+    from patchcore.tracking.multirun import described, overview
+
+    view = overview(sweep)
+    factors = view.tables["factors"]
+    assert {"image_auroc", "memory_bytes"} <= set(factors.columns)
+    kept = dict(zip(factors.columns, factors.rows[0], strict=True))
+    assert (kept["coreset_ratio"], kept["patch_size"]) == (0.01, "1")
+    assert kept["image_auroc"] == pytest.approx(0.9021) and kept["memory_bytes"] == 10_000
+    told = described(view).config()
+    for whole in (True, False):
+        if not whole:  # the summary run of an earlier version
+            del told["sweep.metrics"]
+        run = mock.Mock(config=json.loads(json.dumps(told)))
+        with mock.patch("wandb.Api") as api:
+            api.return_value.runs.return_value = [run]
+            found = dashboard.from_wandb("day/time", "memory_bytes", "me", "tiles")
+            assert found.metric == "memory_bytes"
+            assert ("factors" in set(strings(specification(found)))) == whole
+            own = dashboard.from_wandb("day/time", "image_auroc", "me", "tiles")
+            assert "factors" in set(strings(specification(own)))
+            if whole:
+                with pytest.raises(InputError, match=r"no point has a value of 'aupro'; choose"):
+                    dashboard.from_wandb("day/time", "aupro", "me", "tiles")
+    local = dashboard.from_folder(sweep, "memory_bytes")
+    assert "factors" in set(strings(specification(local)))
+
+
+def test_a_metric_that_no_point_has_is_told_in_a_line(sweep: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sweep, tmp_path / "day/time")
+    for path in folder.glob("*/metrics.json"):
+        record = json.loads(path.read_text()) | {"aupro": None, "undefined": {"aupro": "no masks"}}
+        path.write_text(json.dumps(record))
+    for metric, words in (
+        ("aupro", "error: --metric: no point has a value of 'aupro'; choose one of image_auroc,"),
+        ("pixel_auroc", "error: metric: no run has 'pixel_auroc'; choose one of image_auroc,"),
+    ):
+        done = patchcore("dashboard", str(folder), "--dry-run", "--metric", metric)
+        assert done.code == 1 and done.err.startswith(words) and done.err.count("\n") == 1
+
+
 def test_mistakes_are_told_in_a_line(sweep: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "run", {}, {"image_auroc": 1.0, "test_images": 4, "seconds": {}})
     with pytest.raises(InputError, match="not in a W&B group: a dashboard needs a multirun with"):

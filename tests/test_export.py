@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -40,6 +41,7 @@ from patchcore.export.graph import traced_graph
 from patchcore.export.parity import compared
 from patchcore.inspector import Inspector
 from patchcore.measuring import kept_data
+from patchcore.sealed import rewrite_description
 from tests.images import write_image
 from tests.runs import patchcore
 from tests.shapes import leave_unchecked
@@ -193,6 +195,18 @@ def test_a_damaged_export_is_refused(exported: Exported) -> None:
         finally:
             path.write_bytes(whole)
     assert load_export(exported.folder).size == (SIDE, SIDE)
+
+
+def test_an_export_of_a_newer_version_is_refused(exported: Exported) -> None:
+    path = exported.folder / "export.yaml"
+    whole = path.read_bytes()
+    found = yaml.safe_load(whole)
+    try:
+        rewrite_description(exported.folder, "export.yaml", {**found, "tilt": 1})
+        with pytest.raises(InputError, match=r"export.yaml: holds tilt, which .* newer patchcore"):
+            load_export(exported.folder)
+    finally:
+        path.write_bytes(whole)
 
 
 def test_onnx_has_standard_operators_alone(exported: Exported) -> None:

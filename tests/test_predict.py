@@ -1,5 +1,6 @@
 """Images in, verdicts and regions out: as a stream, in order, whatever the images are."""
 
+import contextlib
 import csv
 import errno
 import io
@@ -24,6 +25,8 @@ from PIL import Image
 
 import patchcore as package
 from patchcore import AllConfig, GreedyConfig, InputError, Inspector, Padim, PatchCore, inspection
+from patchcore.ahead import Pause
+from patchcore.arriving import arriving_images
 from patchcore.artifact import save
 from patchcore.commands import predict as command
 from patchcore.data.images import read_image
@@ -556,6 +559,55 @@ def test_a_closed_stdin_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.stdin", stdin)
         with pytest.raises(InputError, match="IMAGES: stdin cannot be read"):
             list(named_images(["-"]))
+
+
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The end of a pipe to write to, of which stdin is the other one.
+
+    It is closed after a minute, so that a test which waits for ever fails instead.
+    """
+    out, into = os.pipe()
+    late = threading.Timer(60, os.close, [into])
+    late.start()
+    with os.fdopen(out, "rb") as stdin:
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stdin))
+        yield into
+    assert late.is_alive(), "a result came only at the end of stdin"
+    late.cancel()
+    with contextlib.suppress(OSError):
+        os.close(into)
+
+
+def test_each_result_comes_before_the_next_path(model: PatchCore, parts: Path, piped: int) -> None:
+    results = predict(Inspector(model, IMAGE), arriving_images(["-"]), batch=16, workers=3)
+    for path in [*sorted(parts.glob("*.png")), parts / "none.png", parts / "sub/stained.png"]:
+        os.write(piped, f"{path}\n".encode())
+        assert next(results).path == path  # waits for ever if it needs the next one
+    os.write(piped, f"{parts / '0.png'}\n{parts / '1.png'}\n{parts / '2.p'}".encode())
+    assert [next(results).path.name for _ in range(2)] == ["0.png", "1.png"]
+    os.write(piped, b"ng\n")
+    assert next(results).path == parts / "2.png"
+
+
+def test_paths_that_wait_together_are_scored_together(
+    model: PatchCore, parts: Path, piped: int
+) -> None:
+    inspector = Inspector(model, IMAGE)
+    paths = sorted(parts.rglob("*.png"))
+    os.write(piped, "".join(f"{path}\n" for path in paths).encode())
+    with mock.patch.object(inspector, "score", wraps=inspector.score) as score:
+        results = predict(inspector, arriving_images(["-"]), batch=4, workers=2)
+        assert [next(results).path for _ in paths] == paths
+    assert [len(call.args[0]) for call in score.call_args_list] == [4, 2]
+
+
+def test_names_on_stdin_may_hold_any_byte_but_a_line_feed(piped: int) -> None:
+    names = [b"a\rb.png", b"\xef\xbb\xbfx.png", b" c ", b"\xe9.png"]
+    os.write(piped, b"\xef\xbb\xbf" + b"\n".join(names[:2]) + b"\r\n\n" + b"\n".join(names[2:]))
+    found = arriving_images(["-"])
+    expected: list[Any] = [Path(os.fsdecode(name)) for name in names]
+    assert [next(found) for _ in range(4)] == [*expected[:3], Pause.here]
 
 
 def test_images_are_named_in_every_way(

@@ -18,6 +18,7 @@ from patchcore.report.table import Table, read_runs
 from patchcore.report.text import markdown
 from patchcore.tracking.multirun import overview
 from tests.run_folders import write_run
+from tests.runs import patchcore
 
 SIZES, RATIOS, NAMES, SEEDS = (1, 3, 5), (0.01, 0.1), ("bottle", "cable"), (0, 1, 2)
 
@@ -143,6 +144,39 @@ def test_command_tells_effects_and_the_best_points(
     first = lines[lines.index("best by image AUROC, 5 of 6:") + 1]
     assert first.startswith("  1  0.8") and first.endswith("patch.size=5, coreset.ratio=0.1")
     assert "## Effects" in (tmp_path / "runs/report/report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("objectives", "first", "told"),
+    [
+        ([["label_free"]] * 2, 5, "; ranked by AUROC of synthetic defects, the objective of these"),
+        ([["memory_patches", "image_auroc"]] * 2, 5, "; ranked by memory patches, the first obj"),
+        ([["image_auroc", "seconds"]] * 2, 3, " varied."),
+        ([None, ["image_auroc"]], 3, " varied."),  # an earlier version stated none
+        (
+            [["memory_patches"], ["label_free"]],
+            3,
+            "; ranked by image AUROC, because the runs state different objectives (--metric",
+        ),
+    ],
+)
+def test_a_report_ranks_by_what_its_runs_state(
+    objectives: list[list[str] | None], first: int, told: str, tmp_path: Path
+) -> None:
+    for (size, patches, quality), stated in zip(
+        ((3, 200, 0.9), (5, 100, 0.8)), objectives, strict=True
+    ):
+        record = {"image_auroc": quality, "memory_patches": patches, "label_free": 1 - quality}
+        settings: dict[str, Any] = {"patch.size": size}
+        settings |= {} if stated is None else {"objectives": stated}
+        write_run(tmp_path / "runs" / str(size), settings, record)
+    done = patchcore("report", str(tmp_path / "runs"))
+    head, _, best = done.out.splitlines()[:3]
+    assert told in head and best.endswith(f"patch.size={first}")
+    for name in ("report.md", "report.html"):
+        assert told.strip("; .") in (tmp_path / "runs/report" / name).read_text()
+    asked = patchcore("report", str(tmp_path / "runs"), "--metric", "image_auroc").out.splitlines()
+    assert "ranked" not in asked[0] and asked[2].endswith("patch.size=3")
 
 
 def test_a_multirun_is_concluded_with_its_report(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_where_a_report_cannot_be_written_is_told(tmp_path: Path) -> None:
     write_run(tmp_path / "runs/0", {}, {"image_auroc": 0.9})
     (tmp_path / "mine").write_text("mine")
     told = patchcore("report", str(tmp_path / "runs"), "--out", str(tmp_path / "mine"))
-    assert told.err == f"error: {tmp_path}/mine: File exists: choose another path\n"
+    assert told.err == f"error: --out: {tmp_path}/mine is a file: name a folder\n"
 
 
 def test_a_report_overwrites_nothing_through_links(tmp_path: Path) -> None:

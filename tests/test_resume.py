@@ -10,6 +10,7 @@ import pytest
 
 from patchcore.data.sample import Sample
 from patchcore.report.folders import Images
+from patchcore.report.images import places_of
 from patchcore.resume import (
     FINGERPRINT_FILE,
     PROVENANCE_FILE,
@@ -168,11 +169,12 @@ def test_results_are_taken_over_under_the_paths_of_this_run(tmp_path: Path) -> N
     listed = f"path,picture\n{before[1]},figures/images/b.png\n"
     for which, text in ((Images.all, listed), (Images.wrong, "path,picture\n")):
         (source / "figures" / which.list_name).write_text(text)
-    copy_pictures(source, Images.wrong, names, folder)
+    copy_pictures(source, Images.wrong, names, places_of(samples), folder)
     assert (folder / "figures/images_wrong.csv").read_text().splitlines() == ["path,picture"]
     (source / "figures/images").mkdir()
     (source / "figures/images/b.png").write_bytes(b"picture")
-    copy_pictures(source, Images.all, names, folder)
+    copy_pictures(source, Images.all, names, places_of(samples), folder)
     copied = (folder / "figures/images_all.csv").read_text().splitlines()
-    assert copied == ["path,picture", "new/b.png,figures/images/b.png"]
-    assert (folder / "figures/images/b.png").read_bytes() == b"picture"
+    assert copied == ["path,picture", "new/b.png,figures/images/new/b.png.png"]
+    assert (folder / "figures/images/new/b.png.png").read_bytes() == b"picture"
+    assert not (folder / "figures/images/b.png").exists()

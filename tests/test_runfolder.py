@@ -39,7 +39,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
 
 def visible(folder: Path) -> dict[str, str]:
     """All files but this module's own hidden ones."""
-    own = {".lock", ".running", ".contents", ".unfinished", ".finished", ".moving"}
+    own = {".lock", ".running", ".contents", ".checksums", ".unfinished", ".finished", ".moving"}
     files = (path for path in folder.rglob("*") if path.is_file())
     named = {str(path.relative_to(folder)): path for path in files}
     return {n: p.read_text() for n, p in named.items() if own.isdisjoint(Path(n).parts)}
@@ -116,6 +116,7 @@ def test_results_of_any_name_go_with_their_run(tmp_path: Path, name: str) -> Non
 def test_a_list_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     earlier(tmp_path)
     (tmp_path / ".contents").write_text("".join(f"{name}\n" for name in OLD))
+    (tmp_path / ".checksums").unlink()
     assert listed(tmp_path) == [*OLD]
     with RunFolder(tmp_path) as place:
         write(place.new, NEW)

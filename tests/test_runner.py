@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 import patchcore
 from patchcore import InputError
+from patchcore.cache import CacheConfig
 from patchcore.config import Config
 from patchcore.coreset import GreedyConfig
 from patchcore.data.mvtec import MVTecConfig
@@ -112,3 +113,17 @@ def test_a_group_that_is_no_settings_is_named(given: Any, tmp_path: Path) -> Non
 def test_a_configuration_that_lacks_groups_names_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^Config lacks .*: give image=.*, method=PatchCoreConf"):
         Config(data=MVTecConfig(root=str(tmp_path)))
+
+
+def test_pictures_lie_where_the_paths_of_moved_images_put_them(tmp_path: Path) -> None:
+    write_mvtec(tmp_path / "old", (40, 36))
+    own = {"pictures": Images.all, "cache": CacheConfig(root=str(tmp_path / "cache"))}
+    first = patchcore.run(config(tmp_path / "old", **own), tmp_path / "first")
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = patchcore.run(config(tmp_path / "new", resume=True, **own), tmp_path / "moved")
+    assert moved.text == f"finished before, in {first.folder}"
+    found = pictures_of(read_run(moved.folder))
+    assert len(found) == 5 == len(list((moved.folder / PICTURES).rglob("*.png")))
+    for path, picture in found.items():
+        assert Path(path).is_relative_to(tmp_path / "new")
+        assert picture.endswith(f"{path}.png") and (moved.folder / picture).is_file()

@@ -110,7 +110,7 @@ def test_a_folder_used_again_holds_nothing_of_the_run_before(root: Path, tmp_pat
     assert run(root, tmp_path, "seed=1", "coreset=random").code == 0
     left = {path.name for path in (tmp_path / "run").iterdir()} - {".hydra", "train.log", ".lock"}
     results = {"config.yaml", "fingerprint.txt", "metrics.json", "provenance.json", "scores.csv"}
-    assert left == results | {".contents", "notes.txt"}
+    assert left == results | {".checksums", ".contents", "notes.txt"}
 
 
 def test_default_folders_are_never_shared(

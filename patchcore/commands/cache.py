@@ -4,8 +4,8 @@ import time
 from collections import defaultdict
 
 from patchcore.cache import CacheConfig, Entry, Store
-from patchcore.commands.options import Parser
-from patchcore.errors import printable
+from patchcore.commands.options import Parser, place
+from patchcore.errors import InputError, printable
 
 KINDS = {
     "images": "decoded and resized images",
@@ -29,9 +29,14 @@ def main(arguments: list[str] | None = None) -> None:
         default="show",
         help="show the cache's content (default), clear it, or print its folder",
     )
-    parser.add_argument("--root", help="folder of another cache (cache.root)")
+    parser.add_argument(
+        "--root", type=place, metavar="DIR", help="folder of another cache (cache.root)"
+    )
     options = parser.parse_args(arguments)
-    store = Store(CacheConfig(root=options.root).folder())
+    if options.root is not None and options.root.is_file():
+        raise InputError(f"--root: {options.root} is a file: name the folder of a cache")
+    root = None if options.root is None else str(options.root)
+    store = Store(CacheConfig(root=root).folder())
     if options.action == "path":
         print(printable(str(store.root)))
     elif options.action == "clear":

@@ -5,8 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from patchcore.commands.options import Parser
+from patchcore.commands.options import Parser, place
 from patchcore.errors import InputError, printable
+from patchcore.outputs import check_file
 from patchcore.writing import complete
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=place,
         metavar="FILE",
         help="with --dry-run: write the specification to a file instead",
     )
@@ -60,16 +61,20 @@ def run(options: argparse.Namespace) -> None:
     """
     from patchcore import dashboard  # here: --help need not wait for it
 
-    folder, place = Path(options.group), (options.entity, options.project)
+    if options.output:
+        check_file(options.output, "--output")
+    if not options.group:
+        raise InputError("GROUP is empty: name the folder of a multirun, or a group in W&B")
+    folder, where = Path(options.group), (options.entity, options.project)
     if options.sync:
         if not folder.is_dir():
             raise InputError(f"{options.group}: --sync needs the folder of a multirun or run")
         for sent in dashboard.sync(folder):
             print(printable(f"sent: {sent}"))
     if folder.is_dir():
-        sweep = dashboard.from_folder(folder, options.metric, *place)
+        sweep = dashboard.from_folder(folder, options.metric, *where)
     else:
-        sweep = dashboard.from_wandb(options.group, options.metric, *place)
+        sweep = dashboard.from_wandb(options.group, options.metric, *where)
     if not options.dry_run:
         for kind, address in zip(("workspace", "report"), dashboard.save(sweep), strict=True):
             print(f"{kind}: {address}")

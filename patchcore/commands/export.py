@@ -7,11 +7,14 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.artifact import load
-from patchcore.commands.options import Parser, count
+from patchcore.commands.options import Parser, count, place
 from patchcore.data.files import Files, find_folder
 from patchcore.errors import InputError, printable
 from patchcore.export import FORMATS, export
+from patchcore.export.model import DESCRIPTION
 from patchcore.measuring import kept_data
+from patchcore.outputs import check_outside
+from patchcore.sealed import check_target
 
 MOST = 32  # training images to compare on, at most, unless --images names others
 
@@ -24,7 +27,7 @@ def main() -> None:
         "another runtime. The graph takes pixels and returns the score and the anomaly map. It is "
         "run in that runtime and compared with the model, and saved only if both agree.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact")
+    parser.add_argument("model", type=place, metavar="MODEL", help="folder of an artifact")
     parser.add_argument(
         "--format",
         choices=[*FORMATS],
@@ -32,7 +35,7 @@ def main() -> None:
         help="format of the graph; method=padim needs torch (default: %(default)s)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder to write to (default: MODEL-FORMAT)"
+        "--output", type=place, metavar="DIR", help="folder to write to (default: MODEL-FORMAT)"
     )
     parser.add_argument(
         "--images",
@@ -44,6 +47,10 @@ def main() -> None:
         "--threads", type=count, metavar="N", help="number of threads of the runtime"
     )
     options = parser.parse_args()
+    model = options.model.absolute()
+    folder = options.output or model.with_name(f"{model.name}-{options.format}")
+    check_outside(folder, options.model, "--output")
+    check_target(folder, DESCRIPTION)
     inspector = load(options.model)
     if options.images is not None:
         images = Files().images(find_folder(options.images, "--images"), recursive=True)
@@ -53,8 +60,6 @@ def main() -> None:
     else:
         images = training_images(inspector.details)
         source = "training images" if images else "generated textures: no training image was found"
-    model = options.model.absolute()
-    folder = options.output or model.with_name(f"{model.name}-{options.format}")
     found = export(inspector, folder, options.format, images, options.threads)
     print(f"compared with the model on {source}, through {FORMATS[options.format].runtime}:")
     print(found)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from patchcore.commands.options import Parser
+from patchcore.commands.options import Parser, place
 from patchcore.data.files import Files
 from patchcore.errors import InputError, printable
 from patchcore.extend import change_artifact
@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> None:
         "would no longer hold: use predict --threshold, or train again. So does adding one to a "
         "model with method=spade, method.radius or method.retrieval.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact")
+    parser.add_argument("model", type=place, metavar="MODEL", help="folder of an artifact")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGES", help="nominal images, or folders of them"
     )
@@ -36,7 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
         "bank keeps already)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder to write to (default: MODEL is replaced)"
+        "--output",
+        type=place,
+        metavar="DIR",
+        help="folder to write to (default: MODEL is replaced)",
     )
     parser.add_argument(
         "--device", default="cpu", help="device to compute on (default: %(default)s)"
@@ -76,6 +79,8 @@ def image_files(names: list[str]) -> list[Path]:
     """
     files, found = Files(), []
     for name in names:
+        if not name:
+            raise InputError("IMAGES is empty: name an image or a folder (. is the current one)")
         path = Path(name).expanduser()
         if not path.exists():
             raise InputError(f"{printable(name)}: there is no such file or folder")

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from patchcore.commands.options import Parser
+from patchcore.commands.options import Parser, place
 from patchcore.data.fetch import SOURCES, fetch, find_source
 from patchcore.errors import printable
 
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the data set, as in data=NAME")
     parser.add_argument(
         "--root",
-        type=Path,
+        type=place,
         default=Path("data"),
         metavar="DIR",
         help="folder to download to (default: data)",
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     source = find_source(options.name)
     print(f"{options.name}: from {source.page}\nlicence: {source.licence}", flush=True)
-    root = options.root.expanduser()
+    root = options.root
     try:
         fetched = fetch(options.name, root, options.category, options.url, options.sha256)
     except KeyboardInterrupt:

@@ -58,7 +58,9 @@ class Parser(argparse.ArgumentParser):
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the model, its device and its thresholds."""
-    parser.add_argument("model", metavar="MODEL", type=Path, help="folder of an artifact or export")
+    parser.add_argument(
+        "model", metavar="MODEL", type=place, help="folder of an artifact or export"
+    )
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, …; auto: a GPU if there is one"
     )
@@ -89,6 +91,20 @@ def score(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
     return value
+
+
+def place(text: str) -> Path:
+    """Parse the path of a file or folder, in which ~ is the home directory.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is empty, which would stand for the current directory.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: name a file or folder (. is the current one)")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 
 def count(text: str) -> int:

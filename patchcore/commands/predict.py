@@ -12,11 +12,14 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from patchcore.ahead import Pause
+from patchcore.arriving import arriving_images
 from patchcore.commands.options import (
     Parser,
     add_model_options,
     asked_thresholds,
     count,
+    place,
     warn_of_no_verdicts,
 )
 from patchcore.data.formats import FORMATS
@@ -24,6 +27,7 @@ from patchcore.data.named import endless, named_images
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
 from patchcore.inspection import BATCH, Broken, Inspection, predict
+from patchcore.outputs import check_file, check_folder, check_outside
 from patchcore.overlays import MapFormat, Pictures
 from patchcore.report.cells import harmless
 from patchcore.writing import complete
@@ -62,9 +66,9 @@ def main(arguments: list[str] | None = None) -> None:
     _check_output(options.output, options.model, images)
     inspector = load_model(options.model, device=options.device)
     thresholds = asked_thresholds(options)
-    paths: Iterable[Path] = named_images(images)
+    paths: Iterable[Path | Pause] = arriving_images(images)
     if not endless(images):
-        paths = list(paths)  # a mistake in any argument is reported before any work
+        paths = list(named_images(images))  # a mistake in any argument is reported before any work
         if not paths:
             raise InputError(f"IMAGES: there are none in {printable(' or '.join(images))}")
     warn_of_no_verdicts(inspector, thresholds)
@@ -110,7 +114,7 @@ def _form(asked: str | None, output: Path | None) -> str:
 
 
 def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> None:
-    """Refuse an output that would overwrite the model or the images."""
+    """Refuse an output that would overwrite the model or the images, or cannot be written."""
     if output is None:
         return
     if output.suffix.lower() in FORMATS:
@@ -119,6 +123,7 @@ def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> No
     read = [model, *(Path(name.removeprefix("@")) for name in images if not os.path.isdir(name))]
     if any(place.is_relative_to(_real(path)) for path in read):
         raise InputError(f"--output: {output} is read by this command; write to another file")
+    check_file(output, "--output")
 
 
 def _real(path: Path | str) -> str:
@@ -167,7 +172,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=place,
         metavar="FILE",
         help="write to this file instead of stdout; an existing file is replaced at the end",
     )
@@ -189,8 +194,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--folder",
-        type=Path,
-        default=Path("predictions"),
+        type=place,
         metavar="DIR",
         help="folder for maps and overlays (default: predictions)",
     )
@@ -219,12 +223,12 @@ def _parser() -> Parser:
 def _pictures(options: argparse.Namespace) -> Pictures | None:
     """Pictures that the options ask for; their folder must not be inspected by the next run."""
     if options.maps is None and not options.overlays:
+        if options.folder is not None:
+            raise InputError("--folder has no effect on its own: add --maps or --overlays")
         return None
-    folder = options.folder.expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--folder: {folder} is a file: name a folder")
-    if folder.is_symlink() and not folder.exists():
-        raise InputError(f"--folder: {folder} is a link that leads nowhere: name a folder")
+    folder = options.folder or Path("predictions")
+    check_outside(folder, options.model, "--folder")
+    check_folder(folder, "--folder")
     inside = Path(_real(folder))
     for image in options.images:
         if os.path.isdir(image) and inside.is_relative_to(_real(image)):
@@ -242,20 +246,15 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
 
     Names that are not UTF-8 are exact in JSON lines only.
 
-    Raises:
-        InputError: The folder of the file does not exist.
     """
     if path is None:
         yield sys.stdout
         return
-    path = path.expanduser()
-    if not path.parent.is_dir():
-        raise InputError(f"--output: there is no folder {path.parent}: make it first")
     with complete(path, "w", encoding="utf-8", newline="") as file:
         yield file
 
 
-def _bar(paths: Iterable[Path], output: Path | None) -> Any:
+def _bar(paths: Iterable[Any], output: Path | None) -> Any:
     """Progress bar on stderr, unless results go to the terminal or stderr is not a terminal."""
     return tqdm(
         desc="Inspecting",

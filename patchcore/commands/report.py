@@ -1,13 +1,13 @@
 """`patchcore report`: compare any set of run folders in a page, Markdown and CSV."""
 
 import sys
-from pathlib import Path
 
-from patchcore.commands.options import Parser
+from patchcore.commands.options import Parser, place
 from patchcore.errors import InputError, printable
 from patchcore.report.conclusion import default_folder
 from patchcore.report.effects import check_against, parse_against
-from patchcore.report.page import write_report
+from patchcore.report.multirun import read_stated
+from patchcore.report.page import check_report, write_report
 from patchcore.report.sentences import best, sentence
 from patchcore.report.table import read_runs
 
@@ -20,22 +20,22 @@ def main() -> None:
     )
     parser.add_argument(
         "folders",
-        type=Path,
+        type=place,
         nargs="+",
         metavar="DIR",
         help="a run, a multirun, or any folder with runs below it",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=place,
         metavar="DIR",
         help="folder to write to (default: report in the first DIR)",
     )
     parser.add_argument(
         "--metric",
-        default="image_auroc",
         metavar="KEY",
-        help="metric to rank by (default: %(default)s)",
+        help="metric to rank by (default: the first of the runs' objectives if all runs state the "
+        "same, else image_auroc)",
     )
     parser.add_argument(
         "--against",
@@ -45,11 +45,20 @@ def main() -> None:
     )
     options = parser.parse_args()
     try:
-        table = read_runs(options.folders, options.metric)
+        for folder in options.folders:
+            if folder.is_file():
+                raise InputError(f"{folder}: is a file: name the folder of its run")
+        out = options.out or default_folder(options.folders[0])
+        if options.out or options.folders[0].is_dir():
+            check_report(out, "--out")
+        if options.metric is None:
+            table = read_stated(options.folders)
+        else:
+            table = read_runs(options.folders, options.metric)
         if options.against:
             table.against = parse_against(options.against)
             check_against(table, *table.against)
-        path = write_report(table, options.out or default_folder(options.folders[0]))
+        path = write_report(table, out)
     except (InputError, OSError) as error:
         from patchcore.commands.mistakes import explain  # here: it imports Hydra
 

@@ -1,5 +1,6 @@
 """`patchcore test`: test an artifact or an export on a data set, with the metrics of a run."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.composed import check_numbers
-from patchcore.commands.options import Parser, count
+from patchcore.commands.options import Parser, count, place
 from patchcore.commands.overrides import check_overrides, quoted, typed_name
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
 from patchcore.measuring import kept_data, measure
+from patchcore.outputs import check_folder, check_outside
 from patchcore.report.run import write_run
 from patchcore.settings import plain
 from patchcore.training import quiet
@@ -30,7 +32,9 @@ def main() -> None:
         description="Measure a model that patchcore train artifact=true has saved, or an export "
         "of it, on a data set. By default, this is the data set of the model's own run.",
     )
-    parser.add_argument("model", type=Path, metavar="MODEL", help="folder of an artifact or export")
+    parser.add_argument(
+        "model", type=place, metavar="MODEL", help="folder of an artifact or export"
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -38,13 +42,14 @@ def main() -> None:
         help="data=NAME and data.KEY=VALUE, as in patchcore train",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="folder for metrics.json and scores.csv"
+        "--output", type=place, metavar="DIR", help="folder for metrics.json and scores.csv"
     )
     parser.add_argument(
         "--threads", type=count, metavar="N", help="number of threads of an export's runtime"
     )
     options = parser.parse_args()
     if options.output is not None:
+        check_outside(options.output, options.model, "--output")
         _check_output(options.output)
     quiet()
     inspector = load_model(options.model, options.threads)
@@ -123,8 +128,7 @@ def _given(override: str) -> tuple[str, Any]:
 
 def _check_output(folder: Path) -> None:
     """Refuse a file, and a folder that holds results, because results are never overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output: {folder} is a file: name a folder")
+    check_folder(folder, "--output")
     for name in FILES:
-        if (folder / name).exists():
+        if os.path.lexists(folder / name):
             raise InputError(f"--output: {folder / name} is there already: name another folder")

@@ -81,7 +81,15 @@ def sections(sweep: Sweep) -> Iterator[tuple[str, str, list[Any]]]:
                 z=wr.Config(second.config) if second and second.numeric else None,
                 log_x=first.logarithmic or None,
             ),
-            wr.CustomChart(
+            wr.LinePlot(
+                title="runs that scored several ratios (curve=[…])",
+                x="ratio_curve/ratio",
+                y=[f"ratio_curve/{sweep.metric}"],
+                log_x=True,
+            ),
+        ]
+        if sweep.metric in sweep.drawn:  # else of a summary run of an earlier version
+            means = wr.CustomChart(
                 query=_table("factors"),
                 chart_name=LINES,
                 chart_fields={
@@ -90,17 +98,11 @@ def sections(sweep: Sweep) -> Iterator[tuple[str, str, list[Any]]]:
                     "stroke": second.column if second else "series",
                 },
                 chart_strings={"title": f"{metric} against {first.key}{series}"},
-            ),
-            wr.LinePlot(
-                title="runs that scored several ratios (curve=[…])",
-                x="ratio_curve/ratio",
-                y=[f"ratio_curve/{sweep.metric}"],
-                log_x=True,
-            ),
-        ]
+            )
+            curves.insert(1, means)
         text = f"Means over repeats{series}; the points themselves beside them."
         yield f"{metric} against {first.key}", text, curves
-        if second is not None:
+        if second is not None and sweep.metric in sweep.drawn:
             heat = wr.CustomChart(
                 query=_table("factors"),
                 chart_name=HEAT,

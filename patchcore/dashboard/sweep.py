@@ -23,6 +23,7 @@ class Sweep:
         axes: Settings that varied among the points.
         repeats: Settings that varied among the repeats of a point: category and seeds.
         costs: Metrics with which accuracy is compared.
+        drawn: Metrics that the summary run's table for curves holds.
     """
 
     entity: str
@@ -32,6 +33,7 @@ class Sweep:
     axes: Sequence[Axis]
     repeats: Sequence[Axis]
     costs: Sequence[str]
+    drawn: Sequence[str]
 
     def pair(self) -> tuple[Axis, Axis | None] | None:
         """Return the factors of the curves and the heat table; see `pair_of`."""
@@ -44,9 +46,11 @@ def from_folder(folder: Path, metric: str = "", entity: str = "", project: str =
     Without `metric`, the sweep has that of the summary run, whose tables the charts read.
 
     Raises:
-        InputError: It holds no finished run, or none that W&B tracks in a group.
+        InputError: It holds no finished run, none that W&B tracks in a group, or no point with a
+            value of `metric`.
     """
     view = overview(folder, metric)
+    _check_metric(metric, view.ranked)
     wandb = [
         own
         for own in view.logger.values()
@@ -66,6 +70,7 @@ def from_folder(folder: Path, metric: str = "", entity: str = "", project: str =
         axes=view.axes,
         repeats=view.repeats,
         costs=view.costs,
+        drawn=view.ranked,
     )
 
 
@@ -75,7 +80,7 @@ def from_wandb(group: str, metric: str, entity: str, project: str) -> Sweep:
     An empty `metric` stands for that of the summary run.
 
     Raises:
-        InputError: W&B cannot be reached, or has no such run.
+        InputError: W&B cannot be reached or has no such run, or no point has a value of `metric`.
     """
     import wandb
 
@@ -96,8 +101,22 @@ def from_wandb(group: str, metric: str, entity: str, project: str) -> Sweep:
     axes, repeats = (
         [Axis(*each) for each in told[0].get(f"sweep.{key}", [])] for key in ("axes", "repeats")
     )
-    metric = metric or told[0].get("sweep.metric", "image_auroc")
-    return Sweep(entity, project, group, metric, axes, repeats, told[0].get("sweep.costs", []))
+    own = told[0].get("sweep.metric", "image_auroc")
+    drawn = told[0].get("sweep.metrics")
+    if drawn is None:  # of an earlier version, whose table holds one metric alone
+        drawn = [own]
+    else:
+        _check_metric(metric, drawn)
+    costs = told[0].get("sweep.costs", [])
+    return Sweep(entity, project, group, metric or own, axes, repeats, costs, drawn)
+
+
+def _check_metric(metric: str, known: Sequence[str]) -> None:
+    """Refuse a metric of which no point has a value; an empty one stands for the sweep's own."""
+    if metric and metric not in known:
+        raise InputError(
+            f"--metric: no point has a value of {metric!r}; choose one of {', '.join(known)}"
+        )
 
 
 def to_dict(sweep: Sweep) -> dict[str, Any]:

@@ -29,11 +29,16 @@ from patchcore.export.parity import SCORE_LIMIT, Pair, Parity, compared
 from patchcore.identity import versions
 from patchcore.inspector import Inspector, Preparing
 from patchcore.methods.ensemble import Ensemble
-from patchcore.sealed import read_sealed, write_sealed
+from patchcore.sealed import check_keys, check_target, read_sealed, write_sealed
 from patchcore.settings import plain
 
 FORMAT = 1
 DESCRIPTION = "export.yaml"
+KEYS = (
+    *("format", "kind", "size", "image", "decision", "parity", "exporters", "details"),
+    "files",
+)
+"""Keys of export.yaml."""
 BATCH = 8  # images that are compared at a time
 
 
@@ -107,6 +112,7 @@ def export(
     target, images = path_of(folder, "folder"), paths_of(images, "images")
     writer = _format(format)
     writer.check()
+    check_target(target, DESCRIPTION)
     size = _size(inspector, images)
     program = traced_graph(inspector, size)
     found = Parity()
@@ -143,7 +149,9 @@ def load_export(folder: str | Path, threads: int | None = None) -> ExportedModel
             or the runtime is not installed.
     """
     folder = path_of(folder, "folder")
-    description = read_sealed(folder, DESCRIPTION, FORMAT)
+    description, path = read_sealed(folder, DESCRIPTION, FORMAT), folder / DESCRIPTION
+    check_keys(path, description, KEYS)
+    check_keys(path, description.get("decision"), ("values", "scores"), "decision.")
     try:
         writer = _format(description["kind"])
         height, width = description["size"]
@@ -152,7 +160,7 @@ def load_export(folder: str | Path, threads: int | None = None) -> ExportedModel
         decision = _decision(description["decision"])
         details = dict(description["details"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{folder / DESCRIPTION}: is not understood ({error})") from error
+        raise InputError(f"{path}: is not understood ({error})") from error
     run = writer.open(folder, threads)
     return ExportedModel(run, image, (height, width), writer.name, decision, details)
 

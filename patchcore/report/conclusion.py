@@ -29,8 +29,8 @@ def conclude(folder: Path) -> list[str]:
         folder: Folder of the multirun.
     """
     try:
-        table, note = read_multirun(folder)
-        lines = [sentence(table), *([note] if note else []), *best(table)]
+        table = read_multirun(folder)
+        lines = [sentence(table), *best(table)]
         path = write_report(table, default_folder(folder))
     except (InputError, OSError) as error:
         return [printable(f"no report: {error}")]

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.images import read_pair
+from patchcore.data.sample import Sample
 from patchcore.inspector import placed
 from patchcore.overlays import CONTOUR, THINNEST, contour, picture_path
 from patchcore.report import figures
@@ -73,6 +74,14 @@ def write_images(
         writer = csv.writer(file)
         writer.writerow(["path", "picture"])
         writer.writerows([harmless(cell) for cell in row] for row in rows)
+
+
+def places_of(samples: Sequence[Sample]) -> dict[str, str]:
+    """Return {path of an image, as in tables: place of its picture in a run's folder}."""
+    return {
+        harmless(sample.name): picture_path(Path(PICTURES), sample.path, ".png").as_posix()
+        for sample in samples
+    }
 
 
 def drawn(

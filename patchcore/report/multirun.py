@@ -1,9 +1,9 @@
-"""Table of a multirun, ranked by the first of its points' `objectives`."""
+"""Tables of runs that are ranked by what the runs themselves state as their `objectives`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from patchcore.errors import InputError
-from patchcore.report.reading import read_yaml
 from patchcore.report.table import Table, check_metric, read_table
 from patchcore.report.words import title
 
@@ -11,8 +11,8 @@ USUAL = "image_auroc"
 """Metric that ranks the points where their objective cannot."""
 
 
-def read_multirun(folder: Path) -> tuple[Table, str]:
-    """Return the table of a multirun, and a note if another metric than its objective ranks it.
+def read_multirun(folder: Path) -> Table:
+    """Return the table of a multirun, ranked by its objective.
 
     The objective is the first of the newest finished point, as for `artifact.keep=best`. Image
     AUROC takes its place if no point has a value of it, or if reports do not know it.
@@ -21,28 +21,48 @@ def read_multirun(folder: Path) -> tuple[Table, str]:
         InputError: No run is finished, or no run has image AUROC where it takes this place.
     """
     table = read_table([folder])
-    if (objective := _objective(table)) == USUAL:
-        check_metric(table, USUAL)
-        return table, ""
-    wanted = Table(table.runs, objective, table.root)
-    if _ranks(wanted):
-        return wanted, ""
-    check_metric(table, USUAL)
-    told = any(objective in run.undefined for run in table.runs if run.finished)
-    why = "no point has a value of it" if told else "reports do not have it"
-    usual = title(USUAL)
-    return table, f"ranked by {usual}, not by the objective {title(objective)}: {why}"
-
-
-def _objective(table: Table) -> str:
-    """First objective of the newest finished run; `USUAL` if its settings do not say."""
     newest = max((run for run in table.known if run.finished), key=lambda run: run.written)
-    try:
-        found = read_yaml(newest.folder, "config.yaml").get("objectives")
-    except (OSError, ValueError):
-        found = None
-    first = found[0] if isinstance(found, list) and found else USUAL
-    return first if isinstance(first, str) else USUAL
+    return _ranked(table, newest.objectives)
+
+
+def read_stated(folders: Sequence[Path]) -> Table:
+    """Return the table of all runs below folders, ranked by the objective that they state.
+
+    That is the first of their objectives if all finished runs state the same ones. Image AUROC
+    takes its place if the runs differ, and in the cases of `read_multirun`.
+
+    Raises:
+        InputError: A folder is missing or holds no run, no run is finished, or no run has image
+            AUROC where it takes this place.
+    """
+    table = read_table(folders)
+    stated = {tuple(run.objectives) or (USUAL,) for run in table.known if run.finished}
+    if len(stated) == 1:
+        return _ranked(table, next(iter(stated)))
+    check_metric(table, USUAL)
+    table.reason = (
+        f"ranked by {title(USUAL)}, because the runs state different objectives (--metric chooses "
+        "another metric)"
+    )
+    return table
+
+
+def _ranked(table: Table, objectives: Sequence[str]) -> Table:
+    """The table, ranked by the first of these objectives, or by `USUAL`."""
+    objective = objectives[0] if objectives else USUAL
+    if objective != USUAL:
+        which = "first objective" if len(objectives) > 1 else "objective"
+        told = f"ranked by {title(objective)}, the {which} of these runs"
+        wanted = Table(table.runs, objective, table.root, reason=told)
+        if _ranks(wanted):
+            return wanted
+    check_metric(table, USUAL)
+    if objective != USUAL:
+        known = any(objective in run.undefined for run in table.runs if run.finished)
+        why = "no point has a value of it" if known else "reports do not have it"
+        usual = title(USUAL)
+        table.reason = f"ranked by {usual}, not by the objective {title(objective)}: {why}"
+    return table
 
 
 def _ranks(table: Table) -> bool:

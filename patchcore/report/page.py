@@ -16,7 +16,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from patchcore.errors import printable
+from patchcore.errors import InputError, printable
+from patchcore.outputs import check_folder
 from patchcore.report.blocks import PAGE
 from patchcore.report.galleries import GALLERY_BYTES
 from patchcore.report.pagedata import page_data
@@ -29,13 +30,31 @@ from patchcore.report.text import write_tables, write_text
 VENDOR = Path(__file__).parent / "vendor"
 SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 """Files of VENDOR, in the order of their dependencies."""
+FILES = ("report.html", "report.md", "report.csv", "runs.csv")
+"""Files of a report."""
+
+
+def check_report(folder: Path, option: str) -> None:
+    """Refuse a folder to which `write_report` could not write.
+
+    Args:
+        folder: Folder to write to.
+        option: Option that names it, for the message.
+
+    Raises:
+        InputError: The folder cannot be made or written to, or a file of the report is a folder.
+    """
+    check_folder(folder, option)
+    for name in FILES:
+        if (folder / name).is_dir():
+            raise InputError(f"{option}: {folder / name} is a folder: name another --out")
 
 
 def write_report(table: Table, folder: Path) -> Path:
     """Write report.html, report.md, report.csv and runs.csv; return the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(table, folder)
-    path = folder / "report.html"
+    path = folder / FILES[0]
     write_text(path, page(table, folder=folder))
     return path
 

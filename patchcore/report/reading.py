@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from patchcore.checksums import altered
 from patchcore.costs import fresh
 from patchcore.errors import InputError, printable
 from patchcore.report.cells import restored
@@ -79,6 +80,7 @@ class RunFolder:
     traced: bool = False  # whether the folder records which settings had an effect
     overrides: list[str] = field(default_factory=list)  # empty if unknown
     options: list[str] = field(default_factory=list)  # that say where settings files are
+    objectives: list[str] = field(default_factory=list)  # empty if unknown
 
     @property
     def finished(self) -> bool:
@@ -115,6 +117,7 @@ def read_run(folder: Path) -> RunFolder:
         record = read_record(folder)
         run.written = (folder / "metrics.json").stat().st_mtime
         check_scores(folder, record.get("test_images"), record.get("image_auroc"))
+        check_unaltered(folder)
         _fill(run, record)
     except (OSError, ValueError) as error:
         run.metrics, run.undefined, run.ratio_curve, run.spent = {}, {}, [], 0.0
@@ -149,6 +152,7 @@ def _read_settings(run: RunFolder) -> None:
     if not os.path.lexists(folder / name):  # the run ended before it wrote its own file
         name = ".hydra/config.yaml"
     content = read_yaml(folder, name)
+    run.objectives = _texts(content.get("objectives"))
     paper = content.get("paper")
     if isinstance(paper, dict):
         run.paper = {str(k): float(v) for k, v in paper.items() if is_finite(v)}
@@ -301,6 +305,12 @@ def check_scores(folder: Path, images: Any = None, auroc: float | None = None) -
         raise ValueError(
             f"scores.csv: its image AUROC is {found:.4f}, not metrics.json's {auroc:.4f}"
         )
+
+
+def check_unaltered(folder: Path) -> None:
+    """Raise ValueError if a file of a finished run is not as the run wrote it."""
+    if found := altered(folder):
+        raise ValueError(f"{found[0]}: {found[1]}")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from patchcore.report.cells import harmless
 from patchcore.report.checks import STRUCTURES, is_number
 from patchcore.report.folders import Images, own_file
 from patchcore.report.images import verdict_of
-from patchcore.report.reading import read_record, read_scores, read_yaml
+from patchcore.report.reading import check_unaltered, read_record, read_scores, read_yaml
 from patchcore.subsets import SUBSETS
 
 AnomalyMap = Callable[[int, tuple[int, int]], Tensor]
@@ -301,9 +301,11 @@ def read_results(folder: Path) -> Run:
     """Return the finished run in a folder, of any origin.
 
     Raises:
-        ValueError: metrics.json, scores.csv or config.yaml is not as `patchcore train` writes it.
+        ValueError: metrics.json, scores.csv or config.yaml is not as `patchcore train` writes it,
+            or a file was changed after the run had finished.
     """
     record = read_record(folder)
+    check_unaltered(folder)
     rows = read_scores(folder)
     scores = torch.tensor([row.score for row in rows], dtype=torch.float64)
     anomalous = torch.tensor([bool(row.label) for row in rows], dtype=torch.bool)

@@ -9,7 +9,10 @@ from patchcore.report.words import is_left_out, number, title
 
 
 def sentence(table: Table) -> str:
-    """Return a summary of the sweep in one line: counts of points and runs, and what varied."""
+    """Return a summary of the sweep in one line.
+
+    It has the counts of points and runs, what varied, and why another metric than the usual ranks.
+    """
     finished = len(table.runs) - len(table.unfinished)
     points = sum(len(part.points) for part in table.parts)
     parts = [_count(points, "point"), f"from {_count(finished, 'finished run')}"]
@@ -21,8 +24,9 @@ def sentence(table: Table) -> str:
     if table.seed_keys:
         varied.append("the seed")
     told = f"; {_listing(varied)} varied" if varied else ""
+    why = f"; {table.reason}" if table.reason else ""
     unlike = f" {len(table.parts)} sets of data, each ranked alone." if table.parts[1:] else ""
-    return f"{' '.join(parts)}{told}.{unlike}"
+    return f"{' '.join(parts)}{told}{why}.{unlike}"
 
 
 def best(table: Table, most: int = 5) -> list[str]:

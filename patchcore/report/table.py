@@ -48,6 +48,7 @@ class Table:
     number: int = 0  # of the part, from 1; 0 if there is only one
     against: tuple[str, str] | None = None  # key and value that effects are measured against
     first: int = 0  # number of points in the parts before
+    reason: str = ""  # words that say why this metric ranks; empty if it was asked for, or is usual
 
     def name(self, run: RunFolder) -> str:
         """Return the path of the run's folder below `root`."""

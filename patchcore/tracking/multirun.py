@@ -12,6 +12,7 @@ from patchcore.keeping import numerically
 from patchcore.metrics import METRICS
 from patchcore.report.checks import is_number
 from patchcore.report.multirun import read_multirun
+from patchcore.report.points import Point
 from patchcore.report.reading import CATEGORY, RunFolder, read_yaml
 from patchcore.report.table import Table as Points
 from patchcore.report.table import read_runs
@@ -68,6 +69,7 @@ class Overview:
         repeats: Settings that varied among the repeats of a point: category and seeds.
         metrics: Metrics that are shown, the ranking one first.
         costs: Metrics that are costs, such as seconds and memory.
+        ranked: All metrics that could rank the points, which charts can show.
         tables: Tables for the trackers, {name: table}.
         numbers: Numbers for the trackers: counts of runs, and the metrics of the best point. With
             several data sets, each has its own best point: `best.data 1.image_auroc`.
@@ -82,6 +84,7 @@ class Overview:
     repeats: list[Axis]
     metrics: list[str]
     costs: list[str]
+    ranked: list[str]
     tables: dict[str, Table]
     numbers: dict[str, float]
     best: str
@@ -119,7 +122,7 @@ def overview(folder: Path, metric: str = "") -> Overview:
     Raises:
         InputError: The folder holds no finished run, or none with `metric`.
     """
-    found = read_runs([folder], metric) if metric else read_multirun(folder)[0]
+    found = read_runs([folder], metric) if metric else read_multirun(folder)
     metric = found.metric
     known = {key for run in found.known for key in flatten(_settings(run))}
     axes = []
@@ -154,6 +157,7 @@ def overview(folder: Path, metric: str = "") -> Overview:
         repeats=repeats,
         metrics=metrics,
         costs=costs,
+        ranked=_ranked(found),
         tables={},
         numbers=numbers,
         best="; ".join(f"{data}: {label}" if data else label for data, label in bests.items()),
@@ -183,6 +187,7 @@ def described(view: Overview) -> About:
             "axes": [[axis.key, axis.config, axis.values] for axis in view.axes],
             "repeats": [[axis.key, axis.config, axis.values] for axis in view.repeats],
             "costs": view.costs,
+            "metrics": view.ranked,
             "best": view.best,
         }
     }
@@ -229,27 +234,40 @@ def _tables(found: Points, view: Overview) -> dict[str, Table]:
     }
     if (pair := pair_of(view.axes)) is not None:
         first, second = pair
-        rows = [row for part in found.parts for row in _cells(part, first, second)]
+        rows = [row for part in found.parts for row in _cells(part, first, second, view.ranked)]
         series = second.column if second else "series"
-        tables["factors"] = Table([first.column, series, view.metric, "data"], rows)
+        tables["factors"] = Table([first.column, series, *view.ranked, "data"], rows)
     return {name: table for name, table in tables.items() if table.rows}
 
 
-def _cells(part: Points, first: Axis, second: Axis | None) -> list[list[Any]]:
-    """Mean of the metric for each pair of values of two factors, on one data set.
+def _ranked(found: Points) -> list[str]:
+    """Metrics that some point has a value of, the ranking one first."""
+    points = [point for part in found.parts for point in part.points]
+    keys = dict.fromkeys([found.metric, *found.metrics])
+    return [key for key in keys if any(point.value(key).defined for point in points)]
+
+
+def _cells(
+    part: Points, first: Axis, second: Axis | None, metrics: Sequence[str]
+) -> list[list[Any]]:
+    """Mean of each metric for each pair of values of two factors, on one data set.
 
     The series of several data sets have their names, so that no chart mixes them.
     """
-    cells: dict[tuple[Any, str], list[float]] = {}
+    cells: dict[tuple[Any, str], list[Point]] = {}
     for point in part.points:
         x = point.settings.get(first.key)
         y = show(point.settings.get(second.key)) if second else "all"
         if part.data:
             y = f"{y}, {part.data}" if second else part.data
-        if (value := point.value(part.metric)).defined and is_number(x):
-            cells.setdefault((x, y), []).append(value.mean)
-    ordered = sorted(cells.items(), key=_order)
-    return [[x, y, fmean(values), part.data] for (x, y), values in ordered]
+        if is_number(x):
+            cells.setdefault((x, y), []).append(point)
+    rows = []
+    for (x, y), points in sorted(cells.items(), key=_order):
+        known = [[v.mean for p in points if (v := p.value(key)).defined] for key in metrics]
+        if any(known):
+            rows.append([x, y, *(fmean(each) if each else None for each in known), part.data])
+    return rows
 
 
 def _order(cell: tuple[tuple[Any, str], Any]) -> tuple[str, float]:

@@ -370,6 +370,11 @@ artifact("its description a pipe", lambda f: piped(f / "artifact.yaml"), "is no 
 artifact("the folder of its run", moved, "it is a run's folder: give ")
 artifact("of a newer format", signed(lambda x: x.update(format=99)), "install a newer patchcore")
 artifact(
+    "with a key of a newer version",
+    signed(lambda x: x.update(tilt=1)),
+    "holds tilt, which this version does not know",
+)
+artifact(
     "of an unknown method",
     signed(lambda x: x["members"][0]["settings"]["method"].update(kind="x")),
     "method=x is not known",

@@ -1,0 +1,92 @@
+"""Checks of the places that results are written to, before the work whose results they are."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from patchcore.errors import InputError
+from patchcore.writing import descriptor
+
+
+def check_folder(folder: Path, option: str = "") -> None:
+    """Refuse a folder that cannot be made, or in which no file can be written.
+
+    Nothing is left there. A missing folder is not made.
+
+    Args:
+        folder: Folder to write to; it may be missing, and so may folders above it.
+        option: Option that names it, for the message.
+
+    Raises:
+        InputError: It is a file or in one, its name is impossible, or there is no permission.
+    """
+    named = f"{option}: {folder}" if option else str(folder)
+    try:
+        if os.path.islink(folder) and not folder.exists():
+            raise InputError(f"{named} is a link that leads nowhere: name a folder")
+        above = Path(os.path.abspath(folder))
+        while True:
+            try:
+                above.stat()
+                break
+            except FileNotFoundError:
+                above = above.parent
+            except NotADirectoryError:  # a file is taken for a folder further up
+                above = above.parent
+        if not above.is_dir():
+            if above == Path(os.path.abspath(folder)):
+                raise InputError(f"{named} is a file: name a folder")
+            raise InputError(f"{named} cannot be made, because {above} is a file: name another")
+        os.rmdir(tempfile.mkdtemp(prefix=".patchcore-", dir=above))
+    except OSError as error:
+        raise InputError(
+            f"{named} cannot be written to ({error.strerror or error}): name another folder"
+        ) from error
+
+
+def check_outside(folder: Path, model: Path, option: str) -> None:
+    """Refuse a folder inside a model, which could not be replaced or extended afterwards.
+
+    Args:
+        folder: Folder to write to.
+        model: Folder of an artifact or export; that of something else is refused when it is read.
+        option: Option that names the folder, for the message.
+
+    Raises:
+        InputError: It is the model's folder or lies inside.
+    """
+    known = any((model / name).is_file() for name in ("artifact.yaml", "export.yaml"))
+    if known and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(model)):
+        raise InputError(f"{option}: {folder} lies inside the model {model}: name another folder")
+
+
+def check_file(path: Path, option: str) -> None:
+    """Refuse a file that cannot be written; a pipe or a device, such as /dev/stdout, passes.
+
+    Args:
+        path: File to write, in a folder that has to exist.
+        option: Option that names it, for the message.
+
+    Raises:
+        InputError: It is a folder, there is no such folder, its name is impossible, or there is no
+            permission.
+    """
+    if descriptor(path) is not None:
+        return
+    try:
+        if path.is_dir():
+            raise InputError(f"{option}: {path} is a folder: name a file")
+        if path.exists() and not path.is_file():
+            return
+        if not path.parent.is_dir():
+            raise InputError(f"{option}: there is no folder {path.parent}: make it first")
+        target = Path(os.path.realpath(path))  # a link stays, and its target is replaced
+        if target.parent.is_dir():
+            os.stat(target)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(
+            f"{option}: {path} cannot be written ({error.strerror or error}): name another file"
+        ) from error
+    check_folder(target.parent, option)
