@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from patchcore.data.completeness import check_complete
 from patchcore.data.depths import (
     ORIENTATION,
     declared_bits,
@@ -380,6 +381,7 @@ def _upright(image: Image.Image, path: Path) -> Image.Image:
     """Decode the pixels, apply the Exif orientation, and let 0 be black."""
     try:
         image.load()
+        check_complete(image, path)
         upright = image
         if image.getexif().get(ORIENTATION, 1) != 1:  # or exif_transpose would copy it
             upright = ImageOps.exif_transpose(image)
@@ -407,8 +409,8 @@ def _is_white_zero(image: Image.Image) -> bool:
 def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path}: cannot be read ({error.strerror}); change its permissions")
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    reason = reason or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    reason = getattr(error, "strerror", None) or text
     if isinstance(error, UnidentifiedImageError):
         reason = f"it is none of {', '.join(_decoders(path.suffix.lower()))}"
     return InputError(f"{path}: cannot be read as an image ({reason}); replace or remove the file")
@@ -434,8 +436,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-    assert converted is not None  # only a change in place returns None
-    return converted
+    return cast(Image.Image, converted)  # only a change in place returns None
 
 
 def _reject_hidden_labels(image: Image.Image, path: Path) -> None:
