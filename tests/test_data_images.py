@@ -107,6 +107,12 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path)[..., 0], np.rot90(RAMP, -1))
 
 
+def test_the_first_view_of_a_phones_photo_is_read(tmp_path: Path) -> None:
+    views = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (40, 200)]
+    path = save(views[0], tmp_path / "a.jpg", format="MPO", save_all=True, append_images=views[1:])
+    assert abs(read_image(path).astype(int) - 40).max() <= 2
+
+
 def test_truncated_image_is_named(tmp_path: Path) -> None:
     for name in ("image.png", "image.jpg"):
         path = write_image(tmp_path / name, (64, 64))
