@@ -200,6 +200,19 @@ def test_colours_that_a_palette_lacks_are_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "image.bmp")
 
 
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (0.001, "0.004 megapixels; at most 0.001 are"),
+        (0.004095, "0.0041 megapixels; at most 0.004095 are"),
+    ],
+)
+def test_sizes_above_the_limit_differ_from_it(limit: float, words: str, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.png", (64, 64))
+    with pytest.raises(InputError, match=f"has 64×64 pixels, {words} decoded"):
+        read_image(path, limit=limit)
+
+
 def test_what_may_not_be_read_says_so(tmp_path: Path) -> None:
     path = write_image(tmp_path / "image.png")
     refused = PermissionError(13, "Permission denied", str(path))  # nothing is unreadable to root

@@ -154,6 +154,16 @@ def test_what_is_no_image_is_refused(
     assert client.post("/inspect", content=GOOD).status_code == 200
 
 
+def test_sizes_above_a_limit_differ_from_it(inspector: Inspector) -> None:
+    limits = Limits(upload=len(GOOD) - 1)
+    app = create_app(inspector, limits=limits)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        told = client.post("/inspect", content=GOOD).json()["detail"]
+    found = re.fullmatch(r"the file has (\S+) MB, and at most (\S+) MB are taken", told)
+    assert found is not None
+    assert float(found[1]) > float(found[2]) == limits.upload / 1e6
+
+
 def test_health_and_metrics(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok", "verdicts": True}
     for content in (GOOD, STAINED, STAINED, b"words"):

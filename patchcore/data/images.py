@@ -25,7 +25,7 @@ from patchcore.data.depths import (
 from patchcore.data.formats import FORMATS
 from patchcore.data.marks import marked_pixels
 from patchcore.data.sample import Masks
-from patchcore.errors import InputError
+from patchcore.errors import InputError, above
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
@@ -337,8 +337,8 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
     if megapixels > limit:
         image.close()
         raise InputError(
-            f"{path}: has {image.width}×{image.height} pixels, {megapixels:,.0f} megapixels; at "
-            f"most {limit:g} are decoded. Raise image.limit if the image is meant to be so large"
+            f"{path}: has {image.width}×{image.height} pixels, {above(megapixels, limit)} "
+            f"megapixels; at most {limit:.12g} are decoded. Raise image.limit if that is intended"
         )
     if frames > 1:
         image.close()

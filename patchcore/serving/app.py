@@ -34,7 +34,7 @@ from prometheus_client import (
 )
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, above
 from patchcore.explanation import check_explains, own_crop
 from patchcore.inspection import Broken, Inspection, Thresholds, inspect_image, judged, read_pixels
 from patchcore.overlays import Pixels, heat, overlay
@@ -174,7 +174,8 @@ class Service:
         return bytes(body)
 
     def _too_large(self, size: int, kind: type[HTTPException] = HTTPException) -> HTTPException:
-        sizes = f"{size / 1e6:.1f} MB, and at most {self.limits.upload / 1e6:g} MB are taken"
+        most = self.limits.upload / 1e6
+        sizes = f"{above(size / 1e6, most, 1)} MB, and at most {most:.12g} MB are taken"
         return self._refused(413, f"the file has {sizes}", kind)
 
     def _refused(
