@@ -45,6 +45,17 @@ def printable(name: str) -> str:
     return name if name.isprintable() else "".join(map(_printable, name))
 
 
+def above(value: float, limit: float, decimals: int = 0) -> str:
+    """Return a number that exceeds a limit, with as many decimals as show this, 6 at most.
+
+    >>> above(600.2, 500), above(1.048576, 1), above(0.004096, 0.001)
+    ('600', '1.05', '0.004')
+    """
+    while decimals < 6 and float(f"{value:.{decimals}f}") <= limit:
+        decimals += 1
+    return f"{value:,.{decimals}f}"
+
+
 def warning_line(message: Warning | str, *_: object, **__: object) -> str:
     """A warning as Python prints it: in one line, which begins below a progress bar."""
     bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())

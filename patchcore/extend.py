@@ -28,6 +28,7 @@ from torch import Tensor
 from patchcore import artifact
 from patchcore.arguments import check_kind, paths_of
 from patchcore.data.images import read_image
+from patchcore.data.overlaps import reject_copies
 from patchcore.digests import file_digest
 from patchcore.errors import InputError, printable
 from patchcore.explanation import cut_crops
@@ -68,7 +69,8 @@ def extend(
         batch: Images at a time, of those of one size.
 
     Raises:
-        InputError: A file is unreadable or in the model already, or the model cannot be extended.
+        InputError: A file is unreadable, or it or a copy of it is in the model already, or the
+            model cannot be extended.
     """
     check_kind(inspector, Inspector, "inspector", "an Inspector")
     images = paths_of(images, "images")
@@ -92,6 +94,7 @@ def extend(
         raise InputError(f"{printable(twice[0])}: was given twice: name it once")
     if not names:
         raise InputError("images: there are none to add")
+    reject_copies([Path(name) for name in names], [Path(name) for name in sources if name])
     each: list[list[Any]] = [[] for _ in inspector.members]
     sizes = []
     for prepared in _batches(inspector, images, batch):

@@ -43,7 +43,7 @@ def by_subset(
         type, and image metrics of these against the nominal images. If samples have categories, the
         nominal images are those of the same category, and the type is `category/type`.
         `categories`: {category: the same for its images, with pixel metrics}, if samples have them.
-        Undefined image metrics are left out; undefined pixel metrics are None, and `undefined` has
+        Undefined image metrics are left out, undefined pixel metrics are None; `undefined` has
         the reasons. Empty entries are left out.
     """
     values = np.array([scores[number] for number in range(len(samples))], dtype=np.float64)
@@ -85,7 +85,7 @@ def _images(
     """Image metrics that are defined and by which reports rank, with their intervals."""
     counts = sweep(torch.from_numpy(nominal), torch.from_numpy(np.concatenate([*strata, []])))
     undefined = image_undefined(counts)
-    return {
+    found: dict[str, Any] = {
         "images": images,
         "metrics": {
             key: int(value) if METRICS[key].whole else value
@@ -94,6 +94,8 @@ def _images(
         },
         "intervals": _lists(intervals(nominal, strata)),
     }
+    why = {key: reason for key, reason in undefined.items() if METRICS[key].better}
+    return {**found, "undefined": why} if why else found
 
 
 def _category(
@@ -105,6 +107,7 @@ def _category(
     found = _images(values[kinds.get("", [])], strata, len(images))
     of_pixels, undefined = pixels(images)
     found["metrics"] |= {k: None if k in undefined else value for k, value in of_pixels.items()}
+    undefined = {**found.get("undefined", {}), **undefined}
     return {**found, "undefined": undefined} if undefined else found
 
 

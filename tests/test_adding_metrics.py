@@ -25,7 +25,7 @@ METRIC = [
         "metrics/measures.py",
         '    "image_false_positives": count(',
         """    "image_balanced": rate(
-        "balanced accuracy", "images", lambda counts, _: balanced_accuracy(counts), True
+        "balanced accuracy", "images", lambda counts, _: balanced_accuracy(counts)
     ),
 """,
     ),

@@ -1,3 +1,4 @@
+import io
 import os
 import struct
 import zlib
@@ -106,12 +107,110 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path)[..., 0], np.rot90(RAMP, -1))
 
 
+def test_the_first_view_of_a_phones_photo_is_read(tmp_path: Path) -> None:
+    views = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (40, 200)]
+    path = save(views[0], tmp_path / "a.jpg", format="MPO", save_all=True, append_images=views[1:])
+    assert abs(read_image(path).astype(int) - 40).max() <= 2
+
+
 def test_truncated_image_is_named(tmp_path: Path) -> None:
     for name in ("image.png", "image.jpg"):
         path = write_image(tmp_path / name, (64, 64))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(InputError, match=rf"{name}: cannot be read as an image \(.+\)"):
             read_image(path)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def raw_png(
+    width: int, height: int, kind: int, rows: bytes, *more: bytes, passes: int = 0
+) -> bytes:
+    """A PNG file of 8 bits with these rows, however many they are."""
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, passes)
+    chunks = [
+        chunk(b"IHDR", header),
+        *more,
+        chunk(b"IDAT", zlib.compress(rows)),
+        chunk(b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("value", [0, 9])
+@pytest.mark.parametrize("passes", [0, 1], ids=["plain", "interlaced"])
+@pytest.mark.parametrize(("width", "height"), [(5, 7), (1, 1), (3, 2), (16, 9), (1, 6), (2, 1)])
+def test_png_files_with_missing_rows_are_refused(
+    width: int, height: int, passes: int, value: int, tmp_path: Path
+) -> None:
+    places = np.indices((height, width)).reshape(2, -1).T
+    sizes = [(width, height)]
+    if passes:  # of the standard: each pixel belongs to the pass that is first in its 8×8 block
+        six, others = ["16462646", "56565656", "36463646", "56565656"], 8 * "7"
+        block = [[int(c) for c in row] for line in six for row in (line, others)]
+        owner = [[block[y % 8][x % 8] for x in range(width)] for y in range(height)]
+        sizes = []
+        for number in range(1, 8):
+            mine = [(y, x) for y, x in places if owner[y][x] == number]
+            if mine:
+                sizes.append((len({x for _, x in mine}), len({y for y, _ in mine})))
+    rows = [b"\0" + bytes([value]) * columns for columns, count in sizes for _ in range(count)]
+    path = tmp_path / "image.png"
+    path.write_bytes(raw_png(width, height, 0, b"".join(rows), passes=passes))
+    assert (read_image(path) == value).all()
+    for kept in range(len(rows)):
+        path.write_bytes(raw_png(width, height, 0, b"".join(rows[:kept]), passes=passes))
+        with pytest.raises(
+            InputError, match=r"image\.png: cannot be read as an image \(.*truncated"
+        ):
+            read_image(path)
+
+
+def test_rows_that_pillow_leaves_black_are_missed_in_no_format_of_pixels(tmp_path: Path) -> None:
+    for kind, channels in {0: 1, 2: 3, 4: 2, 6: 4}.items():
+        whole = b"".join(b"\0" + bytes(3 * channels) for _ in range(4))
+        path = tmp_path / f"{kind}.png"
+        path.write_bytes(raw_png(3, 4, kind, whole))
+        assert not read_image(path).any()
+        path.write_bytes(raw_png(3, 4, kind, whole[: -len(whole) // 4]))
+        with pytest.raises(
+            InputError, match=f"{len(whole) * 3 // 4} of {len(whole)} bytes of pixels"
+        ):
+            read_image(path)
+
+
+def test_colours_that_a_palette_lacks_are_refused(tmp_path: Path) -> None:
+    rows, colours = b"\0\0\1\2", bytes(range(9))
+    path = tmp_path / "image.png"
+    path.write_bytes(raw_png(3, 1, 3, rows, chunk(b"PLTE", colours)))
+    assert read_image(path)[0].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    path.write_bytes(raw_png(3, 1, 3, rows, chunk(b"PLTE", colours[:6])))
+    words = r"image\.png: .*it uses colour 2, and its palette ends before 2"
+    for read in (read_image, read_mask):
+        with pytest.raises(InputError, match=words):
+            read(path)
+    bitmap = io.BytesIO()
+    Image.fromarray(RAMP).convert("P").save(bitmap, "BMP")
+    short = bytearray(bitmap.getvalue())
+    short[46:50] = struct.pack("<I", 2)  # number of colours
+    (tmp_path / "image.bmp").write_bytes(short)
+    with pytest.raises(InputError, match=r"image\.bmp: .*palette ends before 2"):
+        read_image(tmp_path / "image.bmp")
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        (0.001, "0.004 megapixels; at most 0.001 are"),
+        (0.004095, "0.0041 megapixels; at most 0.004095 are"),
+    ],
+)
+def test_sizes_above_the_limit_differ_from_it(limit: float, words: str, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.png", (64, 64))
+    with pytest.raises(InputError, match=f"has 64×64 pixels, {words} decoded"):
+        read_image(path, limit=limit)
 
 
 def test_what_may_not_be_read_says_so(tmp_path: Path) -> None:

@@ -302,6 +302,7 @@ def test_a_picture_that_is_its_own_mask_is_refused(tmp_path: Path) -> None:
         own(tmp_path, masks="masks").read()
 
 
+@pytest.mark.filterwarnings("ignore:data. .* lacks :UserWarning")  # of folders
 def test_one_mask_one_image_in_the_layouts_with_masks_beside_images(tmp_path: Path) -> None:
     for name in ("MT_Free/Imgs/1.jpg", "MT_Free/Imgs/2.jpg", "MT_Fray/Imgs/3.jpg"):
         write_image(tmp_path / name)
@@ -339,6 +340,7 @@ def test_black_masks_of_nominal_images_are_accepted(tmp_path: Path) -> None:
         own(tmp_path, masks="masks").read()
 
 
+@pytest.mark.filterwarnings("ignore:data. .* lacks :UserWarning")  # of folders
 @pytest.mark.parametrize("kind", [BTADConfig, LOCOConfig, VisAConfig, MTDConfig])
 def test_masks_of_nominal_images_in_other_layouts(tmp_path: Path, kind: type) -> None:
     if kind is MTDConfig:

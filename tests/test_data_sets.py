@@ -1,5 +1,7 @@
+import codecs
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from patchcore.data.loco import LOCOConfig
 from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mtd import REPEATED, MTDConfig, MTDSplit, exposure_runs
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.mvtec2 import MVTec2Config
 from patchcore.data.sample import DataConfig, Masks, Sample
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.visa import VisAConfig
@@ -263,6 +266,10 @@ def test_visa_in_its_own_layout(tmp_path: Path) -> None:
     more = write_image(images / "Anomaly/007.JPG")
     with pytest.warns(UserWarning, match=rf"data: 1 not listed in .*1cls.csv \(such as {more}\)"):
         assert VisAConfig(root=str(tmp_path), category="pcb1").read() == split
+    more.unlink()
+    table = tmp_path / "split_csv/1cls.csv"  # as a spreadsheet saves it
+    table.write_bytes(codecs.BOM_UTF8 + table.read_bytes().replace(b"\n", b"\r\n"))
+    assert VisAConfig(root=str(tmp_path), category="pcb1").read() == split
     with pytest.raises(InputError, match=r"^data\.category: .*'pcb'; it has candle, pcb1$"):
         VisAConfig(root=str(tmp_path), category="pcb").read()
 
@@ -310,6 +317,8 @@ def test_visa_bad_tables_and_files(tmp_path: Path) -> None:
     assert "1cls.csv: lists anomalous images" in complaint(
         header, ["candle", "train", "anomaly", first[3], ""]
     )
+    again = complaint(header, [*first[:3], rows[2][3].replace("Data/", "Data//"), ""])
+    assert f"1cls.csv: line 3 lists {rows[2][3]}, as line 2 does; remove one" in again
     absent = complaint(header, [*first[:3], "candle/Data/Images/Normal/7.JPG", ""])
     assert "7.JPG: no such file, though" in absent
     for other in ("pcb1/Data/Images/Normal/0001.JPG", f"candle/../{rows[5][3]}", "/7.JPG"):
@@ -507,6 +516,7 @@ def write_mtd(root: Path) -> None:
             write_mask(root / kind / "Imgs" / f"{stem}.png", marked=kind != "MT_Free")
 
 
+@pytest.mark.filterwarnings("ignore:data. .* lacks :UserWarning")  # of folders
 @pytest.mark.parametrize("how", MTDSplit)
 def test_mtd_split(tmp_path: Path, how: MTDSplit) -> None:
     write_mtd(tmp_path)
@@ -528,6 +538,35 @@ def test_mtd_split(tmp_path: Path, how: MTDSplit) -> None:
         assert len(nominal) == 15
         for run in exposure_runs(split.train + split.test):
             assert len({sample in split.test for sample in run}) == 1
+
+
+def test_missing_classes_are_told(tmp_path: Path) -> None:
+    write_mtd(tmp_path)
+    words = r"data: .* lacks MT_Blowhole, MT_Break, MT_Uneven; read: "
+    with pytest.warns(UserWarning, match=words):
+        MTDConfig(root=str(tmp_path)).read()
+    for name in ("Blowhole", "Break", "Uneven"):
+        write_image(tmp_path / f"MT_{name}/Imgs/exp1_num_1.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MTDConfig(root=str(tmp_path)).read()
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "words"),
+    [
+        (BTADConfig, ("train/ok", "test/ko"), "x/test lacks ok"),
+        (LOCOConfig, ("train/good", "test/good"), "lacks logical_anomalies, structural_anomalies"),
+        (MVTec2Config, ("train/good", "test_public/good"), "x/test_public lacks bad"),
+    ],
+)
+def test_missing_kinds_of_test_images_are_told(
+    kind: type[DataConfig], there: tuple[str, str], words: str, tmp_path: Path
+) -> None:
+    for number, folder in enumerate(there):
+        write_image(tmp_path / "x" / folder / "1.png", seed=number)
+    with pytest.warns(UserWarning, match=words):
+        kind(root=str(tmp_path), category="x").read()  # type: ignore[call-arg]
 
 
 def test_mtd_bad_input(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """MVTec AD 2, MVTec 3D-AD, MPDD and Real-IAD: miniatures in their published layouts."""
 
+import codecs
 import json
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,8 @@ def test_realiad_is_what_its_table_lists(tmp_path: Path) -> None:
     assert split.test == [Sample(images / names[2], 0), anomalous]
     # Other tables lie in either place; one of a contaminated division alone may train on defects.
     write_realiad(tmp_path, "realiad_jsons/realiad_jsons_sv", train[:1], test)
+    table.write_bytes(codecs.BOM_UTF8 + table.read_bytes())
+    assert config.read() == split
     single = RealIADConfig(root=str(tmp_path), category="toy", table="realiad_jsons_sv").read()
     assert single.train == split.train[:1]
     write_realiad(tmp_path, "realiad_jsons_fuiad_0.4", [*train, test[1]], test[:1])
@@ -188,6 +191,8 @@ def test_realiad_is_what_its_table_lists(tmp_path: Path) -> None:
         ((train, [{"image_path": names[0]}]), "an entry has no image_path and anomaly_class"),
         ((train, ["OK/7.jpg"]), r"an entry has no image_path and anomaly_class: \{\}"),
         ((train, [entry(names[0], "OK", "OK.png")]), r"OK\.png: marks part of .*calls OK"),
+        (([*train, train[0]], test), rf"toy\.json: lists .*{names[1]} more than once"),
+        ((train, [*test, train[0]]), rf"toy\.json: lists .*{names[1]} more than once"),
         ((train, {}), r"toy\.json: has no lists train and test"),
     ):
         write_realiad(tmp_path, "realiad_jsons", *lists)  # type: ignore[arg-type]

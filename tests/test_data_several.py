@@ -140,6 +140,7 @@ def test_images_of_one_thing_move_together() -> None:
     assert not moved & set(found.test) and len(found.test) == 8
 
 
+@pytest.mark.filterwarnings("ignore:data. .* lacks :UserWarning")  # of folders
 def test_no_photograph_of_a_tile_is_on_both_sides(tmp_path: Path) -> None:
     for number in range(1, 61):
         folder = tmp_path / ("MT_Crack" if number % 3 == 0 else "MT_Free") / "Imgs"

@@ -70,6 +70,7 @@ def data_set(name: str, root: Path, **shots: int) -> DataConfig:
     )
 
 
+@pytest.mark.filterwarnings("ignore:data. .* lacks :UserWarning")  # of folders
 @pytest.mark.parametrize("name", ["mvtec", "mtd", "folder", "generated"])
 def test_every_data_set_draws_and_keeps_its_test_images(tmp_path: Path, name: str) -> None:
     whole = data_set(name, tmp_path).read()

@@ -384,6 +384,8 @@ def test_what_cannot_be_done_leaves_the_artifact(
     refused("0.png: is in the model already", [files[0]])
     refused(r"0\.png: is in the model already, as are 1 more", files[:2])
     refused("was given twice: name it once", [files[4], files[4]])
+    copy = Path(shutil.copy(files[1], tmp_path / "copy.png"))
+    refused(r"copy\.png: has the contents of .*/1\.png, which is in the model already", [copy])
     linked = tmp_path / "linked"
     linked.symlink_to(files[0].parent)
     for folder_of in (files[0].parent / ".." / files[0].parent.name, linked):
@@ -502,6 +504,16 @@ def test_the_command_extends_and_removes(
         done = patchcore("extend", *arguments)
         assert done.code == 1
         assert message in done.err
+
+
+def test_copies_among_new_images_are_told_as_in_training(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path
+) -> None:
+    twin = Path(shutil.copy(files[4], tmp_path / "twin.png"))
+    first, second = sorted([files[4], twin])
+    words = f"^images: copies of other images in the same set: 1 .such as {second} = {first}.; each"
+    with pytest.warns(UserWarning, match=words):
+        change_artifact(kept("patchcore"), [first, second], output=tmp_path / "grown")
 
 
 # --- the threshold ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import shutil
+import socket
 import stat
 import tarfile
 import threading
@@ -122,6 +123,15 @@ def names(folder: Path) -> list[str]:
 
 
 # --- download --------------------------------------------------------------------------------
+
+
+def test_a_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.TIMEOUT <= 40
+    monkeypatch.setattr(module, "TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, as its queue is not full
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip"
+        with pytest.raises(InputError, match=r"a\.zip: cannot be reached \(timed out\); the same"):
+            download(url, tmp_path / "file")
 
 
 def test_an_interrupted_download_continues(site: Site, tmp_path: Path) -> None:

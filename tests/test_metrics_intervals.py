@@ -1,6 +1,7 @@
 """Bootstrap intervals of image metrics: against metrics of each resample, and a naive bootstrap."""
 
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchcore.data.sample import Sample
 from patchcore.metrics import IMAGE_KEYS, METRICS, Sweep, image_metrics, intervals, sweep
 from patchcore.metrics.bootstrap import resampled
+from patchcore.subsets import by_subset
 
 RANKED = [key for key in IMAGE_KEYS if METRICS[key].better]
 
@@ -79,8 +82,15 @@ def test_intervals_are_those_of_a_naive_bootstrap() -> None:
 
 def test_intervals_of_what_is_undefined() -> None:
     assert intervals(np.zeros(3), []) == intervals(np.zeros(3), [np.zeros(0)]) == {}
-    assert "image_auroc" not in intervals(np.zeros(0), [np.arange(3.0)])
-    assert intervals(np.zeros(0), [np.arange(3.0)])["image_ap"] == (1.0, 1.0)
+    assert intervals(np.zeros(0), [np.arange(3.0)]) == {}
+
+
+def test_types_of_defects_without_nominal_images_tell_why() -> None:
+    samples = [Sample(Path(f"{i}.png"), 1, "cut") for i in range(2)]
+    found = by_subset(samples, {0: 0.5, 1: 0.7}, lambda _: ({}, {}))
+    reasons = dict.fromkeys(RANKED, "no nominal images in the test set")
+    cut = {"images": 2, "metrics": {}, "intervals": {}, "undefined": reasons}
+    assert found == {"defect_types": {"cut": cut}}
 
 
 def test_resamples_that_find_no_room_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

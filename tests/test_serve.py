@@ -1,13 +1,16 @@
 """The page and the endpoint: what they show, what they refuse, and that nothing grows."""
 
 import asyncio
+import contextlib
 import io
 import json
 import queue
 import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -43,6 +46,7 @@ SIZE = 96
 IMAGE = ImageConfig(size=64, view=View.whole)
 LIMITS = Limits(upload=2_000_000, megapixels=50.0, queue=16)
 CHROMIUM = shutil.which("chromium")
+MAIN = "from patchcore.commands import main; main()"
 
 
 def texture(seed: int, defect: str | None = None) -> NDArray[np.uint8]:
@@ -150,6 +154,16 @@ def test_what_is_no_image_is_refused(
     assert client.post("/inspect", content=GOOD).status_code == 200
 
 
+def test_sizes_above_a_limit_differ_from_it(inspector: Inspector) -> None:
+    limits = Limits(upload=len(GOOD) - 1)
+    app = create_app(inspector, limits=limits)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        told = client.post("/inspect", content=GOOD).json()["detail"]
+    found = re.fullmatch(r"the file has (\S+) MB, and at most (\S+) MB are taken", told)
+    assert found is not None
+    assert float(found[1]) > float(found[2]) == limits.upload / 1e6
+
+
 def test_health_and_metrics(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok", "verdicts": True}
     for content in (GOOD, STAINED, STAINED, b"words"):
@@ -193,6 +207,15 @@ def test_requests_beyond_the_queue_are_told_to_come_again(
         assert [each.result().status_code for each in under_way] == [200, 200]
 
 
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/inspect",
+    "query_string": b"",
+    "headers": [(b"host", b"localhost")],
+}
+
+
 def upload(inspector: Inspector, receive: Callable[[], Awaitable[dict[str, Any]]]) -> int:
     """Status of the answer to a request whose body comes from `receive`."""
     app, sent = create_app(inspector), []
@@ -200,14 +223,7 @@ def upload(inspector: Inspector, receive: Callable[[], Awaitable[dict[str, Any]]
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/inspect",
-        "query_string": b"",
-        "headers": [(b"host", b"localhost")],
-    }
-    asyncio.run(app(scope, receive, send))
+    asyncio.run(app(SCOPE, receive, send))
     return int(sent[0]["status"])
 
 
@@ -234,6 +250,23 @@ def test_other_names_do_not_reach_it(inspector: Inspector) -> None:
     app = create_app(inspector)
     with TestClient(app, base_url="http://elsewhere.example") as client:
         assert client.get("/health").status_code == 400
+
+
+@pytest.mark.parametrize("origin", ["http://elsewhere.example", "null", "http://127.0.0.1:9", "["])
+def test_pages_of_other_sites_do_not_reach_it(client: TestClient, origin: str) -> None:
+    headers = {"Origin": origin, "Content-Type": "text/plain"}
+    answer = client.post("/inspect", content=GOOD, headers=headers)
+    assert answer.status_code == 403
+    assert answer.json()["detail"].startswith(f"pages of {origin} may not use this server")
+    own = client.post("/inspect", content=GOOD, headers={"Origin": "http://127.0.0.1"})
+    assert own.status_code == 200
+    assert "patchcore_inspection_seconds_count 1.0" in client.get("/metrics").text
+
+
+def test_a_parameter_that_does_not_exist_is_refused(client: TestClient) -> None:
+    answer = client.post("/inspect?pictures=false&threshold=9", content=GOOD)
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == ("there is no parameter threshold: the only one is pictures")
 
 
 def test_without_thresholds_there_is_no_verdict(inspector: Inspector) -> None:
@@ -270,6 +303,115 @@ class Server:
         self.server.should_exit = True
         self.thread.join()
         self.socket.close()
+
+
+def begin(url: str, size: int) -> socket.socket:
+    """A connection that has sent three bytes of an upload of so many."""
+    port = int(url.rpartition(":")[2])
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    head = f"POST /inspect HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {size}\r\n\r\n"
+    connection.sendall(head.encode() + b"abc")
+    return connection
+
+
+def test_uploads_that_stall_keep_nobody_waiting(
+    inspector: Inspector, thresholds: Thresholds
+) -> None:
+    import httpx2 as httpx
+
+    with Server(create_app(inspector, thresholds, Limits(queue=2))) as url:
+        stalled = [begin(url, 5000) for _ in range(5)]
+        answer = httpx.post(f"{url}/inspect", content=GOOD, timeout=60, trust_env=False)
+        for connection in stalled:
+            connection.close()
+    assert answer.json()["verdict"] == "nominal"
+
+
+def test_a_stalled_upload_is_given_up(
+    inspector: Inspector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchcore.serving.uploads.STALL_SECONDS", 0.1)
+    with Server(create_app(inspector)) as url, begin(url, 5000) as connection:
+        assert connection.recv(12) == b"HTTP/1.1 408"
+
+
+def test_bytes_on_their_way_are_limited(inspector: Inspector) -> None:
+    async def endless() -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": bytes(600), "more_body": True}
+
+    async def ask(app: Any) -> int:
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+            if message.get("more_body"):
+                raise asyncio.CancelledError  # the answer has come
+
+        with contextlib.suppress(asyncio.CancelledError):
+            await app(SCOPE, endless, send)
+        return int(sent[0]["status"])
+
+    async def both() -> list[int]:
+        app = create_app(inspector, limits=Limits(upload=1000, queue=1))
+        waiting = asyncio.Event()
+
+        async def stalling() -> dict[str, Any]:
+            if waiting.is_set():
+                await asyncio.Event().wait()
+            waiting.set()
+            return {"type": "http.request", "body": bytes(600), "more_body": True}
+
+        async def ignore(_: dict[str, Any]) -> None:
+            pass
+
+        first = asyncio.create_task(app(SCOPE, stalling, ignore))
+        await waiting.wait()
+        found = [await ask(app)]
+        first.cancel()
+        await first
+        return found
+
+    assert asyncio.run(both()) == [503]
+
+
+def test_a_size_above_the_limit_is_refused_before_the_file_arrives(inspector: Inspector) -> None:
+    app = create_app(inspector, limits=LIMITS)
+    with Server(app) as url, begin(url, 50_000_000) as connection:
+        received = b""
+        while b"are taken" not in received:
+            received += connection.recv(1000)
+    assert received.startswith(b"HTTP/1.1 413")
+    assert b"the file has 50.0 MB, and at most 2 MB are taken" in received
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_soon_though_an_upload_is_open(
+    inspector: Inspector, kind: signal.Signals, tmp_path: Path
+) -> None:
+    artifact.save(inspector, tmp_path / "model", weights=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", MAIN, "serve", str(tmp_path / "model")]
+    with subprocess.Popen(
+        [*command, f"--port={port}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            while True:
+                assert process.poll() is None, process.communicate()
+                with contextlib.suppress(OSError):
+                    upload = begin(f"http://127.0.0.1:{port}", 5000)
+                    break
+            with upload, begin(f"http://127.0.0.1:{port}", 50_000_000) as refused:
+                assert refused.recv(12) == b"HTTP/1.1 413"  # so the other has arrived, too
+                process.send_signal(kind)
+                err = process.communicate(timeout=60)[1]
+                assert upload.recv(12) == b"HTTP/1.1 503"
+        finally:
+            process.kill()
+    assert process.returncode == 128 + kind
+    assert "Traceback" not in err
+    assert "interrupted" in err
 
 
 PROBE = """

@@ -18,6 +18,7 @@ from patchcore.errors import InputError
 from patchcore.export import load_model
 
 LARGEST_FILE = 1e6  # megabytes
+STOP_SECONDS = 3  # that requests get when the server is asked to end; open uploads may never end
 DESCRIPTION = """Serve a fitted model: a web page to drop an image on, and endpoints for programs.
 
   POST /inspect   an image's file as the body; JSON with score, p_value, verdict and regions
@@ -49,7 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
     hosts = {"localhost", "127.0.0.1", "[::1]", named.lower()} if _is_loopback(host) else {"*"}
     application = app.create_app(inspector, thresholds, limits, sorted(hosts))
     print(f"http://{named}:{options.port}/ (Ctrl-C ends it)", flush=True)
-    uvicorn.run(application, host=host, port=options.port, log_level="warning")
+    uvicorn.run(
+        application,
+        host=host,
+        port=options.port,
+        log_level="warning",
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
 
 
 def _parser() -> Parser:

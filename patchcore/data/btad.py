@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from patchcore.data.files import Files
-from patchcore.data.layout import find_category, find_root, read_category
+from patchcore.data.layout import find_category, find_root, note_missing, read_category
 from patchcore.data.sample import Category, DataConfig, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.settings import setting
@@ -47,4 +47,5 @@ class BTADConfig(DataConfig):
         """
         root = find_root(self.root, LAYOUT, self.SOURCE.page)
         folder = find_category(root, self.category, LAYOUT)
+        note_missing(files, folder / "test", ("ok", "ko"))
         return read_category(files, folder, LAYOUT, nominal="ok")

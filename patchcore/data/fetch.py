@@ -35,7 +35,7 @@ from patchcore.errors import InputError, unreadable
 from patchcore.writing import replace_with
 
 CHUNK = 2**20  # bytes
-TIMEOUT = 60  # seconds without any data
+TIMEOUT = 30  # seconds without any data
 Member = TypeVar("Member", tarfile.TarInfo, zipfile.ZipInfo)
 
 

@@ -7,12 +7,13 @@ import warnings
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from patchcore.data.completeness import check_complete
 from patchcore.data.depths import (
     ORIENTATION,
     declared_bits,
@@ -26,7 +27,7 @@ from patchcore.data.marks import marked_pixels
 from patchcore.data.metadata import naming
 from patchcore.data.png import plain_png, scale_transparent_grey
 from patchcore.data.sample import Masks
-from patchcore.errors import InputError, unreadable
+from patchcore.errors import InputError, above, unreadable
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
@@ -339,8 +340,8 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
     if megapixels > limit:
         image.close()
         raise InputError(
-            f"{path}: has {image.width}×{image.height} pixels, {megapixels:,.0f} megapixels; at "
-            f"most {limit:g} are decoded. Raise image.limit if the image is meant to be so large"
+            f"{path}: has {image.width}×{image.height} pixels, {above(megapixels, limit)} "
+            f"megapixels; at most {limit:.12g} are decoded. Raise image.limit if that is intended"
         )
     if frames > 1:
         image.close()
@@ -375,6 +376,7 @@ def _upright(file: ImageFile.ImageFile, path: Path) -> Image.Image:
     try:
         if (plain := plain_png(file, path)) is None:
             file.load()
+            check_complete(file, path)
         upright = image = plain or file
         if image.getexif().get(ORIENTATION, 1) != 1:  # or exif_transpose would copy it
             upright = ImageOps.exif_transpose(image)
@@ -402,7 +404,8 @@ def _is_white_zero(image: Image.Image) -> bool:
 def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path}: cannot be read ({error.strerror}); change its permissions")
-    reason = getattr(error, "strerror", "") or " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    reason = getattr(error, "strerror", None) or text
     if isinstance(error, UnidentifiedImageError):
         reason = f"it is none of {', '.join(_decoders(path.suffix.lower()))}"
     return unreadable(path, f"{path}: cannot be read as an image ({reason}); replace or remove it")
@@ -428,8 +431,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
-    assert converted is not None  # only a change in place returns None
-    return converted
+    return cast(Image.Image, converted)  # only a change in place returns None
 
 
 def _reject_hidden_labels(image: Image.Image, path: Path) -> None:

@@ -318,6 +318,12 @@ def check_names(folder: Path, nominal: str, also: Iterable[str] = ()) -> None:
             )
 
 
+def note_missing(files: Files, folder: Path, names: Iterable[str]) -> None:
+    """Add a note on the subfolders that a data set always has, and which are missing."""
+    if lacking := [name for name in names if not (folder / name).is_dir()]:
+        files.note(f"{folder} lacks {', '.join(lacking)}")
+
+
 def note_others(files: Files, folder: Path, nominal: str, other: str) -> None:
     """Add a note on the folders of a category that are not read and are neither PARTS nor `other`.
 

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from patchcore.data.files import Files
-from patchcore.data.layout import find_category, find_root, read_category, with_validation
+from patchcore.data.layout import (
+    find_category,
+    find_root,
+    note_missing,
+    read_category,
+    with_validation,
+)
 from patchcore.data.sample import Category, DataConfig, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.settings import setting
@@ -60,5 +66,7 @@ class LOCOConfig(DataConfig):
         """
         root = find_root(self.root, LAYOUT, self.SOURCE.page)
         folder = find_category(root, self.category, LAYOUT)
+        kinds = ("good", "logical_anomalies", "structural_anomalies")
+        note_missing(files, folder / "test", kinds)
         split = read_category(files, folder, LAYOUT, mask_folders=True)
         return with_validation(files, folder, split, LAYOUT) if self.validation else split

@@ -15,13 +15,14 @@ from typing import ClassVar
 import numpy as np
 
 from patchcore.data.files import Files
-from patchcore.data.layout import find_root, marks
+from patchcore.data.layout import find_root, marks, note_missing
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
 from patchcore.settings import setting
 
 LAYOUT = "MT_Free/Imgs/*.jpg, MT_Blowhole/Imgs/*.jpg with masks *.png, and so on"
+CLASSES = ("MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Free", "MT_Uneven")
 _PAGE = "https://github.com/abin24/Magnetic-tile-defect-datasets."
 LAST_EXPOSURE = 6
 CLOSE = 200  # difference of numbers up to which two series of exposures may show one tile
@@ -68,7 +69,7 @@ class MTDConfig(DataConfig):
         # The commit fixes the content. No checksum: GitHub may compress the archive differently.
         archive=Archive(
             f"{_PAGE}/archive/cc4eb530b57b9cb7225bf76023873043ffd50655.zip",
-            ("MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Free", "MT_Uneven"),
+            CLASSES,
         ),
     )
 
@@ -114,6 +115,7 @@ class MTDConfig(DataConfig):
         root = find_root(self.root, LAYOUT, self.SOURCE.page)
         if not (root / "MT_Free").is_dir():
             raise InputError(f"data.root: {root} has no folder MT_Free; expected {LAYOUT}")
+        note_missing(files, root, CLASSES)
         nominal: list[Sample] = []
         anomalous: list[Sample] = []
         for parent in files.folders(root, images=True):

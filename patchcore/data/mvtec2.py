@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from patchcore.data.files import Files
-from patchcore.data.layout import find_category, find_root, read_category, with_validation
+from patchcore.data.layout import (
+    find_category,
+    find_root,
+    note_missing,
+    read_category,
+    with_validation,
+)
 from patchcore.data.sample import Category, DataConfig, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.settings import setting
@@ -65,5 +71,6 @@ class MVTec2Config(DataConfig):
         root = find_root(self.root, LAYOUT, self.SOURCE.page)
         folder = find_category(root, self.category, LAYOUT)
         public = "test_public"
+        note_missing(files, folder / public, ("good", "bad"))
         split = read_category(files, folder, LAYOUT, test=public, truth=f"{public}/ground_truth")
         return with_validation(files, folder, split, LAYOUT) if self.validation else split

@@ -44,16 +44,20 @@ def check_overlaps(train: "Sequence[Sample]", test: "Sequence[Sample]") -> None:
                 f"of the {found[0]} images, too; move it to another folder"
             )
     for sample in test:
-        if isinstance(sample.mask, Path) and _equal([("", sample.path), ("", sample.mask)]):
+        if isinstance(sample.mask, Path) and equal_files([("", sample.path), ("", sample.mask)]):
             raise InputError(
                 f"{sample.mask}: this mask is the picture {sample.path} itself; restore the mask"
             )
-    for text in _complaints(_equal(roles), len(test)):
+    for text in _complaints(equal_files(roles), len(test)):
         warnings.warn(printable(f"data: {text}"), stacklevel=3)
 
 
-def _equal(roles: Group) -> list[Group]:
-    """Groups of two or more entries whose files have the same contents."""
+def equal_files(roles: Group) -> list[Group]:
+    """Return the groups of two or more entries whose files have the same contents.
+
+    Raises:
+        InputError: a file is unreadable.
+    """
     sizes: dict[int, Group] = {}
     for role, path in roles:
         sizes.setdefault(_size(path), []).append((role, path))
@@ -63,6 +67,29 @@ def _equal(roles: Group) -> list[Group]:
             for role, path in group:
                 contents.setdefault((size, file_digest(path)), []).append((role, path))
     return [group for group in contents.values() if len(group) > 1]
+
+
+def reject_copies(added: Sequence[Path], held: Iterable[Path]) -> None:
+    """Refuse copies of images that a model holds; warn about copies among those to add.
+
+    The model would find its own patches in such a copy, so its score would say nothing of parts to
+    come. Images of the model are compared as far as their files are still there.
+
+    Raises:
+        InputError: an image has the contents of one that the model holds, or is unreadable.
+    """
+    roles = [("held", path) for path in held if path.is_file()]
+    groups = equal_files([*roles, *(("training", path) for path in added)])
+    known = [(path, group[0][1]) for group in groups for role, path in group if group[0][0] != role]
+    if known:
+        path, other = min(known)
+        more = f", and so with {len(known) - 1} more of the images" if len(known) > 1 else ""
+        raise InputError(
+            f"{path}: has the contents of {other}, which is in the model already{more}: leave it "
+            "out"
+        )
+    for text in _complaints((g for g in groups if g[0][0] == "training"), 0):
+        warnings.warn(printable(f"images: {text}"), stacklevel=3)
 
 
 def _size(path: Path) -> int:

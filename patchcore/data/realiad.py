@@ -14,6 +14,7 @@ taken from programs that read it, and was not checked with the data themselves.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,9 @@ class RealIADConfig(DataConfig):
             raise InputError(f"{table}: lists no image to train on; restore the file")
         if any(sample.label for sample in train) and "fuiad" not in self.table:
             raise InputError(f"{table}: lists anomalous images to train on; restore the file")
+        counts = Counter(sample.path for sample in (*train, *test))
+        if twice := sorted(path for path, count in counts.items() if count > 1):
+            raise InputError(f"{table}: lists {twice[0]} more than once; remove all but one entry")
         return Split(train, test)
 
     def _inseparable(self, test: Sequence[Sample]) -> list[list[Sample]]:
@@ -116,7 +120,7 @@ class RealIADConfig(DataConfig):
 def _lists(table: Path) -> list[list[Any]]:
     """Lists `train` and `test` of a table."""
     try:
-        found = json.loads(table.read_text(encoding="utf-8"))
+        found = json.loads(table.read_text(encoding="utf-8-sig"))
         sides = [found["train"], found["test"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         sides = [None]

@@ -27,7 +27,7 @@ from patchcore.data.layout import (
 )
 from patchcore.data.sample import Category, DataConfig, Masks, Sample, Split
 from patchcore.data.source import Archive, Source
-from patchcore.errors import InputError, unreadable
+from patchcore.errors import InputError, printable, unreadable
 from patchcore.settings import setting
 
 TABLE = "split_csv/1cls.csv"
@@ -109,22 +109,28 @@ class VisAConfig(DataConfig):
 
 def _rows(table: Path) -> list[dict[str, str]]:
     try:
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
-            names, rows = reader.fieldnames, list(reader)
+            names, rows = reader.fieldnames, [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: cannot be read ({error}); restore the file") from None
     if names != COLUMNS:
         words = f"the columns should be {', '.join(COLUMNS)}; restore the file"
         raise unreadable(table, f"{table}: {words}")
-    for line, row in enumerate(rows, start=2):
+    lines: dict[tuple[str, Path], int] = {}
+    for line, row in rows:
         sides, labels = ("train", "test"), ("normal", "anomaly")
         if row["split"] not in sides or row["label"] not in labels or not row["image"]:
             raise InputError(
                 f"{table}: line {line} should say train or test, and normal or anomaly, and name "
                 "an image; restore the file"
             )
-    return rows
+        if (first := lines.setdefault((row["object"], Path(row["image"])), line)) != line:
+            raise InputError(
+                f"{table}: line {line} lists {printable(row['image'])}, as line {first} does; "
+                "remove one of the two"
+            )
+    return [row for _, row in rows]
 
 
 def _sample(root: Path, row: dict[str, str]) -> Sample:

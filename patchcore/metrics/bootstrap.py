@@ -38,7 +38,8 @@ def intervals(
         seed: Seed of the resamples.
 
     Returns:
-        {key: (low, high)}, without metrics that are undefined; empty without anomalous scores.
+        {key: (low, high)}, without metrics that are undefined; empty without nominal or
+        anomalous scores.
     """
     strata = [scores for scores in strata if len(scores)]
     if not strata:

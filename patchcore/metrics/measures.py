@@ -39,10 +39,8 @@ class Measure:
         of: Source of the value: a sweep over `images` or `pixels`, all `maps` one by one, counts of
             `masks`, the threshold of a `decision`, `nominal` images alone, or the `run` itself.
         compute: For images and pixels, a function of the sweep and of AUPRO's limit of the
-            false-positive rate; only called if there are anomalous scores, and nominal scores
-            where `needs_nominal`. For maps, a function of `MapScores`, which may raise
-            UndefinedError.
-        needs_nominal: Whether the metric is undefined without nominal scores.
+            false-positive rate; only called if there are both nominal and anomalous scores. For
+            maps, a function of `MapScores`, which may raise UndefinedError.
         better: `high` or `low`; empty if neither is better, so that reports do not rank by it.
         whole: Whether the value is a whole number.
         low, high: Bounds of the value, inclusive.
@@ -56,7 +54,6 @@ class Measure:
     title: str
     of: str = "run"
     compute: Compute | None = None
-    needs_nominal: bool = False
     better: str = "high"
     whole: bool = False
     low: float = -math.inf
@@ -73,14 +70,13 @@ def rate(
     title: str,
     of: str,
     compute: Compute | None = None,
-    needs_nominal: bool = False,
     objective: bool = True,
     main: bool = False,
     decimals: int | None = 4,
 ) -> Measure:
     """Declare a metric from 0 to 1; higher is better."""
     return Measure(
-        *(title, of, compute, needs_nominal),
+        *(title, of, compute),
         low=0,
         high=1,
         decimals=decimals,
@@ -116,7 +112,7 @@ def duration(title: str, unit: str, objective: bool = False, cost: bool = False)
 
 
 METRICS = {
-    "image_auroc": rate("image AUROC", "images", lambda counts, _: auroc(counts), True, main=True),
+    "image_auroc": rate("image AUROC", "images", lambda counts, _: auroc(counts), main=True),
     "image_ap": rate("image AP", "images", lambda counts, _: average_precision(counts)),
     "image_f1": rate("image F1", "images", lambda counts, _: f1_score(counts), objective=False),
     "image_threshold": Measure(
@@ -125,12 +121,12 @@ METRICS = {
         lambda counts, _: f1_threshold(counts),
         better="",
     ),
-    "pixel_auroc": rate("pixel AUROC", "pixels", lambda counts, _: auroc(counts), True, main=True),
+    "pixel_auroc": rate("pixel AUROC", "pixels", lambda counts, _: auroc(counts), main=True),
     "pixel_ap": rate("pixel AP", "pixels", lambda counts, _: average_precision(counts)),
     "pixel_f1": rate("pixel F1", "pixels", lambda counts, _: f1_score(counts)),
-    "aupro": rate("AUPRO", "pixels", aupro, True, main=True),
+    "aupro": rate("AUPRO", "pixels", aupro, main=True),
     # the limit of MVTec AD 2
-    "aupro_005": rate("AUPRO at 0.05", "pixels", lambda counts, _: aupro(counts, 0.05), True),
+    "aupro_005": rate("AUPRO at 0.05", "pixels", lambda counts, _: aupro(counts, 0.05)),
     "aupimo": rate("AUPIMO", "maps", lambda maps, _: aupimo(maps)),
     "image_false_positives": count(
         "false alarms", "images", lambda counts, _: false_positives(counts)
@@ -262,7 +258,6 @@ def _computed(
 def _undefined(keys: tuple[str, ...], counts: Sweep, things: str) -> dict[str, str]:
     if not counts.anomalous:
         return dict.fromkeys(keys, f"no anomalous {things} in the test set")
-    if not counts.nominal:
-        need = (key for key in keys if METRICS[key].needs_nominal)
-        return dict.fromkeys(need, f"no nominal {things} in the test set")
+    if not counts.nominal:  # any threshold that finds all would be without error
+        return dict.fromkeys(keys, f"no nominal {things} in the test set")
     return {}

@@ -1,8 +1,9 @@
 """The web application: one image in, score, verdict, map and nearest nominal patches out.
 
 Images are decoded and scored one after another on one thread. The number of waiting requests is
-limited, and so are the bytes and pixels of each. No image is stored, and no path is accepted or
-sent.
+limited, and so are the bytes and pixels of each. An image waits from when it has arrived, so that
+slow uploads keep nobody from being served; only their bytes are limited. No image is stored, and no
+path is accepted or sent.
 """
 
 import asyncio
@@ -32,15 +33,20 @@ from prometheus_client import (
     generate_latest,
 )
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import ClientDisconnect
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, above
 from patchcore.explanation import check_explains, own_crop
 from patchcore.inspection import Broken, Inspection, Thresholds, inspect_image, judged, read_pixels
 from patchcore.overlays import Pixels, heat, overlay
+from patchcore.serving.uploads import (
+    UPLOAD_SECONDS,
+    Early,
+    SameOrigin,
+    early_answer,
+    next_message,
+)
 
 PICTURE = 1024  # px, longer side of a picture that is sent
-UPLOAD_SECONDS = 60.0  # for the body of a request to arrive
 MOST_REGIONS = 4  # whose patches are sent as pictures
 POLICY = (
     "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
@@ -55,7 +61,8 @@ class Limits:
     Attributes:
         upload: Largest size of an image's file, in bytes.
         megapixels: Largest size of an image, in megapixels.
-        queue: Largest number of requests that run or wait.
+        queue: Largest number of requests that run or wait; as many images of the largest size may
+            be on their way at a time.
     """
 
     upload: int = 20_000_000
@@ -97,6 +104,7 @@ class Service:
             "patchcore_inspection_seconds", "Decoding and scoring", registry=self.registry
         )
         self._under_way = 0
+        self._arriving = 0  # bytes of images that have not arrived as a whole
 
     async def answer(self, request: Request, pictures: bool) -> dict[str, Any]:
         """Return the answer to a request whose body is an image's file.
@@ -104,43 +112,77 @@ class Service:
         Raises:
             HTTPException: It is refused; `detail` says why.
         """
-        if self._under_way >= self.limits.queue:
-            raise self._refused(503, f"{self.limits.queue} requests wait already: try again later")
-        self._under_way += 1
-        self.waiting.set(self._under_way)
+        if unknown := sorted(set(request.query_params) - {"pictures"}):
+            raise self._refused(
+                422, f"there is no parameter {unknown[0]}: the only one is pictures", Early
+            )
+        size = request.headers.get("content-length", "0")
+        if size.isdecimal() and int(size) > self.limits.upload:
+            raise self._too_large(int(size), Early)
+        self._check_queue(Early)
         try:
             body = await self._body(request)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self.pool, partial(self._inspect, body, pictures))
+            self._check_queue(HTTPException)
+            self._count(1)
+            try:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self.pool, partial(self._inspect, body, pictures))
+            finally:
+                self._count(-1)
         except InputError as error:
             raise self._refused(422, str(error)) from None
-        finally:
-            self._under_way -= 1
-            self.waiting.set(self._under_way)
+        except asyncio.CancelledError:  # by the server, which was asked to end
+            raise self._refused(503, "the server has been asked to end") from None
+
+    def _check_queue(self, kind: type[HTTPException]) -> None:
+        if self._under_way >= self.limits.queue:
+            wait = f"{self.limits.queue} requests wait already: try again later"
+            raise self._refused(503, wait, kind)
+
+    def _count(self, change: int) -> None:
+        self._under_way += change
+        self.waiting.set(self._under_way)
 
     async def _body(self, request: Request) -> bytes:
         """The body; if it is too large, the rest is read and dropped, so that the client gets the
         answer.
         """
-        body, size = bytearray(), 0
+        body, size, more = bytearray(), 0, True
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
-                async for chunk in request.stream():
+                while more:
+                    message = await next_message(request.receive)
+                    if message["type"] == "http.disconnect":  # nobody hears the answer
+                        raise self._refused(
+                            400, "the connection ended before the image had arrived"
+                        )
+                    chunk, more = message.get("body", b""), message.get("more_body", False)
                     size += len(chunk)
                     if size <= self.limits.upload:
+                        self._arriving += len(chunk)
                         body += chunk
+                        if self._arriving > self.limits.queue * self.limits.upload:
+                            raise self._refused(
+                                503, "too many images are on their way: try again later", Early
+                            )
         except TimeoutError:
             raise self._refused(408, "the image did not arrive in time") from None
-        except ClientDisconnect:  # nobody hears the answer
-            raise self._refused(400, "the connection ended before the image had arrived") from None
+        finally:
+            self._arriving -= len(body)
         if size > self.limits.upload:
-            sizes = f"{size / 1e6:.1f} MB, and at most {self.limits.upload / 1e6:g} MB are taken"
-            raise self._refused(413, f"the file has {sizes}")
+            raise self._too_large(size)
         return bytes(body)
 
-    def _refused(self, status: int, detail: str) -> HTTPException:
+    def _too_large(self, size: int, kind: type[HTTPException] = HTTPException) -> HTTPException:
+        most = self.limits.upload / 1e6
+        sizes = f"{above(size / 1e6, most, 1)} MB, and at most {most:.12g} MB are taken"
+        return self._refused(413, f"the file has {sizes}", kind)
+
+    def _refused(
+        self, status: int, detail: str, kind: type[HTTPException] = HTTPException
+    ) -> HTTPException:
         self.answers.labels("refused").inc()
-        return HTTPException(status, detail)
+        return kind(status, detail)
 
     def _inspect(self, body: bytes, pictures: bool) -> dict[str, Any]:
         """Values of an `Inspection` without paths, and pictures as data URIs if asked for."""
@@ -198,6 +240,8 @@ def create_app(
     """
     service = Service(inspector, thresholds or Thresholds(), limits or Limits())
     app = FastAPI(title="patchcore", docs_url=None, redoc_url=None)
+    app.add_exception_handler(Early, early_answer)
+    app.add_middleware(SameOrigin)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     page = _page(service)
 
