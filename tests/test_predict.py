@@ -6,6 +6,8 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -817,6 +819,33 @@ def test_a_reader_that_has_had_enough_ends_it_without_a_word(
         os.close(spare)
     assert end.value.code == 1
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--output=/proc/x.csv"], "/proc/x.csv: "),
+        (["--output=/dev/full"], "/dev/full: No space left on device: make room"),
+        (["--overlays", "--folder=/proc/x"], "/proc/x: no folder can be made there"),
+        (["--overlays", "--folder=/proc/self/fdinfo"], "/proc/self/fdinfo"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named(
+    artifact: Path, parts: Path, arguments: list[str], words: str
+) -> None:
+    done = patchcore("predict", str(artifact), str(parts / "0.png"), *arguments)
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith(f"error: {words}")
+
+
+def test_a_full_disk_behind_stdout_is_told_in_a_line(artifact: Path, parts: Path) -> None:
+    program = "from patchcore.commands import main; main()"
+    line = [sys.executable, "-c", program, "predict", str(artifact), str(parts)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    told = "error: stdout: No space left on device: make room or choose another folder"
+    assert done.stderr.splitlines()[-1] == told
 
 
 def test_pictures_do_not_become_images(artifact: Path, parts: Path) -> None:

@@ -26,10 +26,11 @@ from patchcore.export import load_model
 from patchcore.inspection import BATCH, Broken, Inspection, predict
 from patchcore.overlays import MapFormat, Pictures
 from patchcore.report.cells import harmless
-from patchcore.writing import complete
+from patchcore.writing import complete, named
 
 COLUMNS = ("path", "score", "p_value", "verdict", "regions")
 ANOMALIES = 3  # exit code
+STDOUT = "stdout"
 DESCRIPTION = """Inspect images with a fitted model.
 
 IMAGES are files, folders (with all subfolders), globs, @FILE for a list of paths, one per line,
@@ -84,10 +85,22 @@ def main(arguments: list[str] | None = None) -> None:
             if not counts.inspected + counts.broken:  # an earlier file stays as it was
                 raise InputError("IMAGES: stdin names none")
     except BrokenPipeError:  # the reader of the results, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         sys.exit(1)
+    except OSError as error:
+        from patchcore.commands.mistakes import explain  # here: it imports Hydra
+
+        if error.filename == STDOUT:
+            _discard_stdout()
+        other = f"{error.filename}: cannot be written ({error.strerror}): choose another path"
+        raise InputError(explain(error) or other) from error
     print(counts.sentence(), file=sys.stderr)
     sys.exit(counts.code())
+
+
+def _discard_stdout() -> None:
+    """Send what is left in the buffer nowhere: Python would fail to write it when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _form(asked: str | None, output: Path | None) -> str:
@@ -246,7 +259,8 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
         InputError: The folder of the file does not exist.
     """
     if path is None:
-        yield sys.stdout
+        with named(STDOUT):
+            yield sys.stdout
         return
     path = path.expanduser()
     if not path.parent.is_dir():
