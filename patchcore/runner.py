@@ -128,13 +128,15 @@ def run(
     call this function with the same arguments; all but the first return an empty `Finish`.
 
     Raises:
-        InputError: Bad settings or data, a second change of the data during the run, or another
+        InputError: Bad settings or data, no name of a folder, a second change of the data during the run, or another
             process runs in `folder`.
 
     >>> config = Config(data=MVTecConfig(root="mvtec", category="screw"), …)
     >>> run(config, "runs/screw").record["image_auroc"]
     """
     quiet()
+    if folder == "":
+        raise InputError('folder: is empty: name a folder, such as "runs/first"')
     config, folder, make = config.completed(), Path(folder), make or construct
     settings = plain(config) if settings is None else settings
     keeper = Keeper(config.artifact, config.objectives[0], folder, multirun)

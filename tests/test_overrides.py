@@ -68,12 +68,15 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("seed=range(0,1,0)", "seed: the step of the range from 0 to 1 is zero"),
         (
             "seed=range(0,3,-1)",
-            "seed: the range from 0 to 3 holds no values: the step has the wron",
+            "seed: the range from 0 to 3 holds no values: the step has the",
         ),
         ("seed=range(0,1e9)", "seed: the range holds more than 1,000,000 values"),
         ("seed=range(0,inf)", "seed: the ends and the step of the range must be finite numbers"),
         ("seed=choice()", "seed: choice(…) is not understood: type it as in choice(1,2)"),
         ("seed=sort(1,a)", "seed: sort(…) is not understood: type it as in sort(3,1,2)"),
+        ("hydra.run.dir=", "hydra.run.dir: is empty, so results would lie among other files: name"),
+        ("hydra.sweep.dir=''", "hydra.sweep.dir: is empty"),
+        ("hydra.sweep.subdir=null", "hydra.sweep.subdir: is empty"),
         ("coreset.ratio=interval(0.2,0.1)", "coreset.ratio: the interval from 0.2 to 0.1 holds no"),
     ],
 )

@@ -112,3 +112,12 @@ def test_a_group_that_is_no_settings_is_named(given: Any, tmp_path: Path) -> Non
 def test_a_configuration_that_lacks_groups_names_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^Config lacks .*: give image=.*, method=PatchCoreConf"):
         Config(data=MVTecConfig(root=str(tmp_path)))
+
+
+def test_a_folder_without_a_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="^folder: is empty: name a folder"):
+        patchcore.run(config(tmp_path), "")
+    assert list(tmp_path.iterdir()) == []
