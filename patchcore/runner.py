@@ -128,8 +128,8 @@ def run(
     call this function with the same arguments; all but the first return an empty `Finish`.
 
     Raises:
-        InputError: Bad settings or data, no name of a folder, a second change of the data during the run, or another
-            process runs in `folder`.
+        InputError: Bad settings or data, an empty name as `folder`, a second change of the data
+            during the run, or another process runs in `folder`.
 
     >>> config = Config(data=MVTecConfig(root="mvtec", category="screw"), …)
     >>> run(config, "runs/screw").record["image_auroc"]

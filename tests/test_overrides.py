@@ -74,7 +74,7 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("seed=range(0,inf)", "seed: the ends and the step of the range must be finite numbers"),
         ("seed=choice()", "seed: choice(…) is not understood: type it as in choice(1,2)"),
         ("seed=sort(1,a)", "seed: sort(…) is not understood: type it as in sort(3,1,2)"),
-        ("hydra.run.dir=", "hydra.run.dir: is empty, so results would lie among other files: name"),
+        ("hydra.run.dir=", "hydra.run.dir: is empty, so results would be among other files: na"),
         ("hydra.sweep.dir=''", "hydra.sweep.dir: is empty"),
         ("hydra.sweep.subdir=null", "hydra.sweep.subdir: is empty"),
         ("coreset.ratio=interval(0.2,0.1)", "coreset.ratio: the interval from 0.2 to 0.1 holds no"),

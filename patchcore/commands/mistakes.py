@@ -64,9 +64,7 @@ FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
 
 def empty_folder(key: str) -> str:
     """Return the message for a folder of results without a name, such as the current one."""
-    return (
-        f"{key}: is empty, so results would lie among other files: name a folder, or leave it out"
-    )
+    return f"{key}: is empty, so results would be among other files: name a folder or leave it out"
 
 
 def successor(key: str, value: str = "") -> str | None:
