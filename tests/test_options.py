@@ -98,7 +98,7 @@ def test_an_unknown_option_between_them_is_named(
 
 @pytest.mark.parametrize("command", ARGUMENTS)
 def test_empty_values_are_refused(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a variable that is not set: the current folder, or a default, would be taken."""
+    """Values of variables that are not set would stand for the current folder or a default."""
     words, options = ARGUMENTS[command]
     for first, *value in options:
         name, equals, _ = first.partition("=")

@@ -23,7 +23,7 @@ from patchcore.data.formats import FORMATS
 from patchcore.data.named import endless, named_images
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
-from patchcore.inspection import BATCH, Broken, Inspection, predict
+from patchcore.inspection import BATCH, Broken, Inspection, Thresholds, predict
 from patchcore.overlays import MapFormat, Pictures
 from patchcore.report.cells import harmless
 from patchcore.writing import complete, named
@@ -31,6 +31,7 @@ from patchcore.writing import complete, named
 COLUMNS = ("path", "score", "p_value", "verdict", "regions")
 ANOMALIES = 3  # exit code
 STDOUT = "stdout"
+PREDICTIONS = Path("predictions")
 DESCRIPTION = """Inspect images with a fitted model.
 
 IMAGES are files, folders (with all subfolders), globs, @FILE for a list of paths, one per line,
@@ -44,7 +45,8 @@ or - for such a list on stdin. Each image gives one row, in the order of the ima
             top, right, bottom), area and at (x, y of the peak) in px of the image, and peak
 
 Unknown values are empty (null in JSON lines): a model without a decision gives no verdict.
-Images that cannot be inspected are named on stderr and have no row."""
+Images that cannot be inspected are named on stderr and have no row. But a file or folder in IMAGES
+that does not exist ends the command before any work: only lists may name images that are gone."""
 EPILOG = """exit codes:
   0   all images were inspected, and none is anomalous (or the model gives no verdicts)
   3   at least one image is anomalous, whether or not all could be inspected
@@ -68,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
         paths = list(paths)  # a mistake in any argument is reported before any work
         if not paths:
             raise InputError(f"IMAGES: there are none in {printable(' or '.join(images))}")
+    if options.explain and thresholds.over(Thresholds.of(inspector.decision)).pixel is None:
+        raise InputError("--explain: the model holds no pixel threshold: add --pixel-threshold")
     warn_of_no_verdicts(inspector, thresholds)
     results = predict(
         inspector,
@@ -203,9 +207,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--folder",
         type=Path,
-        default=Path("predictions"),
         metavar="DIR",
-        help="folder for maps and overlays (default: predictions)",
+        help=f"folder for maps and overlays (default: {PREDICTIONS})",
     )
     parser.add_argument(
         "--on-error",
@@ -232,8 +235,10 @@ def _parser() -> Parser:
 def _pictures(options: argparse.Namespace) -> Pictures | None:
     """Pictures that the options ask for; their folder must not be inspected by the next run."""
     if options.maps is None and not options.overlays:
+        if options.folder is not None:
+            raise InputError("--folder: nothing is written there: add --maps png or --overlays")
         return None
-    folder = options.folder.expanduser()
+    folder = (options.folder or PREDICTIONS).expanduser()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--folder: {folder} is a file: name a folder")
     if folder.is_symlink() and not folder.exists():
