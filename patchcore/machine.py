@@ -1,4 +1,4 @@
-"""What the machine offers: memory that is still available, and the home folder."""
+"""Properties of the machine: memory that is still available, and the home folder."""
 
 import os
 import tempfile

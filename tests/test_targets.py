@@ -147,6 +147,25 @@ def told(folder: Path, content: str, header: str = "_global_", group: str = "exp
     return line.removeprefix(f"{path}: ")
 
 
+@pytest.mark.parametrize(
+    ("number", "value"), [("010", 8), ("-0o10", None), ("0x10", 16), ("0b11", 3), ("1:30", 90)]
+)
+def test_numbers_in_other_bases_are_refused_in_files(
+    number: str, value: int | None, tmp_path: Path
+) -> None:
+    if value is not None:
+        said = f"line 3: {number} would be read as {value}: write {value}, or '{number}' with quo"
+        assert told(tmp_path, f"paper: {{}}\nseed: {number}\n").startswith(said)
+    (tmp_path / "plain.yaml").write_text(
+        f"a: 10\nb: [0, 0.5, 1_000, -3, 1e3]\nc: '{number}'\nd: 2020-01-01\ne: -0o10\n"
+    )
+    with initialize_config_dir(str(tmp_path), **VERSION_BASE):
+        assert compose("plain") == {
+            **{"a": 10, "b": [0, 0.5, 1000, -3, 1000.0], "c": number},
+            **{"d": "2020-01-01", "e": "-0o10"},
+        }
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_files_from_elsewhere_are_checked_as_they_are_read(kind: str, tmp_path: Path) -> None:
     content, said = BAD[kind]
