@@ -74,6 +74,10 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("seed=range(0,inf)", "seed: the ends and the step of the range must be finite numbers"),
         ("seed=choice()", "seed: choice(…) is not understood: type it as in choice(1,2)"),
         ("seed=sort(1,a)", "seed: sort(…) is not understood: type it as in sort(3,1,2)"),
+        (
+            "method=[spade,padim]",
+            "method: takes one choice, got 2; there are padim, patchcore, sp",
+        ),
         ("hydra.run.dir=", "hydra.run.dir: is empty, so results would be among other files: na"),
         ("hydra.sweep.dir=''", "hydra.sweep.dir: is empty"),
         ("hydra.sweep.subdir=null", "hydra.sweep.subdir: is empty"),
@@ -90,6 +94,7 @@ def test_what_is_right_passes() -> None:
     check_overrides(
         ["--config-dir", "a=b", "--cfg", "job", "-m", "seed=0,1", "patch=average,reference"]
     )
+    check_overrides(["data=[mvtec]", "preset=[spade,rad]"])
     check_overrides(["logger=[csv,wandb]", "~data", "+a.b={c:1}", "x=a b"])
     check_overrides(["curve=[0.1,0.2]", "layers.names=['2',layer3]", "hydra.run.dir=x"])
     check_overrides(["-m", "seed=range(3,0,-1)", "seed=range(0,1,0.1)", "seed=range(4)"])

@@ -166,6 +166,26 @@ def test_numbers_in_other_bases_are_refused_in_files(
         }
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a": "a"}, "a.yaml names itself"),
+        ({"a": "b", "b": "b"}, "b.yaml names itself"),
+        ({"a": "b", "b": "c", "c": "b"}, "b.yaml, c.yaml name each other in a circle"),
+    ],
+)
+def test_files_that_name_each_other_are_named(
+    files: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    for name, other in files.items():
+        (tmp_path / f"{name}.yaml").write_text(f"defaults: [{other}, _self_]\n")
+    with initialize_config_dir(str(tmp_path), **VERSION_BASE), pytest.raises(RecursionError) as it:
+        compose("a")
+    told = explain(it.value)
+    assert told is not None
+    assert told.replace("c.yaml, b.yaml", "b.yaml, c.yaml") == f"defaults: {said}: correct the file"
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_files_from_elsewhere_are_checked_as_they_are_read(kind: str, tmp_path: Path) -> None:
     content, said = BAD[kind]

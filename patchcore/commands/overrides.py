@@ -315,6 +315,10 @@ def _check_choice(override: Override, argument: str) -> None:
     if not group:
         raise InputError(_quote(argument))
     value = override.value()
+    if group in SCHEMAS and isinstance(value, list) and len(value) != 1:
+        raise InputError(
+            f"{group}: takes one choice, got {len(value)}; there are {', '.join(names or [])}"
+        )
     if names is None or override.package is not None or isinstance(value, str | list):
         return
     if override.is_delete():
