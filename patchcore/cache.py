@@ -14,7 +14,6 @@ suffix. No other files are ever read, counted or deleted.
 import contextlib
 import math
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,10 +31,12 @@ from torch import Tensor
 from patchcore import identity
 from patchcore.errors import InputError
 from patchcore.identity import maps_key, order_key
+from patchcore.machine import home_expanded
 from patchcore.settings import Settings, setting
 from patchcore.writing import replace_with
 
 FOLDER = "patchcore-cache-v2"
+VARIABLE = "PATCHCORE_CACHE"
 KINDS = ("images", "maps", "orders")
 SUFFIX = ".tensors"
 TAG = "CACHEDIR.TAG"  # tells backup programs to leave out the folder
@@ -84,10 +85,17 @@ class CacheConfig(Settings):
     )
 
     def folder(self) -> Path:
-        """Return the folder of the cache, and of the records of finished runs."""
-        if root := self.root or os.environ.get("PATCHCORE_CACHE"):
-            return _home_expanded(root)
-        cache = _home_expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        """Return the folder of the cache, and of the records of finished runs.
+
+        Raises:
+            InputError: Its name is empty, as that of a variable that is not set.
+        """
+        for name, root in (("cache.root", self.root), (VARIABLE, os.environ.get(VARIABLE))):
+            if root == "":
+                raise InputError(f"{name}: is empty: name a folder, or leave it out")
+            if root is not None:
+                return home_expanded(root)
+        cache = home_expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
         return cache / "patchcore" / "features"
 
     def open(self) -> "Store | None":
@@ -414,15 +422,6 @@ def _checksum(key: str, tensors: dict[str, Tensor]) -> bytes:
         state.update(f"{name} {x.dtype} {tuple(x.shape)}\n".encode())
         state.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return state.digest()
-
-
-def _home_expanded(path: str) -> Path:
-    """Path with ~ replaced by the home folder, or by a temporary folder if there is no home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        own = Path(tempfile.gettempdir()) / f"patchcore-{os.getuid()}"
-        return own / Path(path).relative_to("~") if path.startswith("~/") else own
 
 
 @dataclass

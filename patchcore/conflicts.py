@@ -56,6 +56,8 @@ def _check_curve(run: Any) -> None:
     assert isinstance(coreset, SizedConfig)
     if coreset.count is not None or getattr(coreset, "radius", None) is not None:
         raise InputError("curve needs coreset.ratio: set coreset.count and radius to null")
+    if twice := [ratio for ratio in run.curve if run.curve.count(ratio) > 1]:
+        raise InputError(f"curve names {twice[0]} twice: leave one out")
     for ratio in run.curve:
         if not 0 < ratio <= coreset.ratio:
             raise InputError(

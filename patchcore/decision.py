@@ -50,7 +50,8 @@ class DecisionConfig(Settings):
     )
     folds: int = setting(
         10,
-        "number of folds; the method is fitted without each fold in turn and then scores it",
+        "number of folds, at most one for each image; the method is fitted without each fold in "
+        "turn and then scores it",
         unit="folds",
         low=2,
         effect=lambda decision: decision["false_alarms"] is not None,

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 
 from patchcore.errors import InputError
-from patchcore.switches import processes
+from patchcore.switches import check_numbered, processes
 
 PATIENCE = timedelta(days=1)
 """Longest wait for a process that is alive: a slow disk may delay it for hours."""
@@ -89,13 +89,20 @@ class Started(subprocess.Popen[bytes]):
 
 
 def outside() -> Process | None:
-    """Return this process as torchrun or SLURM started it among others; None if neither did."""
+    """Return this process as torchrun or SLURM started it among others; None if neither did.
+
+    Raises:
+        InputError: A variable of theirs is missing, or is not a number that can be meant.
+    """
     from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
     environment: Any = None
     if TorchElasticEnvironment.detect():
+        check_numbered(("RANK", "LOCAL_RANK", "WORLD_SIZE"), ("GROUP_RANK", "MASTER_PORT"))
         environment = TorchElasticEnvironment()
-    elif SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    elif SLURMEnvironment.detect() and check_numbered(("SLURM_NTASKS",))["SLURM_NTASKS"] > 1:
+        own = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
+        check_numbered(own, ("SLURM_JOB_ID", "MASTER_PORT"))
         environment = SLURMEnvironment()
         os.environ.setdefault("MASTER_ADDR", environment.main_address)
         os.environ.setdefault("MASTER_PORT", str(environment.main_port))

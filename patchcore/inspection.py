@@ -22,6 +22,7 @@ from torch import Tensor
 
 from patchcore.ahead import Pause, ahead
 from patchcore.arguments import stream_of
+from patchcore.broken import Broken as Broken
 from patchcore.data.images import read_image
 from patchcore.errors import InputError, printable
 from patchcore.explanation import Nearest, cell_at, check_explains, nearest_nominal, own_crop
@@ -110,14 +111,6 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class Broken:
-    """An image that could not be inspected, and why, in one line that begins with its path."""
-
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True)
 class Thresholds:
     """Lowest scores that count as anomalous, of an image and of a pixel; None: not known."""
 
@@ -180,7 +173,8 @@ def predict(
         explain: Whether each region gets the nominal patch that is nearest to its peak.
         batch: Images that are scored together; those of a batch have one size.
         workers: Threads that decode and write; by default one for each processor, at most 16.
-        stop: Whether an image that cannot be inspected is an error; else it is yielded as `Broken`.
+        stop: Whether an image that cannot be inspected is an error; else it is yielded as `Broken`,
+            which has a path and a reason, but no score.
 
     Raises:
         InputError: The first image that cannot be inspected, if `stop`; a number that is too small;

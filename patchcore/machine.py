@@ -1,6 +1,7 @@
-"""Memory that is still available to this process."""
+"""Properties of the machine: memory that is still available, and the home folder."""
 
 import os
+import tempfile
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -50,3 +51,12 @@ def _of_the_container() -> int | None:
         except (OSError, ValueError):
             continue
     return None
+
+
+def home_expanded(path: str) -> Path:
+    """Return a path with ~ replaced by the home folder; by a temporary one if there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        own = Path(tempfile.gettempdir()) / f"patchcore-{os.getuid()}"
+        return own / Path(path).relative_to("~") if path.startswith("~/") else own

@@ -144,7 +144,8 @@ class ScoringModule(pl.LightningModule):
     ) -> None:
         """Set `decision` from the scores () and counted pixels (1, P) of unseen nominal images."""
         assert config.false_alarms is not None
-        self.decision = decide(torch.stack([*scores]), maps, config.false_alarms, config.folds)
+        used = min(config.folds, len(scores))  # a fold has an image
+        self.decision = decide(torch.stack([*scores]), maps, config.false_alarms, used)
         _tell(self.decision)
 
 

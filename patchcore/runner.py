@@ -131,13 +131,15 @@ def run(
     call this function with the same arguments; all but the first return an empty `Finish`.
 
     Raises:
-        InputError: Bad settings or data, a second change of the data during the run, or another
-            process runs in `folder`.
+        InputError: Bad settings or data, an empty name as `folder`, a second change of the data
+            during the run, or another process runs in `folder`.
 
     >>> config = Config(data=MVTecConfig(root="mvtec", category="screw"), …)
     >>> run(config, "runs/screw").record["image_auroc"]
     """
     check_kind(config, Config, "config", "a Config")
+    if folder == "":
+        raise InputError('folder: is empty: name a folder, such as "runs/first"')
     folder = path_of(folder, "folder")
     quiet()
     config, make = config.completed(), make or construct

@@ -4,7 +4,9 @@ Every result has to come from all images, each used as often as the settings ask
 or several. Settings that would change this are refused before any work, in one line.
 """
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -225,3 +227,29 @@ def _number(devices: Any) -> int:
 
 def _listed(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def check_numbered(needed: Sequence[str], others: Sequence[str] = ()) -> dict[str, int]:
+    """Return environment variables that torchrun or SLURM set, all of them numbers from 0 on.
+
+    Args:
+        needed: Names of variables that have to be set.
+        others: Names of variables that may be missing.
+
+    Raises:
+        InputError: One is missing, or not such a number; or a port is too large.
+    """
+    found = {}
+    for name in (*needed, *others):
+        value = os.environ.get(name)
+        if value is None and name in others:
+            continue
+        most = 65535 if name == "MASTER_PORT" else 2**31
+        if value is None or not re.fullmatch(r"[0-9]{1,10}", value) or int(value) > most:
+            raise InputError(
+                f"the environment variable {name} must be a whole number from 0 to {most}, "
+                f"{'and is not set' if value is None else f'got {value!r}'}: start the command "
+                "with torchrun or srun, or unset its variables (TORCHELASTIC_RUN_ID, SLURM_NTASKS)"
+            )
+        found[name] = int(value)
+    return found

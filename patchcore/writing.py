@@ -47,25 +47,25 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
         options: Further arguments of `open`.
 
     Raises:
-        OSError: As `open` does.
+        OSError: As `open` does, or the disk is full; it names `path`.
     """
     if (number := descriptor(path)) is not None:
         sys.stdout.flush()
-        with os.fdopen(os.dup(number), mode, **options) as file:
+        with named(path), os.fdopen(os.dup(number), mode, **options) as file:
             yield file
         return
     if path.exists() and not path.is_file():
-        with path.open(mode, **options) as file:
+        with named(path), path.open(mode, **options) as file:
             yield file
         return
     with contextlib.suppress(FileNotFoundError):
         path.stat()  # an OSError for a link that leads to itself, unlike that of resolve()
     path = path.resolve()  # a link stays, and its target is replaced
     part = path.with_name(f".{beginning(path.name, 200)}-{uuid.uuid4().hex}.part")
-    with _of(path):
+    with _renamed(path):
         opened = part.open(mode.replace("w", "x"), **options)
     try:
-        with opened as file:
+        with named(path), opened as file:
             yield file
         os.replace(part, path)
     except BaseException:  # Ctrl-C too
@@ -74,7 +74,18 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def _of(path: Path) -> Iterator[None]:
+def named(path: Path | str) -> Iterator[None]:
+    """Name the file that is written in an error that names none, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
+def _renamed(path: Path) -> Iterator[None]:
     """Name the file that was asked for in an error with the one that is written in its place."""
     try:
         yield
@@ -99,7 +110,7 @@ def replace_with(path: Path, data: bytes, durable: bool = True) -> None:
     If `durable`, this also holds after a power failure.
     """
     name = path.parent / f".{path.stem}-{uuid.uuid4().hex}.part"
-    with _of(path):
+    with _renamed(path):
         handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as open() would
     try:
         with os.fdopen(handle, "wb") as file:

@@ -282,6 +282,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_the_command_tells_of_a_folder_whose_name_is_not_utf_8(
     action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "caf\udce9" / FOLDER).mkdir(parents=True)
     cache_command([action, "--root", str(tmp_path / "caf\udce9")])
     assert f"{tmp_path}/caf\\xe9/{FOLDER}" in capsys.readouterr().out
 
@@ -434,6 +435,28 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_an_empty_name_of_the_cache_is_no_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATCHCORE_CACHE", "")
+    with pytest.raises(InputError, match=r"^PATCHCORE_CACHE: is empty: name a folder"):
+        CacheConfig().folder()
+    with pytest.raises(InputError, match=r"^cache\.root: is empty: name a folder"):
+        CacheConfig(root="").folder()
+    assert CacheConfig(root=str(tmp_path)).folder() == tmp_path
+
+
+@pytest.mark.parametrize("action", ["show", "clear"])
+def test_a_cache_that_is_not_there_is_told(
+    action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=r"^--root: there is no folder .*nowhere$"):
+        cache_command([action, f"--root={tmp_path / 'nowhere'}"])
+    monkeypatch.setenv("PATCHCORE_CACHE", str(tmp_path))
+    cache_command([action])
+    assert capsys.readouterr().out == f"there is no cache in {tmp_path}\n"
 
 
 def test_the_cache_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,9 +294,17 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["data.batch_size=0"], "data.batch_size must be at least 1, got 0"),
         (["seed=-1", "data=mvtec"], "seed must be in [0, 2^32), got -1"),
         (["coreset.ratio=0.5", "curve=[0.1,0.6]"], "curve must lie in (0, 0.5], the largest bei"),
+        (["coreset.ratio=0.5", "curve=[0.1,0.2,0.1]"], "curve names 0.1 twice: leave one out"),
         (["coreset.ratio=0.5", "curve=[0]"], "curve must lie in (0, 0.5]"),
         (["curve=[0.1]", "coreset=learned"], "curve needs coreset=greedy, approximate or random"),
         (["curve=[0.1]", "coreset.count=5"], "curve needs coreset.ratio"),
+        (
+            ["method=padim", "coreset.ratio=0.1"],
+            "coreset.ratio: coreset=all has no settings: leave",
+        ),
+        (["coreset=all", "coreset.count=3"], "coreset.count: coreset=all has no settings: lea"),
+        (["layers="], "layers: must be settings (KEY: VALUE), got nothing"),
+        (["logger=[csv,foo]"], "logger=foo: there is no such choice; there are csv, mlflow, none"),
         (["objectives=[]"], "objectives is empty"),
         (["objectives=[auroc]"], "objectives"),
         (["cache.limit_gib=0"], "cache.limit_gib must be above 0"),
@@ -323,7 +331,7 @@ def test_mistakes_are_told_in_one_line_that_begins_with_the_key(
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["coreset.ratio=0.1"], "coreset.ratio: there is no such option"),
+        (["coreset.ratio=0.1"], "coreset.ratio: coreset=all has no settings: leave it out"),
         (
             ["coreset=greedy"],
             "coreset=greedy has no effect on method={}: leave it out, or set coreset=all",

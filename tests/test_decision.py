@@ -423,8 +423,12 @@ random_weights = pytest.mark.filterwarnings("ignore:backbone resnet18 has random
 def test_a_run_tells_of_its_decision_and_changes_nothing_else(
     root: Path, plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    done = train(root, tmp_path, "decision.false_alarms=0.25", "decision.folds=4")
+    done = train(
+        *(root, tmp_path, "decision.false_alarms=0.25", "decision.folds=9", "artifact=true")
+    )
     assert done.code == 0, done.err
+    kept = load(tmp_path / "artifact").decision
+    assert kept is not None and kept.folds == 4  # as many as there are images
     found = metrics(tmp_path)
     seconds, types = found.pop("seconds"), found.pop("defect_types")
     assert "Folds: 100%" in done.err

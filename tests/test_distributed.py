@@ -303,6 +303,33 @@ def test_lightning_is_told_each_process_machine(
     assert (environment.node_rank(), environment.local_rank()) == divmod(number, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("SLURM_NTASKS", "x", "SLURM_NTASKS must be a whole number from 0 to [0-9]+, got 'x': "),
+        ("SLURM_PROCID", "-1", "SLURM_PROCID must be .*, got '-1'"),
+        ("SLURM_LOCALID", None, "SLURM_LOCALID must be .*, and is not set"),
+        ("SLURM_JOB_ID", "", "SLURM_JOB_ID must be .*, got ''"),
+        ("RANK", "a", "RANK must be .*, got 'a'"),
+        ("WORLD_SIZE", None, "WORLD_SIZE must be .*, and is not set"),
+        ("MASTER_PORT", "70000", "MASTER_PORT must be a whole number from 0 to 65535, got '70000'"),
+    ],
+)
+def test_odd_variables_of_a_launcher_are_named(
+    name: str, value: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0")
+    torchrun = {"TORCHELASTIC_RUN_ID": "run", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    given = {"SLURM_NTASKS": "2", **slurm} if name.startswith("SLURM") else torchrun
+    for key, each in {**given, name: value}.items():
+        if each is None:
+            monkeypatch.delenv(key, raising=False)
+        else:
+            monkeypatch.setenv(key, each)
+    with pytest.raises(InputError, match=f"^the environment variable {told}"):
+        outside()
+
+
 def test_more_processes_than_batches_are_refused(tmp_path: Path) -> None:
     data = dataset(tmp_path, 4)
     settings = config(tmp_path, data=data, trainer={**QUIET, "devices": 5})

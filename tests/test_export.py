@@ -331,6 +331,13 @@ def test_an_export_is_told_from_an_artifact(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("graph", ["model.onnx", "model.xml", "model.pt2"])
+def test_an_export_without_its_description_is_no_artifact(graph: str, tmp_path: Path) -> None:
+    (tmp_path / graph).touch()
+    with pytest.raises(InputError, match=rf": has the graph {graph}, but no export\.yaml: copy"):
+        load_model(tmp_path)
+
+
 def test_differences_are_the_largest_of_all_images() -> None:
     rng = np.random.default_rng(0)
     ours = [(rng.random(3, np.float32), rng.random((3, 4, 5), np.float32)) for _ in range(3)]
@@ -446,6 +453,7 @@ def test_what_is_deployed_is_what_is_measured(kept: Path, tmp_path: Path, folder
         (["data=mvtc"], "data=mvtc: there is no such choice; there are btad, folder"),
         (["coreset.ratio=1"], "coreset.ratio=1: not understood: type data=NAME"),
         (["data.batch_size=many"], "data.batch_size: must be a whole number, got many"),
+        (["--threads=2"], "--threads: is for an export: set OMP_NUM_THREADS for an artifact"),
         (["--threads=0"], "argument --threads: must be a whole number from 1 on, got 0"),
         (["--thread=2"], "--thread: there is no such option; did you mean --threads"),
         ([f"--output={__file__}"], "--output: .*test_export.py is a file: name a folder"),

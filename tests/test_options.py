@@ -94,3 +94,20 @@ def test_an_unknown_option_between_them_is_named(
     words = [*ordered, "--nonsense", *(word for each in options for word in each)]
     with pytest.raises(SystemExit, match=r"^error: --nonsense: there is no such option; see "):
         parsed(monkeypatch, command, words)
+
+
+@pytest.mark.parametrize("command", ARGUMENTS)
+def test_empty_values_are_refused(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of variables that are not set would stand for the current folder or a default."""
+    words, options = ARGUMENTS[command]
+    for first, *value in options:
+        name, equals, _ = first.partition("=")
+        if not value and not equals:
+            continue  # it takes no value
+        for empty in ([name, ""], [f"{name}="]):
+            monkeypatch.setattr(sys, "argv", [command, *words, *empty])
+            with pytest.raises(SystemExit, match=f"^error: {name}: the value is empty: give one"):
+                import_module(f"patchcore.commands.{command}").main()
+    monkeypatch.setattr(sys, "argv", [command, ""])
+    with pytest.raises(SystemExit, match=r"^error: [A-Za-z]+: the value is empty"):
+        import_module(f"patchcore.commands.{command}").main()

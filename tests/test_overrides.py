@@ -65,6 +65,22 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("layers.names=[fc", "layers.names: the value needs its own quotes"),
         ("?", "?: not understood: type KEY=VALUE"),
         ("seed=range(3,3)", "seed: the range from 3 to 3 holds no values"),
+        ("seed=range(0,1,0)", "seed: the step of the range from 0 to 1 is zero"),
+        (
+            "seed=range(0,3,-1)",
+            "seed: the range from 0 to 3 holds no values: the step has the",
+        ),
+        ("seed=range(0,1e9)", "seed: the range holds more than 1,000,000 values"),
+        ("seed=range(0,inf)", "seed: the ends and the step of the range must be finite numbers"),
+        ("seed=choice()", "seed: choice(…) is not understood: type it as in choice(1,2)"),
+        ("seed=sort(1,a)", "seed: sort(…) is not understood: type it as in sort(3,1,2)"),
+        (
+            "method=[spade,padim]",
+            "method: takes one choice, got 2; there are padim, patchcore, sp",
+        ),
+        ("hydra.run.dir=", "hydra.run.dir: is empty, so results would be among other files: na"),
+        ("hydra.sweep.dir=''", "hydra.sweep.dir: is empty"),
+        ("hydra.sweep.subdir=null", "hydra.sweep.subdir: is empty"),
         ("coreset.ratio=interval(0.2,0.1)", "coreset.ratio: the interval from 0.2 to 0.1 holds no"),
     ],
 )
@@ -78,8 +94,10 @@ def test_what_is_right_passes() -> None:
     check_overrides(
         ["--config-dir", "a=b", "--cfg", "job", "-m", "seed=0,1", "patch=average,reference"]
     )
+    check_overrides(["data=[mvtec]", "preset=[spade,rad]"])
     check_overrides(["logger=[csv,wandb]", "~data", "+a.b={c:1}", "x=a b"])
     check_overrides(["curve=[0.1,0.2]", "layers.names=['2',layer3]", "hydra.run.dir=x"])
+    check_overrides(["-m", "seed=range(3,0,-1)", "seed=range(0,1,0.1)", "seed=range(4)"])
     check_overrides(["coreset.ratio=interval(0.1,0.2)", "data.root='/x/grün'", "method=spade"])
 
 

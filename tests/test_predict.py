@@ -6,12 +6,16 @@ import errno
 import io
 import json
 import os
+import pickle
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,6 +146,31 @@ def test_images_of_several_sizes_keep_their_order(model: PatchCore, tmp_path: Pa
     assert [x.path for x in found] == paths
     assert [x.size for x in found if isinstance(x, Inspection)] == [(h, w) for w, h in sizes]
     assert [isinstance(x, Broken) for x in found] == [i == 3 for i in range(8)]
+
+
+def test_a_result_of_a_broken_image_raises_its_reason(model: PatchCore, tmp_path: Path) -> None:
+    (found,) = predict(Inspector(model, IMAGE), [tmp_path / "no.png"])
+    for name in (each.name for each in fields(Inspection) if each.name != "path"):
+        assert not hasattr(found, name)
+        with pytest.raises(InputError, match=rf"no\.png.* \(it has no {name}: skip results"):
+            getattr(found, name)
+    with pytest.raises(AttributeError, match="has no attribute 'other'"):
+        found.other  # type: ignore[union-attr]  # noqa: B018
+    assert deepcopy(found) == pickle.loads(pickle.dumps(found)) == found
+
+
+def test_a_missing_path_stops_the_command_but_not_a_list(
+    artifact: Path, parts: Path, tmp_path: Path
+) -> None:
+    """Misspelt on the command line, or gone since the list was written."""
+    good, gone = str(parts / "0.png"), str(tmp_path / "no.png")
+    done = patchcore("predict", str(artifact), gone, good)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith(f"error: IMAGES: there is no file or folder {gone}")
+    (tmp_path / "list").write_text(f"{gone}\n{good}\n")
+    listed = patchcore("predict", str(artifact), f"@{tmp_path / 'list'}")
+    assert listed.code == 1 and f"not inspected: {gone}: " in listed.err
+    assert len(listed.out.splitlines()) == 2
 
 
 def test_no_stage_runs_far_ahead(model: PatchCore, parts: Path) -> None:
@@ -838,6 +867,8 @@ def test_the_ending_of_the_output_is_its_format(
         ),
         (["--output=nowhere/x.csv"], "--output: there is no folder nowhere: make it first"),
         (["--maps=png", f"--folder={__file__}"], f"--folder: {__file__} is a file: name a folder"),
+        (["--folder=here"], "--folder: nothing is written there: add --maps png or --overlays"),
+        (["--explain"], "--explain: the model holds no pixel threshold: add --pixel-threshold"),
         (["--device=nowhere"], "device: nowhere is not a device; choose cpu, cuda, …"),
         (["--device=meta"], "device: meta is not available here"),
     ],
@@ -869,6 +900,33 @@ def test_a_reader_that_has_had_enough_ends_it_without_a_word(
         os.close(spare)
     assert end.value.code == 1
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--output=/proc/x.csv"], "/proc/x.csv: "),
+        (["--output=/dev/full"], "/dev/full: No space left on device: make room"),
+        (["--overlays", "--folder=/proc/x"], "/proc/x: no folder can be made there"),
+        (["--overlays", "--folder=/proc/self/fdinfo"], "/proc/self/fdinfo"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named(
+    artifact: Path, parts: Path, arguments: list[str], words: str
+) -> None:
+    done = patchcore("predict", str(artifact), str(parts / "0.png"), *arguments)
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith(f"error: {words}")
+
+
+def test_a_full_disk_behind_stdout_is_told_in_a_line(artifact: Path, parts: Path) -> None:
+    program = "from patchcore.commands import main; main()"
+    line = [sys.executable, "-c", program, "predict", str(artifact), str(parts)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    told = "error: stdout: No space left on device: make room or choose another folder"
+    assert done.stderr.splitlines()[-1] == told
 
 
 def test_pictures_do_not_become_images(artifact: Path, parts: Path) -> None:

@@ -127,3 +127,12 @@ def test_pictures_lie_where_the_paths_of_moved_images_put_them(tmp_path: Path) -
     for path, picture in found.items():
         assert Path(path).is_relative_to(tmp_path / "new")
         assert picture.endswith(f"{path}.png") and (moved.folder / picture).is_file()
+
+
+def test_a_folder_without_a_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^folder: is empty: name a folder"):
+        patchcore.run(config(tmp_path), "")
+    assert list(tmp_path.iterdir()) == []

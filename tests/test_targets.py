@@ -120,6 +120,7 @@ BAD = {
         "hydra:\n  job_logging:\n    handlers:\n      x:\n        (): os.getcwd\n",
         "hydra.job_logging: ",
     ),
+    "folder without a name": ("hydra:\n  run:\n    dir: ''\n", "hydra.run.dir: is empty"),
     "overrides": ("hydra:\n  overrides:\n    hydra: [+a=1]\n", "hydra.overrides: "),
     "parameter": (
         "hydra:\n  sweeper:\n    params:\n      +hydra.job.env_set.A: b\n",
@@ -144,6 +145,45 @@ def told(folder: Path, content: str, header: str = "_global_", group: str = "exp
     assert line is not None and "\n" not in line
     assert line.startswith(f"{path}: ")
     return line.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("number", "value"), [("010", 8), ("-0o10", None), ("0x10", 16), ("0b11", 3), ("1:30", 90)]
+)
+def test_numbers_in_other_bases_are_refused_in_files(
+    number: str, value: int | None, tmp_path: Path
+) -> None:
+    if value is not None:
+        said = f"line 3: {number} would be read as {value}: write {value}, or '{number}' with quo"
+        assert told(tmp_path, f"paper: {{}}\nseed: {number}\n").startswith(said)
+    (tmp_path / "plain.yaml").write_text(
+        f"a: 10\nb: [0, 0.5, 1_000, -3, 1e3]\nc: '{number}'\nd: 2020-01-01\ne: -0o10\n"
+    )
+    with initialize_config_dir(str(tmp_path), **VERSION_BASE):
+        assert compose("plain") == {
+            **{"a": 10, "b": [0, 0.5, 1000, -3, 1000.0], "c": number},
+            **{"d": "2020-01-01", "e": "-0o10"},
+        }
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a": "a"}, "a.yaml names itself"),
+        ({"a": "b", "b": "b"}, "b.yaml names itself"),
+        ({"a": "b", "b": "c", "c": "b"}, "b.yaml, c.yaml name each other in a circle"),
+    ],
+)
+def test_files_that_name_each_other_are_named(
+    files: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    for name, other in files.items():
+        (tmp_path / f"{name}.yaml").write_text(f"defaults: [{other}, _self_]\n")
+    with initialize_config_dir(str(tmp_path), **VERSION_BASE), pytest.raises(RecursionError) as it:
+        compose("a")
+    told = explain(it.value)
+    assert told is not None
+    assert told.replace("c.yaml, b.yaml", "b.yaml, c.yaml") == f"defaults: {said}: correct the file"
 
 
 @pytest.mark.parametrize("kind", BAD)

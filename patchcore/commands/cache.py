@@ -39,6 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
     store = Store(CacheConfig(root=root).folder())
     if options.action == "path":
         print(printable(str(store.root)))
+    elif options.root is not None and not store.root.parent.is_dir():
+        raise InputError(f"--root: there is no folder {store.root.parent}")
+    elif not store.root.is_dir():
+        print(printable(f"there is no cache in {store.root.parent}"))
     elif options.action == "clear":
         print(printable(f"{_size(store.clear())} freed in {store.root}"))
     else:

@@ -7,7 +7,7 @@ import errno
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from types import TracebackType
@@ -58,6 +58,15 @@ PLUGINS = {
     "hydra/sweeper/optuna": "optuna",
 }
 """Plugins that our choices need, and the extra that installs each."""
+
+
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
+"""Settings of Hydra that name folders of results."""
+
+
+def empty_folder(key: str) -> str:
+    """Return the message for a folder of results without a name, such as the current one."""
+    return f"{key}: is empty, so results would be among other files: name a folder or leave it out"
 
 
 def successor(key: str, value: str = "") -> str | None:
@@ -131,8 +140,8 @@ def explain(error: Exception) -> str | None:
         return str(error)
     if (message := _of_the_machine(error)) is not None:
         return message
-    if isinstance(error, RecursionError) and _of_defaults(error.__traceback__):
-        return "defaults: a settings file names itself, directly or through others: correct it"
+    if isinstance(error, RecursionError) and (names := _of_defaults(error.__traceback__)):
+        return f"defaults: {_circle(names)}: correct the file"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         place, words = error.problem_mark, " ".join(str(error.problem).split())
         return f"{place.name}: line {place.line + 1} is not understood ({words}): correct the file"
@@ -141,16 +150,18 @@ def explain(error: Exception) -> str | None:
             f"{error.missing_cfg_file}: this plugin of Hydra is not installed: pip install "
             f"'patchcore[{PLUGINS[error.missing_cfg_file]}]'"
         )
-    if isinstance(error, MissingConfigException) and "/" in str(error.missing_cfg_file):
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         from patchcore.commands.overrides import choices  # here: it imports this module
 
-        group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        names = list(error.options or choices().get(group, []))
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        names = [*(error.options or ())] or choices().get(group, [])
         first = group.partition("/")[0]
         if first != "hydra" and first in choices():  # the choice lies in a folder of the group
             group, choice = first, f"{group}/{choice}".removeprefix(f"{first}/")
             names = sorted({*names, *choices()[group]})
         known = f"there are {', '.join(names)}"
+        if not names:
+            return f"{error.missing_cfg_file}.yaml: there is no such settings file"
         if group == "image" and (overrides := image_successor(choice)):
             known = f"set {overrides}"
         return f"{group}={choice}: there is no such choice; {known}"
@@ -271,11 +282,11 @@ def _plainly(key: str, words: str) -> str:
         return f"cannot be removed: leave ~{key} out"
     if words == "Cannot merge DictConfig with ListConfig":
         return "is a list where settings (KEY: VALUE) belong, or settings where a list belongs"
-    plain = re.search(r"\w+ is not a subclass of \w+\. value: (.*)", words)
+    plain = re.search(r"\w+ is not a subclass of \w+\. value: ?(.*)", words)
     if plain and plain[1] == "None":  # in a list
         return "may not be null: leave it out, or give a value"
     if plain:
-        return f"must be settings (KEY: VALUE), got {plain[1]}"
+        return f"must be settings (KEY: VALUE), got {plain[1] or 'nothing'}"
     return words
 
 
@@ -324,9 +335,24 @@ def _makes_a_folder(trace: TracebackType | None) -> bool:
     return names[-1:] in (["mkdir"], ["makedirs"])
 
 
-def _of_defaults(trace: TracebackType | None) -> bool:
-    frames = [frame for frame, _ in traceback.walk_tb(trace)]
-    return any(frame.f_globals["__name__"].endswith("defaults_list") for frame in frames)
+def _of_defaults(trace: TracebackType | None) -> list[str]:
+    """Settings files whose lists of defaults were being followed, the outermost first."""
+    found: list[str] = []
+    for frame, _ in traceback.walk_tb(trace):
+        if frame.f_globals["__name__"].endswith("defaults_list"):
+            path = frame.f_locals.get("path")
+            found += [path] if isinstance(path, str) and found[-1:] != [path] else []
+    return found
+
+
+def _circle(names: Sequence[str]) -> str:
+    """Say which files name each other; `names` go round and round."""
+    last = [place for place, name in enumerate(names) if name == names[-1]]
+    around = names[last[-2] + 1 :] if len(last) > 1 else names[-1:]
+    files = [f"{name}.yaml" for name in around]
+    if len(files) == 1:
+        return f"{files[0]} names itself"
+    return f"{', '.join(files)} name each other in a circle"
 
 
 def without_kind(group: str, schema: Any, name: str = "") -> str:
@@ -361,6 +387,8 @@ def no_such_option(key: str, parent: Any) -> str:
             f"+{key}=…"
         )
     names = [option.name for option in fields(parent)]
+    if not names and (told := _without_settings(key, parent)):
+        return told
     group, dot, name = key.rpartition(".")
     if words := without_kind(group, parent, name):
         return f"{key}: {words}"
@@ -369,3 +397,18 @@ def no_such_option(key: str, parent: Any) -> str:
     close = get_close_matches(name, names, 1)
     rest = f"did you mean {group}{dot}{close[0]}?" if close else f"there are {', '.join(names)}"
     return f"{key}: there is no such option; {rest}"
+
+
+def _without_settings(key: str, kind: Any) -> str:
+    """Message for a setting of a choice that has none; empty if `kind` is no choice."""
+    from patchcore.commands.groups import SCHEMAS  # here: it is slow
+
+    group = key.partition(".")[0]
+    chosen = [name for name, each in SCHEMAS.get(group, {}).items() if each is kind]
+    if not chosen:
+        return ""
+    message = f"{key}: {group}={chosen[0]} has no settings: leave it out"
+    if group == "coreset":
+        others = [name for name, each in SCHEMAS["method"].items() if "coreset" not in each.reads]
+        message += f", or choose another coreset (method={' and '.join(others)} have none)"
+    return message

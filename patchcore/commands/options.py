@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     Options cannot be abbreviated, so that scripts keep working when options are added. They may
     stand before, between and after the other arguments. Their values may be negative numbers with
-    an exponent, such as -1e-3.
+    an exponent, such as -1e-3. Empty values are refused.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -50,6 +50,13 @@ class Parser(argparse.ArgumentParser):
             advice = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
             self.error(f"{name}: there is no such option; {advice}")
         return options
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Refuse empty values: most often a variable is not set, and "" would be this folder."""
+        if "" in arg_strings:
+            name = "/".join(action.option_strings) or action.metavar or action.dest
+            self.error(f"{name}: the value is empty: give one, or leave the argument out")
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         """Print a mistake in one line and exit with code 1."""

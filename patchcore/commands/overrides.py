@@ -4,6 +4,7 @@ Messages of Hydra's parser are hard to understand, and the parser would turn som
 or truth values.
 """
 
+import math
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import BooleanNode, DictConfig, OmegaConf
 
 from patchcore.commands.groups import SCHEMAS
-from patchcore.commands.mistakes import image_successor, renamed
+from patchcore.commands.mistakes import FOLDERS, empty_folder, image_successor, renamed
 from patchcore.config import Config
 from patchcore.data.sample import Category
 from patchcore.errors import InputError, printable
@@ -137,6 +138,17 @@ def _here() -> str:
         raise InputError(f"the current folder cannot be used ({error.strerror})") from None
 
 
+MOST_POINTS = 1_000_000
+"""Most values of a range; each would become a run."""
+_SWEEPS = {
+    "choice": "choice(1,2)",
+    "range": "range(0,3)",
+    "interval": "interval(0.01,0.1)",
+    "sort": "sort(3,1,2)",
+    "shuffle": "shuffle(1,2,3)",
+    "glob": "glob(*)",
+}
+"""Functions of several values, each as it may be typed."""
 _WITH_VALUE = {"-c", "--cfg", "-i", "--info", "-p", "--package", "-cp", "--config-path"}
 _WITH_VALUE |= {"-cn", "--config-name", "-cd", "--config-dir"}
 _SEVERAL = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
@@ -175,6 +187,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
                 f"{argument}: hydra is no choice: set its keys, such as hydra.run.dir=…"
             )
         _check_switch(override)
+        if override.key_or_group in FOLDERS and override.value() in (None, ""):
+            raise InputError(empty_folder(override.key_or_group))
         if override.is_sweep_override():
             _check_ends(override)
             if not several and override.is_choice_sweep():
@@ -233,6 +247,11 @@ def _quote(argument: str) -> str:
     key = argument.partition("=")[0]
     if not key or _parsed(f"{key}=x") is None:
         return f"{argument}: not understood: type KEY=VALUE, such as coreset.ratio=0.01"
+    if several := re.fullmatch(rf"({'|'.join(_SWEEPS)})\(.*\)", argument.partition("=")[2]):
+        return (
+            f"{key}: {several[1]}(…) is not understood: type it as in {_SWEEPS[several[1]]}; for "
+            f"text, type {quoted(argument)}"
+        )
     return (
         f"{key}: the value needs its own quotes inside the shell's quotes: type {quoted(argument)}"
     )
@@ -274,12 +293,23 @@ def _below(settings: DictConfig, prefix: str) -> Iterator[str]:
 
 
 def _check_ends(override: Override) -> None:
-    """Refuse an interval or a range that holds nothing."""
+    """Refuse an interval or a range that holds nothing, or too much."""
     value, key = override.value(), override.key_or_group
-    if isinstance(value, IntervalSweep) and float(value.start or 0) >= float(value.end or 0):
-        raise InputError(f"{key}: the interval from {value.start} to {value.end} holds no values")
-    if isinstance(value, RangeSweep) and not list(value.range()):
-        raise InputError(f"{key}: the range from {value.start} to {value.stop} holds no values")
+    if isinstance(value, IntervalSweep | RangeSweep):
+        kind = "interval" if isinstance(value, IntervalSweep) else "range"
+        step = value.step if isinstance(value, RangeSweep) else 1
+        ends = value.start, value.stop if isinstance(value, RangeSweep) else value.end
+        start, end, stride = (float(each or 0) for each in (*ends, step))
+        if not all(map(math.isfinite, (start, end, stride))):
+            raise InputError(f"{key}: the ends and the step of the {kind} must be finite numbers")
+        if not stride:
+            raise InputError(f"{key}: the step of the range from {ends[0]} to {ends[1]} is zero")
+        values = (end - start) / stride
+        if values <= 0:
+            hint = ": the step has the wrong sign" if stride < 0 < end - start else ""
+            raise InputError(f"{key}: the {kind} from {ends[0]} to {ends[1]} holds no values{hint}")
+        if kind == "range" and values > MOST_POINTS:
+            raise InputError(f"{key}: the range holds more than {MOST_POINTS:,} values")
 
 
 def _check_choice(override: Override, argument: str) -> None:
@@ -289,6 +319,10 @@ def _check_choice(override: Override, argument: str) -> None:
     if not group:
         raise InputError(_quote(argument))
     value = override.value()
+    if group in SCHEMAS and isinstance(value, list) and len(value) != 1:
+        raise InputError(
+            f"{group}: takes one choice, got {len(value)}; there are {', '.join(names or [])}"
+        )
     if names is None or override.package is not None or isinstance(value, str | list):
         return
     if override.is_delete():

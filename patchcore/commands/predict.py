@@ -26,14 +26,16 @@ from patchcore.data.formats import FORMATS
 from patchcore.data.named import endless, named_images
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
-from patchcore.inspection import BATCH, Broken, Inspection, predict
+from patchcore.inspection import BATCH, Broken, Inspection, Thresholds, predict
 from patchcore.outputs import check_file, check_folder, check_outside
 from patchcore.overlays import MapFormat, Pictures
 from patchcore.report.cells import harmless
-from patchcore.writing import complete
+from patchcore.writing import complete, named
 
 COLUMNS = ("path", "score", "p_value", "verdict", "regions")
 ANOMALIES = 3  # exit code
+STDOUT = "stdout"
+PREDICTIONS = Path("predictions")
 DESCRIPTION = """Inspect images with a fitted model.
 
 IMAGES are files, folders (with all subfolders), globs, @FILE for a list of paths, one per line,
@@ -47,7 +49,8 @@ or - for such a list on stdin. Each image gives one row, in the order of the ima
             top, right, bottom), area and at (x, y of the peak) in px of the image, and peak
 
 Unknown values are empty (null in JSON lines): a model without a decision gives no verdict.
-Images that cannot be inspected are named on stderr and have no row."""
+Images that cannot be inspected are named on stderr and have no row. But a file or folder in IMAGES
+that does not exist ends the command before any work: only lists may name images that are gone."""
 EPILOG = """exit codes:
   0   all images were inspected, and none is anomalous (or the model gives no verdicts)
   3   at least one image is anomalous, whether or not all could be inspected
@@ -71,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
         paths = list(named_images(images))  # a mistake in any argument is reported before any work
         if not paths:
             raise InputError(f"IMAGES: there are none in {printable(' or '.join(images))}")
+    if options.explain and thresholds.over(Thresholds.of(inspector.decision)).pixel is None:
+        raise InputError("--explain: the model holds no pixel threshold: add --pixel-threshold")
     warn_of_no_verdicts(inspector, thresholds)
     results = predict(
         inspector,
@@ -88,10 +93,22 @@ def main(arguments: list[str] | None = None) -> None:
             if not counts.inspected + counts.broken:  # an earlier file stays as it was
                 raise InputError("IMAGES: stdin names none")
     except BrokenPipeError:  # the reader of the results, such as head, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         sys.exit(1)
+    except OSError as error:
+        from patchcore.commands.mistakes import explain  # here: it imports Hydra
+
+        if error.filename == STDOUT:
+            _discard_stdout()
+        other = f"{error.filename}: cannot be written ({error.strerror}): choose another path"
+        raise InputError(explain(error) or other) from error
     print(counts.sentence(), file=sys.stderr)
     sys.exit(counts.code())
+
+
+def _discard_stdout() -> None:
+    """Send what is left in the buffer nowhere: Python would fail to write it when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _form(asked: str | None, output: Path | None) -> str:
@@ -196,7 +213,7 @@ def _parser() -> Parser:
         "--folder",
         type=place,
         metavar="DIR",
-        help="folder for maps and overlays (default: predictions)",
+        help=f"folder for maps and overlays (default: {PREDICTIONS})",
     )
     parser.add_argument(
         "--on-error",
@@ -224,9 +241,9 @@ def _pictures(options: argparse.Namespace) -> Pictures | None:
     """Pictures that the options ask for; their folder must not be inspected by the next run."""
     if options.maps is None and not options.overlays:
         if options.folder is not None:
-            raise InputError("--folder has no effect on its own: add --maps or --overlays")
+            raise InputError("--folder: nothing is written there: add --maps png or --overlays")
         return None
-    folder = options.folder or Path("predictions")
+    folder = options.folder or PREDICTIONS
     check_outside(folder, options.model, "--folder")
     check_folder(folder, "--folder")
     inside = Path(_real(folder))
@@ -248,7 +265,8 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
 
     """
     if path is None:
-        yield sys.stdout
+        with named(STDOUT):
+            yield sys.stdout
         return
     with complete(path, "w", encoding="utf-8", newline="") as file:
         yield file

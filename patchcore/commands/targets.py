@@ -23,7 +23,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from patchcore.commands.generations import call
-from patchcore.commands.mistakes import renamed_in_file
+from patchcore.commands.mistakes import FOLDERS, empty_folder, renamed_in_file
 from patchcore.errors import InputError
 from patchcore.tracking import TRACKERS
 
@@ -125,9 +125,18 @@ class ImportlibResourcesConfigSource(
 
 
 def _check_text(file: str) -> None:
-    """Refuse a file whose aliases stand for very many values, or whose first line Hydra misses."""
+    """Refuse a file whose aliases stand for very many values, or whose first line Hydra misses.
+
+    Numbers that YAML reads in another base are refused, too: 010 is 8 there, and 1:30 is 90.
+    """
     try:
         text = Path(file).read_text(encoding="utf-8")
+        for line, number in _in_other_bases(text) if re.search(r"\b0\w|\d:\d", text) else ():
+            value = yaml.safe_load(number)
+            raise InputError(
+                f"{file}: line {line}: {number} would be read as {value}: write {value}, or "
+                f"'{number}' with quotes if it is a text"
+            )
         node = yaml.compose(text, yaml.SafeLoader) if "*" in text else None
     except (OSError, yaml.MarkedYAMLError):  # Hydra reports these itself
         return
@@ -135,6 +144,16 @@ def _check_text(file: str) -> None:
         raise InputError(f"{file}: begins with a byte-order mark: save it as UTF-8 without one")
     if node is not None and _values(node, {}) > MOST_VALUES:
         raise InputError(f"{file}: its aliases stand for more than {MOST_VALUES:,} values")
+
+
+def _in_other_bases(text: str) -> Iterator[tuple[int, str]]:
+    """Yield line and text of each whole number in YAML that does not count in tens."""
+    resolve = yaml.resolver.Resolver().resolve
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and event.tag is None:
+            number = resolve(yaml.ScalarNode, event.value, (True, False)).endswith(":int")
+            if number and re.match(r"[-+]?0\w|.*:", event.value):
+                yield event.start_mark.line + 1, event.value
 
 
 def _values(node: yaml.Node, known: dict[int, float]) -> float:
@@ -210,6 +229,11 @@ def _hydra_problems(hydra: Mapping[Any, Any]) -> Iterator[str]:
                     f"hydra.{name}: a file from elsewhere may set {known} only; if you mean it, "
                     "give it on the command line"
                 )
+    for folder in FOLDERS:
+        _, group, name = folder.split(".")
+        inner = hydra.get(group)
+        if isinstance(inner, Mapping) and inner.get(name, name) in (None, ""):
+            yield empty_folder(folder)
     sweeper = hydra.get("sweeper")
     for given in (sweeper or {}).get("params") or {} if isinstance(sweeper, Mapping) else []:
         if re.match(r"[+~]*hydra\b", str(given)):

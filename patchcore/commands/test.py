@@ -15,7 +15,7 @@ from patchcore.commands.overrides import check_overrides, quoted, typed_name
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError, printable
-from patchcore.export import load_model
+from patchcore.export import ExportedModel, load_model
 from patchcore.measuring import kept_data, measure
 from patchcore.outputs import check_folder, check_outside
 from patchcore.report.run import write_run
@@ -53,6 +53,8 @@ def main() -> None:
         _check_output(options.output)
     quiet()
     inspector = load_model(options.model, options.threads)
+    if options.threads is not None and not isinstance(inspector, ExportedModel):
+        raise InputError("--threads: is for an export: set OMP_NUM_THREADS for an artifact")
     data = asked_data(kept_data(inspector.details), options.overrides)
     done = measure(inspector, data)
     print(done.summary())

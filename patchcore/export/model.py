@@ -182,6 +182,12 @@ def load_model(
     if not (folder / DESCRIPTION).is_file() or (folder / ARTIFACT).is_file():
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        graphs = [each.file for each in FORMATS.values() if (folder / each.file).is_file()]
+        if graphs and not (folder / ARTIFACT).is_file():
+            raise InputError(
+                f"{folder}: has the graph {graphs[0]}, but no {DESCRIPTION}: copy the whole folder "
+                "of the export, or export the model again"
+            )
         return load(folder, device)
     if device not in ("auto", "cpu"):
         raise InputError(f"device: an exported model runs on the CPU, not on {device}")

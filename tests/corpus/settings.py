@@ -88,7 +88,11 @@ FILES: list[tuple[str, str, str]] = [
     ("a file of a billion values", BOMB, "mine.yaml: its aliases stand for more than 100,000"),
     ("a file that holds itself", "curve: &a [*a]\n", "mine.yaml: its aliases stand for more"),
     ("defaults that are no list", "defaults: random\n", "defaults: must be a list"),
-    ("defaults that name their own file", "defaults: [/experiment: mine]\n", "defaults: a setting"),
+    (
+        "defaults that name their own file",
+        "defaults: [/experiment: mine]\n",
+        "mine.yaml names itself",
+    ),
     ("a word for a group", "scoring: loud\n", "mine.yaml: a group must be settings"),
     ("a file with brackets without end", "seed: " + "[" * 20_000, "mine"),
 ]
