@@ -107,6 +107,15 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path)[..., 0], np.rot90(RAMP, -1))
 
 
+def test_damaged_exif_data_are_ignored_with_a_warning(tmp_path: Path) -> None:
+    path = save(Image.fromarray(RAMP), tmp_path / "a.png", exif=b"Exif\0\0garbage!!")
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
+        pixels = read_image(path)
+    np.testing.assert_array_equal(pixels[..., 0], RAMP)
+    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
+        assert image_size(path) == (10, 12)
+
+
 def test_the_first_view_of_a_phones_photo_is_read(tmp_path: Path) -> None:
     views = [Image.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (40, 200)]
     path = save(views[0], tmp_path / "a.jpg", format="MPO", save_all=True, append_images=views[1:])

@@ -164,7 +164,10 @@ EMPTY = "is empty: name"
         (["cache", "--root="], f"argument --root: {EMPTY}"),
         (["report", "file"], "file: is a file: name the folder of its run"),
         (["cache", "--root=file"], "--root: file is a file: name the folder of a cache"),
-        (["predict", "MODEL", "IMAGE", "--folder=x"], "--folder: nothing is written there: add --maps"),
+        (
+            ["predict", "MODEL", "IMAGE", "--folder=x"],
+            "--folder: nothing is written there: add --maps",
+        ),
         (["report", ".", "--out=~no-such-user/x"], "argument --out: ~no-such-user/x: "),
     ],
 )

@@ -1,5 +1,6 @@
 """Pixels of more than 8 bits: their depth, their values, and their scaling to 8 bits."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
     8: np.rot90,
 }
 """Functions from stored to upright pixels, by the value of the Exif tag `ORIENTATION`."""
+
+
+def orientation(image: Image.Image) -> int:
+    """Return an image's Exif orientation, a key of `TURNS`, or 1 if it is to stay as it is.
+
+    Damaged Exif data are ignored with Pillow's warning, which it gives for most of them itself.
+    """
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except SyntaxError as error:  # no TIFF header
+        warnings.warn(f"Corrupt EXIF data.  {error}", stacklevel=2)
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def is_deep(image: ImageFile.ImageFile, path: Path) -> bool:
@@ -73,7 +87,7 @@ def deep_colours(image: Image.Image, path: Path) -> NDArray[np.uint16]:
     if (key := image.info.get("transparency")) is not None:
         alpha = np.where((pixels == key).all(axis=-1), 0, 0xFFFF).astype(np.uint16)
         pixels = np.dstack([pixels, alpha])
-    turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    turn = TURNS.get(orientation(image))
     return pixels if turn is None else turn(pixels)
 
 

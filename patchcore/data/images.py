@@ -15,12 +15,12 @@ from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, Unidentif
 
 from patchcore.data.completeness import check_complete
 from patchcore.data.depths import (
-    ORIENTATION,
     declared_bits,
     deep_colours,
     eight_bit_colours,
     eight_bits,
     is_deep,
+    orientation,
 )
 from patchcore.data.formats import FORMATS
 from patchcore.data.marks import marked_pixels
@@ -152,7 +152,7 @@ def image_size(path: Path, limit: float = LIMIT) -> tuple[int, int]:
         InputError: As `read_image` does, as far as the header tells.
     """
     with _open(path, limit) as file:
-        turned = file.getexif().get(ORIENTATION, 1) >= 5  # rows become columns
+        turned = orientation(file) >= 5  # rows become columns
         return (file.width, file.height) if turned else (file.height, file.width)
 
 
@@ -378,7 +378,7 @@ def _upright(file: ImageFile.ImageFile, path: Path) -> Image.Image:
             file.load()
             check_complete(file, path)
         upright = image = plain or file
-        if image.getexif().get(ORIENTATION, 1) != 1:  # or exif_transpose would copy it
+        if orientation(image) != 1:  # or exif_transpose would copy it
             upright = ImageOps.exif_transpose(image)
     except MemoryError:
         raise
