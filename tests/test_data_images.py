@@ -109,11 +109,10 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 def test_damaged_exif_data_are_ignored_with_a_warning(tmp_path: Path) -> None:
     path = save(Image.fromarray(RAMP), tmp_path / "a.png", exif=b"Exif\0\0garbage!!")
-    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
+    with pytest.warns(UserWarning, match=r"a\.png: its metadata .* damaged \(Corrupt EXIF data"):
         pixels = read_image(path)
     np.testing.assert_array_equal(pixels[..., 0], RAMP)
-    with pytest.warns(UserWarning, match="Corrupt EXIF data"):
-        assert image_size(path) == (10, 12)
+    assert image_size(path) == (10, 12)  # told once
 
 
 def test_the_first_view_of_a_phones_photo_is_read(tmp_path: Path) -> None:

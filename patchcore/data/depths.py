@@ -1,6 +1,5 @@
 """Pixels of more than 8 bits: their depth, their values, and their scaling to 8 bits."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
+from patchcore.data.metadata import warn_of_metadata
 from patchcore.errors import InputError
 
 ORIENTATION = 0x0112  # Exif tag
@@ -27,12 +27,12 @@ TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 def orientation(image: Image.Image) -> int:
     """Return an image's Exif orientation, a key of `TURNS`, or 1 if it is to stay as it is.
 
-    Damaged Exif data are ignored with Pillow's warning, which it gives for most of them itself.
+    Damaged Exif data are ignored with a warning, which Pillow gives for most of them itself.
     """
     try:
         value = image.getexif().get(ORIENTATION, 1)
     except SyntaxError as error:  # no TIFF header
-        warnings.warn(f"Corrupt EXIF data.  {error}", stacklevel=2)
+        warn_of_metadata(f"Corrupt EXIF data: {error}")
         return 1
     return value if isinstance(value, int) else 1
 

@@ -36,28 +36,34 @@ def naming(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path
     return reader
 
 
+def warn_of_metadata(message: Any, *args: Any, **more: Any) -> None:
+    """Warn of damaged metadata of the file that this thread reads, once a file.
+
+    Outside of a reader, the warning is `warnings.warn(message, *args, **more)`.
+    """
+    path = getattr(_reading, "path", None)
+    if path is None:
+        warnings.warn(message, *args, **more)
+        return
+    with _TELLING:
+        first = path not in _told
+        _told.add(path)
+    if first:
+        words = " ".join(str(message).split())
+        warnings.warn(
+            f"{printable(str(path))}: its metadata (Exif or TIFF tags) are damaged ({words}): "
+            "check that it is upright, or save it again without them",
+            stacklevel=2,
+        )
+
+
 class _Warnings(ModuleType):
     """The module `warnings` for Pillow's files that read metadata."""
 
+    warn = staticmethod(warn_of_metadata)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(warnings, name)
-
-    def warn(self, message: Any, *args: Any, **more: Any) -> None:
-        """Warn of the file that this thread reads; of others as Pillow does."""
-        path = getattr(_reading, "path", None)
-        if path is None:
-            warnings.warn(message, *args, **more)
-            return
-        with _TELLING:
-            first = path not in _told
-            _told.add(path)
-        if first:
-            words = " ".join(str(message).split())
-            warnings.warn(
-                f"{printable(str(path))}: its metadata (Exif or TIFF tags) are damaged ({words}): "
-                "check that it is upright, or save it again without them",
-                stacklevel=2,
-            )
 
 
 for _plugin in (JpegImagePlugin, TiffImagePlugin):
