@@ -219,7 +219,7 @@ def _typed(value: Any, kind: Any, key: str, example: str = "") -> Any:
         if value is None:
             return None
     outer = get_origin(kind) or kind
-    if value is None:
+    if value is None and not is_dataclass(outer):
         words = _WORDS.get(outer, "a value")
         raise InputError(f"{key} may not be None: leave it out, or give {words}")
     if not isinstance(value, Mapping) and hasattr(value, "tolist"):  # of NumPy or PyTorch

@@ -58,7 +58,7 @@ def test_a_list_of_categories_is_one_split(tmp_path: Path) -> None:
         ([], "data.category is an empty list"),
         (["bolt", "bolt"], "data.category names bolt twice"),
         (["bolt", 1], "data.category: .* has no category '1'; it has 01, bolt; in a file, names"),
-        ([""], "data.category: .* has no category ''"),
+        ([""], "data.category is empty: name a category"),
         (1, "data.category: .* has no category '1'; it has 01, bolt; in a file, names that look"),
         (None, "data.category must be a name or a list of names, got None"),
         (["bolt", "nut"], "data.category: .* has no category 'nut'; it has 01, bolt"),

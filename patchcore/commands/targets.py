@@ -78,9 +78,7 @@ def check_targets(key: str, settings: Any) -> None:
         InputError: A class is neither named on the command line nor allowed in files.
     """
     for place, name in _targets(settings, key):
-        if not isinstance(name, str):
-            raise InputError(f"{place} must be the dotted name of a class, got {name}")
-        if not (_is_typed(name) or _is_known(name)):
+        if not (isinstance(name, str) and (_is_typed(name) or _is_known(name))):
             raise InputError(f"{place}={name}: {_advice(place, name)}")
 
 

@@ -205,7 +205,7 @@ class DataConfig(Settings):
         if not names:
             raise InputError("data.category is an empty list: name at least one category")
         for name in names:
-            if not isinstance(name, str | int | float | Enum) or not str(name).strip():
+            if not isinstance(name, str | int | float | Enum):
                 raise InputError(f"data.category must hold names of categories, got {name!r}")
         texts = [*map(str, names)]
         for number, name in enumerate(texts):
