@@ -143,25 +143,25 @@ def test_a_model_is_not_extended_for_an_output_that_cannot_be(tmp_path: Path) ->
 
 # --- paths that commands take -----------------------------------------------------------------
 
-EMPTY = "is empty: name"
+EMPTY = ": the value is empty: give one"
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["report", ""], f"argument DIR: {EMPTY}"),
-        (["report", ".", "--out="], f"argument --out: {EMPTY}"),
-        (["export", "MODEL", "--output="], f"argument --output: {EMPTY}"),
-        (["extend", "MODEL", "IMAGE", "--output="], f"argument --output: {EMPTY}"),
-        (["extend", "", "IMAGE"], f"argument MODEL: {EMPTY}"),
-        (["extend", "MODEL", ""], f"IMAGES {EMPTY}"),
-        (["test", "MODEL", "--output="], f"argument --output: {EMPTY}"),
-        (["predict", "MODEL", "IMAGE", "--output="], f"argument --output: {EMPTY}"),
-        (["predict", "MODEL", "IMAGE", "--folder=", "--overlays"], f"argument --folder: {EMPTY}"),
-        (["dashboard", ""], f"GROUP {EMPTY}"),
-        (["dashboard", ".", "--dry-run", "--output="], f"argument --output: {EMPTY}"),
-        (["fetch", "mtd", "--root="], f"argument --root: {EMPTY}"),
-        (["cache", "--root="], f"argument --root: {EMPTY}"),
+        (["report", ""], f"DIR{EMPTY}"),
+        (["report", ".", "--out="], f"--out{EMPTY}"),
+        (["export", "MODEL", "--output="], f"--output{EMPTY}"),
+        (["extend", "MODEL", "IMAGE", "--output="], f"--output{EMPTY}"),
+        (["extend", "", "IMAGE"], f"MODEL{EMPTY}"),
+        (["extend", "MODEL", ""], f"IMAGES{EMPTY}"),
+        (["test", "MODEL", "--output="], f"--output{EMPTY}"),
+        (["predict", "MODEL", "IMAGE", "--output="], f"--output{EMPTY}"),
+        (["predict", "MODEL", "IMAGE", "--folder=", "--overlays"], f"--folder{EMPTY}"),
+        (["dashboard", ""], f"GROUP{EMPTY}"),
+        (["dashboard", ".", "--dry-run", "--output="], f"--output{EMPTY}"),
+        (["fetch", "mtd", "--root="], f"--root{EMPTY}"),
+        (["cache", "--root="], f"--root{EMPTY}"),
         (["report", "file"], "file: is a file: name the folder of its run"),
         (["cache", "--root=file"], "--root: file is a file: name the folder of a cache"),
         (

@@ -78,9 +78,6 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
             "method=[spade,padim]",
             "method: takes one choice, got 2; there are padim, patchcore, sp",
         ),
-        ("hydra.run.dir=", "hydra.run.dir: is empty, so results would be among other files: na"),
-        ("hydra.sweep.dir=''", "hydra.sweep.dir: is empty"),
-        ("hydra.sweep.subdir=null", "hydra.sweep.subdir: is empty"),
         ("coreset.ratio=interval(0.2,0.1)", "coreset.ratio: the interval from 0.2 to 0.1 holds no"),
     ],
 )

@@ -120,7 +120,6 @@ BAD = {
         "hydra:\n  job_logging:\n    handlers:\n      x:\n        (): os.getcwd\n",
         "hydra.job_logging: ",
     ),
-    "folder without a name": ("hydra:\n  run:\n    dir: ''\n", "hydra.run.dir: is empty"),
     "overrides": ("hydra:\n  overrides:\n    hydra: [+a=1]\n", "hydra.overrides: "),
     "parameter": (
         "hydra:\n  sweeper:\n    params:\n      +hydra.job.env_set.A: b\n",

@@ -63,8 +63,6 @@ def run(options: argparse.Namespace) -> None:
 
     if options.output:
         check_file(options.output, "--output")
-    if not options.group:
-        raise InputError("GROUP is empty: name the folder of a multirun, or a group in W&B")
     folder, where = Path(options.group), (options.entity, options.project)
     if options.sync:
         if not folder.is_dir():

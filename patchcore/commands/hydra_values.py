@@ -9,6 +9,7 @@ from patchcore.errors import InputError
 _FOLDERS = {
     "run.dir": "name a folder; . is the current one",
     "sweep.dir": "name a folder; . is the current one",
+    "sweep.subdir": "name a folder for each point, such as ${hydra.job.num}",
     "output_subdir": "name a folder, such as .hydra",
 }
 
@@ -26,8 +27,11 @@ def check_hydra(settings: DictConfig) -> None:
     def value(key: str) -> Any:
         return OmegaConf.select(settings, key, throw_on_resolution_failure=False)
 
+    plain: Any = OmegaConf.to_container(settings)  # interpolations as they were written
     for key, advice in _FOLDERS.items():
-        if isinstance(text := value(key), str) and not text.strip():
+        group, _, name = key.rpartition(".")
+        null = group and plain.get(group, {}).get(name, "") is None
+        if null or (isinstance(text := value(key), str) and not text.strip()):
             raise InputError(f"hydra.{key} is empty: {advice}")
     for key in ("launcher", "sweeper"):
         if not isinstance(settings.get(key), DictConfig):

@@ -60,15 +60,6 @@ PLUGINS = {
 """Plugins that our choices need, and the extra that installs each."""
 
 
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir")
-"""Settings of Hydra that name folders of results."""
-
-
-def empty_folder(key: str) -> str:
-    """Return the message for a folder of results without a name, such as the current one."""
-    return f"{key}: is empty, so results would be among other files: name a folder or leave it out"
-
-
 def successor(key: str, value: str = "") -> str | None:
     """Return the override that replaces `key` of an earlier version, or its choice `value`.
 

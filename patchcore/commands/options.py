@@ -104,13 +104,11 @@ def place(text: str) -> Path:
     """Parse the path of a file or folder, in which ~ is the home directory.
 
     Raises:
-        argparse.ArgumentTypeError: The text is empty, which would stand for the current directory.
+        argparse.ArgumentTypeError: There is no such user.
     """
-    if not text:
-        raise argparse.ArgumentTypeError("is empty: name a file or folder (. is the current one)")
     try:
         return Path(text).expanduser()
-    except RuntimeError as error:  # there is no such user
+    except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 
 

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import BooleanNode, DictConfig, OmegaConf
 
 from patchcore.commands.groups import SCHEMAS
-from patchcore.commands.mistakes import FOLDERS, empty_folder, image_successor, renamed
+from patchcore.commands.mistakes import image_successor, renamed
 from patchcore.config import Config
 from patchcore.data.sample import Category
 from patchcore.errors import InputError, printable
@@ -187,8 +187,6 @@ def check_overrides(arguments: Sequence[str]) -> None:
                 f"{argument}: hydra is no choice: set its keys, such as hydra.run.dir=…"
             )
         _check_switch(override)
-        if override.key_or_group in FOLDERS and override.value() in (None, ""):
-            raise InputError(empty_folder(override.key_or_group))
         if override.is_sweep_override():
             _check_ends(override)
             if not several and override.is_choice_sweep():

@@ -23,7 +23,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from patchcore.commands.generations import call
-from patchcore.commands.mistakes import FOLDERS, empty_folder, renamed_in_file
+from patchcore.commands.mistakes import renamed_in_file
 from patchcore.errors import InputError
 from patchcore.tracking import TRACKERS
 
@@ -227,11 +227,6 @@ def _hydra_problems(hydra: Mapping[Any, Any]) -> Iterator[str]:
                     f"hydra.{name}: a file from elsewhere may set {known} only; if you mean it, "
                     "give it on the command line"
                 )
-    for folder in FOLDERS:
-        _, group, name = folder.split(".")
-        inner = hydra.get(group)
-        if isinstance(inner, Mapping) and inner.get(name, name) in (None, ""):
-            yield empty_folder(folder)
     sweeper = hydra.get("sweeper")
     for given in (sweeper or {}).get("params") or {} if isinstance(sweeper, Mapping) else []:
         if re.match(r"[+~]*hydra\b", str(given)):
