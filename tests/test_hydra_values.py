@@ -26,14 +26,9 @@ JOBLIB = ["hydra/launcher=processes"]
         ),
         (["hydra.sweep.dir="], "hydra.sweep.dir is empty: name a folder; . is the current one"),
         (["hydra.run.dir="], "hydra.run.dir is empty: name a folder; . is the current one"),
-        (["hydra.run.dir=null"], "hydra.run.dir is empty: name a folder; . is the current one"),
-        *(
-            (
-                [f"hydra.sweep.subdir={empty}"],
-                "hydra.sweep.subdir is empty: name a folder for each point, such as "
-                "${hydra.job.num}",
-            )
-            for empty in ("null", "''")
+        (
+            ["hydra.sweep.subdir="],
+            "hydra.sweep.subdir is empty: name a folder for each point, such as ${hydra.job.num}",
         ),
         (
             ["hydra.output_subdir=' '"],

@@ -27,11 +27,8 @@ def check_hydra(settings: DictConfig) -> None:
     def value(key: str) -> Any:
         return OmegaConf.select(settings, key, throw_on_resolution_failure=False)
 
-    plain: Any = OmegaConf.to_container(settings)  # interpolations as they were written
     for key, advice in _FOLDERS.items():
-        group, _, name = key.rpartition(".")
-        null = group and plain.get(group, {}).get(name, "") is None
-        if null or (isinstance(text := value(key), str) and not text.strip()):
+        if isinstance(text := value(key), str) and not text.strip():
             raise InputError(f"hydra.{key} is empty: {advice}")
     for key in ("launcher", "sweeper"):
         if not isinstance(settings.get(key), DictConfig):
