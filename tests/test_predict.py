@@ -905,10 +905,9 @@ def test_a_reader_that_has_had_enough_ends_it_without_a_word(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--output=/proc/x.csv"], "/proc/x.csv: "),
+        (["--output=/proc/x.csv"], "--output: /proc cannot be written to ("),
         (["--output=/dev/full"], "/dev/full: No space left on device: make room"),
-        (["--overlays", "--folder=/proc/x"], "/proc/x: no folder can be made there"),
-        (["--overlays", "--folder=/proc/self/fdinfo"], "/proc/self/fdinfo"),
+        (["--overlays", "--folder=/proc/x"], "--folder: /proc/x cannot be written to ("),
     ],
 )
 def test_an_output_that_cannot_be_written_is_named(

@@ -183,7 +183,8 @@ def test_a_run_names_the_images_that_it_distrusts_and_forgets_them(tmp_path: Pat
     assert str(damage(tmp_path / "again")).startswith(reason)
     (tmp_path / "again" / DISTRUSTED).unlink()
     (tmp_path / "run" / DISTRUSTED).unlink()
-    warm = run(contaminated(tmp_path, **settings), tmp_path / "run")
+    with pytest.warns(UserWarning, match=r"distrusted\.csv is damaged \(it is missing\)"):
+        warm = run(contaminated(tmp_path, **settings), tmp_path / "run")
     assert "pruning" in warm.warm and (tmp_path / "run" / DISTRUSTED).read_bytes() == there
     numbers = {key: value for key, value in found.record.items() if "seconds" not in key}
     assert numbers.items() <= warm.record.items()

@@ -34,6 +34,7 @@ SMALL = [
     "logger=none",
     "figures=false",
 ]
+pytestmark = pytest.mark.filterwarnings("ignore:data. .*mtd lacks MT_:UserWarning")
 MEMBER = "{backbone:{name:test_resnet,weights:none}}"
 SMALLER = {
     "coreset=learned": ["coreset.steps=3"],
