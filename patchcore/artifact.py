@@ -101,11 +101,16 @@ def save(inspector: Inspector, folder: str | Path, *, weights: bool = False) -> 
 
     Raises:
         InputError: The model is not fitted or not of a registered kind, the details are not plain
-            values, the folder holds something else, or the folder cannot be written.
+            values, the folder holds something else or lies inside a model, or the folder cannot be
+            written.
     """
     check_kind(inspector, Inspector, "inspector", "an Inspector")
+    place = path_of(folder, "folder")
+    for above in place.absolute().parents:
+        if (above / DESCRIPTION).is_file():
+            raise InputError(f"{folder}: lies inside the model {above}: give another folder")
     description, tensors = _described(inspector, weights)
-    write_folder(path_of(folder, "folder"), description, tensors)
+    write_folder(place, description, tensors)
 
 
 def save_model(

@@ -172,6 +172,14 @@ def test_it_says_what_made_it(kept: Path, fitted: Callable[[str], Any]) -> None:
     assert description == check(kept)
 
 
+def test_a_place_inside_a_model_is_refused(kept: Path) -> None:
+    before = sorted(kept.rglob("*"))
+    for place in (kept / "x", kept / "x/y"):
+        with pytest.raises(InputError, match=r"lies inside the model .*: give another folder"):
+            load(kept).save(place)
+    assert sorted(kept.rglob("*")) == before
+
+
 def test_details_are_kept_as_given(fitted: Callable[[str], Any], tmp_path: Path) -> None:
     lineage = [step("fit", images=4), step("extend", images=2)]
     details = {"metrics": {"image_auroc": 1 / 3}, "lineage": lineage, "note": "1e3", "format": 99}
@@ -431,7 +439,7 @@ def test_an_artifact_is_replaced_and_nothing_else_is(
     with pytest.raises(InputError, match=r"holds 'notes.txt'"):
         fitted("patchcore").save(folder, image=IMAGE)
     assert (folder / "notes.txt").read_text() == "mine"
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="lies inside the model"):
         fitted("patchcore").save(folder / "notes.txt", image=IMAGE)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -618,3 +619,15 @@ def test_a_gpu_gives_nearly_the_same_scores(root: Path, tmp_path: Path) -> None:
         assert done.code == 0, done.err
         scores[device] = np.genfromtxt(folder / "scores.csv", delimiter=",", skip_header=1)[:, -1]
     assert np.allclose(scores["cpu"], scores["gpu"], rtol=0.02)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["completion", "bash"], ["cache", "path"]])
+def test_a_closed_pipe_ends_a_command_quietly(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "from patchcore.commands import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -184,7 +184,7 @@ def test_masks_are_read_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert fast.any() and np.array_equal(fast, read_mask(path))
 
 
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(
     mode=st.sampled_from(["RGB", "L"]),
     places=st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), max_size=3),

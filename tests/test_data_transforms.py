@@ -303,3 +303,9 @@ def test_stretching_to_no_size_keeps_the_size_on_disk() -> None:
     config = ImageConfig(resize=None, crop=None, stretch=True)
     assert config.resized(30, 50) == (30, 50)
     assert effective(config) == effective(replace(config, stretch=False))
+
+
+@pytest.mark.parametrize("key", ["mean", "std"])
+def test_means_of_whole_values_are_refused(key: str) -> None:
+    with pytest.raises(InputError, match=rf"image\.{key} must be from 0 to 1, got \[123.*by 255"):
+        ImageConfig(**{key: [123.0, 116.0, 103.0]})

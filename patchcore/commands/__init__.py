@@ -48,8 +48,24 @@ _watched = False  # whether this launcher's process ends with the command
 
 
 def main() -> None:
-    """Entry point: `patchcore COMMAND …`."""
+    """Entry point: `patchcore COMMAND …`.
+
+    It ends quietly, with exit code 1, if whoever reads its output, such as head, has closed the
+    pipe.
+    """
     open_streams()
+    try:
+        try:
+            _run()
+        finally:
+            if not sys.stdout.closed:
+                sys.stdout.flush()  # else Python does this at its end, and prints the error
+    except BrokenPipeError:
+        discard_stdout()
+        sys.exit(1)
+
+
+def _run() -> None:
     command, *rest = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
         print(usage())
@@ -75,6 +91,11 @@ def main() -> None:
             load(f"patchcore.commands.{command}").main()
     except Stopped as stop:
         end(stop)
+
+
+def discard_stdout() -> None:
+    """Discard what is left to write to stdout, which Python would fail to write when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def open_streams() -> None:
@@ -132,6 +153,8 @@ def plain_errors() -> Iterator[None]:
     """Print a user's mistake in one line and exit with code 1; a bug keeps its traceback."""
     try:
         yield
+    except BrokenPipeError:
+        raise  # `main` ends quietly
     except Exception as error:
         from patchcore.commands.mistakes import explain  # here: `--help` need not wait for Hydra
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from patchcore.ahead import Pause
 from patchcore.arriving import arriving_images
+from patchcore.commands import discard_stdout
 from patchcore.commands.options import (
     Parser,
     add_model_options,
@@ -93,22 +94,17 @@ def main(arguments: list[str] | None = None) -> None:
             if not counts.inspected + counts.broken:  # an earlier file stays as it was
                 raise InputError("IMAGES: stdin names none")
     except BrokenPipeError:  # the reader of the results, such as head, has closed the pipe
-        _discard_stdout()
+        discard_stdout()
         sys.exit(1)
     except OSError as error:
         from patchcore.commands.mistakes import explain  # here: it imports Hydra
 
         if error.filename == STDOUT:
-            _discard_stdout()
+            discard_stdout()
         other = f"{error.filename}: cannot be written ({error.strerror}): choose another path"
         raise InputError(explain(error) or other) from error
     print(counts.sentence(), file=sys.stderr)
     sys.exit(counts.code())
-
-
-def _discard_stdout() -> None:
-    """Send what is left in the buffer nowhere: Python would fail to write it when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _form(asked: str | None, output: Path | None) -> str:

@@ -135,8 +135,11 @@ class ImageConfig(Settings):
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != 3:
                 raise InputError(f"image.{key} must hold 3 values (R, G, B), got {len(values)}")
-            if not all(abs(value) <= 1e6 for value in values):  # nor NaN
-                raise InputError(f"image.{key} must be finite shares of 0–1, got {list(values)}")
+            if not all(0 <= value <= 1 for value in values):  # nor NaN
+                raise InputError(
+                    f"image.{key} must be from 0 to 1, got {list(values)}: divide values of 0–255 "
+                    "by 255"
+                )
         if min(self.std) < 1e-6:
             raise InputError(f"image.std must be at least 1e-6, got {list(self.std)}")
         self.size, self.view = self._named()
