@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from patchcore.ahead import Pause
 from patchcore.data.files import Files
-from patchcore.data.named import KEY, STDIN, _lines, named_images
+from patchcore.data.named import KEY, STDIN, named_images, paths_of_lines
 from patchcore.errors import InputError
 
 
@@ -41,7 +41,7 @@ def _piped() -> Iterator[Path | Pause]:
     first: list[bytes] = []
     try:
         for lines in _together(file):
-            yield from _lines(chain(first, lines), STDIN)
+            yield from paths_of_lines(chain(first, lines), STDIN)
             first = [b"\n"]  # a byte order mark is on the first line of all only
             yield Pause.here
     except OSError as error:

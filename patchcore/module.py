@@ -30,7 +30,7 @@ from patchcore.methods.counted import counted_cells
 from patchcore.methods.detector import Detector, Fitting
 from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted
 from patchcore.methods.scale import Scale, ScaleConfig
-from patchcore.metrics import ImageMetrics, MaskCounts, PixelMetrics
+from patchcore.metrics import ImageMetrics, MaskCounts, PixelMetrics, all_ignored
 from patchcore.record import Record
 from patchcore.scoring import anomaly_maps, cell_pixels
 from patchcore.tiles import TiledMaps
@@ -99,7 +99,10 @@ class ScoringModule(pl.LightningModule):
             if self._verdicts:
                 told = (batch["label"], batch["mask"], batch["has_mask"])
                 self._verdicts.update(scores, maps, *told, counts)
-            self.mask_counts.update(batch["label"], batch["regions"])
+            ignored = None
+            if counts is not None:
+                ignored = all_ignored(batch["mask"].to(counts.device), counts)
+            self.mask_counts.update(batch["label"], batch["regions"], ignored)
         self.record.scores.update(zip(batch["index"].tolist(), scores.tolist(), strict=True))
 
     def on_test_epoch_end(self) -> None:

@@ -39,7 +39,7 @@ def test_each_image_and_region_is_counted_once() -> None:
         (1, [2, 1, 0, 0, 1, 0]),  # one outside, in whose pixels the other is
         (1, [2, 0, 0, 2, 0, 0]),  # both lost
     )
-    assert counts.compute() == dict(zip(MASK_KEYS, [1, 3, 1, 1, 6, 5, 3], strict=True))
+    assert counts.compute() == dict(zip(MASK_KEYS, [1, 3, 1, 0, 1, 6, 5, 3], strict=True))
     told = " ".join(counts.notices())
     assert "1 of 7 anomalous images have no mask" in told and "left out" in told
     assert "3 of 7 anomalous images have their defect outside the crop" in told
@@ -88,7 +88,7 @@ def test_an_image_whose_mask_shows_nothing_is_neither_nominal_nor_anomalous(tmp_
     assert pimo_areas(every._scores(), 0.05, 0.5).tolist() == pytest.approx(naive)
     labels = torch.tensor([item["label"] for item in items])
     counts.update(labels, torch.stack([item["regions"] for item in items]))
-    assert every.left_out() == sum(counts.compute()[key] for key in MASK_KEYS[:3]) == 2
+    assert every.left_out() == sum(counts.compute()[key] for key in MASK_KEYS[:4]) == 2
     outside, lost = counts.notices()
     assert outside.startswith("1 of 4 anomalous images have their defect outside the crop")
     assert lost.startswith("1 of 4 anomalous images have their defect lost in resizing")
@@ -130,7 +130,7 @@ def test_a_run_tells_what_is_left_out(tmp_path: Path) -> None:
     done = patchcore("train", *given, "image.stretch=false", f"hydra.run.dir={tmp_path}/run")
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert [found[key] for key in MASK_KEYS] == [1, 2, 0, 1, 2, 0, 0]
+    assert [found[key] for key in MASK_KEYS] == [1, 2, 0, 0, 1, 2, 0, 0]
     for count, words in ((1, "have no mask"), (2, "have their defect outside"), (1, "have part")):
         assert f"warning: {count} of 6 anomalous images {words}" in done.err
         assert done.err.count(words) == 1
@@ -138,7 +138,7 @@ def test_a_run_tells_what_is_left_out(tmp_path: Path) -> None:
     whole = patchcore("train", *given, "image.stretch=true", f"hydra.run.dir={tmp_path}/whole")
     assert whole.code == 0, whole.err
     found = json.loads((tmp_path / "whole/metrics.json").read_text())
-    assert [found[key] for key in MASK_KEYS] == [1, 0, 1, 0, 0, 1, 0]
+    assert [found[key] for key in MASK_KEYS] == [1, 0, 1, 0, 0, 0, 1, 0]
     (told,) = [line for line in whole.err.splitlines() if "resizing" in line]
     assert told.startswith("warning: 1 of 6 anomalous images have their defect lost in resizing")
 
@@ -158,3 +158,26 @@ def test_all_masks_outside_leave_pixel_metrics_undefined(tmp_path: Path) -> None
     found = json.loads((tmp_path / "run/metrics.json").read_text())
     assert found["pixel_auroc"] is None and found["image_auroc"] is not None
     assert "1 left out, as no mask marks anything in view" in found["undefined"]["pixel_auroc"]
+
+
+def test_images_with_their_defect_outside_the_region_are_counted_and_told(tmp_path: Path) -> None:
+    for i in range(4):
+        write_image(tmp_path / f"nominal/{i}.png", (32, 32), i)
+    (tmp_path / "masks").mkdir()
+    for i, top in enumerate((2, 20, 20)):  # the first one is inside
+        write_image(tmp_path / f"anomalous/{i}.png", (32, 32), 10 + i)
+        mask = np.zeros((32, 32), dtype=np.uint8)
+        mask[top : top + 4, 4:20] = 255
+        Image.fromarray(mask).save(tmp_path / f"masks/{i}.png")
+    region = np.zeros((32, 32), dtype=np.uint8)
+    region[:12] = 255
+    Image.fromarray(region).save(tmp_path / "region.png")
+    given = [*TINY, "data=folder", f"data.root={tmp_path}", "data.anomalous=anomalous"]
+    given += ["data.masks=masks", "figures=false", "logger=none", "image.crop=null"]
+    given += [f"data.region={tmp_path}/region.png", f"hydra.run.dir={tmp_path}/run"]
+    done = patchcore("train", *given)
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert [found[key] for key in MASK_KEYS] == [0, 0, 0, 2, 0, 0, 0, 0]
+    words = "warning: 2 of 3 anomalous images have their defect outside the region that counts"
+    assert done.err.count(words) == 1

@@ -280,7 +280,7 @@ _POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 def _makers(threads: int) -> ThreadPoolExecutor:
     """Return the threads that all batches and data sets share: idle ones help the next batch."""
-    # Of several callers at once, all get the same one; the others' have not started any thread.
+    # Callers at the same time all get the first pool; the other pools have started no thread.
     return _POOLS.setdefault((os.getpid(), threads), ThreadPoolExecutor(threads, "items"))
 
 

@@ -52,7 +52,7 @@ def listed(file: str) -> Iterator[Path]:
     path = expanded(file, KEY)
     try:
         with path.open("rb") as lines:
-            yield from _lines(lines, str(path))
+            yield from paths_of_lines(lines, str(path))
     except OSError as error:
         raise InputError(f"{KEY}: the list {path} cannot be read ({error.strerror})") from None
 
@@ -61,7 +61,7 @@ def _piped() -> Iterator[Path]:
     reason = "it is closed"
     if sys.stdin is not None:
         try:
-            yield from _lines(sys.stdin.buffer, STDIN)
+            yield from paths_of_lines(sys.stdin.buffer, STDIN)
             return
         except OSError as error:
             reason = str(error.strerror)
@@ -73,7 +73,16 @@ def endless(arguments: Sequence[str]) -> bool:
     return STDIN in arguments
 
 
-def _lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path]:
+def paths_of_lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path]:
+    """Yield the paths that the lines of a list name, without checking that they exist.
+
+    Args:
+        file: Lines, as bytes.
+        path: Name of the list for messages, or `STDIN`.
+
+    Raises:
+        InputError: The list is in UTF-16 or holds a NUL byte.
+    """
     for number, line in enumerate(file):
         if number == 0:  # the byte order mark of Windows
             if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

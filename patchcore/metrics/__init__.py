@@ -24,7 +24,7 @@ from patchcore.metrics.measures import (
     told,
 )
 from patchcore.metrics.overlap import MapScores, UndefinedError, aupimo, pimo_areas
-from patchcore.metrics.regions import region_areas
+from patchcore.metrics.regions import all_ignored, region_areas
 from patchcore.metrics.sweep import (
     Sweep,
     area_under,
@@ -56,6 +56,7 @@ __all__ = [
     "PixelMetrics",
     "Sweep",
     "UndefinedError",
+    "all_ignored",
     "area_under",
     "aupimo",
     "average_precision",

@@ -171,6 +171,7 @@ METRICS = {
     "images_without_mask": count("images without mask", "masks"),
     "images_outside_crop": count("images outside crop", "masks"),
     "images_lost_in_resizing": count("images lost in resizing", "masks"),
+    "images_outside_region": count("images outside region", "masks"),
     "images_cut_by_crop": count("images cut by crop", "masks"),
     "regions_outside_crop": count("regions outside crop", "masks"),
     "regions_lost_in_resizing": count("regions lost in resizing", "masks"),

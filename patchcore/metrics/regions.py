@@ -56,3 +56,13 @@ def connected(masks: Bool[Tensor, "images height width"]) -> Int64[Tensor, "imag
         if torch.equal(around, labels):
             return around
         labels.copy_(around)
+
+
+def all_ignored(masks: Tensor, counts: Tensor) -> Tensor:
+    """Return whether an image is marked, but only in pixels that do not count, (B,) bool.
+
+    Args:
+        masks: (B, H, W) bool, True where anomalous.
+        counts: (B, H, W) bool, False for pixels that do not count.
+    """
+    return masks.flatten(1).any(1) & ~(masks & counts).flatten(1).any(1)

@@ -17,7 +17,7 @@ from patchcore.metrics.measures import (
     pixel_undefined,
 )
 from patchcore.metrics.overlap import MapScores
-from patchcore.metrics.regions import region_areas
+from patchcore.metrics.regions import all_ignored, region_areas
 from patchcore.metrics.sweep import Sweep, curves, sweep
 
 
@@ -137,7 +137,7 @@ class PixelMetrics(Metric):
         masks = _binary(masks, "masks", maps)
         if counts is not None:
             counts = _binary(counts, "counts", maps)
-            lost = masks.flatten(1).any(1) & ~(masks & counts).flatten(1).any(1)
+            lost = all_ignored(masks, counts)
             known = ~lost if known is None else known.to(lost.device) & ~lost
         numbers = torch.zeros(len(maps), 2, dtype=torch.int64, device=maps.device)
         if known is not None:
@@ -260,6 +260,8 @@ class MaskCounts(Metric):
     - `images_outside_crop`: all marked regions are outside the crop, or some are and the others
       lost in resizing; left out of pixel metrics.
     - `images_lost_in_resizing`: all marked regions are lost in resizing; left out of pixel metrics.
+    - `images_outside_region`: all marked pixels in view are among those that do not count
+      (`data.region`); left out of pixel metrics.
     - `images_cut_by_crop`: some marked pixels are outside the crop, but not all of them.
     - `regions_outside_crop`, `regions_lost_in_resizing`: marked regions that pixel metrics miss.
     - `regions_merged`: regions joined with another by resizing; AUPRO counts them as one.
@@ -267,13 +269,13 @@ class MaskCounts(Metric):
 
     is_differentiable = False
     full_state_update = False
-    counts: Tensor  # (11,) int64
+    counts: Tensor  # (12,) int64
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("counts", torch.zeros(11, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(12, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, labels: Tensor, regions: Tensor) -> None:
+    def update(self, labels: Tensor, regions: Tensor, ignored: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
@@ -281,7 +283,10 @@ class MaskCounts(Metric):
             regions: (B, 6) int64, see `patchcore.data.regions.Regions.counts`: numbers of
                 regions that are marked, wholly outside the crop, partly outside, lost in resizing,
                 and merged; and 1 if regions cover more than half of the image.
+            ignored: (B,) bool, True where all marked pixels in view do not count; see
+                `all_ignored`. All False by default.
         """
+        ignored = torch.zeros_like(labels) if ignored is None else ignored
         marked, outside, cut, lost, merged, most = regions[labels.bool()].to(self.device).unbind(1)
         seen = marked > outside + lost + merged
         unseen = ~seen & (marked > 0)
@@ -289,6 +294,7 @@ class MaskCounts(Metric):
             marked == 0,
             unseen & (outside > 0),
             unseen & (outside == 0),
+            seen & ignored.to(labels.device)[labels.bool()].bool().to(self.device),
             seen & (outside + cut > 0),
             outside,
             lost,
@@ -325,6 +331,12 @@ class MaskCounts(Metric):
             lines.append(
                 f"{count} of {images} anomalous images have their defect lost in resizing; image "
                 "metrics count them, pixel metrics leave them out. A larger image.size keeps it"
+            )
+        if count := found["images_outside_region"]:
+            lines.append(
+                f"{count} of {images} anomalous images have their defect outside the region that "
+                "counts (data.region, data.regions); image metrics count them, pixel metrics leave "
+                "them out"
             )
         if count := found["images_cut_by_crop"]:
             lines.append(
