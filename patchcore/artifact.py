@@ -105,12 +105,8 @@ def save(inspector: Inspector, folder: str | Path, *, weights: bool = False) -> 
             written.
     """
     check_kind(inspector, Inspector, "inspector", "an Inspector")
-    place = path_of(folder, "folder")
-    for above in place.absolute().parents:
-        if (above / DESCRIPTION).is_file():
-            raise InputError(f"{folder}: lies inside the model {above}: give another folder")
     description, tensors = _described(inspector, weights)
-    write_folder(place, description, tensors)
+    write_folder(path_of(folder, "folder"), description, tensors)
 
 
 def save_model(

@@ -7,6 +7,9 @@ from pathlib import Path
 from patchcore.errors import InputError
 from patchcore.writing import descriptor
 
+DESCRIPTIONS = ("artifact.yaml", "export.yaml")
+"""Files that tell the folder of a model."""
+
 
 def check_folder(folder: Path, option: str = "") -> None:
     """Refuse a folder that cannot be made, or in which no file can be written.
@@ -44,19 +47,26 @@ def check_folder(folder: Path, option: str = "") -> None:
         ) from error
 
 
-def check_outside(folder: Path, model: Path, option: str) -> None:
+def model_around(folder: Path) -> Path | None:
+    """Return the artifact or export that a folder is or lies in; None if there is none."""
+    place = Path(os.path.realpath(folder))
+    for each in (place, *place.parents):
+        if any((each / name).is_file() for name in DESCRIPTIONS):
+            return each
+    return None
+
+
+def check_outside(folder: Path, option: str) -> None:
     """Refuse a folder inside a model, which could not be replaced or extended afterwards.
 
     Args:
         folder: Folder to write to.
-        model: Folder of an artifact or export; that of something else is refused when it is read.
         option: Option that names the folder, for the message.
 
     Raises:
-        InputError: It is the model's folder or lies inside.
+        InputError: It is a model's folder or lies inside.
     """
-    known = any((model / name).is_file() for name in ("artifact.yaml", "export.yaml"))
-    if known and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(model)):
+    if model := model_around(folder):
         raise InputError(f"{option}: {folder} lies inside the model {model}: name another folder")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from patchcore.errors import InputError, unreadable
-from patchcore.outputs import check_folder
+from patchcore.outputs import check_folder, model_around
 
 LARGEST = 1 << 26  # most bytes of a description; a larger file was not written by this module
 REMEDY = "copy the folder again, or make it anew"
@@ -36,8 +36,8 @@ def write_sealed(
             the description as plain values, with its `format` and without `files`.
 
     Raises:
-        InputError: The folder holds other files or cannot be written, or the contents are no plain
-            values. Nothing has changed then.
+        InputError: The folder holds other files, lies inside a model or cannot be written, or the
+            contents are no plain values. Nothing has changed then.
     """
     folder = _target(folder)
     new = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.part")
@@ -68,7 +68,8 @@ def check_target(folder: str | Path, description: str) -> None:
         folder, description: As for `write_sealed`.
 
     Raises:
-        InputError: The folder holds other files, or there is no permission. Nothing has changed.
+        InputError: The folder holds other files or lies inside a model, or there is no permission.
+            Nothing has changed.
     """
     target = _target(folder)
     try:
@@ -214,7 +215,12 @@ def _measured(path: Path) -> dict[str, Any]:
 
 
 def _check_replaceable(folder: Path, description: str) -> None:
-    """Restore a folder that a killed `write_sealed` moved aside; refuse one with other files."""
+    """Restore a folder that a killed `write_sealed` moved aside; refuse one with other files.
+
+    One inside a model is refused, too, as that model could not be replaced afterwards.
+    """
+    if around := model_around(folder.parent):
+        raise InputError(f"{folder}: lies inside the model {around}: give another folder")
     old = aside(folder)
     if not folder.exists() and old.exists():
         old.rename(folder)

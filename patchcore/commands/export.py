@@ -49,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     model = options.model.absolute()
     folder = options.output or model.with_name(f"{model.name}-{options.format}")
-    check_outside(folder, options.model, "--output")
+    check_outside(folder, "--output")
     check_target(folder, DESCRIPTION)
     inspector = load(options.model)
     if options.images is not None:

@@ -240,7 +240,7 @@ def _pictures(options: argparse.Namespace) -> Pictures | None:
             raise InputError("--folder: nothing is written there: add --maps png or --overlays")
         return None
     folder = options.folder or PREDICTIONS
-    check_outside(folder, options.model, "--folder")
+    check_outside(folder, "--folder")
     check_folder(folder, "--folder")
     inside = Path(_real(folder))
     for image in options.images:

@@ -49,7 +49,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.output is not None:
-        check_outside(options.output, options.model, "--output")
+        check_outside(options.output, "--output")
         _check_output(options.output)
     quiet()
     inspector = load_model(options.model, options.threads)
