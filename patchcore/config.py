@@ -118,6 +118,8 @@ class Config:
             raise InputError(f"seed must be in [0, 2^32), got {self.seed}")
         if not self.objectives:
             raise InputError("objectives is empty: name at least one, such as image_auroc")
+        if len({*self.objectives}) < len(self.objectives):
+            raise InputError("objectives names a metric twice: name each once")
         if isinstance(self.trainer, Mapping):
             check_switches(self.trainer, self.augment.changes())
         groups = ("layers", "coreset", "patch", "scoring", "index")

@@ -306,6 +306,7 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["layers="], "layers: must be settings (KEY: VALUE), got nothing"),
         (["logger=[csv,foo]"], "logger=foo: there is no such choice; there are csv, mlflow, none"),
         (["objectives=[]"], "objectives is empty"),
+        (["objectives=[image_auroc,image_auroc]"], "objectives names a metric twice"),
         (["objectives=[auroc]"], "objectives"),
         (["cache.limit_gib=0"], "cache.limit_gib must be above 0"),
         (["trainer.max_epoch=2"], "trainer.max_epoch: there is no such option; if the class"),
