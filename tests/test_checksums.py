@@ -17,6 +17,8 @@ from patchcore.metrics import Objective
 from patchcore.report.folders import Images
 from patchcore.report.reading import read_run
 from patchcore.report.run import read_results
+from patchcore.report.sentences import sentence
+from patchcore.report.table import read_runs
 from patchcore.resume import Finished, damage
 from tests.images import write_mvtec
 from tests.runs import config
@@ -58,7 +60,6 @@ EDITS: dict[str, tuple[str, Callable[[str], str]]] = {
     "seconds": ("metrics.json", in_json("seconds", "coreset", to=0.001)),
     "costs": ("provenance.json", in_json("warm", to=["coreset"])),
     "device": ("provenance.json", in_json("device", to="cuda")),
-    "setting": ("config.yaml", lambda text: text.replace("ratio: 0.5", "ratio: 0.1")),
     "type": ("scores.csv", lambda text: text.replace(",good,", ",fine,", 1)),
     "line ends": ("scores.csv", lambda text: text + "\n"),
     "picture": ("figures/images_all.csv", lambda text: text.replace("figures/images/", "x/", 1)),
@@ -77,8 +78,20 @@ def test_a_file_that_was_edited_after_its_run_is_named(run: Path, name: str) -> 
     assert found.problem == f"damaged: {told}" and not found.metrics
     with pytest.raises(ValueError, match=told):
         read_results(run)
-    resumed = f"{run / file} is damaged (it was changed after the run had finished)"
-    assert damage(run) == (None if file == "config.yaml" else resumed)
+    assert damage(run) == f"{run / file} is damaged (it was changed after the run had finished)"
+
+
+def test_edited_settings_are_marked_and_their_figures_kept(run: Path) -> None:
+    before, text = read_run(run), (run / "config.yaml").read_text()
+    assert not before.edited and "changed" not in sentence(read_runs([run]))
+    (run / "config.yaml").write_text(text.replace("ratio: 0.5", "ratio: 0.1"))
+    found, table = read_run(run), read_runs([run])
+    assert found.finished and found.edited and found.metrics == before.metrics
+    assert table.status(table.runs[0]) == "finished; config.yaml was changed afterwards"
+    assert "config.yaml of 1 run was changed after the run had finished" in sentence(table)
+    assert damage(run) is None  # a resumed run writes it anew
+    with pytest.raises(ValueError, match=r"config\.yaml: was changed after the run had finished"):
+        read_results(run)
 
 
 def test_a_file_that_is_missing_is_named(run: Path) -> None:

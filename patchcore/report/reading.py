@@ -70,6 +70,7 @@ class RunFolder:
     paper: dict[str, float] = field(default_factory=dict)  # {metric: the paper's value}
     choices: dict[str, Any] = field(default_factory=dict)  # {group: the file chosen from it}
     problem: str = ""  # why there are no metrics
+    edited: bool = False  # whether config.yaml is no longer as the run wrote it
     written: float = 0.0  # time of metrics.json, seconds since the epoch
     warm: list[str] = field(default_factory=list)  # stages that took results from a cache
     costs: Any = None  # seconds of stages when no cache is read: see `patchcore.costs`
@@ -117,7 +118,8 @@ def read_run(folder: Path) -> RunFolder:
         record = read_record(folder)
         run.written = (folder / "metrics.json").stat().st_mtime
         check_scores(folder, record.get("test_images"), record.get("image_auroc"))
-        check_unaltered(folder)
+        check_unaltered(folder, "config.yaml")
+        run.edited = altered(folder) is not None
         _fill(run, record)
     except (OSError, ValueError) as error:
         run.metrics, run.undefined, run.ratio_curve, run.spent = {}, {}, [], 0.0
@@ -307,9 +309,9 @@ def check_scores(folder: Path, images: Any = None, auroc: float | None = None) -
         )
 
 
-def check_unaltered(folder: Path) -> None:
-    """Raise ValueError if a file of a finished run is not as the run wrote it."""
-    if found := altered(folder):
+def check_unaltered(folder: Path, *besides: str) -> None:
+    """Raise ValueError if a file, `besides` those, is not as the finished run wrote it."""
+    if found := altered(folder, besides):
         raise ValueError(f"{found[0]}: {found[1]}")
 
 

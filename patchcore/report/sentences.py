@@ -26,7 +26,14 @@ def sentence(table: Table) -> str:
     told = f"; {_listing(varied)} varied" if varied else ""
     why = f"; {table.reason}" if table.reason else ""
     unlike = f" {len(table.parts)} sets of data, each ranked alone." if table.parts[1:] else ""
-    return f"{' '.join(parts)}{told}{why}.{unlike}"
+    edited = sum(run.edited and run.finished for run in table.runs)
+    marked = ""
+    if edited:
+        marked = (
+            f" config.yaml of {_count(edited, 'run')} was changed after the run had finished, so "
+            "the settings shown may not be those of the figures."
+        )
+    return f"{' '.join(parts)}{told}{why}.{unlike}{marked}"
 
 
 def best(table: Table, most: int = 5) -> list[str]:
