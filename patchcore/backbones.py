@@ -240,8 +240,15 @@ class Backbone(nn.Module):
         self._fused.clear()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._fused.clear()
-        return super()._apply(fn, recurse)
+        before = self._weights()
+        super()._apply(fn, recurse)
+        if self._weights() != before:
+            self._fused.clear()
+        return self
+
+    def _weights(self) -> list[tuple[int, torch.dtype]]:
+        """Addresses and dtypes of the weights; those that stay where they are have not changed."""
+        return [(x.data_ptr(), x.dtype) for x in self.network.state_dict().values()]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for `copy` and `pickle`."""

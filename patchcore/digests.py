@@ -59,6 +59,17 @@ def file_digest(path: Path) -> str:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the `file_digest` of each file, {path: digest}; several are read at a time.
+
+    Raises:
+        InputError: a file is unreadable.
+    """
+    distinct = list(dict.fromkeys(paths))
+    with ThreadPoolExecutor() as pool:  # hashing does not hold Python's lock
+        return dict(zip(distinct, pool.map(file_digest, distinct), strict=True))
+
+
 @lru_cache(maxsize=2**17)
 def _file_digest(path: Path, signature: Signature) -> str:
     with path.open("rb") as file:
@@ -77,6 +88,14 @@ def tensors_digest(tensors: Iterable[tuple[str, Tensor]], name: str = "") -> str
         flat = x.detach().cpu().contiguous().reshape(-1)
         state.update(flat.view(torch.uint8).numpy().data)
     return state.hexdigest()
+
+
+def tensor_digests(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """Return the `tensors_digest` of each tensor alone, {name: digest}; several at a time."""
+    pairs = list(tensors)
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda pair: tensors_digest([pair]), pairs)
+        return {name: each for (name, _), each in zip(pairs, found, strict=True)}
 
 
 def _plain(value: Any) -> Any:
@@ -139,9 +158,7 @@ class Snapshot:
         """
         distinct = list(dict.fromkeys(paths))
         signatures = {path: _signature(path) for path in distinct}  # first, to detect changes
-        with ThreadPoolExecutor() as pool:  # hashing does not hold Python's lock
-            digests = dict(zip(distinct, pool.map(file_digest, distinct), strict=True))
-        return cls(digests, signatures)
+        return cls(file_digests(distinct), signatures)
 
     def digest(self, path: Path) -> str:
         """Return the digest of a file in the snapshot, or of its present contents otherwise."""

@@ -30,7 +30,7 @@ from torch import nn
 
 from patchcore.data.poses import UPRIGHT, Pose
 from patchcore.data.sample import Sample, Split
-from patchcore.digests import digest, file_digest, tensors_digest
+from patchcore.digests import digest, file_digest, tensor_digests, tensors_digest
 from patchcore.settings import effective
 
 PACKAGE = "patchcore"
@@ -223,7 +223,7 @@ def network_digest(
         hardware = f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
     return digest(
         repr(network),
-        tensors_digest(network.state_dict().items()),
+        tensor_digests(network.state_dict().items()),
         list(layers),
         precision,
         hardware,

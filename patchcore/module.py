@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
@@ -48,6 +48,7 @@ class ScoringModule(pl.LightningModule):
         decision: Threshold from nominal images, if one was asked for; a test counts its verdicts.
         record: Record of the last test, complete after the test.
         seconds, warm, costs: As in `Record`, of all stages so far.
+        stays: Whether it remains on its device between Lightning's loops, as a test follows.
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,11 @@ class ScoringModule(pl.LightningModule):
         self.seconds: dict[str, float] = {}
         self.warm: set[str] = set()
         self.costs = Costs()
+        self.stays = False
+
+    def cpu(self) -> Self:
+        """Move to the CPU unless `stays`; Lightning calls this at the end of each of its loops."""
+        return self if self.stays else super().cpu()
 
     @abstractmethod
     def predictions(self, batch: Batch) -> list[tuple[Pair, Tensor, Tensor, Tensor | None]]:

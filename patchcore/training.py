@@ -137,13 +137,13 @@ def fit_members(
 def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) -> None:
     """Collect features of all training images in all epochs and fixed poses, and build the memory.
 
-    If the label-free score is requested, images with synthetic defects pass through the network
-    first.
+    The module stays on the Trainer's device, for the test. If the label-free score is requested,
+    images with synthetic defects pass through the network first.
 
     Raises:
         InputError: Lightning refuses the Trainer's settings, or a callback ended the fit early.
     """
-    judge = module.label_free
+    judge, module.stays = module.label_free, True
     try:
         if judge is not None:
             print(judge.plan(), file=sys.stderr)
@@ -166,6 +166,7 @@ def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) ->
     Raises:
         InputError: as in `fit`.
     """
+    module.stays = False
     try:
         trainer.test(module, data, verbose=False)
     except MisconfigurationException as error:

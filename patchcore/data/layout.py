@@ -108,15 +108,17 @@ def _mask_among_twins(images: Sequence[Path]) -> Path | None:
 
 
 def _mask_in_subfolder(images: Sequence[Path], folder: Path) -> Path | None:
-    names = {path.relative_to(folder).with_suffix("") for path in images}
     inside: dict[tuple[str, ...], list[tuple[Path, Path]]] = {}  # files, and their image if masks
     for path in images:
+        if path.parent == folder:
+            continue
         *parents, _ = path.relative_to(folder).parts
         depth = next((i for i, name in enumerate(parents, 1) if name.lower() in FOLDERS), None)
         if depth is not None:
             rest = [name for name in parents if name.lower() not in FOLDERS]
             owner = Path(*rest, bare(path.stem))
             inside.setdefault(tuple(parents[:depth]), []).append((path, owner))
+    names = {path.relative_to(folder).with_suffix("") for path in images} if inside else set()
     for found in inside.values():
         if all(owner in names for _, owner in found):
             return found[0][0]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchcore.data.files import Identity, identity
-from patchcore.digests import file_digest
+from patchcore.digests import file_digests
 from patchcore.errors import InputError, printable
 
 if TYPE_CHECKING:
@@ -61,11 +61,12 @@ def equal_files(roles: Group) -> list[Group]:
     sizes: dict[int, Group] = {}
     for role, path in roles:
         sizes.setdefault(_size(path), []).append((role, path))
+    alike = [(size, group) for size, group in sizes.items() if len(group) > 1]
+    digests = file_digests(path for _, group in alike for _, path in group)
     contents: dict[tuple[int, str], Group] = {}
-    for size, group in sizes.items():
-        if len(group) > 1:
-            for role, path in group:
-                contents.setdefault((size, file_digest(path)), []).append((role, path))
+    for size, group in alike:
+        for role, path in group:
+            contents.setdefault((size, digests[path]), []).append((role, path))
     return [group for group in contents.values() if len(group) > 1]
 
 
