@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchcore.errors import InputError
-from patchcore.patches import Mapping, PatchConfig, PatchFeatures, reference_mapping
+from patchcore.patches import Mapping, PatchConfig, PatchFeatures, padded, reference_mapping
 from tests import reference
 
 
@@ -146,3 +146,23 @@ def test_defaults_are_the_papers() -> None:
 def test_bad_settings_are_named(key: str, settings: dict) -> None:
     with pytest.raises(InputError, match=key):
         PatchConfig(**settings)
+
+
+@pytest.mark.parametrize("images", [0, 1, 15, 16, 17])
+def test_images_of_zeros_beside_them_change_no_image(images: int) -> None:
+    maps = [x[:1].expand(images, -1, -1, -1) for x in layer_maps([24, 48])]
+    maps = [x + torch.arange(images).view(-1, 1, 1, 1) for x in maps]
+    features = PatchFeatures([24, 48], PatchConfig(channels=32, layer_channels=32))
+    alone, beside = features(maps), features([padded(x) for x in maps])
+    assert len(beside) == (32 if images > 16 else 16)
+    torch.testing.assert_close(beside[:images], alone)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("images", [1, 5, 16, 33])
+def test_on_cuda_features_are_those_of_the_cpu(images: int) -> None:
+    maps = [x[:1].expand(images, -1, -1, -1).clone() for x in layer_maps([24, 48])]
+    features = PatchFeatures([24, 48], PatchConfig(channels=32, layer_channels=32))
+    expected = features(maps)
+    found = features.cuda()([x.cuda() for x in maps])
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
