@@ -8,7 +8,6 @@ from functools import cache
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running, set_forkserver_preload
-from multiprocessing.popen_forkserver import Popen
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Lock
@@ -35,22 +34,6 @@ def _start_first() -> None:
     set_forkserver_preload(["tests.libraries"])
     with chdir(ROOT):
         ensure_running()
-
-
-@contextmanager
-def forked_workers() -> Iterator[None]:
-    """Let joblib's workers be such processes: they get what new ones of Python would, pickled."""
-    from joblib.externals.loky.backend.process import LokyProcess
-
-    def start(process: Any) -> Popen:
-        forkserver()
-        given = {**os.environ, **process.env}
-        process._args = (given, process._target, *process._args)
-        process._target = _in_environment
-        return Popen(process)
-
-    with mock.patch.object(LokyProcess, "_Popen", staticmethod(start)):
-        yield
 
 
 @contextmanager

@@ -37,9 +37,9 @@ EARLY = """
 import os, signal, sys
 from joblib import Parallel, delayed
 from patchcore.commands import COMMAND
-from patchcore.commands.sweep import shield_workers
+from patchcore.commands.workers import fork_workers
 os.environ[COMMAND] = str(os.getpid())
-shield_workers()
+fork_workers()
 Parallel(n_jobs=2)(delayed(print)() for _ in range(2))
 os.kill(os.getpid(), signal.SIGKILL)
 """

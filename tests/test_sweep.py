@@ -29,7 +29,8 @@ from patchcore import AllConfig, GreedyConfig, PatchConfig, RandomConfig, Scorin
 from patchcore.backbones import Backbone
 from patchcore.cache import CacheConfig, Precision, Store
 from patchcore.commands.generations import VERSION_BASE, Points
-from patchcore.commands.sweep import Conclusion, failures, record_failure, shield_workers
+from patchcore.commands.sweep import Conclusion, failures, record_failure
+from patchcore.commands.workers import fork_workers
 from patchcore.coreset import ApproximateConfig, Projection, SizedConfig, Start
 from patchcore.costs import fresh
 from patchcore.data.transforms import AugmentConfig
@@ -549,8 +550,8 @@ def test_processes_of_joblib_begin_without_ctrl_c() -> None:
     joblib = pytest.importorskip("joblib", reason="needs the extra launchers")
     from joblib.externals.loky import get_reusable_executor
 
-    shield_workers()
-    shield_workers()
+    forkserver()
+    fork_workers()
     own = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     look = joblib.delayed(signal.pthread_sigmask)(signal.SIG_BLOCK, [])
     try:

@@ -22,7 +22,7 @@ from patchcore.report.words import flatten
 from patchcore.subsets import SUBSETS
 from patchcore.tracking import tracking
 from tests.images import write_mvtec
-from tests.processes import forked_workers
+from tests.processes import forkserver
 from tests.run_folders import write_run
 from tests.runs import TINY, patchcore
 
@@ -118,7 +118,8 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         chosen = [f"hydra/launcher={launcher}", f"cache.root={folder / 'cache'}"]
         chosen += ["hydra.launcher.n_jobs=2"] if launcher == "processes" else []
         where = folder / "sweeps/today/now"
-        with pytest.MonkeyPatch.context() as patch, forked_workers():
+        forkserver()  # has imported the libraries for joblib's processes, too
+        with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             for name, value in {"WANDB_MODE": "offline", "HOME": str(folder), **XDG}.items():
                 patch.setenv(name, value)

@@ -322,11 +322,29 @@ def end_with_parent(every: float = 1.0) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def tell_unless_ended(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Print an error with its traceback, unless the command ends within a second.
+
+    Then the error tells only that: what the command has shared with this process is gone.
+    """
+    command = int(os.environ.get(COMMAND) or os.getpid())
+    for _ in range(20):
+        if not _runs(command):
+            return
+        time.sleep(0.05)
+    sys.__excepthook__(kind, error, trace)
+
+
 def _runs(process: int) -> bool:
+    """Whether a process runs; one that has ended stays known until its parent has been told."""
     try:
         os.kill(process, 0)  # sends nothing
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return True
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            return not file.read().rpartition(")")[2].startswith(" Z")
+    except OSError:  # a system without such files
+        return True

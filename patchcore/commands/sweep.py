@@ -4,16 +4,13 @@ import json
 import multiprocessing
 import os
 import secrets
-import signal
 import sys
 import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from patchcore.commands import COMMAND, Stopped
 from patchcore.commands.mistakes import explain
 from patchcore.commands.targets import build
-from patchcore.commands.worker import JOBLIBS_WORKER, WORKER
+from patchcore.commands.workers import fork_workers
 from patchcore.errors import InputError
 from patchcore.keeping import FOLDER, holders, numerically
 from patchcore.runfolder import METRICS, InUseError, unfinished
@@ -85,32 +82,7 @@ class Conclusion(Callback):
         before = {path: path.stat().st_mtime_ns for path in _started(folder)}
         _multiruns.append(Multirun(folder, start, os.environ[_NAME], search, before))
         if "joblib" in str(config.hydra.launcher.get("_target_")):
-            with suppress(ImportError, AttributeError):  # another joblib, without this convenience
-                shield_workers()
-
-
-def shield_workers() -> None:
-    """Change the start of processes that joblib starts from now on.
-
-    Ctrl-C is blocked in them, because the command handles it; otherwise each would print a
-    traceback while it imports modules, before `commands.job` ignores the signal. They begin as
-    `patchcore.commands.worker`, and so end with the command even if no point has reached them.
-    """
-    starter: Any = import_module("joblib.externals.loky.backend.fork_exec")
-    plain = starter.fork_exec
-    if hasattr(plain, "__wrapped__"):
-        return
-
-    @wraps(plain)
-    def start(command: list[str], *arguments: Any, **more: Any) -> Any:
-        command = [WORKER if part == JOBLIBS_WORKER else part for part in command]
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return plain(command, *arguments, **more)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    starter.fork_exec = start
+            fork_workers()
 
 
 def record_failure(folder: Path, error: BaseException) -> None:
