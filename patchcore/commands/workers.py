@@ -66,4 +66,6 @@ def _begin(environment: Mapping[str, str], work: Callable[..., None], *arguments
     os.environ.clear()
     os.environ.update(environment)
     end_with_parent()
+    executor: Any = import_module("joblib.externals.loky.process_executor")
+    executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize  # it would end one that keeps networks for later
     work(*arguments)

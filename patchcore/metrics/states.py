@@ -69,9 +69,9 @@ class ImageMetrics(Metric):
         return self._undefined
 
     def curves(self) -> dict[str, Tensor]:
-        """Return the curves of all images so far; see `patchcore.metrics.sweep.curves`."""
+        """Return the curves of all images so far, on the CPU; see `patchcore.metrics.sweep`."""
         self.compute()
-        return curves(self._counts)
+        return {name: x.cpu() for name, x in curves(self._counts).items()}
 
 
 class PixelMetrics(Metric):
