@@ -49,7 +49,10 @@ class BackboneConfig(Settings):
         "weights for embedded; else tv_in1k if it exists, or timm's default",
     )
     seed: int = setting(
-        0, "seed of random weights", effect=lambda network: network["weights"] == "none"
+        0,
+        "seed of random weights",
+        effect=lambda network: network["weights"] == "none",
+        idle="without backbone.weights=none",
     )
 
     def resolved(self) -> str:

@@ -76,12 +76,14 @@ class CacheConfig(Settings):
         unit="GiB",
         above=0,
         effect=False,
+        idle=lambda cache: "without cache.enabled=true" * (not cache["enabled"]),
     )
     precision: Precision = setting(
         Precision.float32,
         "precision of layer maps in the cache; float32 gives the same results as a run without "
         "the cache",
         effect=lambda cache: cache["enabled"] and cache["precision"] is not Precision.float32,
+        idle=lambda cache: "without cache.enabled=true" * (not cache["enabled"]),
     )
 
     def folder(self) -> Path:

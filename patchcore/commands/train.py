@@ -15,6 +15,7 @@ from patchcore.commands.composed import to_config
 from patchcore.commands.generations import CONFIG_NAME, CONFIG_PATH, entry
 from patchcore.commands.gpus import take_gpu
 from patchcore.commands.groups import register
+from patchcore.commands.idle import warn_of_idle
 from patchcore.commands.overrides import as_typed, check_overrides
 from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure, track_failed
@@ -65,6 +66,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
         try:
             (folder / ERROR_FILE).unlink(missing_ok=True)
             config = to_config(cfg)  # also fills in values in cfg that depend on the weights
+            warn_of_idle(config, run)
             take_gpu(cfg, run)
             from patchcore.runner import run as run_one  # Lightning takes seconds, a mistake none
 
