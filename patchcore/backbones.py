@@ -55,6 +55,11 @@ class BackboneConfig(Settings):
         idle="without backbone.weights=none",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights == "":
+            raise InputError("backbone.weights is empty: name weights, or leave it out")
+
     def resolved(self) -> str:
         """Weights, by name even where null stands. Raises InputError if there are no such."""
         weights = self.weights or default_weights(self.name)

@@ -138,8 +138,6 @@ def run(
     >>> run(config, "runs/screw").record["image_auroc"]
     """
     check_kind(config, Config, "config", "a Config")
-    if folder == "":
-        raise InputError('folder: is empty: name a folder, such as "runs/first"')
     folder = path_of(folder, "folder")
     quiet()
     config, make = config.completed(), make or construct
