@@ -33,6 +33,7 @@ from patchcore.report.images import places_of, write_images
 from patchcore.report.run import (
     SOMETIMES,
     Run,
+    categories_of,
     pick_gallery,
     pick_misclassified,
     picture_names,
@@ -337,7 +338,7 @@ def take_over(
 
     Numbers are those of the source. Paths, pictures and trackers follow these settings.
     """
-    names = copy_scores(source, split.test, new)
+    names = copy_scores(source, split.test, new, categories_of(split.test, settings))
     if wanted := _pictures(config):
         (new / "figures").mkdir()
         for picture in [*wanted, SOMETIMES]:
