@@ -25,8 +25,13 @@ def check_kind(value: Any, kind: type | tuple[type, ...], key: str, wanted: str)
 
 
 def path_of(value: Any, key: str) -> Path:
-    """Return a path that was given as text or as a path; InputError for anything else."""
+    """Return a path that was given as text or as a path; InputError for anything else.
+
+    An empty text is refused. `Path("")` cannot be, because it equals `Path(".")`.
+    """
     check_kind(value, (str, os.PathLike), key, "a path")
+    if not os.fspath(value):
+        raise InputError(f'{key}: is empty: give a path; "." is the current folder')
     return Path(value)
 
 

@@ -49,8 +49,16 @@ class BackboneConfig(Settings):
         "weights for embedded; else tv_in1k if it exists, or timm's default",
     )
     seed: int = setting(
-        0, "seed of random weights", effect=lambda network: network["weights"] == "none"
+        0,
+        "seed of random weights",
+        effect=lambda network: network["weights"] == "none",
+        idle="without backbone.weights=none",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights == "":
+            raise InputError("backbone.weights is empty: name weights, or leave it out")
 
     def resolved(self) -> str:
         """Weights, by name even where null stands. Raises InputError if there are no such."""

@@ -31,12 +31,11 @@ from torch import Tensor
 from patchcore import identity
 from patchcore.errors import InputError
 from patchcore.identity import maps_key, order_key
-from patchcore.machine import home_expanded
+from patchcore.machine import CACHE, home_expanded, named_by
 from patchcore.settings import Settings, setting
 from patchcore.writing import replace_with
 
 FOLDER = "patchcore-cache-v2"
-VARIABLE = "PATCHCORE_CACHE"
 KINDS = ("images", "maps", "orders")
 SUFFIX = ".tensors"
 TAG = "CACHEDIR.TAG"  # tells backup programs to leave out the folder
@@ -76,12 +75,14 @@ class CacheConfig(Settings):
         unit="GiB",
         above=0,
         effect=False,
+        idle=lambda cache: "without cache.enabled=true" * (not cache["enabled"]),
     )
     precision: Precision = setting(
         Precision.float32,
         "precision of layer maps in the cache; float32 gives the same results as a run without "
         "the cache",
         effect=lambda cache: cache["enabled"] and cache["precision"] is not Precision.float32,
+        idle=lambda cache: "without cache.enabled=true" * (not cache["enabled"]),
     )
 
     def folder(self) -> Path:
@@ -90,7 +91,7 @@ class CacheConfig(Settings):
         Raises:
             InputError: Its name is empty, as that of a variable that is not set.
         """
-        for name, root in (("cache.root", self.root), (VARIABLE, os.environ.get(VARIABLE))):
+        for name, root in (("cache.root", self.root), (CACHE, os.environ.get(CACHE))):
             if root == "":
                 raise InputError(f"{name}: is empty: name a folder, or leave it out")
             if root is not None:
@@ -269,7 +270,8 @@ class Store:
 
     def _give_up(self, error: OSError) -> None:
         if not self._broken:
-            warnings.warn(f"the cache {self.root} is not used: {error}", stacklevel=3)
+            told = f"the cache {self.root} is not used: {error}{named_by(self.root)}"
+            warnings.warn(told, stacklevel=3)
         self._broken = True
 
 

@@ -26,8 +26,10 @@ from patchcore.index import IndexConfig
 from patchcore.keeping import ArtifactConfig
 from patchcore.label_free import LabelFreeConfig
 from patchcore.member_settings import (
+    TILED,
     EnsembleConfig,
     all_tiled,
+    own,
     own_used,
     without_in_tiles,
 )
@@ -53,14 +55,12 @@ class Config:
         InputError: A setting is missing, out of its range, or in conflict with others.
     """
 
-    data: DataConfig = setting(MISSING, without=without_in_tiles)
+    data: DataConfig = setting(MISSING, without=without_in_tiles, idle=TILED)
     # MISSING, so that the command starts from the class: an instance has mean and std filled in.
     image: ImageConfig = setting(MISSING, effect=lambda run: own_used(run, "image"))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    backbone: BackboneConfig = setting(
-        factory=BackboneConfig, effect=lambda run: own_used(run, "backbone")
-    )
-    layers: LayersConfig = setting(factory=LayersConfig, effect=lambda run: own_used(run, "layers"))
+    backbone: BackboneConfig = setting(factory=BackboneConfig, **own("backbone"))
+    layers: LayersConfig = setting(factory=LayersConfig, **own("layers"))
     method: MethodConfig = MISSING
     patch: PatchConfig = field(default_factory=PatchConfig)
     coreset: CoresetConfig = MISSING
@@ -71,6 +71,7 @@ class Config:
     label_free: LabelFreeConfig = setting(
         factory=LabelFreeConfig,
         effect=lambda run: _label_free(run["label_free"], run["objectives"]),
+        idle="without label_free.enabled=true or objectives=[label_free]",
     )
     trainer: dict[str, Any] = setting(
         MISSING,
@@ -90,7 +91,7 @@ class Config:
         factory=list,
         help="smaller ratios at which the model is tested, too; coreset.ratio is the largest",
     )
-    cache: CacheConfig = setting(factory=CacheConfig, without=without_in_tiles)
+    cache: CacheConfig = setting(factory=CacheConfig, without=without_in_tiles, idle=TILED)
     artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
     figures: bool = setting(True, "draw a run's figures, which takes a few seconds", effect=False)
     pictures: Images = setting(

@@ -55,11 +55,13 @@ class DecisionConfig(Settings):
         unit="folds",
         low=2,
         effect=lambda decision: decision["false_alarms"] is not None,
+        idle="without decision.false_alarms",
     )
     seed: int = setting(
         0,
         "seed for dividing the images into folds",
         effect=lambda decision: decision["false_alarms"] is not None,
+        idle="without decision.false_alarms",
     )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
+CACHE = "PATCHCORE_CACHE"
+"""Environment variable that names the folder of the cache."""
 _UNLIMITED = 1 << 60  # without a limit, version 1 reports about 2^63
 
 
@@ -51,6 +53,15 @@ def _of_the_container() -> int | None:
         except (OSError, ValueError):
             continue
     return None
+
+
+def named_by(path: Path) -> str:
+    """Return a clause that names the environment variable that a path comes from; else nothing."""
+    for name, below in ((CACHE, ""), ("XDG_CACHE_HOME", "patchcore")):
+        value = os.environ.get(name)
+        if value and path.is_relative_to(home_expanded(value) / below):
+            return f"; the environment variable {name} names this folder"
+    return ""
 
 
 def home_expanded(path: str) -> Path:

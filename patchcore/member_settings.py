@@ -32,8 +32,21 @@ class EnsembleConfig(Settings):
         help="list of members, each with its own backbone, layers or image: {backbone: {…}}",
     )
     scale: ScaleConfig = setting(
-        factory=ScaleConfig, effect=lambda ensemble: len(ensemble["members"]) > 0
+        factory=ScaleConfig,
+        effect=lambda ensemble: len(ensemble["members"]) > 0,
+        idle="without ensemble.members",
     )
+
+
+TILED = "with image.tiles, where each image is a batch and no layer map is cached"
+
+
+def own(group: str) -> dict[str, Any]:
+    """Return arguments of `setting` for a group of a run that members may have instead."""
+    return {
+        "effect": lambda run: own_used(run, group),
+        "idle": f"because all of ensemble.members have their own {group}",
+    }
 
 
 def own_used(run: Mapping[str, Any], group: str) -> bool:

@@ -68,12 +68,14 @@ class PatchConfig(Settings):
         "number of values to which the neighbourhood of each layer is pooled",
         low=1,
         effect=lambda patch: patch["mapping"] is not Mapping.average,
+        idle="with patch.mapping=average",
     )
     channels: int = setting(
         1024,
         "number of values to which all layers together are pooled: the size of a patch feature",
         low=1,
         effect=lambda patch: patch["mapping"] is not Mapping.average,
+        idle="with patch.mapping=average",
     )
 
     def __post_init__(self) -> None:

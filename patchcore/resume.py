@@ -13,11 +13,12 @@ from typing import Any
 from patchcore.checksums import altered
 from patchcore.data.sample import Sample
 from patchcore.digests import digest
+from patchcore.machine import named_by
 from patchcore.report.cells import harmless, restored
 from patchcore.report.checks import STRUCTURES
 from patchcore.report.distrusted import DISTRUSTED, read_distrusted
 from patchcore.report.folders import Images, own_file
-from patchcore.report.reading import check_scores
+from patchcore.report.reading import SCORES, check_scores
 from patchcore.writing import replace_with
 
 FINGERPRINT_FILE = "fingerprint.txt"
@@ -47,7 +48,8 @@ class Finished:
             pointer.parent.mkdir(parents=True, exist_ok=True)
             replace_with(pointer, bytes(folder.resolve()))
         except OSError as error:
-            warnings.warn(f"this run will not be found again: {error}", stacklevel=2)
+            told = f"this run will not be found again: {error}{named_by(self.root)}"
+            warnings.warn(told, stacklevel=2)
 
     def find(
         self,
@@ -157,25 +159,29 @@ def read_source(folder: Path) -> str:
         return ""
 
 
-def copy_scores(source: Path, samples: Sequence[Sample], folder: Path) -> dict[str, str]:
+def copy_scores(
+    source: Path, samples: Sequence[Sample], folder: Path, categories: Sequence[str] = ()
+) -> dict[str, str]:
     """Copy the scores of the finished run in `source`, under the paths of the current test images.
 
     Args:
         source: Folder of the finished run.
         samples: Test images of the current run, in the order of the finished one.
         folder: Folder of the current run.
+        categories: Their categories, as scores.csv has them; by default each sample's own.
 
     Returns:
         {path of an image in `source`: its path in `samples`}.
     """
     names = [harmless(sample.name) for sample in samples]
+    own = categories or [harmless(sample.category) for sample in samples]
     with (source / "scores.csv").open(newline="", encoding="utf-8") as file:
-        head, *rows = csv.reader(file)
+        _, *rows = csv.reader(file)
     with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(head)
-        for name, row in zip(names, rows, strict=True):
-            writer.writerow([name, *row[1:]])
+        writer.writerow(SCORES)
+        for name, row, category in zip(names, rows, own, strict=True):
+            writer.writerow([name, *row[1:4], category])
     return dict(zip((row[0] for row in rows), names, strict=True))
 
 

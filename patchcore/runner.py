@@ -33,6 +33,7 @@ from patchcore.report.images import places_of, write_images
 from patchcore.report.run import (
     SOMETIMES,
     Run,
+    categories_of,
     pick_gallery,
     pick_misclassified,
     picture_names,
@@ -138,8 +139,6 @@ def run(
     >>> run(config, "runs/screw").record["image_auroc"]
     """
     check_kind(config, Config, "config", "a Config")
-    if folder == "":
-        raise InputError('folder: is empty: name a folder, such as "runs/first"')
     folder = path_of(folder, "folder")
     quiet()
     config, make = config.completed(), make or construct
@@ -339,7 +338,7 @@ def take_over(
 
     Numbers are those of the source. Paths, pictures and trackers follow these settings.
     """
-    names = copy_scores(source, split.test, new)
+    names = copy_scores(source, split.test, new, categories_of(split.test, settings))
     if wanted := _pictures(config):
         (new / "figures").mkdir()
         for picture in [*wanted, SOMETIMES]:

@@ -20,6 +20,9 @@ from patchcore.errors import InputError
 Effect = bool | Callable[[Mapping[str, Any]], bool]
 """Effect of a setting on results: True, False, or a function of {name: value} of its group."""
 
+Idle = str | Callable[[Mapping[str, Any]], str]
+"""Words on why a setting is not used at all; a function gets {name: value} of its group."""
+
 Without = Collection[str] | Callable[[Mapping[str, Any]], Collection[str]]
 """Keys below a setting that change no result, or a function of {name: value} of its group."""
 
@@ -36,6 +39,7 @@ def setting(
     below: float | None = None,
     effect: Effect = True,
     without: Without = (),
+    idle: Idle = "",
     kw_only: bool = False,
 ) -> Any:
     """Return a dataclass field with notes; a field without notes counts as changing results.
@@ -53,10 +57,13 @@ def setting(
             dataclass, {name: value}, including this one.
         without: For a mapping or a group: its keys that change no result. A function returns those
             that depend on other groups; it gets what a function for `effect` gets.
+        idle: Words that follow "has no effect", such as `without data.shots`, if a function for
+            `effect` or `without` says that the setting has none. A function gets what these get,
+            and returns the words, or nothing where the setting is used.
         kw_only: Whether the field is a keyword-only argument in Python.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
-    notes = {"help": help, "unit": unit, "effect": effect, "without": without}
+    notes = {"help": help, "unit": unit, "effect": effect, "without": without, "idle": idle}
     metadata = {**notes, **bounds}
     if factory is not None:
         return field(default_factory=factory, metadata=metadata, kw_only=kw_only)

@@ -200,6 +200,23 @@ def test_arguments_of_a_wrong_type(fitted: PatchCore, inspector: Inspector, tmp_
         assert str(caught.value) == message
 
 
+def test_empty_paths_are_refused(inspector: Inspector, tmp_path: Path) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: patchcore.load(""),
+        lambda: load_export(""),
+        lambda: inspector.save(""),
+        lambda: run(config(), ""),
+        lambda: [*patchcore.predict(inspector, [""])],
+    ]
+    for call in calls:
+        with pytest.raises(
+            InputError, match=r'^[\w\[\]]+: is empty: give a path; "\." is the curr'
+        ):
+            call()
+    with pytest.raises(InputError, match=r"^backbone\.weights is empty: name weights"):
+        BackboneConfig(weights="")
+
+
 def test_images_to_add_may_be_named_by_text(inspector: Inspector) -> None:
     with pytest.raises(InputError, match=r"absent\.png: cannot be read \(No such file"):
         extend(inspector, ["absent.png"])

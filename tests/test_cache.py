@@ -26,8 +26,10 @@ from patchcore.cache import (
     took,
 )
 from patchcore.commands.cache import main as cache_command
+from patchcore.data.generated import GeneratedConfig
 from patchcore.digests import digest, file_digest, tensors_digest
 from patchcore.errors import InputError
+from patchcore.resume import Finished
 from patchcore.settings import effective
 from patchcore.writing import replace_with
 from tests.processes import forkserver
@@ -140,6 +142,28 @@ def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert store.get("maps/a") is None
+
+
+def test_a_bad_folder_that_a_variable_names_is_told_with_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for name, below in (("PATCHCORE_CACHE", ""), ("XDG_CACHE_HOME", "patchcore/features")):
+        monkeypatch.delenv("PATCHCORE_CACHE", raising=False)
+        monkeypatch.setenv(name, str(tmp_path / "file/below"))
+        words = f"; the environment variable {name} names this folder$"
+        folder = CacheConfig().folder()
+        assert folder == tmp_path / "file/below" / below
+        with pytest.warns(UserWarning, match=f"the cache .* is not used: .*{words}"):
+            Store(folder).put("maps/a", some(1))
+        with pytest.warns(UserWarning, match=f"will not be found again: .*{words}"):
+            Finished(folder / "runs").started("a1", tmp_path)
+        with pytest.raises(InputError, match=f"/file: is a file, where .* belongs{words}"):
+            cache_command([])
+    with pytest.raises(InputError, match=f"data.root: cannot write to .*{words}"):
+        GeneratedConfig(train_images=1).read()
+    with pytest.raises(InputError, match=r"/file: is a file, where the cache's folder belongs$"):
+        cache_command([f"--root={tmp_path}/file/below"])
 
 
 def _hammer(root: Path, worker: int) -> int:

@@ -124,7 +124,8 @@ def test_scores_csv_holds_every_test_image_and_yields_the_metrics(
 ) -> None:
     with (run[0] / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "label", "defect_type", "score"]
+    assert list(rows[0]) == ["path", "label", "defect_type", "score", "category"]
+    assert {row["category"] for row in rows} == {"nut"}
     assert {row["path"] for row in rows} == {str(p) for p in (root / "nut/test").glob("*/*")}
     for row in rows:
         assert row["defect_type"] == Path(row["path"]).parent.name

@@ -286,7 +286,10 @@ def test_enum_values_are_written_in_lower_case() -> None:
             ["ensemble.members=[{layers:{names:[]}}]"],
             "ensemble.members[0].layers.names is empty",
         ),
-        (["scoring.distance=cosin"], "scoring.distance: Invalid value 'cosin', expected one of"),
+        (
+            ["scoring.distance=cosin"],
+            "scoring.distance: must be one of euclidean, squared, cosine, got c",
+        ),
         (["coreset=greedy", "coreset.ratio=1.5"], "coreset.ratio must be in (0, 1], got 1.5"),
         (["image.crop=300"], "image.crop must be at most image.resize (256), got 300"),
         (["patch.size=2"], "patch.size must be odd and positive, got 2"),

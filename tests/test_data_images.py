@@ -3,12 +3,15 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
+from patchcore.data import completeness
 from patchcore.data.images import image_size, read_image, read_mask
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask, write_png, write_tiff
@@ -127,6 +130,46 @@ def test_truncated_image_is_named(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(InputError, match=rf"{name}: cannot be read as an image \(.+\)"):
             read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("half", [None, 128, 90], ids=["varied", "grey", "dark"])
+@pytest.mark.parametrize(
+    "how", [{}, {"subsampling": 0, "quality": 95}, {"restart_marker_rows": 1}, {"optimize": True}]
+)
+def test_jpeg_files_that_end_early_are_refused(
+    how: dict[str, Any], half: int | None, mode: str, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 93, 3), dtype=np.uint8)
+    if half is not None:
+        pixels[:, 40:] = half
+    path = save(Image.fromarray(pixels).convert(mode), tmp_path / "image.jpg", **how)
+    assert read_image(path).shape == (70, 93, 3)  # also where the last blocks are that grey
+    data = path.read_bytes()
+    begin = data.index(b"\xff\xda") + 20
+    for share in (0.1, 0.4, 0.8):
+        path.write_bytes(data[: begin + int(share * (len(data) - begin))] + b"\xff\xd9")
+        with pytest.raises(
+            InputError, match=r"image\.jpg: cannot be read as an image \(it is truncated: its data"
+        ):
+            read_image(path)
+
+
+def test_jpeg_files_are_decoded_twice_only_if_they_end_in_plain_grey(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def decode(file: Any) -> Any:
+        decoded.append(file)
+        return JpegImageFile(file)
+
+    monkeypatch.setattr(completeness, "JpegImageFile", decode)
+    path = write_image(tmp_path / "a.jpg", (64, 64))
+    read_image(path)
+    assert decoded == []
+    save(Image.fromarray(np.full((3, 5), 128, np.uint8)), path)
+    assert (read_image(path) == 128).all() and len(decoded) == 1
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -204,6 +204,7 @@ def test_a_run_on_several_contaminated_categories(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     for name, told in record["categories"].items():
         own = [row for row in rows if f"/{name}/" in row["path"]]
+        assert {row["category"] for row in own} == {name}
         good, bad = ([float(x["score"]) for x in own if x["label"] == y] for y in "01")
         pairs = [(b > g) + 0.5 * (b == g) for b in bad for g in good]
         assert told["images"] == len(own) == 7

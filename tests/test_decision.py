@@ -438,7 +438,7 @@ def test_a_run_tells_of_its_decision_and_changes_nothing_else(
     assert all(found[key] == plain[key] for key in same)
     assert found["decision_images"] == 4 and found["decision_rate"] == 0.2
     rows = [row.split(",") for row in (tmp_path / "scores.csv").read_text().splitlines()[1:]]
-    called = [(kind, float(score) >= found["decision_threshold"]) for _, _, kind, score in rows]
+    called = [(kind, float(score) >= found["decision_threshold"]) for _, _, kind, score, _ in rows]
     for kind, count in (("bent", 1), ("scratch", 2)):
         of_kind = [verdict for name, verdict in called if name == kind]
         assert types[kind] == {

@@ -400,7 +400,7 @@ def test_runs_keep_to_their_region_and_so_do_their_artifacts(root: Path, tmp_pat
     region.unlink()
     inspector = load(tmp_path / "model")
     rows = (tmp_path / "half" / "scores.csv").read_text().splitlines()[1:]
-    pairs = [(Path(row.split(",")[0]), float(row.split(",")[-1])) for row in rows]
+    pairs = [(Path(row.split(",")[0]), float(row.split(",")[3])) for row in rows]
     prepared = [inspector.prepare(np.array(Image.open(path).convert("RGB"))) for path, _ in pairs]
     found = [
         inspector.score(torch.from_numpy(np.stack(prepared[i : i + 2])))

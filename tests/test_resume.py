@@ -11,6 +11,7 @@ import pytest
 from patchcore.data.sample import Sample
 from patchcore.report.folders import Images
 from patchcore.report.images import places_of
+from patchcore.report.reading import read_scores
 from patchcore.resume import (
     FINGERPRINT_FILE,
     PROVENANCE_FILE,
@@ -160,7 +161,14 @@ def test_results_are_taken_over_under_the_paths_of_this_run(tmp_path: Path) -> N
     samples = [Sample(Path("new, place/a.png"), 0), Sample(Path("new/b.png"), 1, "scratch")]
     names = copy_scores(source, samples, folder)
     rows = (folder / "scores.csv").read_text().splitlines()
-    assert rows[1:] == ['"new, place/a.png",0,good,1.5', "new/b.png,1,scratch,2.5"]
+    assert rows[0] == "path,label,defect_type,score,category"  # the source is of an earlier version
+    assert rows[1:] == ['"new, place/a.png",0,good,1.5,', "new/b.png,1,scratch,2.5,"]
+    copy_scores(
+        folder, samples, folder, ["nut", "bolt"]
+    )  # this run's names, not those of the source
+    assert [score.score for score in read_scores(folder)] == [1.5, 2.5]
+    rows = (folder / "scores.csv").read_text().splitlines()
+    assert rows[1:] == ['"new, place/a.png",0,good,1.5,nut', "new/b.png,1,scratch,2.5,bolt"]
     assert read_provenance(source)["warm"] == ["score"]
     # So are pictures of single images; of those called wrong there may be none.
     (source / "figures").mkdir(exist_ok=True)

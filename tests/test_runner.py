@@ -133,6 +133,6 @@ def test_a_folder_without_a_name_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"^folder: is empty: name a folder"):
+    with pytest.raises(InputError, match=r"^folder: is empty: give a path"):
         patchcore.run(config(tmp_path), "")
     assert list(tmp_path.iterdir()) == []

@@ -336,6 +336,7 @@ def test_killed_three_times_it_ends_with_the_same_table(
 # --- points that fail ------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:coreset.ratio has no effect with coreset.count")
 def test_a_point_that_fails_stops_no_other(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     done = multirun(root, tmp_path / "cache", folder, "+coreset.count=4,100000,5")

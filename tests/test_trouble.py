@@ -146,6 +146,7 @@ def test_a_loader_that_is_killed_is_one_line(root: Path, tmp_path: Path) -> None
 # --- time -------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:coreset.ratio has no effect with coreset.count")
 def test_points_that_fail_are_told_whatever_the_clock_says(root: Path, tmp_path: Path) -> None:
     """Clock that jumps back by decades once the multirun has begun, or a file server that is late.
 

@@ -1,11 +1,13 @@
 """`patchcore cache`: show or clear the cache of intermediate results."""
 
+import os
 import time
 from collections import defaultdict
 
 from patchcore.cache import CacheConfig, Entry, Store
 from patchcore.commands.options import Parser, place
 from patchcore.errors import InputError, printable
+from patchcore.machine import named_by
 
 KINDS = {
     "images": "decoded and resized images",
@@ -36,7 +38,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.root is not None and options.root.is_file():
         raise InputError(f"--root: {options.root} is a file: name the folder of a cache")
     root = None if options.root is None else str(options.root)
-    store = Store(CacheConfig(root=root).folder())
+    folder = CacheConfig(root=root).folder()
+    if file := next(filter(os.path.isfile, (folder, *folder.parents)), None):
+        raise InputError(f"{file}: is a file, where the cache's folder belongs{named_by(folder)}")
+    store = Store(folder)
     if options.action == "path":
         print(printable(str(store.root)))
     elif options.root is not None and not store.root.parent.is_dir():

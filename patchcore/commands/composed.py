@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from patchcore.backbones import BackboneConfig
 from patchcore.commands.groups import SCHEMAS
 from patchcore.commands.mistakes import no_such_option, without_kind
+from patchcore.commands.references import check_references
 from patchcore.config import Config
 from patchcore.data.inputs import complete_images
 from patchcore.data.transforms import FILLED, ImageConfig
@@ -41,6 +42,7 @@ def to_config(cfg: DictConfig) -> Config:
         InputError: A value is out of its range, or there is no such option.
         omegaconf.errors.OmegaConfBaseException: A value is missing or of a wrong type.
     """
+    check_references(cfg)
     values = OmegaConf.to_container(cfg, resolve=True)  # its errors name the key
     OmegaConf.resolve(cfg)  # once, for all later reads
     reject_added(cfg)

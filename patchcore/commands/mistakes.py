@@ -25,6 +25,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from patchcore.commands.references import place_of
 from patchcore.errors import InputError
 
 GROUPS = {"model": "method", "search": "hparams_search"}
@@ -163,6 +164,8 @@ def explain(error: Exception) -> str | None:
     if not isinstance(cause, HydraException | OmegaConfBaseException):
         return None
     key = getattr(cause, "full_key", None)
+    if key == "_dummy_":  # in a list of defaults
+        return f"{' '.join(str(error).split(', possible')[0].split())}: name a choice of the group"
     file = re.match(r"In '([^']+)': \w+ raised while composing", str(error))
     if not key and file:
         words = " ".join(str(cause).partition("\n    full_key:")[0].split())
@@ -180,22 +183,37 @@ def explain(error: Exception) -> str | None:
             )
         words = re.sub(r"(?s)^Error when parsing index:.*?(?=Error parsing)", "", str(error))
         words = words.partition("\nSee https:")[0].partition("\n    full_key:")[0]
-        return " ".join(words.split())
+        words = " ".join(words.split())
+        return _plainly("", words) if "Environment variable" in words else words
     if isinstance(cause, MissingMandatoryValue):
         return f"{key} is missing: give {key}=…"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         message = no_such_option(key, cause.object_type)
     else:
         words = " ".join(str(cause).partition("\n    full_key:")[0].split())
+        reference = _reference(cause, words, key)
+        words = re.sub(r"(?s)^While dereferencing interpolation '.*?': ", "", words)
         message = f"{key}: {_plainly(key, words)}"
         if "Cannot convert 'list' to string" in message:
             message += f"; text in brackets needs two kinds of quotes: \"{key}='[…]'\""
         elif isinstance(cause, InterpolationKeyError):
             message += "; write a literal $ as \\$"
+        message += place_of(*reference, key) if reference and not file else ""
     typed = re.match(r"(?:Error merging override |Could not override ')([\w.]+)", str(error))
     if typed and typed[1].partition(".")[0] != re.split(r"[.\[]", key)[0]:  # key of a list's item
         message = f"{typed[1]}: {message}"
     return f"{message} (in {file[1]}.yaml)" if file else message
+
+
+def _reference(error: BaseException, words: str, key: str) -> tuple[str, bool] | None:
+    """Reference at a key that an error is about, and whether it is one to another kind of value."""
+    if given := re.match(r"While dereferencing interpolation '(.*?)': ", words):
+        return given[1], True
+    node: Any = getattr(error, "child_node", None)
+    if not isinstance(error, InterpolationResolutionError) or node is None:
+        return None
+    own = _raw(node._get_root(), key)
+    return None if own is None else (str(own._value()), False)
 
 
 def _origin(error: OmegaConfBaseException) -> str | None:
@@ -252,14 +270,26 @@ _UNLIKE = re.compile(
 def _plainly(key: str, words: str) -> str:
     """Return OmegaConf's message about the value of a key in terms of settings."""
     if unlike := _UNLIKE.match(words):
-        return f"must be {_KINDS[unlike[2]]}, got {unlike[1] or 'nothing'}"
+        value = "settings" if "of type 'DictConfig'" in words else unlike[1] or "nothing"
+        return f"must be {_KINDS[unlike[2]]}, got {value}"
+    if choices := re.fullmatch(r"Invalid value '(.*)', expected one of \[(.*)\]", words):
+        return f"must be one of {choices[2]}, got {choices[1]}"
     if absent := re.match(r"Interpolation key '(.*)' not found", words):
         return f"refers to {absent[1]}, which does not exist"
-    if words.startswith("Recursive interpolation"):
+    if words.startswith(("Recursive interpolation", "Interpolation to parent node")):
         return "refers to itself, directly or through others: give a value"
+    if absent := re.search(r"Environment variable '(.*)' not found", words):
+        return (
+            f"the environment variable {absent[1]} is not set: set it, or write a value for that "
+            f"case, such as ${{oc.env:{absent[1]},0}}"
+        )
+    if re.match(r"(missing|extraneous input|mismatched input|token recognition|no viable) ", words):
+        return "is not understood: check the brackets of ${…}"
+    if re.search(r"\w+\(\) missing \d+ required", words):
+        return "cannot be resolved, for an argument is missing: write it, such as ${oc.env:NAME}"
     if absent := re.match(r"\w+ raised while resolving interpolation: \W*(.*?)\W*$", words):
         return f"cannot be resolved: {absent[1]}"
-    if re.match(r"field '.*' is not Optional", words):
+    if re.match(r"field '.*' is not Optional|Incompatible value 'None' for field", words):
         return "may not be null: leave it out, or give a value"
     if words.endswith("is not a ListConfig, list or tuple."):
         return f"must be a list: '{key}=[…]'"

@@ -51,9 +51,7 @@ def run_name() -> str:
     if not multirun:
         told = {key: value for key, value in given.items() if not key.startswith(UNTOLD)}
         return name_of(told) or Path(hydra.runtime.output_dir).name
-    params = OmegaConf.select(hydra, "sweeper.params") or {}
-    given_before = [f"{key}={value}" for key, value in params.items()]
-    fixed = _fixed([*given_before, *command_line()])  # which goes before the parameters
+    fixed = fixed_keys(hydra)
     number = str(OmegaConf.select(hydra, "job.num", default=0))
     told = {key: value for key, value in given.items() if key not in fixed}
     return name_of(told, number) or f"#{number}"
@@ -105,10 +103,16 @@ def name_of(settings: dict[str, str], number: str = "") -> str:
     return name + tail
 
 
-def _fixed(given: Iterable[str]) -> set[str]:
-    """Keys whose last override has a single value, which all jobs of a multirun share."""
+def fixed_keys(hydra: Any) -> set[str]:
+    """Return the keys whose last override has a single value, which all jobs of a multirun share.
+
+    Args:
+        hydra: Settings of Hydra itself.
+    """
     swept: dict[str, bool] = {}
-    for text in given:
+    params = OmegaConf.select(hydra, "sweeper.params") or {}
+    given_before = [f"{key}={value}" for key, value in params.items()]
+    for text in [*given_before, *command_line()]:  # which goes before the parameters
         if not re.match(r"[+~]*[\w/@.]+=", text):
             continue  # an option, such as --multirun
         try:

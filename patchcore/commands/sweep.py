@@ -18,9 +18,11 @@ from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands import COMMAND, Stopped
 from patchcore.commands.mistakes import explain
+from patchcore.commands.refused import begin, files_in, remove
 from patchcore.commands.targets import build
 from patchcore.commands.workers import fork_workers
 from patchcore.errors import InputError
@@ -32,6 +34,7 @@ from patchcore.yaml_text import settings_in
 ERROR_FILE = "error.txt"
 """File in the folder of a failed point: the reason and, unless it is bad input, the traceback."""
 _NAME = "PATCHCORE_MULTIRUN"  # environment variable that names the multirun to its jobs
+_FILE = "multirun.yaml"  # that Hydra writes before it looks at the points
 _LAUNCHERS = {"joblib", "submitit", "ray", "concurrent"}  # their errors mean that a job died
 
 
@@ -72,8 +75,14 @@ class Conclusion(Callback):
             self._ended.cfg = self._ended.hydra_cfg = None
         self._ended = job_return
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Note that the run's folder is new, if it is; called by Hydra."""
+        with suppress(OmegaConfBaseException):  # Hydra itself tells it
+            begin(str(config.hydra.run.dir))
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Record the multirun; called by Hydra."""
+        begin(str(config.hydra.sweep.dir))
         os.environ[_NAME], os.environ[COMMAND] = secrets.token_hex(4), str(os.getpid())
         search = not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
         folder = Path(str(config.hydra.sweep.dir))
@@ -173,6 +182,9 @@ def concluded() -> Iterator[None]:
         told = _conclude()
         if (message := _explained(error)) is None:
             raise
+        if _multiruns and not told:  # it ended before any point began
+            files = files_in(folder := _multiruns[-1].folder)
+            remove(folder, {name: files[name] for name in files if name == _FILE}, needed=[_FILE])
         if not told:
             raise InputError(message) from error
         print(f"error: the multirun ended early: {message}", file=sys.stderr)

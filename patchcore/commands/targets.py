@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from patchcore.commands.generations import call
 from patchcore.commands.mistakes import renamed_in_file
+from patchcore.commands.references import remember
 from patchcore.errors import InputError
 from patchcore.tracking import TRACKERS
 
@@ -129,6 +130,7 @@ def _check_text(file: str) -> None:
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
+        remember(file, text)
         for line, number in _in_other_bases(text) if re.search(r"\b0\w|\d:\d", text) else ():
             value = yaml.safe_load(number)
             raise InputError(

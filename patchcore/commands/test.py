@@ -1,6 +1,7 @@
 """`patchcore test`: test an artifact or an export on a data set, with the metrics of a run."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError, printable
 from patchcore.export import ExportedModel, load_model
+from patchcore.idle import advice, idle_words
 from patchcore.measuring import kept_data, measure
 from patchcore.outputs import check_folder, check_outside
 from patchcore.report.run import write_run
@@ -108,6 +110,9 @@ def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
             raise
     check_numbers(OmegaConf.to_container(tree))
     data: Any = OmegaConf.to_object(tree)["data"]  # type: ignore[index,call-overload]
+    for key in settings:
+        if words := idle_words(data, key.removeprefix("data.")):
+            warnings.warn(f"{key} has no effect {words}: {advice(words)}", stacklevel=2)
     return data
 
 

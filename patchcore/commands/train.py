@@ -15,7 +15,10 @@ from patchcore.commands.composed import to_config
 from patchcore.commands.generations import CONFIG_NAME, CONFIG_PATH, entry
 from patchcore.commands.gpus import take_gpu
 from patchcore.commands.groups import register
+from patchcore.commands.idle import warn_of_idle
+from patchcore.commands.mistakes import explain
 from patchcore.commands.overrides import as_typed, check_overrides
+from patchcore.commands.refused import files_in, remove
 from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure, track_failed
 from patchcore.commands.targets import build, guard
@@ -61,10 +64,12 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
     run = HydraConfig.get()
     folder = Path(run.runtime.output_dir)
     multirun = run.mode is RunMode.MULTIRUN
+    written = {} if multirun else files_in(folder)
     with job():
         try:
             (folder / ERROR_FILE).unlink(missing_ok=True)
             config = to_config(cfg)  # also fills in values in cfg that depend on the weights
+            warn_of_idle(config, run)
             take_gpu(cfg, run)
             from patchcore.runner import run as run_one  # Lightning takes seconds, a mistake none
 
@@ -82,6 +87,8 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
                 record_failure(folder, error)
                 track_failed(cfg, origin(run), folder, error)
                 return None
+            if explain(error) is not None:
+                remove(folder, written, needed=[f"{run.output_subdir}/overrides.yaml"])
             with plain_errors():
                 raise
         except Stopped as stop:

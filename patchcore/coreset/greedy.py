@@ -46,6 +46,7 @@ class GreedyConfig(SizedConfig):
         0,
         "seed for the projection and the start",
         effect=lambda greedy: _projects(greedy) or greedy["start"] is not Start.mean,
+        idle="with coreset.projection=none and coreset.start=mean",
     )
     radius: float | None = setting(
         None,
@@ -62,6 +63,7 @@ class GreedyConfig(SizedConfig):
         "dimensions that features are projected to; null: as many as distortion needs",
         low=1,
         effect=lambda greedy: _projects(greedy),
+        idle="with coreset.projection=none",
     )
     distortion: float = setting(
         0.9,
@@ -69,6 +71,7 @@ class GreedyConfig(SizedConfig):
         above=0,
         below=1,
         effect=lambda greedy: _projects(greedy) and greedy["dimension"] is None,
+        idle="unless a projection has coreset.dimension=null",
     )
     start: Start = setting(
         Start.random,
@@ -82,6 +85,7 @@ class GreedyConfig(SizedConfig):
         unit="patches",
         low=1,
         effect=lambda greedy: greedy["start"] is Start.anchors,
+        idle="without coreset.start=anchors",
     )
     pool: int | None = setting(
         None,

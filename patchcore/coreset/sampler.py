@@ -105,6 +105,7 @@ class SizedConfig(CoresetConfig):
         above=0,
         high=1,
         effect=lambda sampler: sampler["count"] is None and sampler.get("radius") is None,
+        idle="with coreset.count or coreset.radius, which override it",
     )
     count: int | None = setting(
         None, "number of patches that are kept; overrides ratio unless null", unit="patches", low=1

@@ -75,6 +75,7 @@ class AugmentConfig(Settings):
         "seed for all random changes",
         low=0,
         effect=lambda augment: any(augment[key] for key in augment if key not in (*FIXED, "seed")),
+        idle="without random changes, such as augment=flip",
     )
 
     def __post_init__(self) -> None:

@@ -44,12 +44,14 @@ class FolderConfig(DataConfig):
         low=0,
         below=1,
         effect=lambda data: data["nominal_test"] is None,
+        idle="with data.nominal_test",
     )
     seed: int = setting(
         0,
         "seed for choosing the held-out images",
         low=0,
         effect=lambda data: data["nominal_test"] is None and data["test_share"] > 0,
+        idle="if no image is held out (data.nominal_test, data.test_share)",
     )
 
     def __post_init__(self) -> None:

@@ -26,6 +26,7 @@ from patchcore.data.synthesis import (
 )
 from patchcore.data.view import View
 from patchcore.errors import InputError
+from patchcore.machine import named_by
 from patchcore.settings import setting
 
 VERSION = 1  # of the drawings; increase it when they change, so that old files are not read
@@ -103,6 +104,7 @@ class GeneratedConfig(DataConfig):
         except OSError as error:
             raise InputError(
                 f"data.root: cannot write to {folder} ({error.strerror}); set another folder"
+                f"{named_by(folder)}"
             ) from error
         place = folder / self.category.name
         split = read_category(files, place, LAYOUT)

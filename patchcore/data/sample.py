@@ -160,7 +160,11 @@ class DataConfig(Settings):
         low=1,
     )
     shots_seed: int = setting(
-        0, "seed for drawing the shots", low=0, effect=lambda data: data["shots"] is not None
+        0,
+        "seed for drawing the shots",
+        low=0,
+        effect=lambda data: data["shots"] is not None,
+        idle="without data.shots",
     )
     contamination: float = setting(
         0.0,
@@ -170,7 +174,11 @@ class DataConfig(Settings):
         below=1,
     )
     contamination_seed: int = setting(
-        0, "seed for drawing these images", low=0, effect=lambda data: data["contamination"] > 0
+        0,
+        "seed for drawing these images",
+        low=0,
+        effect=lambda data: data["contamination"] > 0,
+        idle="without data.contamination",
     )
     # results depend on the pixels that these files mark, not on the files' places
     region: str | None = setting(

@@ -73,6 +73,7 @@ class ImageConfig(Settings):
         unit="px",
         low=0,
         effect=lambda image: image["tiles"] is not None,
+        idle="without image.tiles",
         kw_only=True,
     )
     resize: int | None = setting(
@@ -82,6 +83,7 @@ class ImageConfig(Settings):
         MISSING,
         "stretch both sides to the length that resize says",
         effect=lambda image: image["resize"] is not None,
+        idle="without image.resize",
     )
     crop: int | None = setting(
         MISSING, "side of the centre square that is kept; null: the whole image", unit="px", low=1

@@ -48,7 +48,10 @@ class PadimConfig(MethodConfig):
         low=1,
     )
     seed: int = setting(
-        0, "seed for drawing the channels", effect=lambda padim: padim["channels"] is not None
+        0,
+        "seed for drawing the channels",
+        effect=lambda padim: padim["channels"] is not None,
+        idle="without method.channels",
     )
 
     def build(self, parts: Parts) -> "Padim":

@@ -88,6 +88,7 @@ class PatchCoreConfig(MethodConfig):
         low=0,
         high=1,
         effect=lambda method: method["whitening"] is not None,
+        idle="without method.whitening",
     )
     foreground: float | None = setting(
         None,

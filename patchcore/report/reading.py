@@ -34,8 +34,8 @@ CATEGORY = "data.category"
 LARGEST_YAML = 1 << 20  # bytes
 LARGEST_JSON = 1 << 26
 LARGEST_SCORES = 1 << 28
-SCORES = ("path", "label", "defect_type", "score")
-"""Columns of scores.csv."""
+SCORES = ("path", "label", "defect_type", "score", "category")
+"""Columns of scores.csv; earlier versions have not written the last."""
 WITHOUT_EFFECT = (
     "cache",
     "figures",
@@ -340,7 +340,7 @@ def read_scores(folder: Path) -> list[Score]:
         raise ValueError(f"scores.csv: {error}") from None
     found = []
     for number, row in enumerate(rows, 2):
-        path, label, kind, score = (row.get(key) for key in SCORES)
+        path, label, kind, score = (row.get(key) for key in SCORES[:4])
         if None in row or path is None or kind is None or label not in ("0", "1"):
             raise ValueError(f"scores.csv: row {number} is damaged")
         if score is None or not _is_score(score):

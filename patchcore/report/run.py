@@ -9,7 +9,7 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from patchcore.report.cells import harmless
 from patchcore.report.checks import STRUCTURES, is_number
 from patchcore.report.folders import Images, own_file
 from patchcore.report.images import verdict_of
-from patchcore.report.reading import check_unaltered, read_record, read_scores, read_yaml
+from patchcore.report.reading import SCORES, check_unaltered, read_record, read_scores, read_yaml
 from patchcore.subsets import SUBSETS
 
 AnomalyMap = Callable[[int, tuple[int, int]], Tensor]
@@ -279,6 +279,19 @@ def picture_names(
     return names if images is Images.none else [*names, images.list_name]
 
 
+def categories_of(samples: Sequence[Sample], settings: Mapping[str, Any]) -> list[str]:
+    """Return the category of each sample, as scores.csv has it; empty if the data have none.
+
+    Args:
+        samples: Images of a run.
+        settings: Settings of the run as plain values.
+    """
+    data = settings.get("data")
+    own = data.get("category") if isinstance(data, Mapping) else None
+    usual = own if isinstance(own, str) else ""  # else several, which the samples hold
+    return [harmless(sample.category or usual) for sample in samples]
+
+
 def write_run(run: Run, folder: Path, pictures: bool = True) -> None:
     """Write scores.csv, figures/ and metrics.json to a folder without results of another run.
 
@@ -286,10 +299,11 @@ def write_run(run: Run, folder: Path, pictures: bool = True) -> None:
     """
     with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "defect_type", "score"])
-        for sample, score in zip(run.samples, run.scores, strict=True):
+        writer.writerow(SCORES)
+        categories = categories_of(run.samples, run.settings)
+        for sample, score, category in zip(run.samples, run.scores, categories, strict=True):
             name, kind = harmless(sample.name), harmless(sample.defect_type)
-            writer.writerow([name, sample.label, kind, score])
+            writer.writerow([name, sample.label, kind, score, category])
     if pictures:
         _draw(run, folder / "figures")
     partial = folder / "metrics.json.part"

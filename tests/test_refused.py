@@ -1,0 +1,88 @@
+"""Folders that a refused command has made are removed, and all that was there before stays."""
+
+from pathlib import Path
+
+import pytest
+
+from patchcore.commands import refused
+from tests.images import write_mvtec
+from tests.runs import TINY, patchcore
+
+BAD = ["logger=none", "coreset.ratio=2"]
+
+
+def run(folder: Path, *overrides: str) -> None:
+    assert patchcore("train", *(overrides or BAD), f"hydra.run.dir={folder}").code == 1
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
+    run(tmp_path / "a/b/c")
+    run(tmp_path / "a", "logger=none", "data=mvtec", f"data.root={tmp_path}/none")  # when locked
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_folders_above_stay_if_they_were_there_or_hold_more(tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    run(tmp_path / "outputs/1")
+    assert [*(tmp_path / "outputs").iterdir()] == []
+
+
+def test_a_folder_that_was_there_stays_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run(folder)
+    assert (folder / ".hydra/overrides.yaml").is_file()
+    (folder / "notes.txt").write_text("mine")
+    run(folder)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_results_of_an_earlier_run_stay(tmp_path: Path) -> None:
+    write_mvtec(tmp_path / "mvtec", (40, 36))
+    given = ["data=mvtec", f"data.root={tmp_path}/mvtec", "data.category=nut", "logger=none"]
+    given += [*TINY, "figures=false", f"cache.root={tmp_path}/cache"]
+    folder = f"hydra.run.dir={tmp_path}/run"
+    assert patchcore("train", *given, folder).code == 0
+    before = (tmp_path / "run/metrics.json").read_bytes()
+    assert patchcore("train", *given, "data.shots=999", folder).code == 1
+    assert (tmp_path / "run/metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("other", ["new", "changed", "locked"])
+def test_what_another_process_writes_stays(tmp_path: Path, other: str) -> None:
+    folder = tmp_path / "run"
+    refused.begin(str(folder))
+    folder.mkdir()
+    (folder / "file").write_text("ours")
+    files = refused.files_in(folder)
+    if other == "new":
+        (folder / "more").write_text("theirs")
+    elif other == "changed":
+        (folder / "file").unlink()
+        (folder / "file").write_text("theirs")
+    else:
+        held = refused.FileLock(folder / ".lock", is_singleton=False)
+        held.acquire()
+    kept = [path.name for path in folder.iterdir()]
+    refused.remove(folder, files, needed=["file"])
+    assert {*kept} <= {path.name for path in folder.iterdir()}
+
+
+def test_files_that_nothing_tells_apart_stay(tmp_path: Path) -> None:
+    refused.begin(str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    refused.remove(tmp_path / "run", {}, needed=[".hydra/overrides.yaml"])
+    assert (tmp_path / "run").is_dir()
+
+
+def test_a_multirun_that_is_refused_before_its_points_leaves_no_folder(tmp_path: Path) -> None:
+    place = [f"hydra.sweep.dir={tmp_path}/a/sweep", "logger=none"]
+    done = patchcore("train", "--multirun", *place, "coreset.rato=0.1,0.2")
+    assert done.code == 1 and "coreset.rato: there is no such option" in done.err
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_points_that_are_refused_keep_their_reasons(tmp_path: Path) -> None:
+    place = [f"hydra.sweep.dir={tmp_path}/sweep", "logger=none"]
+    assert patchcore("train", "--multirun", *place, "coreset.ratio=2,3").code == 1
+    assert "in (0, 1]" in (tmp_path / "sweep/0/error.txt").read_text()
