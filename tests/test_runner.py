@@ -2,11 +2,13 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 from omegaconf import OmegaConf
 
 import patchcore
@@ -15,6 +17,8 @@ from patchcore.cache import CacheConfig
 from patchcore.config import Config
 from patchcore.coreset import GreedyConfig
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.decision import DecisionConfig
+from patchcore.keeping import ArtifactConfig, Keep
 from patchcore.report.folders import PICTURES, Images
 from patchcore.report.pictured import pictures_of
 from patchcore.report.reading import read_run
@@ -136,3 +140,24 @@ def test_a_folder_without_a_name_is_refused(
     with pytest.raises(InputError, match=r"^folder: is empty: give a path"):
         patchcore.run(config(tmp_path), "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu_leaves_all_that_one_on_the_cpu_leaves(tmp_path: Path) -> None:
+    write_mvtec(tmp_path, (40, 36))
+    folders = []
+    for device in ("cpu", "gpu"):
+        settings = config(
+            tmp_path,
+            trainer={**QUIET, "accelerator": device, "devices": 1},
+            decision=DecisionConfig(false_alarms=0.5),
+            curve=[0.25],
+            figures=True,
+            pictures=Images.all,
+            artifact=ArtifactConfig(Keep.all),
+        )
+        folders.append(patchcore.run(settings, tmp_path / device).folder)
+    there, here = ({p.relative_to(f) for p in f.rglob("*") if p.is_file()} for f in folders)
+    assert there == here
+    both = zip(*map(scores, folders), strict=True)
+    assert all(math.isclose(float(one), float(other), rel_tol=1e-3) for one, other in both)
