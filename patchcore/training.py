@@ -145,6 +145,19 @@ def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) ->
     """
     judge, module.stays = module.label_free, True
     try:
+        _fit(trainer, module, data, judge)
+    except BaseException:
+        module.stays = False
+        module.cpu()  # a later run in this process needs the memory
+        raise
+    asked = len(data.split.train) * (trainer.max_epochs or 1) * len(data.augment.poses())
+    _check_count("training", module.train_images, asked)
+
+
+def _fit(
+    trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule, judge: LabelFree | None
+) -> None:
+    try:
         if judge is not None:
             print(judge.plan(), file=sys.stderr)
             defective = data.defective_dataloader(judge.numbers, *judge.drawing)
@@ -156,8 +169,6 @@ def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) ->
         trainer.fit(module, data)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
-    asked = len(data.split.train) * (trainer.max_epochs or 1) * len(data.augment.poses())
-    _check_count("training", module.train_images, asked)
 
 
 def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) -> Record:

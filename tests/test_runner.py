@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
@@ -19,6 +20,7 @@ from patchcore.coreset import GreedyConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.decision import DecisionConfig
 from patchcore.keeping import ArtifactConfig, Keep
+from patchcore.module import DetectorModule
 from patchcore.report.folders import PICTURES, Images
 from patchcore.report.pictured import pictures_of
 from patchcore.report.reading import read_run
@@ -161,3 +163,28 @@ def test_a_run_on_a_gpu_leaves_all_that_one_on_the_cpu_leaves(tmp_path: Path) ->
     assert there == here
     both = zip(*map(scores, folders), strict=True)
     assert all(math.isclose(float(one), float(other), rel_tol=1e-3) for one, other in both)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_leaves_its_device_once_after_the_test_or_an_error(
+    fails: bool, tmp_path: Path
+) -> None:
+    write_mvtec(tmp_path, (40, 36))
+    order: list[str] = []
+
+    def end(_: Any) -> None:
+        if fails:
+            raise RuntimeError("no memory")
+
+    with (
+        mock.patch.object(pl.LightningModule, "cpu", lambda _: order.append("leaves")),
+        mock.patch.object(DetectorModule, "on_train_end", end),
+        mock.patch.object(DetectorModule, "on_test_start", lambda _: order.append("starts")),
+        mock.patch.object(DetectorModule, "test_step", lambda *_: order.append("tests")),
+        mock.patch.object(DetectorModule, "on_test_epoch_end", lambda _: None),
+        pytest.raises(
+            RuntimeError if fails else InputError, match="no memory" if fails else "0 test"
+        ),
+    ):
+        patchcore.run(config(tmp_path), tmp_path / "run")
+    assert order == (["leaves"] if fails else ["starts", *["tests"] * 3, "leaves"])
