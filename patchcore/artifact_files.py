@@ -29,7 +29,11 @@ DETAILS = ("data", "metrics", "versions", "lineage", SOURCES, PRUNED)
 
 
 def write_folder(
-    folder: Path, description: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]
+    folder: Path,
+    description: Mapping[str, Any],
+    tensors: Mapping[str, dict[str, Tensor]],
+    *,
+    replace: bool = True,
 ) -> None:
     """Write an artifact in one step; an existing one is replaced when the new one is complete.
 
@@ -37,6 +41,7 @@ def write_folder(
         folder: Made with its parents.
         description: Content of artifact.yaml, to which `format` and `files` are added.
         tensors: Content of each other file, {file: {name: tensor}}.
+        replace: Whether an existing artifact is replaced, and not refused.
 
     Raises:
         InputError: The description holds no plain values, or the folder something else; or it
@@ -49,7 +54,7 @@ def write_folder(
         return {"format": FORMAT, **description}
 
     try:
-        sealed.write_sealed(folder, DESCRIPTION, write)
+        sealed.write_sealed(folder, DESCRIPTION, write, replace=replace)
     except SafetensorError as error:
         raise InputError(f"{folder}: the artifact cannot be written ({error})") from error
 

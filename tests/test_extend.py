@@ -1,8 +1,10 @@
 """Models that grow and shrink: against plain versions, and against fits of the same images."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -26,11 +28,13 @@ from patchcore import (
     load,
 )
 from patchcore.artifact import read_description, save
+from patchcore.artifact_files import check
 from patchcore.coreset import CoresetConfig, greedy_order
 from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig, build_transform
 from patchcore.data.view import View
 from patchcore.decision import decide
+from patchcore.export import load_model
 from patchcore.extend import Change, change_artifact, extend, remove, widened
 from patchcore.index import FaissIVFPQConfig, TorchIndexConfig, nearest_rows
 from patchcore.inspector import SOURCES
@@ -514,6 +518,78 @@ def test_copies_among_new_images_are_told_as_in_training(
     words = f"^images: copies of other images in the same set: 1 .such as {second} = {first}.; each"
     with pytest.warns(UserWarning, match=words):
         change_artifact(kept("patchcore"), [first, second], output=tmp_path / "grown")
+
+
+def test_an_extension_replaces_no_other_model_and_none_that_is_being_changed(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, other = tmp_path / "model", tmp_path / "other"
+    shutil.copytree(kept("patchcore"), folder)
+    shutil.copytree(kept("spade"), other)
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    done = patchcore("extend", str(folder), str(files[4]), "--output", str(other))
+    assert (done.code, done.err) == (
+        1,
+        f"error: {other}: is there already: name another folder\n",
+    )
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+    def load_and_extend(*arguments: Any) -> Any:
+        """Another process asks for the same while the model has been read."""
+        found = load(*arguments)
+        with ThreadPoolExecutor() as pool:
+            error = pool.submit(change_artifact, folder, [files[5]]).exception()
+        assert f"{folder}: another process is changing it: wait until that ends" in str(error)
+        return found
+
+    monkeypatch.setattr("patchcore.artifact.load", load_and_extend)
+    change_artifact(folder, [files[4]])
+    monkeypatch.undo()
+    change_artifact(folder, [files[5]])
+    assert load(folder).details[SOURCES][4:] == [str(files[4]), str(files[5])]
+
+
+@pytest.mark.parametrize("read", [load, load_model])
+def test_a_model_that_is_extended_while_it_is_read_is_read_whole(
+    kept: Callable[[str], Path],
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[Path], Any],
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(kept("patchcore"), folder)
+
+    def check_and_extend(*arguments: Any) -> Any:
+        found = check(*arguments)
+        monkeypatch.setattr("patchcore.artifact.check", check)
+        change_artifact(folder, [files[4]])
+        return found
+
+    monkeypatch.setattr("patchcore.artifact.check", check_and_extend)
+    assert read(folder).details[SOURCES] == [str(path) for path in files[:5]]
+
+
+def test_where_there_are_no_locks_no_addition_is_lost(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(kept("patchcore"), folder)
+
+    def flock(*arguments: Any) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    def load_and_extend(*arguments: Any) -> Any:
+        monkeypatch.setattr("patchcore.artifact.load", load)
+        found = load(*arguments)
+        change_artifact(folder, [files[5]])
+        return found
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr("patchcore.artifact.load", load_and_extend)
+    with pytest.raises(InputError, match="model: was changed meanwhile: run the command again"):
+        change_artifact(folder, [files[4]])
+    assert load(folder).details[SOURCES][4:] == [str(files[5])]
 
 
 # --- the threshold ----------------------------------------------------------------------------
