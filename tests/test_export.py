@@ -39,8 +39,9 @@ from patchcore.export import FORMATS, Parity, export, load_export, load_model
 from patchcore.export.formats import OnnxFormat
 from patchcore.export.graph import traced_graph
 from patchcore.export.parity import compared
+from patchcore.extend import change_artifact
 from patchcore.inspector import Inspector
-from patchcore.measuring import kept_data
+from patchcore.measuring import kept_data, measure
 from patchcore.sealed import rewrite_description
 from tests.images import write_image
 from tests.runs import patchcore
@@ -401,6 +402,37 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_an_export_is_made_again_after_an_extension(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_unchecked(monkeypatch)
+    for name in ("model", "model-torch"):
+        shutil.copytree(kept / name, tmp_path / name)
+    folder = tmp_path / "model-torch"
+    done = patchcore("export", str(tmp_path / "model"), "--format=torch", f"--output={folder}")
+    assert done.code == 1
+    assert done.err == f"error: --output: {folder} is there already: name another folder\n"
+    new = write_image(tmp_path / "new.png", (SIDE, SIDE), 77)
+    change_artifact(tmp_path / "model", [new])
+    done = patchcore("export", str(tmp_path / "model"), "--format", "torch")
+    assert done.code == 0, done.err
+    steps = [step["step"] for step in load_model(folder).details["lineage"]]
+    assert steps == ["fit", "extend", "export"]
+
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(kept / "model", tmp_path / "model")  # not the one that was extended
+    done = patchcore("export", str(tmp_path / "model"), "--format", "torch")
+    assert done.code == 1
+    assert done.err == (
+        f"error: {folder} is there already, and is no export of this model: remove it, or give "
+        "--output\n"
+    )
+    (folder / "export.yaml").unlink()
+    done = patchcore("export", str(tmp_path / "model"), "--format", "torch")
+    assert done.code == 1
+    assert done.err == f"error: {folder} is there already: remove it, or give --output\n"
+
+
 def test_the_command_tells_why_it_cannot_export(kept: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = ["--output", str(tmp_path / "out")]
@@ -444,6 +476,25 @@ def test_what_is_deployed_is_what_is_measured(kept: Path, tmp_path: Path, folder
         assert float(score) == pytest.approx(float(python.score(batch).score), rel=1e-5)
     again = patchcore("test", str(kept / folder), "--output", str(tmp_path / "found"))
     assert again.code == 1 and "is there already: name another folder" in again.err
+
+
+def test_of_several_tests_with_one_output_one_wins(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "found"
+
+    def both(*arguments: Any) -> Any:
+        """Another process ends its test into the same folder in the meantime."""
+        monkeypatch.undo()
+        assert patchcore("test", str(kept / "model"), "--output", str(out)).code == 0
+        return measure(*arguments)
+
+    monkeypatch.setattr("patchcore.commands.test.measure", both)
+    done = patchcore("test", str(kept / "model"), "--output", str(out))
+    assert done.code == 1
+    assert (
+        done.err == f"error: --output: {out / 'scores.csv'} is there already: name another folder\n"
+    )
 
 
 @pytest.mark.parametrize(
