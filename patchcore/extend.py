@@ -28,8 +28,8 @@ from torch import Tensor
 
 from patchcore import artifact
 from patchcore.arguments import check_kind, paths_of
+from patchcore.data.copies import reject_copies
 from patchcore.data.images import read_image
-from patchcore.data.overlaps import reject_copies
 from patchcore.digests import file_digest
 from patchcore.errors import InputError, printable
 from patchcore.explanation import cut_crops
@@ -95,7 +95,12 @@ def extend(
         raise InputError(f"{printable(twice[0])}: was given twice: name it once")
     if not names:
         raise InputError("images: there are none to add")
-    reject_copies([Path(name) for name in names], [Path(name) for name in sources if name])
+    image = inspector.images[0]
+    reject_copies(
+        [Path(name) for name in names],
+        [Path(name) for name in sources if name],
+        lambda path: read_image(path, image.bits, image.limit),
+    )
     each: list[list[Any]] = [[] for _ in inspector.members]
     sizes = []
     for prepared in _batches(inspector, images, batch):

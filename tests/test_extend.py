@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from patchcore import (
@@ -390,6 +391,14 @@ def test_what_cannot_be_done_leaves_the_artifact(
     refused("was given twice: name it once", [files[4], files[4]])
     copy = Path(shutil.copy(files[1], tmp_path / "copy.png"))
     refused(r"copy\.png: has the contents of .*/1\.png, which is in the model already", [copy])
+    saved = []
+    for name in ("saved.bmp", "saved.png"):  # of other sizes in bytes
+        with Image.open(files[1]) as picture:
+            picture.save(tmp_path / name, compress_level=0)
+        saved.append(tmp_path / name)
+        words = rf"{name}: has the same pixels as .*/1\.png, which is in the model already: leave"
+        refused(words, [files[4], tmp_path / name])
+    refused(r"saved\.bmp: has the same pixels as .*, and 1 more of the images are copies", saved)
     linked = tmp_path / "linked"
     linked.symlink_to(files[0].parent)
     for folder_of in (files[0].parent / ".." / files[0].parent.name, linked):
@@ -514,6 +523,12 @@ def test_copies_among_new_images_are_told_as_in_training(
     kept: Callable[[str], Path], files: list[Path], tmp_path: Path
 ) -> None:
     twin = Path(shutil.copy(files[4], tmp_path / "twin.png"))
+    with Image.open(files[5]) as picture:
+        picture.save(tmp_path / "twin.bmp")
+    change_artifact(kept("patchcore"), [files[4], files[6]], output=tmp_path / "no_warning")
+    with pytest.warns(UserWarning, match="copies of other images in the same set: 1 .such as"):
+        both = [files[5], tmp_path / "twin.bmp"]
+        change_artifact(kept("patchcore"), both, output=tmp_path / "saved")
     first, second = sorted([files[4], twin])
     words = f"^images: copies of other images in the same set: 1 .such as {second} = {first}.; each"
     with pytest.warns(UserWarning, match=words):
