@@ -1,6 +1,8 @@
 """Files of an artifact: see `patchcore.artifact` for what they hold, `patchcore.sealed` for how."""
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,13 +52,13 @@ def write_folder(
 
     def write(new: Path) -> dict[str, Any]:
         for name, content in tensors.items():
-            save_file(content, new / name)
+            try:
+                save_file(content, new / name)
+            except SafetensorError as error:
+                raise _of_the_system(error) from error
         return {"format": FORMAT, **description}
 
-    try:
-        sealed.write_sealed(folder, DESCRIPTION, write, replace=replace)
-    except SafetensorError as error:
-        raise InputError(f"{folder}: the artifact cannot be written ({error})") from error
+    sealed.write_sealed(folder, DESCRIPTION, write, replace=replace)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -116,6 +118,14 @@ def read_tensors(
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except SafetensorError as error:
         raise InputError(f"{path}: holds no tensors ({error})") from error
+
+
+def _of_the_system(error: SafetensorError) -> OSError:
+    """Error of the operating system that an error of safetensors tells of, by its number if any."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None:
+        return OSError(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])))
 
 
 def _advice(folder: Path) -> str:

@@ -31,7 +31,7 @@ from patchcore.arguments import check_kind, paths_of
 from patchcore.data.copies import reject_copies
 from patchcore.data.images import read_image
 from patchcore.digests import file_digest
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, printable, unwritable
 from patchcore.explanation import cut_crops
 from patchcore.inspector import PRUNED, SOURCES, Inspector, poses_of
 from patchcore.methods.detector import Prediction
@@ -239,7 +239,7 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             stack.enter_context(locked(folder))
         except OSError as error:
-            raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+            raise unwritable(folder, error) from error
         yield
 
 

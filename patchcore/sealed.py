@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 
-from patchcore.errors import InputError, unreadable
+from patchcore.errors import InputError, unreadable, unwritable
 from patchcore.outputs import check_folder, model_around
 
 LARGEST = 1 << 26  # most bytes of a description; a larger file was not written by this module
@@ -123,7 +123,7 @@ def write_sealed(
                 shutil.rmtree(new, ignore_errors=True)
                 raise
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(Path(folder), error) from error
 
 
 def check_target(folder: str | Path, description: str, *, replace: bool = True) -> None:
@@ -141,7 +141,7 @@ def check_target(folder: str | Path, description: str, *, replace: bool = True) 
         with locked(target):
             _check_replaceable(target, description, replace)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(Path(folder), error) from error
     check_folder(target.parent)
 
 

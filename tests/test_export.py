@@ -44,6 +44,7 @@ from patchcore.inspector import Inspector
 from patchcore.measuring import kept_data, measure
 from patchcore.sealed import rewrite_description
 from tests.images import write_image
+from tests.processes import limited
 from tests.runs import patchcore
 from tests.shapes import leave_unchecked
 
@@ -312,7 +313,8 @@ def test_an_operation_that_a_format_lacks_is_told_in_a_line(format: str, tmp_pat
     ("format", "writes", "error"),
     [
         ("onnx", "torch.onnx.ONNXProgram.save", OSError(errno.ENOSPC, "No space left on device")),
-        ("openvino", "openvino.save_model", RuntimeError("No space left on device")),
+        ("openvino", "shutil.copyfile", OSError(errno.ENOSPC, "No space left on device")),
+        ("torch", "pathlib.Path.write_bytes", OSError(errno.ENOSPC, "No space left on device")),
     ],
 )
 def test_a_graph_that_cannot_be_written_lacks_no_operation(
@@ -320,10 +322,23 @@ def test_a_graph_that_cannot_be_written_lacks_no_operation(
 ) -> None:
     needs(format)
     python = inspector(small())
-    told = rf"^{tmp_path}/export: cannot be written \(No space left on device\)$"
+    told = (
+        rf"^{tmp_path}/export: cannot be written \(No space left on device\): make room or choose "
+        "another folder$"
+    )
     with mock.patch(writes, side_effect=error), pytest.raises(InputError, match=told):
         export(python, tmp_path / "export", format)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
+def test_a_graph_for_which_there_is_no_room_is_a_line(
+    traced: tuple[Inspector, torch.export.ExportedProgram], format: str, tmp_path: Path
+) -> None:
+    needs(format)
+    told = "File too large" if format != "openvino" else "in .*, where it is made first: make room"
+    with limited(20_000), pytest.raises(OSError, match=told):
+        FORMATS[format].write(traced[1], tmp_path)
 
 
 def test_an_export_is_told_from_an_artifact(tmp_path: Path) -> None:

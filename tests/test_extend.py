@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from patchcore import (
@@ -44,6 +45,7 @@ from patchcore.methods.detector import Fitting, MethodConfig, Prediction
 from patchcore.scoring import Distance
 from tests import reference
 from tests.images import write_image
+from tests.processes import limited
 from tests.runs import patchcore
 from tests.test_methods import build, parts
 
@@ -605,6 +607,24 @@ def test_where_there_are_no_locks_no_addition_is_lost(
     with pytest.raises(InputError, match="model: was changed meanwhile: run the command again"):
         change_artifact(folder, [files[4]])
     assert load(folder).details[SOURCES][4:] == [str(files[5])]
+
+
+def test_a_model_for_which_there_is_no_room_is_a_line(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = rf"^{tmp_path}/grown: cannot be written \(.*\): "
+    arguments = (kept("patchcore"), [files[4]])
+    told = words + r"raise the limit of a file's size \(ulimit -f\) or choose another folder$"
+    with limited(1000), pytest.raises(InputError, match=told):
+        change_artifact(*arguments, output=tmp_path / "grown")
+
+    def full(*arguments: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space (os error 28)")
+
+    monkeypatch.setattr("patchcore.artifact_files.save_file", full)
+    with pytest.raises(InputError, match=words + "make room or choose another folder$"):
+        change_artifact(*arguments, output=tmp_path / "grown")
+    assert not list(tmp_path.iterdir())
 
 
 # --- the threshold ----------------------------------------------------------------------------
