@@ -25,6 +25,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from patchcore.commands.environment import unknown_backend
 from patchcore.errors import REMEDIES, InputError
 
 GROUPS = {"model": "method", "search": "hparams_search"}
@@ -130,6 +131,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, InputError):
         return str(error)
     if (message := _of_the_machine(error)) is not None:
+        return message
+    if (message := unknown_backend(error)) is not None:
         return message
     if isinstance(error, RecursionError) and (names := _of_defaults(error.__traceback__)):
         return f"defaults: {_circle(names)}: correct the file"
