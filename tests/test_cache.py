@@ -459,6 +459,19 @@ def test_a_cache_that_is_not_there_is_told(
     assert capsys.readouterr().out == f"there is no cache in {tmp_path}\n"
 
 
+@pytest.mark.parametrize("action", ["show", "clear"])
+def test_a_file_in_place_of_the_cache_is_refused(
+    action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    words = rf"{tmp_path}/file is a file: name the folder of a cache$"
+    with pytest.raises(InputError, match=f"^--root: {words}"):
+        cache_command([action, f"--root={tmp_path / 'file'}"])
+    monkeypatch.setenv("PATCHCORE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=f"^PATCHCORE_CACHE or XDG_CACHE_HOME: {words}"):
+        cache_command([action])
+
+
 def test_the_cache_needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody(_: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")

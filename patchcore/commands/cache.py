@@ -33,10 +33,12 @@ def main(arguments: list[str] | None = None) -> None:
         "--root", type=place, metavar="DIR", help="folder of another cache (cache.root)"
     )
     options = parser.parse_args(arguments)
-    if options.root is not None and options.root.is_file():
-        raise InputError(f"--root: {options.root} is a file: name the folder of a cache")
     root = None if options.root is None else str(options.root)
     store = Store(CacheConfig(root=root).folder())
+    for path in (store.root.parent, store.root):
+        if path.is_file():
+            given = "--root" if root is not None else "PATCHCORE_CACHE or XDG_CACHE_HOME"
+            raise InputError(f"{given}: {path} is a file: name the folder of a cache")
     if options.action == "path":
         print(printable(str(store.root)))
     elif options.root is not None and not store.root.parent.is_dir():
