@@ -136,7 +136,9 @@ def _advice(folder: Path) -> str:
     if (folder / "artifact" / DESCRIPTION).is_file():
         return f"it is a run's folder: give {folder / 'artifact'}"
     if folder.is_file():
-        return f"it is a file: give its folder {folder.parent}"
+        if folder.name in (DESCRIPTION, *FILES) or (folder.parent / DESCRIPTION).is_file():
+            return f"it is a file: give its folder {folder.parent}"
+        return "it is a file: give the folder of an artifact, before the other arguments"
     if not folder.is_dir():
         return "there is no such folder"
     if (folder / "export.yaml").is_file():
