@@ -47,6 +47,13 @@ def check_names(name: str, weights: str) -> None:
     """Raise InputError unless there is such a network and, where a tag names them, such weights."""
     tags = [SHIPPED] if name == EMBEDDED else _tags(name)
     if not is_file(weights) and weights != NONE and weights not in tags:
+        if Path(weights).is_dir():
+            raise InputError(f"backbone.weights: {weights} is a folder: name a file in it")
+        if Path(weights).is_file():
+            raise InputError(
+                f"backbone.weights: the name of the file {weights} has to end in one of "
+                f"{', '.join(sorted(FILE_SUFFIXES))}: rename it"
+            )
         owner = "the embedded network" if name == EMBEDDED else "timm"
         raise InputError(
             f"backbone.weights: {owner} has no weights {name + '.' + weights!r}; give one of "
@@ -170,6 +177,13 @@ def load_file(network: nn.Module, path: Path, modules: Collection[str] = ()) -> 
                 f"backbone.weights: {path} holds NaN or infinite values in {key!r}; train or "
                 "export it again"
             )
+    matrices = [x for x in network.state_dict().values() if x.ndim > 1 and x.numel() > 1]
+    if matrices and all(bool((x == x.flatten()[0]).all()) for x in matrices):
+        warnings.warn(
+            f"backbone.weights: in {path}, each tensor holds one value alone: its scores are no "
+            "better than chance",
+            stacklevel=3,
+        )
 
 
 def _tags(name: str) -> list[str]:
@@ -207,7 +221,8 @@ def _read(path: Path) -> Any:
 def _reason(error: Exception) -> str:
     """An error in one line. PyTorch's advice to load a file unsafely is not passed on."""
     text = " ".join(str(error).split())
-    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+    broken = pickle.UnpicklingError | KeyError | IndexError  # of text, in place of a pickle
+    if isinstance(error, broken) or "weights_only" in text:
         found = re.search(r"(?:GLOBAL|global|class|function) '?([\w.]+\.\w+)", text)
         return (
             "it is not a plain file of tensors"

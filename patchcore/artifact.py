@@ -76,6 +76,7 @@ from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import ScaleConfig
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
+from patchcore.sealed import steadily
 from patchcore.settings import plain
 
 _REGISTRIES: dict[str, Mapping[str, type]] = {
@@ -91,22 +92,25 @@ _SETTINGS: dict[str, type] = {
 }
 
 
-def save(inspector: Inspector, folder: str | Path, *, weights: bool = False) -> None:
+def save(
+    inspector: Inspector, folder: str | Path, *, weights: bool = False, replace: bool = True
+) -> None:
     """Write an artifact in one step; an existing one is replaced when the new one is complete.
 
     Args:
         inspector: Its model is fitted. `details` get `versions` and `lineage` if they lack them.
         folder: Made with its parents; nothing else may be in it.
         weights: Whether the networks' weights are kept inside.
+        replace: Whether an existing artifact is replaced, and not refused.
 
     Raises:
         InputError: The model is not fitted or not of a registered kind, the details are not plain
-            values, the folder holds something else or lies inside a model, or the folder cannot be
-            written.
+            values, the folder holds something else or lies inside a model, another process replaces
+            it, or it cannot be written.
     """
     check_kind(inspector, Inspector, "inspector", "an Inspector")
     description, tensors = _described(inspector, weights)
-    write_folder(path_of(folder, "folder"), description, tensors)
+    write_folder(path_of(folder, "folder"), description, tensors, replace=replace)
 
 
 def save_model(
@@ -140,7 +144,8 @@ def save_model(
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
     """Read an artifact, ready to score on `device`.
 
-    No training data is needed, and no network where the weights are inside or local.
+    No training data is needed, and no network where the weights are inside or local. While another
+    process replaces the artifact, the earlier or the new one is read.
 
     Raises:
         InputError: Begins with the file. It is missing, damaged, of a newer format or not an
@@ -148,6 +153,15 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Inspector:
             such device.
     """
     folder = path_of(folder, "folder")
+    return steadily(folder, lambda: load_once(folder, device))
+
+
+def load_once(folder: Path, device: str | torch.device) -> Inspector:
+    """Read an artifact as `load` does, without regard to processes that replace it meanwhile.
+
+    Raises:
+        InputError: See `load`.
+    """
     place = _device(device)
     path = folder / DESCRIPTION
     description = check(folder)

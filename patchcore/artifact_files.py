@@ -1,6 +1,8 @@
 """Files of an artifact: see `patchcore.artifact` for what they hold, `patchcore.sealed` for how."""
 
 import hashlib
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,11 @@ DETAILS = ("data", "metrics", "versions", "lineage", SOURCES, PRUNED)
 
 
 def write_folder(
-    folder: Path, description: Mapping[str, Any], tensors: Mapping[str, dict[str, Tensor]]
+    folder: Path,
+    description: Mapping[str, Any],
+    tensors: Mapping[str, dict[str, Tensor]],
+    *,
+    replace: bool = True,
 ) -> None:
     """Write an artifact in one step; an existing one is replaced when the new one is complete.
 
@@ -37,6 +43,7 @@ def write_folder(
         folder: Made with its parents.
         description: Content of artifact.yaml, to which `format` and `files` are added.
         tensors: Content of each other file, {file: {name: tensor}}.
+        replace: Whether an existing artifact is replaced, and not refused.
 
     Raises:
         InputError: The description holds no plain values, or the folder something else; or it
@@ -45,13 +52,13 @@ def write_folder(
 
     def write(new: Path) -> dict[str, Any]:
         for name, content in tensors.items():
-            save_file(content, new / name)
+            try:
+                save_file(content, new / name)
+            except SafetensorError as error:
+                raise _of_the_system(error) from error
         return {"format": FORMAT, **description}
 
-    try:
-        sealed.write_sealed(folder, DESCRIPTION, write)
-    except SafetensorError as error:
-        raise InputError(f"{folder}: the artifact cannot be written ({error})") from error
+    sealed.write_sealed(folder, DESCRIPTION, write, replace=replace)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -113,6 +120,14 @@ def read_tensors(
         raise InputError(f"{path}: holds no tensors ({error})") from error
 
 
+def _of_the_system(error: SafetensorError) -> OSError:
+    """Error of the operating system that an error of safetensors tells of, by its number if any."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None:
+        return OSError(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])))
+
+
 def _advice(folder: Path) -> str:
     """Reason why a folder is not an artifact, and a place where one may be."""
     aside = sealed.aside(folder)
@@ -121,7 +136,9 @@ def _advice(folder: Path) -> str:
     if (folder / "artifact" / DESCRIPTION).is_file():
         return f"it is a run's folder: give {folder / 'artifact'}"
     if folder.is_file():
-        return f"it is a file: give its folder {folder.parent}"
+        if folder.name in (DESCRIPTION, *FILES) or (folder.parent / DESCRIPTION).is_file():
+            return f"it is a file: give its folder {folder.parent}"
+        return "it is a file: give the folder of an artifact, before the other arguments"
     if not folder.is_dir():
         return "there is no such folder"
     if (folder / "export.yaml").is_file():

@@ -62,7 +62,11 @@ class BackboneConfig(Settings):
 
     def resolved(self) -> str:
         """Weights, by name even where null stands. Raises InputError if there are no such."""
-        weights = self.weights or default_weights(self.name)
+        if self.weights is not None and not self.weights.strip():
+            raise InputError(
+                "backbone.weights: the value is empty: give one, or leave it out for the default"
+            )
+        weights = default_weights(self.name) if self.weights is None else self.weights
         check_names(self.name, weights)
         return weights
 

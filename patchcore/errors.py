@@ -1,5 +1,6 @@
 """The only exception for mistakes of users, and names and warnings as text of one line."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -34,6 +35,23 @@ def unreadable(path: Path, message: str) -> InputError:
         pointer = False
     told = "is a Git LFS pointer in place of the file: run 'git lfs pull' in its repository"
     return InputError(f"{path}: {told}" if pointer else message)
+
+
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room or choose another folder"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or choose another path"),
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f) or choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk",
+}
+"""Advice that is right whether the file was to be read or written."""
+
+
+def unwritable(folder: Path, error: OSError) -> InputError:
+    """Return the error of a folder that could not be written, with advice where there is any."""
+    advice = REMEDIES.get(error.errno or 0)
+    told = f"{folder}: cannot be written ({error.strerror or error})"
+    return InputError(f"{told}: {advice}" if advice else told)
 
 
 def printable(name: str) -> str:

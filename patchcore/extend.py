@@ -15,6 +15,7 @@ Therefore the decision is dropped as well, and a model without a decision gives 
 belong to the model that was tested, so adding and removing both move them to the lineage.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -27,15 +28,15 @@ from torch import Tensor
 
 from patchcore import artifact
 from patchcore.arguments import check_kind, paths_of
+from patchcore.data.copies import reject_copies
 from patchcore.data.images import read_image
-from patchcore.data.overlaps import reject_copies
 from patchcore.digests import file_digest
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, printable, unwritable
 from patchcore.explanation import cut_crops
 from patchcore.inspector import PRUNED, SOURCES, Inspector, poses_of
 from patchcore.methods.detector import Prediction
 from patchcore.methods.ensemble import Ensemble, combined
-from patchcore.sealed import check_target
+from patchcore.sealed import check_target, locked
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,12 @@ def extend(
         raise InputError(f"{printable(twice[0])}: was given twice: name it once")
     if not names:
         raise InputError("images: there are none to add")
-    reject_copies([Path(name) for name in names], [Path(name) for name in sources if name])
+    image = inspector.images[0]
+    reject_copies(
+        [Path(name) for name in names],
+        [Path(name) for name in sources if name],
+        lambda path: read_image(path, image.bits, image.limit),
+    )
     each: list[list[Any]] = [[] for _ in inspector.members]
     sizes = []
     for prepared in _batches(inspector, images, batch):
@@ -193,7 +199,7 @@ def change_artifact(
         images: Files to add.
         removed: See `remove`.
         count: See `extend`.
-        output: Folder to write to; by default the artifact is replaced.
+        output: New folder to write to; by default the artifact is replaced.
         device: Where the work is done.
 
     Returns:
@@ -201,24 +207,40 @@ def change_artifact(
 
     Raises:
         InputError: See `patchcore.artifact.load`, `extend` and `remove`; or `output` lies inside a
-            model.
+            model or holds something, or another process changes the artifact.
     """
-    weights = any(
-        member["network"]["file"] for member in artifact.read_description(folder)["members"]
-    )
-    check_target(output or folder, artifact.DESCRIPTION)
-    inspector = artifact.load(folder, device)
-    start = len(inspector.details["lineage"])
-    changes = []
-    if removed:
-        changes.append(remove(inspector, removed))
-    if images:
-        changes.append(extend(inspector, images, count))
-    if not changes:
-        raise InputError("images: there are none to add, and none to remove")
-    inspector.details["lineage"][start]["of"] = file_digest(folder / artifact.DESCRIPTION)
-    artifact.save(inspector, output or folder, weights=weights)
+    target, replace = (folder, True) if output is None else (output, False)
+    with _alone(target):
+        weights = any(
+            member["network"]["file"] for member in artifact.read_description(folder)["members"]
+        )
+        check_target(target, artifact.DESCRIPTION, replace=replace)
+        of = file_digest(folder / artifact.DESCRIPTION)
+        inspector = artifact.load(folder, device)
+        start = len(inspector.details["lineage"])
+        changes = []
+        if removed:
+            changes.append(remove(inspector, removed))
+        if images:
+            changes.append(extend(inspector, images, count))
+        if not changes:
+            raise InputError("images: there are none to add, and none to remove")
+        inspector.details["lineage"][start]["of"] = of
+        if replace and file_digest(folder / artifact.DESCRIPTION) != of:  # without locks
+            raise InputError(f"{folder}: was changed meanwhile: run the command again")
+        artifact.save(inspector, target, weights=weights, replace=replace)
     return inspector, changes
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lock a folder to write to, see `patchcore.sealed.locked`."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except OSError as error:
+            raise unwritable(folder, error) from error
+        yield
 
 
 def widened(decision: Any, predictions: Sequence[Prediction], pixels: Tensor | None = None) -> Any:

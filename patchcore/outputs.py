@@ -67,7 +67,9 @@ def check_outside(folder: Path, option: str) -> None:
         InputError: It is a model's folder or lies inside.
     """
     if model := model_around(folder):
-        raise InputError(f"{option}: {folder} lies inside the model {model}: name another folder")
+        same = model == Path(os.path.realpath(folder))
+        where = "is a model" if same else f"lies inside the model {model}"
+        raise InputError(f"{option}: {folder} {where}: name another folder")
 
 
 def check_file(path: Path, option: str) -> None:

@@ -3,19 +3,27 @@
 A YAML file describes the folder. Its first line holds the SHA-256 of all that follows. Under
 `files`, it lists size and SHA-256 of every other file. The digests protect against accidents, not
 against attacks: anyone who can write to the folder can change the digests, too.
+
+One process at a time replaces a folder. Its lock is that of the folder itself, so that it moves
+with the folder when that is put aside, and ends with the process.
 """
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 
-from patchcore.errors import InputError, unreadable
+from patchcore.errors import InputError, unreadable, unwritable
 from patchcore.outputs import check_folder, model_around
 
 LARGEST = 1 << 26  # most bytes of a description; a larger file was not written by this module
@@ -23,8 +31,62 @@ REMEDY = "copy the folder again, or make it anew"
 _MARK = b"# patchcore: SHA-256 of what follows this line: "
 
 
+_NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_TRIES, _PAUSE = 10, 0.05  # of a reader while the folder is replaced; pauses in seconds
+_held: ContextVar[tuple[Path, ...]] = ContextVar("held", default=())
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Let nobody else replace a folder; of a missing folder, nothing is locked.
+
+    A folder that a killed `write_sealed` moved aside is put back. In the same thread, a folder may
+    be locked again.
+
+    Raises:
+        InputError: Another process is replacing it.
+        OSError: The folder cannot be opened or put back.
+    """
+    folder = _target(folder)
+    handle = None if folder in _held.get() else _locked(folder)
+    before = _held.set((*_held.get(), folder) if handle is not None else _held.get())
+    try:
+        yield
+    finally:
+        _held.reset(before)
+        if handle is not None:
+            os.close(handle)
+
+
+def steadily(folder: Path, read: Callable[[], T]) -> T:
+    """Return what `read` makes of a folder, read again where it was replaced in the meantime.
+
+    Raises:
+        InputError: `read` raised it, and the folder was the same before and afterwards.
+    """
+    for _ in range(_TRIES):
+        before = _state(folder)
+        try:
+            found = read()
+        except InputError:
+            gone = before is None and aside(folder).is_dir()  # for a moment, or of a killed process
+            if _state(folder) == before and not gone:
+                raise
+        else:
+            if _state(folder) == before:
+                return found
+        time.sleep(_PAUSE)
+    return read()
+
+
 def write_sealed(
-    folder: str | Path, description: str, write: Callable[[Path], dict[str, Any]]
+    folder: str | Path,
+    description: str,
+    write: Callable[[Path], dict[str, Any]],
+    *,
+    replace: bool = True,
 ) -> None:
     """Write a folder; an existing one is replaced once the new one is complete.
 
@@ -34,48 +96,52 @@ def write_sealed(
         description: Name of the YAML file.
         write: Function that writes the other files into a given folder, and returns the contents of
             the description as plain values, with its `format` and without `files`.
+        replace: Whether a folder that holds anything is replaced, and not refused.
 
     Raises:
-        InputError: The folder holds other files, lies inside a model or cannot be written, or the
-            contents are no plain values. Nothing has changed then.
+        InputError: The folder holds other files, lies inside a model or cannot be written, another
+            process replaces it, or the contents are no plain values. Nothing has changed then.
     """
     folder = _target(folder)
     new = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.part")
     try:
-        _check_replaceable(folder, description)
-        new.mkdir(parents=True)
-        try:
-            found = write(new)
-            files = sorted(new.iterdir())
-            found["files"] = {path.name: _measured(path) for path in files}
-            (new / description).write_bytes(_signed(found, folder))
-            for path in files:  # safetensors lets nobody but the owner read its files
-                path.chmod((new / description).stat().st_mode)
-            for path in (*files, new / description, new):
-                _flush(path)
-            _put(new, folder)
-        except BaseException:  # Ctrl-C too
-            shutil.rmtree(new, ignore_errors=True)
-            raise
+        with locked(folder):
+            _check_replaceable(folder, description, replace)
+            replace = replace and folder.exists()
+            new.mkdir(parents=True)
+            try:
+                found = write(new)
+                files = sorted(new.iterdir())
+                found["files"] = {path.name: _measured(path) for path in files}
+                (new / description).write_bytes(_signed(found, folder))
+                for path in files:  # safetensors lets nobody but the owner read its files
+                    path.chmod((new / description).stat().st_mode)
+                for path in (*files, new / description, new):
+                    _flush(path)
+                _put(new, folder, replace)
+            except BaseException:  # Ctrl-C too
+                shutil.rmtree(new, ignore_errors=True)
+                raise
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(Path(folder), error) from error
 
 
-def check_target(folder: str | Path, description: str) -> None:
+def check_target(folder: str | Path, description: str, *, replace: bool = True) -> None:
     """Refuse a folder that `write_sealed` could not write, before the work for its contents.
 
     Args:
-        folder, description: As for `write_sealed`.
+        folder, description, replace: As for `write_sealed`.
 
     Raises:
-        InputError: The folder holds other files or lies inside a model, or there is no permission.
-            Nothing has changed.
+        InputError: The folder holds other files or lies inside a model, another process replaces
+            it, or there is no permission. Nothing has changed.
     """
     target = _target(folder)
     try:
-        _check_replaceable(target, description)
+        with locked(target):
+            _check_replaceable(target, description, replace)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(Path(folder), error) from error
     check_folder(target.parent)
 
 
@@ -214,20 +280,82 @@ def _measured(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": found}
 
 
-def _check_replaceable(folder: Path, description: str) -> None:
-    """Restore a folder that a killed `write_sealed` moved aside; refuse one with other files.
+def _locked(folder: Path) -> int | None:
+    """Open and lock a folder; None if there is none, or its file system has no such locks."""
+    while True:
+        handle = _opened(folder)
+        moved = handle is None
+        handle = _opened(aside(folder)) if handle is None else handle
+        if handle is None:
+            if not folder.is_dir():
+                return None
+            continue  # it was put in place a moment ago
+        try:
+            locks = _flocked(handle, folder)
+            if moved and _is(handle, aside(folder)) and not os.path.lexists(folder):
+                aside(folder).rename(folder)
+            if locks and _is(handle, folder):
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        if not locks:
+            return None
+
+
+def _flocked(handle: int, folder: Path) -> bool:
+    """Lock an open folder; returns whether its file system has such locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{folder}: another process is changing it: wait until that ends, and try again"
+        ) from None
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
+
+
+def _opened(folder: Path) -> int | None:
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is(handle: int, folder: Path) -> bool:
+    """Whether an open folder is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    except FileNotFoundError:
+        return False
+
+
+def _state(folder: Path) -> tuple[int, ...] | None:
+    """Device, inode and time of a folder, which differ once it was replaced; None without one."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _check_replaceable(folder: Path, description: str, replace: bool) -> None:
+    """Refuse a folder with other files, or with any files unless `replace`.
 
     One inside a model is refused, too, as that model could not be replaced afterwards.
     """
     if around := model_around(folder.parent):
         raise InputError(f"{folder}: lies inside the model {around}: give another folder")
-    old = aside(folder)
-    if not folder.exists() and old.exists():
-        old.rename(folder)
     if not folder.exists():
         return
     if not folder.is_dir():
         raise InputError(f"{folder}: is a file: give a folder")
+    if not replace and os.listdir(folder):
+        raise _there(folder)
     try:
         body = (folder / description).read_bytes().partition(b"\n")[2]
         ours = {description, *yaml.safe_load(body)["files"]}
@@ -240,20 +368,31 @@ def _check_replaceable(folder: Path, description: str) -> None:
         )
 
 
-def _put(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; an existing folder is moved aside before and removed afterwards."""
+def _there(folder: Path) -> InputError:
+    return InputError(f"{folder}: is there already: name another folder")
+
+
+def _put(new: Path, folder: Path, replace: bool) -> None:
+    """Rename `new` to `folder`; an existing folder is moved aside before and removed afterwards.
+
+    Without `replace`, a folder that is there by now is refused unless it is empty.
+    """
     old = aside(folder)
-    if folder.exists():
+    if replace and folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     try:
         new.rename(folder)
-    except BaseException:
+    except BaseException as error:
         if not folder.exists() and old.exists():
             old.rename(folder)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise _there(folder) from error
         raise
     _flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        old.rename(new)  # its name is free at once for the next that replaces the folder
+    shutil.rmtree(new, ignore_errors=True)
 
 
 def aside(folder: Path) -> Path:

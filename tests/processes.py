@@ -1,6 +1,7 @@
 """Processes for tests: forks of one that has imported the slow libraries, once for all tests."""
 
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import chdir, contextmanager
@@ -131,3 +132,14 @@ def _execute(program: str, arguments: tuple[str, ...], folder: Path, log: Path) 
     sys.argv = ["-c", *arguments]
     sys.path.insert(0, str(folder))
     exec(compile(program, "program", "exec"), {"__name__": "__main__"})
+
+
+@contextmanager
+def limited(size: int) -> Iterator[None]:
+    """Let this process write no file of more than `size` bytes, as `ulimit -f` does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

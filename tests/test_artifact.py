@@ -501,3 +501,13 @@ def test_a_kill_between_two_renames_loses_nothing(
     fitted("patchcore").save(folder, image=IMAGE)
     assert_same(load(folder), Inspector(fitted("patchcore"), IMAGE))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_image_in_place_of_a_model_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(InputError, match=r"a\.png: is not an artifact: it is a file: give the fo"):
+        load(tmp_path / "a.png")
+    (tmp_path / "artifact.yaml").touch()
+    for name in ("a.png", "artifact.yaml"):
+        with pytest.raises(InputError, match=rf"it is a file: give its folder {tmp_path}$"):
+            load(tmp_path / name)

@@ -12,7 +12,7 @@ from torch import nn
 
 from patchcore import PatchCore
 from patchcore._layers import axes
-from patchcore._weights import is_flexible
+from patchcore._weights import is_flexible, load_file
 from patchcore.backbones import CLASS_TOKEN, Backbone, BackboneConfig, LayersConfig
 from patchcore.errors import InputError
 
@@ -508,3 +508,31 @@ def test_layers_are_checked() -> None:
         LayersConfig("layer2")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"layers.names repeats"):
         LayersConfig(["2", "2"])
+
+
+def test_weights_without_a_name_are_not_the_default() -> None:
+    for weights in ("", " "):
+        with pytest.raises(InputError, match=r"^backbone.weights: the value is empty: give one"):
+            BackboneConfig(weights=weights).resolved()
+
+
+def test_a_folder_or_a_file_of_another_ending_is_no_tag(tmp_path: Path) -> None:
+    (tmp_path / "weights").touch()
+    for path, words in ((tmp_path, "is a folder: name"), (tmp_path / "weights", "has to end in")):
+        with pytest.raises(InputError, match=rf"^backbone.weights: .*{path} {words}"):
+            BackboneConfig(weights=str(path)).resolved()
+
+
+def test_a_text_in_place_of_weights_is_no_file_of_tensors(tmp_path: Path) -> None:
+    (tmp_path / "it.pth").write_text("hello\n")
+    with pytest.raises(InputError, match=r"it\.pth cannot be read: it is not a plain file of ten"):
+        load_file(nn.Linear(2, 2), tmp_path / "it.pth")
+
+
+def test_weights_that_are_all_the_same_are_told(tmp_path: Path) -> None:
+    network = nn.Linear(2, 2)
+    torch.save(network.state_dict(), tmp_path / "sound.pth")
+    torch.save({"weight": torch.zeros(2, 2), "bias": torch.randn(2)}, tmp_path / "zero.pth")
+    load_file(network, tmp_path / "sound.pth")
+    with pytest.warns(UserWarning, match=r"zero\.pth, each tensor holds one value .* than chance"):
+        load_file(network, tmp_path / "zero.pth")

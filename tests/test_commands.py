@@ -1,6 +1,7 @@
 """The command as a user meets it: what a run leaves, and what a mistake gets."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from textwrap import indent
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ from patchcore import (
     ScoringConfig,
     TorchIndexConfig,
 )
-from patchcore.commands import COMMANDS
+from patchcore.commands import COMMANDS, open_streams
 from patchcore.commands.composed import to_config
 from patchcore.config import Config
 from patchcore.data.dataset import ImageDataset, collate
@@ -482,6 +484,45 @@ def test_closed_streams_are_no_error(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, "train", "--cfg", "job"]
     done = subprocess.run(["bash", "-c", '"$@" <&- >&- 2>&-', "bash", *command], check=False)
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID"])
+@pytest.mark.parametrize("value", ["abc", "-1", ""])
+def test_numbers_of_processes_are_checked_before_libraries_read_them(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    done = patchcore("predict", "MODEL", "IMAGE")
+    told = f"error: the environment variable {name} must be a whole number from 0 on, got {value!r}"
+    assert done.code == 1 and done.err.startswith(f"{told}: unset it")
+    monkeypatch.setenv(name, "0")
+    assert "MODEL: is not an artifact" in patchcore("predict", "MODEL", __file__).err
+
+
+def test_a_backend_that_matplotlib_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "nonsense")
+
+    def main() -> None:
+        matplotlib.rcParams["backend"] = os.environ["MPLBACKEND"]  # as its import does
+
+    monkeypatch.setattr("patchcore.commands.report.main", main)
+    done = patchcore("report", ".")
+    assert done.code == 1 and done.err == (
+        "error: the environment variable MPLBACKEND names no backend of matplotlib ('nonsense'): "
+        "unset it\n"
+    )
+
+
+def test_names_that_the_streams_cannot_encode_are_written_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, err = io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="ascii"))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding="ascii"))
+    open_streams()
+    print("caf\xe9", flush=True)
+    print("\u6f22.png", file=sys.stderr, flush=True)
+    assert (out.getvalue(), err.getvalue()) == (b"caf\\xe9\n", b"\\u6f22.png\n")
 
 
 def test_a_misspelt_option_is_all_that_is_said_and_leaves_nothing(

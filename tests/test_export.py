@@ -39,10 +39,12 @@ from patchcore.export import FORMATS, Parity, export, load_export, load_model
 from patchcore.export.formats import OnnxFormat
 from patchcore.export.graph import traced_graph
 from patchcore.export.parity import compared
+from patchcore.extend import change_artifact
 from patchcore.inspector import Inspector
-from patchcore.measuring import kept_data
+from patchcore.measuring import kept_data, measure
 from patchcore.sealed import rewrite_description
 from tests.images import write_image
+from tests.processes import limited
 from tests.runs import patchcore
 from tests.shapes import leave_unchecked
 
@@ -311,7 +313,8 @@ def test_an_operation_that_a_format_lacks_is_told_in_a_line(format: str, tmp_pat
     ("format", "writes", "error"),
     [
         ("onnx", "torch.onnx.ONNXProgram.save", OSError(errno.ENOSPC, "No space left on device")),
-        ("openvino", "openvino.save_model", RuntimeError("No space left on device")),
+        ("openvino", "shutil.copyfile", OSError(errno.ENOSPC, "No space left on device")),
+        ("torch", "pathlib.Path.write_bytes", OSError(errno.ENOSPC, "No space left on device")),
     ],
 )
 def test_a_graph_that_cannot_be_written_lacks_no_operation(
@@ -319,10 +322,23 @@ def test_a_graph_that_cannot_be_written_lacks_no_operation(
 ) -> None:
     needs(format)
     python = inspector(small())
-    told = rf"^{tmp_path}/export: cannot be written \(No space left on device\)$"
+    told = (
+        rf"^{tmp_path}/export: cannot be written \(No space left on device\): make room or choose "
+        "another folder$"
+    )
     with mock.patch(writes, side_effect=error), pytest.raises(InputError, match=told):
         export(python, tmp_path / "export", format)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
+def test_a_graph_for_which_there_is_no_room_is_a_line(
+    traced: tuple[Inspector, torch.export.ExportedProgram], format: str, tmp_path: Path
+) -> None:
+    needs(format)
+    told = "File too large" if format != "openvino" else "in .*, where it is made first: make room"
+    with limited(20_000), pytest.raises(OSError, match=told):
+        FORMATS[format].write(traced[1], tmp_path)
 
 
 def test_an_export_is_told_from_an_artifact(tmp_path: Path) -> None:
@@ -401,6 +417,37 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_an_export_is_made_again_after_an_extension(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_unchecked(monkeypatch)
+    for name in ("model", "model-torch"):
+        shutil.copytree(kept / name, tmp_path / name)
+    folder = tmp_path / "model-torch"
+    done = patchcore("export", str(tmp_path / "model"), "--format=torch", f"--output={folder}")
+    assert done.code == 1
+    assert done.err == f"error: --output: {folder} is there already: name another folder\n"
+    new = write_image(tmp_path / "new.png", (SIDE, SIDE), 77)
+    change_artifact(tmp_path / "model", [new])
+    done = patchcore("export", str(tmp_path / "model"), "--format", "torch")
+    assert done.code == 0, done.err
+    steps = [step["step"] for step in load_model(folder).details["lineage"]]
+    assert steps == ["fit", "extend", "export"]
+
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(kept / "model", tmp_path / "model")  # not the one that was extended
+    done = patchcore("export", str(tmp_path / "model"), "--format", "torch")
+    assert done.code == 1
+    assert done.err == (
+        f"error: {folder} is there already, and is no export of this model: remove it, or give "
+        "--output\n"
+    )
+    (folder / "export.yaml").unlink()
+    done = patchcore("export", str(tmp_path / "model"), "--format", "torch")
+    assert done.code == 1
+    assert done.err == f"error: {folder} is there already: remove it, or give --output\n"
+
+
 def test_the_command_tells_why_it_cannot_export(kept: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = ["--output", str(tmp_path / "out")]
@@ -444,6 +491,25 @@ def test_what_is_deployed_is_what_is_measured(kept: Path, tmp_path: Path, folder
         assert float(score) == pytest.approx(float(python.score(batch).score), rel=1e-5)
     again = patchcore("test", str(kept / folder), "--output", str(tmp_path / "found"))
     assert again.code == 1 and "is there already: name another folder" in again.err
+
+
+def test_of_several_tests_with_one_output_one_wins(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "found"
+
+    def both(*arguments: Any) -> Any:
+        """Another process ends its test into the same folder in the meantime."""
+        monkeypatch.undo()
+        assert patchcore("test", str(kept / "model"), "--output", str(out)).code == 0
+        return measure(*arguments)
+
+    monkeypatch.setattr("patchcore.commands.test.measure", both)
+    done = patchcore("test", str(kept / "model"), "--output", str(out))
+    assert done.code == 1
+    assert (
+        done.err == f"error: --output: {out / 'scores.csv'} is there already: name another folder\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Models that grow and shrink: against plain versions, and against fits of the same images."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from patchcore import (
@@ -26,11 +30,13 @@ from patchcore import (
     load,
 )
 from patchcore.artifact import read_description, save
+from patchcore.artifact_files import check
 from patchcore.coreset import CoresetConfig, greedy_order
 from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig, build_transform
 from patchcore.data.view import View
 from patchcore.decision import decide
+from patchcore.export import load_model
 from patchcore.extend import Change, change_artifact, extend, remove, widened
 from patchcore.index import FaissIVFPQConfig, TorchIndexConfig, nearest_rows
 from patchcore.inspector import SOURCES
@@ -39,6 +45,7 @@ from patchcore.methods.detector import Fitting, MethodConfig, Prediction
 from patchcore.scoring import Distance
 from tests import reference
 from tests.images import write_image
+from tests.processes import limited
 from tests.runs import patchcore
 from tests.test_methods import build, parts
 
@@ -386,6 +393,14 @@ def test_what_cannot_be_done_leaves_the_artifact(
     refused("was given twice: name it once", [files[4], files[4]])
     copy = Path(shutil.copy(files[1], tmp_path / "copy.png"))
     refused(r"copy\.png: has the contents of .*/1\.png, which is in the model already", [copy])
+    saved = []
+    for name in ("saved.bmp", "saved.png"):  # of other sizes in bytes
+        with Image.open(files[1]) as picture:
+            picture.save(tmp_path / name, compress_level=0)
+        saved.append(tmp_path / name)
+        words = rf"{name}: has the same pixels as .*/1\.png, which is in the model already: leave"
+        refused(words, [files[4], tmp_path / name])
+    refused(r"saved\.bmp: has the same pixels as .*, and 1 more of the images are copies", saved)
     linked = tmp_path / "linked"
     linked.symlink_to(files[0].parent)
     for folder_of in (files[0].parent / ".." / files[0].parent.name, linked):
@@ -510,10 +525,106 @@ def test_copies_among_new_images_are_told_as_in_training(
     kept: Callable[[str], Path], files: list[Path], tmp_path: Path
 ) -> None:
     twin = Path(shutil.copy(files[4], tmp_path / "twin.png"))
+    with Image.open(files[5]) as picture:
+        picture.save(tmp_path / "twin.bmp")
+    change_artifact(kept("patchcore"), [files[4], files[6]], output=tmp_path / "no_warning")
+    with pytest.warns(UserWarning, match="copies of other images in the same set: 1 .such as"):
+        both = [files[5], tmp_path / "twin.bmp"]
+        change_artifact(kept("patchcore"), both, output=tmp_path / "saved")
     first, second = sorted([files[4], twin])
     words = f"^images: copies of other images in the same set: 1 .such as {second} = {first}.; each"
     with pytest.warns(UserWarning, match=words):
         change_artifact(kept("patchcore"), [first, second], output=tmp_path / "grown")
+
+
+def test_an_extension_replaces_no_other_model_and_none_that_is_being_changed(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, other = tmp_path / "model", tmp_path / "other"
+    shutil.copytree(kept("patchcore"), folder)
+    shutil.copytree(kept("spade"), other)
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    done = patchcore("extend", str(folder), str(files[4]), "--output", str(other))
+    assert (done.code, done.err) == (
+        1,
+        f"error: {other}: is there already: name another folder\n",
+    )
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+    def load_and_extend(*arguments: Any) -> Any:
+        """Another process asks for the same while the model has been read."""
+        found = load(*arguments)
+        with ThreadPoolExecutor() as pool:
+            error = pool.submit(change_artifact, folder, [files[5]]).exception()
+        assert f"{folder}: another process is changing it: wait until that ends" in str(error)
+        return found
+
+    monkeypatch.setattr("patchcore.artifact.load", load_and_extend)
+    change_artifact(folder, [files[4]])
+    monkeypatch.undo()
+    change_artifact(folder, [files[5]])
+    assert load(folder).details[SOURCES][4:] == [str(files[4]), str(files[5])]
+
+
+@pytest.mark.parametrize("read", [load, load_model])
+def test_a_model_that_is_extended_while_it_is_read_is_read_whole(
+    kept: Callable[[str], Path],
+    files: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    read: Callable[[Path], Any],
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(kept("patchcore"), folder)
+
+    def check_and_extend(*arguments: Any) -> Any:
+        found = check(*arguments)
+        monkeypatch.setattr("patchcore.artifact.check", check)
+        change_artifact(folder, [files[4]])
+        return found
+
+    monkeypatch.setattr("patchcore.artifact.check", check_and_extend)
+    assert read(folder).details[SOURCES] == [str(path) for path in files[:5]]
+
+
+def test_where_there_are_no_locks_no_addition_is_lost(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(kept("patchcore"), folder)
+
+    def flock(*arguments: Any) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    def load_and_extend(*arguments: Any) -> Any:
+        monkeypatch.setattr("patchcore.artifact.load", load)
+        found = load(*arguments)
+        change_artifact(folder, [files[5]])
+        return found
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr("patchcore.artifact.load", load_and_extend)
+    with pytest.raises(InputError, match="model: was changed meanwhile: run the command again"):
+        change_artifact(folder, [files[4]])
+    assert load(folder).details[SOURCES][4:] == [str(files[5])]
+
+
+def test_a_model_for_which_there_is_no_room_is_a_line(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = rf"^{tmp_path}/grown: cannot be written \(.*\): "
+    arguments = (kept("patchcore"), [files[4]])
+    told = words + r"raise the limit of a file's size \(ulimit -f\) or choose another folder$"
+    with limited(1000), pytest.raises(InputError, match=told):
+        change_artifact(*arguments, output=tmp_path / "grown")
+
+    def full(*arguments: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space (os error 28)")
+
+    monkeypatch.setattr("patchcore.artifact_files.save_file", full)
+    with pytest.raises(InputError, match=words + "make room or choose another folder$"):
+        change_artifact(*arguments, output=tmp_path / "grown")
+    assert not list(tmp_path.iterdir())
 
 
 # --- the threshold ----------------------------------------------------------------------------

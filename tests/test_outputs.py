@@ -1,6 +1,7 @@
 """Places that results cannot be written to, refused before the work and not after it."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def test_a_model_is_not_extended_for_an_output_that_cannot_be(tmp_path: Path) ->
     with (
         mock.patch("patchcore.artifact.read_description", return_value=description),
         mock.patch("patchcore.artifact.load", side_effect=AssertionError("worked first")),
-        pytest.raises(InputError, match=r"other: holds 'mine', which patchcore did not write"),
+        pytest.raises(InputError, match=r"other: is there already: name another folder"),
     ):
         change_artifact(tmp_path / "model", [], ["a.png"], output=tmp_path / "other")
 
@@ -185,7 +186,6 @@ def test_what_cannot_be_meant_is_refused(
     "arguments",
     [
         ["export", "{}", "--output={}/new"],
-        ["export", "{}", "--output={}"],
         ["test", "{}", "--output={}/new"],
         ["predict", "{}", "IMAGE", "--overlays", "--folder={}/new"],
     ],
@@ -194,6 +194,21 @@ def test_nothing_is_written_into_a_model(tmp_path: Path, arguments: list[str]) -
     (tmp_path / "artifact.yaml").touch()
     done = patchcore(*(each.format(tmp_path) for each in arguments))
     assert done.code == 1 and f" lies inside the model {tmp_path}: name another" in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "{}", "--output={}"],
+        ["test", "{}", "--output={}"],
+        ["predict", "{}", "IMAGE", "--overlays", "--folder={}"],
+    ],
+)
+def test_a_model_is_no_place_for_results(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "artifact.yaml").touch()
+    done = patchcore(*(each.format(tmp_path) for each in arguments))
+    assert done.code == 1
+    assert re.search(f": {tmp_path} is (a model|there already): name another folder\n$", done.err)
 
 
 def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

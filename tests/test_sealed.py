@@ -1,6 +1,9 @@
 """Folders that are written at once, and read only unchanged."""
 
+import errno
+import fcntl
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from patchcore.errors import InputError
-from patchcore.sealed import aside, read_sealed, write_sealed
+from patchcore.sealed import (
+    aside,
+    check_files,
+    locked,
+    read_description,
+    read_sealed,
+    steadily,
+    write_sealed,
+)
 
 NAME = "about.yaml"
 
@@ -129,3 +140,105 @@ def test_what_a_killed_process_moved_aside_is_put_back(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"mine\.txt"):
         seal(tmp_path / "a")
     assert read_sealed(tmp_path / "a", NAME, newest=1)["words"] == "first"
+
+
+def test_a_folder_is_replaced_by_one_at_a_time(tmp_path: Path) -> None:
+    seal(tmp_path / "a", words="first")
+
+    def other(*arguments: Any) -> str:
+        """Return what the same raises in another thread, as in another process."""
+        with ThreadPoolExecutor() as pool:
+            return str(pool.submit(*arguments).exception())
+
+    def write(new: Path) -> dict[str, Any]:
+        words = "another process is changing it: wait until that ends, and try again"
+        assert other(seal, tmp_path / "a") == f"{tmp_path / 'a'}: {words}"
+        (tmp_path / "a").rename(tmp_path / ".a.previous")  # in the middle of the replacement
+        assert words in other(seal, tmp_path / "a")
+        (tmp_path / ".a.previous").rename(tmp_path / "a")
+        return {"format": 1, "words": "second"}
+
+    with locked(tmp_path / "a"):
+        write_sealed(tmp_path / "a", NAME, write)
+        assert os.listdir(tmp_path) == ["a"]
+    assert read_sealed(tmp_path / "a", NAME, newest=1)["words"] == "second"
+    seal(tmp_path / "a")
+
+
+def test_a_lock_is_of_the_folder_that_is_there_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal(tmp_path / "a", words="first")
+    before = []
+
+    def flock(*arguments: Any) -> None:
+        if not before:
+            before.append((tmp_path / "a").stat())
+            seal(tmp_path / "a", words="second")  # between the opening and the locking
+        lock(*arguments)
+
+    lock = fcntl.flock
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", flock)
+        with locked(tmp_path / "a"), ThreadPoolExecutor() as pool:
+            assert not os.path.samestat(before[0], (tmp_path / "a").stat())
+            assert "another process" in str(pool.submit(seal, tmp_path / "a").exception())
+
+
+def test_where_there_are_no_locks_folders_are_replaced_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*arguments: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    seal(tmp_path / "a", words="first")
+    (tmp_path / "a").rename(tmp_path / ".a.previous")
+    with locked(tmp_path / "a"):
+        assert read_sealed(tmp_path / "a", NAME, newest=1)["words"] == "first"
+        seal(tmp_path / "a", words="second")
+    assert read_sealed(tmp_path / "a", NAME, newest=1)["words"] == "second"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_of_several_that_make_a_folder_one_wins(tmp_path: Path, replace: bool) -> None:
+    def write(new: Path) -> dict[str, Any]:
+        seal(tmp_path / "a", words="first")
+        return {"format": 1, "words": "second"}
+
+    words = r"a: is there already: name another folder$"
+    with pytest.raises(InputError, match=words):
+        write_sealed(tmp_path / "a", NAME, write, replace=replace)
+    assert read_sealed(tmp_path / "a", NAME, newest=1)["words"] == "first"
+    assert os.listdir(tmp_path) == ["a"]
+    with pytest.raises(InputError, match=words):
+        write_sealed(tmp_path / "a", NAME, write, replace=False)
+    (tmp_path / "empty").mkdir()
+    write_sealed(tmp_path / "empty", NAME, lambda new: {"format": 1}, replace=False)
+
+
+def test_a_reader_gets_the_old_or_the_new_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    seal(folder, b"one", words="first")
+    moments = iter(range(9))
+
+    def read() -> tuple[Any, bytes]:
+        moment = next(moments)
+        if moment == 1:
+            folder.rename(aside(folder))
+        if moment == 2:
+            aside(folder).rename(folder)
+        description = read_description(folder / NAME, 1)
+        if moment == 0:
+            seal(folder, b"two", words="second")
+        check_files(folder, description)
+        content = (folder / "content").read_bytes()
+        if moment == 2:
+            seal(folder, b"three", words="third")  # which no check has noticed
+        return description["words"], content
+
+    assert steadily(folder, read) == ("third", b"three")
+    (folder / "content").write_bytes(b"other")
+    with pytest.raises(InputError, match="is damaged"):
+        steadily(folder, read)

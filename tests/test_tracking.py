@@ -21,6 +21,7 @@ from patchcore.errors import InputError
 from patchcore.report.words import flatten
 from patchcore.subsets import SUBSETS
 from patchcore.tracking import tracking
+from patchcore.tracking.wandb import Wandb
 from tests.images import write_mvtec
 from tests.processes import forkserver
 from tests.run_folders import write_run
@@ -330,6 +331,13 @@ def test_a_run_that_was_finished_before_is_tracked_like_any_other(
     row = next(csv.DictReader(io.StringIO(text)))
     assert row["image_auroc"] == "1.0" and row["seconds.score"] == "0.5"
     assert list(folder.glob("tensorboard/events*"))
+
+
+def test_a_mode_that_wandb_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "quux")
+    for settings in ({}, {"mode": "offline"}):
+        with pytest.raises(InputError, match="environment variable WANDB_MODE must be online"):
+            Wandb().more_settings(settings)
 
 
 @pytest.mark.parametrize("mode", ["offline", "online", "dryrun", "disabled"])

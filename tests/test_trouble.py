@@ -20,6 +20,7 @@ from patchcore.commands.sweep import failures
 from patchcore.data import dataset
 from patchcore.report.reading import read_run
 from tests.images import write_mvtec
+from tests.processes import limited
 from tests.runs import TINY, Outcome, config, patchcore
 
 
@@ -102,6 +103,12 @@ def test_a_disk_that_is_full_is_one_line(root: Path, disk: Path, tmp_path: Path)
     done = train(root, tmp_path, f"hydra.run.dir={disk / 'run'}")
     assert told(done).endswith("No space left on device: make room or choose another folder")
     assert not list(disk.rglob("metrics.json"))
+
+
+def test_a_limit_of_the_size_of_files_is_one_line(root: Path, tmp_path: Path) -> None:
+    with limited(2000):
+        done = train(root, tmp_path, f"hydra.run.dir={tmp_path / 'run'}")
+    assert "File too large: raise the limit of a file's size (ulimit -f)" in told(done)
 
 
 # --- memory and processes ---------------------------------------------------------------------

@@ -6,6 +6,7 @@ module imports nothing slow, so that the signal handlers are in place early.
 
 import gc
 import importlib
+import io
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from patchcore.commands.environment import check_environment
 from patchcore.errors import printable, warning_line
 
 COMMANDS = {
@@ -84,6 +86,7 @@ def _run() -> None:
     warnings.formatwarning = warning_line
     try:
         with stoppable(), plain_errors():
+            check_environment()
             if command == "train":
                 from patchcore.commands.flags import check_flags  # PyTorch takes seconds
 
@@ -101,7 +104,8 @@ def discard_stdout() -> None:
 def open_streams() -> None:
     """Open what the caller has closed of stdin, stdout and stderr, so that libraries find them.
 
-    Output to them is discarded, and no other file gets their numbers.
+    Output to them is discarded, and no other file gets their numbers. Characters that an encoding
+    lacks, such as those of names in ASCII, are written as `\\xe9`.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -109,6 +113,9 @@ def open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def usage() -> str:

@@ -35,13 +35,11 @@ def main(arguments: list[str] | None = None) -> None:
         "--root", type=place, metavar="DIR", help="folder of another cache (cache.root)"
     )
     options = parser.parse_args(arguments)
-    if options.root is not None and options.root.is_file():
-        raise InputError(f"--root: {options.root} is a file: name the folder of a cache")
     root = None if options.root is None else str(options.root)
     folder = CacheConfig(root=root).folder()
-    if file := next(filter(os.path.isfile, (folder, *folder.parents)), None):
-        raise InputError(f"{file}: is a file, where the cache's folder belongs{named_by(folder)}")
     store = Store(folder)
+    if file := next(filter(os.path.isfile, (store.root, *store.root.parents)), None):
+        raise InputError(f"{file}: is a file, where the cache's folder belongs{named_by(folder)}")
     if options.action == "path":
         print(printable(str(store.root)))
     elif options.root is not None and not store.root.parent.is_dir():

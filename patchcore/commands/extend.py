@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--output",
         type=place,
         metavar="DIR",
-        help="folder to write to (default: MODEL is replaced)",
+        help="new folder to write to (default: MODEL is replaced)",
     )
     parser.add_argument(
         "--device", default="cpu", help="device to compute on (default: %(default)s)"

@@ -25,8 +25,9 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from patchcore.commands.environment import unknown_backend
 from patchcore.commands.references import place_of
-from patchcore.errors import InputError
+from patchcore.errors import REMEDIES, InputError
 
 GROUPS = {"model": "method", "search": "hparams_search"}
 """Renamed groups, {earlier name: name}; keys that begin with them are renamed, too."""
@@ -131,6 +132,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, InputError):
         return str(error)
     if (message := _of_the_machine(error)) is not None:
+        return message
+    if (message := unknown_backend(error)) is not None:
         return message
     if isinstance(error, RecursionError) and (names := _of_defaults(error.__traceback__)):
         return f"defaults: {_circle(names)}: correct the file"
@@ -314,22 +317,16 @@ def _plainly(key: str, words: str) -> str:
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
+    errno.EFBIG,
 }
 """Errors with files that are not bugs of the program."""
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room or choose another folder"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or choose another path"),
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "check the disk",
-}
-"""Advice that is right whether the file was to be read or written."""
 
 
 def _of_the_machine(error: Exception) -> str | None:
     """Message for a full disk, a folder that cannot be written or too little memory; else None."""
     if isinstance(error, OSError) and error.errno in _DISK:
         place = error.filename or "the folder of the results"
-        return f"{place}: {error.strerror}: {_REMEDIES.get(error.errno, 'choose another path')}"
+        return f"{place}: {error.strerror}: {REMEDIES.get(error.errno, 'choose another path')}"
     if isinstance(error, FileNotFoundError) and _makes_a_folder(error.__traceback__):
         return f"{error.filename}: no folder can be made there: choose another"
     words = " ".join(str(error).split())

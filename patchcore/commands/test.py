@@ -21,6 +21,7 @@ from patchcore.idle import advice, idle_words
 from patchcore.measuring import kept_data, measure
 from patchcore.outputs import check_folder, check_outside
 from patchcore.report.run import write_run
+from patchcore.sealed import locked
 from patchcore.settings import plain
 from patchcore.training import quiet
 
@@ -62,7 +63,9 @@ def main() -> None:
     print(done.summary())
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
-        write_run(done, options.output, pictures=False)
+        with locked(options.output):
+            _check_output(options.output)  # again, as others may test into it, too
+            write_run(done, options.output, pictures=False)
         print(f"\nmetrics and scores: {printable(str(options.output))}")
 
 

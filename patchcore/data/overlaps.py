@@ -48,7 +48,7 @@ def check_overlaps(train: "Sequence[Sample]", test: "Sequence[Sample]") -> None:
             raise InputError(
                 f"{sample.mask}: this mask is the picture {sample.path} itself; restore the mask"
             )
-    for text in _complaints(equal_files(roles), len(test)):
+    for text in complaints(equal_files(roles), len(test)):
         warnings.warn(printable(f"data: {text}"), stacklevel=3)
 
 
@@ -70,29 +70,6 @@ def equal_files(roles: Group) -> list[Group]:
     return [group for group in contents.values() if len(group) > 1]
 
 
-def reject_copies(added: Sequence[Path], held: Iterable[Path]) -> None:
-    """Refuse copies of images that a model holds; warn about copies among those to add.
-
-    The model would find its own patches in such a copy, so its score would say nothing of parts to
-    come. Images of the model are compared as far as their files are still there.
-
-    Raises:
-        InputError: an image has the contents of one that the model holds, or is unreadable.
-    """
-    roles = [("held", path) for path in held if path.is_file()]
-    groups = equal_files([*roles, *(("training", path) for path in added)])
-    known = [(path, group[0][1]) for group in groups for role, path in group if group[0][0] != role]
-    if known:
-        path, other = min(known)
-        more = f", and so with {len(known) - 1} more of the images" if len(known) > 1 else ""
-        raise InputError(
-            f"{path}: has the contents of {other}, which is in the model already{more}: leave it "
-            "out"
-        )
-    for text in _complaints((g for g in groups if g[0][0] == "training"), 0):
-        warnings.warn(printable(f"images: {text}"), stacklevel=3)
-
-
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -100,7 +77,7 @@ def _size(path: Path) -> int:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _complaints(groups: Iterable[Group], tested: int) -> list[str]:
+def complaints(groups: Iterable[Group], tested: int) -> list[str]:
     """Return a line for each kind of overlap, with the number of images and an example."""
     known, both, again = [], [], []
     for group in groups:

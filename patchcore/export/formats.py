@@ -5,6 +5,8 @@ A new format is a `Format`, and its line in `FORMATS`. Libraries are imported wh
 """
 
 import importlib
+import io
+import shutil
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
@@ -131,16 +133,25 @@ class OpenVinoFormat(Format):
         """See `Format.write`."""
         library = needed(self.runtime)
         with tempfile.TemporaryDirectory() as between:
-            OnnxFormat().write(program, Path(between))
             try:
+                OnnxFormat().write(program, Path(between))
+                made = Path(between) / self.name
+                made.mkdir()
                 model = library.Core().read_model(Path(between) / OnnxFormat.file)
+                model.set_rt_info("f32", ["runtime_options", "INFERENCE_PRECISION_HINT"])
+                try:
+                    library.save_model(model, made / self.file, compress_to_fp16=False)
+                except RuntimeError as error:
+                    raise OSError(reason(error)) from error
+            except OSError as error:
+                where = f"in {tempfile.gettempdir()}, where it is made first"
+                raise OSError(
+                    f"{error.strerror or error}, {where}: make room there or set TMPDIR"
+                ) from error
             except RuntimeError as error:
                 raise InputError(reason(error)) from error
-            model.set_rt_info("f32", ["runtime_options", "INFERENCE_PRECISION_HINT"])
-            try:
-                library.save_model(model, folder / self.file, compress_to_fp16=False)
-            except RuntimeError as error:
-                raise OSError(reason(error)) from error
+            for path in made.iterdir():
+                shutil.copyfile(path, folder / path.name)  # whose errors say why, unlike OpenVINO's
 
     def open(self, folder: Path, threads: int | None = None) -> Run:
         """See `Format.open`."""
@@ -174,7 +185,9 @@ class TorchFormat(Format):
         """See `Format.write`."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.export.save(program, folder / self.file)
+            made = io.BytesIO()  # a full disk would abort the process
+            torch.export.save(program, made)
+        (folder / self.file).write_bytes(made.getbuffer())
 
     def open(self, folder: Path, threads: int | None = None) -> Run:
         """See `Format.open`; the number of threads is PyTorch's own."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from patchcore.arguments import check_kind, path_of, paths_of
 from patchcore.artifact import DESCRIPTION as ARTIFACT
-from patchcore.artifact import load, step
+from patchcore.artifact import load_once, step
 from patchcore.data.images import read_image
 from patchcore.data.synthesis import TEXTURE_DEFECTS, draw_texture
 from patchcore.data.transforms import ImageConfig, Pixels
@@ -29,7 +29,7 @@ from patchcore.export.parity import SCORE_LIMIT, Pair, Parity, compared
 from patchcore.identity import versions
 from patchcore.inspector import Inspector, Preparing
 from patchcore.methods.ensemble import Ensemble
-from patchcore.sealed import check_keys, check_target, read_sealed, write_sealed
+from patchcore.sealed import check_keys, check_target, read_sealed, steadily, write_sealed
 from patchcore.settings import plain
 
 FORMAT = 1
@@ -94,15 +94,18 @@ def export(
     format: str = "onnx",
     images: Sequence[Path] = (),
     threads: int | None = None,
+    *,
+    replace: bool = True,
 ) -> Parity:
     """Export a fitted model, and compare it with the Python model; returns the differences.
 
     Args:
-        folder: Made with its parents; an export that is there is replaced, once this one is good.
+        folder: Made with its parents.
         format: Name in `FORMATS`.
         images: Image files to compare on; where the view keeps an image's own aspect ratio, the
             first fixes the graph's size. Without any, drawn textures are compared.
         threads: Of the runtime that is compared.
+        replace: Whether an export that is there is replaced once this one is good, and not refused.
 
     Raises:
         InputError: The model cannot be exported to the format, a library is missing, or the export
@@ -112,7 +115,7 @@ def export(
     target, images = path_of(folder, "folder"), paths_of(images, "images")
     writer = _format(format)
     writer.check()
-    check_target(target, DESCRIPTION)
+    check_target(target, DESCRIPTION, replace=replace)
     size = _size(inspector, images)
     program = traced_graph(inspector, size)
     found = Parity()
@@ -134,12 +137,14 @@ def export(
             )
         return _description(inspector, writer, size, found)
 
-    write_sealed(target, DESCRIPTION, write)
+    write_sealed(target, DESCRIPTION, write, replace=replace)
     return found
 
 
 def load_export(folder: str | Path, threads: int | None = None) -> ExportedModel:
     """Read an export, ready to score on the CPU.
+
+    While another process replaces it, the earlier or the new one is read.
 
     Args:
         threads: How many the runtime may use; None leaves that to it.
@@ -149,6 +154,10 @@ def load_export(folder: str | Path, threads: int | None = None) -> ExportedModel
             or the runtime is not installed.
     """
     folder = path_of(folder, "folder")
+    return steadily(folder, lambda: _load_export(folder, threads))
+
+
+def _load_export(folder: Path, threads: int | None) -> ExportedModel:
     description, path = read_sealed(folder, DESCRIPTION, FORMAT), folder / DESCRIPTION
     check_keys(path, description, KEYS)
     check_keys(path, description.get("decision"), ("values", "scores"), "decision.")
@@ -179,6 +188,10 @@ def load_model(
             device.
     """
     folder = path_of(folder, "folder")
+    return steadily(folder, lambda: _load_model(folder, threads, device))
+
+
+def _load_model(folder: Path, threads: int | None, device: str) -> Inspector | ExportedModel:
     if not (folder / DESCRIPTION).is_file() or (folder / ARTIFACT).is_file():
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -188,10 +201,10 @@ def load_model(
                 f"{folder}: has the graph {graphs[0]}, but no {DESCRIPTION}: copy the whole folder "
                 "of the export, or export the model again"
             )
-        return load(folder, device)
+        return load_once(folder, device)
     if device not in ("auto", "cpu"):
         raise InputError(f"device: an exported model runs on the CPU, not on {device}")
-    return load_export(folder, threads)
+    return _load_export(folder, threads)
 
 
 def compare(

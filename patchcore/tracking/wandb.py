@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patchcore.digests import digest
+from patchcore.errors import InputError
 from patchcore.report.words import flatten
 from patchcore.runfolder import BESIDE, METRICS, listed
 from patchcore.tracking.about import FINISHED, About
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from patchcore.tracking.tables import Details, Picture, Table
 
 LEVELS = 5  # steps of an anomaly map, the lowest of which stays clear
+MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
+"""Values of WANDB_MODE that W&B knows."""
 MARKED, FIRST_LEVEL = 1, 2  # classes of the overlays
 
 
@@ -48,10 +51,19 @@ class Wandb(Tracker):
     beside = True
 
     def more_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the mode of the settings; only WANDB_MODE=disabled or shared overrides it."""
+        """Return the mode of the settings; only WANDB_MODE=disabled or shared overrides it.
+
+        Raises:
+            InputError: WANDB_MODE is none of W&B's modes.
+        """
+        asked = os.environ.get("WANDB_MODE", "")
+        if asked and asked not in MODES:
+            raise InputError(
+                f"the environment variable WANDB_MODE must be {', '.join(MODES[:-1])} or "
+                f"{MODES[-1]}, got {asked!r}"
+            )
         if "mode" in settings:
             return {}
-        asked = os.environ.get("WANDB_MODE", "")
         online = "offline" if settings.get("offline") else "online"
         return {"mode": asked if asked in ("disabled", "shared") else online}
 

@@ -1,0 +1,36 @@
+"""Environment variables at which libraries fail with a traceback while they are imported."""
+
+import os
+import re
+
+from patchcore.errors import InputError
+
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Variables that tell Lightning which of several processes this is."""
+
+
+def check_environment() -> None:
+    """Refuse numbers of processes that are no numbers; those of torchrun are checked later.
+
+    Raises:
+        InputError: A variable holds something else.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    for name in RANKS:
+        value = os.environ.get(name, "0")
+        if not re.fullmatch(r"[0-9]{1,10}", value):
+            raise InputError(
+                f"the environment variable {name} must be a whole number from 0 on, got {value!r}: "
+                "unset it, or start the command with torchrun or srun"
+            )
+
+
+def unknown_backend(error: Exception) -> str | None:
+    """Return the message for a MPLBACKEND that matplotlib does not know; None for other errors."""
+    asked = os.environ.get("MPLBACKEND")
+    if not asked or not isinstance(error, ValueError) or not str(error).startswith("Key backend:"):
+        return None
+    return (
+        f"the environment variable MPLBACKEND names no backend of matplotlib ({asked!r}): unset it"
+    )

@@ -1,0 +1,114 @@
+"""Images that a model is to be extended by, compared with those that it holds."""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchcore.data.images import image_size
+from patchcore.data.overlaps import Group, complaints, equal_files
+from patchcore.errors import InputError, printable
+
+T = TypeVar("T")
+
+
+def reject_copies(
+    added: Sequence[Path], held: Iterable[Path], read: Callable[[Path], NDArray[np.uint8]]
+) -> None:
+    """Refuse copies of images that a model holds; warn about copies among those to add.
+
+    The model would find its own patches in such a copy, so its score would say nothing of parts to
+    come. Images of the model are compared as far as their files are still there: first the files,
+    and then the pixels, which a file of another format or compression may hold as well.
+
+    Args:
+        added: Images to add.
+        held: Images that the model holds.
+        read: Reader of an image's pixels (H, W, 3).
+
+    Raises:
+        InputError: an image is a copy of one that the model holds, or is unreadable.
+    """
+    known = [("held", path) for path in held if path.is_file()]
+    new = [("training", path) for path in added]
+    _reject_held(equal_files([*known, *new]), "has the contents of")
+    groups = _equal_pictures(known, new, read)
+    _reject_held(groups, "has the same pixels as")
+    for text in complaints(groups, 0):
+        warnings.warn(printable(f"images: {text}"), stacklevel=3)
+
+
+def _reject_held(groups: Iterable[Group], same: str) -> None:
+    """Refuse groups of copies whose first member a model holds."""
+    known = [
+        (path, group[0][1])
+        for group in groups
+        if group[0][0] == "held"
+        for role, path in group
+        if role != "held"
+    ]
+    if known:
+        path, other = min(known)
+        more = f", and {len(known) - 1} more of the images are copies" if len(known) > 1 else ""
+        raise InputError(
+            f"{path}: {same} {other}, which is in the model already{more}: leave it out"
+        )
+
+
+def _equal_pictures(
+    held: Group, new: Group, read: Callable[[Path], NDArray[np.uint8]]
+) -> list[Group]:
+    """Groups of two or more pictures with the same pixels, of which one at least is new.
+
+    Only pictures of equal size are decoded, several at a time.
+    """
+    sizes = {path: _any_size(path) for _, path in new}
+    wanted = set(sizes.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the model's own pictures were told of when it was fitted
+        alike = [(role, path) for role, path in held if _if_sound(_any_size, path) in wanted]
+        digests = _pixel_digests(alike, lambda path: _if_sound(read, path))
+    if alike or len(wanted) < len(sizes):
+        digests |= _pixel_digests(new, read)
+    groups: dict[str, Group] = {}
+    for role, path in (*alike, *new):
+        if found := digests.get(path):
+            groups.setdefault(found, []).append((role, path))
+    return [group for group in groups.values() if len(group) > 1 and group[-1][0] != "held"]
+
+
+def _any_size(path: Path) -> tuple[int, int]:
+    return image_size(path, math.inf)
+
+
+def _if_sound(read: Callable[[Path], T], path: Path) -> T | None:
+    """Return what `read` makes of a picture; None if it cannot be read."""
+    try:
+        return read(path)
+    except InputError:
+        return None
+
+
+def _pixel_digests(
+    group: Group, read: Callable[[Path], NDArray[np.uint8] | None]
+) -> dict[Path, str]:
+    """Digests of pictures, without those that `read` gives no pixels of."""
+
+    def digest(path: Path) -> str:
+        pixels = read(path)
+        if pixels is None:
+            return ""
+        state = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
+        state.update(np.ascontiguousarray(pixels).data)
+        return state.hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        paths = [path for _, path in group]
+        found = dict(zip(paths, pool.map(digest, paths), strict=True))
+    return {path: each for path, each in found.items() if each}
