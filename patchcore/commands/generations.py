@@ -14,12 +14,14 @@ from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.hydra_values import check_hydra
+from patchcore.commands.searches import check_multirun
 from patchcore.errors import InputError
 
 NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
@@ -116,6 +118,17 @@ def _multirun_once(self: Hydra, *arguments: Any, **more: Any) -> Any:
 
 
 Hydra.multirun = _multirun_once  # type: ignore[method-assign]
+
+
+_instantiate_sweeper = Plugins.instantiate_sweeper
+
+
+def _checked_sweeper(self: Plugins, **arguments: Any) -> Any:
+    check_multirun(arguments["config"])  # Hydra ignores errors of callbacks, so it is done here
+    return _instantiate_sweeper(self, **arguments)
+
+
+Plugins.instantiate_sweeper = _checked_sweeper  # type: ignore[method-assign]
 
 
 def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
