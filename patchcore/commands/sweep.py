@@ -27,12 +27,11 @@ from patchcore.commands.targets import build
 from patchcore.commands.workers import fork_workers
 from patchcore.errors import InputError
 from patchcore.keeping import FOLDER, holders, numerically
+from patchcore.report.folders import ERROR_FILE
 from patchcore.runfolder import METRICS, InUseError, unfinished
 from patchcore.tracking import track_failure, track_multirun
 from patchcore.yaml_text import settings_in
 
-ERROR_FILE = "error.txt"
-"""File in the folder of a failed point: the reason and, unless it is bad input, the traceback."""
 _NAME = "PATCHCORE_MULTIRUN"  # environment variable that names the multirun to its jobs
 _FILE = "multirun.yaml"  # that Hydra writes before it looks at the points
 _FRUITLESS = (

@@ -7,6 +7,9 @@ from pathlib import Path
 PICTURES = "figures/images"
 """Folder in a run's folder with pictures of single test images."""
 
+ERROR_FILE = "error.txt"
+"""File in the folder of a failed point: the reason and, unless it is bad input, the traceback."""
+
 
 class Images(Enum):
     """Test images for which a run saves a picture each."""
@@ -66,3 +69,18 @@ def own_file(folder: Path, name: str) -> Path | None:
         return path if inside and path.is_file() else None
     except (OSError, RuntimeError):
         return None
+
+
+def failure(folder: Path) -> str:
+    """Return the first line of the error file in a failed point's folder; empty if there is none.
+
+    It has at most 300 characters.
+    """
+    path = own_file(folder, ERROR_FILE)
+    if path is None:
+        return ""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return " ".join(file.readline(1 << 12).split())[:300]
+    except OSError:
+        return ""
