@@ -508,3 +508,13 @@ def test_layers_are_checked() -> None:
         LayersConfig("layer2")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"layers.names repeats"):
         LayersConfig(["2", "2"])
+
+
+def test_layers_that_are_not_finest_first_are_told() -> None:
+    told = r"^layers.names=\[3,2\]: .* coarser than that of layer 2: .* write layers.names=\[2,3\]"
+    with pytest.warns(UserWarning, match=told):
+        Backbone(BackboneConfig("embedded"), LayersConfig(["3", "2"]))
+    Backbone(BackboneConfig("embedded"), LayersConfig(["3"]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "backbone .* has random weights")
+        Backbone(BackboneConfig("test_vit", "none"), LayersConfig(["2", "1"]))  # of one grid

@@ -503,6 +503,7 @@ def test_autocast_counts_every_pixel_of_a_cell() -> None:
         assert cells(inside, (2, 2)).tolist() == [[[False, False], [False, True]]]
 
 
+@pytest.mark.filterwarnings("ignore:layers.names=.*coarser")
 @pytest.mark.parametrize("layers", [["3", "2"], ["2", "3"]])
 @pytest.mark.parametrize("threshold", [-100.0, 1e-9])
 def test_pixels_of_an_ensemble_count_whatever_its_grids(
