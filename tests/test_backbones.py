@@ -35,6 +35,7 @@ def test_maps_equal_the_whole_networks() -> None:
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:layers.names=.*coarser")
 def test_nothing_after_the_deepest_layer_runs_or_is_kept() -> None:
     backbone = random_backbone("resnet18", ["layer2", "layer1"])
     ran = []
