@@ -1,5 +1,6 @@
 """Multiruns that cannot end well, or would replace other files: refused before their points."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hydra.types import RunMode
 
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.searches import check_multirun
-from patchcore.commands.sweep import Conclusion, concluded
+from patchcore.commands.sweep import MOST, Conclusion, concluded, record_failure
 from patchcore.errors import InputError
 from tests.run_folders import write_run
 from tests.runs import patchcore
@@ -110,6 +111,37 @@ def test_slurm_is_needed_for_its_launcher(monkeypatch: pytest.MonkeyPatch) -> No
     assert told.startswith("hydra/launcher=slurm needs SLURM, and this machine has no command srun")
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     check_multirun(composed("hydra/launcher=slurm", "patch.size=1,3"))
+
+
+def test_a_missing_folder_of_all_points_is_told_once(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    given = ["data=mvtec", f"data.root={missing}", "patch.size=1,3"]
+    told = f"data.root: there is no folder {missing}; the data are at https://www.mvtec.com"
+    assert refusal(*given).startswith(told)
+    assert refusal("data=mvtec", f"data.root={missing}", "seed=0,1").startswith(told)
+    check_multirun(composed(*given[::2], f"data.root={missing},{tmp_path}"))
+    check_multirun(composed(*given[:2], "data=mvtec,btad"))
+    check_multirun(composed("patch.size=1,3"))  # generated images have no folder
+    if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):
+        check_multirun(composed(*given, "hydra/launcher=submitted"))
+
+
+def test_points_that_failed_alike_are_listed_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = composed("patch.size=1,3", f"hydra.sweep.dir={tmp_path}")
+    with pytest.raises(SystemExit), concluded():
+        Conclusion().on_multirun_start(config)
+        for i in range(MOST + 3):
+            folder = tmp_path / f"{i}/.hydra"
+            folder.mkdir(parents=True)
+            (folder / "overrides.yaml").write_text(f"- seed={i}\n")
+            record_failure(folder.parent, InputError("odd" if i == 1 else "no data"))
+    told = capsys.readouterr().err.splitlines()
+    assert f"error: {MOST + 3} of the points failed:" in told
+    assert told.count("    no data") == told.count("    odd") == 1
+    assert told.count("  … and 2 more") == 1
+    assert told[told.index("    odd") - 1] == f"  {tmp_path}/1: seed=1"
 
 
 @pytest.mark.parametrize("name", ["multirun.yaml", "optimization_results.yaml", "report/runs.csv"])

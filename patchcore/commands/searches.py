@@ -9,6 +9,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from patchcore.data.files import find_folder
 from patchcore.errors import InputError
 from patchcore.report.written import MULTIRUN, REPORT, check_own
 
@@ -30,6 +31,7 @@ def check_multirun(config: DictConfig) -> None:
     """
     _check_files(Path(str(config.hydra.sweep.dir)))
     launcher, sweeper = config.hydra.launcher, config.hydra.sweeper
+    _check_root(config)
     if str(launcher.get("_target_")).endswith(".SlurmLauncher") and not shutil.which("srun"):
         name = config.hydra.runtime.choices.get("hydra/launcher")
         raise InputError(
@@ -47,6 +49,20 @@ def _check_files(folder: Path) -> None:
     check_own(folder, MULTIRUN, "a multirun", advice)
     if not (folder / "report").is_symlink():  # else no report is written
         check_own(folder / "report", REPORT, "a report", advice)
+
+
+def _check_root(config: DictConfig) -> None:
+    """Refuse a missing folder of the data that all points share, which each would tell again."""
+    here = (".BasicLauncher", ".JoblibLauncher")  # others may work on machines that have the data
+    root = OmegaConf.select(config, "data.root", throw_on_resolution_failure=False)
+    if not str(config.hydra.launcher.get("_target_")).endswith(here) or not isinstance(root, str):
+        return
+    parsed = OverridesParser.create().parse_overrides([*config.hydra.overrides.task])
+    swept = {each.key_or_group for each in parsed if each.is_sweep_override()}
+    swept |= set(config.hydra.sweeper.get("params") or ())
+    if root and swept.isdisjoint(("data", "data.root", "preset", "experiment")):
+        source = getattr(OmegaConf.get_type(config.data), "SOURCE", None)
+        find_folder(root, "data.root", f"; the data are at {source.page}" if source else "")
 
 
 def _check_directions(given: Any, objectives: Sequence[str]) -> None:

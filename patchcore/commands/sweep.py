@@ -32,6 +32,8 @@ from patchcore.runfolder import METRICS, InUseError, unfinished
 from patchcore.tracking import track_failure, track_multirun
 from patchcore.yaml_text import settings_in
 
+MOST = 10
+"""Most points that failed for the same reason and are listed."""
 _NAME = "PATCHCORE_MULTIRUN"  # environment variable that names the multirun to its jobs
 _FILE = "multirun.yaml"  # that Hydra writes before it looks at the points
 _FRUITLESS = (
@@ -209,8 +211,12 @@ def _conclude() -> bool:
         _summarise(multirun)
     if missing:
         print(f"\nerror: {len(missing)} of the points failed:", file=sys.stderr)
+        alike = defaultdict(list)
         for point, reason in missing:
-            print(f"  {point}: {_overrides(point)}\n    {reason}", file=sys.stderr)
+            alike[reason].append(f"  {point}: {_overrides(point)}")
+        for reason, points in alike.items():
+            more = [f"  … and {len(points) - MOST} more"] if len(points) > MOST else []
+            print(*points[:MOST], *more, f"    {reason}", sep="\n", file=sys.stderr)
         print("The same command computes only these when it is started again.", file=sys.stderr)
     return bool(missing)
 
