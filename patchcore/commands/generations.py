@@ -137,15 +137,15 @@ _show_cfg, _get_sanitized_cfg = Hydra.show_cfg, Hydra.get_sanitized_cfg
 _resolved = False  # whether the settings that are shown are resolved
 
 
-def _show(self: Hydra, *arguments: Any, resolve: bool = False, **more: Any) -> None:
+def _show(self: Hydra, **arguments: Any) -> None:
     global _resolved
-    _resolved = resolve
-    _show_cfg(self, *arguments, resolve=resolve, **more)
+    _resolved = arguments.get("resolve", False)
+    _show_cfg(self, **arguments)
 
 
 def _sanitized(self: Hydra, cfg: Any, cfg_type: str) -> Any:
     """Return the settings to show; trackers' refer to the run's folder, which Hydra leaves out."""
-    shown = HydraConfig.instance().cfg
+    shown: Any = HydraConfig.instance().cfg
     if _resolved and shown is not None and OmegaConf.is_missing(shown.hydra.runtime, "output_dir"):
         with read_write(shown.hydra), open_dict(shown.hydra):
             shown.hydra.runtime.output_dir = os.path.abspath(str(shown.hydra.run.dir))
