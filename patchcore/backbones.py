@@ -57,15 +57,11 @@ class BackboneConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.weights == "":
+        if isinstance(self.weights, str) and not self.weights.strip():
             raise InputError("backbone.weights is empty: name weights, or leave it out")
 
     def resolved(self) -> str:
         """Weights, by name even where null stands. Raises InputError if there are no such."""
-        if self.weights is not None and not self.weights.strip():
-            raise InputError(
-                "backbone.weights: the value is empty: give one, or leave it out for the default"
-            )
         weights = default_weights(self.name) if self.weights is None else self.weights
         check_names(self.name, weights)
         return weights
@@ -203,7 +199,9 @@ class Backbone(nn.Module):
                     f"layers.token=true: {self.name} has no class token there: leave it out"
                 )
             self.layers.append(CLASS_TOKEN)
-        self.channels = [x.shape[1] for x in self._as_maps(outputs, images)]
+        maps = self._as_maps(outputs, images)
+        self.channels = [x.shape[1] for x in maps]
+        _warn_of_order(layers.names, maps)
 
     def forward(self, images: Tensor) -> Any:
         """See `whole`; of images in tiles, maps that are made as they are asked for."""
@@ -335,6 +333,19 @@ class Backbone(nn.Module):
                 f"image.size: {self.name} cannot process images of {height} × {width} px with any "
                 f"layers.names ({text}); image.size={side} works"
             ) from None
+
+
+def _warn_of_order(names: list[str], maps: list[Tensor]) -> None:
+    """Warn if the first layer, whose grid the patches have, is coarser than another."""
+    cells = [x.shape[-2] * x.shape[-1] for x in maps[: len(names)]]
+    if cells[0] < max(cells):
+        finest = [name for _, name in sorted(zip(cells, names, strict=True), key=lambda x: -x[0])]
+        warnings.warn(
+            f"layers.names=[{','.join(names)}]: the patches lie on the grid of the first layer, "
+            f"which is coarser than that of layer {finest[0]}: for the finest grid, write "
+            f"layers.names=[{','.join(finest)}]",
+            stacklevel=3,
+        )
 
 
 class _DeepestLayerReached(Exception):  # noqa: N818 (not an error)

@@ -35,6 +35,7 @@ def test_maps_equal_the_whole_networks() -> None:
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:layers.names=.*coarser")
 def test_nothing_after_the_deepest_layer_runs_or_is_kept() -> None:
     backbone = random_backbone("resnet18", ["layer2", "layer1"])
     ran = []
@@ -512,8 +513,8 @@ def test_layers_are_checked() -> None:
 
 def test_weights_without_a_name_are_not_the_default() -> None:
     for weights in ("", " "):
-        with pytest.raises(InputError, match=r"^backbone.weights: the value is empty: give one"):
-            BackboneConfig(weights=weights).resolved()
+        with pytest.raises(InputError, match=r"^backbone.weights is empty: name weights"):
+            BackboneConfig(weights=weights)
 
 
 def test_a_folder_or_a_file_of_another_ending_is_no_tag(tmp_path: Path) -> None:
@@ -536,3 +537,13 @@ def test_weights_that_are_all_the_same_are_told(tmp_path: Path) -> None:
     load_file(network, tmp_path / "sound.pth")
     with pytest.warns(UserWarning, match=r"zero\.pth, each tensor holds one value .* than chance"):
         load_file(network, tmp_path / "zero.pth")
+
+
+def test_layers_that_are_not_finest_first_are_told() -> None:
+    told = r"^layers.names=\[3,2\]: .* coarser than that of layer 2: .* write layers.names=\[2,3\]"
+    with pytest.warns(UserWarning, match=told):
+        Backbone(BackboneConfig("embedded"), LayersConfig(["3", "2"]))
+    Backbone(BackboneConfig("embedded"), LayersConfig(["3"]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "backbone .* has random weights")
+        Backbone(BackboneConfig("test_vit", "none"), LayersConfig(["2", "1"]))  # of one grid

@@ -313,7 +313,11 @@ def test_radius_stops_at_the_first_sufficient_pick() -> None:
     assert found.indices is not None and found.order is not None
     assert len(found.indices) == 101
     assert len(found.order) < 600
-    capped = subsample(features, GreedyConfig(radius=radius, count=50, projection=none))
+    with pytest.warns(UserWarning, match=r"^coreset.count=50 ends the coreset before it covers"):
+        capped = subsample(features, GreedyConfig(radius=radius, count=50, projection=none))
+    assert len(
+        subsample(features, GreedyConfig(radius=radius, count=150, projection=none)).indices
+    ) == len(found.indices)
     assert len(capped.memory) == 50
     more = subsample(features, GreedyConfig(radius=1e-9, projection=none), order=found.order)
     assert len(more.memory) == 600

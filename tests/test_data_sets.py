@@ -558,10 +558,13 @@ def test_missing_classes_are_told(tmp_path: Path) -> None:
         (BTADConfig, ("train/ok", "test/ko"), "x/test lacks ok"),
         (LOCOConfig, ("train/good", "test/good"), "lacks logical_anomalies, structural_anomalies"),
         (MVTec2Config, ("train/good", "test_public/good"), "x/test_public lacks bad"),
+        (MVTecConfig, ("train/good", "test/hole"), "x lacks ground_truth"),
+        (BTADConfig, ("train/ok", "test/ok", "test/ko"), "x lacks ground_truth"),
+        (LOCOConfig, ("train/good", "test/good"), "x lacks validation"),
     ],
 )
 def test_missing_kinds_of_test_images_are_told(
-    kind: type[DataConfig], there: tuple[str, str], words: str, tmp_path: Path
+    kind: type[DataConfig], there: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
     for number, folder in enumerate(there):
         write_image(tmp_path / "x" / folder / "1.png", seed=number)

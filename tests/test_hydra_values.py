@@ -99,3 +99,10 @@ def test_odd_values_are_one_line(arguments: list[str], message: str, tmp_path: P
     done = patchcore("train", "--multirun", "logger=none", place, "seed=0,1", *arguments)
     assert done.code == 1 and "Traceback" not in done.err
     assert done.err.splitlines()[-1].startswith(f"error: {message}")
+
+
+def test_settings_are_shown_resolved(tmp_path: Path) -> None:
+    shown = patchcore("train", "--cfg", "job", "--resolve", f"hydra.run.dir={tmp_path / 'new'}")
+    assert shown.code == 0, shown.err
+    assert f"save_dir: {tmp_path / 'new'}\n" in shown.out and not (tmp_path / "new").exists()
+    assert "output_dir: ???" in patchcore("train", "--cfg", "hydra").out

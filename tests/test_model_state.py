@@ -181,6 +181,7 @@ def test_a_state_may_be_kept_as_safetensors(fitted: Callable[[str], Any], tmp_pa
     assert_equal(fresh(images(2, seed=1)), model(images(2, seed=1)))
 
 
+@pytest.mark.filterwarnings("ignore:layers.names=.*coarser")
 @pytest.mark.parametrize(
     ("name", "other", "key"),
     [

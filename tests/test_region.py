@@ -334,6 +334,14 @@ def test_regions_are_found_by_the_ends_of_paths(tmp_path: Path) -> None:
     for sample in (*split.train, *split.test):
         assert sample.region == folder / sample.path.relative_to(tmp_path / "nut")
         assert sample.files()[-1] == sample.region
+    write_region(folder / "other/good/000.png", (12, 10))  # maybe of another category
+    read(regions=str(folder))
+    extra = write_region(folder / "test/good/009.png", (12, 10))
+    words = r"masks in data.regions without an image: 1 \(such as .*test/good/009.png\)"
+    with pytest.warns(UserWarning, match=words):
+        read(regions=str(folder))
+    read(regions=str(folder), shots=2)
+    extra.unlink()
     shutil.rmtree(folder / "test/scratch")
     write_region(folder / "000.png", (12, 10))
     write_region(folder / "001.png", (12, 10))
@@ -503,6 +511,7 @@ def test_autocast_counts_every_pixel_of_a_cell() -> None:
         assert cells(inside, (2, 2)).tolist() == [[[False, False], [False, True]]]
 
 
+@pytest.mark.filterwarnings("ignore:layers.names=.*coarser")
 @pytest.mark.parametrize("layers", [["3", "2"], ["2", "3"]])
 @pytest.mark.parametrize("threshold", [-100.0, 1e-9])
 def test_pixels_of_an_ensemble_count_whatever_its_grids(

@@ -140,8 +140,8 @@ def test_command_tells_effects_and_the_best_points(
     monkeypatch.setattr(sys, "argv", arguments)
     command.main()
     lines = capsys.readouterr().out.splitlines()
-    assert "best by image AUROC, 5 of 6:" in lines
-    first = lines[lines.index("best by image AUROC, 5 of 6:") + 1]
+    head = "best by image AUROC, 5 of 6 (±: half of Student's 95 % interval over seeds):"
+    first = lines[lines.index(head) + 1]
     assert first.startswith("  1  0.8") and first.endswith("patch.size=5, coreset.ratio=0.1")
     assert "## Effects" in (tmp_path / "runs/report/report.md").read_text()
 
@@ -183,7 +183,7 @@ def test_a_multirun_is_concluded_with_its_report(tmp_path: Path) -> None:
     write_grid(tmp_path)
     lines = conclude(tmp_path)
     assert lines[0].startswith("6 points from 36 finished runs")
-    assert lines[1:7:5] == ["best by image AUROC, 5 of 6:", lines[6]]
+    assert lines[1].startswith("best by image AUROC, 5 of 6 (±: ")
     assert lines[-1] == f"report: {tmp_path / 'report' / 'report.html'}"
     assert (tmp_path / "report/report.html").is_file()
 
@@ -222,3 +222,18 @@ def test_a_multirun_without_results_is_concluded_in_a_line(tmp_path: Path) -> No
     (tmp_path / "report").write_text("")
     (line,) = conclude(tmp_path)
     assert line.startswith("no report: ")
+
+
+def test_what_has_no_rank_is_told(tmp_path: Path) -> None:
+    why = {"aupimo": None, "undefined": {"aupimo": "too few nominal images"}}
+    for i, root in enumerate(("a", "b")):
+        write_run(tmp_path / str(i), {"data.root": root}, {"image_auroc": 0.9 - i / 10, **why})
+    told = patchcore("report", str(tmp_path), "--metric", "aupimo").out.splitlines()
+    assert [line for line in told if line.startswith("no rank")] == [
+        "no rank by AUPIMO of data 1: too few nominal images",
+        "no rank by AUPIMO of data 2: too few nominal images",
+    ]
+    write_run(tmp_path / "2", {"data.root": "c"}, {"image_ap": 0.5})
+    told = patchcore("report", str(tmp_path)).out.splitlines()
+    assert "best by image AUROC of data 1, 1 of 1:" in told
+    assert "no rank by image AUROC of data 3: not in metrics.json" in told

@@ -18,6 +18,7 @@ from PIL import Image
 from patchcore.errors import InputError
 from patchcore.report import page
 from patchcore.report.cells import harmless, markdown_code, markdown_text, printable, restored
+from patchcore.report.folders import find_runs
 from patchcore.report.reading import read_run, read_scores
 from patchcore.report.sentences import undefined_reasons
 from patchcore.report.table import Table, read_runs
@@ -510,3 +511,17 @@ def test_images_left_out_of_pixel_metrics_are_told(tmp_path: Path) -> None:
     table = read_runs([tmp_path])
     assert "images without mask of patch.size=1: 4" in markdown(table)
     assert "images without mask of patch.size=1: 4" in page.page(table)
+
+
+def test_links_to_other_folders_are_not_searched(tmp_path: Path) -> None:
+    write_run(tmp_path / "given/0", {}, {"image_auroc": 0.9})
+    write_run(tmp_path / "else/deep/er/1", {"patch.size": 5}, {"image_auroc": 0.9})
+    write_run(tmp_path / "sweep/2", {"patch.size": 7}, {"image_auroc": 0.9})
+    for name, target in {"a": "else", "b": "sweep", "c": "else/deep/er/1", "d": "given"}.items():
+        (tmp_path / "given" / name).symlink_to(tmp_path / target)
+    found = {path.name for path in find_runs(tmp_path / "given")}
+    assert found == {"0", "1", "2"}
+    (tmp_path / "given/c").unlink()
+    assert {path.name for path in find_runs(tmp_path / "given")} == {"0", "2"}
+    (tmp_path / "whole").symlink_to(tmp_path / "else")
+    assert {path.name for path in find_runs(tmp_path / "whole")} == {"1"}  # it was named itself

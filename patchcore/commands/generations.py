@@ -5,6 +5,7 @@ Each version is called in the way that it recommends, without deprecated argumen
 
 import copy
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +13,17 @@ import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.hydra_values import check_hydra
+from patchcore.commands.searches import check_multirun
 from patchcore.errors import InputError
 
 NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
@@ -116,6 +120,40 @@ def _multirun_once(self: Hydra, *arguments: Any, **more: Any) -> Any:
 
 
 Hydra.multirun = _multirun_once  # type: ignore[method-assign]
+
+
+_instantiate_sweeper = Plugins.instantiate_sweeper
+
+
+def _checked_sweeper(self: Plugins, **arguments: Any) -> Any:
+    check_multirun(arguments["config"])  # Hydra ignores errors of callbacks, so it is done here
+    return _instantiate_sweeper(self, **arguments)
+
+
+Plugins.instantiate_sweeper = _checked_sweeper  # type: ignore[method-assign]
+
+
+_show_cfg, _get_sanitized_cfg = Hydra.show_cfg, Hydra.get_sanitized_cfg
+_resolved = False  # whether the settings that are shown are resolved
+
+
+def _show(self: Hydra, **arguments: Any) -> None:
+    global _resolved
+    _resolved = arguments.get("resolve", False)
+    _show_cfg(self, **arguments)
+
+
+def _sanitized(self: Hydra, cfg: Any, cfg_type: str) -> Any:
+    """Return the settings to show; trackers' refer to the run's folder, which Hydra leaves out."""
+    shown: Any = HydraConfig.instance().cfg
+    if _resolved and shown is not None and OmegaConf.is_missing(shown.hydra.runtime, "output_dir"):
+        with read_write(shown.hydra), open_dict(shown.hydra):
+            shown.hydra.runtime.output_dir = os.path.abspath(str(shown.hydra.run.dir))
+    return _get_sanitized_cfg(self, cfg, cfg_type)
+
+
+Hydra.show_cfg = _show  # type: ignore[method-assign, assignment]
+Hydra.get_sanitized_cfg = _sanitized  # type: ignore[method-assign]
 
 
 def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:

@@ -27,14 +27,18 @@ from patchcore.commands.targets import build
 from patchcore.commands.workers import fork_workers
 from patchcore.errors import InputError
 from patchcore.keeping import FOLDER, holders, numerically
+from patchcore.report.folders import ERROR_FILE
 from patchcore.runfolder import METRICS, InUseError, unfinished
 from patchcore.tracking import track_failure, track_multirun
 from patchcore.yaml_text import settings_in
 
-ERROR_FILE = "error.txt"
-"""File in the folder of a failed point: the reason and, unless it is bad input, the traceback."""
+MOST = 10
+"""Most points that failed for the same reason and are listed."""
 _NAME = "PATCHCORE_MULTIRUN"  # environment variable that names the multirun to its jobs
 _FILE = "multirun.yaml"  # that Hydra writes before it looks at the points
+_FRUITLESS = (
+    "objectives: no trial finished with a value for every objective, so there is no best one"
+)
 _LAUNCHERS = {"joblib", "submitit", "ray", "concurrent"}  # their errors mean that a job died
 
 
@@ -192,6 +196,8 @@ def concluded() -> Iterator[None]:
     else:
         if _conclude():
             sys.exit(1)
+        if any(multirun.search and not _usable(multirun) for multirun in _multiruns):
+            raise InputError(_FRUITLESS)
 
 
 def _conclude() -> bool:
@@ -205,8 +211,12 @@ def _conclude() -> bool:
         _summarise(multirun)
     if missing:
         print(f"\nerror: {len(missing)} of the points failed:", file=sys.stderr)
+        alike = defaultdict(list)
         for point, reason in missing:
-            print(f"  {point}: {_overrides(point)}\n    {reason}", file=sys.stderr)
+            alike[reason].append(f"  {point}: {_overrides(point)}")
+        for reason, points in alike.items():
+            more = [f"  … and {len(points) - MOST} more"] if len(points) > MOST else []
+            print(*points[:MOST], *more, f"    {reason}", sep="\n", file=sys.stderr)
         print("The same command computes only these when it is started again.", file=sys.stderr)
     return bool(missing)
 
@@ -220,10 +230,7 @@ def _explained(error: Exception) -> str | None:
             "(hydra.launcher.n_jobs)"
         )
     if _multiruns and isinstance(error, ValueError) and str(error).startswith("No trials are comp"):
-        return (
-            "objectives: no trial finished with a value for every objective, so there is no best "
-            "one"
-        )
+        return _FRUITLESS
     if isinstance(error, FileNotFoundError) and str(error.filename).endswith("_results.yaml"):
         return "hydra.sweeper.n_trials: no trial was run: set it to 1 or more"
     words = " ".join(str(error).split())
@@ -248,8 +255,21 @@ def _of_joblib(error: Exception) -> bool:
     return frames[-1].f_globals.get("__name__", "").partition(".")[0] == "joblib"
 
 
+def _usable(multirun: Multirun) -> bool:
+    """Whether a search has a point with a value of every objective, or has none at all."""
+    points = multirun.points()
+    undefined = {name for names in _undefined(multirun).values() for name in names}
+    return not points or any(point.name not in undefined for point in points)
+
+
 def _tell_undefined(multirun: Multirun) -> None:
     """Print the finished points that the search could not use, grouped by reason."""
+    for reason, names in _undefined(multirun).items():
+        print(f"failed trials, {reason}: points {', '.join(names)}", file=sys.stderr)
+
+
+def _undefined(multirun: Multirun) -> dict[str, list[str]]:
+    """Finished points without a value of an objective: {objective and reason: names}."""
     points = defaultdict(list)
     for point in multirun.points():
         try:
@@ -260,8 +280,7 @@ def _tell_undefined(multirun: Multirun) -> None:
         for key in _setting(point, "objectives") or []:
             if key in record and record[key] is None:
                 points[f"{key}: {reasons.get(key, 'undefined')}"].append(point.name)
-    for reason, names in points.items():
-        print(f"failed trials, {reason}: points {', '.join(names)}", file=sys.stderr)
+    return points
 
 
 def _tell_best(multirun: Multirun) -> None:

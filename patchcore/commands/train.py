@@ -20,9 +20,10 @@ from patchcore.commands.mistakes import explain
 from patchcore.commands.overrides import as_typed, check_overrides
 from patchcore.commands.refused import files_in, remove
 from patchcore.commands.settings_help import settings_help
-from patchcore.commands.sweep import ERROR_FILE, concluded, record_failure, track_failed
+from patchcore.commands.sweep import concluded, record_failure, track_failed
 from patchcore.commands.targets import build, guard
 from patchcore.keeping import objectives
+from patchcore.report.folders import ERROR_FILE
 from patchcore.runfolder import METRICS
 
 _OUTSIDE = {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"}

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -51,7 +52,7 @@ class GreedyConfig(SizedConfig):
     radius: float | None = setting(
         None,
         "keep as many patches as needed to have every patch within this distance of a kept one; "
-        "overrides ratio unless null",
+        "overrides ratio unless null, and count limits their number",
         unit="distance between projected features",
         above=0,
     )
@@ -157,7 +158,15 @@ class GreedyConfig(SizedConfig):
             )
         spent = time.perf_counter() - start
         if self.radius is not None:
-            size = min(size, order.size(self.radius) or size)
+            covering = order.size(self.radius)
+            if self.count is not None and (covering is None or covering > size):
+                warnings.warn(
+                    f"coreset.count={self.count} ends the coreset before it covers all patches "
+                    f"within coreset.radius={self.radius}, so the radius has no effect: leave one "
+                    "out, or raise coreset.count",
+                    stacklevel=4,
+                )
+            size = min(size, covering or size)
         indices = order.indices[:size]
         memory = (
             take(features, indices) if shard is None else shard.fetch(features, indices, device)

@@ -272,6 +272,8 @@ def read_category(
     }
     if not images:
         raise InputError(f"{test_folder}: holds no folder of images; expected {layout}")
+    if any(kind != nominal for kind in images):
+        note_missing(files, folder, (truth,))
     masks = _masks(files, masks_in, images, mask_folders)
     samples: list[Sample] = []
     for kind, paths in images.items():

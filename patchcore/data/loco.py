@@ -68,5 +68,6 @@ class LOCOConfig(DataConfig):
         folder = find_category(root, self.category, LAYOUT)
         kinds = ("good", "logical_anomalies", "structural_anomalies")
         note_missing(files, folder / "test", kinds)
+        note_missing(files, folder, ("validation",))
         split = read_category(files, folder, LAYOUT, mask_folders=True)
         return with_validation(files, folder, split, LAYOUT) if self.validation else split

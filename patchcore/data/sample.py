@@ -239,7 +239,7 @@ class DataConfig(Settings):
         if self.region is not None:
             split = with_region(split, self.region)
         if self.regions is not None:
-            split = with_regions(split, self.regions, files)
+            split = with_regions(split, self.regions, files, told=self.shots is None)
         check_overlaps(split.train, split.test)
         files.tell(str(split))
         return split
@@ -324,11 +324,18 @@ def with_region(split: Split, value: str) -> Split:
     return replace(split, train=train, test=test)
 
 
-def with_regions(split: Split, value: str, files: Files) -> Split:
+def with_regions(split: Split, value: str, files: Files, told: bool = False) -> Split:
     """Return the split with a region for each sample, found in a folder by the image's name.
 
     The file `a/7.png` in the folder `value` belongs to the image whose path ends in `a/7`, without
     the extension. If several files match, the longest common end of the paths decides.
+
+    Args:
+        split: Samples.
+        value: Setting `data.regions`.
+        files: Finder of image files.
+        told: Whether to note masks without an image, in folders whose other masks have one; those
+            of other folders may be of other categories.
 
     Raises:
         InputError: an image has no region or two equally long matches, or a file matches several
@@ -354,7 +361,13 @@ def with_regions(split: Split, value: str, files: Files) -> Split:
             )
         return replace(sample, region=suiting[0])
 
-    return replace(split, train=[*map(own, split.train)], test=[*map(own, split.test)])
+    split = replace(split, train=[*map(own, split.train)], test=[*map(own, split.test)])
+    used = {path.parent for path in owners}
+    masks = (path for paths in found.values() for path in paths)
+    left = [path for path in masks if path not in owners and path.parent in used]
+    if told and left:
+        files.note(f"masks in data.regions without an image: {len(left)} (such as {min(left)})")
+    return split
 
 
 def draw_shots(train: Sequence[Sample], shots: int, seed: int) -> list[Sample]:

@@ -7,6 +7,9 @@ from pathlib import Path
 PICTURES = "figures/images"
 """Folder in a run's folder with pictures of single test images."""
 
+ERROR_FILE = "error.txt"
+"""File in the folder of a failed point: the reason and, unless it is bad input, the traceback."""
+
 
 class Images(Enum):
     """Test images for which a run saves a picture each."""
@@ -26,8 +29,9 @@ def find_runs(folder: Path) -> list[Path]:
 
     The folder of an unfinished run holds settings but no metrics, and neither contains another run
     nor is inside one. Hidden folders are left out, and so are those of W&B, which hold their own
-    config.yaml. Links are followed, except those inside runs. A folder that cannot be read counts
-    as an unfinished run, because it may hold one.
+    config.yaml. A link is followed if it leads to a run or to a folder of runs, and does not lie
+    inside a run: what others lead to may be large. A folder that cannot be read counts as an
+    unfinished run, because it may hold one.
     """
     finished: list[Path] = []
     begun: list[Path] = []
@@ -48,11 +52,26 @@ def find_runs(folder: Path) -> list[Path]:
         elif settings:
             begun.append(path)
         folders[:] = [name for name in folders if not name.startswith(".") and name != "wandb"]
-        if settings:
-            folders[:] = [name for name in folders if not (path / name).is_symlink()]
+        links = {name for name in folders if (path / name).is_symlink()}
+        kept = {name for name in links if not settings and _holds_runs(path / name)}
+        folders[:] = [name for name in folders if name not in links or name in kept]
     around = {parent for path in finished for parent in path.parents}
     runs = {*finished, *begun}
     return [*finished, *(p for p in begun if p not in around and runs.isdisjoint(p.parents))]
+
+
+def _holds_runs(folder: Path) -> bool:
+    """Whether a folder is a run, or holds one at once."""
+    try:
+        with os.scandir(folder) as entries:
+            return _is_run(folder) or any(each.is_dir() and _is_run(each.path) for each in entries)
+    except OSError:
+        return False
+
+
+def _is_run(folder: Path | str) -> bool:
+    names = ("metrics.json", "config.yaml", ".hydra/config.yaml")
+    return any(os.path.lexists(os.path.join(folder, name)) for name in names)
 
 
 def own_file(folder: Path, name: str) -> Path | None:
@@ -66,3 +85,18 @@ def own_file(folder: Path, name: str) -> Path | None:
         return path if inside and path.is_file() else None
     except (OSError, RuntimeError):
         return None
+
+
+def failure(folder: Path) -> str:
+    """Return the first line of the error file in a failed point's folder; empty if there is none.
+
+    It has at most 300 characters.
+    """
+    path = own_file(folder, ERROR_FILE)
+    if path is None:
+        return ""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return " ".join(file.readline(1 << 12).split())[:300]
+    except OSError:
+        return ""

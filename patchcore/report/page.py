@@ -26,11 +26,12 @@ from patchcore.report.sections import facts, sections
 from patchcore.report.sentences import sentence
 from patchcore.report.table import Table
 from patchcore.report.text import write_tables, write_text
+from patchcore.report.written import REPORT, check_own
 
 VENDOR = Path(__file__).parent / "vendor"
 SCRIPTS = ("vega.min.js", "vega-lite.min.js", "vega-embed.min.js")
 """Files of VENDOR, in the order of their dependencies."""
-FILES = ("report.html", "report.md", "report.csv", "runs.csv")
+FILES = (*REPORT,)
 """Files of a report."""
 
 
@@ -42,16 +43,32 @@ def check_report(folder: Path, option: str) -> None:
         option: Option that names it, for the message.
 
     Raises:
-        InputError: The folder cannot be made or written to, or a file of the report is a folder.
+        InputError: The folder cannot be made or written to, a file of the report is a folder, or
+            it would replace a file that no report has written.
     """
     check_folder(folder, option)
     for name in FILES:
         if (folder / name).is_dir():
             raise InputError(f"{option}: {folder / name} is a folder: name another --out")
+    check_written(folder)
+
+
+def check_written(folder: Path) -> None:
+    """Refuse a folder in which a report would replace a file that no report has written.
+
+    Raises:
+        InputError: The file is named.
+    """
+    check_own(folder, REPORT, "a report", "name another folder with --out DIR")
 
 
 def write_report(table: Table, folder: Path) -> Path:
-    """Write report.html, report.md, report.csv and runs.csv; return the path of the page."""
+    """Write report.html, report.md, report.csv and runs.csv; return the path of the page.
+
+    Raises:
+        InputError: Such a file is there, and no report has written it.
+    """
+    check_written(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(table, folder)
     path = folder / FILES[0]

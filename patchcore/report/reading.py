@@ -23,7 +23,7 @@ from patchcore.costs import fresh
 from patchcore.errors import InputError, printable
 from patchcore.report.cells import restored
 from patchcore.report.checks import STRUCTURES, is_finite, is_metric, is_number, problems
-from patchcore.report.folders import own_file
+from patchcore.report.folders import failure, own_file
 from patchcore.report.words import flatten, show
 from patchcore.yaml_text import read_settings
 
@@ -37,14 +37,8 @@ LARGEST_SCORES = 1 << 28
 SCORES = ("path", "label", "defect_type", "score", "category")
 """Columns of scores.csv; earlier versions have not written the last."""
 WITHOUT_EFFECT = (
-    "cache",
-    "figures",
-    "hydra",
-    "logger",
-    "objectives",
-    "paper",
-    "pictures",
-    "resume",
+    *("cache", "figures", "hydra", "logger"),
+    *("objectives", "paper", "pictures", "resume"),
 )
 """Groups of settings that change no result, for folders without provenance.json."""
 SETTINGS_WITHOUT_EFFECT = {
@@ -112,7 +106,7 @@ def read_run(folder: Path) -> RunFolder:
     except (OSError, ValueError, RecursionError) as error:
         run.problem = f"unreadable settings: {_line(error)}"
     if not os.path.lexists(folder / "metrics.json"):
-        run.problem = run.problem or "unfinished: no metrics.json"
+        run.problem = run.problem or f"unfinished: {failure(folder) or 'no metrics.json'}"
         return run
     try:
         record = read_record(folder)

@@ -37,14 +37,24 @@ def sentence(table: Table) -> str:
 
 
 def best(table: Table, most: int = 5) -> list[str]:
-    """Return, for every part of the table, a heading and its best points, one line each."""
+    """Return, for every part of the table, a heading and its best points, one line each.
+
+    A part without any value of the metric has one line, which says why.
+    """
     lines = []
     for part in table.parts:
         placed = [point for point in part.points if point.value(part.metric).defined]
-        if not placed:
-            continue
         where = f" of data {part.number}" if part.number else ""
-        lines.append(f"best by {title(part.metric)}{where}, {len(placed[:most])} of {len(placed)}:")
+        if not placed:
+            reasons = dict.fromkeys(point.value(part.metric).reason for point in part.points)
+            more = f" (and {_count(len(reasons) - 1, 'other reason')})" if len(reasons) > 1 else ""
+            first = next(iter(reasons))
+            lines.append(f"no rank by {title(part.metric)}{where}: {first}{more}")
+            continue
+        repeated = any(point.value(part.metric).count > 1 for point in placed[:most])
+        told = " (±: half of Student's 95 % interval over seeds)" if repeated else ""
+        of = f"{len(placed[:most])} of {len(placed)}"
+        lines.append(f"best by {title(part.metric)}{where}, {of}{told}:")
         values = []
         for point in placed[:most]:
             value = point.value(part.metric)

@@ -26,6 +26,7 @@ from patchcore.report.folders import find_runs
 from patchcore.report.points import Factor, Point
 from patchcore.report.reading import CATEGORY, RunFolder, Settings, read_run
 from patchcore.report.unlike import by_data
+from patchcore.report.unresolved import fill_completed
 from patchcore.report.words import (
     distinct,
     falls,
@@ -344,6 +345,7 @@ def read_table(folders: Sequence[Path]) -> Table:
     runs = sorted(found.values(), key=lambda run: natural(str(run.folder)))
     _fill_missing(runs)
     _compare_effects(runs)
+    fill_completed(runs)
     if not all(run.choices for run in runs if run.settings):
         for run in runs:
             run.choices = {}  # choices that only some folders record cannot be compared

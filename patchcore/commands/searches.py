@@ -1,0 +1,120 @@
+"""Checks of a multirun's folder, sweeper and launcher, before any of its points."""
+
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from patchcore.data.files import find_folder
+from patchcore.errors import InputError
+from patchcore.report.written import MULTIRUN, REPORT, check_own
+
+_DIRECTIONS = ("minimize", "maximize")
+_OLD_OPTUNA = (
+    "this version of Optuna keeps studies with SQLAlchemy below 2: pip install 'sqlalchemy<2' "
+    "'alembic<1.14', or leave hydra.sweeper.storage out"
+)
+
+
+def check_multirun(config: DictConfig) -> None:
+    """Refuse a multirun that would replace other files, or that cannot end well.
+
+    Args:
+        config: Composed settings, with those of Hydra.
+
+    Raises:
+        InputError: One line with the key or the file.
+    """
+    _check_files(Path(str(config.hydra.sweep.dir)))
+    launcher, sweeper = config.hydra.launcher, config.hydra.sweeper
+    _check_root(config)
+    if str(launcher.get("_target_")).endswith(".SlurmLauncher") and not shutil.which("srun"):
+        name = config.hydra.runtime.choices.get("hydra/launcher")
+        raise InputError(
+            f"hydra/launcher={name} needs SLURM, and this machine has no command srun: start it "
+            "on a machine of the cluster, or choose hydra/launcher=processes"
+        )
+    if ".hydra_optuna_sweeper." in str(sweeper.get("_target_")):
+        _check_directions(sweeper.get("direction"), _names(config.objectives))
+        _check_space(sweeper, list(config.hydra.overrides.task))
+        _check_storage(sweeper.get("storage"))
+
+
+def _check_files(folder: Path) -> None:
+    advice = "name another folder with hydra.sweep.dir"
+    check_own(folder, MULTIRUN, "a multirun", advice)
+    if not (folder / "report").is_symlink():  # else no report is written
+        check_own(folder / "report", REPORT, "a report", advice)
+
+
+def _check_root(config: DictConfig) -> None:
+    """Refuse a missing folder of the data that all points share, which each would tell again."""
+    here = (".BasicLauncher", ".JoblibLauncher")  # others may work on machines that have the data
+    root = OmegaConf.select(config, "data.root", throw_on_resolution_failure=False)
+    if not str(config.hydra.launcher.get("_target_")).endswith(here) or not isinstance(root, str):
+        return
+    parsed = OverridesParser.create().parse_overrides([*config.hydra.overrides.task])
+    swept = {each.key_or_group for each in parsed if each.is_sweep_override()}
+    swept |= set(config.hydra.sweeper.get("params") or ())
+    if root and swept.isdisjoint(("data", "data.root", "preset", "experiment")):
+        source = getattr(OmegaConf.get_type(config.data), "SOURCE", None)
+        find_folder(root, "data.root", f"; the data are at {source.page}" if source else "")
+
+
+def _check_directions(given: Any, objectives: Sequence[str]) -> None:
+    names = _names(given if OmegaConf.is_list(given) else [given])
+    for name in names:
+        if name not in _DIRECTIONS:
+            raise InputError(
+                f"hydra.sweeper.direction must be minimize or maximize for each objective, got "
+                f"{name}"
+            )
+    if len(names) != len(objectives):
+        raise InputError(
+            f"hydra.sweeper.direction={_listed(names)} does not fit "
+            f"objectives={_listed(objectives)}: give one direction for each objective"
+        )
+
+
+def _check_space(sweeper: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse a search in which no setting has several values."""
+    own = [sweeper.get(key) for key in ("params", "search_space", "custom_search_space")]
+    if any(own):
+        return
+    parsed = OverridesParser.create().parse_overrides([*overrides])
+    if not any(override.is_sweep_override() for override in parsed):
+        raise InputError(
+            "hydra/sweeper=optuna has nothing to search: give a setting several values, such as "
+            "'coreset.ratio=interval(0.001,0.1)' or patch.size=1,3,5"
+        )
+
+
+def _check_storage(storage: Any) -> None:
+    """Refuse a database that Optuna cannot open; one that is missing is made, as Optuna does it."""
+    if not isinstance(storage, str):
+        return
+    import optuna  # here: no other multirun needs it
+
+    try:
+        optuna.storages.get_storage(storage)
+    except Exception as error:  # Optuna, SQLAlchemy and the drivers have no common base
+        sqlalchemy = sys.modules.get("sqlalchemy")
+        outdated = isinstance(error, AssertionError) and sqlalchemy is not None
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        told = f"cannot be opened ({lines[0][:200]}): correct it, or leave it out"
+        raise InputError(
+            f"hydra.sweeper.storage={storage}: {_OLD_OPTUNA if outdated else told}"
+        ) from error
+
+
+def _names(given: Iterable[Any]) -> list[str]:
+    """Names of members of an enumeration, some of which may be text."""
+    return [str(getattr(each, "name", each)) for each in given]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"[{','.join(names)}]"

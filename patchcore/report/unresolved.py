@@ -1,0 +1,30 @@
+"""Settings of runs that failed before they had filled in what depends on data set and network."""
+
+import re
+from collections.abc import Sequence
+
+from patchcore.report.reading import RunFolder
+from patchcore.report.words import token
+
+_COMPLETED = re.compile(r"image\.(size|view|resize|crop|mean|std)|backbone\.weights")
+"""Settings that no finished run of this version leaves null: see `Config.completed`."""
+
+
+def fill_completed(runs: Sequence[RunFolder]) -> None:
+    """Fill settings that a failed run has as null, but any finished run as the value in use.
+
+    Else these would count as varied. The value is that of the finished run whose settings have the
+    most in common with those of the failed one.
+    """
+    finished = [run for run in runs if run.finished]
+    known = {run: {(key, token(value)) for key, value in run.settings.items()} for run in finished}
+    for run in runs:
+        if run.finished or not run.settings:
+            continue
+        own = {(key, token(value)) for key, value in run.settings.items()}
+        nearest = max(finished, key=lambda other: len(own & known[other]), default=None)
+        if nearest is None:
+            return
+        for key in filter(_COMPLETED.fullmatch, nearest.settings):
+            if run.settings.get(key) is None:
+                run.settings[key] = nearest.settings[key]

@@ -1,0 +1,177 @@
+"""Multiruns that cannot end well, or would replace other files: refused before their points."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+from patchcore.commands.generations import VERSION_BASE
+from patchcore.commands.searches import check_multirun
+from patchcore.commands.sweep import MOST, Conclusion, concluded, record_failure
+from patchcore.errors import InputError
+from tests.run_folders import write_run
+from tests.runs import patchcore
+
+OPTUNA = ["hydra/sweeper=optuna", "patch.size=1,3"]
+BOTH = "objectives=[image_auroc,memory_bytes]"
+
+
+def composed(*overrides: str) -> Any:
+    """Settings of a multirun, as Hydra composes them."""
+    if "hydra/sweeper=optuna" in overrides:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
+        loader = GlobalHydra.instance().config_loader()
+        given = ["logger=none", *overrides]
+        return loader.load_configuration(
+            "config", given, RunMode.MULTIRUN, validate_sweep_overrides=False
+        )
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        check_multirun(composed(*overrides))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["hydra.sweeper.direction=[maximize,minimize]"],
+            "hydra.sweeper.direction=[maximize,minimize] does not fit objectives=image_auroc: give "
+            "one direction for each objective",
+        ),
+        (
+            ["hydra.sweeper.direction=maximize", BOTH],
+            "hydra.sweeper.direction=maximize does not fit objectives=[image_auroc,memory_bytes]: "
+            "give one direction for each objective",
+        ),
+        (
+            ["hydra.sweeper.direction=[maximize]", BOTH],
+            "hydra.sweeper.direction=maximize does not fit objectives=[image_auroc,memory_bytes]: "
+            "give one direction for each objective",
+        ),
+        (
+            ["hydra.sweeper.direction=[up,down]", BOTH],
+            "hydra.sweeper.direction must be minimize or maximize for each objective, got up",
+        ),
+    ],
+)
+def test_directions_fit_the_objectives(overrides: list[str], message: str) -> None:
+    assert refusal(*OPTUNA, *overrides) == message
+
+
+def test_a_search_has_something_to_search() -> None:
+    told = "hydra/sweeper=optuna has nothing to search: give a setting several values, such as"
+    assert refusal(OPTUNA[0], "patch.size=3").startswith(told)
+    config = composed(OPTUNA[0], "patch.size=3")
+    config.hydra.sweeper.params = {"coreset.ratio": "0.1,0.2"}  # as settings files give them
+    check_multirun(config)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        OPTUNA,
+        [*OPTUNA, BOTH, "hydra.sweeper.direction=[maximize,minimize]"],
+        ["hydra/sweeper=optuna", "coreset.ratio=interval(0.1,0.5)"],
+        ["patch.size=3"],
+    ],
+)
+def test_usual_searches_pass(overrides: list[str]) -> None:
+    check_multirun(composed(*overrides))
+
+
+@pytest.mark.filterwarnings("ignore")  # of Optuna
+def test_a_database_that_cannot_be_opened_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = refusal(*OPTUNA, "hydra.sweeper.storage=nope://x")
+    assert told == (
+        "hydra.sweeper.storage=nope://x: cannot be opened (Can't load plugin: "
+        "sqlalchemy.dialects:nope): correct it, or leave it out"
+    )
+
+    def outdated(storage: str) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("optuna.storages.get_storage", outdated)
+    told = refusal(*OPTUNA, "hydra.sweeper.storage=sqlite:///s.db")
+    assert told.startswith("hydra.sweeper.storage=sqlite:///s.db: this version of Optuna keeps")
+    assert "pip install 'sqlalchemy<2' 'alembic<1.14'" in told
+
+
+def test_slurm_is_needed_for_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    told = refusal("hydra/launcher=slurm", "patch.size=1,3")
+    assert told.startswith("hydra/launcher=slurm needs SLURM, and this machine has no command srun")
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    check_multirun(composed("hydra/launcher=slurm", "patch.size=1,3"))
+
+
+def test_a_missing_folder_of_all_points_is_told_once(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    given = ["data=mvtec", f"data.root={missing}", "patch.size=1,3"]
+    told = f"data.root: there is no folder {missing}; the data are at https://www.mvtec.com"
+    assert refusal(*given).startswith(told)
+    assert refusal("data=mvtec", f"data.root={missing}", "seed=0,1").startswith(told)
+    check_multirun(composed(*given[::2], f"data.root={missing},{tmp_path}"))
+    check_multirun(composed(*given[:2], "data=mvtec,btad"))
+    check_multirun(composed("patch.size=1,3"))  # generated images have no folder
+    if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):
+        check_multirun(composed(*given, "hydra/launcher=submitted"))
+
+
+def test_points_that_failed_alike_are_listed_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = composed("patch.size=1,3", f"hydra.sweep.dir={tmp_path}")
+    with pytest.raises(SystemExit), concluded():
+        Conclusion().on_multirun_start(config)
+        for i in range(MOST + 3):
+            folder = tmp_path / f"{i}/.hydra"
+            folder.mkdir(parents=True)
+            (folder / "overrides.yaml").write_text(f"- seed={i}\n")
+            record_failure(folder.parent, InputError("odd" if i == 1 else "no data"))
+    told = capsys.readouterr().err.splitlines()
+    assert f"error: {MOST + 3} of the points failed:" in told
+    assert told.count("    no data") == told.count("    odd") == 1
+    assert told.count("  … and 2 more") == 1
+    assert told[told.index("    odd") - 1] == f"  {tmp_path}/1: seed=1"
+
+
+@pytest.mark.parametrize("name", ["multirun.yaml", "optimization_results.yaml", "report/runs.csv"])
+def test_a_multirun_replaces_no_file_of_others(tmp_path: Path, name: str) -> None:
+    (tmp_path / "m/report").mkdir(parents=True)
+    (tmp_path / "m" / name).write_text("mine")
+    place = f"hydra.sweep.dir={tmp_path / 'm'}"
+    ended = patchcore("train", "--multirun", "logger=none", place, "patch.size=1,3")
+    assert ended.code == 1
+    assert ended.err.splitlines()[-1] == (
+        f"error: {tmp_path / 'm' / name}: would be replaced, but is not of a "
+        f"{'report' if '/' in name else 'multirun'}: name another folder with hydra.sweep.dir, or "
+        "move the file"
+    )
+    assert (tmp_path / "m" / name).read_text() == "mine"
+    assert len([path for path in (tmp_path / "m").rglob("*") if path.is_file()]) == 1
+
+
+def test_a_search_without_any_value_has_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = composed(*OPTUNA, f"hydra.sweep.dir={tmp_path}")
+
+    def search(**metrics: Any) -> None:
+        with concluded():
+            Conclusion().on_multirun_start(config)
+            write_run(tmp_path / "0", {"objectives": ["aupro"]}, metrics)
+            (tmp_path / "0/.hydra").mkdir()
+            (tmp_path / "0/.hydra/overrides.yaml").write_text("- patch.size=1\n")
+
+    with pytest.raises(InputError, match=r"^objectives: no trial finished with a value for every"):
+        search(image_auroc=0.9, aupro=None, undefined={"aupro": "no masks"})
+    assert "failed trials, aupro: no masks: points 0" in capsys.readouterr().err
