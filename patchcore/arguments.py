@@ -1,6 +1,7 @@
 """Checks of the arguments of the Python API: one line says what is wanted and what was given."""
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from patchcore.ahead import Pause
 from patchcore.errors import InputError
 from patchcore.settings import shown
 
+BRIGHT = 20
+"""Value that images of no usual normalisation reach without negative values."""
 _FILES = "for files use patchcore train or patchcore.run to fit, and patchcore.predict to score"
 
 
@@ -53,9 +56,21 @@ def batches_of(images: Any, tiled: bool = False) -> Iterator[Tensor]:
         size_of(images, tiled)  # refuses it: an array is no batch, nor are its rows
     if not alone and not isinstance(images, Iterable) and not hasattr(images, "__getitem__"):
         alone = True
-    for batch in [images] if alone else images:
+    for number, batch in enumerate([images] if alone else images):
         size_of(batch, tiled)
+        if number == 0 and not tiled and batch.numel() and _pixels(batch):
+            warnings.warn(
+                f"images: values from {batch.min():.3g} to {batch.max():.3g} look like pixels of 0 "
+                "to 255, but fit takes images normalised as the backbone expects: divide them by "
+                "255, subtract image.mean and divide by image.std",
+                stacklevel=3,
+            )
         yield batch
+
+
+def _pixels(batch: Tensor) -> bool:
+    """Whether no value is negative and some are far above what normalised images have."""
+    return bool(batch.min() >= 0) and bool(batch.max() > BRIGHT)
 
 
 def size_of(images: Any, tiled: bool = False) -> tuple[int, int]:

@@ -145,6 +145,13 @@ class Config:
         if absent:
             raise InputError(f"Config lacks settings without a default: give {', '.join(absent)}")
         check_types(self, "", usual)
+        for name, given in self.logger.items():
+            if not isinstance(given, Mapping):
+                raise InputError(
+                    f"logger.{name} must be the settings of a logger, such as "
+                    "{'_target_': 'pytorch_lightning.loggers.CSVLogger', 'save_dir': FOLDER}, got "
+                    f"{given}"
+                )
         check_ranges(self, "")
 
     def members(self) -> list["Config"]:

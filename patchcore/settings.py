@@ -6,6 +6,7 @@ second list has to be kept.
 
 import math
 import os
+import re
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, is_dataclass
@@ -328,6 +329,8 @@ def check_range(option: Field[Any], value: Any, key: str) -> None:
         raise InputError(f"{key} must be {allowed_range(option)}, got {shown(value)}")
     if not math.isfinite(value):
         raise InputError(f"{key} must be a finite number, got {value}")
+    if re.fullmatch(r"(.*_)?seed", option.name) and not 0 <= value < 2**32:
+        raise InputError(f"{key} must be in [0, 2^32), got {value}")
 
 
 def _bounds(option: Field[Any]) -> list[float | None]:

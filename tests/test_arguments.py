@@ -18,7 +18,9 @@ from patchcore import (
     Inspector,
     LayersConfig,
     PatchCore,
+    RandomConfig,
 )
+from patchcore.arguments import batches_of
 from patchcore.config import Config
 from patchcore.data.folder import FolderConfig
 from patchcore.data.transforms import ImageConfig
@@ -220,3 +222,26 @@ def test_empty_paths_are_refused(inspector: Inspector, tmp_path: Path) -> None:
 def test_images_to_add_may_be_named_by_text(inspector: Inspector) -> None:
     with pytest.raises(InputError, match=r"absent\.png: cannot be read \(No such file"):
         extend(inspector, ["absent.png"])
+
+
+def test_seeds_have_the_limits_of_the_command() -> None:
+    for seed in (-1, 2**32, 2**70):
+        for kind in (RandomConfig, GreedyConfig):
+            with pytest.raises(InputError, match=r"^coreset.seed must be in \[0, 2\^32\), got "):
+                kind(seed=seed)
+    with pytest.raises(InputError, match=r"^data.shots_seed must be in \[0, 2\^32\)"):
+        FolderConfig(nominal="good", shots_seed=2**32)
+    assert RandomConfig(seed=2**32 - 1).seed == 2**32 - 1
+
+
+def test_loggers_are_settings() -> None:
+    with pytest.raises(InputError, match=r"^logger.csv must be the settings of a logger, .* True$"):
+        config(logger={"csv": True})
+
+
+def test_pixels_in_place_of_normalised_images_are_told() -> None:
+    images = torch.rand(2, 3, 64, 64)
+    with pytest.warns(UserWarning, match=r"^images: values from .* look like pixels of 0 to 255"):
+        assert len([*batches_of([images * 255, images * 255])]) == 2
+    for usual in (images, images * 255 - 100, torch.randn(2, 3, 8, 8) * 30, images[:0]):
+        assert len([*batches_of(usual)]) == 1

@@ -152,7 +152,7 @@ def _sanitized(self: Hydra, cfg: Any, cfg_type: str) -> Any:
     return _get_sanitized_cfg(self, cfg, cfg_type)
 
 
-Hydra.show_cfg = _show  # type: ignore[method-assign, assignment]
+Hydra.show_cfg = _show  # type: ignore[method-assign,assignment]
 Hydra.get_sanitized_cfg = _sanitized  # type: ignore[method-assign]
 
 
