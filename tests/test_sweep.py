@@ -547,7 +547,8 @@ def test_settings_of_points_that_have_ended_are_let_go(root: Path, tmp_path: Pat
     assert [end.hydra_cfg is None for end in ends] == [True, True, False]
 
 
-def test_processes_of_joblib_begin_without_ctrl_c() -> None:
+@pytest.mark.parametrize("killed", [False, True], ids=["copied", "anew"])
+def test_processes_of_joblib_begin_without_ctrl_c(killed: bool) -> None:
     joblib = pytest.importorskip("joblib", reason="needs the extra launchers")
     from joblib.externals.loky import get_reusable_executor
 
@@ -555,8 +556,10 @@ def test_processes_of_joblib_begin_without_ctrl_c() -> None:
     fork_workers()
     own = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     look = joblib.delayed(signal.pthread_sigmask)(signal.SIG_BLOCK, [])
+    gone = mock.patch("multiprocessing.popen_forkserver.Popen.__init__", side_effect=EOFError)
     try:
-        assert joblib.Parallel(n_jobs=2)([look, look]) == [{*own, signal.SIGINT}] * 2
+        with gone if killed else nullcontext():
+            assert joblib.Parallel(n_jobs=2)([look, look]) == [{*own, signal.SIGINT}] * 2
     finally:
         get_reusable_executor().shutdown(wait=True)
     assert signal.SIGINT not in own == signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -22,7 +22,7 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 sys.excepthook = tell_unless_ended
 gc.disable()
 for name in MODULES:
-    with suppress(ImportError):  # triton is not everywhere
+    with suppress(Exception):  # triton is not everywhere; the point that needs it tells the error
         import_module(name)
 gc.freeze()
 gc.enable()

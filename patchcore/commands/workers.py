@@ -29,13 +29,16 @@ def fork_workers() -> None:
         return
     from multiprocessing.popen_forkserver import Popen
 
-    def start(process: Any) -> Popen:
+    def start(process: Any) -> Any:
         environment = {**os.environ, **process.env}
         # Libraries that are imported before a fork start threads in macOS, where this is unsafe.
         _start_first(environment, [IMPORTED] if sys.platform == "linux" else [])
         process._args = (environment, process._target, *process._args)
         process._target = _begin
-        return Popen(process)
+        try:
+            return Popen(process)
+        except (EOFError, OSError):  # the one that is copied has been killed
+            return import_module("joblib.externals.loky.backend.popen_loky_posix").Popen(process)
 
     with suppress(ImportError, AttributeError):  # another joblib, without this convenience
         module: Any = import_module("joblib.externals.loky.backend.process")
