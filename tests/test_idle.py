@@ -157,7 +157,7 @@ def test_the_command_warns_before_it_reads_images(tmp_path: Path) -> None:
 
 
 def test_the_command_warns_once_in_a_multirun(tmp_path: Path) -> None:
-    given = ["data=mvtec", f"data.root={tmp_path}/none", "logger=none", "decision.folds=3,5"]
+    given = ["data=mvtec", f"data.root={tmp_path}", "logger=none", "decision.folds=3,5"]
     with pytest.warns(UserWarning, match="points that differ only in it are equal") as caught:
         done = patchcore(
             "train", "--multirun", *given, "data.category=nut", f"hydra.sweep.dir={tmp_path}/runs"
