@@ -232,13 +232,19 @@ def build_trainer(
     size = 1 if process is None else process.size
     if process is not None and size > 1:
         settings |= {"strategy": Sharded(process), "use_distributed_sampler": False}
-    trainer: pl.Trainer = make(
-        "trainer",
-        settings,
-        logger=loggers or False,
-        default_root_dir=str(new),
-        callbacks=callbacks,
-    )
+    more = {"logger": loggers or False, "default_root_dir": str(new), "callbacks": callbacks}
+    try:
+        with warnings.catch_warnings():
+            # Precisions that it replaces are refused below.
+            warnings.filterwarnings("ignore", r"You passed .*precision='16-mixed'")
+            trainer: pl.Trainer = make("trainer", settings, **more)
+    except (InputError, MisconfigurationException) as error:
+        if "No supported gpu backend found" not in str(error):
+            raise
+        raise InputError(
+            f"trainer.accelerator={settings.get('accelerator')}: there is no GPU here that PyTorch "
+            "can use: set trainer.accelerator=cpu, or leave it out"
+        ) from error
     if trainer.world_size != size:
         raise InputError(
             f"trainer.devices={settings.get('devices')} means {trainer.world_size} devices here: "

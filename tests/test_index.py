@@ -367,7 +367,7 @@ def test_a_factorys_parameters_reach_the_search() -> None:
 @pytest.mark.parametrize(
     ("factory", "parameters", "reason"),
     [
-        ("nonsense", "", "index.factory=nonsense: faiss refuses: .*could not parse"),
+        ("nonsense", "", "index.factory=nonsense: faiss refuses: could not parse"),
         ("IVF512,Flat", "", "index.factory=IVF512,Flat: faiss refuses: .* points"),
         ("PQ5", "", "index.factory=PQ5: faiss refuses: .* multiple"),
         ("IDMap,Flat", "", "index.factory=IDMap,Flat: faiss refuses: .* IndexIDMap"),

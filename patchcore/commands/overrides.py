@@ -173,6 +173,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
                 raise InputError(f"{argument}: not understood: type {argument}=VALUE")
             if not argument.startswith("~"):
                 raise InputError(_quote(argument))
+            if argument == "~seed":
+                raise InputError("~seed: other seeds follow from it: give seed=NUMBER instead")
             continue
         override = _parsed(argument)
         if override is None:
@@ -187,6 +189,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
                 f"{argument}: hydra is no choice: set its keys, such as hydra.run.dir=…"
             )
         _check_switch(override)
+        _check_meant(override, argument)
         if override.is_sweep_override():
             _check_ends(override)
             if not several and override.is_choice_sweep():
@@ -288,6 +291,17 @@ def _below(settings: DictConfig, prefix: str) -> Iterator[str]:
             yield f"{prefix}{key}"
         elif isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
             yield from _below(node, f"{prefix}{key}.")
+
+
+def _check_meant(override: Override, argument: str) -> None:
+    """Refuse layers in no form that is known, and a further choice of a group that has one."""
+    if override.key_or_group == "layers" and isinstance(override.value(), str | int | float):
+        raise InputError(
+            f"{argument}: not understood: type levels, such as layers=2+3, or names of modules, "
+            "such as 'layers.names=[layer2,layer3]'"
+        )
+    if override.is_add() and not override.is_force_add() and override.key_or_group in SCHEMAS:
+        raise InputError(f"{argument}: there is a choice already, which {argument[1:]} replaces")
 
 
 def _check_ends(override: Override) -> None:

@@ -1,6 +1,7 @@
 """Search by faiss: exact, by codes in inverted lists as in the paper, or any index it describes."""
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -220,7 +221,8 @@ def _check_ivfpq(config: FaissIVFPQConfig, size: int, dimension: int) -> None:
 def _reason(error: RuntimeError) -> str:
     """Reason that an error of faiss gives, without the place in faiss's source."""
     reason = str(error).partition("Error: ")[2] or str(error)
-    return " ".join(reason.split())
+    words = " ".join(reason.split())
+    return re.sub(r"^Error in .*? at \S+:\d+: ", "", words)
 
 
 def _import_faiss(gpu: bool) -> Any:
