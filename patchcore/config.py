@@ -14,7 +14,7 @@ from omegaconf import MISSING
 
 from patchcore.backbones import BackboneConfig, LayersConfig
 from patchcore.cache import CacheConfig
-from patchcore.conflicts import check_conflicts
+from patchcore.conflicts import check_conflicts, check_loggers
 from patchcore.coreset import CoresetConfig
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.inputs import complete_images
@@ -145,13 +145,7 @@ class Config:
         if absent:
             raise InputError(f"Config lacks settings without a default: give {', '.join(absent)}")
         check_types(self, "", usual)
-        for name, given in self.logger.items():
-            if not isinstance(given, Mapping):
-                raise InputError(
-                    f"logger.{name} must be the settings of a logger, such as "
-                    "{'_target_': 'pytorch_lightning.loggers.CSVLogger', 'save_dir': FOLDER}, got "
-                    f"{given}"
-                )
+        check_loggers(self.logger)
         check_ranges(self, "")
 
     def members(self) -> list["Config"]:

@@ -1,5 +1,6 @@
 """Checks for settings that exclude one another; each error says in one line what to do."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from patchcore.backbones import Join
@@ -38,6 +39,21 @@ def check_conflicts(run: Any) -> None:
         _check_label_free(run)
     if run.scoring.pool is Pool.pixels:
         _check_pixels(run)
+
+
+def check_loggers(loggers: Mapping[str, Any]) -> None:
+    """Refuse a logger that is not given by its settings.
+
+    Raises:
+        InputError: The first such logger.
+    """
+    for name, given in loggers.items():
+        if not isinstance(given, Mapping):
+            raise InputError(
+                f"logger.{name} must be the settings of a logger, such as "
+                "{'_target_': 'pytorch_lightning.loggers.CSVLogger', 'save_dir': FOLDER}, got "
+                f"{given}"
+            )
 
 
 def _check_curve(run: Any) -> None:
