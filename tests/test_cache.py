@@ -162,7 +162,7 @@ def test_a_bad_folder_that_a_variable_names_is_told_with_the_variable(
             cache_command([])
     with pytest.raises(InputError, match=f"data.root: cannot write to .*{words}"):
         GeneratedConfig(train_images=1).read()
-    with pytest.raises(InputError, match=r"/file: is a file, where the cache's folder belongs$"):
+    with pytest.raises(InputError, match=r"^--root: .*/file is a file: name the folder of a ca"):
         cache_command([f"--root={tmp_path}/file/below"])
 
 

@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
     folder = CacheConfig(root=root).folder()
     store = Store(folder)
     if file := next(filter(os.path.isfile, (store.root, *store.root.parents)), None):
+        if root is not None:
+            raise InputError(f"--root: {file} is a file: name the folder of a cache")
         raise InputError(f"{file}: is a file, where the cache's folder belongs{named_by(folder)}")
     if options.action == "path":
         print(printable(str(store.root)))
