@@ -34,7 +34,7 @@ BESIDE = "wandb"
 CONTENTS = ".contents"
 """File that lists the files of a run's results, see `listed`; no other files are deleted."""
 METRICS = "metrics.json"
-_LOCK, _OWNER = ".lock", ".running"
+LOCK, _OWNER = ".lock", ".running"
 _MARK = "fingerprint.txt"
 """File of every run, from its start."""
 ALWAYS = ("config.yaml", _MARK, METRICS, "provenance.json", "scores.csv", CHECKSUMS)
@@ -67,7 +67,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.new = self.path / UNFINISHED
-        self._lock = FileLock(self.path / _LOCK)
+        self._lock = FileLock(self.path / LOCK)
         self._earlier: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> "RunFolder":

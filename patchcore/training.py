@@ -157,6 +157,7 @@ def fit(trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule) ->
 def _fit(
     trainer: pl.Trainer, module: DetectorModule, data: AnomalyDataModule, judge: LabelFree | None
 ) -> None:
+    """Do the work of `fit`, which says what follows an error."""
     try:
         if judge is not None:
             print(judge.plan(), file=sys.stderr)

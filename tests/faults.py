@@ -73,7 +73,7 @@ class Ended:
 
     code: int
     wall: float  # seconds
-    cpu: float  # seconds, those of its child processes too
+    cpu: float  # seconds, those of its child processes too, except for the copies of one
     err: str
     usage: Usage
 

@@ -133,26 +133,18 @@ def _checked_sweeper(self: Plugins, **arguments: Any) -> Any:
 Plugins.instantiate_sweeper = _checked_sweeper  # type: ignore[method-assign]
 
 
-_show_cfg, _get_sanitized_cfg = Hydra.show_cfg, Hydra.get_sanitized_cfg
-_resolved = False  # whether the settings that are shown are resolved
-
-
-def _show(self: Hydra, **arguments: Any) -> None:
-    global _resolved
-    _resolved = arguments.get("resolve", False)
-    _show_cfg(self, **arguments)
+_get_sanitized_cfg = Hydra.get_sanitized_cfg
 
 
 def _sanitized(self: Hydra, cfg: Any, cfg_type: str) -> Any:
     """Return the settings to show; trackers' refer to the run's folder, which Hydra leaves out."""
     shown: Any = HydraConfig.instance().cfg
-    if _resolved and shown is not None and OmegaConf.is_missing(shown.hydra.runtime, "output_dir"):
+    if shown is not None and OmegaConf.is_missing(shown.hydra.runtime, "output_dir"):
         with read_write(shown.hydra), open_dict(shown.hydra):
             shown.hydra.runtime.output_dir = os.path.abspath(str(shown.hydra.run.dir))
     return _get_sanitized_cfg(self, cfg, cfg_type)
 
 
-Hydra.show_cfg = _show  # type: ignore[method-assign,assignment]
 Hydra.get_sanitized_cfg = _sanitized  # type: ignore[method-assign]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_LOCK = ".lock"  # of `patchcore.runfolder.RunFolder`
+from patchcore.runfolder import LOCK
+
 _made: dict[Path, list[Path]] = {}  # folders that were missing as this process's command began
 
 Files = dict[str, tuple[int, int]]
@@ -51,13 +52,13 @@ def remove(folder: Path, files: Files, needed: Collection[str] = ()) -> None:
     """
     if not is_new(folder) or not files.keys() >= {*needed}:
         return
-    path, lock = Path(os.path.abspath(folder)), FileLock(folder / _LOCK)
+    path, lock = Path(os.path.abspath(folder)), FileLock(folder / LOCK)
     with suppress(OSError, Timeout), lock.acquire(timeout=0):
         found = _files(path)
-        found.pop(_LOCK, None)
-        if found != {name: state for name, state in files.items() if name != _LOCK}:
+        found.pop(LOCK, None)
+        if found != {name: state for name, state in files.items() if name != LOCK}:
             return
-        for name in (*found, _LOCK):
+        for name in (*found, LOCK):
             (path / name).unlink(missing_ok=True)
         for inner in sorted({(path / name).parent for name in found} - {path}, reverse=True):
             inner.rmdir()

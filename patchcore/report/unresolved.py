@@ -1,12 +1,12 @@
 """Settings of runs that failed before they had filled in what depends on data set and network."""
 
-import re
 from collections.abc import Sequence
 
+from patchcore.data.transforms import FILLED
 from patchcore.report.reading import RunFolder
 from patchcore.report.words import token
 
-_COMPLETED = re.compile(r"image\.(size|view|resize|crop|mean|std)|backbone\.weights")
+_COMPLETED = ("backbone.weights", *(f"image.{key}" for key in FILLED))
 """Settings that no finished run of this version leaves null: see `Config.completed`."""
 
 
@@ -25,6 +25,6 @@ def fill_completed(runs: Sequence[RunFolder]) -> None:
         nearest = max(finished, key=lambda other: len(own & known[other]), default=None)
         if nearest is None:
             return
-        for key in filter(_COMPLETED.fullmatch, nearest.settings):
+        for key in nearest.settings.keys() & _COMPLETED:
             if run.settings.get(key) is None:
                 run.settings[key] = nearest.settings[key]
