@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -32,6 +33,8 @@ NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
 VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
 """Arguments of `hydra.main` and `hydra.initialize…`; Hydra 1.4 deprecates `version_base`."""
 
+
+_dirname: Any = getattr(config_loader_impl, "get_overrides_dirname", None)
 
 CONFIG_PATH, CONFIG_NAME = "pkg://patchcore.conf", "config"
 """Place of the settings files of `patchcore train`, and the name of the first of them."""
@@ -76,10 +79,11 @@ class Points:
         ConfigLoaderImpl._apply_overrides_to_config(values, point)
         own = [override for override in parsed if not override.is_hydra_override()]
         point.hydra.overrides.task = [override.input_line for override in own]
-        names = point.hydra.job.config.override_dirname
-        point.hydra.job.override_dirname = get_overrides_dirname(
-            own, names.exclude_keys, names.item_sep, names.kv_sep
-        )
+        if not NEXT:  # which makes it from the overrides when it is asked for
+            names = point.hydra.job.config.override_dirname
+            point.hydra.job.override_dirname = _dirname(
+                own, names.exclude_keys, names.item_sep, names.kv_sep
+            )
         OmegaConf.copy_cache(from_config=master_config, to_config=point)
         self._check_folder(point, sweep_overrides)
         return point

@@ -294,7 +294,7 @@ def _plainly(key: str, words: str) -> str:
         return f"cannot be resolved: {absent[1]}"
     if re.match(r"field '.*' is not Optional|Incompatible value 'None' for field", words):
         return "may not be null: leave it out, or give a value"
-    if words.endswith("is not a ListConfig, list or tuple."):
+    if re.search(r"is not a ListConfig, .*list,? or tuple\.$", words):
         return f"must be a list: '{key}=[…]'"
     if several := re.match(
         r"Value ([\[{].*[\]}]) \((?:list|dict)\) is not a valid input for <enum", words
