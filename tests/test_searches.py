@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.searches import check_multirun
+from patchcore.commands.searches import check_multirun, fill_directions
 from patchcore.commands.sweep import MOST, Conclusion, concluded, record_failure
 from patchcore.errors import InputError
 from tests.run_folders import write_run
@@ -64,6 +64,27 @@ def refusal(*overrides: str) -> str:
 )
 def test_directions_fit_the_objectives(overrides: list[str], message: str) -> None:
     assert refusal(*OPTUNA, *overrides) == message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "directions"),
+    [
+        ([], ["maximize"]),
+        (["objectives=[image_auroc,aupro]"], ["maximize", "maximize"]),
+        ([BOTH], ["maximize", "minimize"]),
+        (["objectives=[memory_bytes]"], ["minimize"]),
+        (["hparams_search=accuracy_seconds"], ["maximize", "minimize"]),
+        (["hparams_search=accuracy_memory", "objectives=[aupro]"], ["maximize"]),
+        (["hydra.sweeper.direction=minimize"], "minimize"),
+    ],
+)
+def test_a_search_without_directions_looks_for_the_best(
+    overrides: list[str], directions: str | list[str]
+) -> None:
+    config = composed(*OPTUNA, *overrides)
+    fill_directions(config)
+    assert config.hydra.sweeper.direction == directions
+    check_multirun(config)
 
 
 def test_a_search_has_something_to_search() -> None:
