@@ -196,3 +196,15 @@ def test_a_search_without_any_value_has_failed(
     with pytest.raises(InputError, match=r"^objectives: no trial finished with a value for every"):
         search(image_auroc=0.9, aupro=None, undefined={"aupro": "no masks"})
     assert "failed trials, aupro: no masks: points 0" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # of Optuna
+def test_a_study_with_other_directions_is_told(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    kept = {"study_name": "a", "storage": optuna.storages.InMemoryStorage()}
+    optuna.create_study(**kept, directions=["minimize"])
+    config = composed(*OPTUNA, f"hydra.sweep.dir={tmp_path / 'm'}")
+    told = r"^hydra\.sweeper\.study_name: the study of this name looks in other directions: choose"
+    with pytest.raises(InputError, match=told), concluded():
+        Conclusion().on_multirun_start(config)
+        optuna.create_study(**kept, directions=["maximize"], load_if_exists=True)
