@@ -33,7 +33,7 @@ from patchcore.errors import InputError
 from patchcore.identity import maps_key, order_key
 from patchcore.machine import CACHE, home_expanded, named_by
 from patchcore.settings import Settings, setting
-from patchcore.writing import replace_with
+from patchcore.writing import content_of, remove, replace_with
 
 FOLDER = "patchcore-cache-v2"
 KINDS = ("images", "maps", "orders")
@@ -153,9 +153,8 @@ class Store:
         """
         path = self._path(key)
         try:
-            data = b"" if path.is_fifo() else path.read_bytes()  # reading a pipe would not end
-        except FileNotFoundError:
-            return None
+            if (data := content_of(path)) is None:
+                return None
         except OSError as error:
             self._give_up(error)
             return None
@@ -174,7 +173,7 @@ class Store:
             except KeyError:
                 pass
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+            remove(path)
         if _EARLIER not in tensors:
             told = "is damaged or belongs to another entry; it is dropped and will be rebuilt"
             warnings.warn(f"the cache entry {path} {told}", stacklevel=2)
@@ -192,7 +191,7 @@ class Store:
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not (self.root / TAG).exists():
+            if not os.path.lexists(self.root / TAG):
                 (self.root / TAG).write_text(TAG_TEXT)
             self._make_room(len(data))
             replace_with(path, data, durable=False)  # the checksum detects incomplete files
@@ -204,7 +203,7 @@ class Store:
         found = []
         for path in self._files(SUFFIX):
             with contextlib.suppress(FileNotFoundError):  # another process has just deleted it
-                status = path.stat()
+                status = path.lstat()  # what is in an entry's place is one, too
                 key = f"{path.parent.name}/{path.name.removesuffix(SUFFIX)}"
                 found.append(Entry(key, path, status.st_size, status.st_mtime))
         return sorted(found, key=lambda entry: (entry.used, entry.key))
@@ -219,15 +218,17 @@ class Store:
         Raises:
             InputError: an entry cannot be removed.
         """
-        freed = 0
+        freed, left = 0, []
         for entry in self.entries():
             try:
-                entry.path.unlink(missing_ok=True)
+                remove(entry.path)
+                freed += entry.size
             except OSError as error:
-                raise InputError(f"{entry.path}: cannot be removed ({error.strerror})") from None
-            freed += entry.size
+                left.append(f"{entry.path}: cannot be removed ({error.strerror})")
         self._drop_unfinished(age=STALE)
         self._size = None
+        if left:
+            raise InputError(f"{left[0]}: remove it yourself")
         return freed
 
     def _path(self, key: str) -> Path:
@@ -259,14 +260,14 @@ class Store:
         for entry in entries:
             if self._size <= self.limit - self.limit // 16:
                 break
-            entry.path.unlink(missing_ok=True)
+            remove(entry.path)
             self._size -= entry.size
 
     def _drop_unfinished(self, age: float) -> None:
         for path in self._files(".part"):
             with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > age:
-                    path.unlink()
+                if time.time() - path.lstat().st_mtime > age:
+                    remove(path)
 
     def _give_up(self, error: OSError) -> None:
         if not self._broken:

@@ -5,13 +5,16 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
+import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from patchcore.errors import InputError
@@ -144,10 +147,12 @@ class Snapshot:
     Attributes:
         digests: {path: digest of the contents}.
         signatures: {path: signature at that moment}.
+        pictures: Pictures that this process has read since, {digest of the pixels: paths}.
     """
 
     digests: dict[Path, str]
     signatures: dict[Path, Signature]
+    pictures: dict[str, set[Path]] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> Self:
@@ -193,6 +198,17 @@ class Snapshot:
                 return value
         settled = [x == y for x, y in zip(before, after, strict=True)]
         raise ChangedError.of(watched[settled.index(False)])
+
+    def note(self, path: Path, pixels: NDArray[Any]) -> None:
+        """Note the pixels that a picture gives, for `alike`."""
+        state = xxhash.xxh3_128(str(pixels.shape).encode())
+        state.update(np.ascontiguousarray(pixels).data)
+        self.pictures.setdefault(state.hexdigest(), set()).add(path)
+
+    def alike(self) -> list[list[Path]]:
+        """Return groups of pictures that give the same pixels, although files of theirs differ."""
+        groups = map(sorted, self.pictures.values())
+        return [group for group in groups if len({self.digest(path) for path in group}) > 1]
 
     def check(self) -> None:
         """Raise ChangedError if a file that still exists differs from the snapshot."""

@@ -19,7 +19,7 @@ from patchcore.report.checks import STRUCTURES
 from patchcore.report.distrusted import DISTRUSTED, read_distrusted
 from patchcore.report.folders import Images, own_file
 from patchcore.report.reading import SCORES, check_scores
-from patchcore.writing import replace_with
+from patchcore.writing import content_of, remove, replace_with
 
 FINGERPRINT_FILE = "fingerprint.txt"
 PROVENANCE_FILE = "provenance.json"
@@ -223,14 +223,16 @@ def copy_pictures(
 def _pointed(pointer: Path) -> Path | None:
     """Return the folder that a pointer names; drop a damaged pointer with a warning."""
     try:
-        folder = Path(pointer.read_bytes().decode(errors="surrogateescape"))
+        if (held := content_of(pointer)) is None:
+            return None
+        folder = Path(held.decode(errors="surrogateescape"))
         if folder.is_absolute() and "\0" not in str(folder):
             return folder
     except OSError:
         return None
     warnings.warn(f"{pointer} is damaged; it is dropped", stacklevel=3)
     with contextlib.suppress(OSError):
-        pointer.unlink()
+        remove(pointer)
     return None
 
 

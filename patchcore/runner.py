@@ -18,6 +18,7 @@ from patchcore.arguments import check_kind, path_of
 from patchcore.checksums import amended
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
+from patchcore.data.overlaps import check_pictures
 from patchcore.data.sample import Split
 from patchcore.digests import ChangedError
 from patchcore.distributed import ProcessGroup, accompany
@@ -289,6 +290,7 @@ def train(
             if isinstance(module, DetectorModule):
                 fit(trainer, module, data)
             record = test(trainer, module, data)
+        check_pictures(split)
         distrusted = getattr(module, "distrusted", None)  # an ensemble's module has none
         done = Run(
             notes=[] if distrusted is None else [write_distrusted(new, split.train, distrusted)],

@@ -1,9 +1,13 @@
-"""Files that appear when they are complete: a failure leaves what was there before."""
+"""Files that appear when they are complete: a failure leaves what was there before.
+
+Also files that can be made again: whatever is in their place is read or removed.
+"""
 
 import contextlib
 import hashlib
 import os
 import re
+import stat
 import sys
 import uuid
 from collections.abc import Iterator
@@ -124,6 +128,40 @@ def replace_with(path: Path, data: bytes, durable: bool = True) -> None:
         raise
     if durable:
         _flush_folder(path.parent)
+
+
+def content_of(path: Path) -> bytes | None:
+    """Return what a file holds that can be made again; None if there is none.
+
+    What is no file, such as a link that leads nowhere, an empty folder or a pipe, which would never
+    end, holds nothing.
+
+    Raises:
+        OSError: The file cannot be read, or is a folder with files.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) or (stat.S_ISDIR(mode) and any(path.iterdir())):
+            return path.read_bytes()
+    except OSError as error:
+        if not path.is_symlink():
+            if isinstance(error, FileNotFoundError):
+                return None
+            raise
+    return b""
+
+
+def remove(path: Path) -> None:
+    """Remove a file that can be made again, or what is in its place, if there is anything.
+
+    Raises:
+        OSError: It cannot be removed, such as a folder with files.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
 
 
 def _flush_folder(folder: Path) -> None:

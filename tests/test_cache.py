@@ -133,6 +133,27 @@ def test_clear_leaves_nothing_but_what_is_being_written(tmp_path: Path) -> None:
     assert store.entries() == [] and not abandoned.exists() and fresh.exists()
 
 
+def test_what_is_in_the_place_of_entries_is_shown_and_cleared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path)
+    store.put("maps/z", some(1))
+    place, mine = store.root / "maps", tmp_path / "mine"
+    mine.write_text("mine")
+    for name, target in {"a": "nowhere", "b": f"b{SUFFIX}", "c": str(mine), "d": "."}.items():
+        (place / f"{name}{SUFFIX}").symlink_to(target)
+    (place / f"e{SUFFIX}").mkdir()
+    os.mkfifo(place / f"f{SUFFIX}")
+    (place / ".g-1.part").symlink_to("nowhere")
+    os.utime(place / ".g-1.part", (1, 1), follow_symlinks=False)
+    (place / f"h{SUFFIX}/own").mkdir(parents=True)
+    cache_command(["show", "--root", str(tmp_path)])
+    assert " 8 entries" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"h\.tensors: cannot be removed .*: remove it yours"):
+        cache_command(["clear", "--root", str(tmp_path)])
+    assert os.listdir(place) == [f"h{SUFFIX}"] and mine.read_text() == "mine"
+
+
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file")

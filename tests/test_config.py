@@ -267,7 +267,20 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["layers.names=2"], "layers.names: must be a list: 'layers.names=[…]'"),
         (["layers=+"], "layers: must be settings (KEY: VALUE), got +"),
         (["seed=null"], "seed: may not be null: leave it out, or give a value"),
-        (["data.category=[object]"], "data.category: must be one value, got ['object']"),
+        (
+            ["data.category=[object]"],
+            "data.category: must be one value, got ['object']: leave the brackets out (data.cate",
+        ),
+        (
+            ["data.category=[texture,object]"],
+            "data.category: must be one value, got ['texture', 'object']: for a run of each, type "
+            "--multirun data.category=texture,object",
+        ),
+        (
+            ["patch.size=[1,3]"],
+            "patch.size: must be a whole number, got [1, 3]: for a run of each, type --multirun "
+            "patch.size=1,3",
+        ),
         (["ensemble.members=[{seed:1}]"], "ensemble.members: seed: there is no such option; the"),
         (["ensemble.members=[{backbone:x}]"], "ensemble.members: backbone: must be settings"),
         (

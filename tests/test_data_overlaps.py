@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from patchcore import run
+from patchcore.cache import CacheConfig
 from patchcore.data import images
 from patchcore.data.btad import BTADConfig
 from patchcore.data.folder import FolderConfig
@@ -22,6 +24,7 @@ from patchcore.data.sample import Sample
 from patchcore.data.visa import VisAConfig
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask, write_mvtec
+from tests.runs import config
 
 
 def write_own(root: Path) -> None:
@@ -165,6 +168,23 @@ def test_equal_pictures_are_told_in_every_layout(tmp_path: Path) -> None:
         UserWarning, match=r"^data: test images that are training images too: 1 of 5"
     ):
         MVTecConfig(root=str(tmp_path), category="nut").read()
+
+
+@pytest.mark.parametrize("name", ["9.png", "9.bmp"])
+@pytest.mark.filterwarnings("default")
+def test_pictures_saved_anew_are_told_by_the_run_that_reads_them(tmp_path: Path, name: str) -> None:
+    folder = write_mvtec(tmp_path)
+    with Image.open(folder / "train/good/001.png") as image:
+        image.save(folder / "test/good" / name, compress_level=0)
+    told = rf"test/good/{name} = .*train/good/001\.png"
+    for number in range(2):  # without and with images in the cache
+        cache = CacheConfig(root=str(tmp_path / "cache"), enabled=True)
+        with pytest.warns(
+            UserWarning,
+            match=r"^data: by their pixels, test images that are training images too: 1 of 6 "
+            rf"\(such as .*{told}",
+        ):
+            run(config(tmp_path, cache=cache), tmp_path / f"run{number}")
 
 
 def test_pictures_of_one_size_are_not_taken_for_equal(tmp_path: Path) -> None:

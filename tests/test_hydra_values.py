@@ -24,6 +24,10 @@ JOBLIB = ["hydra/launcher=processes"]
             "hydra.launcher.n_jobs may not be 0: give the number of jobs that run at a time, or -1 "
             "for one a processor",
         ),
+        (
+            [*JOBLIB, "hydra.launcher.n_jobs=100000"],
+            "hydra.launcher.n_jobs must be at most 1,024, got 100,000",
+        ),
         (["hydra.sweep.dir="], "hydra.sweep.dir is empty: name a folder; . is the current one"),
         (["hydra.run.dir="], "hydra.run.dir is empty: name a folder; . is the current one"),
         (

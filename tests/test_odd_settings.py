@@ -32,7 +32,14 @@ def told(override: str) -> str:
         ("curve=[a]", "curve[0]: must be a number, got a"),
         ("image.mean=[null,1,2]", "image.mean[0]: may not be null: leave it out, or give a value"),
         ("coreset.start={a:1}", "coreset.start: must be one value, got {'a': 1}"),
-        ("pictures=[all]", "pictures: must be one value, got ['all']"),
+        (
+            "pictures=[all]",
+            "pictures: must be one value, got ['all']: leave the brackets out (pictures=all)",
+        ),
+        (
+            "ensemble.members=[{image:{size:[1,2]}}]",
+            "ensemble.members: image.size: must be a whole number, got [1, 2]",
+        ),
         (
             "artifact=[all]",
             "artifact: is a list where settings (KEY: VALUE) belong, or settings where a list "

@@ -107,7 +107,9 @@ def test_one_observation_has_no_interval(tmp_path: Path) -> None:
     [
         ("coreset.ratio", r"--against: 'coreset\.ratio' is not KEY=VALUE"),
         ("=3", "is not KEY=VALUE"),
-        ("seed=0", r"seed tells no points apart: choose one of patch\.size, coreset\.ratio"),
+        ("seed=0", r"that differ only in seed are one point: choose one of patch\.size, "),
+        ("data.category=bottle", r"that differ only in data\.category are one point: choose one"),
+        ("image.size=7", r"image\.size tells no points apart: choose one of patch\.size, co"),
         ("patch.size=7", r"no run has patch\.size=7: choose one of 1, 3, 5"),
     ],
 )
@@ -115,7 +117,22 @@ def test_references_that_no_runs_have_are_refused(text: str, told: str, tmp_path
     table = write_grid(tmp_path)
     with pytest.raises(InputError, match=told):
         check_against(table, *parse_against(text))
-    check_against(table, *parse_against("coreset.ratio=1e-2"))
+    for text in ("coreset.ratio=1e-2", "coreset.ratio=0.010", "coreset.ratio = '0.01'"):
+        check_against(table, *parse_against(text))
+
+
+def test_a_reference_may_be_written_as_in_an_override(tmp_path: Path) -> None:
+    for i, (names, name) in enumerate(((["2"], "x y"), (["2", "3"], "z"))):
+        settings = {"layers.names": names, "method.norm": not i, "trainer.name": name}
+        write_run(tmp_path / str(i), settings, {"image_auroc": 0.9 - i / 10})
+        write_run(tmp_path / f"{i}b", settings | {"method.norm": bool(i)}, {"image_auroc": 0.5})
+    table = read_runs([tmp_path])
+    for text in ("layers.names=['2', \"3\"]", "layers.names=[2, 3]", "method.norm=True"):
+        check_against(table, *parse_against(text))
+        assert effects(table, *parse_against(text), ["image_auroc"])
+    told = r"trainer\.name always changes with layers\.names: give layers\.names in its place, "
+    with pytest.raises(InputError, match=told + r"with one of \[2,3\], \[2\]$"):
+        check_against(table, *parse_against("trainer.name=z"))
 
 
 @pytest.mark.parametrize("value", ["null", "None", "–"])
@@ -144,6 +161,11 @@ def test_command_tells_effects_and_the_best_points(
     first = lines[lines.index(head) + 1]
     assert first.startswith("  1  0.8") and first.endswith("patch.size=5, coreset.ratio=0.1")
     assert "## Effects" in (tmp_path / "runs/report/report.md").read_text()
+    arguments[-1] = "patch=3"  # stands for patch.size=3, as for patchcore train
+    command.main()
+    arguments += ["--against", "coreset.ratio=0.1"]
+    with pytest.raises(SystemExit, match="error: --against: was given twice: give one KEY=VALUE"):
+        command.main()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from patchcore.report import page
 from patchcore.report.cells import harmless, markdown_code, markdown_text, printable, restored
 from patchcore.report.folders import find_runs
 from patchcore.report.reading import read_run, read_scores
-from patchcore.report.sentences import undefined_reasons
+from patchcore.report.sentences import sentence, undefined_reasons
 from patchcore.report.table import Table, read_runs
 from patchcore.report.text import markdown, points_csv, runs_csv
 from patchcore.report.words import show
@@ -473,6 +473,13 @@ def test_other_sets_of_categories_are_ranked_alone_and_shots_are_not(tmp_path: P
         "categories=bottle, cable",
         "categories=bottle",
     ]
+    told = " 2 sets of data, each ranked alone. Several of them have runs of bottle: to rank these"
+    assert told in sentence(read_runs([tmp_path]))
+    alone = sorted(tmp_path.glob("?bottle"))
+    assert ranked(read_runs(alone)) == [["patch.size=1", "patch.size=3"]]
+    write_run(alone[0] / "../3other", {"patch.size": 3, "data.root": "other"}, {"image_auroc": 0.9})
+    assert sentence(read_runs([alone[0], tmp_path / "3other"])).endswith("each ranked alone.")
+    shutil.rmtree(tmp_path / "3other")
     shots = tmp_path / "shots"
     for count in (1, 5):
         write_run(shots / str(count), {"data.shots": count}, {"image_auroc": 0.9})

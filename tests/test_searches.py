@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.searches import check_multirun
+from patchcore.commands.searches import check_multirun, fill_directions
 from patchcore.commands.sweep import MOST, Conclusion, concluded, record_failure
 from patchcore.errors import InputError
 from tests.run_folders import write_run
@@ -64,6 +64,27 @@ def refusal(*overrides: str) -> str:
 )
 def test_directions_fit_the_objectives(overrides: list[str], message: str) -> None:
     assert refusal(*OPTUNA, *overrides) == message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "directions"),
+    [
+        ([], ["maximize"]),
+        (["objectives=[image_auroc,aupro]"], ["maximize", "maximize"]),
+        ([BOTH], ["maximize", "minimize"]),
+        (["objectives=[memory_bytes]"], ["minimize"]),
+        (["hparams_search=accuracy_seconds"], ["maximize", "minimize"]),
+        (["hparams_search=accuracy_memory", "objectives=[aupro]"], ["maximize"]),
+        (["hydra.sweeper.direction=minimize"], "minimize"),
+    ],
+)
+def test_a_search_without_directions_looks_for_the_best(
+    overrides: list[str], directions: str | list[str]
+) -> None:
+    config = composed(*OPTUNA, *overrides)
+    fill_directions(config)
+    assert config.hydra.sweeper.direction == directions
+    check_multirun(config)
 
 
 def test_a_search_has_something_to_search() -> None:
@@ -175,3 +196,15 @@ def test_a_search_without_any_value_has_failed(
     with pytest.raises(InputError, match=r"^objectives: no trial finished with a value for every"):
         search(image_auroc=0.9, aupro=None, undefined={"aupro": "no masks"})
     assert "failed trials, aupro: no masks: points 0" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")  # of Optuna
+def test_a_study_with_other_directions_is_told(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    kept = {"study_name": "a", "storage": optuna.storages.InMemoryStorage()}
+    optuna.create_study(**kept, directions=["minimize"])
+    config = composed(*OPTUNA, f"hydra.sweep.dir={tmp_path / 'm'}")
+    told = r"^hydra\.sweeper\.study_name: the study of this name looks in other directions: choose"
+    with pytest.raises(InputError, match=told), concluded():
+        Conclusion().on_multirun_start(config)
+        optuna.create_study(**kept, directions=["maximize"], load_if_exists=True)

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.hydra_values import check_hydra
-from patchcore.commands.searches import check_multirun
+from patchcore.commands.searches import check_multirun, fill_directions
 from patchcore.errors import InputError
 
 NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
@@ -130,6 +130,7 @@ _instantiate_sweeper = Plugins.instantiate_sweeper
 
 
 def _checked_sweeper(self: Plugins, **arguments: Any) -> Any:
+    fill_directions(arguments["config"])
     check_multirun(arguments["config"])  # Hydra ignores errors of callbacks, so it is done here
     return _instantiate_sweeper(self, **arguments)
 

@@ -6,6 +6,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from patchcore.errors import InputError
 
+MOST_JOBS = 1024
+"""Most processes of a launcher, all of which start even if there are fewer points."""
+
 _FOLDERS = {
     "run.dir": "name a folder; . is the current one",
     "sweep.dir": "name a folder; . is the current one",
@@ -35,7 +38,10 @@ def check_hydra(settings: DictConfig) -> None:
             raise InputError(
                 f"hydra.{key}: choose it by hydra/{key}=NAME, not {_shown(settings.get(key))}"
             )
-    if value("launcher.n_jobs") == 0:
+    jobs = value("launcher.n_jobs")
+    if isinstance(jobs, int) and jobs > MOST_JOBS:
+        raise InputError(f"hydra.launcher.n_jobs must be at most {MOST_JOBS:,}, got {jobs:,}")
+    if jobs == 0:
         raise InputError(
             "hydra.launcher.n_jobs may not be 0: give the number of jobs that run at a time, or -1 "
             "for one a processor"

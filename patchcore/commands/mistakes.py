@@ -205,6 +205,8 @@ def explain(error: Exception) -> str | None:
     typed = re.match(r"(?:Error merging override |Could not override ')([\w.]+)", str(error))
     if typed and typed[1].partition(".")[0] != re.split(r"[.\[]", key)[0]:  # key of a list's item
         message = f"{typed[1]}: {message}"
+    else:
+        message += _one_by_one(key, message)
     return f"{message} (in {file[1]}.yaml)" if file else message
 
 
@@ -312,6 +314,17 @@ def _plainly(key: str, words: str) -> str:
     if plain:
         return f"must be settings (KEY: VALUE), got {plain[1] or 'nothing'}"
     return words
+
+
+def _one_by_one(key: str, message: str) -> str:
+    """Advice for a message about values in brackets where a run takes one; empty for others."""
+    listed = re.search(r"must be .*, got \[([^\[\]{}]+)\]$", message)
+    if not listed:
+        return ""
+    values = [each.strip(" '") for each in listed[1].split(",")]
+    if len(values) == 1:
+        return f": leave the brackets out ({key}={values[0]})"
+    return f": for a run of each, type --multirun {key}={','.join(values)}"
 
 
 _DISK = {

@@ -39,12 +39,15 @@ def main() -> None:
     )
     parser.add_argument(
         "--against",
+        action="append",
         metavar="KEY=VALUE",
         help="show how much the other values of a setting change the results, in pairs of runs; "
         "for example coreset.ratio=0.01",
     )
     options = parser.parse_args()
     try:
+        if options.against and options.against[1:]:
+            raise InputError("--against: was given twice: give one KEY=VALUE")
         for folder in options.folders:
             if folder.is_file():
                 raise InputError(f"{folder}: is a file: name the folder of its run")
@@ -56,7 +59,9 @@ def main() -> None:
         else:
             table = read_runs(options.folders, options.metric)
         if options.against:
-            table.against = parse_against(options.against)
+            from patchcore.commands.overrides import as_typed  # here: it imports Hydra
+
+            table.against = parse_against(*as_typed(options.against))
             check_against(table, *table.against)
         path = write_report(table, out)
     except (InputError, OSError) as error:

@@ -3,14 +3,16 @@
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from patchcore.data.files import find_folder
 from patchcore.errors import InputError
+from patchcore.metrics.measures import METRICS
 from patchcore.report.written import MULTIRUN, REPORT, check_own
 
 _DIRECTIONS = ("minimize", "maximize")
@@ -38,10 +40,33 @@ def check_multirun(config: DictConfig) -> None:
             f"hydra/launcher={name} needs SLURM, and this machine has no command srun: start it "
             "on a machine of the cluster, or choose hydra/launcher=processes"
         )
-    if ".hydra_optuna_sweeper." in str(sweeper.get("_target_")):
+    if _is_optuna(sweeper):
         _check_directions(sweeper.get("direction"), _names(config.objectives))
         _check_space(sweeper, list(config.hydra.overrides.task))
         _check_storage(sweeper.get("storage"))
+
+
+def fill_directions(config: DictConfig) -> None:
+    """Let Optuna look for the best of each objective, unless the user has given directions.
+
+    Its default is to minimise, which would name the setting with the lowest accuracy the best.
+
+    Args:
+        config: Composed settings, with those of Hydra; `hydra.sweeper.direction` changes in place.
+    """
+    sweeper = config.hydra.sweeper
+    # What a user gives is text; only the default is a member of the enumeration.
+    if not _is_optuna(sweeper) or not isinstance(sweeper.get("direction"), Enum):
+        return
+    with read_write(sweeper):
+        sweeper.direction = [
+            "minimize" if METRICS[name].better == "low" else "maximize"
+            for name in _names(config.objectives)
+        ]
+
+
+def _is_optuna(sweeper: DictConfig) -> bool:
+    return ".hydra_optuna_sweeper." in str(sweeper.get("_target_"))
 
 
 def _check_files(folder: Path) -> None:

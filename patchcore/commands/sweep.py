@@ -231,6 +231,11 @@ def _explained(error: Exception) -> str | None:
         )
     if _multiruns and isinstance(error, ValueError) and str(error).startswith("No trials are comp"):
         return _FRUITLESS
+    if isinstance(error, ValueError) and str(error).startswith("Cannot overwrite study direction"):
+        return (
+            "hydra.sweeper.study_name: the study of this name looks in other directions: choose "
+            "another name, or give its directions by hydra.sweeper.direction"
+        )
     if isinstance(error, FileNotFoundError) and str(error.filename).endswith("_results.yaml"):
         return "hydra.sweeper.n_trials: no trial was run: set it to 1 or more"
     words = " ".join(str(error).split())

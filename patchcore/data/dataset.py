@@ -174,6 +174,7 @@ class ImageDataset(Dataset[dict[str, Any]]):
         pixels, mask, inside, regions, (decode, cached) = self._prepared(
             sample, epoch, index, pose, read, beside
         )
+        self.snapshot.note(sample.path, pixels)
         marks = bool(mask.any())
         described: dict[str, Any] = {
             "label": sample.label,

@@ -10,7 +10,7 @@ from patchcore.digests import file_digests
 from patchcore.errors import InputError, printable
 
 if TYPE_CHECKING:
-    from patchcore.data.sample import Sample
+    from patchcore.data.sample import Sample, Split
 
 Group = list[tuple[str, Path]]
 """Roles and paths of files, compared with one another."""
@@ -26,8 +26,7 @@ def check_overlaps(train: "Sequence[Sample]", test: "Sequence[Sample]") -> None:
             and anomalous, or both an image and a region; a mask has the contents of its image; or a
             file is unreadable.
     """
-    roles: Group = [("anomalous training" if s.label else "training", s.path) for s in train]
-    roles += [("anomalous test" if s.label else "nominal test", s.path) for s in test]
+    roles = _roles(train, test)
     first: dict[Identity, tuple[str, Path]] = {}
     for role, path in roles:
         other, there = first.setdefault(identity(path), (role, path))
@@ -50,6 +49,25 @@ def check_overlaps(train: "Sequence[Sample]", test: "Sequence[Sample]") -> None:
             )
     for text in complaints(equal_files(roles), len(test)):
         warnings.warn(printable(f"data: {text}"), stacklevel=3)
+
+
+def check_pictures(split: "Split") -> None:
+    """Warn about different files with the same pixels, at the end of a run that has read them.
+
+    Nothing is decoded for it. Pictures are compared as the network gets them, and only those that
+    this process has read. Files with the same contents are left to `check_overlaps`.
+    """
+    if split.snapshot is None:
+        return
+    roles = {path: role for role, path in _roles(split.train, split.test)}
+    groups = [[(roles[path], path) for path in group] for group in split.snapshot.alike()]
+    for text in complaints(groups, len(split.test)):
+        warnings.warn(printable(f"data: by their pixels, {text}"), stacklevel=3)
+
+
+def _roles(train: "Sequence[Sample]", test: "Sequence[Sample]") -> Group:
+    roles: Group = [("anomalous training" if s.label else "training", s.path) for s in train]
+    return roles + [("anomalous test" if s.label else "nominal test", s.path) for s in test]
 
 
 def equal_files(roles: Group) -> list[Group]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from patchcore.errors import InputError
 from patchcore.report.points import Factor, Point, Summary, summarise
 from patchcore.report.reading import RunFolder
@@ -71,7 +73,7 @@ def parse_against(text: str) -> tuple[str, str]:
     Raises:
         InputError: The text has another form.
     """
-    key, sign, value = text.partition("=")
+    key, sign, value = (part.strip() for part in text.partition("="))
     if not (key and sign and value):
         raise InputError(f"--against: {text!r} is not KEY=VALUE, such as coreset.ratio=0.01")
     return key, value
@@ -86,11 +88,22 @@ def check_against(table: Table, key: str, value: str) -> None:
     factors = [found for part in table.parts if (found := _factor(part, key))]
     if not factors:
         known = ", ".join(dict.fromkeys(f.key for part in table.parts for f in part.factors))
+        for leader in (f for part in table.parts for f in part.factors if key in f.follows):
+            raise InputError(
+                f"--against: {key} always changes with {leader.key}: give {leader.key} in its "
+                f"place, with one of {_values([leader])}"
+            )
+        why = f"{key} tells no points apart"
+        if key in table.repeats:
+            why = f"runs that differ only in {key} are one point"
         advice = f"choose one of {known}" if known else "nothing varied but categories and seeds"
-        raise InputError(f"--against: {key} tells no points apart: {advice}")
-    given = list(dict.fromkeys(typed(x) for factor in factors for x in factor.values))
+        raise InputError(f"--against: {why}: {advice}")
     if not any(_reference(factor, value) is not None for factor in factors):
-        raise InputError(f"--against: no run has {key}={value}: choose one of {', '.join(given)}")
+        raise InputError(f"--against: no run has {key}={value}: choose one of {_values(factors)}")
+
+
+def _values(factors: list[Factor]) -> str:
+    return ", ".join(dict.fromkeys(typed(value) for each in factors for value in each.values))
 
 
 def effects(table: Table, key: str, value: str, metrics: list[str]) -> list[Effect]:
@@ -143,18 +156,24 @@ def _factor(table: Table, key: str) -> Factor | None:
 def _reference(factor: Factor, value: str) -> str | None:
     """Return the token of the factor's value that is shown as `value` or equals it as a number.
 
-    An unset value may be given as null or none in any case.
+    It may also be written as in an override: in quotes, as a list with blanks, as True. An unset
+    value may be given as null or none in any case.
     """
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        read = value
+    written = [value, show(read)] if isinstance(read, bool | list | str) else [value]
 
-    def same(known: Any) -> bool:
-        if known is None and value.lower() in ("null", "none"):
+    def same(known: Any, text: str) -> bool:
+        if known is None and text.lower() in ("null", "none"):
             return True
         try:
-            return show(known) == value or float(known) == float(value)
+            return show(known) == text or float(known) == float(text)
         except (TypeError, ValueError):
             return False
 
-    return next((token(known) for known in factor.values if same(known)), None)
+    return next((token(x) for text in written for x in factor.values if same(x, text)), None)
 
 
 def _at(point: Point, others: list[Factor]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from patchcore.report.points import Summary
 from patchcore.report.reading import CATEGORY
 from patchcore.report.table import Table
+from patchcore.report.unlike import shared_categories
 from patchcore.report.words import is_left_out, number, title
 
 
@@ -26,6 +27,11 @@ def sentence(table: Table) -> str:
     told = f"; {_listing(varied)} varied" if varied else ""
     why = f"; {table.reason}" if table.reason else ""
     unlike = f" {len(table.parts)} sets of data, each ranked alone." if table.parts[1:] else ""
+    if shared := shared_categories([part.runs for part in table.parts]):
+        unlike += (
+            f" Several of them have runs of {shared}: to rank these points together, report on the "
+            "folders of these runs alone."
+        )
     edited = sum(run.edited and run.finished for run in table.runs)
     marked = ""
     if edited:

@@ -127,6 +127,11 @@ class Table:
         )
 
     @cached_property
+    def repeats(self) -> set[str]:
+        """Settings in which the runs of one point differ: the category and the seeds."""
+        return {CATEGORY, *self.seed_keys, *chain(*self.seed_keys.values())}
+
+    @cached_property
     def choices(self) -> dict[str, list[str]]:
         """Groups with different choices: {group: [token of the choice of each known run]}."""
         found = {}
@@ -148,8 +153,7 @@ class Table:
         Settings that always change together are one factor. Its key is a group (`coreset=random`),
         or a numeric setting of the group that varies in the same way (`patch.size=3`).
         """
-        repeats = {CATEGORY, *self.seed_keys, *chain(*self.seed_keys.values())}
-        settings = {key: self._column(key) for key in self.varied if key not in repeats}
+        settings = {key: self._column(key) for key in self.varied if key not in self.repeats}
         choices = {
             group: chosen
             for group, chosen in self.choices.items()

@@ -36,8 +36,7 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
             categories = tuple(sorted({run.category for run in point}, key=natural))
             sets[categories].extend(point)
         for names, members in sets.items():
-            listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if names[6:] else "")
-            found.append(({**told[key], "categories": listed}, members))
+            found.append(({**told[key], "categories": _listed(names)}, members))
     differ = [
         key
         for key in dict.fromkeys(key for facts, _ in found for key in facts)
@@ -51,6 +50,24 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
         )
         for facts, members in found
     ]
+
+
+def shared_categories(groups: Sequence[Sequence[RunFolder]]) -> str:
+    """Return, as text, the categories of which several groups of `by_data` have the same images.
+
+    The points of one group then also have runs of categories that those of the other lack.
+    """
+    where: dict[str, set[int]] = defaultdict(set)
+    for number, runs in enumerate(groups):
+        for run in runs:
+            where[token([_cell(run), run.digest])].add(number)
+    every = (run for runs in groups for run in runs)
+    shared = {run.category for run in every if len(where[token([_cell(run), run.digest])]) > 1}
+    return _listed(sorted(shared, key=natural))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if names[6:] else "")
 
 
 def _data_settings(run: RunFolder) -> dict[str, Any]:

@@ -160,6 +160,12 @@ def piped(path: Path) -> None:
     os.mkfifo(path)
 
 
+def linked(path: Path, target: str) -> None:
+    """Put a link in the place of a file."""
+    path.unlink()
+    path.symlink_to(target)
+
+
 ACCUSED = "damaged: metrics.json"
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
 left("metrics: empty", text("metrics.json", ""), ACCUSED)
@@ -232,6 +238,14 @@ def _(folder: Path) -> Any:
     return Finished(folder / "runs").find("a1") is None and not pointer.exists()
 
 
+@case("run folders", "a pipe in place of a pointer", WARNED, "is damaged; it is dropped")
+def _(folder: Path) -> Any:
+    run_folder(folder)
+    (pointer,) = (folder / "runs/a1").iterdir()
+    piped(pointer)
+    return Finished(folder / "runs").find("a1") is None and not pointer.exists()
+
+
 # --- cache entries ----------------------------------------------------------------------------
 
 DROPPED = "it is dropped and will be rebuilt"
@@ -271,6 +285,11 @@ entry("zeros after a power failure", lambda path: path.write_bytes(bytes(200)))
 entry("a header longer than the file", lambda path: path.write_bytes(b"\xff" * 99))
 entry("tensors without checksum", lambda path: path.write_bytes(packed(state())))
 entry("a checksum of 10^15", counted)
+entry("a pipe in its place", piped)
+entry("a link to nowhere in its place", lambda path: linked(path, "nowhere"))
+entry("a link to itself in its place", lambda path: linked(path, path.name))
+entry("a link to a device that never ends", lambda path: linked(path, "/dev/zero"))
+entry("an empty folder in its place", lambda path: (path.unlink(), path.mkdir()))
 entry("gone", lambda path: path.unlink(), RIGHT)
 
 
@@ -282,11 +301,11 @@ def _(folder: Path) -> Any:
     return store.get("maps/b") is None
 
 
-@case("cache entries", "a folder in its place", WARNED, "is not used: ")
+@case("cache entries", "a folder with files in its place", WARNED, "is not used: ")
 def _(folder: Path) -> Any:
     store = Store(folder)
-    (store.root / "maps/a.tensors").mkdir(parents=True)
-    return store.get("maps/a") is None
+    (store.root / "maps/a.tensors/b").mkdir(parents=True)
+    return store.get("maps/a") is None and (store.root / "maps/a.tensors/b").is_dir()
 
 
 # --- artifacts --------------------------------------------------------------------------------
