@@ -673,3 +673,18 @@ def test_a_closed_pipe_ends_a_command_quietly(arguments: list[str]) -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["completion", "bash"], ["cache", "path"]])
+def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str], unbuffered: str) -> None:
+    program = "from patchcore.commands import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    told = b"error: stdout: No space left on device: make room or choose another folder\n"
+    assert (done.returncode, done.stderr) == (1, told)
