@@ -25,6 +25,11 @@ JOBLIB = ["hydra/launcher=processes"]
             "for one a processor",
         ),
         (["hydra.sweep.dir="], "hydra.sweep.dir is empty: name a folder; . is the current one"),
+        (
+            ["hydra.run.dir='s3://b/c'"],
+            "hydra.run.dir: s3://b/c is a URL, and URLs are neither read nor written: name a path "
+            "of this machine",
+        ),
         (["hydra.run.dir="], "hydra.run.dir is empty: name a folder; . is the current one"),
         (
             ["hydra.sweep.subdir="],

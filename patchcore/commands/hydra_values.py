@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, local
 
 _FOLDERS = {
     "run.dir": "name a folder; . is the current one",
@@ -30,6 +30,8 @@ def check_hydra(settings: DictConfig) -> None:
     for key, advice in _FOLDERS.items():
         if isinstance(text := value(key), str) and not text.strip():
             raise InputError(f"hydra.{key} is empty: {advice}")
+        if isinstance(text, str):
+            local(text, f"hydra.{key}")
     for key in ("launcher", "sweeper"):
         if not isinstance(settings.get(key), DictConfig):
             raise InputError(
