@@ -1,7 +1,4 @@
-"""What killed processes were writing is removed by the next that writes there; of living ones, not.
-
-A process writes a file or a folder until it is told to end or is killed.
-"""
+"""Leftovers of killed processes go when the next one writes there; parts of living ones stay."""
 
 import errno
 import fcntl
