@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from patchcore._record import InputRecord
-from patchcore.errors import InputError, unreadable
+from patchcore.errors import InputError, local, unreadable
 
 EMBEDDED = "embedded"
 """Name of the network that ships with this package."""
@@ -45,6 +45,7 @@ def default_weights(name: str) -> str:
 
 def check_names(name: str, weights: str) -> None:
     """Raise InputError unless there is such a network and, where a tag names them, such weights."""
+    local(weights, "backbone.weights")
     tags = [SHIPPED] if name == EMBEDDED else _tags(name)
     if not is_file(weights) and weights != NONE and weights not in tags:
         if Path(weights).is_dir():
@@ -63,6 +64,7 @@ def check_names(name: str, weights: str) -> None:
 
 def check_file(weights: str) -> None:
     """Raise InputError if weights are named by a file that is not there."""
+    local(weights, "backbone.weights")
     if is_file(weights) and Path(weights).is_dir():
         raise InputError(f"backbone.weights: {weights} is a folder: name a file in it")
     if is_file(weights) and not Path(weights).is_file():

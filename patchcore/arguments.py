@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from patchcore.ahead import Pause
-from patchcore.errors import InputError
+from patchcore.errors import InputError, local
 from patchcore.settings import shown
 
 BRIGHT = 20
@@ -30,12 +30,12 @@ def check_kind(value: Any, kind: type | tuple[type, ...], key: str, wanted: str)
 def path_of(value: Any, key: str) -> Path:
     """Return a path that was given as text or as a path; InputError for anything else.
 
-    An empty text is refused. `Path("")` cannot be, because it equals `Path(".")`.
+    An empty text and a URL are refused. `Path("")` cannot be, because it equals `Path(".")`.
     """
     check_kind(value, (str, os.PathLike), key, "a path")
     if not os.fspath(value):
         raise InputError(f'{key}: is empty: give a path; "." is the current folder')
-    return Path(value)
+    return Path(local(value, key) if isinstance(value, str) else value)
 
 
 def paths_of(values: Any, key: str) -> list[Path]:

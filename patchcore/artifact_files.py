@@ -139,6 +139,8 @@ def _advice(folder: Path) -> str:
         if folder.name in (DESCRIPTION, *FILES) or (folder.parent / DESCRIPTION).is_file():
             return f"it is a file: give its folder {folder.parent}"
         return "it is a file: give the folder of an artifact, before the other arguments"
+    if folder.is_symlink() and not folder.exists():
+        return f"it is a link that leads to {os.readlink(folder)}: mend the link"
     if not folder.is_dir():
         return "there is no such folder"
     if (folder / "export.yaml").is_file():

@@ -29,7 +29,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from patchcore import identity
-from patchcore.errors import InputError
+from patchcore.errors import InputError, local
 from patchcore.identity import maps_key, order_key
 from patchcore.machine import CACHE, home_expanded, named_by
 from patchcore.settings import Settings, setting
@@ -95,7 +95,7 @@ class CacheConfig(Settings):
             if root == "":
                 raise InputError(f"{name}: is empty: name a folder, or leave it out")
             if root is not None:
-                return home_expanded(root)
+                return home_expanded(local(root, name))
         cache = home_expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
         return cache / "patchcore" / "features"
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -35,6 +36,49 @@ def unreadable(path: Path, message: str) -> InputError:
         pointer = False
     told = "is a Git LFS pointer in place of the file: run 'git lfs pull' in its repository"
     return InputError(f"{path}: {told}" if pointer else message)
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def local(value: str, key: str = "") -> str:
+    """Return the text of a path as it is; a URL is refused.
+
+    `Path` would take it for a folder such as `s3:`, in which results would be looked for in vain.
+
+    Args:
+        value: Path, as it was typed.
+        key: Key or option that names it, for the message.
+
+    Raises:
+        InputError: It is a URL.
+    """
+    if _URL.match(value):
+        named = f"{key}: {value}" if key else f"{value}:"
+        raise InputError(
+            f"{named} is a URL, and URLs are neither read nor written: name a path of this machine"
+        )
+    return value
+
+
+def missing(path: Path, kind: str) -> InputError:
+    """Return the error of a file that is not there; a link is told with what it leads to.
+
+    Args:
+        path: File that was to be read.
+        kind: What it was to be, for the message.
+    """
+    if os.path.islink(path):
+        return broken_link(path, os.strerror(errno.ENOENT))
+    return InputError(f"{path}: there is no such {kind}")
+
+
+def broken_link(path: Path, reason: str | None) -> InputError:
+    """Return the error of a link whose target cannot be read, for a reason of the system."""
+    return InputError(
+        f"{path}: this link leads to {os.readlink(path)}, which cannot be read ({reason}); mend "
+        "the link or remove it"
+    )
 
 
 REMEDIES = {

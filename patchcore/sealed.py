@@ -10,12 +10,10 @@ with the folder when that is put aside, and ends with the process.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -25,13 +23,13 @@ import yaml  # type: ignore[import-untyped]
 
 from patchcore.errors import InputError, unreadable, unwritable
 from patchcore.outputs import check_folder, model_around
+from patchcore.writing import locked_now, new_part, remove_leftovers
 
 LARGEST = 1 << 26  # most bytes of a description; a larger file was not written by this module
 REMEDY = "copy the folder again, or make it anew"
 _MARK = b"# patchcore: SHA-256 of what follows this line: "
 
 
-_NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _TRIES, _PAUSE = 10, 0.05  # of a reader while the folder is replaced; pauses in seconds
 _held: ContextVar[tuple[Path, ...]] = ContextVar("held", default=())
 
@@ -103,12 +101,13 @@ def write_sealed(
             process replaces it, or the contents are no plain values. Nothing has changed then.
     """
     folder = _target(folder)
-    new = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}.part")
     try:
         with locked(folder):
             _check_replaceable(folder, description, replace)
             replace = replace and folder.exists()
-            new.mkdir(parents=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder.parent)
+            new, handle = new_part(folder, Path.mkdir)
             try:
                 found = write(new)
                 files = sorted(new.iterdir())
@@ -122,6 +121,8 @@ def write_sealed(
             except BaseException:  # Ctrl-C too
                 shutil.rmtree(new, ignore_errors=True)
                 raise
+            finally:
+                os.close(handle)
     except OSError as error:
         raise unwritable(Path(folder), error) from error
 
@@ -306,17 +307,12 @@ def _locked(folder: Path) -> int | None:
 
 def _flocked(handle: int, folder: Path) -> bool:
     """Lock an open folder; returns whether its file system has such locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    locks = locked_now(handle)
+    if locks is False:
         raise InputError(
             f"{folder}: another process is changing it: wait until that ends, and try again"
-        ) from None
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return False
-        raise
-    return True
+        )
+    return bool(locks)
 
 
 def _opened(folder: Path) -> int | None:

@@ -4,16 +4,22 @@ Also files that can be made again: whatever is in their place is read or removed
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import re
+import shutil
 import stat
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+_PART = re.compile(r"\..+-[0-9a-f]{32}\.part")
+_NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+_tidied: set[Path] = set()  # folders whose leftovers this process has removed
 LONGEST = 255
 """Bytes of a file's name that file systems allow."""
 
@@ -65,16 +71,83 @@ def complete(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     with contextlib.suppress(FileNotFoundError):
         path.stat()  # an OSError for a link that leads to itself, unlike that of resolve()
     path = path.resolve()  # a link stays, and its target is replaced
-    part = path.with_name(f".{beginning(path.name, 200)}-{uuid.uuid4().hex}.part")
+    if path.parent not in _tidied:  # once: a folder of pictures may hold very many files
+        _tidied.add(path.parent)
+        remove_leftovers(path.parent)
     with _renamed(path):
-        opened = part.open(mode.replace("w", "x"), **options)
+        part, handle = new_part(path, _make_file)
     try:
-        with named(path), opened as file:
+        with named(path), part.open(mode, **options) as file:
             yield file
         os.replace(part, path)
     except BaseException:  # Ctrl-C too
         part.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
+
+
+def new_part(path: Path, make: Callable[[Path], object]) -> tuple[Path, int]:
+    """Make a file or folder beside `path` that is to replace it once it is complete.
+
+    Args:
+        path: File or folder to write.
+        make: Function that makes a new empty file or folder at a given path.
+
+    Returns:
+        Its path, and an open file that keeps it locked: close it after the replacement. The lock
+        ends with the process, and tells others that the process lives; see `remove_leftovers`.
+
+    Raises:
+        OSError: As `make` does.
+    """
+    while True:
+        part = path.with_name(f".{beginning(path.name, 200)}-{uuid.uuid4().hex}.part")
+        make(part)
+        try:
+            handle = os.open(part, os.O_RDONLY)
+        except FileNotFoundError:  # taken for a leftover before it was locked
+            continue
+        if locked_now(handle) is not False and part.exists():
+            return part, handle
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder; what living ones write stays.
+
+    Where the file system has no locks, everything stays.
+    """
+    try:
+        names = [name for name in os.listdir(folder) if _PART.fullmatch(name)]
+    except OSError:  # writing there will tell it
+        return
+    for part in (folder / name for name in names):
+        with contextlib.suppress(OSError):
+            handle = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if locked_now(handle):
+                    shutil.rmtree(part) if part.is_dir() else part.unlink()
+            finally:
+                os.close(handle)
+
+
+def locked_now(handle: int) -> bool | None:
+    """Lock an open file or folder unless another process has; None where there are no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
+
+
+def _make_file(path: Path) -> None:
+    """Make an empty file with the permissions that `open` would give it."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
 
 
 @contextlib.contextmanager
@@ -113,11 +186,10 @@ def replace_with(path: Path, data: bytes, durable: bool = True) -> None:
 
     If `durable`, this also holds after a power failure.
     """
-    name = path.parent / f".{path.stem}-{uuid.uuid4().hex}.part"
     with _renamed(path):
-        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)  # as open() would
+        name, handle = new_part(path, _make_file)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with name.open("wb") as file:
             file.write(data)
             if durable:
                 file.flush()
@@ -126,6 +198,8 @@ def replace_with(path: Path, data: bytes, durable: bool = True) -> None:
     except BaseException:
         name.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
     if durable:
         _flush_folder(path.parent)
 

@@ -673,3 +673,59 @@ def test_a_closed_pipe_ends_a_command_quietly(arguments: list[str]) -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--help"], ["completion", "bash"], ["cache", "path"]])
+def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str], unbuffered: str) -> None:
+    program = "from patchcore.commands import main; main()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    told = b"error: stdout: No space left on device: make room or choose another folder\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
+@pytest.mark.parametrize("command", ["train", "predict", "cache"])
+def test_a_current_folder_that_is_gone_is_one_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    done = patchcore(command)
+    told = "error: the current folder was removed: change to another (cd)\n"
+    assert (done.code, done.out, done.err) == (1, "", told)
+
+
+def test_too_little_memory_to_load_a_library_is_one_line() -> None:
+    """A process of its own gets less than PyTorch takes, as with `ulimit -v`."""
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 * 10**8,) * 2); "
+        "from patchcore.commands import main; main()"
+    )
+    for arguments in (["train", "--help"], ["predict", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *arguments], capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert re.fullmatch(
+            r"error: there was not enough memory to load a library \(.*failed to map segment.*\): "
+            r"raise the limit of memory \(ulimit -v\), or end other programs\n",
+            done.stderr,
+        )
+
+
+def test_a_thread_that_cannot_be_started_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main() -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("patchcore.commands.report.main", main)
+    done = patchcore("report", ".")
+    assert done.code == 1
+    assert done.err.startswith("error: no further thread can be started: raise the limit of memory")

@@ -29,6 +29,11 @@ JOBLIB = ["hydra/launcher=processes"]
             "hydra.launcher.n_jobs must be at most 1,024, got 100,000",
         ),
         (["hydra.sweep.dir="], "hydra.sweep.dir is empty: name a folder; . is the current one"),
+        (
+            ["hydra.run.dir='s3://b/c'"],
+            "hydra.run.dir: s3://b/c is a URL, and URLs are neither read nor written: name a path "
+            "of this machine",
+        ),
         (["hydra.run.dir="], "hydra.run.dir is empty: name a folder; . is the current one"),
         (
             ["hydra.sweep.subdir="],

@@ -928,6 +928,26 @@ def test_a_full_disk_behind_stdout_is_told_in_a_line(artifact: Path, parts: Path
     assert done.stderr.splitlines()[-1] == told
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_messages_that_nobody_reads_take_no_results_away(
+    artifact: Path, parts: Path, tmp_path: Path, full: bool
+) -> None:
+    """Stderr is a pipe whose reader is gone, or lies on a full disk."""
+    (tmp_path / "broken.png").write_text("words")
+    program = "from patchcore.commands import main; main()"
+    line = [sys.executable, "-c", program, "predict", str(artifact), str(parts), str(tmp_path)]
+    if full:
+        told = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, told = os.pipe()
+        os.close(reading)
+    output = tmp_path / "out.csv"
+    done = subprocess.run([*line, "--threshold=1e9", f"--output={output}"], stderr=told)
+    os.close(told)
+    assert done.returncode == 1  # as one image is broken
+    assert len(output.read_text().splitlines()) == 1 + 6
+
+
 def test_pictures_do_not_become_images(artifact: Path, parts: Path) -> None:
     folder = parts / "predictions"
     done = patchcore("predict", str(artifact), str(parts), "--overlays", f"--folder={folder}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import io
 import json
 import queue
@@ -137,7 +138,7 @@ def test_pictures_come_if_asked_for(client: TestClient) -> None:
     ("content", "status", "words"),
     [
         (b"just some words", 422, "cannot be read as an image"),
-        (b"", 422, "cannot be read as an image"),
+        (b"", 422, "the body is empty: send the image's file itself"),
         (STAINED[: len(STAINED) // 2], 422, "cannot be read as an image"),
         (huge(), 422, "has 20000×10000 pixels, 200 megapixels; at most 50 are decoded"),
         (bytes(50_000_000), 413, "the file has 50.0 MB, and at most 2 MB are taken"),
@@ -269,6 +270,54 @@ def test_a_parameter_that_does_not_exist_is_refused(client: TestClient) -> None:
     assert answer.json()["detail"] == ("there is no parameter threshold: the only one is pictures")
 
 
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("pictures=true&pictures=false", "pictures is given 2 times: give it once"),
+        ("pictures=maybe", "pictures must be true or false"),
+    ],
+)
+def test_a_parameter_that_tells_nothing_is_refused(
+    client: TestClient, query: str, detail: str
+) -> None:
+    answer = client.post(f"/inspect?{query}", content=GOOD)
+    assert (answer.status_code, answer.json()) == (422, {"detail": detail})
+    assert 'patchcore_images_total{outcome="refused"} 1.0' in client.get("/metrics").text
+    schema = client.get("/openapi.json").json()
+    (told,) = schema["components"]["schemas"]["Refusal"]["properties"].values()
+    assert told["type"] == "string"
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"files": {"image": GOOD}}, "the body is a form (multipart/form-data): send the image's"),
+        (
+            {"content": gzip.compress(GOOD), "headers": {"Content-Encoding": "gzip"}},
+            "the body is compressed (Content-Encoding: gzip): send the image's file itself",
+        ),
+        (
+            {"content": GOOD, "headers": {"Content-Encoding": "identity, br"}},
+            "the body is compressed (Content-Encoding: br): send the image's file itself",
+        ),
+    ],
+    ids=["form", "gzip", "br"],
+)
+def test_a_body_in_another_form_is_refused_as_what_it_is(
+    client: TestClient, asked: dict[str, Any], told: str
+) -> None:
+    answer = client.post("/inspect", **asked)
+    assert answer.status_code == 415
+    assert answer.json()["detail"].startswith(told)
+    assert "curl --data-binary @image.png" in answer.json()["detail"]
+
+
+def test_the_body_of_curl_is_taken(client: TestClient) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded", "Content-Encoding": "identity"}
+    assert client.post("/inspect", content=GOOD, headers=headers).status_code == 200
+
+
 def test_without_thresholds_there_is_no_verdict(inspector: Inspector) -> None:
     with TestClient(create_app(inspector), base_url="http://localhost") as client:
         answer = client.post("/inspect?pictures=true", content=STAINED).json()
@@ -390,8 +439,7 @@ def test_it_ends_soon_though_an_upload_is_open(
     inspector: Inspector, kind: signal.Signals, tmp_path: Path
 ) -> None:
     artifact.save(inspector, tmp_path / "model", weights=True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-c", MAIN, "serve", str(tmp_path / "model")]
     with subprocess.Popen(
         [*command, f"--port={port}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -540,14 +588,39 @@ def load(url: str, clients: int, requests: int) -> tuple[dict[str, int], int]:
 # --- the command ------------------------------------------------------------------------------
 
 
+class Served:
+    """Application that the command has served, and addresses that it has listened on."""
+
+    app: Any
+    addresses: list[Any]
+
+
+@contextlib.contextmanager
+def served() -> Iterator[Served]:
+    """Let the command end where it would serve."""
+    seen = Served()
+
+    def run(server: Any, sockets: list[socket.socket]) -> None:
+        seen.app, seen.addresses = server.config.app, [each.getsockname() for each in sockets]
+
+    with mock.patch.object(uvicorn.Server, "run", run):
+        yield seen
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
 def test_the_command_serves_this_machine_alone(inspector: Inspector, tmp_path: Path) -> None:
     artifact.save(inspector, tmp_path / "model", weights=True)
-    with mock.patch.object(uvicorn, "run") as run:
-        done = patchcore("serve", str(tmp_path / "model"), "--threshold=1", "--port=8123")
+    port = free_port()
+    with served() as seen:
+        done = patchcore("serve", str(tmp_path / "model"), "--threshold=1", f"--port={port}")
     assert (done.code, done.err) == (0, "")
-    assert done.out == "http://127.0.0.1:8123/ (Ctrl-C ends it)\n"
-    assert run.call_args.kwargs["host"] == "127.0.0.1"
-    with TestClient(run.call_args.args[0], base_url="http://127.0.0.1") as client:
+    assert done.out == f"http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
+    assert seen.addresses == [("127.0.0.1", port)]
+    with TestClient(seen.app, base_url="http://127.0.0.1") as client:
         answer = client.post("/inspect?pictures=true", content=STAINED).json()
     assert answer["verdict"] == "anomalous"
     done = patchcore("serve", str(tmp_path / "model"), "--port=99999")
@@ -558,21 +631,23 @@ def test_the_command_serves_this_machine_alone(inspector: Inspector, tmp_path: P
 @pytest.mark.parametrize(
     ("host", "address"),
     [
-        ("127.0.0.2", "http://127.0.0.2:8000/"),
-        ("::1", "http://[::1]:8000/"),
-        ("[::1]", "http://[::1]:8000/"),
-        ("0.0.0.0", "http://0.0.0.0:8000/"),
+        ("127.0.0.2", "http://127.0.0.2"),
+        ("::1", "http://[::1]"),
+        ("[::1]", "http://[::1]"),
+        ("0.0.0.0", "http://0.0.0.0"),
     ],
 )
 def test_the_address_that_the_command_prints_answers(
     inspector: Inspector, host: str, address: str, tmp_path: Path
 ) -> None:
     artifact.save(inspector, tmp_path / "model", weights=True)
-    with mock.patch.object(uvicorn, "run") as run:
-        done = patchcore("serve", str(tmp_path / "model"), "--threshold=1", f"--host={host}")
-    assert done.out == f"{address} (Ctrl-C ends it)\n"
-    assert run.call_args.kwargs["host"] == host.strip("[]")
-    with TestClient(run.call_args.args[0], base_url=address) as client:
+    port = free_port()
+    given = [str(tmp_path / "model"), "--threshold=1", f"--host={host}", f"--port={port}"]
+    with served() as seen:
+        done = patchcore("serve", *given)
+    assert done.out == f"{address}:{port}/ (Ctrl-C ends it)\n"
+    assert [each[:2] for each in seen.addresses] == [(host.strip("[]"), port)]
+    with TestClient(seen.app, base_url=f"{address}:{port}") as client:
         assert client.get("/health").status_code == 200
         elsewhere = client.get("/health", headers={"Host": "example.org"}).status_code
     assert elsewhere == (200 if host == "0.0.0.0" else 400)
@@ -590,6 +665,45 @@ def test_an_address_that_cannot_be_had_is_told_before_any_work(tmp_path: Path) -
     done = patchcore("serve", str(tmp_path), "--host=no.such.host.invalid")
     assert (done.code, done.out) == (1, "")
     assert done.err.startswith("error: --host: no.such.host.invalid is no address of this machine")
+
+
+def test_an_address_is_held_while_the_model_is_loaded(
+    inspector: Inspector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two servers that start together is refused before it loads anything."""
+    port, others = free_port(), []
+
+    def load(*_: object, **__: object) -> Inspector:
+        with mock.patch("patchcore.commands.serve.load_model", side_effect=AssertionError):
+            others.append(patchcore("serve", str(tmp_path), f"--port={port}"))
+        return inspector
+
+    monkeypatch.setattr("patchcore.commands.serve.load_model", load)
+    with served() as seen:
+        done = patchcore("serve", str(tmp_path), "--threshold=1", f"--port={port}")
+    assert (done.code, seen.addresses) == (0, [("127.0.0.1", port)])
+    assert others[0].code == 1
+    assert others[0].err.startswith(
+        f"error: --port: {port} of 127.0.0.1 cannot be listened on (Address already in use)"
+    )
+
+
+def test_a_name_of_several_addresses_is_listened_on_at_those_that_are_there(
+    inspector: Inspector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One may be named twice; where none is there, the command says so."""
+    port = free_port()
+    kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+    here, elsewhere = ((*kind, (host, port)) for host in ("127.0.0.1", "192.0.2.1"))
+    monkeypatch.setattr("patchcore.commands.serve.load_model", lambda *_, **__: inspector)
+    for found, code in (([here, here, elsewhere], 0), ([elsewhere, here], 0), ([elsewhere], 1)):
+        with served() as seen, mock.patch.object(socket, "getaddrinfo", return_value=found):
+            done = patchcore("serve", str(tmp_path), "--threshold=1", f"--port={port}")
+        assert done.code == code, done.err
+        if code == 0:
+            assert seen.addresses == [("127.0.0.1", port)]
+        else:
+            assert "(Cannot assign requested address): choose another port or host" in done.err
 
 
 @pytest.mark.parametrize("size", ["nan", "inf", "0", "-1", "1e300", "many"])

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from patchcore.commands.environment import check_environment
-from patchcore.errors import printable, warning_line
+from patchcore.errors import REMEDIES, printable, warning_line
 
 COMMANDS = {
     "train": "fit PatchCore on a category and test it",
@@ -40,6 +40,8 @@ EXAMPLES = """\
   patchcore predict RUN/artifact IMAGES --overlays       with the model of a run
   patchcore train --multirun patch.size=1,3,5 seed=0,1   every combination
   patchcore report multirun                              a page with all of them"""
+STDOUT = "stdout"
+"""Name of stdout in messages, and as the file of an error."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 COMMAND = "PATCHCORE_COMMAND"
 """Environment variable that tells a launcher's processes the process id of the multirun."""
@@ -53,7 +55,7 @@ def main() -> None:
     """Entry point: `patchcore COMMAND …`.
 
     It ends quietly, with exit code 1, if whoever reads its output, such as head, has closed the
-    pipe.
+    pipe, and with one line if the disk behind stdout is full.
     """
     open_streams()
     try:
@@ -65,6 +67,12 @@ def main() -> None:
     except BrokenPipeError:
         discard_stdout()
         sys.exit(1)
+    except OSError as error:
+        if error.filename != STDOUT:
+            raise
+        discard_stdout()
+        advice = REMEDIES.get(error.errno or 0, "choose another file")
+        sys.exit(f"error: {STDOUT}: {error.strerror}: {advice}")
 
 
 def _run() -> None:
@@ -105,7 +113,8 @@ def open_streams() -> None:
     """Open what the caller has closed of stdin, stdout and stderr, so that libraries find them.
 
     Output to them is discarded, and no other file gets their numbers. Characters that an encoding
-    lacks, such as those of names in ASCII, are written as `\\xe9`.
+    lacks, such as those of names in ASCII, are written as `\\xe9`. Messages on stderr that cannot
+    be written are discarded.
     """
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -116,6 +125,41 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _reopened(sys.stdout)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _reopened(sys.stderr)
+
+
+class _Screen(io.FileIO):
+    """Open file of stdout or stderr.
+
+    An error of stdout names it. One of stderr is passed over: no command fails, and no result is
+    lost, because nobody reads its messages.
+    """
+
+    def write(self, data: Any) -> int:
+        """Write bytes; returns their number."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if self.fileno() == 2:
+                return len(data)
+            error.filename = STDOUT
+            raise
+
+
+def _reopened(stream: Any) -> io.TextIOWrapper:
+    """Return a stream like this one of Python's, as a `_Screen`."""
+    stream.flush()
+    raw = _Screen(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw) if isinstance(stream.buffer, io.BufferedWriter) else raw,
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,  # as PYTHONUNBUFFERED wants it
+    )
 
 
 def usage() -> str:
@@ -163,6 +207,8 @@ def plain_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise  # `main` ends quietly
     except Exception as error:
+        if getattr(error, "filename", None) == STDOUT:
+            raise  # `main` tells it
         from patchcore.commands.mistakes import explain  # here: `--help` need not wait for Hydra
 
         message = explain(error)

@@ -1,4 +1,4 @@
-"""Environment variables at which libraries fail with a traceback while they are imported."""
+"""Surroundings of a process in which libraries fail while they are imported."""
 
 import os
 import re
@@ -10,11 +10,17 @@ RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "JSM_NAMESPACE_RANK
 
 
 def check_environment() -> None:
-    """Refuse numbers of processes that are no numbers; those of torchrun are checked later.
+    """Refuse a current folder that was removed, and numbers of processes that are no numbers.
+
+    Those of torchrun are checked later.
 
     Raises:
-        InputError: A variable holds something else.
+        InputError: The current folder is gone, or a variable holds something else.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError("the current folder was removed: change to another (cd)") from None
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return
     for name in RANKS:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from patchcore.commands.options import Parser, place
-from patchcore.data.files import Files
-from patchcore.errors import InputError, printable
+from patchcore.data.files import Files, expanded
+from patchcore.errors import InputError, missing, printable
 from patchcore.extend import change_artifact
 
 
@@ -81,9 +81,9 @@ def image_files(names: list[str]) -> list[Path]:
     for name in names:
         if not name:
             raise InputError("IMAGES is empty: name an image or a folder (. is the current one)")
-        path = Path(name).expanduser()
+        path = expanded(name, "IMAGES")
         if not path.exists():
-            raise InputError(f"{printable(name)}: there is no such file or folder")
+            raise missing(path, "file or folder")
         images = files.images(path, recursive=True, once=True) if path.is_dir() else [path]
         if not images:
             raise InputError(f"{printable(name)}: holds no images")

@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, local
 
 MOST_JOBS = 1024
 """Most processes of a launcher, all of which start even if there are fewer points."""
@@ -33,6 +33,8 @@ def check_hydra(settings: DictConfig) -> None:
     for key, advice in _FOLDERS.items():
         if isinstance(text := value(key), str) and not text.strip():
             raise InputError(f"hydra.{key} is empty: {advice}")
+        if isinstance(text, str):
+            local(text, f"hydra.{key}")
     for key in ("launcher", "sweeper"):
         if not isinstance(settings.get(key), DictConfig):
             raise InputError(

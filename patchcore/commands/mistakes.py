@@ -348,6 +348,16 @@ def _of_the_machine(error: Exception) -> str | None:
             "data.workers: a loader process was killed, most often for lack of memory: set "
             "data.workers or data.batch_size lower"
         )
+    if isinstance(error, ImportError | OSError) and "failed to map segment" in words:
+        return (
+            f"there was not enough memory to load a library ({words[:150]}): raise the limit of "
+            "memory (ulimit -v), or end other programs"
+        )
+    if isinstance(error, RuntimeError) and "can't start new thread" in words:
+        return (
+            "no further thread can be started: raise the limit of memory or of processes (ulimit "
+            "-v, ulimit -u), or end other programs"
+        )
     torch = sys.modules.get("torch")  # not imported: the error is not PyTorch's
     memory = isinstance(error, MemoryError)
     memory |= torch is not None and isinstance(error, torch.OutOfMemoryError)

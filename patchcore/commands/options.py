@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from patchcore.errors import InputError, local
+
 if TYPE_CHECKING:  # most of these commands inspect no images and start sooner without
     from patchcore.inspection import Thresholds
 
@@ -104,10 +106,12 @@ def place(text: str) -> Path:
     """Parse the path of a file or folder, in which ~ is the home directory.
 
     Raises:
-        argparse.ArgumentTypeError: There is no such user.
+        argparse.ArgumentTypeError: It is a URL, or there is no such user.
     """
     try:
-        return Path(text).expanduser()
+        return Path(local(text)).expanduser()
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from None
 

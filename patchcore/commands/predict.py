@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from patchcore.ahead import Pause
 from patchcore.arriving import arriving_images
-from patchcore.commands import discard_stdout
+from patchcore.commands import STDOUT, discard_stdout
 from patchcore.commands.options import (
     Parser,
     add_model_options,
@@ -35,7 +35,6 @@ from patchcore.writing import complete, named
 
 COLUMNS = ("path", "score", "p_value", "verdict", "regions")
 ANOMALIES = 3  # exit code
-STDOUT = "stdout"
 PREDICTIONS = Path("predictions")
 DESCRIPTION = """Inspect images with a fitted model.
 

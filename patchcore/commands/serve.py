@@ -5,6 +5,7 @@ import errno
 import ipaddress
 import math
 import socket
+from contextlib import ExitStack
 from importlib import import_module
 
 from patchcore.commands.options import (
@@ -41,22 +42,20 @@ def main(arguments: list[str] | None = None) -> None:
     if not 0 < options.port < 2**16:
         raise InputError(f"--port must be in [1, 65535], got {options.port}")
     host = options.host.strip("[]")
-    _check_address(host, options.port)
     limits = app.Limits(math.ceil(options.megabytes * 1e6), options.megapixels, options.queue)
-    inspector = load_model(options.model, device=options.device)
-    thresholds = asked_thresholds(options)
-    warn_of_no_verdicts(inspector, thresholds)
-    named = f"[{host}]" if ":" in host else host  # as an address of a page has it
-    hosts = {"localhost", "127.0.0.1", "[::1]", named.lower()} if _is_loopback(host) else {"*"}
-    application = app.create_app(inspector, thresholds, limits, sorted(hosts))
-    print(f"http://{named}:{options.port}/ (Ctrl-C ends it)", flush=True)
-    uvicorn.run(
-        application,
-        host=host,
-        port=options.port,
-        log_level="warning",
-        timeout_graceful_shutdown=STOP_SECONDS,
-    )
+    with ExitStack() as stack:
+        sockets = _listening(host, options.port, stack)
+        inspector = load_model(options.model, device=options.device)
+        thresholds = asked_thresholds(options)
+        warn_of_no_verdicts(inspector, thresholds)
+        named = f"[{host}]" if ":" in host else host  # as an address of a page has it
+        hosts = {"localhost", "127.0.0.1", "[::1]", named.lower()} if _is_loopback(host) else {"*"}
+        application = app.create_app(inspector, thresholds, limits, sorted(hosts))
+        print(f"http://{named}:{options.port}/ (Ctrl-C ends it)", flush=True)
+        config = uvicorn.Config(
+            application, log_level="warning", timeout_graceful_shutdown=STOP_SECONDS
+        )
+        uvicorn.Server(config).run(sockets)
 
 
 def _parser() -> Parser:
@@ -111,8 +110,13 @@ def _megabytes(text: str) -> float:
     return value
 
 
-def _check_address(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on, before the model is loaded.
+def _listening(host: str, port: int, stack: ExitStack) -> list[socket.socket]:
+    """Listen on an address before the model is loaded, so that no other process takes it meanwhile.
+
+    Args:
+        host: Name or address of this machine.
+        port: Port to listen on.
+        stack: Closes the sockets when it ends.
 
     Raises:
         InputError: The host is none of this machine's, or the port is taken or not allowed.
@@ -122,20 +126,26 @@ def _check_address(host: str, port: int) -> None:
     except (socket.gaierror, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"--host: {host} is no address of this machine ({reason})") from None
-    for family, kind, protocol, _, address in found:
+    sockets: list[socket.socket] = []
+    addresses = list(dict.fromkeys(found))  # a file of hosts may name one twice
+    for family, kind, protocol, _, address in addresses:
         try:
-            with socket.socket(family, kind, protocol) as test:
-                test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:  # else it would take the port of IPv4, too
-                    test.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                test.bind(address)
+            each = stack.enter_context(socket.socket(family, kind, protocol))
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:  # else it would take the port of IPv4, too
+                each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            each.bind(address)
+            each.listen()  # until then, others may bind to the same address
         except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL and len(found) > 1:  # localhost without IPv6
-                continue
+            last = address == addresses[-1][-1]
+            if error.errno == errno.EADDRNOTAVAIL and (sockets or not last):
+                continue  # such as localhost without IPv6
             raise InputError(
                 f"--port: {port} of {host} cannot be listened on ({error.strerror}): choose "
                 "another port or host"
             ) from None
+        sockets.append(each)
+    return sockets
 
 
 def _is_loopback(host: str) -> bool:

@@ -5,6 +5,7 @@ and programs leave behind (`JUNK`). Other files that are no images are counted a
 Unreadable files and folders are errors.
 """
 
+import errno
 import os
 import stat
 import warnings
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from patchcore.data.formats import FORMATS
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, broken_link, local, printable
 
 JUNK = frozenset(
     {
@@ -35,14 +36,15 @@ def expanded(value: str, key: str) -> Path:
     """Return the path in setting `key`, with `~` expanded.
 
     Raises:
-        InputError: the value is blank, holds a null byte, or begins with a `~` without a home.
+        InputError: the value is blank or a URL, holds a null byte, or begins with a `~` without a
+            home.
     """
     if not value.strip():
         raise InputError(f"{key} is empty: name a folder")
     if "\0" in value:
         raise InputError(f"{key}: {value} is no path, as it holds a null byte")
     try:
-        return Path(value).expanduser()
+        return Path(local(value, key)).expanduser()
     except RuntimeError:
         raise InputError(f"{key}: {value}: ~ leads nowhere; write the path in full") from None
 
@@ -64,6 +66,8 @@ def find_folder(folder: Path | str, key: str, hint: str = "") -> Path:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
+        if path.is_symlink():
+            raise InputError(f"{key}: {broken_link(path, os.strerror(errno.ENOENT))}") from None
         trimmed = Path(text.strip()).expanduser()
         if text != text.strip() and trimmed.is_dir():
             hint = f"; without the space around its name there is one{hint}"
@@ -257,10 +261,7 @@ def _entries(
                 yield path, None
                 continue
             if path.is_symlink():
-                raise InputError(
-                    f"{path}: this link leads to {os.readlink(path)}, which cannot be read "
-                    f"({error.strerror}); mend the link or remove it"
-                ) from None
+                raise broken_link(path, error.strerror) from None
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 

@@ -1,5 +1,6 @@
 """Reading of image files: images of any common mode become 8-bit RGB, masks become booleans."""
 
+import errno
 import math
 import os
 import threading
@@ -27,7 +28,7 @@ from patchcore.data.marks import marked_pixels
 from patchcore.data.metadata import naming
 from patchcore.data.png import plain_png, scale_transparent_grey
 from patchcore.data.sample import Masks
-from patchcore.errors import InputError, above, unreadable
+from patchcore.errors import InputError, above, broken_link, missing, unreadable
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
@@ -242,7 +243,7 @@ def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such array of masks") from None
+        raise missing(path, "array of masks") from None
     except Exception as error:  # headers are Python literals or archives, so errors are of any kind
         why = " ".join(str(error).split()) or type(error).__name__
         raise unreadable(path, f"{path}: cannot be read as an array ({why}); replace it") from error
@@ -334,7 +335,7 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
         image.close()
         raise
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such image") from None
+        raise missing(path, "image") from None
     except Exception as error:  # decoders raise errors of any kind for a bad file
         raise _unreadable(path, error) from error
     if megapixels > limit:
@@ -404,6 +405,8 @@ def _is_white_zero(image: Image.Image) -> bool:
 def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(f"{path}: cannot be read ({error.strerror}); change its permissions")
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return broken_link(path, os.strerror(errno.ELOOP))
     text = " ".join(str(error).split()) or type(error).__name__
     reason = getattr(error, "strerror", None) or text
     if isinstance(error, UnidentifiedImageError):

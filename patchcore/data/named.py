@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from patchcore.data.files import Files, expanded
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, local, printable
 
 STDIN = "-"
 KEY = "IMAGES"
@@ -81,19 +81,19 @@ def paths_of_lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path
         path: Name of the list for messages, or `STDIN`.
 
     Raises:
-        InputError: The list is in UTF-16 or holds a NUL byte.
+        InputError: The list is in UTF-16, or holds a NUL byte or a URL.
     """
+    what = "stdin" if path == STDIN else f"the list {path}"
     for number, line in enumerate(file):
         if number == 0:  # the byte order mark of Windows
             if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise InputError(f"{KEY}: the list {path} is in UTF-16: save it in UTF-8")
             line = line.removeprefix(codecs.BOM_UTF8)
         if b"\0" in line:
-            what = "stdin" if path == STDIN else f"the list {path}"
             raise InputError(f"{KEY}: {what} holds a NUL byte; it should have one path per line")
         name = line.rstrip(b"\r\n")
         if name.strip():
-            yield Path(os.fsdecode(name))
+            yield Path(local(os.fsdecode(name), f"{KEY}: {what}"))
 
 
 def _found(argument: str, files: Files) -> Iterator[Path]:

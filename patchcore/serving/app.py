@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from jinja2 import Environment, StrictUndefined, select_autoescape
 from PIL import Image
 from prometheus_client import (
@@ -39,11 +40,13 @@ from patchcore.explanation import check_explains, own_crop
 from patchcore.inspection import Broken, Inspection, Thresholds, inspect_image, judged, read_pixels
 from patchcore.overlays import Pixels, heat, overlay
 from patchcore.serving.uploads import (
+    SEND,
     UPLOAD_SECONDS,
     Early,
     SameOrigin,
     early_answer,
     next_message,
+    not_plain,
 )
 
 PICTURE = 1024  # px, longer side of a picture that is sent
@@ -73,6 +76,13 @@ class Limits:
         for key in ("upload", "megapixels", "queue"):
             if not getattr(self, key) > 0:
                 raise InputError(f"{key} must be more than 0, got {getattr(self, key)}")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Answer to a request that is refused; `detail` says why."""
+
+    detail: str
 
 
 class Service:
@@ -112,16 +122,23 @@ class Service:
         Raises:
             HTTPException: It is refused; `detail` says why.
         """
-        if unknown := sorted(set(request.query_params) - {"pictures"}):
+        names = [name for name, _ in request.query_params.multi_items()]
+        if unknown := sorted(set(names) - {"pictures"}):
             raise self._refused(
                 422, f"there is no parameter {unknown[0]}: the only one is pictures", Early
             )
+        if len(names) > 1:
+            raise self._refused(422, f"pictures is given {len(names)} times: give it once", Early)
+        if reason := not_plain(request):
+            raise self._refused(415, reason, Early)
         size = request.headers.get("content-length", "0")
         if size.isdecimal() and int(size) > self.limits.upload:
             raise self._too_large(int(size), Early)
         self._check_queue(Early)
         try:
             body = await self._body(request)
+            if not body:
+                raise self._refused(422, f"the body is empty: {SEND}")
             self._check_queue(HTTPException)
             self._count(1)
             try:
@@ -133,6 +150,11 @@ class Service:
             raise self._refused(422, str(error)) from None
         except asyncio.CancelledError:  # by the server, which was asked to end
             raise self._refused(503, "the server has been asked to end") from None
+
+    async def misspelt(self, request: Request, _: Exception) -> Response:
+        """Return the answer to a request whose parameter has a value of a wrong type."""
+        told = "pictures must be true or false"  # the only parameter
+        return await early_answer(request, self._refused(422, told, Early))
 
     def _check_queue(self, kind: type[HTTPException]) -> None:
         if self._under_way >= self.limits.queue:
@@ -241,6 +263,7 @@ def create_app(
     service = Service(inspector, thresholds or Thresholds(), limits or Limits())
     app = FastAPI(title="patchcore", docs_url=None, redoc_url=None)
     app.add_exception_handler(Early, early_answer)
+    app.add_exception_handler(RequestValidationError, service.misspelt)
     app.add_middleware(SameOrigin)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     page = _page(service)
@@ -249,7 +272,7 @@ def create_app(
     async def show() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": POLICY})
 
-    @app.post("/inspect")
+    @app.post("/inspect", responses={422: {"model": Refusal}})
     async def inspect(request: Request, pictures: bool = False) -> dict[str, Any]:
         return await service.answer(request, pictures)
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 STALL_SECONDS = 10.0  # longest wait for the next bytes of a body
 UPLOAD_SECONDS = 60.0  # for the body of a request to arrive
+SEND = "send the image's file itself, such as with curl --data-binary @image.png"
 
 
 class Early(HTTPException):
@@ -38,6 +39,18 @@ class EarlyResponse(JSONResponse):
                 while (await next_message(receive)).get("more_body", False):
                     pass
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def not_plain(request: Request) -> str | None:
+    """Return why a body is no image's file by its headers, and what to send; None if it may be."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind.startswith("multipart/"):
+        return f"the body is a form ({kind}): {SEND}"
+    codings = ",".join(request.headers.getlist("content-encoding")).lower()
+    for coding in map(str.strip, codings.split(",")):
+        if coding not in ("", "identity"):
+            return f"the body is compressed (Content-Encoding: {coding}): {SEND}"
+    return None
 
 
 class SameOrigin:

@@ -1,0 +1,130 @@
+"""Leftovers of killed processes go when the next one writes there; parts of living ones stay."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from patchcore import writing
+from patchcore.sealed import read_sealed, write_sealed
+from patchcore.writing import complete, remove_leftovers, replace_with
+
+WRITER = """
+import sys
+from pathlib import Path
+from patchcore.sealed import write_sealed
+from patchcore.writing import complete
+place = Path(sys.argv[1])
+def wait(folder=None):
+    print("writing", flush=True)
+    sys.stdin.readline()
+    return {"format": 1}
+if sys.argv[2] == "folder":
+    write_sealed(place, "about.yaml", wait)
+else:
+    with complete(place, "w") as file:
+        file.write("its own")
+        file.flush()
+        wait()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _as_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_tidied", set())
+
+
+def write(place: Path, kind: str) -> None:
+    writing._tidied.clear()  # as in a new process
+    if kind == "folder":
+        write_sealed(place, "about.yaml", lambda folder: {"format": 1})
+    else:
+        with complete(place, "w") as file:
+            file.write("ours")
+
+
+def parts(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name.endswith(".part")]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_process_was_writing_is_removed_by_the_next(
+    kind: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "results"
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(place), kind],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"writing\n"
+            (living,) = parts(tmp_path)
+            write(place, kind)
+            assert parts(tmp_path) == [living]
+        finally:
+            writer.kill()
+    assert parts(tmp_path) == [living]
+    write(place, kind)
+    assert os.listdir(tmp_path) == ["results"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_living_process_writes_becomes_complete(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "results"
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(place), kind],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"writing\n"
+        remove_leftovers(tmp_path)
+        writer.communicate(b"go on\n")
+    assert writer.returncode == 0 and os.listdir(tmp_path) == ["results"]
+    if kind == "folder":
+        read_sealed(place, "about.yaml", 1)
+    else:
+        assert place.read_text() == "its own"
+
+
+def test_only_leftovers_go(tmp_path: Path) -> None:
+    left = f".a.csv-{'0' * 32}.part"
+    for name in (left, "a.zip.part", ".a-1.part", "a.csv", f"a.csv-{'0' * 32}.part"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / f".link-{'1' * 32}.part").symlink_to(tmp_path / "a.csv")
+    names = {*os.listdir(tmp_path)}
+    remove_leftovers(tmp_path)
+    assert {*os.listdir(tmp_path)} == names - {left}
+    remove_leftovers(tmp_path / "nowhere")
+
+
+def test_where_there_are_no_locks_everything_stays(tmp_path: Path) -> None:
+    left = tmp_path / f".a.csv-{'0' * 32}.part"
+    left.write_text("x")
+    with mock.patch.object(fcntl, "flock", side_effect=OSError(errno.ENOLCK, "No locks")):
+        for place in (tmp_path / "a.csv", tmp_path / "model"):
+            write(place, "folder" if place.name == "model" else "file")
+        replace_with(tmp_path / "b", b"x")
+    assert {*os.listdir(tmp_path)} == {left.name, "a.csv", "b", "model"}
+
+
+def test_a_part_that_another_takes_for_a_leftover_is_made_again(tmp_path: Path) -> None:
+    """The moment between making a file and locking it belongs to nobody."""
+    made: list[Path] = []
+
+    def make(path: Path) -> None:
+        path.touch()
+        made.append(path)
+        if len(made) == 1:
+            remove_leftovers(tmp_path)
+
+    part, handle = writing.new_part(tmp_path / "a.csv", make)
+    os.close(handle)
+    assert len(made) == 2 and part == made[1] and os.listdir(tmp_path) == [part.name]
