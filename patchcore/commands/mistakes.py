@@ -3,9 +3,7 @@
 For options and choices of earlier versions, the line names their replacement.
 """
 
-import errno
 import re
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -27,7 +25,8 @@ from omegaconf.errors import (
 
 from patchcore.commands.environment import unknown_backend
 from patchcore.commands.references import place_of
-from patchcore.errors import REMEDIES, InputError
+from patchcore.commands.shortages import explain_shortage
+from patchcore.errors import InputError
 
 GROUPS = {"model": "method", "search": "hparams_search"}
 """Renamed groups, {earlier name: name}; keys that begin with them are renamed, too."""
@@ -131,7 +130,7 @@ def explain(error: Exception) -> str | None:
     """
     if isinstance(error, InputError):
         return str(error)
-    if (message := _of_the_machine(error)) is not None:
+    if (message := explain_shortage(error)) is not None:
         return message
     if (message := unknown_backend(error)) is not None:
         return message
@@ -325,55 +324,6 @@ def _one_by_one(key: str, message: str) -> str:
     if len(values) == 1:
         return f": leave the brackets out ({key}={values[0]})"
     return f": for a run of each, type --multirun {key}={','.join(values)}"
-
-
-_DISK = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
-    errno.EFBIG,
-}
-"""Errors with files that are not bugs of the program."""
-
-
-def _of_the_machine(error: Exception) -> str | None:
-    """Message for a full disk, a folder that cannot be written or too little memory; else None."""
-    if isinstance(error, OSError) and error.errno in _DISK:
-        place = error.filename or "the folder of the results"
-        return f"{place}: {error.strerror}: {REMEDIES.get(error.errno, 'choose another path')}"
-    if isinstance(error, FileNotFoundError) and _makes_a_folder(error.__traceback__):
-        return f"{error.filename}: no folder can be made there: choose another"
-    words = " ".join(str(error).split())
-    if isinstance(error, RuntimeError) and "DataLoader worker" in words:
-        return (
-            "data.workers: a loader process was killed, most often for lack of memory: set "
-            "data.workers or data.batch_size lower"
-        )
-    if isinstance(error, ImportError | OSError) and "failed to map segment" in words:
-        return (
-            f"there was not enough memory to load a library ({words[:150]}): raise the limit of "
-            "memory (ulimit -v), or end other programs"
-        )
-    if isinstance(error, RuntimeError) and "can't start new thread" in words:
-        return (
-            "no further thread can be started: raise the limit of memory or of processes (ulimit "
-            "-v, ulimit -u), or end other programs"
-        )
-    torch = sys.modules.get("torch")  # not imported: the error is not PyTorch's
-    memory = isinstance(error, MemoryError)
-    memory |= torch is not None and isinstance(error, torch.OutOfMemoryError)
-    memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if memory or (isinstance(error, RuntimeError) and "can't allocate memory" in words):
-        return (
-            "data.batch_size: there was not enough memory "
-            f"({words[:150] or type(error).__name__}): lower data.batch_size, image.crop or "
-            "coreset.ratio"
-        )
-    return None
-
-
-def _makes_a_folder(trace: TracebackType | None) -> bool:
-    names = [frame.f_code.co_name for frame, _ in traceback.walk_tb(trace)]
-    return names[-1:] in (["mkdir"], ["makedirs"])
 
 
 def _of_defaults(trace: TracebackType | None) -> list[str]:
