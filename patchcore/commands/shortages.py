@@ -1,4 +1,4 @@
-"""What the machine lacks: room on a disk, a folder that can be written, memory, threads."""
+"""Shortages of the machine: of room on a disk, folders that can be written, memory, threads."""
 
 import errno
 import sys
@@ -16,7 +16,7 @@ _DISK = {
 
 
 def explain_shortage(error: Exception) -> str | None:
-    """Return the message, in one line, for an error that such a lack has caused; else None."""
+    """Return the message, in one line, for an error that a shortage has caused; else None."""
     if isinstance(error, OSError) and error.errno in _DISK:
         place = error.filename or "the folder of the results"
         return f"{place}: {error.strerror}: {REMEDIES.get(error.errno, 'choose another path')}"
