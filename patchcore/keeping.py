@@ -179,7 +179,7 @@ class Keeper:
     def __init__(
         self, config: ArtifactConfig, objective: Objective, point: Path, multirun: Path | None
     ) -> None:
-        self.keep, self.point = config.keep, point
+        self.keep, self.point, self.multirun = config.keep, point, multirun
         contested = multirun if config.keep is Keep.best else None
         self.contest = None if contested is None else Contest(contested, objective)
 

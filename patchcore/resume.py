@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Finished:
     def started(self, name: str, folder: Path) -> None:
         """Record that the run with fingerprint `name` is in `folder`; only warn if that fails."""
         pointer = self.root / name / digest(folder.resolve())
+        if pointer.is_file():  # written by an earlier run in this folder
+            return
         try:
             pointer.parent.mkdir(parents=True, exist_ok=True)
             replace_with(pointer, bytes(folder.resolve()))
@@ -65,19 +67,13 @@ class Finished:
         Args:
             name: Fingerprint.
             files: Files that the folder must hold besides, as paths relative to it.
-            folder: Folder to prefer if it is one of several.
+            folder: Folder to look in first, whether or not it is recorded.
             flaw: Function that says what else is wrong with a run that holds all files, or None.
         """
-        own = digest(folder.resolve()) if folder is not None else ""
-        try:
-            found = (p for p in (self.root / name).iterdir() if p.name[0] != ".")
-            pointers = sorted(found, key=lambda p: (p.name != own, p.name))
-        except OSError:  # there is none
-            return None
+        own = None if folder is None else folder.resolve()
         sound, problems = None, []
-        for pointer in pointers:
-            place = _pointed(pointer)
-            if place is None or _read_fingerprint(place) != name:
+        for place in self._places(name, own):
+            if _read_fingerprint(place) != name:
                 continue
             if not (place / "metrics.json").is_file():
                 continue
@@ -94,6 +90,22 @@ class Finished:
         for problem in problems:
             warnings.warn(f"{problem}; {instead}", stacklevel=2)
         return sound
+
+    def _places(self, name: str, own: Path | None) -> Iterator[Path]:
+        """Yield folders where a run with this fingerprint may have finished, `own` first.
+
+        The records may be gone, or may name the place where a folder was before it was moved.
+        """
+        if own is not None:
+            yield own
+        try:
+            pointers = sorted(p for p in (self.root / name).iterdir() if p.name[0] != ".")
+        except OSError:  # there is none
+            return
+        for pointer in pointers:
+            place = _pointed(pointer)
+            if place is not None and place != own:
+                yield place
 
 
 def finished_fingerprint(folder: Path) -> str | None:

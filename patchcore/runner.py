@@ -205,6 +205,7 @@ def _run_in(
         if (noted := keeper.noted(told)) != told:  # noted by no or another multirun
             with amended(folder, PROVENANCE_FILE):
                 write_provenance(folder, noted)
+        finished.started(name, folder)  # elsewhere it is looked for by this record
         return f"finished before, in {source}"
     model = (
         [] if config.artifact.keep is Keep.none else config.artifact.files(len(config.members()))
@@ -214,6 +215,12 @@ def _run_in(
     same = holds and finished_fingerprint(folder) == name  # then what is not made again is kept
     if holds and source != folder.resolve() and (model or not same):
         check_extended(folder)
+    if keeper.multirun is not None and _of_another_point(folder, provenance):
+        warnings.warn(
+            f"{folder}: the results of another point are replaced; to keep those of several "
+            "multiruns, give each its own hydra.sweep.dir",
+            stacklevel=2,
+        )
     (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
     (place.new / FINGERPRINT_FILE).write_text(f"{name}\n")
     if source is None:
@@ -236,6 +243,14 @@ def _run_in(
         check_extended(folder, place.new)  # someone may have extended it meanwhile
     place.commit()
     return text
+
+
+def _of_another_point(folder: Path, provenance: Mapping[str, Any]) -> bool:
+    """Whether a folder holds sound results that other settings have given."""
+    if finished_fingerprint(folder) is None:
+        return False
+    settings = json.loads(json.dumps(provenance["settings"], default=str))
+    return bool(read_provenance(folder)["settings"] != settings)
 
 
 def train(

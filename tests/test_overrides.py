@@ -184,6 +184,16 @@ def test_every_successor_is_there() -> None:
     assert set(PRESETS) <= set(choices()["preset"]) and set(GROUPS.values()) <= set(choices())
 
 
+def test_the_home_folder_is_known_in_folders_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/it")
+    for key in ("hydra.run.dir", "hydra.sweep.dir"):
+        for text in ("~/a b", "'~/a b'", '"~/a b"'):
+            assert as_typed([f"{key}={text}"]) == [f"{key}='/home/it/a b'"]
+        assert as_typed([f"{key}=a~"]) == [f"{key}=a~"]
+        with pytest.raises(InputError, match=f"^{key}: ~nobody-here/a: ~ leads nowhere"):
+            as_typed([f"{key}=~nobody-here/a"])
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

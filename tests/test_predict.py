@@ -579,6 +579,12 @@ def test_results_never_replace_what_is_read(
         assert Path(name).read_text() == "mine"
 
 
+def test_a_closed_stdout_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.__stdout__", None)  # as Python has it then
+    with pytest.raises(InputError, match=r"^stdout is closed.*--output"):
+        command.main(["model", "x.png"])
+
+
 def test_a_closed_stdin_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def closed() -> Iterator[bytes]:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))

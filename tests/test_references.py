@@ -97,3 +97,12 @@ def test_the_file_of_a_reference_is_named(
     place = ["--config-dir", str(tmp_path), f"hydra.run.dir={tmp_path / 'run'}"]
     done = patchcore("train", *place, "experiment=mine", "logger=none")
     assert done.err == f"error: {message}\n".replace("FILE", str(file))
+
+
+def test_a_group_that_nothing_chooses_from_is_told(tmp_path: Path) -> None:
+    (tmp_path / "corset").mkdir()
+    (tmp_path / "corset/mine.yaml").write_text("ratio: 0.1\n")
+    done = patchcore("train", "--config-dir", str(tmp_path), "corset=mine", "logger=none")
+    assert done.err == (
+        "error: corset: no settings choose from such a group; did you mean coreset?\n"
+    )

@@ -70,6 +70,18 @@ def test_a_run_is_its_own_first_choice(tmp_path: Path) -> None:
     assert finished.find("a1", folder=tmp_path / "new") in folders
 
 
+def test_a_run_in_its_own_folder_is_found_without_a_record(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "a", Finished(tmp_path / "runs")).rename(tmp_path / "b")
+    elsewhere = Finished(tmp_path / "other")
+    assert elsewhere.find("a1", folder=folder) == folder.resolve()
+    assert elsewhere.find("a2", folder=folder) is None and elsewhere.find("a1") is None
+    elsewhere.started("a1", folder)
+    assert elsewhere.find("a1") == folder.resolve()
+    (folder / "metrics.json").write_text("{}")
+    with pytest.warns(UserWarning, match=r"metrics\.json is damaged .* the run is made again"):
+        assert Finished(tmp_path / "third").find("a1", folder=folder) is None
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [

@@ -77,6 +77,18 @@ def test_a_run_is_taken_over_where_it_has_finished(tmp_path: Path) -> None:
     assert again.text == f"finished before, in {tmp_path / 'first'}"
 
 
+def test_results_of_another_point_are_not_replaced_without_a_word(tmp_path: Path) -> None:
+    write_mvtec(tmp_path, (40, 36))
+    place = tmp_path / "sweep" / "0"
+    for _ in range(2):
+        patchcore.run(config(tmp_path), place, multirun=place.parent)  # warnings are errors
+    told = f"^{place}: the results of another point are replaced"
+    with pytest.warns(UserWarning, match=told):
+        patchcore.run(
+            config(tmp_path, coreset=GreedyConfig(ratio=0.2)), place, multirun=place.parent
+        )
+
+
 def test_pictures_of_single_images_are_drawn_and_taken_over(tmp_path: Path) -> None:
     write_mvtec(tmp_path, (40, 36))
     first = patchcore.run(config(tmp_path, pictures=Images.all), tmp_path / "first")

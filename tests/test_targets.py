@@ -146,6 +146,11 @@ def told(folder: Path, content: str, header: str = "_global_", group: str = "exp
     return line.removeprefix(f"{path}: ")
 
 
+def test_a_key_with_a_dot_is_told_how_to_be_written(tmp_path: Path) -> None:
+    said = told(tmp_path, "seed: 1\npatch.size: 5\n")
+    assert said == "patch.size: write 'patch:' and in the next line, indented, 'size: …'"
+
+
 @pytest.mark.parametrize(
     ("number", "value"), [("010", 8), ("-0o10", None), ("0x10", 16), ("0b11", 3), ("1:30", 90)]
 )

@@ -186,6 +186,8 @@ def explain(error: Exception) -> str | None:
         words = re.sub(r"(?s)^Error when parsing index:.*?(?=Error parsing)", "", str(error))
         words = words.partition("\nSee https:")[0].partition("\n    full_key:")[0]
         words = " ".join(words.split())
+        if unlisted := re.match(r"Could not override '([^']+)'\. No match in the defaults", words):
+            return _no_such_group(unlisted[1])
         return _plainly("", words) if "Environment variable" in words else words
     if isinstance(cause, MissingMandatoryValue):
         return f"{key} is missing: give {key}=…"
@@ -207,6 +209,15 @@ def explain(error: Exception) -> str | None:
     else:
         message += _one_by_one(key, message)
     return f"{message} (in {file[1]}.yaml)" if file else message
+
+
+def _no_such_group(name: str) -> str:
+    from patchcore.commands.overrides import choices  # here: it imports this module
+
+    known = sorted(choices())
+    close = get_close_matches(name, known, 1)
+    rest = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    return f"{name}: no settings choose from such a group; {rest}"
 
 
 def _reference(error: BaseException, words: str, key: str) -> tuple[str, bool] | None:

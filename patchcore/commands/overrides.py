@@ -23,6 +23,7 @@ from omegaconf import BooleanNode, DictConfig, OmegaConf
 from patchcore.commands.groups import SCHEMAS
 from patchcore.commands.mistakes import image_successor, renamed
 from patchcore.config import Config
+from patchcore.data.files import expanded
 from patchcore.data.sample import Category
 from patchcore.errors import InputError, printable
 from patchcore.keeping import Keep
@@ -61,16 +62,19 @@ _MEANT = {
     "patch": ("patch.size", _NUMBERS),
 }
 """Settings that stand for their group if the value matches: {group: (key, pattern of values)}."""
+_FOLDERS = {"hydra.run.dir", "hydra.sweep.dir"}
 _SWITCHED = {"true": "all", "false": "none"}
 
 
 def _in_full(argument: str) -> str:
     """Return an abbreviated override in full.
 
-    `patch=3` becomes `patch.size=3`, `layers=2+3` becomes `layers.names=[2,3]`, and `artifact=true`
-    becomes `artifact.keep=all`.
+    `patch=3` becomes `patch.size=3`, `layers=2+3` becomes `layers.names=[2,3]`, `artifact=true`
+    becomes `artifact.keep=all`, and ~ in a folder of Hydra's becomes the home folder.
     """
     group, _, value = argument.partition("=")
+    if group in _FOLDERS and (home := re.fullmatch(r"(['\"]?)(~[^'\"$,\\]*)\1", value)):
+        return f"{group}='{expanded(home[2], group)}'"
     key, values = _MEANT.get(group, ("", ""))
     if not key or not re.fullmatch(values, value):
         return argument

@@ -128,6 +128,8 @@ def _form(asked: str | None, output: Path | None) -> str:
 def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> None:
     """Refuse an output that would overwrite the model or the images, or cannot be written."""
     if output is None:
+        if sys.__stdout__ is None:
+            raise InputError("stdout is closed, and the results go there: name a file by --output")
         return
     if output.suffix.lower() in FORMATS:
         raise InputError(f"--output: {output} is an image's name; results are CSV or JSON lines")

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from omegaconf import OmegaConf
 from patchcore.commands.generations import call
 from patchcore.commands.mistakes import renamed_in_file
 from patchcore.commands.references import remember
+from patchcore.config import Config
 from patchcore.errors import InputError
 from patchcore.tracking import TRACKERS
 
@@ -205,6 +207,11 @@ def _problems(content: dict[Any, Any], package: list[str]) -> Iterator[str]:
             if into.split(".")[0] == "hydra" or (into and package[:1] == ["hydra"]):
                 yield f"defaults: {name}: only the command line may add to hydra"
     yield from renamed_in_file(content, not package)
+    names = {option.name for option in fields(Config)}
+    for key in content if not package else ():
+        group, dot, name = str(key).partition(".")
+        if dot and group in names:
+            yield f"{key}: write '{group}:' and in the next line, indented, '{name}: …'"
     for key in reversed(package):
         content = {key: content}
     hydra = content.get("hydra")
