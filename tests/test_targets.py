@@ -151,6 +151,23 @@ def test_a_key_with_a_dot_is_told_how_to_be_written(tmp_path: Path) -> None:
     assert said == "patch.size: write 'patch:' and in the next line, indented, 'size: …'"
 
 
+def test_a_value_that_a_file_leaves_open_has_to_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = told(tmp_path / "a", "data:\n  root: ???\nimage: {size: 64}\n")
+    assert said == "data.root: ??? asks for a value: give data.root=…, or write it in the file"
+    monkeypatch.setattr("patchcore.commands.targets._typed", ["data.root=x"])
+    with initialize_config_dir(str(tmp_path / "a"), **VERSION_BASE):
+        assert compose("main").image == {"size": 64}
+    monkeypatch.undo()
+    (tmp_path / "a/experiment/more.yaml").write_text(
+        "# @package _global_\ndefaults: [theirs]\ndata: {root: here}\n"
+    )
+    (tmp_path / "a/main.yaml").write_text("defaults: [_self_, {experiment: more}]\n")
+    with initialize_config_dir(str(tmp_path / "a"), **VERSION_BASE):
+        assert compose("main").data == {"root": "here"}
+
+
 @pytest.mark.parametrize(
     ("number", "value"), [("010", 8), ("-0o10", None), ("0x10", 16), ("0b11", 3), ("1:30", 90)]
 )

@@ -16,6 +16,12 @@ def remember(file: str, text: str) -> None:
     _texts[file] = text
 
 
+def is_in_another(file: str, key: str) -> bool:
+    """Whether another of the files holds a key of this name."""
+    name = f"{key.rpartition('.')[2]}:"
+    return any(name in text for other, text in _texts.items() if other != file)
+
+
 def place_of(reference: str, followed: bool, key: str) -> str:
     """Return words in parentheses on a reference and the settings file that it stands in.
 

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from patchcore.commands.generations import call
 from patchcore.commands.mistakes import renamed_in_file
-from patchcore.commands.references import remember
+from patchcore.commands.references import is_in_another, remember
 from patchcore.config import Config
 from patchcore.errors import InputError
 from patchcore.tracking import TRACKERS
@@ -183,7 +183,23 @@ def _checked(file: str, config_path: str, result: ConfigResult) -> ConfigResult:
         package = package.removeprefix("_global_").lstrip(".")
         for problem in _problems(content, package.split(".") if package else []):
             raise InputError(f"{file}: {problem}")
+        for key in _open_keys(content, package):
+            typed = any(each.lstrip("+").startswith(f"{key}=") for each in _typed)
+            if not typed and not is_in_another(file, key):  # Hydra would take the default
+                raise InputError(
+                    f"{file}: {key}: ??? asks for a value: give {key}=…, or write it in the file"
+                )
     return result
+
+
+def _open_keys(content: Mapping[Any, Any], package: str) -> Iterator[str]:
+    """Yield the dotted keys of values that a file leaves to others, by ???."""
+    for name, value in content.items():
+        key = f"{package}.{name}" if package else str(name)
+        if isinstance(value, Mapping):
+            yield from _open_keys(value, key)
+        elif value == "???" and key != "defaults":
+            yield key
 
 
 def _problems(content: dict[Any, Any], package: list[str]) -> Iterator[str]:
