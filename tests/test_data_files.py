@@ -1,6 +1,7 @@
 """Listing of files: links, formats, junk, names, and what cannot be read."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,20 @@ def test_junk_is_passed_over_without_a_word(tmp_path: Path, junk: str) -> None:
     touch(tmp_path / "own/deep" / junk)
     write_image(tmp_path / "own/deep/1.png")
     assert names(tmp_path / "own", recursive=True) == ["deep/1.png"]
+
+
+def test_paths_that_are_one_text_in_tables_are_told(tmp_path: Path) -> None:
+    names = ["a\nb.png", "a\\nb.png", "a\\d.png", "c.png", "\udce9.png"]
+    for name in names:
+        write_image(tmp_path / "nominal" / name)
+    config = FolderConfig(root=str(tmp_path), test_share=0.2)
+    told = re.escape(f"data: 1 path in tables will stand for several files (such as {tmp_path}/n")
+    with pytest.warns(
+        UserWarning, match=rf"^{told}ominal/a\\nb\.png\), .*; rename one of each; read:"
+    ):
+        config.read()
+    (tmp_path / "nominal" / names[0]).unlink()
+    config.read()  # a backslash alone is told apart
 
 
 def test_other_files_are_counted_and_told_once(tmp_path: Path) -> None:

@@ -704,6 +704,15 @@ def test_files_that_are_passed_over_are_counted(
     assert done.code == 0 and done.err == "1 inspected, 0 anomalous\n"
 
 
+def test_rows_that_would_be_equal_are_told(
+    artifact: Path, parts: Path, thresholds: Thresholds, tmp_path: Path
+) -> None:
+    for name in ("a\nb.png", "a\\nb.png"):
+        shutil.copy(parts / "0.png", tmp_path / name)
+    with pytest.warns(UserWarning, match=r"1 path in tables will stand for several files"):
+        patchcore("predict", str(artifact), str(tmp_path), *flags(thresholds))
+
+
 @pytest.mark.parametrize("name", ["1_mask.png", "ground_truth/1.png", "GT/x/9.png"])
 def test_masks_among_images_are_told(
     artifact: Path, parts: Path, thresholds: Thresholds, tmp_path: Path, name: str

@@ -43,7 +43,9 @@ DESCRIPTION = """Inspect images with a fitted model.
 IMAGES are files, folders (with all subfolders), globs, @FILE for a list of paths, one per line,
 or - for such a list on stdin. Each image gives one row, in the order of the images:
 
-  path      path of the image, as it was found
+  path      path of the image, as it was found; in CSV, line breaks, other control characters and
+            bytes that are not UTF-8 are written as in \\n, \\x1b and \\xe9, and what a spreadsheet
+            would take for a formula begins with an apostrophe. JSON lines have the exact path
   score     raw anomaly score; higher is more anomalous
   p_value   share of nominal images that score at least as high, from the model's decision
   verdict   anomalous (at or above the threshold) or nominal
@@ -51,7 +53,7 @@ or - for such a list on stdin. Each image gives one row, in the order of the ima
             top, right, bottom), area and at (x, y of the peak) in px of the image, and peak
 
 Unknown values are empty (null in JSON lines): a model without a decision gives no verdict.
-A warning counts the files in folders that have no ending of an image, and images named like masks.
+A warning counts files in folders that have no ending of an image, and images named like masks.
 Images that cannot be inspected are named on stderr and have no row. But a file or folder in IMAGES
 that does not exist ends the command before any work: only lists may name images that are gone."""
 EPILOG = """exit codes:
@@ -121,6 +123,7 @@ def _all_named(images: Sequence[str], files: Files) -> list[Path]:
         raise InputError(f"IMAGES: there are none in {printable(' or '.join(images))}")
     if masks := masks_by_name(paths):
         files.note(f"{len(masks):,} named like masks are inspected as images (such as {masks[0]})")
+    files.note_alike(paths)
     files.tell(f"{len(paths):,} images to inspect")
     return paths
 

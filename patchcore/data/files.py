@@ -10,7 +10,7 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from patchcore.data.formats import FORMATS
@@ -176,6 +176,23 @@ class Files:
     def note(self, text: str) -> None:
         """Add a text to the warning of `tell`."""
         self._notes.append(text)
+
+    def note_alike(self, paths: Iterable[Path]) -> None:
+        """Note files whose paths are the same text in tables: see `printable`.
+
+        Args:
+            paths: Paths of all images that will be in one table.
+        """
+        names = set(map(str, paths))
+        if all(map(str.isprintable, names)):
+            return
+        rows = Counter(map(printable, names))
+        if alike := [name for name, count in rows.items() if count > 1]:
+            self.note(
+                f"{len(alike)} path{'s' if len(alike) > 1 else ''} in tables will stand for "
+                f"several files (such as {min(alike)}), because line breaks and the like are "
+                "written as \\n there; rename one of each"
+            )
 
     def passed_over(self) -> str:
         """Return a text with the numbers of files passed over, by extension; empty if none were."""
