@@ -1,5 +1,6 @@
 """Listing of files: links, formats, junk, names, and what cannot be read."""
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -89,6 +90,24 @@ def test_paths_that_are_one_text_in_tables_are_told(tmp_path: Path) -> None:
         config.read()
     (tmp_path / "nominal" / names[0]).unlink()
     config.read()  # a backslash alone is told apart
+
+
+def test_a_folder_that_may_not_be_entered_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "nominal/1.png")
+    whole = Path.stat
+
+    def stat(path: Path, **more: Any) -> os.stat_result:
+        if path.suffix:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return whole(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)  # root may enter any folder
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.X_OK)
+    told = rf"^{tmp_path}/nominal: this folder cannot be read \(Permission denied\); change its"
+    with pytest.raises(InputError, match=told):
+        Files(unreadable=True).images(tmp_path / "nominal")
 
 
 def test_other_files_are_counted_and_told_once(tmp_path: Path) -> None:

@@ -263,10 +263,7 @@ def _entries(
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise InputError(
-            f"{folder}: this folder cannot be read ({error.strerror}); change its permissions, or "
-            "remove it"
-        ) from None
+        raise _closed(folder, error) from None
     for name in names:
         if name.startswith(".") or name.casefold() in JUNK:
             continue
@@ -274,12 +271,21 @@ def _entries(
         try:
             yield path, path.stat()
         except OSError as error:
+            if not os.access(folder, os.X_OK):  # it names its files, and opens none
+                raise _closed(folder, error) from None
             if unreadable and path.suffix.lower() in FORMATS:
                 yield path, None
                 continue
             if path.is_symlink():
                 raise broken_link(path, error.strerror) from None
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _closed(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{folder}: this folder cannot be read ({error.strerror}); change its permissions, or "
+        "remove it"
+    )
 
 
 def _identity(path: Path, status: os.stat_result) -> Identity:
