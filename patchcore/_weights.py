@@ -163,6 +163,11 @@ def load_file(network: nn.Module, path: Path, modules: Collection[str] = ()) -> 
                 "before the deepest of layers.names?"
             )
         loaded = state[key]
+        if odd := _without_values(loaded):
+            raise InputError(
+                f"backbone.weights: {path} holds {key!r} as {odd}, and the network needs plain "
+                "values: save the state_dict of the loaded network"
+            )
         if loaded.shape != value.shape:
             raise InputError(
                 f"backbone.weights: {path} holds {key!r} as {tuple(loaded.shape)}, but the "
@@ -173,7 +178,13 @@ def load_file(network: nn.Module, path: Path, modules: Collection[str] = ()) -> 
                 f"backbone.weights: {path} holds {key!r} as {_dtype(loaded)}, but the network "
                 f"needs {_dtype(value)}: export its weights unquantised"
             )
-        value.copy_(loaded)
+        try:
+            value.copy_(loaded)
+        except (NotImplementedError, RuntimeError):  # of a dtype that PyTorch cannot convert
+            raise InputError(
+                f"backbone.weights: {path} holds {key!r} as {_dtype(loaded)}, which cannot be "
+                f"converted to {_dtype(value)}: export its weights unquantised"
+            ) from None
         if not bool(value.isfinite().all()):
             raise InputError(
                 f"backbone.weights: {path} holds NaN or infinite values in {key!r}; train or "
@@ -247,11 +258,7 @@ def _state(loaded: Any, path: Path) -> dict[str, Tensor]:
             "network.state_dict()"
         )
     state = {str(key).removeprefix("module."): value for key, value in loaded.items()}
-    tensors = {
-        key: value
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.layout is torch.strided
-    }
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         names = f"only {', '.join(list(state)[:3])}" if state else "nothing"
         raise InputError(
@@ -261,8 +268,19 @@ def _state(loaded: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _without_values(x: Tensor) -> str:
+    """Kind of a tensor that does not hold a value for each place; empty for a plain tensor."""
+    if x.is_meta:
+        return "a tensor without values (of the device meta)"
+    if x.is_nested:
+        return "a nested tensor"
+    return "" if x.layout is torch.strided else f"a tensor of the layout {x.layout}"
+
+
 def _kind(x: Any) -> str:
     if isinstance(x, Tensor):
+        if odd := _without_values(x):
+            return odd
         return f"a tensor {tuple(x.shape)}"
     return f"an object of type {type(x).__name__}"
 

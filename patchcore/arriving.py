@@ -13,16 +13,17 @@ from patchcore.data.named import KEY, STDIN, named_images, paths_of_lines
 from patchcore.errors import InputError
 
 
-def arriving_images(arguments: Sequence[str]) -> Iterator[Path | Pause]:
+def arriving_images(arguments: Sequence[str], files: Files | None = None) -> Iterator[Path | Pause]:
     """Yield the images of `named_images`, and a `Pause` wherever stdin has no further path yet.
 
     Args:
         arguments: As for `named_images`.
+        files: As for `named_images`.
 
     Raises:
         InputError: As in `named_images`.
     """
-    files = Files(unreadable=True)
+    files = files or Files(unreadable=True)
     for argument in arguments:
         if argument == STDIN:
             yield from _piped()

@@ -5,8 +5,10 @@ creates Lightning's objects by Hydra's rules.
 """
 
 import json
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -224,10 +226,10 @@ def _run_in(
     (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
     (place.new / FINGERPRINT_FILE).write_text(f"{name}\n")
     if source is None:
-        if not (folder / METRICS).exists():  # else the file must stay that of the old results
-            replace_with(folder / FINGERPRINT_FILE, f"{name}\n".encode())
-        finished.started(name, folder)
-        done = train(config, split, settings, provenance, folder, place.new, make, keeper, group)
+        with _marked(folder, name):
+            finished.started(name, folder)
+            new = place.new
+            done = train(config, split, settings, provenance, folder, new, make, keeper, group)
         what = "figures and tables" if config.figures else "tables"
         text = "\n".join([done.summary(), *done.notes, "", f"{what}: {folder}"])
     else:
@@ -251,6 +253,21 @@ def _of_another_point(folder: Path, provenance: Mapping[str, Any]) -> bool:
         return False
     settings = json.loads(json.dumps(provenance["settings"], default=str))
     return bool(read_provenance(folder)["settings"] != settings)
+
+
+@contextmanager
+def _marked(folder: Path, name: str) -> Iterator[None]:
+    """Write the fingerprint of a run that begins; a refused run takes back what was not there."""
+    mark = folder / FINGERPRINT_FILE
+    new = not os.path.lexists(mark)
+    if not (folder / METRICS).exists():  # else the file must stay that of the old results
+        replace_with(mark, f"{name}\n".encode())
+    try:
+        yield
+    except InputError:
+        if new:
+            mark.unlink(missing_ok=True)
+        raise
 
 
 def train(

@@ -1,6 +1,7 @@
 import os
 import pickle
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -8,7 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from patchcore import PatchCore
 from patchcore._layers import axes
@@ -528,6 +529,40 @@ def test_a_text_in_place_of_weights_is_no_file_of_tensors(tmp_path: Path) -> Non
     (tmp_path / "it.pth").write_text("hello\n")
     with pytest.raises(InputError, match=r"it\.pth cannot be read: it is not a plain file of ten"):
         load_file(nn.Linear(2, 2), tmp_path / "it.pth")
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's, of tensors of rare kinds
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: x.to("meta"), "'weight' as a tensor without values"),
+        (lambda x: torch.nested.nested_tensor([*x]), "'weight' as a nested tensor"),
+        (lambda x: x.to_sparse(), "'weight' as a tensor of the layout torch.sparse_coo"),
+        (lambda x: x.to_sparse_csr(), "'weight' as a tensor of the layout torch.sparse_csr"),
+        (
+            lambda x: x.to(torch.uint8).view(torch.float4_e2m1fn_x2),
+            "'weight' as float4_e2m1fn_x2, which cannot be converted to float32: export",
+        ),
+        (
+            lambda x: torch.quantize_per_tensor(x, 1.0, 0, torch.qint8),
+            "'weight' as qint8, but the network needs float32: export",
+        ),
+    ],
+)
+def test_tensors_without_plain_values_are_refused(
+    tmp_path: Path, make: Callable[[Tensor], Tensor], message: str
+) -> None:
+    path = tmp_path / "odd.pth"
+    torch.save({"weight": make(torch.ones(2, 2)), "bias": torch.ones(2)}, path)
+    with pytest.raises(InputError, match=f"^backbone.weights: {path} holds {message}"):
+        load_file(nn.Linear(2, 2), path)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
+def test_an_odd_tensor_in_place_of_a_state_dict_is_told(tmp_path: Path) -> None:
+    torch.save(torch.nested.nested_tensor([torch.ones(2)]), tmp_path / "one.pth")
+    with pytest.raises(InputError, match="holds a nested tensor, not a state dict"):
+        load_file(nn.Linear(2, 2), tmp_path / "one.pth")
 
 
 def test_weights_that_are_all_the_same_are_told(tmp_path: Path) -> None:

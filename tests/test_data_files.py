@@ -1,6 +1,8 @@
 """Listing of files: links, formats, junk, names, and what cannot be read."""
 
+import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,38 @@ def test_junk_is_passed_over_without_a_word(tmp_path: Path, junk: str) -> None:
     touch(tmp_path / "own/deep" / junk)
     write_image(tmp_path / "own/deep/1.png")
     assert names(tmp_path / "own", recursive=True) == ["deep/1.png"]
+
+
+def test_paths_that_are_one_text_in_tables_are_told(tmp_path: Path) -> None:
+    names = ["a\nb.png", "a\\nb.png", "a\\d.png", "c.png", "\udce9.png"]
+    for name in names:
+        write_image(tmp_path / "nominal" / name)
+    config = FolderConfig(root=str(tmp_path), test_share=0.2)
+    told = re.escape(f"data: 1 path in tables will stand for several files (such as {tmp_path}/n")
+    with pytest.warns(
+        UserWarning, match=rf"^{told}ominal/a\\nb\.png\), .*; rename one of each; read:"
+    ):
+        config.read()
+    (tmp_path / "nominal" / names[0]).unlink()
+    config.read()  # a backslash alone is told apart
+
+
+def test_a_folder_that_may_not_be_entered_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_image(tmp_path / "nominal/1.png")
+    whole = Path.stat
+
+    def stat(path: Path, **more: Any) -> os.stat_result:
+        if path.suffix:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return whole(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stat)  # root may enter any folder
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.X_OK)
+    told = rf"^{tmp_path}/nominal: this folder cannot be read \(Permission denied\); change its"
+    with pytest.raises(InputError, match=told):
+        Files(unreadable=True).images(tmp_path / "nominal")
 
 
 def test_other_files_are_counted_and_told_once(tmp_path: Path) -> None:

@@ -468,8 +468,10 @@ def test_the_command_tells_of_images_in_a_folder_whose_name_is_not_utf_8(
     leave_unchecked(monkeypatch)
     images = tmp_path / "caf\udce9"
     write_data(images)
+    (images / "1.heic").touch()
     out = ["--format", "torch", "--output", str(tmp_path / "out"), "--images", str(images)]
-    done = patchcore("export", str(kept / "model"), *out)
+    with pytest.warns(UserWarning, match=r"^data: 1 file passed over: 1 \.heic \(such as"):
+        done = patchcore("export", str(kept / "model"), *out)
     assert done.code == 0, done.err
     assert f"compared with the model on images in {tmp_path}/caf\\xe9, through" in done.out
 

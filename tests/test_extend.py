@@ -521,6 +521,26 @@ def test_the_command_extends_and_removes(
         assert message in done.err
 
 
+@pytest.mark.parametrize("mask", ["5_mask.png", "masks/5.png", "ground_truth/crack/9.png"])
+def test_masks_are_not_learned(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path, mask: str
+) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    shutil.copy(files[5], more / "5.png")
+    (more / mask).parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", (24, 24)).save(more / mask)
+    for given in ([more], sorted(more.glob("*.png"))):
+        if given == [more / "5.png"]:
+            continue
+        done = patchcore(
+            *("extend", str(kept("patchcore")), *map(str, given), "--output", str(tmp_path / "new"))
+        )
+        assert done.code == 1 and done.err.startswith(f"error: {more / mask}: ")
+        assert "mask" in done.err and done.err.endswith("move the masks to another folder\n")
+        assert not (tmp_path / "new").exists()
+
+
 def test_copies_among_new_images_are_told_as_in_training(
     kept: Callable[[str], Path], files: list[Path], tmp_path: Path
 ) -> None:

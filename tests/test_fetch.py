@@ -17,8 +17,10 @@ from typing import NamedTuple
 import pytest
 
 from patchcore.data import fetch as module
+from patchcore.data.addresses import without_secrets
 from patchcore.data.fetch import SOURCES, download, fetch, unpack
 from patchcore.errors import InputError
+from tests.corpus.lists import locked, methodical
 from tests.runs import patchcore
 
 KSDD2 = {"train/10301.png": b"image" * 999, "train/10301_GT.png": b"mask", "test/1.png": b"t" * 70}
@@ -231,6 +233,8 @@ def test_addresses_that_lead_nowhere(site: Site, tmp_path: Path) -> None:
         "example.org/x",
         "http://",
         "http://[::1/x",
+        "http://example.org:port/x",
+        "http://example.org:0/x",
     ):
         with pytest.raises(InputError, match=r"^--url: .* should begin with http"):
             download(url, tmp_path / "file")
@@ -240,6 +244,49 @@ def test_addresses_that_lead_nowhere(site: Site, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be reached .*; the same command tries again"):
         download("http://127.0.0.1:9/x", tmp_path / "file")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("end", ["file?key=s3cr3t", "file#s3cr3t", "file?a=b&key=s3cr3t#x@y"])
+def test_no_message_and_no_note_holds_the_query(site: Site, tmp_path: Path, end: str) -> None:
+    url, path = site.url.replace("file", end), tmp_path / "x.archive"
+    told = []
+    site.content, site.stop_after = b"abcdefgh" * 100, 400
+    for _ in range(2):  # it stops; then the server fails, and the part lies there with its notes
+        with pytest.raises(InputError) as error:
+            download(url, path)
+        told.append(str(error.value))
+        assert "s3cr3t" not in (tmp_path / "x.archive.part.json").read_text()
+        site.status = 403
+    site.status = site.stop_after = None
+    with pytest.raises(InputError) as error:
+        download(url, path, "0" * 64)
+    assert "Range" in site.asked[-1]  # the notes tell the same address nevertheless
+    for text in (*told, str(error.value)):
+        assert text.startswith(f"{site.url}?…: ") and "s3cr3t" not in text
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://ann:s3cr3t@127.0.0.1:9/x?k=s3cr3t", "--url: http://…@127.0.0.1:9/x?…: a user or"),
+        ("https://s3cr3t@127.0.0.1/x", "--url: https://…@127.0.0.1/x: a user or password"),
+        ("ftp://ann:s3cr3t@127.0.0.1/x", "--url: ftp://…@127.0.0.1/x should begin"),
+        ("ann:s3cr3t@127.0.0.1/x?s3cr3t", "--url: …@127.0.0.1/x?… should begin"),
+        ("http://ann:p?s3cr3t@127.0.0.1/x", "--url: the address should begin"),
+        ("http://127.0.0.1:9/x?k=s3cr3t y", "--url: http://127.0.0.1:9/x?… holds a character that"),
+        ("http://127.0.0.1:9/\xe4", "--url: http://127.0.0.1:9/\xe4 holds a character that"),
+    ],
+)
+def test_addresses_that_are_refused_leave_nothing(tmp_path: Path, url: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        fetch("ksdd2", tmp_path / "data", url=url)
+    assert str(error.value).startswith(message) and "s3cr3t" not in str(error.value)
+    assert names(tmp_path) == []
+
+
+def test_a_servers_text_is_told_without_secrets() -> None:
+    text = "Found - Redirection to url 'ftp://ann:pw@x/y?key=1' is not allowed"
+    assert without_secrets(text) == "Found - Redirection to url 'ftp://…@x/y?… is not allowed"
 
 
 class Usage(NamedTuple):
@@ -348,6 +395,13 @@ def test_archives_that_are_damaged_or_something_else(tmp_path: Path) -> None:
     refused(tmp_path, content.replace(noise[:50], bytes(50)), "cannot be unpacked .*CRC")
 
 
+def test_what_another_download_would_not_mend_is_told_with_what_would(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    message = "x.archive: is encrypted, .* was removed; give --url of a copy without a password"
+    refused(tmp_path, locked(), message)
+    refused(tmp_path, methodical(77), "was removed; give --url of a copy that is packed in another")
+
+
 def test_no_room_to_unpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = put(tarred(KSDD2), tmp_path)
     size = sum(map(len, KSDD2.values()))
@@ -391,6 +445,27 @@ def test_fetch_one_category_after_the_other(site: Site, tmp_path: Path) -> None:
         InputError, match=r"^--category: visa has no archive of .* comes as a whole"
     ):
         fetch("visa", tmp_path, "candle")
+
+
+PARTS = ("train", "test", "ground_truth")
+
+
+def test_an_archive_of_another_category_is_refused(site: Site, tmp_path: Path) -> None:
+    site.content = tarred({f"cable/{part}/good/1.png": b"1" for part in PARTS})
+    with pytest.raises(InputError, match="holds cable in place of bottle, and was removed; give"):
+        fetch("mvtec", tmp_path, "bottle", site.url)
+    assert names(tmp_path) == []
+    assert fetch("mvtec", tmp_path, "cable", site.url).folder == tmp_path / "mvtec/cable"
+
+
+@pytest.mark.parametrize("category", ["bottle", "cable"])
+def test_of_several_categories_the_one_asked_for_is_taken(
+    site: Site, tmp_path: Path, category: str
+) -> None:
+    files = [f"{name}/{part}/1.png" for name in ("bottle", "cable") for part in PARTS]
+    site.content = tarred({name: name.encode() for name in files})
+    fetched = fetch("mvtec", tmp_path, category, site.url)
+    assert (fetched.folder / "train/1.png").read_text() == f"{category}/train/1.png"
 
 
 def test_a_copy_has_the_checksum_of_the_original(site: Site, tmp_path: Path) -> None:

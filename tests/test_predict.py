@@ -7,6 +7,8 @@ import io
 import json
 import os
 import pickle
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -685,6 +687,52 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 
 # --- the command ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("piped", ["", "-"])
+def test_files_that_are_passed_over_are_counted(
+    artifact: Path,
+    parts: Path,
+    thresholds: Thresholds,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    piped: str,
+) -> None:
+    for name in ("1.png", "2.HEIC", "3", "4.heic", "Thumbs.db"):
+        shutil.copy(parts / "0.png", tmp_path / name)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
+    told = re.escape(
+        "data: 3 files passed over: 2 .heic, 1 without extension (such as "
+        f"{tmp_path / '2.HEIC'}); read: 1 images{'' if piped else ' to inspect'}"
+    )
+    with pytest.warns(UserWarning, match=f"^{told}$"):
+        done = patchcore("predict", str(artifact), str(tmp_path), *piped, *flags(thresholds))
+    assert done.code == 0 and done.err == "1 inspected, 0 anomalous\n"
+
+
+def test_rows_that_would_be_equal_are_told(
+    artifact: Path, parts: Path, thresholds: Thresholds, tmp_path: Path
+) -> None:
+    for name in ("a\nb.png", "a\\nb.png"):
+        shutil.copy(parts / "0.png", tmp_path / name)
+    with pytest.warns(UserWarning, match=r"1 path in tables will stand for several files"):
+        patchcore("predict", str(artifact), str(tmp_path), *flags(thresholds))
+
+
+@pytest.mark.parametrize("name", ["1_mask.png", "ground_truth/1.png", "GT/x/9.png"])
+def test_masks_among_images_are_told(
+    artifact: Path, parts: Path, thresholds: Thresholds, tmp_path: Path, name: str
+) -> None:
+    for each in ("1.png", name):
+        (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(parts / "0.png", tmp_path / each)
+    told = f"data: 1 named like masks are inspected as images (such as {tmp_path / name}); read: 2"
+    with pytest.warns(UserWarning, match=f"^{re.escape(told)} images to inspect$"):
+        done = patchcore("predict", str(artifact), str(tmp_path), *flags(thresholds))
+    assert done.code == 0 and done.err == "2 inspected, 0 anomalous\n"
+    alone = str(tmp_path / name)  # nothing else is asked for
+    done = patchcore("predict", str(artifact), alone, *flags(thresholds))
+    assert done.code == 0 and done.err == "1 inspected, 0 anomalous\n"
 
 
 def test_csv_of_a_folder(artifact: Path, parts: Path, thresholds: Thresholds) -> None:

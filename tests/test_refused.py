@@ -3,6 +3,9 @@
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 from patchcore.commands import refused
 from tests.images import write_mvtec
@@ -19,6 +22,34 @@ def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
     run(tmp_path / "a/b/c")
     run(tmp_path / "a", "logger=none", "data=mvtec", f"data.root={tmp_path}/none")  # when locked
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("weights", ["missing", "of another", "nan", "cut", "text"])
+def test_a_run_whose_weights_are_refused_leaves_no_folder(tmp_path: Path, weights: str) -> None:
+    state = timm.create_model("test_resnet").state_dict()
+    file = tmp_path / "some.safetensors"
+    if weights == "nan":
+        state["conv1.0.weight"][0] = float("nan")
+    if weights == "of another":
+        state = {"weight": torch.ones(2)}
+    if weights == "text":
+        file.write_text("no weights")
+    elif weights != "missing":
+        save_file(state, file)
+    if weights == "cut":
+        file.write_bytes(file.read_bytes()[:-99])
+    write_mvtec(tmp_path / "mvtec", (40, 36))
+    before = {*tmp_path.iterdir()}
+    given = ["data=mvtec", f"data.root={tmp_path}/mvtec", "data.category=nut", "logger=csv"]
+    given += [*TINY, f"cache.root={tmp_path}/cache", "backbone.name=test_resnet"]
+    run(tmp_path / "new/run", *given, f"backbone.weights={file}")
+    assert {*tmp_path.iterdir()} - {tmp_path / "cache"} == before
+
+
+def test_a_run_without_images_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    run(tmp_path / "new", "data=folder", f"data.nominal={tmp_path}/good", "logger=csv")
+    assert [*tmp_path.iterdir()] == [tmp_path / "good"]
 
 
 def test_folders_above_stay_if_they_were_there_or_hold_more(tmp_path: Path) -> None:

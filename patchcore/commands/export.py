@@ -63,10 +63,13 @@ def main() -> None:
     if earlier:
         _check_earlier(folder, inspector.details)
     if options.images is not None:
-        images = Files().images(find_folder(options.images, "--images"), recursive=True)
+        files = Files()
+        images = files.images(find_folder(options.images, "--images"), recursive=True)
         source = f"images in {printable(options.images)}"
         if not images:
-            raise InputError(f"--images: there are no images in {options.images}")
+            others = f"; {passed}" if (passed := files.passed_over()) else ""
+            raise InputError(f"--images: there are no images in {options.images}{others}")
+        files.tell(f"{len(images)} images to compare on")
     else:
         images = training_images(inspector.details)
         source = "training images" if images else "generated textures: no training image was found"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from patchcore.commands.options import Parser, place
 from patchcore.data.files import Files, expanded
+from patchcore.data.layout import reject_masks
 from patchcore.errors import InputError, missing, printable
 from patchcore.extend import change_artifact
 
@@ -75,9 +76,10 @@ def image_files(names: list[str]) -> list[Path]:
     """Return the image files that `names` stand for: files, and folders with all subfolders.
 
     Raises:
-        InputError: A name does not exist, or a folder holds no images.
+        InputError: A name does not exist, a folder holds no images, or masks lie among the images.
     """
     files, found = Files(), []
+    together: dict[Path, list[Path]] = {}  # images by the folder that was named, or is theirs
     for name in names:
         if not name:
             raise InputError("IMAGES is empty: name an image or a folder (. is the current one)")
@@ -87,7 +89,10 @@ def image_files(names: list[str]) -> list[Path]:
         images = files.images(path, recursive=True, once=True) if path.is_dir() else [path]
         if not images:
             raise InputError(f"{printable(name)}: holds no images")
+        together.setdefault(path if path.is_dir() else path.parent, []).extend(images)
         found += images
+    for folder, images in together.items():
+        reject_masks(images, folder, "name images alone, or move the masks to another folder")
     if names:
         files.tell(f"{len(found)} images to add")
     return found

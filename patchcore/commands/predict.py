@@ -23,7 +23,9 @@ from patchcore.commands.options import (
     place,
     warn_of_no_verdicts,
 )
+from patchcore.data.files import Files
 from patchcore.data.formats import FORMATS
+from patchcore.data.layout import masks_by_name
 from patchcore.data.named import endless, named_images
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
@@ -41,7 +43,9 @@ DESCRIPTION = """Inspect images with a fitted model.
 IMAGES are files, folders (with all subfolders), globs, @FILE for a list of paths, one per line,
 or - for such a list on stdin. Each image gives one row, in the order of the images:
 
-  path      path of the image, as it was found
+  path      path of the image, as it was found; in CSV, line breaks, other control characters and
+            bytes that are not UTF-8 are written as in \\n, \\x1b and \\xe9, and what a spreadsheet
+            would take for a formula begins with an apostrophe. JSON lines have the exact path
   score     raw anomaly score; higher is more anomalous
   p_value   share of nominal images that score at least as high, from the model's decision
   verdict   anomalous (at or above the threshold) or nominal
@@ -49,6 +53,7 @@ or - for such a list on stdin. Each image gives one row, in the order of the ima
             top, right, bottom), area and at (x, y of the peak) in px of the image, and peak
 
 Unknown values are empty (null in JSON lines): a model without a decision gives no verdict.
+A warning counts files in folders that have no ending of an image, and images named like masks.
 Images that cannot be inspected are named on stderr and have no row. But a file or folder in IMAGES
 that does not exist ends the command before any work: only lists may name images that are gone."""
 EPILOG = """exit codes:
@@ -69,11 +74,10 @@ def main(arguments: list[str] | None = None) -> None:
     _check_output(options.output, options.model, images)
     inspector = load_model(options.model, device=options.device)
     thresholds = asked_thresholds(options)
-    paths: Iterable[Path | Pause] = arriving_images(images)
+    files = Files(unreadable=True)
+    paths: Iterable[Path | Pause] = arriving_images(images, files)
     if not endless(images):
-        paths = list(named_images(images))  # a mistake in any argument is reported before any work
-        if not paths:
-            raise InputError(f"IMAGES: there are none in {printable(' or '.join(images))}")
+        paths = _all_named(images, files)  # a mistake in any argument is told before any work
     if options.explain and thresholds.over(Thresholds.of(inspector.decision)).pixel is None:
         raise InputError("--explain: the model holds no pixel threshold: add --pixel-threshold")
     warn_of_no_verdicts(inspector, thresholds)
@@ -102,8 +106,26 @@ def main(arguments: list[str] | None = None) -> None:
             discard_stdout()
         other = f"{error.filename}: cannot be written ({error.strerror}): choose another path"
         raise InputError(explain(error) or other) from error
+    if endless(images):  # only now are all folders searched
+        files.tell(f"{counts.inspected + counts.broken:,} images")
     print(counts.sentence(), file=sys.stderr)
     sys.exit(counts.code())
+
+
+def _all_named(images: Sequence[str], files: Files) -> list[Path]:
+    """Return all images that the arguments name; what is left out or odd is told in a warning.
+
+    Raises:
+        InputError: There are none, or as in `named_images`.
+    """
+    paths = list(named_images(images, files))
+    if not paths:
+        raise InputError(f"IMAGES: there are none in {printable(' or '.join(images))}")
+    if masks := masks_by_name(paths):
+        files.note(f"{len(masks):,} named like masks are inspected as images (such as {masks[0]})")
+    files.note_alike(paths)
+    files.tell(f"{len(paths):,} images to inspect")
+    return paths
 
 
 def _form(asked: str | None, output: Path | None) -> str:

@@ -17,18 +17,18 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from gzip import BadGzipFile
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeVar, cast
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from patchcore.data.addresses import check_address, digest, shown, without_secrets
 from patchcore.data.sets import DATA_SETS
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError, unreadable
@@ -106,9 +106,9 @@ def fetch(
     expected = sha256 or archive.sha256
     path = root / f"{name}-{category}.archive" if category else root / f"{name}.archive"
     try:
-        root.mkdir(parents=True, exist_ok=True)
         found = download(url, path, expected)
-        unpack(path, folder, archive.holds, root)
+        others = source.categories.keys() - {category} if category else ()
+        unpack(path, folder, archive.holds, root, others)
         path.unlink()
     except OSError as error:
         raise InputError(f"--root: cannot write to {root} ({error}); give another") from error
@@ -133,6 +133,8 @@ def _find_archive(name: str, source: Source, category: str | None) -> Archive:
 def download(url: str, path: Path, sha256: str | None = None) -> str:
     """Download a file to `path`, unless that exists, and compare its checksum.
 
+    Messages and notes name the address without what may be secret: see `patchcore.data.addresses`.
+
     An incomplete file has the suffix `.part`. The next call continues it if the server confirms
     that its file is unchanged, or if `sha256` is given, which detects a change.
 
@@ -145,14 +147,16 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
         SHA-256 of the file, 64 hexadecimal digits.
 
     Raises:
-        InputError: the address or `sha256` is malformed, the server cannot be reached or stops,
-            there is too little room, or the checksum differs, in which case the file is removed
-            unless it is a Git LFS pointer.
+        InputError: the address or `sha256` is malformed or holds a password, the server cannot be
+            reached or stops, there is too little room, or the checksum differs, in which case the
+            file is removed unless it is a Git LFS pointer.
     """
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise InputError(f"--sha256: {sha256} should be 64 hexadecimal digits")
     part = path.with_name(f"{path.name}.part")
     if not path.exists():
+        check_address(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _receive(url, part, verifiable=sha256 is not None)
         part.rename(path)
         _notes(part).unlink(missing_ok=True)
@@ -164,8 +168,9 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
             raise told
         path.unlink()
         raise InputError(
-            f"{url}: the SHA-256 of this file is {found}, and should be {sha256.lower()}; the file "
-            "was removed. It is damaged or another one: try again, or give --sha256 if you trust it"
+            f"{shown(url)}: the SHA-256 of this file is {found}, and should be "
+            f"{sha256.lower()}; the file was removed. It is damaged or another one: try again, or "
+            "give --sha256 if you trust it"
         )
     return found
 
@@ -186,14 +191,15 @@ def _receive(url: str, part: Path, verifiable: bool) -> None:
             return  # it was complete
         if response.status == 416 or (response.status == 206 and start != offset):
             if not offset:
-                raise InputError(f"{url}: the server sends a part that was not asked for")
+                told = f"{shown(url)}: the server sends a part that was not asked for"
+                raise InputError(told)
             part.unlink()  # its bytes are not the beginning of the server's file
             return _receive(url, part, verifiable)
         if total is not None:
             _check_room(part.parent, total - start, "the download")
         if start == 0:
             part.unlink(missing_ok=True)  # first: the notes must never describe another file
-            notes = {"url": url, "validator": _validator(response)}
+            notes = {"url_sha256": digest(url), "validator": _validator(response)}
             replace_with(_notes(part), json.dumps(notes).encode())
         with part.open("ab" if start else "wb") as file, _bar("downloading", total, start) as bar:
             for chunk in _chunks(url, response):
@@ -212,7 +218,7 @@ def _resumable(url: str, part: Path, verifiable: bool) -> tuple[int, str | None]
     except (OSError, ValueError):
         return 0, None
     validator = notes.get("validator")
-    if notes.get("url") != url or not (validator or verifiable):
+    if notes.get("url_sha256") != digest(url) or not (validator or verifiable):
         return 0, None
     return size, validator
 
@@ -223,20 +229,16 @@ def _notes(part: Path) -> Path:
 
 def _open(url: str, headers: dict[str, str]) -> HTTPResponse:
     try:
-        scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
-    except ValueError:  # an open bracket
-        scheme, host = "", None
-    if scheme not in ("http", "https") or not host:
-        raise InputError(f"--url: {url} should begin with http:// or https:// and a host")
-    try:
         return urlopen(Request(url, headers=headers), timeout=TIMEOUT)
     except HTTPError as error:
         if error.code == 416:
             return error  # type: ignore[return-value]
         error.close()
-        raise InputError(f"{url}: the server answers {error.code} {error.reason}") from None
+        answer = f"{error.code} {without_secrets(str(error.reason))}"
+        raise InputError(f"{shown(url)}: the server answers {answer}") from None
     except (OSError, HTTPException) as error:
-        raise _stopped(url, f"cannot be reached ({getattr(error, 'reason', error)})") from error
+        reason = without_secrets(str(getattr(error, "reason", error)))
+        raise _stopped(url, f"cannot be reached ({reason})") from error
 
 
 def _chunks(url: str, response: HTTPResponse) -> Iterator[bytes]:
@@ -248,7 +250,9 @@ def _chunks(url: str, response: HTTPResponse) -> Iterator[bytes]:
 
 
 def _stopped(url: str, what: str) -> InputError:
-    return InputError(f"{url}: {what}; the same command tries again and continues from there")
+    return InputError(
+        f"{shown(url)}: {what}; the same command tries again and continues from there"
+    )
 
 
 def _validator(response: HTTPResponse) -> str | None:
@@ -276,10 +280,17 @@ class _ArchiveError(InputError):
     """Error: the archive is not the expected one, and was removed."""
 
 
-def unpack(archive: Path, folder: Path, holds: tuple[str, ...], root: Path) -> None:
+def unpack(
+    archive: Path,
+    folder: Path,
+    holds: tuple[str, ...],
+    root: Path,
+    others: Collection[str] = (),
+) -> None:
     """Unpack a zip or tar archive to `folder`, which appears only when it is complete.
 
-    If `holds` are in a folder at the archive's top, `folder` becomes that folder. Owners and
+    If `holds` are in a folder at the archive's top, `folder` becomes that folder; of several such
+    folders, the one with its name. Owners and
     special permissions of the archived files are not restored.
 
     Args:
@@ -287,18 +298,25 @@ def unpack(archive: Path, folder: Path, holds: tuple[str, ...], root: Path) -> N
         folder: Folder to create.
         holds: Names that must be there, all in one place.
         root: Folder on the same disk, for temporary files.
+        others: Names of other categories, whose folders are refused.
 
     Raises:
-        InputError: the file is no archive, is damaged, does not contain `holds`, or has a member
-            that is no plain file or folder or would be written outside; the archive is then
-            removed. Or there is too little room; the archive is then kept.
+        InputError: the file is no archive, is damaged, does not contain `holds` or holds another
+            category, or has a member that is encrypted, is no plain file or folder, or would be
+            written outside; the archive is then removed. Or there is too little room; the archive
+            is then kept.
         OSError: `root` cannot be written.
     """
     unfinished = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
     try:
         inside = unfinished / "all"
         _extract(archive, inside, root)
-        top = _find_top(archive, inside, holds)
+        top = _find_top(archive, inside, holds, folder.name)
+        if top.name in others:
+            raise _ArchiveError(
+                f"{archive.name}: holds {top.name} in place of {folder.name}, and was removed; "
+                f"give the address of {folder.name}, or --category {top.name}"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         top.rename(folder)
     except _ArchiveError:
@@ -323,6 +341,11 @@ def _extract(archive: Path, folder: Path, root: Path) -> None:
                 for entry in file.infolist():
                     kind = stat.S_IFMT(entry.external_attr >> 16)
                     _check_member(archive, entry.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                    if entry.flag_bits & 1:
+                        raise _ArchiveError(
+                            f"{archive.name}: is encrypted, which is not supported, and was "
+                            "removed; give --url of a copy without a password"
+                        )
                 _check_room(root, sum(entry.file_size for entry in file.infolist()), "unpacking")
                 file.extractall(folder, _told(file.infolist(), "unpacking"))
         elif str(told := unreadable(archive, "")):
@@ -334,7 +357,12 @@ def _extract(archive: Path, folder: Path, root: Path) -> None:
             )
     except InputError:
         raise
-    except (*_DAMAGED, *_UNREADABLE) as error:
+    except NotImplementedError as error:  # an unknown compression
+        raise _ArchiveError(
+            f"{archive.name}: cannot be unpacked ({error}) and was removed; give --url of a copy "
+            "that is packed in another way"
+        ) from error
+    except (*_DAMAGED, RuntimeError) as error:
         raise _not_unpacked(archive, str(error)) from error
     except OSError as error:
         if error.errno not in _NAMES:
@@ -352,7 +380,6 @@ _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, BadGzipFile, lzma.LZMAError, zlib.error, EOFError),
     *(ValueError, OverflowError, LookupError, struct.error),  # from bad numbers, names in headers
 )
-_UNREADABLE = (RuntimeError, NotImplementedError)  # encryption, or an unknown compression
 _NAMES = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
 """Errors from members whose names are impossible on this disk, or exclude each other."""
 
@@ -375,8 +402,10 @@ def _check_member(archive: Path, name: str, plain: bool) -> None:
     )
 
 
-def _find_top(archive: Path, folder: Path, holds: tuple[str, ...]) -> Path:
-    for top in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
+def _find_top(archive: Path, folder: Path, holds: tuple[str, ...], name: str) -> Path:
+    """Return the folder that holds the names, the one with the given name if there are several."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    for top in (folder, *sorted(inside, key=lambda path: path.name != name)):
         if all((top / part).exists() for part in holds):
             return top
     raise _ArchiveError(

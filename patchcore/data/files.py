@@ -10,7 +10,7 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from patchcore.data.formats import FORMATS
@@ -177,6 +177,23 @@ class Files:
         """Add a text to the warning of `tell`."""
         self._notes.append(text)
 
+    def note_alike(self, paths: Iterable[Path]) -> None:
+        """Note files whose paths are the same text in tables: see `printable`.
+
+        Args:
+            paths: Paths of all images that will be in one table.
+        """
+        names = set(map(str, paths))
+        if all(map(str.isprintable, names)):
+            return
+        rows = Counter(map(printable, names))
+        if alike := [name for name, count in rows.items() if count > 1]:
+            self.note(
+                f"{len(alike)} path{'s' if len(alike) > 1 else ''} in tables will stand for "
+                f"several files (such as {min(alike)}), because line breaks and the like are "
+                "written as \\n there; rename one of each"
+            )
+
     def passed_over(self) -> str:
         """Return a text with the numbers of files passed over, by extension; empty if none were."""
         kinds = Counter(self._passed_over.values())
@@ -246,10 +263,7 @@ def _entries(
     try:
         names = sorted(os.listdir(folder))
     except OSError as error:
-        raise InputError(
-            f"{folder}: this folder cannot be read ({error.strerror}); change its permissions, or "
-            "remove it"
-        ) from None
+        raise _closed(folder, error) from None
     for name in names:
         if name.startswith(".") or name.casefold() in JUNK:
             continue
@@ -257,12 +271,21 @@ def _entries(
         try:
             yield path, path.stat()
         except OSError as error:
+            if not os.access(folder, os.X_OK):  # it names its files, and opens none
+                raise _closed(folder, error) from None
             if unreadable and path.suffix.lower() in FORMATS:
                 yield path, None
                 continue
             if path.is_symlink():
                 raise broken_link(path, error.strerror) from None
             raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _closed(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{folder}: this folder cannot be read ({error.strerror}); change its permissions, or "
+        "remove it"
+    )
 
 
 def _identity(path: Path, status: os.stat_result) -> Identity:

@@ -45,6 +45,16 @@ def masks_beside(images: Iterable[Path]) -> dict[Path, list[Path]]:
     return found
 
 
+def masks_by_name(images: Sequence[Path]) -> list[Path]:
+    """Return the images that are masks of others by their names, sorted; no file is opened.
+
+    They lie beside their image, as in `masks_beside`, or in a folder such as `ground_truth`. Where
+    all images lie in such folders, these names say nothing.
+    """
+    inside = [path for path in images if not FOLDERS.isdisjoint(map(str.lower, path.parent.parts))]
+    return sorted({*masks_beside(images), *(inside if len(inside) < len(images) else ())})
+
+
 def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
     """Refuse masks among the images that were found in or below `folder`.
 

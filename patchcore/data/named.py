@@ -21,8 +21,8 @@ def named_images(arguments: Sequence[str], files: Files | None = None) -> Iterat
 
     An argument is a folder (with all its subfolders, sorted by path), a file of any extension, a
     glob (`**` for any depth), `@FILE` for the paths in a file, or `-` for the paths on stdin. Lists
-    have one path per line, relative to the current directory. Paths in lists are yielded even if
-    there is no such file: the error comes when they are opened.
+    have one path per line, relative to the current directory; `~` has no meaning there. Paths in
+    lists are yielded even if there is no such file: the error comes when they are opened.
 
     Args:
         arguments: Arguments of the command.

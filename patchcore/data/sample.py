@@ -241,6 +241,7 @@ class DataConfig(Settings):
         if self.regions is not None:
             split = with_regions(split, self.regions, files, told=self.shots is None)
         check_overlaps(split.train, split.test)
+        files.note_alike(sample.path for sample in split.train + split.test)
         files.tell(str(split))
         return split
 
