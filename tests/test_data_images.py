@@ -450,6 +450,18 @@ def test_the_header_tells_the_size_of_the_upright_image(tmp_path: Path, turn: in
     assert image_size(tmp_path / "a.jpg") == read_image(tmp_path / "a.jpg").shape[:2]
 
 
+@pytest.mark.parametrize("damage", ["cut", "bit"])
+def test_a_damaged_png_is_named_by_all_who_ask_for_its_size(tmp_path: Path, damage: str) -> None:
+    """Pillow reads past the pixels of a PNG file, where Exif data may be."""
+    path = write_image(tmp_path / "a.png", (64, 64))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data if damage == "bit" else data[: len(data) // 2])
+    for read in (read_image, read_mask, image_size):
+        with pytest.raises(InputError, match=r"a\.png: cannot be read as an image \(.*; replace"):
+            read(path)
+
+
 def test_size_has_a_limit_that_can_be_raised(tmp_path: Path) -> None:
     usual = Image.MAX_IMAGE_PIXELS
     large = save(Image.new("1", (14_000, 13_000), 1), tmp_path / "large.png")

@@ -5,7 +5,8 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -24,7 +25,7 @@ from patchcore.data.depths import (
     orientation,
 )
 from patchcore.data.formats import FORMATS
-from patchcore.data.marks import marked_pixels
+from patchcore.data.marks import marked_pixels, opaque_marks
 from patchcore.data.metadata import naming
 from patchcore.data.png import plain_png, scale_transparent_grey
 from patchcore.data.sample import Masks
@@ -147,13 +148,14 @@ def bits_in_use(path: Path, limit: float = LIMIT) -> int | None:
 
 @_named
 def image_size(path: Path, limit: float = LIMIT) -> tuple[int, int]:
-    """Return the height and width in pixels that `read_image` would give, from the header alone.
+    """Return the height and width in pixels that `read_image` would give, mostly from the header.
 
     Raises:
-        InputError: As `read_image` does, as far as the header tells.
+        InputError: As `read_image` does, as far as what was read tells.
     """
     with _open(path, limit) as file:
-        turned = orientation(file) >= 5  # rows become columns
+        with _decoding(path):  # Exif data of a PNG file may follow its pixels
+            turned = orientation(file) >= 5  # rows become columns
         return (file.width, file.height) if turned else (file.height, file.width)
 
 
@@ -181,7 +183,7 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
     if not deep:
         pixels = _mask_pixels(image)
     if pixels.ndim == 3 and pixels.shape[-1] == 4:
-        return _opaque_marks(pixels, path, lossy)
+        return opaque_marks(pixels, str(path), lossy)
     return marked_pixels(pixels, str(path), lossy)
 
 
@@ -273,24 +275,6 @@ def _deep_greys(image: Image.Image) -> NDArray[Any]:
     return values
 
 
-def _opaque_marks(pixels: NDArray[Any], path: Path, lossy: bool) -> NDArray[np.bool_]:
-    """Return the pixels that a mask with alpha marks; `pixels` are (H, W, 4), of any depth."""
-    hidden, alpha = pixels[..., :3], pixels[..., 3]
-    if not alpha.any() and np.ptp(hidden, axis=(0, 1)).any():
-        raise InputError(f"{path}: every pixel of this mask is transparent; save it without alpha")
-    full = np.iinfo(pixels.dtype).max
-    products = hidden.astype(np.uint32) * alpha[..., None]  # of 16 bits at most
-    colours = ((products + full // 2) // full).astype(pixels.dtype)  # over black
-    if not colours.any() and alpha.min() < alpha.max():
-        return marked_pixels(alpha, str(path))
-    if not alpha.all() and ((alpha == full) & ~colours.any(axis=-1)).any():
-        raise InputError(
-            f"{path}: black pixels of this mask are opaque, others transparent, so it is not clear "
-            "which are the background; save it without alpha"
-        )
-    return marked_pixels(colours, str(path), lossy)
-
-
 @naming
 def _read_region(path: Path, mask: Masks, limit: float) -> NDArray[np.bool_]:
     if mask.frame is not None:
@@ -372,19 +356,26 @@ def _frames(image: Image.Image, path: Path) -> int:
     return whole
 
 
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Refuse a file that Pillow fails to decode, with errors of any kind."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
 def _upright(file: ImageFile.ImageFile, path: Path) -> Image.Image:
     """Decode the pixels, apply the Exif orientation, and let 0 be black."""
-    try:
+    with _decoding(path):
         if (plain := plain_png(file, path)) is None:
             file.load()
             check_complete(file, path)
         upright = image = plain or file
         if orientation(image) != 1:  # or exif_transpose would copy it
             upright = ImageOps.exif_transpose(image)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
     if not _is_white_zero(image):
         return upright
     if image.mode == "F":
