@@ -87,8 +87,11 @@ def test_a_grey_of_few_bits_that_a_png_declares_transparent_is_black(
     path = write_png(tmp_path / "image.png", pixels, (hidden,), bits)
     shown = np.where(pixels == hidden, 0, pixels * (255 // white))
     np.testing.assert_array_equal(read_image(path)[..., 0], shown)
-    path = write_png(tmp_path / "mask.png", pixels[:6], (white,), bits)  # opaque black is marked
-    np.testing.assert_array_equal(read_mask(path), pixels[:6] == 0)
+    path = write_png(tmp_path / "mask.png", pixels[:6], (0,), bits)
+    np.testing.assert_array_equal(read_mask(path), pixels[:6] == white)
+    path = write_png(tmp_path / "mask.png", pixels[:6], (white,), bits)
+    with pytest.raises(InputError, match="black pixels of this mask are opaque"):
+        read_mask(path)
 
 
 def test_alpha_is_scaled_by_its_own_range(tmp_path: Path) -> None:

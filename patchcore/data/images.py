@@ -163,8 +163,7 @@ def image_size(path: Path, limit: float = LIMIT) -> tuple[int, int]:
 def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
     """Read a ground-truth mask, (H, W) bool, by the rule of `marked_pixels`.
 
-    Transparent pixels are background. If all other pixels are black, the opaque ones are marked. An
-    Exif orientation is applied.
+    Transparent pixels are background; see `opaque_marks`. An Exif orientation is applied.
 
     Raises:
         InputError: the file is unreadable, larger than `limit` megapixels, holds several frames,

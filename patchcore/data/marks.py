@@ -75,19 +75,23 @@ def marked_pixels(values: NDArray[Any], name: str, lossy: bool = False) -> NDArr
 
 
 def opaque_marks(pixels: NDArray[Any], name: str, lossy: bool = False) -> NDArray[np.bool_]:
-    """Return the pixels that a mask with alpha marks; `pixels` are (H, W, 4), of any depth."""
+    """Return the pixels that a mask with alpha marks; `pixels` are (H, W, 4), of any depth.
+
+    Transparent pixels are background. Black beside transparent pixels is refused: it may be drawn
+    on a transparent layer, or be a background with transparent corners.
+    """
     hidden, alpha = pixels[..., :3], pixels[..., 3]
     if not alpha.any() and np.ptp(hidden, axis=(0, 1)).any():
         raise InputError(f"{name}: every pixel of this mask is transparent; save it without alpha")
     full = np.iinfo(pixels.dtype).max
     products = hidden.astype(np.uint32) * alpha[..., None]  # of 16 bits at most
     colours = ((products + full // 2) // full).astype(pixels.dtype)  # over black
-    if not colours.any() and alpha.min() < alpha.max():
-        return marked_pixels(alpha, name)
-    if not alpha.all() and ((alpha == full) & ~colours.any(axis=-1)).any():
+    black = ~colours.any(axis=-1)  # (H, W)
+    faint = black.all() and alpha.min() < alpha.max()
+    if faint or (not alpha.all() and (black & (alpha == full)).any()):
         raise InputError(
             f"{name}: black pixels of this mask are opaque, others transparent, so it is not clear "
-            "which are the background; save it without alpha"
+            "which are the background; save it without transparency, white on black"
         )
     return marked_pixels(colours, name, lossy)
 
