@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -155,6 +156,64 @@ def test_jpeg_files_that_end_early_are_refused(
         with pytest.raises(
             InputError, match=r"image\.jpg: cannot be read as an image \(it is truncated: its data"
         ):
+            read_image(path)
+
+
+def jpeg(mode: str = "RGB", **how: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 93, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, how.pop("format", "JPEG"), **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("tail", [b"", bytes(99), jpeg()], ids=["", "zeros", "thumbnail"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_files_of_every_encoding_are_sound(mode: str, tail: bytes, tmp_path: Path) -> None:
+    files = [
+        jpeg(mode, subsampling=factors, progressive=progressive, optimize=True, **restart)
+        for factors in (0, 1, 2)
+        for progressive in (False, True)
+        for restart in ({}, {"restart_marker_blocks": 1}, {"restart_marker_rows": 2})
+    ]
+    files.append(jpeg(mode, icc_profile=b"\xff\xd9\xff\xd0" * 30_000, comment=b"\xff\xda"))
+    if mode == "RGB":
+        files.append(jpeg(format="MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))]))
+    one_more = jpeg(mode, restart_marker_rows=3, subsampling=0)  # as some cameras write
+    files.append(one_more[:-2] + b"\xff\xd2\xff\xff" + one_more[-2:])
+    for data in files:
+        path = tmp_path / "image.jpg"
+        path.write_bytes(data + tail)
+        assert read_image(path).shape == (70, 93, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_jpeg_files_with_markers_in_wrong_places_are_refused(
+    kind: str, mode: str, tmp_path: Path
+) -> None:
+    more = {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]} if kind == "MPO" else {}
+    plain = jpeg(mode, format=kind, **more)
+    parted = jpeg(mode, format=kind, restart_marker_blocks=2, subsampling=0, **more)
+    marks = [found.start() for found in re.finditer(b"\xff[\xd0-\xd7]", parted)]
+    begin = plain.index(b"\xff\xda") + 20
+    zero = plain.index(b"\xff\x00", begin) + 1
+    end = plain.index(b"\xff\xd9", begin)
+    middle = (begin + end) // 2
+    broken = {
+        "one restart is lost": parted[: marks[3]] + parted[marks[4] :],
+        "eight are lost": parted[: marks[3]] + parted[marks[11] :],
+        "one is another": parted[: marks[3]] + b"\xff\xd6" + parted[marks[3] + 2 :],
+        "one is none": parted[: marks[3]] + b"\xfe" + parted[marks[3] + 1 :],
+        "restarts of another file": plain[:zero] + b"\xd0" + plain[zero + 1 :],
+        "the mark of a size": plain[:zero] + b"\xc0" + plain[zero + 1 :],
+        "the mark of a comment": plain[:zero] + b"\xfe\0\7" + plain[zero + 3 :],
+        "a comment without end": plain[:zero] + b"\xfe\xff\xff" + plain[zero + 3 :],
+        "an early end": plain[:middle] + b"\xff\xd9" + bytes(38) + plain[middle + 40 :],
+    }
+    for title, data in broken.items():
+        path = tmp_path / f"{title}.jpg"
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=rf"{title}\.jpg: cannot be read as an image \("):
             read_image(path)
 
 
