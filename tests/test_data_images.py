@@ -217,6 +217,28 @@ def test_jpeg_files_with_markers_in_wrong_places_are_refused(
             read_image(path)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiff_files_whose_checksums_fail_are_refused(
+    dtype: type, channels: int, tmp_path: Path
+) -> None:
+    """The decoder ends with the last pixel, and here more follows before the checksum."""
+    pixels = np.random.default_rng(0).integers(0, 1 << 15, (70, 93, channels)).astype(dtype)
+    packed = zlib.compress(pixels.tobytes() + b"more", 0)
+    path = tmp_path / "image.tif"
+    plain = read_image(write_tiff(path, pixels))
+    np.testing.assert_array_equal(read_image(write_tiff(path, pixels, packed=packed)), plain)
+    changed = bytearray(packed)
+    changed[1000] ^= 1
+    for damaged, words in (
+        (packed[:-1] + bytes([packed[-1] ^ 1]), "byte 8 are damaged: .*incorrect data check"),
+        (bytes(changed), "byte 8 are damaged: .*incorrect data check"),
+        (packed[:-4], "byte 8 are cut off"),
+    ):
+        with pytest.raises(InputError, match=rf"image\.tif: cannot be read as .*{words}"):
+            read_image(write_tiff(path, pixels, packed=damaged))
+
+
 def test_jpeg_files_are_decoded_twice_only_if_they_end_in_plain_grey(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,17 +1,17 @@
 """Checks that a decoded file held all pixels that it declares, as far as its format tells.
 
 Pillow leaves missing ones black, and those of a JPEG file grey; and it reads damaged data of a JPEG
-file as other pixels.
+file, or of a TIFF file, as other pixels.
 """
 
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the colour type of a PNG file
@@ -26,14 +26,16 @@ _LATER = {0xC4, 0xCC, _END, _SCAN, 0xDB, 0xDC, _INTERVAL, *range(0xE0, 0xF0), 0x
 """Markers that may follow the first pixels of a JPEG file, beside restarts."""
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers SOF0 to SOF15, which tell the size
 _SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # those of files that may hold all pixels in one scan
+_DEFLATED = (8, 32946)  # compressions of a TIFF file whose data are streams of zlib
 _MORE = bytes(range(0x11, 0xF0, 7)) * 4  # read as pixels, this is not plain grey
 
 
 def check_complete(image: Image.Image, path: Path) -> None:
     """Refuse an image that Pillow has decoded although pixels or colours are missing.
 
-    Decoders of other formats than PNG and JPEG refuse files with missing rows themselves. Markers
-    of a JPEG file between its pixels are checked, but JPEG has no checksums of the pixels.
+    Decoders of other formats than PNG and JPEG refuse files with missing rows themselves. Also
+    checked are the markers between the pixels of a JPEG file, and the checksums of zlib streams in
+    a TIFF file, which its decoder may not reach. JPEG and other TIFF files have no checksums.
 
     Args:
         image: Loaded image, not turned.
@@ -41,11 +43,13 @@ def check_complete(image: Image.Image, path: Path) -> None:
 
     Raises:
         ValueError: a PNG or JPEG file holds fewer rows than it declares, a JPEG file holds markers
-            that cannot be there, or an image uses colours that its palette lacks; the message says
-            so without the file's name.
+            that cannot be there, data of a TIFF file do not fit their checksum, or an image uses
+            colours that its palette lacks; the message says so without the file's name.
     """
     if image.format in ("JPEG", "MPO"):
         _check_jpeg(image, path)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_deflated(image, path)
     if image.mode == "P":
         used, known = _highest(image), len(image.getpalette("RGB") or ()) // 3
         if used >= known:
@@ -142,6 +146,29 @@ def _restarts(frame: bytes, scan: bytes, interval: int) -> int | None:
     return -(-units // interval) - 1
 
 
+def _check_deflated(image: TiffImagePlugin.TiffImageFile, path: Path) -> None:
+    """Refuse a TIFF file with a zlib stream that is cut, damaged or has another checksum."""
+    tags = image.tag_v2
+    if tags.get(TiffImagePlugin.COMPRESSION) not in _DEFLATED:
+        return
+    if tags.get(TiffImagePlugin.FILLORDER, 1) != 1:  # the bits of each byte are in reverse
+        return
+    pairs = (
+        (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.STRIPBYTECOUNTS),
+        (TiffImagePlugin.TILEOFFSETS, TiffImagePlugin.TILEBYTECOUNTS),
+    )
+    with path.open("rb") as file:
+        for places, sizes in pairs:
+            for place, size in zip(tags.get(places, ()), tags.get(sizes, ()), strict=False):
+                file.seek(place)
+                try:
+                    _, whole = _unpacked([file.read(size)])
+                except zlib.error as error:
+                    raise ValueError(f"its data from byte {place:,} are damaged: {error}") from None
+                if size and not whole:
+                    raise ValueError(f"its data from byte {place:,} are cut off")
+
+
 def _highest(image: Image.Image) -> int:
     extrema = image.getextrema()
     return int(extrema[1])  # type: ignore[arg-type]
@@ -161,12 +188,17 @@ def _sizes(path: Path) -> tuple[int, int]:
     declared = sum(
         rows * (1 + -(-columns * bits // 8)) for columns, rows in passes if columns > 0 < rows
     )
+    return _unpacked(_parts(data))[0], declared
+
+
+def _unpacked(parts: Iterable[bytes]) -> tuple[int, bool]:
+    """Unpacked bytes of a zlib stream, and whether its end is there."""
     unpack, found = zlib.decompressobj(), 0
-    for part in _parts(data):
+    for part in parts:
         while part and not unpack.eof:
             found += len(unpack.decompress(part, PIECE))
             part = unpack.unconsumed_tail
-    return found + len(unpack.flush()), declared
+    return found + len(unpack.flush()), unpack.eof
 
 
 def _parts(data: bytes) -> Iterator[bytes]:
