@@ -373,21 +373,37 @@ def test_depths_by_setting_and_by_file(tmp_path: Path) -> None:
     values = np.linspace(0, 4095, 120).astype(np.uint16).reshape(10, 12)
     expected = np.rint(values * (255 / 4095)).astype(np.uint8)
     for name in ("camera.png", "camera.tif"):
-        path = save(Image.fromarray(values), tmp_path / name)
+        (tmp_path / name).mkdir()
+        path = save(Image.fromarray(values), tmp_path / name / name)
         np.testing.assert_array_equal(read_image(path, bits=12)[..., 0], expected)
-        with pytest.warns(UserWarning, match="set image.bits to the depth"):
+        with pytest.warns(UserWarning, match=rf"{name}: .* train the model with image\.bits=12,"):
             assert read_image(path).max() == 16
     ten = save(Image.fromarray(values // 4), tmp_path / "ten.png")
     np.testing.assert_array_equal(
         read_image(ten, bits=10)[..., 0], np.rint(values // 4 * (255 / 1023))
     )
     with pytest.raises(InputError, match=r"camera\.png: .* 0 to 4095, and 10 bits from 0 to 1023"):
-        read_image(tmp_path / "camera.png", bits=10)
+        read_image(tmp_path / "camera.png/camera.png", bits=10)
     eight = save(Image.fromarray(RAMP), tmp_path / "eight.png")
     assert (read_image(eight, bits=12)[..., 0] == RAMP).all()  # 8 bits are 8 bits
     scaled = tmp_path / "scaled.pgm"
     scaled.write_bytes(b"P5 12 10 4095\n" + values.astype(">u2").tobytes())
     assert np.abs(read_image(scaled)[..., 0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("top", "bits"), [(255, 8), (256, 10), (1023, 10), (4095, 12)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_dark_images_are_told_once_a_folder(
+    tmp_path: Path, top: int, bits: int, dtype: type, recwarn: pytest.WarningsRecorder
+) -> None:
+    values = np.linspace(0, top, 120).astype(dtype).reshape(10, 12)
+    for name in ("one.tif", "two.tif"):
+        path = save(Image.fromarray(values), tmp_path / name)
+        assert read_image(path).max() <= 16
+        assert read_image(path, bits=bits).max() > 60
+    (told,) = [str(each.message) for each in recwarn]
+    assert told.startswith(f"{tmp_path / 'one.tif'}: its pixels") and "almost black" in told
+    assert f"use only the lowest {bits} bits" in told and f"image.bits={bits}," in told
 
 
 def test_a_tiff_of_12_bits_says_so(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import errno
 import math
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, wraps
@@ -23,6 +22,7 @@ from patchcore.data.depths import (
     eight_bits,
     is_deep,
     orientation,
+    warn_if_dark,
 )
 from patchcore.data.formats import FORMATS
 from patchcore.data.marks import marked_pixels, opaque_marks
@@ -33,10 +33,6 @@ from patchcore.errors import InputError, above, broken_link, missing, unreadable
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
-DARK = (
-    "16-bit images use only the lowest 12 bits and so are almost black: set image.bits to the "
-    "depth of their camera, 10 or 12"
-)
 P = ParamSpec("P")
 T = TypeVar("T")
 _OPENING = threading.Lock()
@@ -91,7 +87,7 @@ def decode_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> I
     Pixels of more than 8 bits are scaled by a fixed range, whatever the image shows: 0 to
     2^`bits` − 1 becomes 0 to 255. Without `bits`, the depth is the one that a TIFF file declares if
     that is 9 to 15 bits, else 16 bits; floating-point pixels then range from 0 to 1. A warning is
-    given if 16-bit pixels use only the lowest 12 bits.
+    given, once a folder, if 16-bit pixels use only the lowest 12 bits.
 
     Args:
         path: Image file.
@@ -110,11 +106,11 @@ def decode_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> I
             image = Image.fromarray(eight_bit_colours(deep_colours(file, path), depth, path))
     if image.mode == "F" or image.mode.startswith("I"):
         values = _deep_greys(image)
-        if depth == 16 and 0 < values.max() < 1 << 12:
-            warnings.warn(DARK, stacklevel=2)
+        if depth == 16:
+            warn_if_dark(path, values.max().item())
         image = Image.fromarray(eight_bits(values, depth, path))
-    elif deep and depth == 16 and _is_dark(file, image, path):
-        warnings.warn(DARK, stacklevel=2)
+    elif deep and depth == 16:
+        warn_if_dark(path, _deepest_if_dark(file, image, path))
     if image.mode == "1":
         image = image.convert("L")
     if image.has_transparency_data:
@@ -404,14 +400,14 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     return unreadable(path, f"{path}: cannot be read as an image ({reason}); replace or remove it")
 
 
-def _is_dark(file: Image.Image, image: Image.Image, path: Path) -> bool:
-    """Whether deep colours use only the lowest 12 of 16 bits; `image` holds them in 8 bits."""
+def _deepest_if_dark(file: Image.Image, image: Image.Image, path: Path) -> int:
+    """Highest value of deep colours, which `image` holds in 8 bits; 0 if they are not dark."""
     top = np.asarray(image.convert("RGB")).max().item()
     if not 0 < top <= 1 << 4:  # rounded up, perhaps
-        return False
-    deepest = deep_colours(file, path)[..., :3].max().item()
+        return 0
+    deepest = int(deep_colours(file, path)[..., :3].max())
     # Colours of a file that declares less than 16 bits have been scaled.
-    return deepest < 1 << 12 and abs(deepest / 257 - top) <= 1
+    return deepest if abs(deepest / 257 - top) <= 1 else 0
 
 
 def _over_black(image: Image.Image) -> Image.Image:
