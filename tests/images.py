@@ -64,22 +64,27 @@ def write_png(
 
 
 def write_tiff(
-    path: Path, pixels: NDArray[np.generic], white_is_zero: bool = False, extra: int | None = None
+    path: Path,
+    pixels: NDArray[np.generic],
+    white_is_zero: bool = False,
+    extra: int | None = None,
+    packed: bytes = b"",
 ) -> Path:
     """A TIFF, (H, W) or (H, W, channels); `extra` is the meaning of its last channel.
 
-    Pillow cannot write white as 0.
+    `packed` is a zlib stream that holds the pixels. Pillow cannot write white as 0.
     """
     bits, kind = 8 * pixels.dtype.itemsize, 3 if pixels.dtype.kind == "f" else 1
     height, width, *rest = pixels.shape
-    data, channels = pixels.tobytes(), rest[0] if rest else 1
+    data, channels = packed or pixels.tobytes(), rest[0] if rest else 1
+    size = len(data)
     meaning = (0 if white_is_zero else 1) if channels == 1 else 2
     data += struct.pack(f"<{channels}H", *[bits] * channels)  # of which one alone is in its tag
-    depths = 8 + pixels.nbytes if channels > 2 else bits
+    depths = 8 + size if channels > 2 else bits
     tags = [
-        *((256, 1, width), (257, 1, height), (258, channels, depths), (259, 1, 1)),
+        *((256, 1, width), (257, 1, height), (258, channels, depths), (259, 1, 8 if packed else 1)),
         *((262, 1, meaning), (273, 1, 8), (277, 1, channels), (278, 1, height)),
-        *((279, 1, pixels.nbytes), *([] if extra is None else [(338, 1, extra)]), (339, 1, kind)),
+        *((279, 1, size), *([] if extra is None else [(338, 1, extra)]), (339, 1, kind)),
     ]
     entries = b"".join(
         struct.pack("<HHII", tag, 3 if tag in (258, 338, 339) else 4, count, value)

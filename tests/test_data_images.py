@@ -1,5 +1,6 @@
 import io
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -87,8 +88,11 @@ def test_a_grey_of_few_bits_that_a_png_declares_transparent_is_black(
     path = write_png(tmp_path / "image.png", pixels, (hidden,), bits)
     shown = np.where(pixels == hidden, 0, pixels * (255 // white))
     np.testing.assert_array_equal(read_image(path)[..., 0], shown)
-    path = write_png(tmp_path / "mask.png", pixels[:6], (white,), bits)  # opaque black is marked
-    np.testing.assert_array_equal(read_mask(path), pixels[:6] == 0)
+    path = write_png(tmp_path / "mask.png", pixels[:6], (0,), bits)
+    np.testing.assert_array_equal(read_mask(path), pixels[:6] == white)
+    path = write_png(tmp_path / "mask.png", pixels[:6], (white,), bits)
+    with pytest.raises(InputError, match="black pixels of this mask are opaque"):
+        read_mask(path)
 
 
 def test_alpha_is_scaled_by_its_own_range(tmp_path: Path) -> None:
@@ -153,6 +157,86 @@ def test_jpeg_files_that_end_early_are_refused(
             InputError, match=r"image\.jpg: cannot be read as an image \(it is truncated: its data"
         ):
             read_image(path)
+
+
+def jpeg(mode: str = "RGB", **how: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 93, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, how.pop("format", "JPEG"), **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("tail", [b"", bytes(99), jpeg()], ids=["", "zeros", "thumbnail"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_files_of_every_encoding_are_sound(mode: str, tail: bytes, tmp_path: Path) -> None:
+    files = [
+        jpeg(mode, subsampling=factors, progressive=progressive, optimize=True, **restart)
+        for factors in (0, 1, 2)
+        for progressive in (False, True)
+        for restart in ({}, {"restart_marker_blocks": 1}, {"restart_marker_rows": 2})
+    ]
+    files.append(jpeg(mode, icc_profile=b"\xff\xd9\xff\xd0" * 30_000, comment=b"\xff\xda"))
+    if mode == "RGB":
+        files.append(jpeg(format="MPO", save_all=True, append_images=[Image.new("RGB", (9, 9))]))
+    one_more = jpeg(mode, restart_marker_rows=3, subsampling=0)  # as some cameras write
+    files.append(one_more[:-2] + b"\xff\xd2\xff\xff" + one_more[-2:])
+    for data in files:
+        path = tmp_path / "image.jpg"
+        path.write_bytes(data + tail)
+        assert read_image(path).shape == (70, 93, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_jpeg_files_with_markers_in_wrong_places_are_refused(
+    kind: str, mode: str, tmp_path: Path
+) -> None:
+    more = {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]} if kind == "MPO" else {}
+    plain = jpeg(mode, format=kind, **more)
+    parted = jpeg(mode, format=kind, restart_marker_blocks=2, subsampling=0, **more)
+    marks = [found.start() for found in re.finditer(b"\xff[\xd0-\xd7]", parted)]
+    begin = plain.index(b"\xff\xda") + 20
+    zero = plain.index(b"\xff\x00", begin) + 1
+    end = plain.index(b"\xff\xd9", begin)
+    middle = (begin + end) // 2
+    broken = {
+        "one restart is lost": parted[: marks[3]] + parted[marks[4] :],
+        "eight are lost": parted[: marks[3]] + parted[marks[11] :],
+        "one is another": parted[: marks[3]] + b"\xff\xd6" + parted[marks[3] + 2 :],
+        "one is none": parted[: marks[3]] + b"\xfe" + parted[marks[3] + 1 :],
+        "restarts of another file": plain[:zero] + b"\xd0" + plain[zero + 1 :],
+        "the mark of a size": plain[:zero] + b"\xc0" + plain[zero + 1 :],
+        "the mark of a comment": plain[:zero] + b"\xfe\0\7" + plain[zero + 3 :],
+        "a comment without end": plain[:zero] + b"\xfe\xff\xff" + plain[zero + 3 :],
+        "an early end": plain[:middle] + b"\xff\xd9" + bytes(38) + plain[middle + 40 :],
+    }
+    for title, data in broken.items():
+        path = tmp_path / f"{title}.jpg"
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=rf"{title}\.jpg: cannot be read as an image \("):
+            read_image(path)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiff_files_whose_checksums_fail_are_refused(
+    dtype: type, channels: int, tmp_path: Path
+) -> None:
+    """The decoder ends with the last pixel, and here more follows before the checksum."""
+    pixels = np.random.default_rng(0).integers(0, 1 << 15, (70, 93, channels)).astype(dtype)
+    packed = zlib.compress(pixels.tobytes() + b"more", 0)
+    path = tmp_path / "image.tif"
+    plain = read_image(write_tiff(path, pixels))
+    np.testing.assert_array_equal(read_image(write_tiff(path, pixels, packed=packed)), plain)
+    changed = bytearray(packed)
+    changed[1000] ^= 1
+    for damaged, words in (
+        (packed[:-1] + bytes([packed[-1] ^ 1]), "byte 8 are damaged: .*incorrect data check"),
+        (bytes(changed), "byte 8 are damaged: .*incorrect data check"),
+        (packed[:-4], "byte 8 are cut off"),
+    ):
+        with pytest.raises(InputError, match=rf"image\.tif: cannot be read as .*{words}"):
+            read_image(write_tiff(path, pixels, packed=damaged))
 
 
 def test_jpeg_files_are_decoded_twice_only_if_they_end_in_plain_grey(
@@ -289,21 +373,37 @@ def test_depths_by_setting_and_by_file(tmp_path: Path) -> None:
     values = np.linspace(0, 4095, 120).astype(np.uint16).reshape(10, 12)
     expected = np.rint(values * (255 / 4095)).astype(np.uint8)
     for name in ("camera.png", "camera.tif"):
-        path = save(Image.fromarray(values), tmp_path / name)
+        (tmp_path / name).mkdir()
+        path = save(Image.fromarray(values), tmp_path / name / name)
         np.testing.assert_array_equal(read_image(path, bits=12)[..., 0], expected)
-        with pytest.warns(UserWarning, match="set image.bits to the depth"):
+        with pytest.warns(UserWarning, match=rf"{name}: .* train the model with image\.bits=12,"):
             assert read_image(path).max() == 16
     ten = save(Image.fromarray(values // 4), tmp_path / "ten.png")
     np.testing.assert_array_equal(
         read_image(ten, bits=10)[..., 0], np.rint(values // 4 * (255 / 1023))
     )
     with pytest.raises(InputError, match=r"camera\.png: .* 0 to 4095, and 10 bits from 0 to 1023"):
-        read_image(tmp_path / "camera.png", bits=10)
+        read_image(tmp_path / "camera.png/camera.png", bits=10)
     eight = save(Image.fromarray(RAMP), tmp_path / "eight.png")
     assert (read_image(eight, bits=12)[..., 0] == RAMP).all()  # 8 bits are 8 bits
     scaled = tmp_path / "scaled.pgm"
     scaled.write_bytes(b"P5 12 10 4095\n" + values.astype(">u2").tobytes())
     assert np.abs(read_image(scaled)[..., 0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(("top", "bits"), [(255, 8), (256, 10), (1023, 10), (4095, 12)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_dark_images_are_told_once_a_folder(
+    tmp_path: Path, top: int, bits: int, dtype: type, recwarn: pytest.WarningsRecorder
+) -> None:
+    values = np.linspace(0, top, 120).astype(dtype).reshape(10, 12)
+    for name in ("one.tif", "two.tif"):
+        path = save(Image.fromarray(values), tmp_path / name)
+        assert read_image(path).max() <= 16
+        assert read_image(path, bits=bits).max() > 60
+    (told,) = [str(each.message) for each in recwarn]
+    assert told.startswith(f"{tmp_path / 'one.tif'}: its pixels") and "almost black" in told
+    assert f"use only the lowest {bits} bits" in told and f"image.bits={bits}," in told
 
 
 def test_a_tiff_of_12_bits_says_so(tmp_path: Path) -> None:
@@ -448,6 +548,18 @@ def test_the_header_tells_the_size_of_the_upright_image(tmp_path: Path, turn: in
     exif[274] = turn
     Image.new("RGB", (7, 4)).save(tmp_path / "a.jpg", exif=exif)
     assert image_size(tmp_path / "a.jpg") == read_image(tmp_path / "a.jpg").shape[:2]
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit"])
+def test_a_damaged_png_is_named_by_all_who_ask_for_its_size(tmp_path: Path, damage: str) -> None:
+    """Pillow reads past the pixels of a PNG file, where Exif data may be."""
+    path = write_image(tmp_path / "a.png", (64, 64))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data if damage == "bit" else data[: len(data) // 2])
+    for read in (read_image, read_mask, image_size):
+        with pytest.raises(InputError, match=r"a\.png: cannot be read as an image \(.*; replace"):
+            read(path)
 
 
 def test_size_has_a_limit_that_can_be_raised(tmp_path: Path) -> None:

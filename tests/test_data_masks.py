@@ -52,7 +52,6 @@ MASKS = {
     "dark blue.png": colours((0, 0, 128), (64, 0, 0), (0, 0, 0)),
     "clear background.png": colours((255, 0, 0, 255), (0, 0, 255, 255), (255, 255, 255, 0)),
     "faint.png": colours((255, 0, 0, 90), (0, 0, 255, 255), (0, 0, 0, 0)),
-    "black on clear.png": colours((0, 0, 0, 255), (0, 0, 0, 255), (0, 0, 0, 0)),
     "grey and alpha.png": colours((9, 255), (200, 255), (255, 0)),
     "palette.png": palette(0, 0, 0, 128, 0, 0, 0, 0, 64),
     "palette.gif": palette(0, 0, 0, 128, 0, 0, 0, 0, 64),
@@ -92,7 +91,8 @@ def test_alpha_has_one_rule_in_8_and_16_bits(tmp_path: Path, dtype: Any, channel
     pixels[..., -1] = BOTH * full
     np.testing.assert_array_equal(read_mask(write_png(tmp_path / "white.png", pixels)), BOTH)
     pixels[..., :-1] = 0
-    np.testing.assert_array_equal(read_mask(write_png(tmp_path / "black.png", pixels)), BOTH)
+    with pytest.raises(InputError, match=r"black\.png: black pixels of this mask are opaque"):
+        read_mask(write_png(tmp_path / "black.png", pixels))
     pixels[FIRST, :-1] = full
     with pytest.raises(InputError, match=r"layer\.png: black pixels of this mask are opaque"):
         read_mask(write_png(tmp_path / "layer.png", pixels))
@@ -232,6 +232,42 @@ def test_what_colours_hide_is_refused(tmp_path: Path) -> None:
     colours((255, 0, 0), (0, 0, 255), (255, 255, 255)).save(tmp_path / "paper.png")
     with pytest.raises(InputError, match=r"paper\.png: no pixel of this mask is black"):
         read_mask(tmp_path / "paper.png")
+
+
+def with_corner(alpha: int) -> Image.Image:
+    """A black mask, 8×8, whose first pixels are transparent."""
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[..., 3] = alpha
+    pixels[:2, :2, 3] = 0
+    return Image.fromarray(pixels)
+
+
+def clear_entry(number: int) -> Image.Image:
+    """A mask of black and white, of which one is transparent."""
+    image = Image.fromarray(FIRST.astype(np.uint8)).convert("P")
+    image.putpalette((0, 0, 0, 255, 255, 255))
+    image.info["transparency"] = number
+    return image
+
+
+@pytest.mark.parametrize("kind", ["png", "gif", "tif", "webp"])
+def test_black_beside_transparent_pixels_is_refused(tmp_path: Path, kind: str) -> None:
+    """It may be drawn on a transparent layer, or be the background."""
+    drawn = colours((0, 0, 0, 255), (0, 0, 0, 90), (0, 0, 0, 0))
+    masks = [with_corner(255), with_corner(90), drawn]
+    for mask in masks if kind != "gif" else [clear_entry(1)]:
+        mask.save(tmp_path / f"mask.{kind}", **({"lossless": True} if kind == "webp" else {}))
+        with pytest.raises(
+            InputError,
+            match=rf"mask\.{kind}: black pixels of this mask are opaque, others transparent, so it "
+            "is not clear which are the background; save it without transparency, white on black",
+        ):
+            read_mask(tmp_path / f"mask.{kind}")
+    clear_entry(1).save(tmp_path / "palette.png")
+    with pytest.raises(InputError, match=r"palette\.png: black pixels of this mask are opaque"):
+        read_mask(tmp_path / "palette.png")
+    clear_entry(0).save(tmp_path / "white.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "white.png"), FIRST)
 
 
 def test_mask_and_image_turn_alike(tmp_path: Path) -> None:

@@ -198,7 +198,17 @@ def test_realiad_is_what_its_table_lists(tmp_path: Path) -> None:
         write_realiad(tmp_path, "realiad_jsons", *lists)  # type: ignore[arg-type]
         with pytest.raises(InputError, match=message):
             config.read()
-    for text in ("[]", "{", '{"train": []}'):
+    whole = table.read_text()
+    for content, reason in (
+        (whole[:30].encode(), r".*: line 1 column 31 "),
+        (b"", "Expecting value: line 1 column 1"),
+        (whole.encode("utf-16"), "'utf-8' codec can't decode byte 0xff in position 0"),
+    ):
+        table.write_bytes(content)
+        words = rf"toy\.json: cannot be read as JSON \({reason}.*\); restore the file"
+        with pytest.raises(InputError, match=words):
+            config.read()
+    for text in ("[]", '{"train": []}'):
         table.write_text(text)
         with pytest.raises(InputError, match=r"toy\.json: has no lists train and test"):
             config.read()

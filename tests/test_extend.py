@@ -541,6 +541,16 @@ def test_masks_are_not_learned(
         assert not (tmp_path / "new").exists()
 
 
+def test_a_damaged_image_is_one_line(kept: Callable[[str], Path], tmp_path: Path) -> None:
+    path = write_image(tmp_path / "cut.png", (24, 24), 40)
+    path.write_bytes(path.read_bytes()[:900])
+    output = tmp_path / "grown"
+    done = patchcore("extend", os.fspath(kept("patchcore")), str(path), "--output", str(output))
+    assert done.code == 1 and not output.exists()
+    assert done.err.startswith(f"error: {path}: cannot be read as an image (")
+    assert done.err.count("\n") == 1
+
+
 def test_copies_among_new_images_are_told_as_in_training(
     kept: Callable[[str], Path], files: list[Path], tmp_path: Path
 ) -> None:

@@ -1,5 +1,7 @@
 """Pixels of more than 8 bits: their depth, their values, and their scaling to 8 bits."""
 
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from patchcore.data.metadata import warn_of_metadata
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 
 ORIENTATION = 0x0112  # Exif tag
 TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
@@ -23,6 +25,9 @@ TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 """Functions from stored to upright pixels, by the value of the Exif tag `ORIENTATION`."""
 
+_told: set[Path] = set()
+_TELLING = threading.Lock()
+
 
 def orientation(image: Image.Image) -> int:
     """Return an image's Exif orientation, a key of `TURNS`, or 1 if it is to stay as it is.
@@ -35,6 +40,28 @@ def orientation(image: Image.Image) -> int:
         warn_of_metadata(f"Corrupt EXIF data: {error}")
         return 1
     return value if isinstance(value, int) else 1
+
+
+def warn_if_dark(path: Path, top: float) -> None:
+    """Warn that pixels which were scaled as 16 bits are almost black, once a folder.
+
+    Args:
+        path: Image file.
+        top: Highest value of its pixels.
+    """
+    if not 0 < top < 1 << 12:
+        return
+    with _TELLING:
+        first = path.parent not in _told
+        _told.add(path.parent)
+    if first:
+        bits = next(bits for bits in (8, 10, 12) if top < 1 << bits)
+        warnings.warn(
+            f"{printable(str(path))}: its pixels, read as 16 bits, use only the lowest {bits} bits "
+            "and so are almost black, as perhaps in other images of its folder: train the model "
+            f"with image.bits={bits}, or the depth of their camera",
+            stacklevel=2,
+        )
 
 
 def is_deep(image: ImageFile.ImageFile, path: Path) -> bool:

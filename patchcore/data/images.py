@@ -4,8 +4,8 @@ import errno
 import math
 import os
 import threading
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -22,9 +22,10 @@ from patchcore.data.depths import (
     eight_bits,
     is_deep,
     orientation,
+    warn_if_dark,
 )
 from patchcore.data.formats import FORMATS
-from patchcore.data.marks import marked_pixels
+from patchcore.data.marks import marked_pixels, opaque_marks
 from patchcore.data.metadata import naming
 from patchcore.data.png import plain_png, scale_transparent_grey
 from patchcore.data.sample import Masks
@@ -32,10 +33,6 @@ from patchcore.errors import InputError, above, broken_link, missing, unreadable
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
-DARK = (
-    "16-bit images use only the lowest 12 bits and so are almost black: set image.bits to the "
-    "depth of their camera, 10 or 12"
-)
 P = ParamSpec("P")
 T = TypeVar("T")
 _OPENING = threading.Lock()
@@ -90,7 +87,7 @@ def decode_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> I
     Pixels of more than 8 bits are scaled by a fixed range, whatever the image shows: 0 to
     2^`bits` − 1 becomes 0 to 255. Without `bits`, the depth is the one that a TIFF file declares if
     that is 9 to 15 bits, else 16 bits; floating-point pixels then range from 0 to 1. A warning is
-    given if 16-bit pixels use only the lowest 12 bits.
+    given, once a folder, if 16-bit pixels use only the lowest 12 bits.
 
     Args:
         path: Image file.
@@ -109,11 +106,11 @@ def decode_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> I
             image = Image.fromarray(eight_bit_colours(deep_colours(file, path), depth, path))
     if image.mode == "F" or image.mode.startswith("I"):
         values = _deep_greys(image)
-        if depth == 16 and 0 < values.max() < 1 << 12:
-            warnings.warn(DARK, stacklevel=2)
+        if depth == 16:
+            warn_if_dark(path, values.max().item())
         image = Image.fromarray(eight_bits(values, depth, path))
-    elif deep and depth == 16 and _is_dark(file, image, path):
-        warnings.warn(DARK, stacklevel=2)
+    elif deep and depth == 16:
+        warn_if_dark(path, _deepest_if_dark(file, image, path))
     if image.mode == "1":
         image = image.convert("L")
     if image.has_transparency_data:
@@ -147,13 +144,14 @@ def bits_in_use(path: Path, limit: float = LIMIT) -> int | None:
 
 @_named
 def image_size(path: Path, limit: float = LIMIT) -> tuple[int, int]:
-    """Return the height and width in pixels that `read_image` would give, from the header alone.
+    """Return the height and width in pixels that `read_image` would give, mostly from the header.
 
     Raises:
-        InputError: As `read_image` does, as far as the header tells.
+        InputError: As `read_image` does, as far as what was read tells.
     """
     with _open(path, limit) as file:
-        turned = orientation(file) >= 5  # rows become columns
+        with _decoding(path):  # Exif data of a PNG file may follow its pixels
+            turned = orientation(file) >= 5  # rows become columns
         return (file.width, file.height) if turned else (file.height, file.width)
 
 
@@ -161,8 +159,7 @@ def image_size(path: Path, limit: float = LIMIT) -> tuple[int, int]:
 def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
     """Read a ground-truth mask, (H, W) bool, by the rule of `marked_pixels`.
 
-    Transparent pixels are background. If all other pixels are black, the opaque ones are marked. An
-    Exif orientation is applied.
+    Transparent pixels are background; see `opaque_marks`. An Exif orientation is applied.
 
     Raises:
         InputError: the file is unreadable, larger than `limit` megapixels, holds several frames,
@@ -181,7 +178,7 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
     if not deep:
         pixels = _mask_pixels(image)
     if pixels.ndim == 3 and pixels.shape[-1] == 4:
-        return _opaque_marks(pixels, path, lossy)
+        return opaque_marks(pixels, str(path), lossy)
     return marked_pixels(pixels, str(path), lossy)
 
 
@@ -273,24 +270,6 @@ def _deep_greys(image: Image.Image) -> NDArray[Any]:
     return values
 
 
-def _opaque_marks(pixels: NDArray[Any], path: Path, lossy: bool) -> NDArray[np.bool_]:
-    """Return the pixels that a mask with alpha marks; `pixels` are (H, W, 4), of any depth."""
-    hidden, alpha = pixels[..., :3], pixels[..., 3]
-    if not alpha.any() and np.ptp(hidden, axis=(0, 1)).any():
-        raise InputError(f"{path}: every pixel of this mask is transparent; save it without alpha")
-    full = np.iinfo(pixels.dtype).max
-    products = hidden.astype(np.uint32) * alpha[..., None]  # of 16 bits at most
-    colours = ((products + full // 2) // full).astype(pixels.dtype)  # over black
-    if not colours.any() and alpha.min() < alpha.max():
-        return marked_pixels(alpha, str(path))
-    if not alpha.all() and ((alpha == full) & ~colours.any(axis=-1)).any():
-        raise InputError(
-            f"{path}: black pixels of this mask are opaque, others transparent, so it is not clear "
-            "which are the background; save it without alpha"
-        )
-    return marked_pixels(colours, str(path), lossy)
-
-
 @naming
 def _read_region(path: Path, mask: Masks, limit: float) -> NDArray[np.bool_]:
     if mask.frame is not None:
@@ -372,19 +351,26 @@ def _frames(image: Image.Image, path: Path) -> int:
     return whole
 
 
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Refuse a file that Pillow fails to decode, with errors of any kind."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
 def _upright(file: ImageFile.ImageFile, path: Path) -> Image.Image:
     """Decode the pixels, apply the Exif orientation, and let 0 be black."""
-    try:
+    with _decoding(path):
         if (plain := plain_png(file, path)) is None:
             file.load()
             check_complete(file, path)
         upright = image = plain or file
         if orientation(image) != 1:  # or exif_transpose would copy it
             upright = ImageOps.exif_transpose(image)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
     if not _is_white_zero(image):
         return upright
     if image.mode == "F":
@@ -414,14 +400,14 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     return unreadable(path, f"{path}: cannot be read as an image ({reason}); replace or remove it")
 
 
-def _is_dark(file: Image.Image, image: Image.Image, path: Path) -> bool:
-    """Whether deep colours use only the lowest 12 of 16 bits; `image` holds them in 8 bits."""
+def _deepest_if_dark(file: Image.Image, image: Image.Image, path: Path) -> int:
+    """Highest value of deep colours, which `image` holds in 8 bits; 0 if they are not dark."""
     top = np.asarray(image.convert("RGB")).max().item()
     if not 0 < top <= 1 << 4:  # rounded up, perhaps
-        return False
-    deepest = deep_colours(file, path)[..., :3].max().item()
+        return 0
+    deepest = int(deep_colours(file, path)[..., :3].max())
     # Colours of a file that declares less than 16 bits have been scaled.
-    return deepest < 1 << 12 and abs(deepest / 257 - top) <= 1
+    return deepest if abs(deepest / 257 - top) <= 1 else 0
 
 
 def _over_black(image: Image.Image) -> Image.Image:

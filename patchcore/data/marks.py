@@ -74,6 +74,28 @@ def marked_pixels(values: NDArray[Any], name: str, lossy: bool = False) -> NDArr
     return marked
 
 
+def opaque_marks(pixels: NDArray[Any], name: str, lossy: bool = False) -> NDArray[np.bool_]:
+    """Return the pixels that a mask with alpha marks; `pixels` are (H, W, 4), of any depth.
+
+    Transparent pixels are background. Black beside transparent pixels is refused: it may be drawn
+    on a transparent layer, or be a background with transparent corners.
+    """
+    hidden, alpha = pixels[..., :3], pixels[..., 3]
+    if not alpha.any() and np.ptp(hidden, axis=(0, 1)).any():
+        raise InputError(f"{name}: every pixel of this mask is transparent; save it without alpha")
+    full = np.iinfo(pixels.dtype).max
+    products = hidden.astype(np.uint32) * alpha[..., None]  # of 16 bits at most
+    colours = ((products + full // 2) // full).astype(pixels.dtype)  # over black
+    black = ~colours.any(axis=-1)  # (H, W)
+    faint = black.all() and alpha.min() < alpha.max()
+    if faint or (not alpha.all() and (black & (alpha == full)).any()):
+        raise InputError(
+            f"{name}: black pixels of this mask are opaque, others transparent, so it is not clear "
+            "which are the background; save it without transparency, white on black"
+        )
+    return marked_pixels(colours, name, lossy)
+
+
 def _white(bright: NDArray[Any]) -> float:
     top = float(bright.max())
     ranges = (1.0, 255.0, 65535.0) if bright.dtype.kind == "f" else (255.0, 65535.0)

@@ -121,8 +121,12 @@ def _lists(table: Path) -> list[list[Any]]:
     """Lists `train` and `test` of a table."""
     try:
         found = json.loads(table.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # with the place in the file
+        why = f"{table}: cannot be read as JSON ({error}); restore the file"
+        raise unreadable(table, why) from None
+    try:
         sides = [found["train"], found["test"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (KeyError, TypeError):
         sides = [None]
     if not all(isinstance(side, list) for side in sides):
         raise unreadable(table, f"{table}: has no lists train and test; restore the file")

@@ -419,7 +419,7 @@ def _(folder: Path) -> Any:
     return table(folder, ",".join(COLUMNS) + '\npcb1,"train' + "\nx" * 100_000)
 
 
-@case("folders", "a table of brackets", REFUSED, "nut.json: has no lists train and test")
+@case("folders", "a table of brackets", REFUSED, "nut.json: cannot be read as JSON")
 def _(folder: Path) -> Any:
     (folder / "realiad_jsons").mkdir()
     (folder / "realiad_jsons/nut.json").write_text("[" * 100_000)
