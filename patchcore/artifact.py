@@ -56,6 +56,7 @@ from patchcore.artifact_files import (
     MODEL,
     REGION,
     check,
+    check_details,
     read_tensors,
     write_folder,
 )
@@ -68,6 +69,7 @@ from patchcore.errors import InputError
 from patchcore.explanation import Crops
 from patchcore.identity import LIBRARIES, versions
 from patchcore.index import INDEXES
+from patchcore.index.exact import check_neighbours
 from patchcore.inspector import Inspector
 from patchcore.keeping import CROPS, DESCRIPTION, weights_files
 from patchcore.methods import METHODS, Detector, Parts, build_detector
@@ -77,7 +79,7 @@ from patchcore.methods.scale import ScaleConfig
 from patchcore.patches import PatchConfig
 from patchcore.scoring import ScoringConfig
 from patchcore.sealed import steadily
-from patchcore.settings import plain
+from patchcore.settings import plain, shown
 
 _REGISTRIES: dict[str, Mapping[str, type]] = {
     "method": METHODS,
@@ -166,16 +168,22 @@ def load_once(folder: Path, device: str | torch.device) -> Inspector:
     path = folder / DESCRIPTION
     description = check(folder)
     try:
-        members = [_built(folder, member) for member in description["members"]]
-        images = [_settings(ImageConfig, member["image"]) for member in description["members"]]
+        described = [*enumerate(description["members"])]
+        members = [_built(folder, member, f"members.{n}") for n, member in described]
+        images = [
+            settings_of(ImageConfig, member["image"], f"members.{n}.image")
+            for n, member in described
+        ]
         model: Method
         if description["scale"] is None:
             (model,) = members
         else:
-            model = Ensemble(members, _settings(ScaleConfig, description["scale"]))
+            model = Ensemble(members, settings_of(ScaleConfig, description["scale"], "scale"))
         _restore(model, read_tensors(folder, MODEL, description))
         if not all(member.memory_patches for member in members):
             raise ValueError(f"{MODEL}: a memory is empty")
+        for member in members:
+            _check_neighbours(member)
         decision = _read_decision(folder, description)
         crops = None
         if CROPS in description["files"]:
@@ -186,18 +194,17 @@ def load_once(folder: Path, device: str | torch.device) -> Inspector:
         if REGION in description["files"]:
             region = read_tensors(folder, REGION, description, "region")["region"].numpy()
         details = {key: description[key] for key in description if key not in MADE}
-        precision = str(description["precision"])
+        check_details(details)
+        inspector = Inspector(
+            model.to(place), images, decision, details, description["precision"], region
+        )
     except InputError as error:
         if str(error).startswith(str(folder)):
             raise
         raise InputError(f"{path}: {error}") from error
-    except OmegaConfBaseException as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{path}: holds settings that this version lacks ({reason})") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: is not understood ({type(error).__name__}: {reason})") from error
-    inspector = Inspector(model.to(place), images, decision, details, precision, region)
     inspector.crops = crops
     return inspector
 
@@ -243,6 +250,7 @@ def _described(
     if inspector.region is not None:
         tensors[REGION] = _packed({"region": torch.from_numpy(inspector.region)})
     given = {key: value for key, value in inspector.details.items() if key not in MADE}
+    check_details(plain(given))
     made: dict[str, Any] = {
         "members": described,
         "scale": plain(model.config) if isinstance(model, Ensemble) else None,
@@ -321,9 +329,9 @@ def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 # --- what is read -----------------------------------------------------------------------------
 
 
-def _built(folder: Path, member: dict[str, Any]) -> Detector:
-    """A detector with its network, without its memory."""
-    parts, network = _parts(member["settings"]), member["network"]
+def _built(folder: Path, member: dict[str, Any], where: str) -> Detector:
+    """A detector with its network, without its memory; `where` is its key in artifact.yaml."""
+    parts, network = _parts(member["settings"], f"{where}.settings"), member["network"]
     inside = network["file"]
     backbone = parts.backbone
     if inside is not None:
@@ -355,31 +363,50 @@ def _built(folder: Path, member: dict[str, Any]) -> Detector:
     return detector
 
 
-def _parts(settings: Mapping[str, Any]) -> Parts:
+def _parts(settings: Mapping[str, Any], where: str) -> Parts:
     """Inverse of `plain_parts`."""
     found = {}
     for key, values in settings.items():
         kind = _SETTINGS.get(key)
         if key in _REGISTRIES:
+            if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
+                raise InputError(f"{where}.{key}.kind: the name of the {key} is missing")
             values = dict(values)
             name = values.pop("kind")
             if name not in _REGISTRIES[key]:
                 raise InputError(
-                    f"{DESCRIPTION}: {key}={name} is not known to this version: install or import "
+                    f"{key}={name} is not known to this version: install or import "
                     "the package that registers it"
                 )
             kind = _REGISTRIES[key][name]
         if kind is None:
             raise ValueError(f"settings of {key}")
-        found[key] = _settings(kind, values)
+        found[key] = settings_of(kind, values, f"{where}.{key}")
     return Parts(**found)
 
 
-def _settings(kind: type, values: Any) -> Any:
-    """Settings of a class from plain values, none of which OmegaConf may look up elsewhere."""
+def settings_of(kind: type, values: Any, where: str) -> Any:
+    """Settings of a class from plain values, which refer to nothing else; `where` is their key."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where} must be a mapping {{name: value}}, got {shown(values)}")
     if "${" in str(values):
         raise ValueError("settings refer to something else")
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        key = f"{where}.{error.full_key}" if error.full_key else where
+        raise InputError(
+            f"{key}: this version lacks the setting or the value ({reason})"
+        ) from error
+
+
+def _check_neighbours(model: Detector) -> None:
+    """Refuse settings that ask for more neighbours than the memory of a fitted model holds."""
+    read = model.parts.method.reads.get("scoring", ())
+    if isinstance(read, type) or "neighbours" in read:
+        scoring = model.parts.scoring
+        check_neighbours(max(scoring.neighbours, scoring.reweight), model.memory_patches)
 
 
 def _restore(model: Method, state: dict[str, Tensor]) -> None:

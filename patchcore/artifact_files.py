@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
@@ -16,6 +17,7 @@ from patchcore import sealed
 from patchcore.errors import InputError, unreadable
 from patchcore.inspector import PRUNED, SOURCES
 from patchcore.keeping import CROPS, DESCRIPTION, weights_files
+from patchcore.settings import shown
 
 FORMAT = 1
 MODEL, DECISION = "model.safetensors", "decision.safetensors"
@@ -28,6 +30,8 @@ MADE = ("format", "members", "scale", "precision", "decision", "files", GIVEN)
 """Keys of artifact.yaml that follow from the model; the others are an inspector's `details`."""
 DETAILS = ("data", "metrics", "versions", "lineage", SOURCES, PRUNED)
 """Details with a meaning of their own."""
+_MAPPINGS = ("data", "metrics", "versions")  # of these; the others are lists
+_PATHS = ((SOURCES, str | None, "a path or null"), (PRUNED, str, "a path"))
 
 
 def write_folder(
@@ -74,16 +78,61 @@ def read_description(folder: Path) -> dict[str, Any]:
     found = sealed.read_description(path, FORMAT)
     if isinstance(given := found.get(GIVEN), list):  # earlier versions did not list them
         sealed.check_keys(path, found, (*MADE, *DETAILS, *given))
-    members: Any = found.get("members")
-    count = len(members) if isinstance(members, list) else 0
+    sealed.need_keys(path, found, ("members", "scale", "precision", "decision"))
+    members: Any = found["members"]
+    if not isinstance(members, list) or not members:
+        raise InputError(
+            f"{path}: members must be a list of one model or more, got {shown(members)}: "
+            f"{sealed.REMEDY}"
+        )
+    count = len(members)
+    if count > 1 and found["scale"] is None:
+        raise InputError(
+            f"{path}: scale is null, but there are {count} members, which need one: {sealed.REMEDY}"
+        )
     known = [*FILES, *weights_files(1), *weights_files(count)]
     sealed.check_keys(path, found["files"], known, "files.")
     for number in range(count):
         member, where = members[number], f"members.{number}."
-        sealed.check_keys(path, member, ("settings", "drawn", "image", "network"), where)
-        network = member.get("network") if isinstance(member, dict) else None
-        sealed.check_keys(path, network, ("layers", "dtype", "digest", "file"), f"{where}network.")
+        _have_keys(path, member, ("settings", "drawn", "image", "network"), where)
+        network, inside = member["network"], f"{where}network."
+        _have_keys(path, network, ("layers", "dtype", "digest", "file"), inside)
+        file = network["file"]
+        if file is not None and (not isinstance(file, str) or file not in found["files"]):
+            raise InputError(
+                f"{path}: {inside}file: {shown(file)} is not among the files of the artifact: "
+                f"{sealed.REMEDY}"
+            )
+        dtype = getattr(torch, str(network["dtype"]), None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InputError(
+                f"{path}: {inside}dtype: weights have no dtype {shown(network['dtype'])}: "
+                f"{sealed.REMEDY}"
+            )
+        sealed.need_keys(path, member["settings"], ("method",), f"{where}settings.")
     return found
+
+
+def _have_keys(path: Path, found: Any, keys: tuple[str, ...], where: str) -> None:
+    """Refuse a value from artifact.yaml unless it is a mapping with these keys and no others."""
+    sealed.check_keys(path, found, keys, where)
+    sealed.need_keys(path, found, keys, where)
+
+
+def check_details(details: Mapping[str, Any]) -> None:
+    """Refuse details with a meaning of their own that are of another type.
+
+    Raises:
+        InputError: Begins with the name of the detail.
+    """
+    for key in DETAILS:
+        kind, words = (dict, "a mapping") if key in _MAPPINGS else (list, "a list")
+        if key in details and not isinstance(details[key], kind):
+            raise InputError(f"{key} must be {words}, got {shown(details[key])}")
+    for key, inner, words in (("lineage", dict, "a mapping"), *_PATHS):
+        for number, each in enumerate(details.get(key, ())):
+            if not isinstance(each, inner):
+                raise InputError(f"{key}.{number} must be {words}, got {shown(each)}")
 
 
 def check(folder: Path) -> dict[str, Any]:

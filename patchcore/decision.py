@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from patchcore.errors import InputError
-from patchcore.settings import Settings, setting
+from patchcore.settings import Settings, setting, shown
 
 
 @dataclass
@@ -152,6 +152,12 @@ class Decision:
     folds: int
 
     def __post_init__(self) -> None:
+        for key in ("false_alarms", "pixel_threshold", "pixel_rate"):
+            value = getattr(self, key)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                raise InputError(f"decision.{key} must be a finite number, got {shown(value)}")
+        DecisionConfig(self.false_alarms, self.folds)  # checks their ranges
         if not len(self.scores):
             raise InputError("decision: there are no nominal scores")
         if bool((checked(self.scores).diff() < 0).any()):
@@ -217,6 +223,8 @@ class Decision:
         Raises:
             InputError: They do not belong together.
         """
+        if not isinstance(values, Mapping):
+            raise InputError(f"decision must be a mapping {{name: value}}, got {shown(values)}")
         try:
             own = ("false_alarms", "pixel_threshold", "pixel_rate", "folds")
             decision = cls(scores=scores, **{key: values[key] for key in own})

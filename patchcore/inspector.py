@@ -23,6 +23,7 @@ from patchcore.methods.counted import counted_by_all, counted_cells
 from patchcore.methods.detector import Detector, Method, Prediction
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.tiled import tile
+from patchcore.settings import shown
 from patchcore.tiles import whole
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ class Inspector(Preparing):
         crops: Pictures of the memory's patches, if they were kept: `explanation.cut_crops`.
 
     Raises:
-        InputError: The images' settings are too few or too many, or of several views.
+        InputError: The images' settings are too few or too many, or of several views; or there is
+            no such precision.
     """
 
     def __init__(
@@ -206,6 +208,10 @@ class Inspector(Preparing):
         super().__init__(each, decision, _without_left_out(details or {}, members))
         for member, own in zip(members, each, strict=True):
             tile(member, own.tiles, own.overlap, offset_and_scale(own))
+        precisions = ("32-true", *AUTOCAST)
+        if precision not in precisions:
+            names = ", ".join(precisions)
+            raise InputError(f"precision must be one of {names}, got {shown(precision)}")
         self.precision = precision
         self.crops: Crops | None = None
         self.region = region

@@ -70,7 +70,11 @@ class ScoringConfig(Settings):
         high=1,
     )
     sigma: float = setting(
-        4.0, "standard deviation of the anomaly map's Gaussian; 0: none", unit="px", low=0
+        4.0,
+        "standard deviation of the anomaly map's Gaussian; 0: none",
+        unit="px",
+        low=0,
+        high=10_000,
     )
     pool: Pool = setting(
         Pool.patches,

@@ -23,6 +23,7 @@ import yaml  # type: ignore[import-untyped]
 
 from patchcore.errors import InputError, unreadable, unwritable
 from patchcore.outputs import check_folder, model_around
+from patchcore.settings import shown
 from patchcore.writing import locked_now, new_part, remove_leftovers
 
 LARGEST = 1 << 26  # most bytes of a description; a larger file was not written by this module
@@ -213,9 +214,10 @@ def read_description(path: Path, newest: int) -> dict[str, Any]:
         raise InputError(f"{path}: is damaged or was edited: its digest differs: {REMEDY}")
     try:
         found = dict(yaml.safe_load(body))
-        number = found["format"]
-    except (yaml.YAMLError, TypeError, ValueError, KeyError, RecursionError) as error:
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not understood ({type(error).__name__})") from error
+    need_keys(path, found, ("format",))
+    number = found["format"]
     if type(number) is not int or number < 1:
         raise InputError(f"{path}: is of format {number!r}, which never was: {REMEDY}")
     if number > newest:
@@ -249,6 +251,28 @@ def check_keys(path: Path, found: Any, known: Collection[str], where: str = "") 
             f"{path}: holds {', '.join(f'{where}{key}' for key in others)}, which this version "
             "does not know: it may be of a newer version: install a newer patchcore"
         )
+
+
+def need_keys(path: Path, found: Any, needed: Collection[str], where: str = "") -> None:
+    """Refuse a value from a description that is no mapping, or lacks one of these keys.
+
+    Args:
+        path: File of the description, for the message.
+        found: Value from the description.
+        needed: Keys that every version writes.
+        where: Dotted name of the mapping, with a dot at its end.
+
+    Raises:
+        InputError: The message names the mapping, or the first key that it lacks.
+    """
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path}: {where.rstrip('.')} must be a mapping {{name: value}}, got {shown(found)}: "
+            f"{REMEDY}"
+        )
+    for key in needed:
+        if key not in found:
+            raise InputError(f"{path}: {where}{key} is missing: {REMEDY}")
 
 
 def _lists_files(files: Any) -> bool:

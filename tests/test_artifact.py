@@ -1,9 +1,10 @@
 """Artifacts: a fitted model is kept and read again, and no damaged one gives an answer."""
 
+import copy
 import hashlib
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -80,6 +81,17 @@ def kept(fitted: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory)
     """An artifact with weights inside, which nobody may change."""
     folder = tmp_path_factory.mktemp("kept") / "model"
     fitted("patchcore").save(folder, image=IMAGE, details={"data": {"set": "noise"}}, weights=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def decided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with a decision and all details, which nobody may change."""
+    folder = tmp_path_factory.mktemp("decided") / "model"
+    made = decide(torch.rand(30), [torch.rand(30, 4, 4)], 0.1, folds=2)
+    details = {"data": {"set": "noise"}, "sources": ["/a.png"], "pruned": ["/b.png"], "note": 1}
+    model = build("patchcore").fit(images(2))
+    Inspector(model, IMAGE, made, details).save(folder, weights=True)
     return folder
 
 
@@ -343,10 +355,26 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     [
         (lambda x: x.update(format=2), "format 2, and this version reads up to 1"),
         (lambda x: x.update(format="1"), "is of format '1', which never was"),
-        (lambda x: x.pop("format"), "is not understood"),
-        (lambda x: x.pop("members"), "is not understood"),
-        (lambda x: x.update(members=[]), "is not understood"),
-        (lambda x: x.update(files={}), "is not understood"),
+        (lambda x: x.pop("format"), "format is missing"),
+        (lambda x: x.pop("members"), "members is missing"),
+        (lambda x: x.update(members=[]), r"members must be a list .*, got \[\]"),
+        (lambda x: x.update(members=x["members"] * 2), "scale is null, but there are 2 members"),
+        (lambda x: x["members"][0].pop("image"), "members.0.image is missing"),
+        (lambda x: x["members"][0].update(network=3), "members.0.network must be a mapping .* 3"),
+        (lambda x: x["members"][0]["network"].update(dtype="nn"), "network.dtype: .*'nn'"),
+        (lambda x: x["members"][0]["network"].update(file="../a"), "network.file: '../a' is not a"),
+        (lambda x: x["members"][0]["settings"].update(method=[]), "settings.method.kind: the name"),
+        (lambda x: x["members"][0]["settings"].update(patch=None), "settings.patch must be a mapp"),
+        (
+            lambda x: x["members"][0]["settings"]["patch"].update(size="x"),
+            r"members\.0\.settings\.patch\.size: this version lacks the setting or the value",
+        ),
+        (lambda x: x["members"][0]["settings"]["scoring"].update(neighbours=10**6), "neighbours"),
+        (lambda x: x["members"][0]["settings"]["scoring"].update(sigma=1e9), "scoring.sigma must"),
+        (lambda x: x.update(precision=8), "precision must be one of 32-true, .*, got 8"),
+        (lambda x: x.update(sources=None), "sources must be a list, got None"),
+        (lambda x: x.update(lineage=["fit"]), "lineage.0 must be a mapping, got 'fit'"),
+        (lambda x: x.update(files={}), "network.file: .* is not among the files"),
         (lambda x: x["members"][0]["settings"].update(oven={}), "is not understood"),
         (lambda x: x["members"][0]["settings"]["patch"].update(hue=1), "this version lacks"),
         (lambda x: x["members"][0]["settings"]["method"].update(kind="x"), "method=x is not known"),
@@ -365,6 +393,66 @@ def test_what_does_not_fit_is_told(
     rewritten(folder, change)
     with pytest.raises(InputError, match=rf"^{folder}/.*{told}"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("pixel_threshold", None, "must be a finite number, got None"),
+        ("pixel_threshold", float("nan"), "must be a finite number, got nan"),
+        ("pixel_rate", "x", "must be a finite number, got 'x'"),
+        ("false_alarms", 1e9, r"must be in \(0, 1\), got 1000000000.0"),
+        ("folds", "x", "must be a whole number, got 'x'"),
+    ],
+)
+def test_a_value_that_no_decision_has_is_told_with_its_key(
+    decided: Path, key: str, value: Any, told: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(decided, tmp_path / "model")
+    rewritten(folder, lambda x: x["decision"].update({key: value}))
+    with pytest.raises(InputError, match=rf"^{folder}/artifact\.yaml: decision\.{key} {told}"):
+        load(folder)
+
+
+FIELDS = (
+    *("format", "members", "scale", "precision", "decision", "other_details", "data", "metrics"),
+    *("versions", "lineage", "sources", "pruned", "files"),
+)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_no_value_of_any_field_ends_in_another_error(
+    decided: Path, field: str, tmp_path: Path
+) -> None:
+    """Every field below this one gets values of other types and absurd ones, with a right seal."""
+    folder = shutil.copytree(decided, tmp_path / "model")
+    whole = read_description(decided)
+    for place in (found for found in places(whole) if found[0] == field and len(found) < 5):
+        deep = len(place) > 3  # a setting, which is checked where it is declared
+        for value in (None, {"a": 1}, *([] if deep else ["x", -1, 1e12, float("nan"), [None]])):
+            changed = inner = copy.deepcopy(whole)
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = value
+            rewrite_description(folder, "artifact.yaml", changed)
+            try:
+                found = load(folder)
+                scored = found.score(pixels(1, 1))
+                if found.decision is not None:
+                    found.decision.verdict(scored.score)
+                    assert bool((scored.map >= found.decision.pixel_threshold).any()) in (0, 1)
+            except InputError as error:
+                assert "\n" not in str(error), (place, value)
+
+
+def places(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Keys that lead to each value of a nested one; of a list, to its first."""
+    if above:
+        yield above
+    inner = value.items() if isinstance(value, dict) else ()
+    inner = [*enumerate(value)][:1] if isinstance(value, list) else inner
+    for key, each in inner:
+        yield from places(each, (*above, key))
 
 
 @pytest.mark.parametrize(

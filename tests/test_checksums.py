@@ -58,6 +58,7 @@ EDITS: dict[str, tuple[str, Callable[[str], str]]] = {
     "AP": ("metrics.json", in_json("image_ap", to=0.123)),
     "count": ("metrics.json", in_json("memory_patches", to=3)),
     "seconds": ("metrics.json", in_json("seconds", "coreset", to=0.001)),
+    "auroc": ("metrics.json", in_json("image_auroc", to=0.01)),
     "costs": ("provenance.json", in_json("warm", to=["coreset"])),
     "device": ("provenance.json", in_json("device", to="cuda")),
     "type": ("scores.csv", lambda text: text.replace(",good,", ",fine,", 1)),

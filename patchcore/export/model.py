@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from patchcore.arguments import check_kind, path_of, paths_of
 from patchcore.artifact import DESCRIPTION as ARTIFACT
-from patchcore.artifact import load_once, step
+from patchcore.artifact import load_once, settings_of, step
+from patchcore.artifact_files import check_details
 from patchcore.data.images import read_image
 from patchcore.data.synthesis import TEXTURE_DEFECTS, draw_texture
 from patchcore.data.transforms import ImageConfig, Pixels
@@ -29,7 +29,14 @@ from patchcore.export.parity import SCORE_LIMIT, Pair, Parity, compared
 from patchcore.identity import versions
 from patchcore.inspector import Inspector, Preparing
 from patchcore.methods.ensemble import Ensemble
-from patchcore.sealed import check_keys, check_target, read_sealed, steadily, write_sealed
+from patchcore.sealed import (
+    check_keys,
+    check_target,
+    need_keys,
+    read_sealed,
+    steadily,
+    write_sealed,
+)
 from patchcore.settings import plain
 
 FORMAT = 1
@@ -160,18 +167,24 @@ def load_export(folder: str | Path, threads: int | None = None) -> ExportedModel
 def _load_export(folder: Path, threads: int | None) -> ExportedModel:
     description, path = read_sealed(folder, DESCRIPTION, FORMAT), folder / DESCRIPTION
     check_keys(path, description, KEYS)
-    check_keys(path, description.get("decision"), ("values", "scores"), "decision.")
+    need_keys(path, description, KEYS)
+    if (kept := description["decision"]) is not None:
+        check_keys(path, kept, ("values", "scores"), "decision.")
+        need_keys(path, kept, ("values", "scores"), "decision.")
     try:
         writer = _format(description["kind"])
         height, width = description["size"]
-        known = OmegaConf.structured(ImageConfig)
-        image: Any = OmegaConf.to_object(OmegaConf.merge(known, description["image"]))
+        size = (int(height), int(width))
+        image = settings_of(ImageConfig, description["image"], "image")
         decision = _decision(description["decision"])
         details = dict(description["details"])
-    except (KeyError, TypeError, ValueError) as error:
+        check_details(details)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{path}: is not understood ({error})") from error
     run = writer.open(folder, threads)
-    return ExportedModel(run, image, (height, width), writer.name, decision, details)
+    return ExportedModel(run, image, size, writer.name, decision, details)
 
 
 def load_model(
@@ -329,5 +342,5 @@ def _decision(kept: Mapping[str, Any] | None) -> Any:
     """Inverse of what `_description` keeps of a decision."""
     if kept is None:
         return None
-    scores = torch.tensor(kept["scores"], dtype=torch.float64)
+    scores = torch.as_tensor(kept["scores"], dtype=torch.float64).reshape(-1)
     return import_module("patchcore.decision").Decision.of_values(kept["values"], scores)

@@ -285,12 +285,14 @@ def check_scores(folder: Path, images: Any = None, auroc: float | None = None) -
         auroc: Image AUROC in metrics.json; None: not checked.
 
     Raises:
-        ValueError: The file is not as `patchcore train` writes it, or belongs to other metrics.
+        ValueError: The file is not as `patchcore train` writes it, or belongs to other metrics; if
+            another file was changed since, the message names that one.
     """
     if not os.path.lexists(folder / "scores.csv"):
         return
     scores = read_scores(folder)
     if images is not None and len(scores) != images:
+        check_unaltered(folder, "config.yaml", "scores.csv")
         raise ValueError(f"scores.csv: {len(scores)} images, but metrics.json has {images}")
     if auroc is None:
         return
@@ -298,6 +300,7 @@ def check_scores(folder: Path, images: Any = None, auroc: float | None = None) -
     below = sum(bisect_left(nominal, x) + bisect_right(nominal, x) for x in anomalous) / 2
     found = below / (len(nominal) * len(anomalous)) if nominal and anomalous else math.nan
     if not math.isclose(auroc, found, abs_tol=1e-6):
+        check_unaltered(folder, "config.yaml", "scores.csv")
         raise ValueError(
             f"scores.csv: its image AUROC is {found:.4f}, not metrics.json's {auroc:.4f}"
         )
