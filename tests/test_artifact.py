@@ -508,7 +508,7 @@ def test_what_cannot_be_kept_is_refused(fitted: Callable[[str], Any], tmp_path: 
         with pytest.raises(InputError, match="not fitted"):
             build(name).save(tmp_path / "model")
     with pytest.raises(InputError, match="plain values"):
-        fitted("padim").save(tmp_path / "model", details={"data": object()})
+        fitted("padim").save(tmp_path / "model", details={"mine": object()})
     METHODS.pop("toy")
     with pytest.raises(InputError, match="ToyConfig is not registered"):
         fitted("toy").save(tmp_path / "model")

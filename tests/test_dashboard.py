@@ -92,6 +92,12 @@ def test_settings_are_read_by_their_dotted_keys() -> None:
     ]
 
 
+def test_the_group_is_that_of_any_point_with_settings(sweep: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(sweep, tmp_path / "day/time")
+    (folder / "7/config.yaml").unlink()
+    assert dashboard.from_folder(folder).group == "day/time"
+
+
 @pytest.mark.parametrize("objective", ["image_auroc", "memory_bytes"])
 def test_a_group_is_read_from_its_summary_run(objective: str, sweep: Path, tmp_path: Path) -> None:
     from patchcore.tracking.multirun import described, overview

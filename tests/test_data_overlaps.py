@@ -20,6 +20,7 @@ from patchcore.data.layout import bare
 from patchcore.data.loco import LOCOConfig
 from patchcore.data.mtd import MTDConfig
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.overlaps import check_known
 from patchcore.data.sample import Sample
 from patchcore.data.visa import VisAConfig
 from patchcore.errors import InputError
@@ -185,6 +186,25 @@ def test_pictures_saved_anew_are_told_by_the_run_that_reads_them(tmp_path: Path,
             rf"\(such as .*{told}",
         ):
             run(config(tmp_path, cache=cache), tmp_path / f"run{number}")
+
+
+@pytest.mark.filterwarnings("default")
+def test_images_that_a_model_was_fitted_to_are_told_by_its_test(tmp_path: Path) -> None:
+    write_own(tmp_path)
+    shutil.copytree(tmp_path / "good", tmp_path / "held")
+    split = own(tmp_path).read()
+    copied = [str(path) for path in sorted((tmp_path / "held").rglob("*.png"))]
+    check_known([None, *copied, str(tmp_path / "gone.png")], split)  # none is among the test's
+    check_known(map(str, [sample.path for sample in split.train]), split)
+    fitted = str(tmp_path / "held/9.png")
+    shutil.copy(split.test[0].path, fitted)
+    for source in (fitted, str(split.test[0].path)):
+        with pytest.warns(
+            UserWarning,
+            match=rf"^data: test images that the model was fitted to: 1 of {len(split.test)} "
+            rf"\(such as {split.test[0].path} = {source}\)",
+        ):
+            check_known([source], split)
 
 
 def test_pictures_of_one_size_are_not_taken_for_equal(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_a_decision_is_kept_as_plain_values_and_its_scores() -> None:
         {key: value for key, value in values.items() if key != "pixel_rate"},
         {**values, "false_alarms": "much"},
     ):
-        with pytest.raises(InputError, match=r"^decision: "):
+        with pytest.raises(InputError, match=r"^decision[:.]"):
             Decision.of_values(wrong, decision.scores)
     with pytest.raises(InputError, match=r"^decision: its threshold or rate is not that of its"):
         Decision.of_values(values, decision.scores + 1)

@@ -233,6 +233,10 @@ def test_a_signal_ends_a_multirun_and_tells_what_is_kept(root: Path, tmp_path: P
     assert done.err.splitlines()[-1].startswith(f"interrupted (SIGTERM): {kept}")
     again = sweep(root, tmp_path, "seed=0,1,2")
     assert again.code == 0 and again.out.count("finished before") == 1
+    ends = mock.patch("patchcore.runner.run", side_effect=lambda *_, **__: os.kill(os.getpid(), 15))
+    with ends:
+        done = sweep(root, tmp_path, "seed=0,1,2")
+    assert done.code == 143 and "(SIGTERM): 3 finished points are kept in " in done.err
 
 
 def _handlers() -> list[Any]:

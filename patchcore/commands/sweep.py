@@ -313,8 +313,8 @@ def _summarise(multirun: Multirun) -> None:
 
 
 def _kept(multirun: Multirun) -> str:
-    lost = len(multirun.failures())
-    done = len(multirun.points()) - lost
+    points = _points(multirun.folder, 0.0)  # those of earlier starts, too
+    done = sum((point / METRICS).is_file() and not unfinished(point) for point in points)
     return (
         f"{done} finished points are kept in {multirun.folder}; the same command, started again, "
         "computes only the others"

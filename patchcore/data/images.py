@@ -321,7 +321,8 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
         image.close()
         raise InputError(
             f"{path}: has {image.width}×{image.height} pixels, {above(megapixels, limit)} "
-            f"megapixels; at most {limit:.12g} are decoded. Raise image.limit if that is intended"
+            f"megapixels; at most {limit:.12g} are decoded. Raise image.limit if that is intended, "
+            "which a model takes from its training"
         )
     if frames > 1:
         image.close()

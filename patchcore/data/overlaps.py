@@ -1,5 +1,6 @@
 """Comparison of a split's files with one another: files with two roles, and equal pictures."""
 
+import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -63,6 +64,39 @@ def check_pictures(split: "Split") -> None:
     groups = [[(roles[path], path) for path in group] for group in split.snapshot.alike()]
     for text in complaints(groups, len(split.test)):
         warnings.warn(printable(f"data: by their pixels, {text}"), stacklevel=3)
+
+
+def check_known(sources: Iterable[str | None], split: "Split") -> None:
+    """Warn about test images to which a model was fitted, and about copies of these.
+
+    Images are compared by the contents of their files. Training images of the split are left out,
+    as they were compared with its test images when it was read.
+
+    Args:
+        sources: Paths of the images to which the model was fitted, as far as they are known.
+        split: Images of the test.
+
+    Raises:
+        InputError: a file is unreadable.
+    """
+    compared = {sample.path.absolute() for sample in split.train}
+    fitted = {Path(path) for path in sources if path is not None and os.path.isfile(path)}
+    roles: Group = [("fitted", path) for path in sorted(fitted - compared)]
+    known = [
+        (path, group[0][1])
+        for group in equal_files([*roles, *(("test", sample.path) for sample in split.test)])
+        for role, path in group
+        if group[0][0] == "fitted" and role == "test"
+    ]
+    if known:
+        warnings.warn(
+            printable(
+                f"data: test images that the model was fitted to: {len(known)} of "
+                f"{len(split.test)} ({_example(known)}); their scores say nothing of unknown "
+                "parts: leave them out"
+            ),
+            stacklevel=2,
+        )
 
 
 def _roles(train: "Sequence[Sample]", test: "Sequence[Sample]") -> Group:

@@ -139,7 +139,8 @@ def overview(folder: Path, metric: str = "") -> Overview:
     costs = [key for key, measure in METRICS.items() if measure.cost and key in found.metrics]
     metrics = list(dict.fromkeys([*found.main_metrics, *costs]))
     newest = sorted(found.known, key=lambda run: (run.finished, numerically(run.folder)))
-    logger = _settings(newest[-1]).get("logger")
+    named = (_settings(run).get("logger") for run in reversed(newest))
+    logger = next((each for each in named if each), None)  # a run may lack its config.yaml
     finished = sum(run.finished for run in found.runs)
     numbers: dict[str, float] = {"runs": len(found.runs), "finished": finished}
     numbers["failed"] = len(found.runs) - finished
