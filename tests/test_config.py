@@ -306,7 +306,7 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["coreset=greedy", "coreset.ratio=1.5"], "coreset.ratio must be in (0, 1], got 1.5"),
         (["image.crop=300"], "image.crop must be at most image.resize (256), got 300"),
         (["patch.size=2"], "patch.size must be odd and positive, got 2"),
-        (["scoring.sigma=-1"], "scoring.sigma must be at least 0, got -1"),
+        (["scoring.sigma=-1"], "scoring.sigma must be in [0, 10000], got -1"),
         (["data.batch_size=0"], "data.batch_size must be at least 1, got 0"),
         (["seed=-1", "data=mvtec"], "seed must be in [0, 2^32), got -1"),
         (["coreset.ratio=0.5", "curve=[0.1,0.6]"], "curve must lie in (0, 0.5], the largest bei"),

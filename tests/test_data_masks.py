@@ -252,7 +252,6 @@ def clear_entry(number: int) -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["png", "gif", "tif", "webp"])
 def test_black_beside_transparent_pixels_is_refused(tmp_path: Path, kind: str) -> None:
-    """It may be drawn on a transparent layer, or be the background."""
     drawn = colours((0, 0, 0, 255), (0, 0, 0, 90), (0, 0, 0, 0))
     masks = [with_corner(255), with_corner(90), drawn]
     for mask in masks if kind != "gif" else [clear_entry(1)]:

@@ -154,6 +154,7 @@ def test_a_key_with_a_dot_is_told_how_to_be_written(tmp_path: Path) -> None:
 def test_a_value_that_a_file_leaves_open_has_to_be_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("patchcore.commands.references._texts", {})
     said = told(tmp_path / "a", "data:\n  root: ???\nimage: {size: 64}\n")
     assert said == "data.root: ??? asks for a value: give data.root=…, or write it in the file"
     monkeypatch.setattr("patchcore.commands.targets._typed", ["data.root=x"])

@@ -422,5 +422,7 @@ artifact(
 )
 artifact("a reference to the environment", backbone(weights="${oc.env:HOME}"), "is not understood")
 artifact(
-    "a member that is no mapping", signed(lambda x: x.update(members=[3])), "is not understood"
+    "a member that is no mapping",
+    signed(lambda x: x.update(members=[3])),
+    "members.0 must be a mapping {name: value}, got 3",
 )
