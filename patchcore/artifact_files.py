@@ -94,9 +94,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     sealed.check_keys(path, found["files"], known, "files.")
     for number in range(count):
         member, where = members[number], f"members.{number}."
-        _have_keys(path, member, ("settings", "drawn", "image", "network"), where)
+        sealed.exact_keys(path, member, ("settings", "drawn", "image", "network"), where)
         network, inside = member["network"], f"{where}network."
-        _have_keys(path, network, ("layers", "dtype", "digest", "file"), inside)
+        sealed.exact_keys(path, network, ("layers", "dtype", "digest", "file"), inside)
         file = network["file"]
         if file is not None and (not isinstance(file, str) or file not in found["files"]):
             raise InputError(
@@ -111,12 +111,6 @@ def read_description(folder: Path) -> dict[str, Any]:
             )
         sealed.need_keys(path, member["settings"], ("method",), f"{where}settings.")
     return found
-
-
-def _have_keys(path: Path, found: Any, keys: tuple[str, ...], where: str) -> None:
-    """Refuse a value from artifact.yaml unless it is a mapping with these keys and no others."""
-    sealed.check_keys(path, found, keys, where)
-    sealed.need_keys(path, found, keys, where)
 
 
 def check_details(details: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from patchcore.methods.detector import Detector, Method, Prediction
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.tiled import tile
 from patchcore.settings import shown
+from patchcore.switches import PRECISIONS
 from patchcore.tiles import whole
 
 if TYPE_CHECKING:
@@ -208,9 +209,8 @@ class Inspector(Preparing):
         super().__init__(each, decision, _without_left_out(details or {}, members))
         for member, own in zip(members, each, strict=True):
             tile(member, own.tiles, own.overlap, offset_and_scale(own))
-        precisions = ("32-true", *AUTOCAST)
-        if precision not in precisions:
-            names = ", ".join(precisions)
+        if precision not in PRECISIONS:
+            names = ", ".join(PRECISIONS)
             raise InputError(f"precision must be one of {names}, got {shown(precision)}")
         self.precision = precision
         self.crops: Crops | None = None

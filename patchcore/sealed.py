@@ -275,6 +275,15 @@ def need_keys(path: Path, found: Any, needed: Collection[str], where: str = "") 
             raise InputError(f"{path}: {where}{key} is missing: {REMEDY}")
 
 
+def exact_keys(path: Path, found: Any, keys: Collection[str], where: str = "") -> None:
+    """Refuse a value from a description unless it is a mapping with these keys and no others.
+
+    Args and errors are those of `check_keys` and `need_keys`.
+    """
+    check_keys(path, found, keys, where)
+    need_keys(path, found, keys, where)
+
+
 def _lists_files(files: Any) -> bool:
     """Whether a value is a list of files as `write_sealed` makes it, all in one folder."""
     return isinstance(files, dict) and all(

@@ -699,7 +699,10 @@ def test_a_current_folder_that_is_gone_is_one_line(
     monkeypatch.chdir(folder)
     folder.rmdir()
     done = patchcore(command)
-    told = "error: the current folder was removed: change to another (cd)\n"
+    told = (
+        "error: the current folder cannot be used (No such file or directory): change to another "
+        "(cd)\n"
+    )
     assert (done.code, done.out, done.err) == (1, "", told)
 
 

@@ -48,6 +48,14 @@ def write(place: Path, kind: str) -> None:
             file.write("ours")
 
 
+def writing_process(place: Path, kind: str) -> "subprocess.Popen[bytes]":
+    """Process that has begun to write, and goes on after a line on its stdin."""
+    line, pipe = [sys.executable, "-c", WRITER, str(place), kind], subprocess.PIPE
+    process = subprocess.Popen(line, stdin=pipe, stdout=pipe)
+    assert process.stdout is not None and process.stdout.readline() == b"writing\n"
+    return process
+
+
 def parts(folder: Path) -> list[str]:
     return [name for name in os.listdir(folder) if name.endswith(".part")]
 
@@ -57,14 +65,8 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(
     kind: str, tmp_path: Path
 ) -> None:
     place = tmp_path / "results"
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(place), kind],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as writer:
+    with writing_process(place, kind) as writer:
         try:
-            assert writer.stdout is not None
-            assert writer.stdout.readline() == b"writing\n"
             (living,) = parts(tmp_path)
             write(place, kind)
             assert parts(tmp_path) == [living]
@@ -78,13 +80,7 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next(
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_a_living_process_writes_becomes_complete(kind: str, tmp_path: Path) -> None:
     place = tmp_path / "results"
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(place), kind],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"writing\n"
+    with writing_process(place, kind) as writer:
         remove_leftovers(tmp_path)
         writer.communicate(b"go on\n")
     assert writer.returncode == 0 and os.listdir(tmp_path) == ["results"]

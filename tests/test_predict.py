@@ -34,6 +34,7 @@ from patchcore import AllConfig, GreedyConfig, InputError, Inspector, Padim, Pat
 from patchcore.ahead import Pause
 from patchcore.arriving import arriving_images
 from patchcore.artifact import save
+from patchcore.commands import main
 from patchcore.commands import predict as command
 from patchcore.data.images import read_image
 from patchcore.data.named import named_images
@@ -726,8 +727,9 @@ def test_masks_among_images_are_told(
     for each in ("1.png", name):
         (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(parts / "0.png", tmp_path / each)
-    told = f"data: 1 named like masks are inspected as images (such as {tmp_path / name}); read: 2"
-    with pytest.warns(UserWarning, match=f"^{re.escape(told)} images to inspect$"):
+    told = f"inspected as images, though named like masks: 1 (such as {tmp_path / name})"
+    told = f"data: {told}; read: 2 images to inspect"
+    with pytest.warns(UserWarning, match=f"^{re.escape(told)}$"):
         done = patchcore("predict", str(artifact), str(tmp_path), *flags(thresholds))
     assert done.code == 0 and done.err == "2 inspected, 0 anomalous\n"
     alone = str(tmp_path / name)  # nothing else is asked for
@@ -947,8 +949,13 @@ def test_a_reader_that_has_had_enough_ends_it_without_a_word(
 
     spare = os.open(tmp_path / "spare", os.O_CREAT | os.O_WRONLY)
     try:
-        with redirect_stdout(Closed()), pytest.raises(SystemExit) as end:
-            command.main([str(artifact), str(parts), "--threshold=1e9"])
+        typed = ["patchcore", "predict", str(artifact), str(parts), "--threshold=1e9"]
+        with (
+            redirect_stdout(Closed()),
+            mock.patch("sys.argv", typed),
+            pytest.raises(SystemExit) as end,
+        ):
+            main()
         assert os.path.samestat(os.fstat(spare), os.stat(os.devnull))
     finally:
         os.close(spare)

@@ -9,18 +9,29 @@ RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "JSM_NAMESPACE_RANK
 """Variables that tell Lightning which of several processes this is."""
 
 
+def current_folder() -> str:
+    """Return the path of the current folder.
+
+    Raises:
+        InputError: It was removed, or cannot be used for another reason.
+    """
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise InputError(
+            f"the current folder cannot be used ({error.strerror}): change to another (cd)"
+        ) from None
+
+
 def check_environment() -> None:
-    """Refuse a current folder that was removed, and numbers of processes that are no numbers.
+    """Refuse a current folder that is gone, and numbers of processes that are no numbers.
 
     Those of torchrun are checked later.
 
     Raises:
-        InputError: The current folder is gone, or a variable holds something else.
+        InputError: As in `current_folder`, or a variable holds something else.
     """
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        raise InputError("the current folder was removed: change to another (cd)") from None
+    current_folder()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return
     for name in RANKS:

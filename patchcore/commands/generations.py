@@ -33,9 +33,6 @@ NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
 VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
 """Arguments of `hydra.main` and `hydra.initialize…`; Hydra 1.4 deprecates `version_base`."""
 
-
-_dirname: Any = getattr(config_loader_impl, "get_overrides_dirname", None)
-
 CONFIG_PATH, CONFIG_NAME = "pkg://patchcore.conf", "config"
 """Place of the settings files of `patchcore train`, and the name of the first of them."""
 
@@ -81,7 +78,7 @@ class Points:
         point.hydra.overrides.task = [override.input_line for override in own]
         if not NEXT:  # which makes it from the overrides when it is asked for
             names = point.hydra.job.config.override_dirname
-            point.hydra.job.override_dirname = _dirname(
+            point.hydra.job.override_dirname = config_loader_impl.get_overrides_dirname(
                 own, names.exclude_keys, names.item_sep, names.kv_sep
             )
         OmegaConf.copy_cache(from_config=master_config, to_config=point)

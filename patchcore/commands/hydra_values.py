@@ -31,9 +31,9 @@ def check_hydra(settings: DictConfig) -> None:
         return OmegaConf.select(settings, key, throw_on_resolution_failure=False)
 
     for key, advice in _FOLDERS.items():
-        if isinstance(text := value(key), str) and not text.strip():
-            raise InputError(f"hydra.{key} is empty: {advice}")
-        if isinstance(text, str):
+        if isinstance(text := value(key), str):
+            if not text.strip():
+                raise InputError(f"hydra.{key} is empty: {advice}")
             local(text, f"hydra.{key}")
     for key in ("launcher", "sweeper"):
         if not isinstance(settings.get(key), DictConfig):

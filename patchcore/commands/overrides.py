@@ -5,7 +5,6 @@ or truth values.
 """
 
 import math
-import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from hydra.errors import HydraException
 from omegaconf import BooleanNode, DictConfig, OmegaConf
 
+from patchcore.commands.environment import current_folder
 from patchcore.commands.groups import SCHEMAS
 from patchcore.commands.mistakes import image_successor, renamed
 from patchcore.config import Config
@@ -42,7 +42,10 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
         InputError: An argument, or the path of the current folder, is not UTF-8, so that no
             settings file could hold it.
     """
-    for text, what in [*((argument, "argument") for argument in arguments), (_here(), "folder")]:
+    for text, what in [
+        *((argument, "argument") for argument in arguments),
+        (current_folder(), "folder"),
+    ]:
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -133,13 +136,6 @@ def _quoted(word: str, nullable: bool) -> str:
     except HydraException:  # Hydra reports this itself
         return word
     return f"'{text}'" if value is None or isinstance(value, bool | int | float) else word
-
-
-def _here() -> str:
-    try:
-        return os.getcwd()
-    except OSError as error:
-        raise InputError(f"the current folder cannot be used ({error.strerror})") from None
 
 
 MOST_POINTS = 1_000_000

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from patchcore.ahead import Pause
 from patchcore.arriving import arriving_images
-from patchcore.commands import STDOUT, discard_stdout
 from patchcore.commands.options import (
     Parser,
     add_model_options,
@@ -33,7 +32,7 @@ from patchcore.inspection import BATCH, Broken, Inspection, Thresholds, predict
 from patchcore.outputs import check_file, check_folder, check_outside
 from patchcore.overlays import MapFormat, Pictures
 from patchcore.report.cells import harmless
-from patchcore.writing import complete, named
+from patchcore.writing import complete
 
 COLUMNS = ("path", "score", "p_value", "verdict", "regions")
 ANOMALIES = 3  # exit code
@@ -91,21 +90,10 @@ def main(arguments: list[str] | None = None) -> None:
         workers=options.workers,
         stop=options.on_error == "stop",
     )
-    try:
-        with _output(options.output) as file:
-            counts = _write(results, WRITERS[form](file), _bar(paths, options.output))
-            if not counts.inspected + counts.broken:  # an earlier file stays as it was
-                raise InputError("IMAGES: stdin names none")
-    except BrokenPipeError:  # the reader of the results, such as head, has closed the pipe
-        discard_stdout()
-        sys.exit(1)
-    except OSError as error:
-        from patchcore.commands.mistakes import explain  # here: it imports Hydra
-
-        if error.filename == STDOUT:
-            discard_stdout()
-        other = f"{error.filename}: cannot be written ({error.strerror}): choose another path"
-        raise InputError(explain(error) or other) from error
+    with _output(options.output) as file:
+        counts = _write(results, WRITERS[form](file), _bar(paths, options.output))
+        if not counts.inspected + counts.broken:  # an earlier file stays as it was
+            raise InputError("IMAGES: stdin names none")
     if endless(images):  # only now are all folders searched
         files.tell(f"{counts.inspected + counts.broken:,} images")
     print(counts.sentence(), file=sys.stderr)
@@ -122,7 +110,8 @@ def _all_named(images: Sequence[str], files: Files) -> list[Path]:
     if not paths:
         raise InputError(f"IMAGES: there are none in {printable(' or '.join(images))}")
     if masks := masks_by_name(paths):
-        files.note(f"{len(masks):,} named like masks are inspected as images (such as {masks[0]})")
+        told = "inspected as images, though named like masks"
+        files.note(f"{told}: {len(masks):,} (such as {masks[0]})")
     files.note_alike(paths)
     files.tell(f"{len(paths):,} images to inspect")
     return paths
@@ -281,11 +270,9 @@ def _output(path: Path | None) -> Iterator[IO[str]]:
     """Yield the file of the results, in UTF-8; without a path, stdout.
 
     Names that are not UTF-8 are exact in JSON lines only.
-
     """
     if path is None:
-        with named(STDOUT):
-            yield sys.stdout
+        yield sys.stdout
         return
     with complete(path, "w", encoding="utf-8", newline="") as file:
         yield file

@@ -55,7 +55,7 @@ def fill_directions(config: DictConfig) -> None:
         config: Composed settings, with those of Hydra; `hydra.sweeper.direction` changes in place.
     """
     sweeper = config.hydra.sweeper
-    # What a user gives is text; only the default is a member of the enumeration.
+    # Text is from the user; only the default is a member of the enumeration.
     if not _is_optuna(sweeper) or not isinstance(sweeper.get("direction"), Enum):
         return
     with read_write(sweeper):

@@ -1,6 +1,5 @@
 """Addresses of downloads, as messages and notes name them: without what may be secret."""
 
-import hashlib
 import re
 from urllib.parse import urlsplit
 
@@ -20,11 +19,6 @@ def shown(url: str) -> str:
 def without_secrets(text: str) -> str:
     """Return a text of a server or a library with the addresses in it as `shown`."""
     return re.sub(r"\w+://\S*", lambda found: shown(found[0]), text)
-
-
-def digest(url: str) -> str:
-    """Return a number by which an address is recognised, as 64 hexadecimal digits."""
-    return hashlib.sha256(url.encode(errors="surrogateescape")).hexdigest()
 
 
 def check_address(url: str) -> None:

@@ -1,6 +1,5 @@
 """Images that a model is to be extended by, compared with those that it holds."""
 
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from patchcore.data.images import image_size
 from patchcore.data.overlaps import Group, complaints, equal_files
+from patchcore.digests import pixels_digest
 from patchcore.errors import InputError, printable
 
 T = TypeVar("T")
@@ -102,11 +102,7 @@ def _pixel_digests(
 
     def digest(path: Path) -> str:
         pixels = read(path)
-        if pixels is None:
-            return ""
-        state = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
-        state.update(np.ascontiguousarray(pixels).data)
-        return state.hexdigest()
+        return "" if pixels is None else pixels_digest(pixels)
 
     with ThreadPoolExecutor() as pool:
         paths = [path for _, path in group]

@@ -28,9 +28,10 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from patchcore.data.addresses import check_address, digest, shown, without_secrets
+from patchcore.data.addresses import check_address, shown, without_secrets
 from patchcore.data.sets import DATA_SETS
 from patchcore.data.source import Archive, Source
+from patchcore.digests import digest
 from patchcore.errors import InputError, unreadable
 from patchcore.writing import replace_with
 
@@ -199,7 +200,7 @@ def _receive(url: str, part: Path, verifiable: bool) -> None:
             _check_room(part.parent, total - start, "the download")
         if start == 0:
             part.unlink(missing_ok=True)  # first: the notes must never describe another file
-            notes = {"url_sha256": digest(url), "validator": _validator(response)}
+            notes = {"url_digest": digest(url), "validator": _validator(response)}
             replace_with(_notes(part), json.dumps(notes).encode())
         with part.open("ab" if start else "wb") as file, _bar("downloading", total, start) as bar:
             for chunk in _chunks(url, response):
@@ -218,7 +219,7 @@ def _resumable(url: str, part: Path, verifiable: bool) -> tuple[int, str | None]
     except (OSError, ValueError):
         return 0, None
     validator = notes.get("validator")
-    if notes.get("url_sha256") != digest(url) or not (validator or verifiable):
+    if notes.get("url_digest") != digest(url) or not (validator or verifiable):
         return 0, None
     return size, validator
 
@@ -290,8 +291,8 @@ def unpack(
     """Unpack a zip or tar archive to `folder`, which appears only when it is complete.
 
     If `holds` are in a folder at the archive's top, `folder` becomes that folder; of several such
-    folders, the one with its name. Owners and
-    special permissions of the archived files are not restored.
+    folders, the one with its name. Owners and special permissions of the archived files are not
+    restored.
 
     Args:
         archive: Archive file; the caller removes it afterwards.

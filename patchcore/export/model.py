@@ -29,14 +29,7 @@ from patchcore.export.parity import SCORE_LIMIT, Pair, Parity, compared
 from patchcore.identity import versions
 from patchcore.inspector import Inspector, Preparing
 from patchcore.methods.ensemble import Ensemble
-from patchcore.sealed import (
-    check_keys,
-    check_target,
-    need_keys,
-    read_sealed,
-    steadily,
-    write_sealed,
-)
+from patchcore.sealed import check_target, exact_keys, read_sealed, steadily, write_sealed
 from patchcore.settings import plain
 
 FORMAT = 1
@@ -166,11 +159,9 @@ def load_export(folder: str | Path, threads: int | None = None) -> ExportedModel
 
 def _load_export(folder: Path, threads: int | None) -> ExportedModel:
     description, path = read_sealed(folder, DESCRIPTION, FORMAT), folder / DESCRIPTION
-    check_keys(path, description, KEYS)
-    need_keys(path, description, KEYS)
+    exact_keys(path, description, KEYS)
     if (kept := description["decision"]) is not None:
-        check_keys(path, kept, ("values", "scores"), "decision.")
-        need_keys(path, kept, ("values", "scores"), "decision.")
+        exact_keys(path, kept, ("values", "scores"), "decision.")
     try:
         writer = _format(description["kind"])
         height, width = description["size"]
