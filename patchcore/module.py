@@ -108,7 +108,7 @@ class ScoringModule(pl.LightningModule):
             ignored = None
             if counts is not None:
                 ignored = all_ignored(batch["mask"].to(counts.device), counts)
-            self.mask_counts.update(batch["label"], batch["regions"], ignored)
+            self.mask_counts.update(batch["label"], batch["regions"], ignored, batch["index"])
         self.record.scores.update(zip(batch["index"].tolist(), scores.tolist(), strict=True))
 
     def on_test_epoch_end(self) -> None:
@@ -118,7 +118,7 @@ class ScoringModule(pl.LightningModule):
                 return
         spent = time.perf_counter() - self._started
         self.seconds["score"] = self.seconds.get("score", 0.0) + spent
-        _tell(self.mask_counts)
+        _tell(self.mask_counts.notices(self._names()))
         record = self.record
         with self.costs.measure(METRICS, self.device):
             record.metrics = {
@@ -138,6 +138,11 @@ class ScoringModule(pl.LightningModule):
         seconds = {f"seconds.{key}": value for key, value in self.seconds.items()}
         self.log_dict({**record.metrics, **seconds})
 
+    def _names(self) -> list[str]:
+        """Paths of the test images, if the data set is one of files."""
+        dataset = getattr(self.trainer.test_dataloaders, "dataset", None)
+        return [str(sample.path) for sample in getattr(dataset, "samples", ())]
+
     def gather(self) -> None:
         """Collect the results of several processes in the first one."""
         gather_metrics([self.image_metrics, self.pixel_metrics, self.mask_counts])
@@ -155,7 +160,7 @@ class ScoringModule(pl.LightningModule):
         assert config.false_alarms is not None
         used = min(config.folds, len(scores))  # a fold has an image
         self.decision = decide(torch.stack([*scores]), maps, config.false_alarms, used)
-        _tell(self.decision)
+        _tell(self.decision.notices())
 
 
 class DetectorModule(ScoringModule):
@@ -433,6 +438,6 @@ class DetectorModule(ScoringModule):
 
 
 @rank_zero_only
-def _tell(told: MaskCounts | Decision) -> None:
-    for notice in told.notices():
+def _tell(notices: Iterable[str]) -> None:
+    for notice in notices:
         print(warning_line(notice), end="", file=sys.stderr)

@@ -499,6 +499,18 @@ def test_numbers_of_processes_are_checked_before_libraries_read_them(
     assert "MODEL: is not an artifact" in patchcore("predict", "MODEL", __file__).err
 
 
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
+def test_a_process_that_is_alone_has_no_other_number_than_0(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1")
+    done = patchcore("predict", "MODEL", "IMAGE")
+    told = f"error: the environment variable {name} is 1, but neither torchrun nor srun has started"
+    assert done.code == 1 and done.err.startswith(told) and done.err.endswith(": unset it\n")
+    monkeypatch.setenv("SLURM_NTASKS", "2")  # as each of several predictions by srun
+    assert "MODEL: is not an artifact" in patchcore("predict", "MODEL", __file__).err
+
+
 def test_a_backend_that_matplotlib_lacks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "nonsense")
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngInfo
 
 from patchcore.data import completeness
 from patchcore.data.images import image_size, read_image, read_mask
@@ -529,6 +530,19 @@ def test_no_other_decoder_runs(tmp_path: Path, kind: str) -> None:
         pytest.raises(InputError, match=r"picture\.png: cannot be read .*none of (AVIF, )?BMP"),
     ):
         read_image(path)
+
+
+def test_a_file_whose_metadata_are_damaged_is_told_by_what_it_begins_as(tmp_path: Path) -> None:
+    notes = PngInfo()
+    notes.add_text("Camera", "left")
+    data = bytearray(save(Image.fromarray(RAMP), tmp_path / "a.png", pnginfo=notes).read_bytes())
+    data[data.index(b"left")] ^= 1  # so the chunk's checksum is wrong
+    (tmp_path / "a.png").write_bytes(data)
+    jpeg = save(Image.fromarray(RAMP), tmp_path / "b.jpg")
+    jpeg.write_bytes(jpeg.read_bytes()[:20])
+    for name, kind in (("a.png", "PNG"), ("b.jpg", "JPEG")):
+        with pytest.raises(InputError, match=rf"{name}: cannot be read .*begins as {kind}, but"):
+            read_image(tmp_path / name)
 
 
 def test_pipes_and_folders_are_no_images(tmp_path: Path) -> None:

@@ -675,6 +675,21 @@ def test_folders_bad_input(tmp_path: Path) -> None:
         FolderConfig(root=root, nominal="ok", anomalous="bad").read()
 
 
+def test_anomalous_images_beside_the_nominal_ones_are_not_learned(tmp_path: Path) -> None:
+    for name in ("train/good/1.png", "test/good/2.png", "test/bent/3.png"):
+        write_image(tmp_path / name, (8, 8), int(name[-5]))
+    root = str(tmp_path)
+    for given, key in (
+        ({"nominal": "test"}, "nominal"),
+        ({"nominal": "."}, "nominal"),
+        ({"nominal": "train", "nominal_test": "test"}, "nominal_test"),
+    ):
+        with pytest.raises(InputError, match=rf"test/bent: lies beside good, .*set data\.{key} to"):
+            FolderConfig(root=root, **given).read()
+    split = FolderConfig(root=root, nominal="train", anomalous="test/bent", test_share=0).read()
+    assert [sample.path.name for sample in split.train] == ["1.png"]
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [

@@ -541,6 +541,24 @@ def test_masks_are_not_learned(
         assert not (tmp_path / "new").exists()
 
 
+def test_a_folder_beside_that_of_nominal_images_is_not_learned(
+    kept: Callable[[str], Path], files: list[Path], tmp_path: Path
+) -> None:
+    root, new = tmp_path / "screw", tmp_path / "new"
+    for number, part in enumerate(("train/good", "test/Good", "test/crack/rgb"), start=4):
+        (root / part).mkdir(parents=True)
+        shutil.copy(files[number], root / part)
+    given = ["extend", str(kept("patchcore"))]
+    done = patchcore(*given, str(root), "--output", str(new))
+    assert done.code == 1 and not new.exists()
+    assert done.err == (
+        f"error: {root}/test/crack: lies beside Good, so its images may be anomalous; name each "
+        "folder of nominal images\n"
+    )
+    done = patchcore(*given, f"{root}/train", f"{root}/test/Good", "--output", str(new))
+    assert done.code == 0 and done.out.startswith("images added: 2, "), done.err
+
+
 def test_a_damaged_image_is_one_line(kept: Callable[[str], Path], tmp_path: Path) -> None:
     path = write_image(tmp_path / "cut.png", (24, 24), 40)
     path.write_bytes(path.read_bytes()[:900])

@@ -51,6 +51,24 @@ def test_each_image_and_region_is_counted_once() -> None:
     assert set(counts.compute().values()) == {0} and counts.notices() == []
 
 
+def test_the_first_image_of_each_kind_is_named() -> None:
+    counts = MaskCounts()
+    rows = torch.tensor([[0] * 6, [0] * 6, [2, 2, 0, 0, 0, 0], [3, 1, 1, 0, 1, 0]])
+    counts.update(torch.tensor([0, 1, 1, 1]), rows, numbers=torch.tensor([0, 5, 3, 4]))
+    counts.update(torch.tensor([1, 1]), rows[1:3], numbers=torch.tensor([1, 2]))
+    names = ["good", "two", "three", "four", "five\n", "six"]
+    told = counts.notices(names)
+    assert told[0].startswith("2 of 5 anomalous images (the first is two) have no mask")
+    assert told[1].startswith("2 of 5 anomalous images (the first is three) have their defect")
+    assert told[2].startswith("1 of 5 anomalous images (the first is five\\n) have part of")
+    assert not any("first" in line for line in counts.notices())
+    counts.reset()
+    counts.update(torch.tensor([1]), torch.tensor([[2, 0, 0, 1, 0, 1]]), numbers=torch.tensor([1]))
+    regions, masks = counts.notices(names)
+    assert regions.startswith("1 of 2 marked regions (the first is in two), of one pixel each")
+    assert masks.startswith("1 of 1 masks (the first is of two) mark more than half")
+
+
 def marking(size: tuple[int, int], *boxes: tuple[slice, slice]) -> NDArray[np.uint8]:
     mask = np.zeros(size, dtype=np.uint8)
     for box in boxes:
@@ -131,16 +149,19 @@ def test_a_run_tells_what_is_left_out(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "run/metrics.json").read_text())
     assert [found[key] for key in MASK_KEYS] == [1, 2, 0, 0, 1, 2, 0, 0]
-    for count, words in ((1, "have no mask"), (2, "have their defect outside"), (1, "have part")):
-        assert f"warning: {count} of 6 anomalous images {words}" in done.err
+    told = ((1, 4, "have no mask"), (2, 0, "have their defect outside"), (1, 2, "have part"))
+    for count, first, words in told:
+        example = f"(the first is {tmp_path}/anomalous/{first}.png)"
+        assert f"warning: {count} of 6 anomalous images {example} {words}" in done.err
         assert done.err.count(words) == 1
     assert "images_outside_crop      2" in done.out
     whole = patchcore("train", *given, "image.stretch=true", f"hydra.run.dir={tmp_path}/whole")
     assert whole.code == 0, whole.err
     found = json.loads((tmp_path / "whole/metrics.json").read_text())
     assert [found[key] for key in MASK_KEYS] == [1, 0, 1, 0, 0, 0, 1, 0]
-    (told,) = [line for line in whole.err.splitlines() if "resizing" in line]
-    assert told.startswith("warning: 1 of 6 anomalous images have their defect lost in resizing")
+    (line,) = [line for line in whole.err.splitlines() if "resizing" in line]
+    first = tmp_path / "anomalous/5.png"
+    assert line.startswith(f"warning: 1 of 6 anomalous images (the first is {first}) have their")
 
 
 def test_all_masks_outside_leave_pixel_metrics_undefined(tmp_path: Path) -> None:
@@ -179,5 +200,5 @@ def test_images_with_their_defect_outside_the_region_are_counted_and_told(tmp_pa
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "run/metrics.json").read_text())
     assert [found[key] for key in MASK_KEYS] == [0, 0, 0, 2, 0, 0, 0, 0]
-    words = "warning: 2 of 3 anomalous images have their defect outside the region that counts"
+    words = f"(the first is {tmp_path}/anomalous/1.png) have their defect outside the region that"
     assert done.err.count(words) == 1

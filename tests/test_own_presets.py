@@ -46,3 +46,16 @@ def test_a_file_that_repeats_its_group_is_told_to_leave_it_out(tmp_path: Path) -
 def test_a_file_with_its_kind_is_read(tmp_path: Path) -> None:
     line = told(tmp_path, "data", f"defaults: [folder]\nroot: {tmp_path}\nnominal: absent\n")
     assert line.startswith("error: data.nominal: there is no folder ")
+
+
+def test_a_file_with_the_name_of_a_built_in_choice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "coreset").mkdir()
+    (tmp_path / "coreset/greedy.yaml").write_text("ratio: 0.2\n")
+    places = [f"hydra.{key}.dir={tmp_path}/run" for key in ("run", "sweep")]
+    for own in ("coreset=greedy", "coreset=random,greedy"):
+        flags = ["-m"] if "," in own else []
+        done = patchcore("train", *flags, "--config-dir", str(tmp_path), own, *places)
+        assert done.code == 1 and done.err == (
+            "error: coreset/greedy.yaml: greedy is a built-in coreset: give the file another name\n"
+        )
+        assert not (tmp_path / "run").exists()

@@ -7,6 +7,8 @@ from patchcore.errors import InputError
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Variables that tell Lightning which of several processes this is."""
+OWN = tuple(name for name in RANKS if name != "WORLD_SIZE")
+"""Those that hold the number of this process."""
 
 
 def current_folder() -> str:
@@ -24,9 +26,10 @@ def current_folder() -> str:
 
 
 def check_environment() -> None:
-    """Refuse a current folder that is gone, and numbers of processes that are no numbers.
+    """Refuse a current folder that is gone, and wrong numbers of processes.
 
-    Those of torchrun are checked later.
+    Those of torchrun are checked later. Without it and SLURM, the number of this process can only
+    be 0; with another, Lightning would leave warnings and trackers to a process that is not there.
 
     Raises:
         InputError: As in `current_folder`, or a variable holds something else.
@@ -41,6 +44,16 @@ def check_environment() -> None:
                 f"the environment variable {name} must be a whole number from 0 on, got {value!r}: "
                 "unset it, or start the command with torchrun or srun"
             )
+        if name in OWN and int(value) and not _of_slurm():
+            raise InputError(
+                f"the environment variable {name} is {value}, but neither torchrun nor srun has "
+                "started this process among others: unset it"
+            )
+
+
+def _of_slurm() -> bool:
+    """Whether srun has started this process as one of several."""
+    return os.environ.get("SLURM_NTASKS", "1") != "1"
 
 
 def unknown_backend(error: Exception) -> str | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from patchcore.commands.options import Parser, place
 from patchcore.data.files import Files, expanded
-from patchcore.data.layout import reject_masks
+from patchcore.data.layout import reject_defects, reject_masks
 from patchcore.errors import InputError, missing, printable
 from patchcore.extend import change_artifact
 
@@ -76,7 +76,8 @@ def image_files(names: list[str]) -> list[Path]:
     """Return the image files that `names` stand for: files, and folders with all subfolders.
 
     Raises:
-        InputError: A name does not exist, a folder holds no images, or masks lie among the images.
+        InputError: A name does not exist, a folder holds no images, or masks or a folder beside
+            `good` lie among the images.
     """
     files, found = Files(), []
     together: dict[Path, list[Path]] = {}  # images by the folder that was named, or is theirs
@@ -93,6 +94,7 @@ def image_files(names: list[str]) -> list[Path]:
         found += images
     for folder, images in together.items():
         reject_masks(images, folder, "name images alone, or move the masks to another folder")
+        reject_defects(images, folder, "name each folder of nominal images")
     if names:
         files.tell(f"{len(found)} images to add")
     return found

@@ -134,6 +134,9 @@ def explain(error: Exception) -> str | None:
         return message
     if (message := unknown_backend(error)) is not None:
         return message
+    if isinstance(error, UserWarning) and (file := re.match(SHADOWED, str(error))):
+        group, _, name = file[1].rpartition("/")
+        return f"{file[1]}.yaml: {name} is a built-in {group}: give the file another name"
     if isinstance(error, RecursionError) and (names := _of_defaults(error.__traceback__)):
         return f"defaults: {_circle(names)}: correct the file"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
@@ -345,6 +348,10 @@ def _of_defaults(trace: TracebackType | None) -> list[str]:
             path = frame.f_locals.get("path")
             found += [path] if isinstance(path, str) and found[-1:] != [path] else []
     return found
+
+
+SHADOWED = r"\s*'([^']+)' is validated against ConfigStore schema with the same name"
+"""How Hydra begins its warning of a settings file that has the name of a built-in choice."""
 
 
 def _circle(names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from patchcore.commands.generations import CONFIG_NAME, CONFIG_PATH, entry
 from patchcore.commands.gpus import take_gpu
 from patchcore.commands.groups import register
 from patchcore.commands.idle import warn_of_idle
-from patchcore.commands.mistakes import explain
+from patchcore.commands.mistakes import SHADOWED, explain
 from patchcore.commands.overrides import as_typed, check_overrides
 from patchcore.commands.refused import files_in, remove
 from patchcore.commands.settings_help import settings_help
@@ -39,6 +40,7 @@ def main() -> None:
         return
     command = entry(task)
     sys.argv[1:] = as_typed(sys.argv[1:])
+    warnings.filterwarnings("error", SHADOWED)
     check_overrides(sys.argv[1:])
     guard()
     if _OUTSIDE.isdisjoint(os.environ):

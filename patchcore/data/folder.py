@@ -7,7 +7,7 @@ import numpy as np
 
 from patchcore.data.files import Files, Identity, expanded, find_folder, identity
 from patchcore.data.formats import FORMATS
-from patchcore.data.layout import NOMINAL, bare, marks, masks_beside, reject_masks
+from patchcore.data.layout import NOMINAL, bare, marks, masks_beside, reject_defects, reject_masks
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError, printable
 from patchcore.settings import setting
@@ -67,7 +67,8 @@ class FolderConfig(DataConfig):
         Raises:
             InputError: a folder is missing or holds no images; a file is in two sets, whether by
                 the same path or by a link; a mask lies among images, or has no image or more than
-                one; or no image would be left to train or to test on.
+                one; a folder lies beside `good` among nominal images; or no image would be left to
+                train or to test on.
         """
         root = find_folder(self.root, "data.root")
         keys = ("nominal", "nominal_test", "anomalous", "masks")
@@ -89,6 +90,9 @@ class FolderConfig(DataConfig):
                 ", or set data.masks to their folder" if key == "anomalous" else ""
             )
             reject_masks(images, folders[key], advice)
+            if key != "anomalous":
+                advice = f"set data.{key} to a folder without it, or rename one of the two"
+                reject_defects(images, folders[key], advice)
         nominal = sets["nominal"]
         train, test = nominal, sets.get("nominal_test", [])
         if self.nominal_test is None:

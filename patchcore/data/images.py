@@ -5,7 +5,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -397,8 +397,20 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     text = " ".join(str(error).split()) or type(error).__name__
     reason = getattr(error, "strerror", None) or text
     if isinstance(error, UnidentifiedImageError):
-        reason = f"it is none of {', '.join(_decoders(path.suffix.lower()))}"
+        reason = _unidentified(path)
     return unreadable(path, f"{path}: cannot be read as an image ({reason}); replace or remove it")
+
+
+def _unidentified(path: Path) -> str:
+    """Reason why none of Pillow's decoders takes a file."""
+    decoders = _decoders(path.suffix.lower())
+    with suppress(OSError), open(path, "rb") as file:
+        start = file.read(16).ljust(16, b"\0")  # as many as Pillow looks at
+        for name in decoders:
+            begins: Any = Image.OPEN[name][1]
+            if begins is not None and begins(start) is True:
+                return f"it begins as {name}, but its header or metadata are damaged"
+    return f"it is none of {', '.join(decoders)}"
 
 
 def _deepest_if_dark(file: Image.Image, image: Image.Image, path: Path) -> int:

@@ -83,6 +83,31 @@ def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
         raise InputError(f"{found}: {reason}, and lies among images; {advice}")
 
 
+def reject_defects(images: Sequence[Path], folder: Path, advice: str) -> None:
+    """Refuse nominal images of which some are in `good` and others in a folder beside it.
+
+    Args:
+        images: Image files.
+        folder: Folder that was searched for them.
+        advice: Remedy, for the message.
+
+    Raises:
+        InputError: there is such a folder, as in the `test` folder of a data set.
+    """
+    places = sorted({place for path in images for place in _folders_between(path, folder)})
+    good = {place.parent: place for place in places if place.name.casefold() in NOMINAL}
+    for place in places:
+        if (beside := good.get(place.parent)) and place.name.casefold() not in NOMINAL:
+            raise InputError(
+                f"{place}: lies beside {beside.name}, so its images may be anomalous; {advice}"
+            )
+
+
+def _folders_between(path: Path, folder: Path) -> list[Path]:
+    """Folders of a file below `folder`, from the inside out."""
+    return [place for place in path.parents if folder in place.parents]
+
+
 def marks(mask: Path | Masks) -> bool:
     """Whether a mask marks anything; decoded once per process unless its files change.
 

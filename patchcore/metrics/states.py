@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchmetrics import Metric
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 from patchcore.metrics.measures import (
     MASK_KEYS,
     image_metrics,
@@ -253,6 +253,10 @@ def _join(state: list[Tensor] | Tensor) -> Float[Tensor, " scores"]:
     return torch.cat(state) if state else torch.empty(0)
 
 
+_COUNTS = (*MASK_KEYS, "masks", "regions", "regions_nominal", "masks_of_most")
+"""What `MaskCounts` counts."""
+
+
 class MaskCounts(Metric):
     """Counts of missing, cropped, lost and merged ground truth of anomalous images.
 
@@ -270,12 +274,20 @@ class MaskCounts(Metric):
     is_differentiable = False
     full_state_update = False
     counts: Tensor  # (12,) int64
+    examples: list[Tensor] | Tensor  # `_written` numbers of images and of counts that they raise
 
     def __init__(self) -> None:
         super().__init__()
+        self.add_state("examples", [], dist_reduce_fx="cat")
         self.add_state("counts", torch.zeros(12, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, labels: Tensor, regions: Tensor, ignored: Tensor | None = None) -> None:
+    def update(
+        self,
+        labels: Tensor,
+        regions: Tensor,
+        ignored: Tensor | None = None,
+        numbers: Tensor | None = None,
+    ) -> None:
         """Add a batch.
 
         Args:
@@ -285,12 +297,13 @@ class MaskCounts(Metric):
                 and merged; and 1 if regions cover more than half of the image.
             ignored: (B,) bool, True where all marked pixels in view do not count; see
                 `all_ignored`. All False by default.
+            numbers: (B,) int64, the images' numbers, for `notices`. None by default.
         """
         ignored = torch.zeros_like(labels) if ignored is None else ignored
         marked, outside, cut, lost, merged, most = regions[labels.bool()].to(self.device).unbind(1)
         seen = marked > outside + lost + merged
         unseen = ~seen & (marked > 0)
-        sums = [
+        sums = [  # in the order of _COUNTS
             marked == 0,
             unseen & (outside > 0),
             unseen & (outside == 0),
@@ -305,52 +318,74 @@ class MaskCounts(Metric):
             most,
         ]
         self.counts = self.counts + torch.stack([x.sum() for x in sums])
+        if numbers is not None:
+            counts, images = torch.stack(sums).nonzero().unbind(1)
+            own = numbers[labels.bool()].to(self.device)[images]
+            _append(self.examples, _written(torch.stack([own, counts], -1)))
 
     def compute(self) -> dict[str, int]:
         """Return the counts so far, by `MASK_KEYS`."""
         return dict(zip(MASK_KEYS, self.counts.tolist(), strict=False))
 
-    def notices(self) -> list[str]:
-        """Return sentences on ground truth that the metrics miss, most with a remedy."""
-        found = self.compute()
-        *_, masked, regions, nominal, most = self.counts.tolist()
+    def notices(self, names: Sequence[str] = ()) -> list[str]:
+        """Return sentences on ground truth that the metrics miss, most with a remedy.
+
+        Args:
+            names: Names of the images by their `numbers`, so that each sentence on images can name
+                the first of them. Without names, none is named.
+        """
+        found = dict(zip(_COUNTS, self.counts.tolist(), strict=True))
+        masked, lost, most = found["masks"], found["regions_nominal"], found["masks_of_most"]
         images = masked + found["images_without_mask"]
+        examples = _read(_join(self.examples))
+
+        def first(key: str, be: str = "is") -> str:
+            numbers = examples[examples[:, 1] == _COUNTS.index(key), 0]
+            if not names or not len(numbers):
+                return ""
+            return f" (the first {be} {printable(names[int(numbers.min())])})"
+
+        def some(key: str) -> str:
+            return f"{found[key]} of {images} anomalous images{first(key)}"
+
         lines = []
-        if masked and (count := found["images_without_mask"]):
+        if masked and found["images_without_mask"]:
             lines.append(
-                f"{count} of {images} anomalous images have no mask that marks anything; they are "
-                "left out of the pixel metrics"
+                f"{some('images_without_mask')} have no mask that marks anything; they are left "
+                "out of the pixel metrics"
             )
-        if count := found["images_outside_crop"]:
+        if found["images_outside_crop"]:
             lines.append(
-                f"{count} of {images} anomalous images have their defect outside the crop, where "
-                "it cannot be found; image metrics count them, pixel metrics leave them out. "
+                f"{some('images_outside_crop')} have their defect outside the crop, where it "
+                "cannot be found; image metrics count them, pixel metrics leave them out. "
                 "image.view=square takes images whole"
             )
-        if count := found["images_lost_in_resizing"]:
+        if found["images_lost_in_resizing"]:
             lines.append(
-                f"{count} of {images} anomalous images have their defect lost in resizing; image "
+                f"{some('images_lost_in_resizing')} have their defect lost in resizing; image "
                 "metrics count them, pixel metrics leave them out. A larger image.size keeps it"
             )
-        if count := found["images_outside_region"]:
+        if found["images_outside_region"]:
             lines.append(
-                f"{count} of {images} anomalous images have their defect outside the region that "
+                f"{some('images_outside_region')} have their defect outside the region that "
                 "counts (data.region, data.regions); image metrics count them, pixel metrics leave "
                 "them out"
             )
-        if count := found["images_cut_by_crop"]:
+        if found["images_cut_by_crop"]:
             lines.append(
-                f"{count} of {images} anomalous images have part of their defect outside the crop; "
+                f"{some('images_cut_by_crop')} have part of their defect outside the crop; "
                 "image.view=square takes images whole"
             )
-        if nominal:  # regions lost in images that are not left out
+        if lost:  # in images that are not left out
             lines.append(
-                f"{nominal} of {regions} marked regions, of one pixel each, were lost in resizing "
-                "and count as nominal; a larger image.size keeps them"
+                f"{lost} of {found['regions']} marked regions{first('regions_nominal', 'is in')}, "
+                "of one pixel each, were lost in resizing and count as nominal; a larger "
+                "image.size keeps them"
             )
         if 2 * most > masked:
             lines.append(
-                f"{most} of {masked} masks mark more than half of their image; if their defects "
-                "are black, invert the masks, as defects should be white"
+                f"{most} of {masked} masks{first('masks_of_most', 'is of')} mark more than "
+                "half of their image; if their defects are black, invert the masks, as defects "
+                "should be white"
             )
         return lines
