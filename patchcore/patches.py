@@ -17,6 +17,7 @@ in tests/reference.py.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -214,6 +215,7 @@ def neighbourhood_mean(
     return np.arange(channels), np.full((channels, 1, size, size), 1 / size**2)
 
 
+@lru_cache(maxsize=16)  # loops in Python, and is the same for all models of a kind
 def reference_mapping(
     channels: int, size: int, layer: int, layers: int, layer_channels: int, out_channels: int
 ) -> tuple[int, Int64[np.ndarray, " rows"], Float64[np.ndarray, "rows taps size size"]]:

@@ -442,17 +442,16 @@ def test_images_of_another_size_than_the_models_region_are_not_tested(
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("share", "overrides"),
     [
-        [],
-        ["method.foreground=0.5", "image.resize=96", "image.crop=96"],
-        ["ensemble.members=[{layers:{names:['3']}},{layers:{names:['1']}}]"],
+        (0.3, []),
+        (1.0, ["method.foreground=0.5", "image.resize=96", "image.crop=96"]),
+        (1.0, ["ensemble.members=[{layers:{names:['3']}},{layers:{names:['1']}}]"]),
     ],
     ids=["plain", "foreground", "ensemble"],
 )
-@pytest.mark.parametrize("share", [0.3, 1.0])
 def test_the_pixels_that_count_are_the_same_in_run_and_test(
-    root: Path, tmp_path: Path, overrides: list[str], share: float
+    root: Path, tmp_path: Path, share: float, overrides: list[str]
 ) -> None:
     region = write_region(tmp_path / "region.png", (40, 36), share)
     counted = [f"data.region={region}", "decision.false_alarms=0.3", *overrides]

@@ -450,6 +450,7 @@ def test_it_ends_soon_though_an_upload_is_open(
                 with contextlib.suppress(OSError):
                     upload = begin(f"http://127.0.0.1:{port}", 5000)
                     break
+                time.sleep(0.05)
             with upload, begin(f"http://127.0.0.1:{port}", 50_000_000) as refused:
                 assert refused.recv(12) == b"HTTP/1.1 413"  # so the other has arrived, too
                 process.send_signal(kind)
