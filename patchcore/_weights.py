@@ -62,6 +62,9 @@ def check_names(name: str, weights: str) -> None:
         )
 
 
+SAVE = "save the network's state_dict alone, best as .safetensors"
+
+
 def check_file(weights: str) -> None:
     """Raise InputError if weights are named by a file that is not there."""
     local(weights, "backbone.weights")
@@ -217,18 +220,31 @@ def _tags(name: str) -> list[str]:
 
 
 def _read(path: Path) -> Any:
-    """The file's contents; nothing in it is executed."""
+    """The file's contents, by what it begins as; nothing in it is executed."""
     try:
-        if path.suffix.lower() == ".safetensors":
+        if _is_safetensors(path):
             from safetensors.torch import load_file as load
 
             return load(path)
-        with warnings.catch_warnings():  # of a pickle that is no file of tensors
+        with warnings.catch_warnings(), open(path, "rb") as file:
+            # Of a pickle that is no file of tensors.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # Given a name, it would go by the extension.
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         words = f"backbone.weights: {path} cannot be read: {_reason(error)}"
+        if not words.endswith(SAVE):
+            words += "; replace it by a sound copy"
         raise unreadable(path, words) from None
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is of safetensors, and not of PyTorch, by its contents or else by its name."""
+    with open(path, "rb") as file:
+        start = file.read(9)  # the length of a header in JSON, and its brace
+    if start[8:] == b"{":
+        return True
+    return path.suffix.lower() == ".safetensors" and not start.startswith((b"PK", b"\x80"))
 
 
 def _reason(error: Exception) -> str:
@@ -240,7 +256,7 @@ def _reason(error: Exception) -> str:
         return (
             "it is not a plain file of tensors"
             + (f", but holds {found[1]}" if found else "")
-            + "; save the network's state_dict alone, best as .safetensors"
+            + f"; {SAVE}"
         )
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 
+from patchcore.data.files import is_junk
 from patchcore.errors import InputError, unreadable, unwritable
 from patchcore.outputs import check_folder, model_around
 from patchcore.settings import shown
@@ -390,7 +391,7 @@ def _check_replaceable(folder: Path, description: str, replace: bool) -> None:
         ours = {description, *yaml.safe_load(body)["files"]}
     except (OSError, yaml.YAMLError, UnicodeError, TypeError, KeyError):
         ours = set()
-    others = sorted(name for name in os.listdir(folder) if name not in ours)
+    others = sorted(name for name in os.listdir(folder) if name not in ours and not is_junk(name))
     if others:
         raise InputError(
             f"{folder}: holds {others[0]!r}, which patchcore did not write: give another folder"

@@ -74,7 +74,7 @@ def write_tiff(
 
     `packed` is a zlib stream that holds the pixels. Pillow cannot write white as 0.
     """
-    bits, kind = 8 * pixels.dtype.itemsize, 3 if pixels.dtype.kind == "f" else 1
+    bits, kind = 8 * pixels.dtype.itemsize, "uif".index(pixels.dtype.kind) + 1
     height, width, *rest = pixels.shape
     data, channels = packed or pixels.tobytes(), rest[0] if rest else 1
     size = len(data)

@@ -352,13 +352,22 @@ def bad_file(tmp_path: Path, kind: str) -> Path:
         ("missing", "lacks 'layer2.0.conv1.weight'"),
         ("deeper", r"holds 'layer1\.2\.\S+', for which the network has no place"),
         ("shape", r"'layer2.0.conv1.weight' as \(1,\)"),
-        ("torn", "torn.safetensors cannot be read"),
+        ("torn", "torn.safetensors cannot be read.*; replace it by a sound copy$"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, kind: str, message: str) -> None:
     path = bad_file(tmp_path, kind)
     with pytest.raises(InputError, match=message):
         Backbone(BackboneConfig("resnet18", str(path)), LayersConfig())
+
+
+def test_contents_of_weights_count_not_the_extension(tmp_path: Path) -> None:
+    network = timm.create_model("resnet18", num_classes=0)
+    save_file(network.state_dict(), tmp_path / "tensors.pth")
+    torch.save(network.state_dict(), tmp_path / "plain.safetensors")
+    for name in ("tensors.pth", "plain.safetensors"):
+        found = Backbone(BackboneConfig("resnet18", str(tmp_path / name)), LayersConfig(["1"]))
+        assert found.network.conv1.weight.equal(network.conv1.weight)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from patchcore.data import completeness
-from patchcore.data.images import image_size, read_image, read_mask
+from patchcore.data.images import bits_in_use, image_size, read_image, read_mask
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask, write_png, write_tiff
 
@@ -545,6 +545,27 @@ def test_a_file_whose_metadata_are_damaged_is_told_by_what_it_begins_as(tmp_path
             read_image(tmp_path / name)
 
 
+def test_pixels_of_an_unsupported_kind_are_told(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "colours.tif", np.zeros((8, 9, 3), np.float32))
+    write_tiff(tmp_path / "double.tif", np.zeros((8, 9), np.float64))
+    write_tiff(tmp_path / "five.tif", np.zeros((8, 9, 5), np.uint8))
+    for name in ("colours", "double", "five"):
+        told = (
+            rf"{name}\.tif: .* an unsupported kind, or damaged: save it as grey or RGB, of 8 or 16"
+        )
+        with pytest.raises(InputError, match=told):
+            read_image(tmp_path / f"{name}.tif")
+
+
+def test_all_32_bits_of_a_tiff_file_count(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "deep.tif", RAMP.astype(np.uint32) * 0x01010101)
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.tif", 32)[..., 0], RAMP)
+    assert bits_in_use(tmp_path / "deep.tif") == 32
+    signed = write_tiff(tmp_path / "signed.tif", RAMP.astype(np.int32) - 1)
+    with pytest.raises(InputError, match=r"signed\.tif: its pixels range from -1 to "):
+        read_image(signed, 32)
+
+
 def test_pipes_and_folders_are_no_images(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
@@ -603,6 +624,18 @@ def test_several_frames_are_refused_and_previews_are_none(tmp_path: Path) -> Non
                 read(path)
     small = pages[0].resize((6, 5))
     path = save(pages[0], tmp_path / "preview.tif", save_all=True, append_images=[small])
+    np.testing.assert_array_equal(read_image(path)[..., 0], RAMP)
+    whole, half = Image.new("L", (25, 17)), Image.new("L", (12, 9))  # as pyramids round it
+    path = save(whole, tmp_path / "pyramid.tif", save_all=True, append_images=[half])
+    assert read_image(path).shape == (17, 25, 3)
+    for number, size in enumerate([(12, 9), (11, 10), (6, 10)]):  # a cut or another part
+        other = Image.fromarray(RAMP).resize(size)
+        path = save(pages[0], tmp_path / f"{number}.tif", save_all=True, append_images=[other])
+        for read in (read_image, read_mask):
+            with pytest.raises(InputError, match=f"{number}.tif: holds 2 frames; save each"):
+                read(path)
+    other.encoderinfo = {"tiffinfo": {254: 1}}  # marked as a preview
+    path = save(pages[0], tmp_path / "marked.tif", save_all=True, append_images=[other])
     np.testing.assert_array_equal(read_image(path)[..., 0], RAMP)
     path = save(small, tmp_path / "first.tif", save_all=True, append_images=[pages[0]])
     with pytest.raises(

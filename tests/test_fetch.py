@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from patchcore.data import archives
 from patchcore.data import fetch as module
 from patchcore.data.addresses import without_secrets
 from patchcore.data.fetch import SOURCES, download, fetch, unpack
@@ -386,13 +387,37 @@ def test_links_in_a_zip(tmp_path: Path) -> None:
 def test_archives_that_are_damaged_or_something_else(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     refused(tmp_path, b"<html>gone</html>", "is neither a zip nor a tar archive")
-    refused(tmp_path, tarred({"other/1.png": b"1"}), "does not hold train, and was removed")
+    told = "holds no folder of train, but 'other', and was removed; give --url of a complete one"
+    refused(tmp_path, tarred({"other/1.png": b"1"}), told)
     noise = hashlib.shake_256(b"").digest(200_000)
     for mode in ("w:xz", "w:gz", "w:"):
         content = tarred({"train/1.png": noise, "train/2.png": noise}, mode)
         refused(tmp_path, content[:150_000], "cannot be unpacked .* and was removed")
     content = zipped({"train/1.png": noise})
     refused(tmp_path, content.replace(noise[:50], bytes(50)), "cannot be unpacked .*CRC")
+    refused(tmp_path, content[:150_000], "cannot be unpacked .it lacks its end. and was removed")
+
+
+def test_what_an_archive_lacks_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for prefix, place in (("", ""), ("all/x/", " in all/x")):
+        archive = put(tarred({f"{prefix}train/1.png": b"1", f"{prefix}test/1.png": b"1"}), tmp_path)
+        told = rf"^x\.archive: lacks ground_truth, masks{place}, and was removed; give --url of"
+        with pytest.raises(InputError, match=told):
+            unpack(
+                *(archive, tmp_path / "data/x", ("train", "test", "ground_truth", "masks")),
+                tmp_path / "data",
+            )
+
+
+@pytest.mark.parametrize("name", ["all/x/train/1.png", "x\\train\\1.png", "all\\x\\train\\1.png"])
+def test_folders_may_lie_in_another_and_be_separated_as_on_windows(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    archive = put(zipped({name: b"1", name.replace("train", "test"): b"2"}), tmp_path)
+    unpack(archive, tmp_path / "data/x", ("train", "test"), tmp_path / "data")
+    assert (tmp_path / "data/x/train/1.png").read_bytes() == b"1"
 
 
 def test_what_another_download_would_not_mend_is_told_with_what_would(tmp_path: Path) -> None:
@@ -479,17 +504,17 @@ def test_a_full_disk_later_needs_no_second_download(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.content = zipped(KSDD2)
-    room = module._check_room
+    room = archives.check_room
 
     def full(folder: Path, needed: int, what: str) -> None:
         if what == "unpacking":
             raise InputError("full")
 
-    monkeypatch.setattr(module, "_check_room", full)
+    monkeypatch.setattr(archives, "check_room", full)
     with pytest.raises(InputError, match="full"):
         fetch("ksdd2", tmp_path, url=site.url)
     assert names(tmp_path) == ["ksdd2.archive"]
-    monkeypatch.setattr(module, "_check_room", room)
+    monkeypatch.setattr(archives, "check_room", room)
     fetch("ksdd2", tmp_path, url=site.url)
     assert len(site.asked) == 1 and not (tmp_path / "ksdd2.archive").exists()
 

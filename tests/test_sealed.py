@@ -120,6 +120,15 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     assert read_sealed(tmp_path / "a", NAME, newest=1)["format"] == 1
 
 
+def test_what_an_operating_system_leaves_is_no_hindrance(tmp_path: Path) -> None:
+    seal(tmp_path / "a")
+    for name in (".DS_Store", "._a.yaml", "Thumbs.db"):
+        (tmp_path / "a" / name).write_text("left")
+    seal(tmp_path / "a")
+    assert read_sealed(tmp_path / "a", NAME, newest=1)["format"] == 1
+    assert not (tmp_path / "a/.DS_Store").exists()
+
+
 def test_other_files_are_not_replaced(tmp_path: Path) -> None:
     seal(tmp_path / "a")
     (tmp_path / "a/mine.txt").write_text("mine")

@@ -8,7 +8,7 @@ from patchcore.errors import InputError
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Variables that tell Lightning which of several processes this is."""
 OWN = tuple(name for name in RANKS if name != "WORLD_SIZE")
-"""Those that hold the number of this process."""
+"""Variables among them that hold the number of this process."""
 
 
 def current_folder() -> str:

@@ -351,7 +351,7 @@ def _of_defaults(trace: TracebackType | None) -> list[str]:
 
 
 SHADOWED = r"\s*'([^']+)' is validated against ConfigStore schema with the same name"
-"""How Hydra begins its warning of a settings file that has the name of a built-in choice."""
+"""Beginning of Hydra's warning of a settings file that has the name of a built-in choice."""
 
 
 def _circle(names: Sequence[str]) -> str:

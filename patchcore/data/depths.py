@@ -95,6 +95,23 @@ def declared_bits(image: Image.Image) -> int | None:
     return int(bits) if 8 < bits < 16 else None
 
 
+def deep_greys(image: Image.Image, file: Image.Image) -> NDArray[Any]:
+    """Pixels of a grey image of more than 8 bits, (H, W); transparent ones are 0.
+
+    Args:
+        image: The image, upright.
+        file: The file that it was read from.
+    """
+    values = np.asarray(image)
+    if values.dtype == np.int32 and isinstance(file, TiffImagePlugin.TiffImageFile):
+        bits, kind = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.SAMPLEFORMAT
+        if (*file.tag_v2.get(bits, ()), *np.atleast_1d(file.tag_v2.get(kind, 1))) == (32, 1):
+            values = values.view(np.uint32)  # Pillow takes them for signed numbers
+    if (key := image.info.get("transparency")) is not None:
+        values = np.where(values == key, 0, values)
+    return values
+
+
 def deep_colours(image: Image.Image, path: Path) -> NDArray[np.uint16]:
     """Read all 16 bits of each channel, (H, W, 3 or 4) in the order RGBA, turned upright."""
     import cv2  # here, as few files need it and the import is slow

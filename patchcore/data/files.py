@@ -32,6 +32,11 @@ JUNK = frozenset(
 Identity = tuple[int, int] | str
 
 
+def is_junk(name: str) -> bool:
+    """Return whether operating systems leave files or folders of this name behind."""
+    return name.casefold() in JUNK or name == ".DS_Store" or name.startswith("._")
+
+
 def expanded(value: str, key: str) -> Path:
     """Return the path in setting `key`, with `~` expanded.
 

@@ -18,6 +18,7 @@ from patchcore.data.completeness import check_complete
 from patchcore.data.depths import (
     declared_bits,
     deep_colours,
+    deep_greys,
     eight_bit_colours,
     eight_bits,
     is_deep,
@@ -25,6 +26,7 @@ from patchcore.data.depths import (
     warn_if_dark,
 )
 from patchcore.data.formats import FORMATS
+from patchcore.data.frames import frames
 from patchcore.data.marks import marked_pixels, opaque_marks
 from patchcore.data.metadata import naming
 from patchcore.data.png import plain_png, scale_transparent_grey
@@ -33,6 +35,8 @@ from patchcore.errors import InputError, above, broken_link, missing, unreadable
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
+KINDS = "save it as grey or RGB, of 8 or 16 bits"
+UNSUPPORTED = ("unknown pixel mode", "Invalid value for samples per pixel")  # in Pillow's words
 P = ParamSpec("P")
 T = TypeVar("T")
 _OPENING = threading.Lock()
@@ -105,7 +109,7 @@ def decode_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> I
         if deep and (depth != 16 or "transparency" in image.info):
             image = Image.fromarray(eight_bit_colours(deep_colours(file, path), depth, path))
     if image.mode == "F" or image.mode.startswith("I"):
-        values = _deep_greys(image)
+        values = deep_greys(image, file)
         if depth == 16:
             warn_if_dark(path, values.max().item())
         image = Image.fromarray(eight_bits(values, depth, path))
@@ -134,7 +138,7 @@ def bits_in_use(path: Path, limit: float = LIMIT) -> int | None:
         if deep:
             top = deep_colours(file, path)[..., :3].max().item()
         elif image.mode == "F" or image.mode.startswith("I"):
-            top = _deep_greys(image).max().item()
+            top = deep_greys(image, file).max().item()
         else:
             return None
     if not math.isfinite(top) or (image.mode == "F" and top <= 1):
@@ -262,14 +266,6 @@ def _mask_pixels(image: Image.Image) -> NDArray[Any]:
     return np.array(image if image.mode == "L" else _rgb(image))
 
 
-def _deep_greys(image: Image.Image) -> NDArray[Any]:
-    """Pixels of a grey image of more than 8 bits, (H, W); transparent ones are 0."""
-    values = np.asarray(image)
-    if (key := image.info.get("transparency")) is not None:
-        values = np.where(values == key, 0, values)
-    return values
-
-
 @naming
 def _read_region(path: Path, mask: Masks, limit: float) -> NDArray[np.bool_]:
     if mask.frame is not None:
@@ -309,7 +305,7 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
         scale_transparent_grey(image)
         megapixels = image.width * image.height / 1e6
         if megapixels <= limit:
-            frames = _frames(image, path)
+            number = frames(image, path)
     except InputError:
         image.close()
         raise
@@ -324,32 +320,10 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
             f"megapixels; at most {limit:.12g} are decoded. Raise image.limit if that is intended, "
             "which a model takes from its training"
         )
-    if frames > 1:
+    if number > 1:
         image.close()
-        raise InputError(f"{path}: holds {frames} frames; save each to a file of its own")
+        raise InputError(f"{path}: holds {number} frames; save each to a file of its own")
     return image
-
-
-def _frames(image: Image.Image, path: Path) -> int:
-    """Number of pictures in a file, without previews (smaller pages) and an MPO's other views.
-
-    Raises InputError if the first page, which would be read, may itself be a preview.
-    """
-    count = 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
-    if count == 1 or image.format != "TIFF":
-        return count
-    (width, height), whole = image.size, 0
-    for number in range(count):
-        image.seek(number)
-        if image.width * image.height > width * height:
-            raise InputError(
-                f"{path}: its page {number + 1} of {image.width}×{image.height} pixels is larger "
-                f"than the first of {width}×{height}, so it is not clear which is the image; save "
-                "each to a file of its own"
-            )
-        whole += image.size == (width, height)
-    image.seek(0)
-    return whole
 
 
 @contextmanager
@@ -404,12 +378,21 @@ def _unreadable(path: Path, error: Exception) -> InputError:
 def _unidentified(path: Path) -> str:
     """Reason why none of Pillow's decoders takes a file."""
     decoders = _decoders(path.suffix.lower())
+    start = b""
     with suppress(OSError), open(path, "rb") as file:
-        start = file.read(16).ljust(16, b"\0")  # as many as Pillow looks at
-        for name in decoders:
-            begins: Any = Image.OPEN[name][1]
-            if begins is not None and begins(start) is True:
-                return f"it begins as {name}, but its header or metadata are damaged"
+        start = file.read(16)
+    for name in decoders if len(start) == 16 else []:  # as many as Pillow looks at
+        decoder, begins = Image.OPEN[name]
+        if begins is None or begins(start) is not True:
+            continue
+        try:
+            with open(path, "rb") as file:
+                decoder(file, "")
+        except Exception as error:  # of any kind
+            words = " ".join(str(error).split())
+            if words in UNSUPPORTED:
+                return f"it is a {name} file of an unsupported kind, or damaged: {KINDS}"
+            return f"it begins as {name}, but is damaged: {words}"
     return f"it is none of {', '.join(decoders)}"
 
 

@@ -254,7 +254,7 @@ def _join(state: list[Tensor] | Tensor) -> Float[Tensor, " scores"]:
 
 
 _COUNTS = (*MASK_KEYS, "masks", "regions", "regions_nominal", "masks_of_most")
-"""What `MaskCounts` counts."""
+"""Names of what `MaskCounts` counts."""
 
 
 class MaskCounts(Metric):

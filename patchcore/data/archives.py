@@ -1,0 +1,213 @@
+"""Unpacking of archives: all of one, checked, or nothing.
+
+An archive is unpacked only if all of its members are plain files and folders inside the target
+folder. The target folder gets its name when it is complete.
+"""
+
+import errno
+import lzma
+import shutil
+import stat
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable
+from gzip import BadGzipFile
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeVar, cast
+
+from tqdm import tqdm
+
+from patchcore.errors import InputError, unreadable
+
+Member = TypeVar("Member", tarfile.TarInfo, zipfile.ZipInfo)
+
+
+class _ArchiveError(InputError):
+    """Error: the archive is not the expected one, and was removed."""
+
+
+def unpack(
+    archive: Path,
+    folder: Path,
+    holds: tuple[str, ...],
+    root: Path,
+    others: Collection[str] = (),
+) -> None:
+    """Unpack a zip or tar archive to `folder`, which appears only when it is complete.
+
+    If `holds` are in a folder at the archive's top, or in a folder of it, `folder` becomes that
+    folder; of several such folders, the one with its name. Owners and special permissions of the
+    archived files are not restored.
+
+    Args:
+        archive: Archive file; the caller removes it afterwards.
+        folder: Folder to create.
+        holds: Names that must be there, all in one place.
+        root: Folder on the same disk, for temporary files.
+        others: Names of other categories, whose folders are refused.
+
+    Raises:
+        InputError: the file is no archive, is damaged, does not contain `holds` or holds another
+            category, or has a member that is encrypted, is no plain file or folder, or would be
+            written outside; the archive is then removed. Or there is too little room; the archive
+            is then kept.
+        OSError: `root` cannot be written.
+    """
+    unfinished = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
+    try:
+        inside = unfinished / "all"
+        _extract(archive, inside, root)
+        top = _find_top(archive, inside, holds, folder.name)
+        if top.name in others:
+            raise _ArchiveError(
+                f"{archive.name}: holds {top.name} in place of {folder.name}, and was removed; "
+                f"give the address of {folder.name}, or --category {top.name}"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        top.rename(folder)
+    except _ArchiveError:
+        archive.unlink()
+        raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _extract(archive: Path, folder: Path, root: Path) -> None:
+    folder.mkdir()
+    try:
+        if tarfile.is_tarfile(archive):
+            with tarfile.open(archive) as tar:
+                members = list(_told(tar, "checking"))
+                for info in members:
+                    _check_member(archive, info.name, info.isreg() or info.isdir())
+                check_room(root, sum(info.size for info in members), "unpacking")
+                tar.extractall(folder, _told(members, "unpacking"), filter="data")
+        elif zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as file:
+                _with_slashes(file.infolist())
+                for entry in file.infolist():
+                    kind = stat.S_IFMT(entry.external_attr >> 16)
+                    _check_member(archive, entry.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                    if entry.flag_bits & 1:
+                        raise _ArchiveError(
+                            f"{archive.name}: is encrypted, which is not supported, and was "
+                            "removed; give --url of a copy without a password"
+                        )
+                check_room(root, sum(entry.file_size for entry in file.infolist()), "unpacking")
+                file.extractall(folder, _told(file.infolist(), "unpacking"))
+        elif str(told := unreadable(archive, "")):
+            raise told
+        elif _begins_as_zip(archive):
+            raise _not_unpacked(archive, "it lacks its end")
+        else:
+            raise _ArchiveError(
+                f"{archive.name}: is neither a zip nor a tar archive, and was removed; the address "
+                "leads to something else now"
+            )
+    except InputError:
+        raise
+    except NotImplementedError as error:  # an unknown compression
+        raise _ArchiveError(
+            f"{archive.name}: cannot be unpacked ({error}) and was removed; give --url of a copy "
+            "that is packed in another way"
+        ) from error
+    except (*_DAMAGED, RuntimeError) as error:
+        raise _not_unpacked(archive, str(error)) from error
+    except OSError as error:
+        if error.errno not in _NAMES:
+            raise
+        raise _not_unpacked(archive, str(error.strerror)) from error
+
+
+def _not_unpacked(archive: Path, reason: str) -> _ArchiveError:
+    return _ArchiveError(
+        f"{archive.name}: cannot be unpacked ({reason}) and was removed; download it again"
+    )
+
+
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, BadGzipFile, lzma.LZMAError, zlib.error, EOFError),
+    *(ValueError, OverflowError, LookupError, struct.error),  # from bad numbers, names in headers
+)
+_NAMES = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
+"""Errors from members whose names are impossible on this disk, or exclude each other."""
+
+
+def _check_member(archive: Path, name: str, plain: bool) -> None:
+    """Refuse links, devices, and names that lead outside the folder on any operating system.
+
+    The libraries would silently skip or rename some of these.
+    """
+    windows = PureWindowsPath(name)
+    if not plain:
+        complaint = "is a link or a device"
+    elif PurePosixPath(name).is_absolute() or windows.anchor or ".." in windows.parts:
+        complaint = "would land outside the folder"
+    else:
+        return
+    raise _ArchiveError(
+        f"{archive.name}: the member {name!r} {complaint}; nothing was unpacked, and the archive "
+        "was removed"
+    )
+
+
+def _find_top(archive: Path, folder: Path, holds: tuple[str, ...], name: str) -> Path:
+    """Return the folder that holds the names, the one with the given name if there are several."""
+    above = _folders(folder)
+    inside = above + [path for each in above for path in _folders(each)]
+    places = [folder, *sorted(inside, key=lambda path: path.name != name)]
+    lacking = {top: [part for part in holds if not (top / part).exists()] for top in places}
+    best = min(places, key=lambda top: len(lacking[top]))
+    if not lacking[best]:
+        return best
+    if lacking[best] == [*holds]:
+        names = sorted(path.name for path in folder.iterdir())[:3]
+        found = f"but {', '.join(map(repr, names))}" if names else "as it is empty"
+        told = f"holds no folder of {', '.join(holds)}, {found}"
+    else:
+        place = "" if best == folder else f" in {best.relative_to(folder)}"
+        told = f"lacks {', '.join(lacking[best])}{place}"
+    raise _ArchiveError(f"{archive.name}: {told}, and was removed; give --url of a complete one")
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _with_slashes(entries: Iterable[zipfile.ZipInfo]) -> None:
+    """Replace the backslashes with which some programs for Windows separate folders in a zip."""
+    if not any("/" in entry.filename for entry in entries):
+        for entry in entries:
+            entry.filename = entry.filename.replace("\\", "/")
+
+
+def _begins_as_zip(archive: Path) -> bool:
+    with open(archive, "rb") as file:
+        return file.read(4) == b"PK\3\4"
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Refuse work for which a disk has too little room.
+
+    Args:
+        folder: Folder on the disk.
+        needed: Bytes.
+        what: Work, for the message.
+
+    Raises:
+        InputError: There is too little room.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: {what} needs {needed:,} bytes, and {free:,} are free; make room or give "
+            "another --root"
+        )
+
+
+def _told(members: Iterable[Member], what: str) -> Iterable[Member]:
+    """Return the members of an archive, with a progress bar on terminals only."""
+    return cast(Iterable[Member], tqdm(members, desc=what, unit=" files", disable=None))
