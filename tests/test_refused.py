@@ -62,10 +62,18 @@ def test_a_folder_that_was_there_stays_as_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     run(folder)
-    assert (folder / ".hydra/overrides.yaml").is_file()
-    (folder / "notes.txt").write_text("mine")
+    assert [*folder.iterdir()] == []
+    (folder / ".hydra").mkdir()
+    for name in ("notes.txt", "config.yaml", "train.log", ".hydra/config.yaml", ".hydra/mine"):
+        (folder / name).write_text("mine")
+    before = contents(folder)
     run(folder)
-    assert (folder / "notes.txt").read_text() == "mine"
+    run(folder, *TINY, "logger=none")  # refused for its config.yaml, when all else is right
+    assert contents(folder) == before
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_results_of_an_earlier_run_stay(tmp_path: Path) -> None:
@@ -74,9 +82,23 @@ def test_results_of_an_earlier_run_stay(tmp_path: Path) -> None:
     given += [*TINY, "figures=false", f"cache.root={tmp_path}/cache"]
     folder = f"hydra.run.dir={tmp_path}/run"
     assert patchcore("train", *given, folder).code == 0
-    before = (tmp_path / "run/metrics.json").read_bytes()
+    before = contents(tmp_path / "run")
     assert patchcore("train", *given, "data.shots=999", folder).code == 1
-    assert (tmp_path / "run/metrics.json").read_bytes() == before
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.filterwarnings("ignore:.*the results of another point are replaced")
+def test_points_that_fail_in_folders_of_earlier_ones_leave_their_settings(tmp_path: Path) -> None:
+    write_mvtec(tmp_path / "mvtec", (40, 36))
+    given = ["data=mvtec", f"data.root={tmp_path}/mvtec", "data.category=nut", "logger=none"]
+    given += [*TINY, "figures=false", f"cache.root={tmp_path}/cache"]
+    given += [f"hydra.sweep.dir={tmp_path}/runs"]
+    assert patchcore("train", "-m", *given, "patch.size=1,3").code == 0
+    before = contents(tmp_path / "runs/0/.hydra")
+    done = patchcore("train", "-m", *given, "patch.size=4,1")
+    assert done.code == 1 and "patch.size=4\n" in done.err
+    assert contents(tmp_path / "runs/0/.hydra") == before
+    assert "patch.size=1" in (tmp_path / "runs/1/.hydra/overrides.yaml").read_text()
 
 
 @pytest.mark.parametrize("other", ["new", "changed", "locked"])

@@ -1,19 +1,23 @@
-"""Folders that a command makes before it is refused, which are removed again.
+"""Folders and files that a command makes before it is refused, which are taken back.
 
-Hydra makes the folder of a run or a multirun before any setting is checked. What was there before,
-and whatever another process may have written, stays.
+Hydra makes the folder of a run or a multirun, and writes `.hydra` and a log into it, before any
+setting is checked. What was there before, and whatever another process may have written, stays.
 """
 
 import os
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from patchcore.runfolder import LOCK
+from patchcore.writing import replace_with
 
 _made: dict[Path, list[Path]] = {}  # folders that were missing as this process's command began
+
+_kept: dict[Path, dict[str, bytes | None]] = {}  # contents before the command, None: no file
 
 Files = dict[str, tuple[int, int]]
 """Files by their names relative to a folder, with inode and time of change in nanoseconds."""
@@ -24,7 +28,30 @@ def begin(folder: str) -> None:
     path = Path(os.path.abspath(folder))
     missing = [each for each in (path, *path.parents) if not os.path.lexists(each)]
     _made.clear()
+    _kept.clear()
     _made[path] = missing
+
+
+def keep(folder: Path, hydra: Any) -> None:
+    """Keep what is in the files of a folder which Hydra, with these settings, will write.
+
+    Nothing is kept of a folder that does not exist.
+    """
+    if not os.path.isdir(folder):
+        return
+    log = f"{hydra.job.name}.log"  # lines are added to one that is there
+    names = [LOCK, *([] if os.path.lexists(folder / log) else [log])]
+    if hydra.output_subdir is not None:
+        files = ("config.yaml", "hydra.yaml", "overrides.yaml")
+        names += [f"{hydra.output_subdir}/{name}" for name in files]
+    _kept[Path(os.path.abspath(folder))] = {name: _content(folder / name) for name in names}
+
+
+def _content(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return None
 
 
 def is_new(folder: Path) -> bool:
@@ -34,8 +61,11 @@ def is_new(folder: Path) -> bool:
 
 
 def files_in(folder: Path) -> Files:
-    """Return the files in a folder that this command has made; none for any other folder."""
-    return _files(folder) if is_new(folder) else {}
+    """Return the files in a folder that this command has made; of any other, those kept."""
+    if is_new(folder):
+        return _files(folder)
+    kept = _kept.get(Path(os.path.abspath(folder)), {})
+    return {name: state for name, state in _files(folder).items() if name in kept}
 
 
 def remove(folder: Path, files: Files, needed: Collection[str] = ()) -> None:
@@ -64,6 +94,29 @@ def remove(folder: Path, files: Files, needed: Collection[str] = ()) -> None:
             inner.rmdir()
         for each in _made[path]:  # the deepest first
             each.rmdir()
+
+
+def put_back(folder: Path, files: Files) -> None:
+    """Put back what was in a folder's files before this command.
+
+    Args:
+        folder: Folder that was there before.
+        files: Its files as this process wrote them; one that has changed since is left.
+    """
+    path, now = Path(os.path.abspath(folder)), _files(folder)
+    kept = _kept.get(path, {})
+    changed = {name for name in kept if name in files and files[name] == now.get(name)}
+    with suppress(OSError):
+        for name in sorted(changed, reverse=True):
+            if (content := kept[name]) is not None:
+                replace_with(path / name, content)
+            else:
+                (path / name).unlink()
+                if (inner := (path / name).parent) != path and not os.listdir(inner):
+                    inner.rmdir()
+    if kept and kept[LOCK] is None:
+        with suppress(OSError, Timeout), FileLock(path / LOCK).acquire(timeout=0):
+            (path / LOCK).unlink()
 
 
 def _files(folder: Path) -> Files:

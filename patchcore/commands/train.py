@@ -19,7 +19,7 @@ from patchcore.commands.groups import register
 from patchcore.commands.idle import warn_of_idle
 from patchcore.commands.mistakes import SHADOWED, explain
 from patchcore.commands.overrides import as_typed, check_overrides
-from patchcore.commands.refused import files_in, remove
+from patchcore.commands.refused import files_in, put_back, remove
 from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import concluded, record_failure, track_failed
 from patchcore.commands.targets import build, guard
@@ -92,6 +92,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
                 return None
             if explain(error) is not None:
                 remove(folder, written, needed=[f"{run.output_subdir}/overrides.yaml"])
+                put_back(folder, written)
             with plain_errors():
                 raise
         except Stopped as stop:
