@@ -59,6 +59,8 @@ def test_what_no_settings_file_could_hold_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=r"^data\.root=caf\\xe9: the name of this argument is not"):
         as_typed(["data.root=caf\udce9"])
+    with pytest.raises(InputError, match=r"argument is UTF-8, but the locale is not: set LC_ALL="):
+        as_typed(["data.root=caf\udcc3\udca9"])  # as LC_ALL=C reads it
     (folder := tmp_path / "caf\udce9").mkdir()
     monkeypatch.chdir(folder)
     with pytest.raises(InputError, match=r"caf\\xe9: the name of this folder is not UTF-8"):

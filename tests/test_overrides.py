@@ -67,6 +67,11 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("a..b=3", "a..b=3: not understood: type KEY=VALUE"),
         ("data.root=a,b", "data.root: a comma separates several values: for one value"),
         ("layers.names=[fc", "layers.names: the value needs its own quotes"),
+        (
+            "patch.size=1,,3,",
+            "patch.size=1,,3,: there is no value before or after a comma: type pa",
+        ),
+        ("data.root=,a b", "data.root=,a b: there is no value before or after a comma: type 'data"),
         ("?", "?: not understood: type KEY=VALUE"),
         ("seed=range(3,3)", "seed: the range from 3 to 3 holds no values"),
         ("seed=range(0,1,0)", "seed: the step of the range from 0 to 1 is zero"),

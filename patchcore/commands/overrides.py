@@ -5,6 +5,7 @@ or truth values.
 """
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -49,11 +50,23 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
         try:
             text.encode()
         except UnicodeEncodeError:
+            name = f"{printable(text)}: the name of this {what}"
+            if _is_utf8(os.fsencode(text)):
+                raise InputError(
+                    f"{name} is UTF-8, but the locale is not: set LC_ALL=C.UTF-8"
+                ) from None
             raise InputError(
-                f"{printable(text)}: the name of this {what} is not UTF-8; rename it, or use a "
-                "link to it whose name is in UTF-8"
+                f"{name} is not UTF-8; rename it, or use a link to it whose name is in UTF-8"
             ) from None
     return [typed_name(_in_full(argument)) for argument in arguments]
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 _NUMBERS = r"\d[\d.e-]*(,\d[\d.e-]*)*"
@@ -252,6 +265,12 @@ def _quote(argument: str) -> str:
         return (
             f"{key}: {several[1]}(…) is not understood: type it as in {_SWEEPS[several[1]]}; for "
             f"text, type {quoted(argument)}"
+        )
+    tidy = ",".join(filter(None, argument.partition("=")[2].split(",")))
+    if tidy and tidy != argument.partition("=")[2] and _parsed(f"{key}={tidy}") is not None:
+        return (
+            f"{argument}: there is no value before or after a comma: type "
+            f"{shlex.quote(f'{key}={tidy}')}; for text, type {quoted(argument)}"
         )
     return (
         f"{key}: the value needs its own quotes inside the shell's quotes: type {quoted(argument)}"
