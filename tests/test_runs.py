@@ -197,6 +197,8 @@ def test_a_signal_ends_a_run_with_its_code_and_one_line(
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.json").write_text("{}")
     (tmp_path / "run/fingerprint.txt").write_text("0" * 32)
+    (tmp_path / "run/.hydra").mkdir()
+    (tmp_path / "run/.hydra/config.yaml").write_text("seed: 0")
     before, handlers = _handlers(), []
 
     def stop(self: DetectorModule, *args: Any) -> None:
@@ -213,6 +215,7 @@ def test_a_signal_ends_a_run_with_its_code_and_one_line(
     assert last.endswith("start the same command again") and "Traceback" not in done.err
     assert finish.call_args.args[1] is False
     assert (tmp_path / "run/metrics.json").read_text() == "{}"
+    assert (tmp_path / "run/.hydra/config.yaml").read_text() == "seed: 0"
     assert not (tmp_path / "run/.unfinished").exists()
     assert _handlers() == before
 

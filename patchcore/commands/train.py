@@ -92,13 +92,14 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
                 return None
             if explain(error) is not None:
                 remove(folder, written, needed=[f"{run.output_subdir}/overrides.yaml"])
-                put_back(folder, written)
+            put_back(folder, written)
             with plain_errors():
                 raise
         except Stopped as stop:
             if multirun:
                 record_failure(folder, stop)
             else:
+                put_back(folder, written)
                 stop.kept = _kept(folder)
             raise
     if not done.record:  # only the first process of the run prints
