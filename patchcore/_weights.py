@@ -234,12 +234,12 @@ def _read(path: Path) -> Any:
     except Exception as error:
         words = f"backbone.weights: {path} cannot be read: {_reason(error)}"
         if not words.endswith(SAVE):
-            words += "; replace it by a sound copy"
+            words += "; replace it with an intact copy"
         raise unreadable(path, words) from None
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file is of safetensors, and not of PyTorch, by its contents or else by its name."""
+    """Whether a file is in safetensors' format, by its contents or, if damaged, by its name."""
     with open(path, "rb") as file:
         start = file.read(9)  # the length of a header in JSON, and its brace
     if start[8:] == b"{":

@@ -141,7 +141,7 @@ class ScoringModule(pl.LightningModule):
     def _names(self) -> list[str]:
         """Paths of the test images, if the data set is one of files."""
         dataset = getattr(self.trainer.test_dataloaders, "dataset", None)
-        return [str(sample.path) for sample in getattr(dataset, "samples", ())]
+        return [str(getattr(x, "path", "")) for x in getattr(dataset, "samples", ())]
 
     def gather(self) -> None:
         """Collect the results of several processes in the first one."""

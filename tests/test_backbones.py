@@ -352,7 +352,7 @@ def bad_file(tmp_path: Path, kind: str) -> Path:
         ("missing", "lacks 'layer2.0.conv1.weight'"),
         ("deeper", r"holds 'layer1\.2\.\S+', for which the network has no place"),
         ("shape", r"'layer2.0.conv1.weight' as \(1,\)"),
-        ("torn", "torn.safetensors cannot be read.*; replace it by a sound copy$"),
+        ("torn", "torn.safetensors cannot be read.*; replace it with an intact copy$"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path, kind: str, message: str) -> None:

@@ -500,14 +500,18 @@ def test_numbers_of_processes_are_checked_before_libraries_read_them(
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID"])
-def test_a_process_that_is_alone_has_no_other_number_than_0(
+def test_a_process_that_is_alone_has_no_other_rank_than_0(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, "1")
     done = patchcore("predict", "MODEL", "IMAGE")
-    told = f"error: the environment variable {name} is 1, but neither torchrun nor srun has started"
+    told = f"error: the environment variable {name} is 1, but neither torchrun nor srun started"
     assert done.code == 1 and done.err.startswith(told) and done.err.endswith(": unset it\n")
-    monkeypatch.setenv("SLURM_NTASKS", "2")  # as each of several predictions by srun
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    if name != "SLURM_PROCID":
+        assert patchcore("predict", "MODEL", "IMAGE").err.startswith(told)
+    for own in ("SLURM_PROCID", "SLURM_LOCALID"):  # as each of several predictions by srun
+        monkeypatch.setenv(own, "1")
     assert "MODEL: is not an artifact" in patchcore("predict", "MODEL", __file__).err
 
 

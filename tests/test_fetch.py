@@ -387,7 +387,7 @@ def test_links_in_a_zip(tmp_path: Path) -> None:
 def test_archives_that_are_damaged_or_something_else(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     refused(tmp_path, b"<html>gone</html>", "is neither a zip nor a tar archive")
-    told = "holds no folder of train, but 'other', and was removed; give --url of a complete one"
+    told = "no folder in it holds train, as it holds 'other', and was removed; give --url of a comp"
     refused(tmp_path, tarred({"other/1.png": b"1"}), told)
     noise = hashlib.shake_256(b"").digest(200_000)
     for mode in ("w:xz", "w:gz", "w:"):
@@ -395,7 +395,7 @@ def test_archives_that_are_damaged_or_something_else(tmp_path: Path) -> None:
         refused(tmp_path, content[:150_000], "cannot be unpacked .* and was removed")
     content = zipped({"train/1.png": noise})
     refused(tmp_path, content.replace(noise[:50], bytes(50)), "cannot be unpacked .*CRC")
-    refused(tmp_path, content[:150_000], "cannot be unpacked .it lacks its end. and was removed")
+    refused(tmp_path, content[:150_000], "cannot be unpacked .it is truncated. and was removed")
 
 
 def test_what_an_archive_lacks_is_told_with_its_place(tmp_path: Path) -> None:
@@ -408,6 +408,18 @@ def test_what_an_archive_lacks_is_told_with_its_place(tmp_path: Path) -> None:
                 *(archive, tmp_path / "data/x", ("train", "test", "ground_truth", "masks")),
                 tmp_path / "data",
             )
+
+
+def test_the_folder_of_the_category_counts_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    files = {f"m/{name}/{part}/1.png": b"1" for name in "xy" for part in ("train", "test")}
+    del files["m/x/test/1.png"]  # y is complete
+    archive = put(tarred(files), tmp_path)
+    with pytest.raises(InputError, match=r"lacks test in m/x, and was removed"):
+        unpack(archive, tmp_path / "data/x", ("train", "test"), tmp_path / "data", ["x", "y"])
+    archive = put(tarred({"x/old/train/1.png": b"1"}), tmp_path)
+    with pytest.raises(InputError, match=r"no folder in it holds train, as it holds 'x'"):
+        unpack(archive, tmp_path / "data/x", ("train",), tmp_path / "data")
 
 
 @pytest.mark.parametrize("name", ["all/x/train/1.png", "x\\train\\1.png", "all\\x\\train\\1.png"])

@@ -66,7 +66,7 @@ def test_the_first_image_of_each_kind_is_named() -> None:
     counts.update(torch.tensor([1]), torch.tensor([[2, 0, 0, 1, 0, 1]]), numbers=torch.tensor([1]))
     regions, masks = counts.notices(names)
     assert regions.startswith("1 of 2 marked regions (the first is in two), of one pixel each")
-    assert masks.startswith("1 of 1 masks (the first is of two) mark more than half")
+    assert masks.startswith("1 of 1 masks (the first belongs to two) mark more than half")
 
 
 def marking(size: tuple[int, int], *boxes: tuple[slice, slice]) -> NDArray[np.uint8]:

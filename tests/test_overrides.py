@@ -41,6 +41,13 @@ def test_the_quoted_form_means_the_text_itself(path: str) -> None:
     assert OverridesParser.create().parse_override(word).value() == path
 
 
+def test_a_path_with_a_comma_is_told_as_it_was_typed() -> None:
+    typed = ["data=folder", "data.nominal=/x/good, 2"]
+    with pytest.raises(InputError) as caught:
+        check_overrides(as_typed(typed), typed)
+    assert f"for one value with a comma, type {quoted(typed[1])};" in str(caught.value)
+
+
 @pytest.mark.parametrize("path", ["/a/run=3", "parts (2)", "grün", "a&b", "~/x", "x[1]", "it's"])
 def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -69,9 +76,10 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("layers.names=[fc", "layers.names: the value needs its own quotes"),
         (
             "patch.size=1,,3,",
-            "patch.size=1,,3,: there is no value before or after a comma: type pa",
+            "patch.size=1,,3,: a comma has no value before or after it: type pa",
         ),
-        ("data.root=,a b", "data.root=,a b: there is no value before or after a comma: type 'data"),
+        ("data.root=,a b", "data.root=,a b: a comma has no value before or after it: type 'data"),
+        ("layers.names=[fc,]", "layers.names=[fc,]: a comma has no value before or after it: t"),
         ("?", "?: not understood: type KEY=VALUE"),
         ("seed=range(3,3)", "seed: the range from 3 to 3 holds no values"),
         ("seed=range(0,1,0)", "seed: the step of the range from 0 to 1 is zero"),

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from patchcore.commands import refused
+from patchcore.runfolder import RunFolder
 from tests.images import write_mvtec
 from tests.runs import TINY, patchcore
 
@@ -66,14 +67,37 @@ def test_a_folder_that_was_there_stays_as_it_is(tmp_path: Path) -> None:
     (folder / ".hydra").mkdir()
     for name in ("notes.txt", "config.yaml", "train.log", ".hydra/config.yaml", ".hydra/mine"):
         (folder / name).write_text("mine")
+    (folder / ".hydra/config.yaml").chmod(0o600)
+    (folder / ".hydra/hydra.yaml").symlink_to(folder / "notes.txt")
     before = contents(folder)
     run(folder)
     run(folder, *TINY, "logger=none")  # refused for its config.yaml, when all else is right
-    assert contents(folder) == before
+    assert contents(folder) == before and (folder / ".hydra/hydra.yaml").is_symlink()
+    assert (folder / ".hydra/config.yaml").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_that_was_there_stays_the_same_file(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run"):
+        before = (tmp_path / "run/.lock").stat().st_ino
+        run(tmp_path / "run", *TINY, "logger=none")  # refused, as the folder is in use
+        assert (tmp_path / "run/.lock").stat().st_ino == before
+
+
+@pytest.mark.parametrize("inner", [".", "a/../settings/", "null"])
+def test_settings_may_be_recorded_elsewhere(tmp_path: Path, inner: str) -> None:
+    for name in ("settings", "a"):
+        (tmp_path / name).mkdir()
+    for name in ("config.yaml", "settings/hydra.yaml"):
+        (tmp_path / name).write_text("mine")
+    before = contents(tmp_path)
+    run(tmp_path, *BAD, f"hydra.output_subdir={inner}")
+    assert contents(tmp_path) == before
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Contents of the files in a folder, but for the empty one of its lock."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: path.read_bytes() for path in files}
 
 
 def test_results_of_an_earlier_run_stay(tmp_path: Path) -> None:
@@ -85,20 +109,6 @@ def test_results_of_an_earlier_run_stay(tmp_path: Path) -> None:
     before = contents(tmp_path / "run")
     assert patchcore("train", *given, "data.shots=999", folder).code == 1
     assert contents(tmp_path / "run") == before
-
-
-@pytest.mark.filterwarnings("ignore:.*the results of another point are replaced")
-def test_points_that_fail_in_folders_of_earlier_ones_leave_their_settings(tmp_path: Path) -> None:
-    write_mvtec(tmp_path / "mvtec", (40, 36))
-    given = ["data=mvtec", f"data.root={tmp_path}/mvtec", "data.category=nut", "logger=none"]
-    given += [*TINY, "figures=false", f"cache.root={tmp_path}/cache"]
-    given += [f"hydra.sweep.dir={tmp_path}/runs"]
-    assert patchcore("train", "-m", *given, "patch.size=1,3").code == 0
-    before = contents(tmp_path / "runs/0/.hydra")
-    done = patchcore("train", "-m", *given, "patch.size=4,1")
-    assert done.code == 1 and "patch.size=4\n" in done.err
-    assert contents(tmp_path / "runs/0/.hydra") == before
-    assert "patch.size=1" in (tmp_path / "runs/1/.hydra/overrides.yaml").read_text()
 
 
 @pytest.mark.parametrize("other", ["new", "changed", "locked"])

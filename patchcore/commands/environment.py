@@ -8,7 +8,7 @@ from patchcore.errors import InputError
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Variables that tell Lightning which of several processes this is."""
 OWN = tuple(name for name in RANKS if name != "WORLD_SIZE")
-"""Variables among them that hold the number of this process."""
+"""Variables among them that hold the rank of this process."""
 
 
 def current_folder() -> str:
@@ -26,10 +26,10 @@ def current_folder() -> str:
 
 
 def check_environment() -> None:
-    """Refuse a current folder that is gone, and wrong numbers of processes.
+    """Refuse a current folder that is gone, and wrong ranks and numbers of processes.
 
-    Those of torchrun are checked later. Without it and SLURM, the number of this process can only
-    be 0; with another, Lightning would leave warnings and trackers to a process that is not there.
+    Those of torchrun are checked later. Without it and SLURM, the rank of this process can only be
+    0; with another, Lightning would leave warnings and trackers to a process that is not there.
 
     Raises:
         InputError: As in `current_folder`, or a variable holds something else.
@@ -44,16 +44,18 @@ def check_environment() -> None:
                 f"the environment variable {name} must be a whole number from 0 on, got {value!r}: "
                 "unset it, or start the command with torchrun or srun"
             )
-        if name in OWN and int(value) and not _of_slurm():
+        if name in OWN and int(value) and value != _of_slurm(name):
             raise InputError(
-                f"the environment variable {name} is {value}, but neither torchrun nor srun has "
-                "started this process among others: unset it"
+                f"the environment variable {name} is {value}, but neither torchrun nor srun "
+                "started this process as one of several: unset it"
             )
 
 
-def _of_slurm() -> bool:
-    """Whether srun has started this process as one of several."""
-    return os.environ.get("SLURM_NTASKS", "1") != "1"
+def _of_slurm(name: str) -> str | None:
+    """Return what a variable of `OWN` should be in one of several processes that srun started."""
+    if os.environ.get("SLURM_NTASKS", "1") == "1":
+        return None
+    return os.environ.get("SLURM_LOCALID" if name == "LOCAL_RANK" else "SLURM_PROCID")
 
 
 def unknown_backend(error: Exception) -> str | None:

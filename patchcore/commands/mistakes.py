@@ -350,7 +350,7 @@ def _of_defaults(trace: TracebackType | None) -> list[str]:
     return found
 
 
-SHADOWED = r"\s*'([^']+)' is validated against ConfigStore schema with the same name"
+SHADOWED = r"\s*'((?!hydra/)[^']+)' is validated against ConfigStore schema with the same name"
 """Beginning of Hydra's warning of a settings file that has the name of a built-in choice."""
 
 

@@ -167,16 +167,18 @@ _WITH_VALUE |= {"-cn", "--config-name", "-cd", "--config-dir"}
 _SEVERAL = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
 
 
-def check_overrides(arguments: Sequence[str]) -> None:
+def check_overrides(arguments: Sequence[str], typed: Sequence[str] = ()) -> None:
     """Refuse overrides that cannot be meant as they were typed.
 
     Args:
-        arguments: Of the command line, without the program.
+        arguments: Of the command line, without the program; see `as_typed`.
+        typed: The same before `as_typed`, for messages that repeat a value.
 
     Raises:
         InputError: One line with the key, and what to type instead.
     """
     several = not _SEVERAL.isdisjoint(arguments)
+    words = dict(zip(arguments, typed, strict=False))
     given = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         if argument.startswith("-") or before in _WITH_VALUE:
@@ -206,7 +208,9 @@ def check_overrides(arguments: Sequence[str]) -> None:
         if override.is_sweep_override():
             _check_ends(override)
             if not several and override.is_choice_sweep():
-                raise InputError(_one_or_several(argument))
+                word = words.get(argument, argument)
+                same = word.partition("=")[0] == argument.partition("=")[0]  # or it is in full
+                raise InputError(_one_or_several(word if same else argument))
         else:
             _check_choice(override, argument)
 
@@ -266,10 +270,11 @@ def _quote(argument: str) -> str:
             f"{key}: {several[1]}(…) is not understood: type it as in {_SWEEPS[several[1]]}; for "
             f"text, type {quoted(argument)}"
         )
-    tidy = ",".join(filter(None, argument.partition("=")[2].split(",")))
-    if tidy and tidy != argument.partition("=")[2] and _parsed(f"{key}={tidy}") is not None:
+    value = argument.partition("=")[2]
+    tidy = re.sub(r"(?:^|(?<=[\[{(,]))\s*,|,\s*(?=[\]}),]|$)", "", value)
+    if tidy and tidy != value and _parsed(f"{key}={tidy}") is not None:
         return (
-            f"{argument}: there is no value before or after a comma: type "
+            f"{argument}: a comma has no value before or after it: type "
             f"{shlex.quote(f'{key}={tidy}')}; for text, type {quoted(argument)}"
         )
     return (

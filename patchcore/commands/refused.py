@@ -13,7 +13,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from patchcore.runfolder import LOCK
-from patchcore.writing import replace_with
 
 _made: dict[Path, list[Path]] = {}  # folders that were missing as this process's command began
 
@@ -33,18 +32,20 @@ def begin(folder: str) -> None:
 
 
 def keep(folder: Path, hydra: Any) -> None:
-    """Keep what is in the files of a folder which Hydra, with these settings, will write.
+    """Remember the files in a folder that Hydra, with these settings, will overwrite.
 
-    Nothing is kept of a folder that does not exist.
+    Nothing is remembered of a folder that does not exist.
     """
     if not os.path.isdir(folder):
         return
-    log = f"{hydra.job.name}.log"  # lines are added to one that is there
-    names = [LOCK, *([] if os.path.lexists(folder / log) else [log])]
+    names = [f"{hydra.job.name}.log"]
     if hydra.output_subdir is not None:
         files = ("config.yaml", "hydra.yaml", "overrides.yaml")
-        names += [f"{hydra.output_subdir}/{name}" for name in files]
-    _kept[Path(os.path.abspath(folder))] = {name: _content(folder / name) for name in names}
+        names += [os.path.normpath(f"{hydra.output_subdir}/{name}") for name in files]
+    found = {name: _content(folder / name) for name in names}
+    if found[names[0]] is not None:
+        del found[names[0]]  # lines are added to a log that is there
+    _kept[Path(os.path.abspath(folder))] = found
 
 
 def _content(file: Path) -> bytes | None:
@@ -61,11 +62,11 @@ def is_new(folder: Path) -> bool:
 
 
 def files_in(folder: Path) -> Files:
-    """Return the files in a folder that this command has made; of any other, those kept."""
+    """Return the files in a folder that this command has made; else those `keep` remembers."""
     if is_new(folder):
         return _files(folder)
-    kept = _kept.get(Path(os.path.abspath(folder)), {})
-    return {name: state for name, state in _files(folder).items() if name in kept}
+    found = {name: _state(folder / name) for name in _kept.get(Path(os.path.abspath(folder)), ())}
+    return {name: state for name, state in found.items() if state is not None}
 
 
 def remove(folder: Path, files: Files, needed: Collection[str] = ()) -> None:
@@ -97,26 +98,31 @@ def remove(folder: Path, files: Files, needed: Collection[str] = ()) -> None:
 
 
 def put_back(folder: Path, files: Files) -> None:
-    """Put back what was in a folder's files before this command.
+    """Put back what `keep` remembers of a folder.
 
     Args:
-        folder: Folder that was there before.
-        files: Its files as this process wrote them; one that has changed since is left.
+        folder: Folder of the run.
+        files: Its files as this process wrote them. One that has changed since is left.
     """
-    path, now = Path(os.path.abspath(folder)), _files(folder)
-    kept = _kept.get(path, {})
-    changed = {name for name in kept if name in files and files[name] == now.get(name)}
-    with suppress(OSError):
-        for name in sorted(changed, reverse=True):
-            if (content := kept[name]) is not None:
-                replace_with(path / name, content)
-            else:
-                (path / name).unlink()
-                if (inner := (path / name).parent) != path and not os.listdir(inner):
-                    inner.rmdir()
-    if kept and kept[LOCK] is None:
-        with suppress(OSError, Timeout), FileLock(path / LOCK).acquire(timeout=0):
-            (path / LOCK).unlink()
+    path = Path(os.path.abspath(folder))
+    for name, content in _kept.get(path, {}).items():
+        if name not in files or files[name] != _state(path / name):
+            continue
+        with suppress(OSError):
+            if content is not None:
+                (path / name).write_bytes(content)  # which keeps links and permissions
+                continue
+            (path / name).unlink()
+            if (inner := (path / name).parent) != path:
+                inner.rmdir()
+
+
+def _state(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _files(folder: Path) -> Files:

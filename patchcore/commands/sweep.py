@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands import COMMAND, Stopped
 from patchcore.commands.mistakes import explain
-from patchcore.commands.refused import begin, files_in, keep, put_back, remove
+from patchcore.commands.refused import begin, files_in, keep, remove
 from patchcore.commands.targets import build
 from patchcore.commands.workers import fork_workers
 from patchcore.errors import InputError
@@ -94,9 +94,6 @@ class Conclusion(Callback):
         start = time.time() - 2  # file systems may round times
         # Clocks may jump, and those of file servers differ, so new or changed files count, too.
         before = {path: path.stat().st_mtime_ns for path in _started(folder)}
-        for point in {path.parents[1] for path in before}:
-            if (point / METRICS).exists():
-                keep(point, config.hydra)
         _multiruns.append(Multirun(folder, start, os.environ[_NAME], search, before))
         if "joblib" in str(config.hydra.launcher.get("_target_")):
             fork_workers()
@@ -222,8 +219,6 @@ def _conclude() -> bool:
             more = [f"  … and {len(points) - MOST} more"] if len(points) > MOST else []
             print(*points[:MOST], *more, f"    {reason}", sep="\n", file=sys.stderr)
         print("The same command computes only these when it is started again.", file=sys.stderr)
-    for point, _ in missing:
-        put_back(point, files_in(point))
     return bool(missing)
 
 

@@ -39,9 +39,10 @@ def main() -> None:
         print(settings_help())
         return
     command = entry(task)
-    sys.argv[1:] = as_typed(sys.argv[1:])
+    typed = sys.argv[1:]
+    sys.argv[1:] = as_typed(typed)
     warnings.filterwarnings("error", SHADOWED)
-    check_overrides(sys.argv[1:])
+    check_overrides(sys.argv[1:], typed)
     guard()
     if _OUTSIDE.isdisjoint(os.environ):
         with concluded():

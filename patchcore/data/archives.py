@@ -38,9 +38,9 @@ def unpack(
 ) -> None:
     """Unpack a zip or tar archive to `folder`, which appears only when it is complete.
 
-    If `holds` are in a folder at the archive's top, or in a folder of it, `folder` becomes that
-    folder; of several such folders, the one with its name. Owners and special permissions of the
-    archived files are not restored.
+    `folder` becomes what holds `holds`: the archive's top, or a folder in it; of several, the one
+    with its name. Folders that hold nothing but one other folder do not count. Owners and special
+    permissions of the archived files are not restored.
 
     Args:
         archive: Archive file; the caller removes it afterwards.
@@ -101,7 +101,7 @@ def _extract(archive: Path, folder: Path, root: Path) -> None:
         elif str(told := unreadable(archive, "")):
             raise told
         elif _begins_as_zip(archive):
-            raise _not_unpacked(archive, "it lacks its end")
+            raise _not_unpacked(archive, "it is truncated")
         else:
             raise _ArchiveError(
                 f"{archive.name}: is neither a zip nor a tar archive, and was removed; the address "
@@ -156,25 +156,29 @@ def _check_member(archive: Path, name: str, plain: bool) -> None:
 
 def _find_top(archive: Path, folder: Path, holds: tuple[str, ...], name: str) -> Path:
     """Return the folder that holds the names, the one with the given name if there are several."""
-    above = _folders(folder)
-    inside = above + [path for each in above for path in _folders(each)]
-    places = [folder, *sorted(inside, key=lambda path: path.name != name)]
-    lacking = {top: [part for part in holds if not (top / part).exists()] for top in places}
-    best = min(places, key=lambda top: len(lacking[top]))
-    if not lacking[best]:
+    level = folder
+    while _lacking(level, holds) and level.name != name:
+        inside = sorted(level.iterdir())
+        if len(inside) != 1 or not inside[0].is_dir():
+            break
+        level = inside[0]
+    below = [] if level.name == name else sorted(path for path in level.iterdir() if path.is_dir())
+    below = [path for path in below if path.name == name] or below
+    best = min([level, *below], key=lambda place: len(_lacking(place, holds)))
+    if not (lacking := _lacking(best, holds)):
         return best
-    if lacking[best] == [*holds]:
+    if lacking == [*holds]:
         names = sorted(path.name for path in folder.iterdir())[:3]
-        found = f"but {', '.join(map(repr, names))}" if names else "as it is empty"
-        told = f"holds no folder of {', '.join(holds)}, {found}"
+        found = f"it holds {', '.join(map(repr, names))}" if names else "it is empty"
+        told = f"no folder in it holds {', '.join(holds)}, as {found}"
     else:
         place = "" if best == folder else f" in {best.relative_to(folder)}"
-        told = f"lacks {', '.join(lacking[best])}{place}"
+        told = f"lacks {', '.join(lacking)}{place}"
     raise _ArchiveError(f"{archive.name}: {told}, and was removed; give --url of a complete one")
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir())
+def _lacking(folder: Path, holds: Iterable[str]) -> list[str]:
+    return [part for part in holds if not (folder / part).exists()]
 
 
 def _with_slashes(entries: Iterable[zipfile.ZipInfo]) -> None:

@@ -95,6 +95,19 @@ def declared_bits(image: Image.Image) -> int | None:
     return int(bits) if 8 < bits < 16 else None
 
 
+def raw_greys(image: Image.Image, file: Image.Image) -> NDArray[Any]:
+    """Pixels of a grey image of more than 8 bits, (H, W), as in the file it was read from.
+
+    Pillow takes unsigned numbers of 32 bits for signed ones.
+    """
+    values = np.array(image)
+    if values.dtype == np.int32 and isinstance(file, TiffImagePlugin.TiffImageFile):
+        bits, kind = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.SAMPLEFORMAT
+        if (*file.tag_v2.get(bits, ()), *np.atleast_1d(file.tag_v2.get(kind, 1))) == (32, 1):
+            return values.view(np.uint32)
+    return values
+
+
 def deep_greys(image: Image.Image, file: Image.Image) -> NDArray[Any]:
     """Pixels of a grey image of more than 8 bits, (H, W); transparent ones are 0.
 
@@ -102,11 +115,7 @@ def deep_greys(image: Image.Image, file: Image.Image) -> NDArray[Any]:
         image: The image, upright.
         file: The file that it was read from.
     """
-    values = np.asarray(image)
-    if values.dtype == np.int32 and isinstance(file, TiffImagePlugin.TiffImageFile):
-        bits, kind = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.SAMPLEFORMAT
-        if (*file.tag_v2.get(bits, ()), *np.atleast_1d(file.tag_v2.get(kind, 1))) == (32, 1):
-            values = values.view(np.uint32)  # Pillow takes them for signed numbers
+    values = raw_greys(image, file)
     if (key := image.info.get("transparency")) is not None:
         values = np.where(values == key, 0, values)
     return values

@@ -114,9 +114,10 @@ class FolderConfig(DataConfig):
             return images, []
         count = max(1, round(self.test_share * len(images)))
         if count >= len(images):
+            remedy = "lower it" if len(images) > 1 else "set it to 0 and set data.anomalous"
             raise InputError(
                 f"data.test_share: {self.test_share} of {len(images)} nominal images leaves none "
-                "for training; lower it or set data.nominal_test"
+                f"for training; {remedy}, or set data.nominal_test"
             )
         order = np.random.default_rng(self.seed).permutation(len(images))
         held_out = {images[i] for i in order[:count]}

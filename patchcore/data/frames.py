@@ -13,8 +13,8 @@ NEW_SUBFILE_TYPE = 254  # TIFF tag; its lowest bit marks a preview
 def frames(image: Image.Image, path: Path) -> int:
     """Return the number of pictures in a file, without previews and an MPO's other views.
 
-    A preview is a page of a TIFF file that is marked as one, or has the first page's shape and at
-    most half its width.
+    A preview is a page of a TIFF file that is marked as one, or has the first page's aspect ratio
+    and at most half its width.
 
     Args:
         image: The file, opened; its first page is chosen in the end.
@@ -44,4 +44,6 @@ def _is_preview(page: Any, width: int, height: int) -> bool:
     """Whether a page of a TIFF file is a smaller version of the first, of this size."""
     if page.tag_v2.get(NEW_SUBFILE_TYPE, 0) & 1:
         return True
-    return bool(2 * page.width <= width and abs(page.width * height - page.height * width) <= width)
+    half = 2 * page.width <= width + 1 and 2 * page.height <= height + 1  # rounded up, perhaps
+    same = abs(page.width * height - page.height * width) <= max(width, height)
+    return bool(half and same)

@@ -23,6 +23,7 @@ from patchcore.data.depths import (
     eight_bits,
     is_deep,
     orientation,
+    raw_greys,
     warn_if_dark,
 )
 from patchcore.data.formats import FORMATS
@@ -35,8 +36,8 @@ from patchcore.errors import InputError, above, broken_link, missing, unreadable
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
-KINDS = "save it as grey or RGB, of 8 or 16 bits"
-UNSUPPORTED = ("unknown pixel mode", "Invalid value for samples per pixel")  # in Pillow's words
+# Pillow's words for what it does not support.
+UNSUPPORTED = ("unknown pixel mode", "Invalid value for samples per pixel", "-bit layers")
 P = ParamSpec("P")
 T = TypeVar("T")
 _OPENING = threading.Lock()
@@ -180,7 +181,7 @@ def read_mask(path: Path, limit: float = LIMIT) -> NDArray[np.bool_]:
     if image.mode == "1":
         image = image.convert("L")  # Pillow's own booleans are bytes of 255
     if not deep:
-        pixels = _mask_pixels(image)
+        pixels = _mask_pixels(image, file)
     if pixels.ndim == 3 and pixels.shape[-1] == 4:
         return opaque_marks(pixels, str(path), lossy)
     return marked_pixels(pixels, str(path), lossy)
@@ -253,10 +254,10 @@ def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
     return array
 
 
-def _mask_pixels(image: Image.Image) -> NDArray[Any]:
+def _mask_pixels(image: Image.Image, file: Image.Image) -> NDArray[Any]:
     """Return the pixels of a mask, (H, W), (H, W, 3) or, if some may be transparent, (H, W, 4)."""
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.array(image)  # (H, W)
+        values = raw_greys(image, file)  # (H, W)
         if (key := image.info.get("transparency")) is None:
             return values
         alpha = np.where(values == key, 0, np.iinfo(values.dtype).max).astype(values.dtype)
@@ -372,7 +373,10 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     reason = getattr(error, "strerror", None) or text
     if isinstance(error, UnidentifiedImageError):
         reason = _unidentified(path)
-    return unreadable(path, f"{path}: cannot be read as an image ({reason}); replace or remove it")
+    advice = "replace or remove it"
+    if "not supported" in reason:
+        advice = f"save it as grey or RGB, of 8 or 16 bits, or {advice}"
+    return unreadable(path, f"{path}: cannot be read as an image ({reason}); {advice}")
 
 
 def _unidentified(path: Path) -> str:
@@ -390,8 +394,8 @@ def _unidentified(path: Path) -> str:
                 decoder(file, "")
         except Exception as error:  # of any kind
             words = " ".join(str(error).split())
-            if words in UNSUPPORTED:
-                return f"it is a {name} file of an unsupported kind, or damaged: {KINDS}"
+            if any(each in words for each in UNSUPPORTED):
+                return f"the pixel format of this {name} file is not supported, or it is damaged"
             return f"it begins as {name}, but is damaged: {words}"
     return f"it is none of {', '.join(decoders)}"
 

@@ -97,7 +97,8 @@ def reject_defects(images: Sequence[Path], folder: Path, advice: str) -> None:
     places = sorted({place for path in images for place in _folders_between(path, folder)})
     good = {place.parent: place for place in places if place.name.casefold() in NOMINAL}
     for place in places:
-        if (beside := good.get(place.parent)) and place.name.casefold() not in NOMINAL:
+        name = place.name.casefold()
+        if (beside := good.get(place.parent)) and not name.startswith((*NOMINAL,)):
             raise InputError(
                 f"{place}: lies beside {beside.name}, so its images may be anomalous; {advice}"
             )

@@ -115,7 +115,7 @@ def _rows(table: Path) -> list[dict[str, str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: cannot be read ({error}); restore the file") from None
     if names != COLUMNS:
-        words = f"the columns should be {', '.join(COLUMNS)}; restore the file"
+        words = f"the columns should be {', '.join(COLUMNS)}, with commas; restore the file"
         raise unreadable(table, f"{table}: {words}")
     lines: dict[tuple[str, Path], int] = {}
     for line, row in rows:

@@ -318,7 +318,9 @@ class MaskCounts(Metric):
             most,
         ]
         self.counts = self.counts + torch.stack([x.sum() for x in sums])
-        if numbers is not None:
+        if numbers is None:
+            _append(self.examples, _written(self.counts.new_empty(0, 2)))
+        else:
             counts, images = torch.stack(sums).nonzero().unbind(1)
             own = numbers[labels.bool()].to(self.device)[images]
             _append(self.examples, _written(torch.stack([own, counts], -1)))
@@ -341,9 +343,8 @@ class MaskCounts(Metric):
 
         def first(key: str, be: str = "is") -> str:
             numbers = examples[examples[:, 1] == _COUNTS.index(key), 0]
-            if not names or not len(numbers):
-                return ""
-            return f" (the first {be} {printable(names[int(numbers.min())])})"
+            name = dict(enumerate(names)).get(int(numbers.min())) if len(numbers) else None
+            return f" (the first {be} {printable(name)})" if name else ""
 
         def some(key: str) -> str:
             return f"{found[key]} of {images} anomalous images{first(key)}"
@@ -384,7 +385,7 @@ class MaskCounts(Metric):
             )
         if 2 * most > masked:
             lines.append(
-                f"{most} of {masked} masks{first('masks_of_most', 'is of')} mark more than "
+                f"{most} of {masked} masks{first('masks_of_most', 'belongs to')} mark more than "
                 "half of their image; if their defects are black, invert the masks, as defects "
                 "should be white"
             )
