@@ -652,6 +652,16 @@ def test_folder_of_nominal_test_images(tmp_path: Path) -> None:
     assert [sample.path.name for sample in split.test] == [f"{i}.png" for i in (1, 3, 5, 7, 9)]
 
 
+def test_a_category_in_place_of_its_data_set_is_told(tmp_path: Path) -> None:
+    write_mvtec(tmp_path)
+    with pytest.raises(InputError) as caught:
+        MVTecConfig(root=str(tmp_path / "nut"), category="nut").read()
+    assert str(caught.value) == (
+        f"data.root: {tmp_path}/nut is the folder of a category: set data.root={tmp_path} and "
+        "data.category=nut"
+    )
+
+
 def test_folders_bad_input(tmp_path: Path) -> None:
     write_folders(tmp_path)
     root = str(tmp_path)

@@ -206,6 +206,12 @@ def no_category(root: Path, category: str, there: Iterable[str], layout: str) ->
     """Return the error about a category that is not `there`."""
     there = list(there)
     names = ", ".join(there)
+    if not there and (root / "train").is_dir():
+        place = root.absolute()
+        return InputError(
+            f"data.root: {root} is the folder of a category: set data.root={place.parent} and "
+            f"data.category={place.name}"
+        )
     message = f"data.category: {root} has no category {category!r}; " + (
         f"it has {names}" if names else f"it has none, expected {layout}"
     )
