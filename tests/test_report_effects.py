@@ -66,6 +66,40 @@ def test_effects_by_hand(tmp_path: Path) -> None:
         assert (effect.missing, effect.uneven) == (0, False)
 
 
+def test_a_seed_that_only_some_values_have_is_the_seed_that_it_follows(tmp_path: Path) -> None:
+    for size, seed in product((1, 3), (0, 1)):
+        own = {"coreset.seed": seed if size == 3 else None}
+        settings = {"patch.size": size, "seed": seed, "data.category": "nut", **own}
+        write_run(tmp_path / f"{size}-{seed}", settings, {"image_auroc": 0.1 * size + 0.2 * seed})
+    table = read_runs([tmp_path])
+    assert table.seed_keys == {"seed": ["coreset.seed"]}
+    (effect,) = effects(table, "patch.size", "3", ["image_auroc"])
+    assert (effect.pairs, effect.missing) == (2, 0)
+    assert effect.difference.mean == pytest.approx(-0.2)
+
+
+def test_a_run_without_a_seed_is_the_partner_of_each(tmp_path: Path) -> None:
+    for size, seed in ((1, None), (3, 0), (3, 1)):
+        settings = {"patch.size": size, "data.category": "nut", "coreset.seed": seed}
+        write_run(tmp_path / f"{size}-{seed}", settings, {"image_auroc": 0.5 + 0.1 * (seed or 0)})
+    table = read_runs([tmp_path])
+    for reference, difference in (("3", -0.05), ("1", 0.05)):
+        (effect,) = effects(table, "patch.size", reference, ["image_auroc"])
+        assert (effect.pairs, effect.missing) == (2, 0)
+        assert effect.difference.mean == pytest.approx(difference)
+
+
+def test_a_seed_of_one_value_is_no_repeat(tmp_path: Path) -> None:
+    for size in (1, 3):
+        own = {"coreset.seed": 0 if size == 3 else None}
+        settings = {"patch.size": size, "seed": 0, "data.category": "nut", **own}
+        write_run(tmp_path / str(size), settings, {"image_auroc": 0.1 * size})
+    table = read_runs([tmp_path])
+    assert table.seed_keys == {} and [factor.key for factor in table.factors] == ["patch.size"]
+    (effect,) = effects(table, "patch.size", "3", ["image_auroc"])
+    assert (effect.pairs, effect.missing) == (1, 0)
+
+
 def test_missing_partners_are_left_out_and_told(tmp_path: Path) -> None:
     table = write_grid(tmp_path, (3, 0.01, "cable", 1), (5, 0.1, "bottle", 0))
     one, five = effects(table, "patch.size", "3", ["image_auroc"])[:2]

@@ -187,11 +187,19 @@ def _words(point: Point, others: list[Factor]) -> str:
 def _pairs(
     point: Point, reference: Point | None, metric: str
 ) -> Iterator[tuple[Unit, float | None]]:
-    """Yield the difference for every category and seed of a point; None if it is unknown."""
+    """Yield the difference for every category and seed of a pair of points; None if it is unknown.
+
+    A run on which no seed has an effect is the partner of the other point's runs with each seed.
+    """
+    seeds = {} if reference is None else reference.seeds
     for seed, by_category in point.seeds.items():
-        for category, run in by_category.items():
-            twin = reference.seeds.get(seed, {}).get(category) if reference else None
-            yield (category, seed), _difference(run, twin, metric)
+        partners = [seed if seed in seeds or "" not in seeds else ""]
+        if not seed and "" not in seeds:
+            partners = [*seeds] or [seed]
+        for partner in partners:
+            for category, run in by_category.items():
+                twin = seeds.get(partner, {}).get(category)
+                yield (category, seed or partner), _difference(run, twin, metric)
 
 
 def _difference(run: RunFolder, twin: RunFolder | None, metric: str) -> float | None:

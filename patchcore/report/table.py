@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,16 +119,37 @@ class Table:
 
     @cached_property
     def seed_keys(self) -> dict[str, list[str]]:
-        """Seeds that varied, which make repeats, not points: {seed: keys that change with it}."""
-        seeds = [key for key in self.varied if key.endswith("seed")]  # and data.shots_seed
-        return self._grouped(
-            {key: self._column(key) for key in sorted(seeds, key=lambda key: key.count("."))}
-        )
+        """Seeds that varied, which make repeats, not points: {seed: keys that change with it}.
+
+        Runs without a seed, such as that of a coreset with `coreset=all`, do not count.
+        """
+        found: dict[str, list[str]] = {}
+        for key in sorted(self._seeds, key=lambda key: key.count(".")):
+            if len([value for value in self.varied[key] if value is not None]) < 2:
+                continue
+            for leader, followers in found.items():
+                runs = [run for run in self.known if None not in self._values(run, leader, key)]
+                pairs = [tuple(map(token, self._values(run, leader, key))) for run in runs]
+                one, other = zip(*pairs, strict=True) if pairs else ((), ())
+                if pairs and _equivalent(one, other):
+                    followers.append(key)
+                    break
+            else:
+                found[key] = []
+        return found
+
+    @property
+    def _seeds(self) -> list[str]:
+        return [key for key in self.varied if key.endswith("seed")]  # and data.shots_seed
+
+    @staticmethod
+    def _values(run: RunFolder, *keys: str) -> list[Any]:
+        return [run.settings.get(key) for key in keys]
 
     @cached_property
     def repeats(self) -> set[str]:
         """Settings in which the runs of one point differ: the category and the seeds."""
-        return {CATEGORY, *self.seed_keys, *chain(*self.seed_keys.values())}
+        return {CATEGORY, *self._seeds}
 
     @cached_property
     def choices(self) -> dict[str, list[str]]:
@@ -246,7 +266,8 @@ class Table:
 
     def seed(self, run: RunFolder) -> str:
         """Return the seeds that distinguish the run from other repeats, as text."""
-        return ", ".join(f"{key}={show(run.settings.get(key))}" for key in self.seed_keys)
+        seeds = {key: run.settings.get(key) for key in self.seed_keys}
+        return ", ".join(f"{key}={show(seed)}" for key, seed in seeds.items() if seed is not None)
 
     def cost(self, point: Point, metric: str) -> float:
         """Return the value of a metric with the sign by which less is better; inf if undefined."""
