@@ -143,6 +143,7 @@ def test_a_missing_folder_of_all_points_is_told_once(tmp_path: Path) -> None:
     check_multirun(composed(*given[::2], f"data.root={missing},{tmp_path}"))
     check_multirun(composed(*given[:2], "data=mvtec,btad"))
     check_multirun(composed("patch.size=1,3"))  # generated images have no folder
+    check_multirun(composed("patch.size=1,3", f"data.root={missing}"))  # or make it
     if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):
         check_multirun(composed(*given, "hydra/launcher=submitted"))
 

@@ -82,11 +82,14 @@ def _check_root(config: DictConfig) -> None:
     root = OmegaConf.select(config, "data.root", throw_on_resolution_failure=False)
     if not str(config.hydra.launcher.get("_target_")).endswith(here) or not isinstance(root, str):
         return
+    kind: Any = OmegaConf.get_type(config.data)
+    if getattr(kind, "WRITES", False):
+        return
     parsed = OverridesParser.create().parse_overrides([*config.hydra.overrides.task])
     swept = {each.key_or_group for each in parsed if each.is_sweep_override()}
     swept |= set(config.hydra.sweeper.get("params") or ())
     if root and swept.isdisjoint(("data", "data.root", "preset", "experiment")):
-        source = getattr(OmegaConf.get_type(config.data), "SOURCE", None)
+        source = getattr(kind, "SOURCE", None)
         find_folder(root, "data.root", f"; the data are at {source.page}" if source else "")
 
 

@@ -48,6 +48,7 @@ class GeneratedConfig(DataConfig):
     """
 
     VIEW: ClassVar = View.crop
+    WRITES: ClassVar = True
 
     root: str | None = setting(
         None,

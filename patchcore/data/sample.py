@@ -132,12 +132,14 @@ class DataConfig(Settings):
         SIZE: Default of `image.size`, px.
         VIEW: Default of `image.view`.
         SOURCE: Source for `patchcore fetch`; None for images of one's own.
+        WRITES: Whether it writes its images to `root`, which need not exist.
     """
 
     CATEGORIES: ClassVar[tuple[str, ...]] = ()
     SIZE: ClassVar[int] = SIZE
     VIEW: ClassVar[View] = View.square  # a crop loses defects at the border of long images
     SOURCE: ClassVar[Source | None] = None
+    WRITES: ClassVar[bool] = False
 
     GROUP: ClassVar[str] = "data"
 
