@@ -255,10 +255,16 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["hydra/launcher=nope"], "hydra/launcher=nope: there is no such choice; there are basic"),
         (
             ["coreset=random", "coreset.projection=sparse"],
-            "coreset.projection: there is no such option; there are ratio, count, seed",
+            "coreset.projection: there is no such option with coreset=random; there are ratio, c",
         ),
-        (["index=torch", "index.probes=3"], "index.probes: there is no such option; there are chu"),
-        (["data=mvtec", "data.split=random"], "data.split: there is no such option; there are"),
+        (
+            ["index=torch", "index.probes=3"],
+            "index.probes: there is no such option with index=torch; there",
+        ),
+        (
+            ["data=mvtec", "data.split=random"],
+            "data.split: there is no such option with data=mvtec; there are",
+        ),
         (["coreset.ratio=abc"], "coreset.ratio: must be a number, got abc"),
         (["image.crop=2.5"], "image.crop: must be a whole number, got 2.5"),
         (["coreset.ratio="], "coreset.ratio: must be a number, got nothing"),

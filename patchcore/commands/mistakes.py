@@ -405,7 +405,17 @@ def no_such_option(key: str, parent: Any) -> str:
         return f"{key}: its settings are those of {group} already: leave the line '{name}:' out"
     close = get_close_matches(name, names, 1)
     rest = f"did you mean {group}{dot}{close[0]}?" if close else f"there are {', '.join(names)}"
-    return f"{key}: there is no such option; {rest}"
+    return f"{key}: there is no such option{_elsewhere(group, name, parent)}; {rest}"
+
+
+def _elsewhere(group: str, name: str, kind: Any) -> str:
+    """Words for the choice that lacks an option, if another choice of its group has it; else ""."""
+    from patchcore.commands.groups import SCHEMAS  # here: it is slow
+
+    kinds = SCHEMAS.get(group, {})
+    having = [each for each in kinds.values() if name in {option.name for option in fields(each)}]
+    chosen = next((f" with {group}={choice}" for choice in kinds if kinds[choice] is kind), "")
+    return chosen if having else ""
 
 
 def _without_settings(key: str, kind: Any) -> str:

@@ -159,7 +159,7 @@ def _find_top(archive: Path, folder: Path, holds: tuple[str, ...], name: str) ->
     level = folder
     while _lacking(level, holds) and level.name != name:
         inside = sorted(level.iterdir())
-        if len(inside) != 1 or not inside[0].is_dir():
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name in holds:
             break
         level = inside[0]
     below = [] if level.name == name else sorted(path for path in level.iterdir() if path.is_dir())
