@@ -1,6 +1,7 @@
 """Frozen feature extractors: any timm network, cut after the deepest layer used, or our own."""
 
 import copy
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ class BackboneConfig(Settings):
         """Weights, by name even where null stands. Raises InputError if there are no such."""
         weights = default_weights(self.name) if self.weights is None else self.weights
         check_names(self.name, weights)
+        if weights.startswith("~") and is_file(weights):
+            return os.path.expanduser(weights)
         return weights
 
     def input(self) -> InputRecord:

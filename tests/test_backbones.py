@@ -361,10 +361,15 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, kind: str, message:
         Backbone(BackboneConfig("resnet18", str(path)), LayersConfig())
 
 
-def test_contents_of_weights_count_not_the_extension(tmp_path: Path) -> None:
+def test_contents_of_weights_count_not_the_extension(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = timm.create_model("resnet18", num_classes=0)
     save_file(network.state_dict(), tmp_path / "tensors.pth")
     torch.save(network.state_dict(), tmp_path / "plain.safetensors")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = BackboneConfig("resnet18", "~/tensors.pth")
+    assert config.resolved() == str(tmp_path / "tensors.pth")
     for name in ("tensors.pth", "plain.safetensors"):
         found = Backbone(BackboneConfig("resnet18", str(tmp_path / name)), LayersConfig(["1"]))
         assert found.network.conv1.weight.equal(network.conv1.weight)

@@ -550,9 +550,15 @@ def test_pixels_of_an_unsupported_kind_are_told(tmp_path: Path) -> None:
     write_tiff(tmp_path / "double.tif", np.zeros((8, 9), np.float64))
     write_tiff(tmp_path / "five.tif", np.zeros((8, 9, 5), np.uint8))
     for name in ("colours", "double", "five"):
-        told = rf"{name}\.tif: .* not supported, or it is damaged.; save it as grey or RGB, of 8 or"
+        told = rf"{name}\.tif: .* not supported, or it is damaged.; save it as PNG or JPEG, grey or"
         with pytest.raises(InputError, match=told):
             read_image(tmp_path / f"{name}.tif")
+
+
+def test_a_photo_of_a_phone_in_heic_is_told(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(InputError, match=r"photo\.jpg: .*HEIC, which is not .*; save it as PNG or"):
+        read_image(tmp_path / "photo.jpg")
 
 
 def test_all_32_bits_of_a_tiff_file_count(tmp_path: Path) -> None:
@@ -562,7 +568,9 @@ def test_all_32_bits_of_a_tiff_file_count(tmp_path: Path) -> None:
     mask = write_tiff(tmp_path / "mask.tif", (RAMP > 127).astype(np.uint32) * 0xFFFFFFFF)
     np.testing.assert_array_equal(read_mask(mask), RAMP > 127)
     signed = write_tiff(tmp_path / "signed.tif", RAMP.astype(np.int32) - 1)
-    with pytest.raises(InputError, match=r"signed\.tif: its pixels range from -1 to "):
+    with pytest.raises(
+        InputError, match=r"signed\.tif: .* from -1 to .*4294967295; save the image"
+    ):
         read_image(signed, 32)
 
 

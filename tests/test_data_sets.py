@@ -1,8 +1,10 @@
 import codecs
 import json
 import shutil
+import unicodedata
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -650,6 +652,23 @@ def test_folder_of_nominal_test_images(tmp_path: Path) -> None:
     split = FolderConfig(root=str(tmp_path), nominal="ok/day0", nominal_test="ok/day1").read()
     assert [sample.path.name for sample in split.train] == [f"{i}.png" for i in (0, 2, 4, 6, 8)]
     assert [sample.path.name for sample in split.test] == [f"{i}.png" for i in (1, 3, 5, 7, 9)]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_that_look_the_same_belong_together(
+    tmp_path: Path, form: Literal["NFC", "NFD"]
+) -> None:
+    name, other = (unicodedata.normalize(each, "prüf") for each in (form, "NFC"))  # type: ignore[arg-type]
+    for place in ("nominal/1.png", "nominal/2.png", f"bad/é/{name}.png"):
+        write_image(tmp_path / place)
+    mask = write_mask(tmp_path / f"masks/é/{other}_mask.png")
+    split = FolderConfig(root=str(tmp_path), anomalous="bad", masks="masks").read()
+    assert [sample.mask for sample in split.test if sample.label] == [mask]
+    folder = write_mvtec(tmp_path / "mvtec", (8, 8))
+    image = write_image(folder / f"test/scratch/{name}.png", (8, 8))
+    mask = write_mask(folder / f"ground_truth/scratch/{other}_mask.png", (8, 8))
+    found = MVTecConfig(root=str(tmp_path / "mvtec"), category="nut").read().test
+    assert {sample.path: sample.mask for sample in found}[image] == mask
 
 
 def test_a_category_in_place_of_its_data_set_is_told(tmp_path: Path) -> None:

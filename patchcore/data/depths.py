@@ -171,9 +171,10 @@ def eight_bits(values: NDArray[Any], bits: int | None, path: Path) -> NDArray[np
     most = 1 if bits is None else (1 << bits) - 1
     if low < 0 or high > most:
         depth = "fractions" if bits is None else f"{bits} bits"
+        remedy = "" if low < 0 else "set image.bits to their depth, or "
         raise InputError(
-            f"{path}: its pixels range from {low:g} to {high:g}, and {depth} from 0 to {most}; set "
-            "image.bits to their depth, or save the image as 8 or 16 bits"
+            f"{path}: its pixels range from {low:g} to {high:g}, and {depth} from 0 to {most}; "
+            f"{remedy}save the image as 8 or 16 bits"
         )
     if values.dtype.kind == "f":
         return np.rint(values.astype(np.float64) * (255 / most)).astype(np.uint8)

@@ -8,6 +8,7 @@ Unreadable files and folders are errors.
 import errno
 import os
 import stat
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,14 @@ JUNK = frozenset(
     }
 )
 Identity = tuple[int, int] | str
+
+
+def composed(path: Path) -> Path:
+    """Return a path in Unicode's composed form (NFC), to compare names that look the same.
+
+    Programs of macOS often write é as e and an accent.
+    """
+    return Path(unicodedata.normalize("NFC", str(path)))
 
 
 def is_junk(name: str) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchcore.data.files import Files, Identity, expanded, find_folder, identity
+from patchcore.data.files import Files, Identity, composed, expanded, find_folder, identity
 from patchcore.data.formats import FORMATS
 from patchcore.data.layout import NOMINAL, bare, marks, masks_beside, reject_defects, reject_masks
 from patchcore.data.sample import DataConfig, Sample, Split
@@ -195,14 +195,14 @@ class _Match:
         self._by_place: dict[Path, list[Path]] = {}
         self._by_name: dict[Path, list[Path]] = {}
         for image in sets["anomalous"]:
-            place = image.relative_to(folders["anomalous"]).with_suffix("")
+            place = composed(image.relative_to(folders["anomalous"]).with_suffix(""))
             self._by_place.setdefault(place, []).append(image)
-            self._by_name.setdefault(Path(image.stem), []).append(image)
+            self._by_name.setdefault(Path(place.name), []).append(image)
         self._nominal = {
             place
             for key in ("nominal", "nominal_test")
             for image in sets.get(key, [])
-            for name in [image.relative_to(folders[key]).with_suffix("")]
+            for name in [composed(image.relative_to(folders[key]).with_suffix(""))]
             for place in (name, *(folder / name for folder in _names(folders[key])))
         }
 
@@ -213,7 +213,7 @@ class _Match:
         """
         self.masks.update(paired)
         for mask in masks:
-            place = mask.relative_to(self._folders["masks"]).with_suffix("")
+            place = composed(mask.relative_to(self._folders["masks"]).with_suffix(""))
             places = (place, place.with_name(bare(place.name)))
             found = next(
                 (

@@ -375,7 +375,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
         reason = _unidentified(path)
     advice = "replace or remove it"
     if "not supported" in reason:
-        advice = f"save it as grey or RGB, of 8 or 16 bits, or {advice}"
+        advice = f"save it as PNG or JPEG, grey or RGB, or {advice}"
     return unreadable(path, f"{path}: cannot be read as an image ({reason}); {advice}")
 
 
@@ -397,6 +397,8 @@ def _unidentified(path: Path) -> str:
             if any(each in words for each in UNSUPPORTED):
                 return f"the pixel format of this {name} file is not supported, or it is damaged"
             return f"it begins as {name}, but is damaged: {words}"
+    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+        return "it is HEIC, which is not supported"
     return f"it is none of {', '.join(decoders)}"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from patchcore.data.files import Files, find_folder
+from patchcore.data.files import Files, composed, find_folder
 from patchcore.data.images import bits_in_use, read_image, read_truth
 from patchcore.data.sample import Masks, Sample, Split
 from patchcore.errors import InputError, printable
@@ -36,11 +36,11 @@ def masks_beside(images: Iterable[Path]) -> dict[Path, list[Path]]:
     by_name: dict[Path, list[Path]] = {}
     paths = list(images)
     for path in paths:
-        by_name.setdefault(path.with_suffix(""), []).append(path)
+        by_name.setdefault(composed(path.with_suffix("")), []).append(path)
     found = {}
     for path in paths:
         name = bare(path.stem)
-        if name != path.stem and (owners := by_name.get(path.parent / name)):
+        if name != path.stem and (owners := by_name.get(composed(path.parent / name))):
             found[path] = owners
     return found
 
@@ -134,7 +134,7 @@ def _mask_among_twins(images: Sequence[Path]) -> Path | None:
     """Find a black-and-white file beside one of its name that is not, such as 7.png and 7.jpg."""
     by_name: dict[Path, list[Path]] = {}
     for path in images:
-        by_name.setdefault(path.with_suffix(""), []).append(path)
+        by_name.setdefault(composed(path.with_suffix("")), []).append(path)
     twins = [paths for paths in by_name.values() if len(paths) > 1]
     for paths in twins[:PROBED]:
         looks = [_black_and_white(path) for path in paths]
@@ -320,7 +320,7 @@ def read_category(
     samples: list[Sample] = []
     for kind, paths in images.items():
         for path in paths:
-            mask = masks.pop((kind, path.stem), None)
+            mask = masks.pop((kind, composed(path).stem), None)
             if kind != nominal:
                 samples.append(Sample(path, 1, printable(kind), mask))
                 continue
@@ -393,7 +393,7 @@ def _masks(
     """
     if not folder.is_dir():
         return {}
-    stems = {kind: [path.stem for path in paths] for kind, paths in images.items()}
+    stems = {kind: [composed(path).stem for path in paths] for kind, paths in images.items()}
     found: dict[tuple[str, str], list[Path]] = {}
     for path in files.images(folder, recursive=True):
         parts = path.relative_to(folder).parts
@@ -403,7 +403,7 @@ def _masks(
                 "defect; move it into one or remove it"
             )
         kind = parts[0]
-        name = path.parent.name if mask_folders else path.stem
+        name = composed(path).parent.name if mask_folders else composed(path).stem
         if name not in stems.get(kind, ()) and not mask_folders:
             name = bare(name)
         if stems.get(kind, []).count(name) > 1:
