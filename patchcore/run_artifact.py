@@ -156,7 +156,7 @@ def copy_artifact(
     try:
         new.mkdir()
         for name in (DESCRIPTION, *read_description(old / DESCRIPTION, sys.maxsize)["files"]):
-            shutil.copy2(old / name, new / name)
+            shutil.copyfile(old / name, new / name)
         found = check(new)
         if len(found["lineage"]) <= 1:
             rewrite_description(new, DESCRIPTION, _of_this_run(found, config, split, provenance))

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -311,6 +312,9 @@ def test_a_model_that_is_taken_over_knows_the_images_of_the_present_run(
         done = run(tmp_path / root, tmp_path, *kept, *own, name=to)
         assert done.code == 0, done.err
         assert ("finished before" in done.out) == (to == "taken")
+        for file in (tmp_path / to / "artifact").iterdir():
+            assert file.stat().st_mode & stat.S_IWUSR  # a copy of protected files is not protected
+            file.chmod(0o444)
     shutil.rmtree(tmp_path / "x1")
     found = [described(tmp_path / to) for to in ("taken", "made")]
     assert found[0] == found[1]
