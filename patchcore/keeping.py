@@ -13,7 +13,6 @@ copied folder has the note of another place. An artifact that was changed after 
 
 import json
 import math
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from patchcore.resume import read_provenance
 from patchcore.runfolder import METRICS as RECORD
 from patchcore.runfolder import TRANSIENT
 from patchcore.settings import Settings, setting
+from patchcore.writing import make_writable, remove_folder
 
 FOLDER = "artifact"
 """Name of the artifact in a run's folder."""
@@ -132,9 +132,10 @@ class Contest:
             for point in best_first[1:]:
                 if not _unchanged(point / FOLDER):
                     continue
+                make_writable(point / FOLDER)
                 # The description first: a folder without it is not taken for an artifact.
                 (point / FOLDER / DESCRIPTION).unlink(missing_ok=True)
-                shutil.rmtree(point / FOLDER, ignore_errors=True)
+                remove_folder(point / FOLDER)
 
     def holders(self) -> list[Path]:
         """Return the folders of finished points that hold an artifact."""

@@ -25,6 +25,8 @@ from filelock import FileLock, Timeout
 
 from patchcore.checksums import CHECKSUMS, write_checksums
 from patchcore.errors import InputError
+from patchcore.outputs import check_removable
+from patchcore.writing import make_writable
 
 UNFINISHED, FINISHED, MOVING = ".unfinished", ".finished", ".moving"
 TRANSIENT = (UNFINISHED, FINISHED, MOVING)
@@ -120,6 +122,15 @@ class RunFolder:
                         "folder (hydra.run.dir or hydra.sweep.dir), or move the file"
                     )
 
+    def check_removable(self) -> None:
+        """Refuse new results where the earlier ones could not be removed.
+
+        Raises:
+            InputError: A folder of the earlier results is another user's, and write-protected.
+        """
+        for each in _subfolders(self.path, _results(self.path)):
+            check_removable(each)
+
     def holds(self, name: str) -> bool:
         """Whether a file, by its name relative to the folder, is of the earlier results."""
         return self.path / name in _results(self.path)
@@ -196,6 +207,8 @@ def settle(folder: Path) -> None:
     """Put finished results in place; without any, nothing happens."""
     finished, moving = folder / FINISHED, folder / MOVING
     if finished.is_dir():
+        for each in _subfolders(folder, _results(folder)):
+            make_writable(each)
         for path in _results(folder):
             path.unlink(missing_ok=True)
         _remove_empty(folder, _results(folder))
@@ -225,6 +238,12 @@ def _results(folder: Path) -> list[Path]:
         names += _EARLIER
     paths = [folder / name for name in names if ".." not in Path(name).parts]  # if it is damaged
     return sorted((p for p in paths if p.is_relative_to(folder)), key=lambda p: p.name != METRICS)
+
+
+def _subfolders(folder: Path, files: list[Path]) -> list[Path]:
+    """Folders in a run's folder in which some of its files are."""
+    first = {path.relative_to(folder).parts[0] for path in files if path.parent != folder}
+    return [folder / name for name in sorted(first) if (folder / name).is_dir()]
 
 
 def _is_run(folder: Path) -> bool:

@@ -213,6 +213,7 @@ def _run_in(
         [] if config.artifact.keep is Keep.none else config.artifact.files(len(config.members()))
     )
     place.check([*wanted, *model])
+    place.check_removable()
     holds = place.holds(f"{FOLDER}/{DESCRIPTION}")
     same = holds and finished_fingerprint(folder) == name  # then what is not made again is kept
     if holds and source != folder.resolve() and (model or not same):

@@ -35,6 +35,7 @@ from patchcore.runfolder import listed
 from tests.images import write_mvtec
 from tests.processes import execute
 from tests.runs import TINY, Outcome, config, patchcore
+from tests.users import plain_user, protect
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
 
@@ -541,6 +542,15 @@ def test_what_is_undefined_or_cannot_be_read_loses(tmp_path: Path) -> None:
     record = {"seconds": {"fit": 1.0}}
     assert seconds.won(tmp_path / "3", record, [])
     assert not seconds.won(tmp_path / "3", record, ["fit"])
+
+
+def test_write_protected_models_of_worse_points_go_too() -> None:
+    with plain_user() as folder:
+        for name, auroc in (("0", 0.9), ("1", 0.8)):
+            protect(finished(folder, name, True, image_auroc=auroc) / "artifact")
+        Contest(folder, Objective["image_auroc"]).settle()
+        assert [*folder.glob("*/artifact")] == [folder / "0/artifact"]
+        assert holders(folder) == [folder / "0"]
 
 
 def test_models_that_are_not_of_the_multirun_stay(root: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from patchcore.errors import InputError
 from patchcore.runfolder import InUseError, RunFolder, listed, settle, unfinished
+from tests.users import plain_user, protect
 
 OLD = {
     "fingerprint.txt": f"{'0' * 32}\n",
@@ -76,6 +77,23 @@ def test_new_results_replace_the_old_ones_and_nothing_else(tmp_path: Path) -> No
     assert not unfinished(tmp_path)
     assert os.readlink(tmp_path / "wandb/latest") == "offline-run-1"
     assert visible(tmp_path) == NEW | OTHERS and not (tmp_path / "csv").exists()
+
+
+def test_write_protected_results_are_replaced() -> None:
+    with plain_user() as folder:
+        earlier(folder)
+        for name in ("figures", "csv"):
+            protect(folder / name)
+        with RunFolder(folder) as place:
+            place.check_removable()
+            write(place.new, NEW)
+            place.commit()
+        assert visible(folder) == NEW | OTHERS and not (folder / "csv").exists()
+        protect(folder / "figures")
+        told = pytest.raises(InputError, match=r"/figures: belongs to another user, .*: name ano")
+        with mock.patch("os.geteuid", return_value=-1), told, RunFolder(folder) as place:
+            place.check_removable()
+        assert visible(folder) == NEW | OTHERS
 
 
 @pytest.mark.parametrize("finished", [False, True])
