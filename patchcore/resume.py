@@ -13,7 +13,7 @@ from typing import Any
 from patchcore.checksums import altered
 from patchcore.data.sample import Sample
 from patchcore.digests import digest
-from patchcore.machine import named_by
+from patchcore.machine import warn_not_kept
 from patchcore.report.cells import harmless, restored
 from patchcore.report.checks import STRUCTURES
 from patchcore.report.distrusted import DISTRUSTED, read_distrusted
@@ -50,8 +50,8 @@ class Finished:
             pointer.parent.mkdir(parents=True, exist_ok=True)
             replace_with(pointer, bytes(folder.resolve()))
         except OSError as error:
-            told = f"this run will not be found again: {error}{named_by(self.root)}"
-            warnings.warn(told, stacklevel=2)
+            told = f"runs are not recorded in the cache {self.root}, and may be computed again"
+            warn_not_kept(told, error, self.root)
 
     def find(
         self,
