@@ -28,15 +28,11 @@ from patchcore.costs import fresh
 from patchcore.errors import InputError
 from patchcore.metrics import METRICS, Objective
 from patchcore.resume import read_provenance
+from patchcore.runfolder import DESCRIPTION, FOLDER, TRANSIENT
 from patchcore.runfolder import METRICS as RECORD
-from patchcore.runfolder import TRANSIENT
 from patchcore.settings import Settings, setting
 from patchcore.writing import make_writable, remove_folder
 
-FOLDER = "artifact"
-"""Name of the artifact in a run's folder."""
-DESCRIPTION = "artifact.yaml"
-"""File that marks a folder as an artifact."""
 CROPS = "crops.safetensors"
 """File of an artifact with pictures of the memory's patches, if `crops` asked for them."""
 POINT_OF = "best_of"

@@ -15,10 +15,11 @@ from patchcore.decision import Decision
 from patchcore.errors import InputError
 from patchcore.explanation import cut_crops
 from patchcore.inspector import MOVED, POSES, PRUNED, SOURCES, Inspector
-from patchcore.keeping import DESCRIPTION, FOLDER, Keep
+from patchcore.keeping import Keep
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import Scale
+from patchcore.runfolder import DESCRIPTION, FOLDER
 from patchcore.sealed import REMEDY, read_description, rewrite_description
 from patchcore.settings import plain
 from patchcore.training import parts

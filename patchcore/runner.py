@@ -26,7 +26,7 @@ from patchcore.digests import ChangedError
 from patchcore.distributed import ProcessGroup, accompany
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
-from patchcore.keeping import DESCRIPTION, FOLDER, Keep, Keeper
+from patchcore.keeping import Keep, Keeper
 from patchcore.members import EnsembleModule, Member
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
@@ -62,7 +62,7 @@ from patchcore.run_artifact import (
     flaw,
     write_artifact,
 )
-from patchcore.runfolder import METRICS, RunFolder
+from patchcore.runfolder import DESCRIPTION, FOLDER, METRICS, RunFolder
 from patchcore.settings import plain
 from patchcore.strategy import check_batches
 from patchcore.subsets import by_subset

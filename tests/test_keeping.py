@@ -225,6 +225,20 @@ def test_a_finished_run_is_made_again_only_for_an_artifact_that_it_lacks(
     assert scored(folder / "artifact", paths) == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_run_that_was_copied_without_hidden_files_is_finished(root: Path, tmp_path: Path) -> None:
+    assert run(root, tmp_path, "artifact=true", name="first").code == 0
+    shutil.copytree(tmp_path / "first", tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))
+    model = read_files(tmp_path / "copy/artifact")
+    done = run(root, tmp_path, "artifact=true", "resume=true", name="copy")  # another config.yaml
+    assert done.code == 0 and f"finished before, in {tmp_path / 'copy'}\n" in done.out, done.err
+    assert read_files(tmp_path / "copy/artifact") == model
+    assert {f"artifact/{name}" for name in model} <= {*listed(tmp_path / "copy")}
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_an_extended_model_stays_where_its_run_is_asked_for_again(
     root: Path, tmp_path: Path
 ) -> None:
