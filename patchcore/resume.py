@@ -58,6 +58,7 @@ class Finished:
         name: str,
         files: Sequence[str] = (),
         folder: Path | None = None,
+        model: Callable[[Path], Sequence[str]] = lambda place: (),
         flaw: Callable[[Path], str | None] = lambda place: None,
     ) -> Path | None:
         """Return the folder of a finished run with this fingerprint, or None.
@@ -68,7 +69,9 @@ class Finished:
             name: Fingerprint.
             files: Files that the folder must hold besides, as paths relative to it.
             folder: Folder to look in first, whether or not it is recorded.
-            flaw: Function that says what else is wrong with a run that holds all files, or None.
+            model: Function that names the files of the model that a run must hold, if any.
+            flaw: Function that says what is wrong with the model of a run that holds these, or
+                None.
         """
         own = None if folder is None else folder.resolve()
         sound, problems = None, []
@@ -79,9 +82,11 @@ class Finished:
                 continue
             if problem := damage(place):
                 problems.append(problem)
-            elif not all((place / file).is_file() for file in files):
                 continue
-            elif problem := flaw(place):
+            needed = model(place)
+            if not all((place / file).is_file() for file in (*files, *needed)):
+                continue
+            if needed and (problem := flaw(place)):
                 problems.append(problem)
             else:
                 sound = place

@@ -198,10 +198,14 @@ def _run_in(
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
     if getattr(config.method, "pruning", None) is not None:
         wanted.append(DISTRUSTED)
-    source = finished.find(name, wanted, folder) if config.resume else None
-    if source is not None and keeper.wants(*_told(source)):
-        wanted += config.artifact.files(len(config.members()))
-        source = finished.find(name, wanted, folder, partial(flaw, folder=folder))
+    files = config.artifact.files(len(config.members()))
+    source = None
+    if config.resume:
+
+        def needed(place: Path) -> list[str]:
+            return files if keeper.wants(*_told(place)) else []
+
+        source = finished.find(name, wanted, folder, needed, partial(flaw, folder=folder))
     if source == folder.resolve() and settings_in(folder) == settings:
         told = read_provenance(folder)
         if (noted := keeper.noted(told)) != told:  # noted by no or another multirun
@@ -209,9 +213,7 @@ def _run_in(
                 write_provenance(folder, noted)
         finished.started(name, folder)  # elsewhere it is looked for by this record
         return f"finished before, in {source}"
-    model = (
-        [] if config.artifact.keep is Keep.none else config.artifact.files(len(config.members()))
-    )
+    model = [] if config.artifact.keep is Keep.none else files
     place.check([*wanted, *model])
     place.check_removable()
     holds = place.holds(f"{FOLDER}/{DESCRIPTION}")

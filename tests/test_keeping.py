@@ -225,6 +225,17 @@ def test_a_finished_run_is_made_again_only_for_an_artifact_that_it_lacks(
     assert scored(folder / "artifact", paths) == pytest.approx(expected, rel=1e-6)
 
 
+def test_damage_is_told_once_whether_or_not_a_model_is_wanted(root: Path, tmp_path: Path) -> None:
+    asked = config(root, resume=True, artifact=ArtifactConfig(Keep.all))
+    for name in ("sound", "damaged"):
+        runner.run(asked, tmp_path / name)
+    (tmp_path / "damaged/scores.csv").write_text("")
+    with pytest.warns(UserWarning) as told:
+        runner.run(asked, tmp_path / "damaged")
+    (only,) = [str(one.message) for one in told if "damaged" in str(one.message)]
+    assert only.endswith(f"; {tmp_path / 'sound'} has the same results")
+
+
 def test_a_run_that_was_copied_without_hidden_files_is_finished(root: Path, tmp_path: Path) -> None:
     assert run(root, tmp_path, "artifact=true", name="first").code == 0
     shutil.copytree(tmp_path / "first", tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))
