@@ -71,12 +71,13 @@ from patchcore.identity import LIBRARIES, versions
 from patchcore.index import INDEXES
 from patchcore.index.exact import check_neighbours
 from patchcore.inspector import Inspector
-from patchcore.keeping import CROPS, DESCRIPTION, weights_files
+from patchcore.keeping import CROPS, weights_files
 from patchcore.methods import METHODS, Detector, Parts, build_detector
 from patchcore.methods.detector import Method
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import ScaleConfig
 from patchcore.patches import PatchConfig
+from patchcore.runfolder import DESCRIPTION
 from patchcore.scoring import ScoringConfig
 from patchcore.sealed import steadily
 from patchcore.settings import plain, shown

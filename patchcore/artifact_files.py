@@ -16,7 +16,8 @@ from torch import Tensor
 from patchcore import sealed
 from patchcore.errors import InputError, unreadable
 from patchcore.inspector import PRUNED, SOURCES
-from patchcore.keeping import CROPS, DESCRIPTION, weights_files
+from patchcore.keeping import CROPS, weights_files
+from patchcore.runfolder import DESCRIPTION
 from patchcore.settings import shown
 
 FORMAT = 1

@@ -31,7 +31,7 @@ from torch import Tensor
 from patchcore import identity
 from patchcore.errors import InputError, local
 from patchcore.identity import maps_key, order_key
-from patchcore.machine import CACHE, home_expanded, named_by
+from patchcore.machine import CACHE, home_expanded, warn_not_kept
 from patchcore.settings import Settings, setting
 from patchcore.writing import content_of, remove, replace_with
 
@@ -271,8 +271,7 @@ class Store:
 
     def _give_up(self, error: OSError) -> None:
         if not self._broken:
-            told = f"the cache {self.root} is not used: {error}{named_by(self.root)}"
-            warnings.warn(told, stacklevel=3)
+            warn_not_kept(f"the cache {self.root} keeps nothing new", error, self.root)
         self._broken = True
 
 

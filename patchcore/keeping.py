@@ -13,7 +13,6 @@ copied folder has the note of another place. An artifact that was changed after 
 
 import json
 import math
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,14 +28,11 @@ from patchcore.costs import fresh
 from patchcore.errors import InputError
 from patchcore.metrics import METRICS, Objective
 from patchcore.resume import read_provenance
+from patchcore.runfolder import DESCRIPTION, FOLDER, TRANSIENT
 from patchcore.runfolder import METRICS as RECORD
-from patchcore.runfolder import TRANSIENT
 from patchcore.settings import Settings, setting
+from patchcore.writing import make_writable, remove_folder
 
-FOLDER = "artifact"
-"""Name of the artifact in a run's folder."""
-DESCRIPTION = "artifact.yaml"
-"""File that marks a folder as an artifact."""
 CROPS = "crops.safetensors"
 """File of an artifact with pictures of the memory's patches, if `crops` asked for them."""
 POINT_OF = "best_of"
@@ -132,9 +128,10 @@ class Contest:
             for point in best_first[1:]:
                 if not _unchanged(point / FOLDER):
                     continue
+                make_writable(point / FOLDER)
                 # The description first: a folder without it is not taken for an artifact.
                 (point / FOLDER / DESCRIPTION).unlink(missing_ok=True)
-                shutil.rmtree(point / FOLDER, ignore_errors=True)
+                remove_folder(point / FOLDER)
 
     def holders(self) -> list[Path]:
         """Return the folders of finished points that hold an artifact."""

@@ -2,12 +2,14 @@
 
 import os
 import tempfile
+import warnings
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 CACHE = "PATCHCORE_CACHE"
 """Environment variable that names the folder of the cache."""
+_told: set[str] = set()  # by this process, which may run many points of a multirun
 _UNLIMITED = 1 << 60  # without a limit, version 1 reports about 2^63
 
 
@@ -62,6 +64,19 @@ def named_by(path: Path) -> str:
         if value and path.is_relative_to(home_expanded(value) / below):
             return f"; the environment variable {name} names this folder"
     return ""
+
+
+def warn_not_kept(told: str, error: OSError, folder: Path) -> None:
+    """Warn that something is not kept in a folder of the cache; once in a process.
+
+    Args:
+        told: What is not kept, with the folder.
+        error: Reason, which may name another file each time.
+        folder: Folder that was to be written to.
+    """
+    if told not in _told:
+        _told.add(told)
+        warnings.warn(f"{told}: {error}{named_by(folder)}", stacklevel=3)
 
 
 def home_expanded(path: str) -> Path:

@@ -47,6 +47,23 @@ def check_folder(folder: Path, option: str = "") -> None:
         ) from error
 
 
+def check_removable(folder: Path) -> None:
+    """Refuse a folder that `patchcore.writing.remove_folder` could not remove.
+
+    Raises:
+        InputError: It, or a folder in it, is another user's and holds files that may not be
+            removed.
+    """
+    for place, folders, files in os.walk(folder):
+        own = os.stat(place).st_uid == os.geteuid()
+        allowed = own or os.access(place, os.W_OK | os.X_OK, effective_ids=True)
+        if (folders or files) and not allowed:
+            raise InputError(
+                f"{place}: belongs to another user, and you may not remove its files: name "
+                "another folder, or use a copy of this one"
+            )
+
+
 def model_around(folder: Path) -> Path | None:
     """Return the artifact or export that a folder is or lies in; None if there is none."""
     place = Path(os.path.realpath(folder))

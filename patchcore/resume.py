@@ -13,7 +13,7 @@ from typing import Any
 from patchcore.checksums import altered
 from patchcore.data.sample import Sample
 from patchcore.digests import digest
-from patchcore.machine import named_by
+from patchcore.machine import warn_not_kept
 from patchcore.report.cells import harmless, restored
 from patchcore.report.checks import STRUCTURES
 from patchcore.report.distrusted import DISTRUSTED, read_distrusted
@@ -50,14 +50,15 @@ class Finished:
             pointer.parent.mkdir(parents=True, exist_ok=True)
             replace_with(pointer, bytes(folder.resolve()))
         except OSError as error:
-            told = f"this run will not be found again: {error}{named_by(self.root)}"
-            warnings.warn(told, stacklevel=2)
+            told = f"runs are not recorded in the cache {self.root}, and may be computed again"
+            warn_not_kept(told, error, self.root)
 
     def find(
         self,
         name: str,
         files: Sequence[str] = (),
         folder: Path | None = None,
+        model: Callable[[Path], Sequence[str]] = lambda place: (),
         flaw: Callable[[Path], str | None] = lambda place: None,
     ) -> Path | None:
         """Return the folder of a finished run with this fingerprint, or None.
@@ -68,7 +69,9 @@ class Finished:
             name: Fingerprint.
             files: Files that the folder must hold besides, as paths relative to it.
             folder: Folder to look in first, whether or not it is recorded.
-            flaw: Function that says what else is wrong with a run that holds all files, or None.
+            model: Function that names the files of the model that a run must hold, if any.
+            flaw: Function that says what is wrong with the model of a run that holds these, or
+                None.
         """
         own = None if folder is None else folder.resolve()
         sound, problems = None, []
@@ -79,9 +82,11 @@ class Finished:
                 continue
             if problem := damage(place):
                 problems.append(problem)
-            elif not all((place / file).is_file() for file in files):
                 continue
-            elif problem := flaw(place):
+            needed = model(place)
+            if not all((place / file).is_file() for file in (*files, *needed)):
+                continue
+            if needed and (problem := flaw(place)):
                 problems.append(problem)
             else:
                 sound = place

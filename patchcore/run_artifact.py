@@ -15,10 +15,11 @@ from patchcore.decision import Decision
 from patchcore.errors import InputError
 from patchcore.explanation import cut_crops
 from patchcore.inspector import MOVED, POSES, PRUNED, SOURCES, Inspector
-from patchcore.keeping import DESCRIPTION, FOLDER, Keep
+from patchcore.keeping import Keep
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import Scale
+from patchcore.runfolder import DESCRIPTION, FOLDER
 from patchcore.sealed import REMEDY, read_description, rewrite_description
 from patchcore.settings import plain
 from patchcore.training import parts
@@ -156,7 +157,7 @@ def copy_artifact(
     try:
         new.mkdir()
         for name in (DESCRIPTION, *read_description(old / DESCRIPTION, sys.maxsize)["files"]):
-            shutil.copy2(old / name, new / name)
+            shutil.copyfile(old / name, new / name)
         found = check(new)
         if len(found["lineage"]) <= 1:
             rewrite_description(new, DESCRIPTION, _of_this_run(found, config, split, provenance))

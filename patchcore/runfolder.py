@@ -17,14 +17,18 @@ import os
 import re
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from patchcore.checksums import CHECKSUMS, write_checksums
+from patchcore.checksums import CHECKSUMS, COVERED, write_checksums
 from patchcore.errors import InputError
+from patchcore.outputs import check_removable
+from patchcore.sealed import read_description
+from patchcore.writing import make_writable
 
 UNFINISHED, FINISHED, MOVING = ".unfinished", ".finished", ".moving"
 TRANSIENT = (UNFINISHED, FINISHED, MOVING)
@@ -34,12 +38,16 @@ BESIDE = "wandb"
 CONTENTS = ".contents"
 """File that lists the files of a run's results, see `listed`; no other files are deleted."""
 METRICS = "metrics.json"
+FOLDER = "artifact"
+"""Name of the artifact in a run's folder."""
+DESCRIPTION = "artifact.yaml"
+"""File that marks a folder as an artifact."""
 LOCK, _OWNER = ".lock", ".running"
 _MARK = "fingerprint.txt"
 """File of every run, from its start."""
 ALWAYS = ("config.yaml", _MARK, METRICS, "provenance.json", "scores.csv", CHECKSUMS)
 """Files that every run writes."""
-_EARLIER = (  # results of earlier versions, which left no list
+_EARLIER = (  # results of earlier versions, which left no list, and of copies without it
     *ALWAYS,
     "resumed_from.txt",
     *(
@@ -117,8 +125,24 @@ class RunFolder:
                 if each not in own and os.path.lexists(self.path / each):
                     raise InputError(
                         f"{self.path / each}: would be replaced, but is not of a run: give another "
-                        "folder (hydra.run.dir or hydra.sweep.dir), or move the file"
+                        f"folder (hydra.run.dir or hydra.sweep.dir), or {self._way()}"
                     )
+
+    def _way(self) -> str:
+        """Return what to do about a file that is not among the results of a run."""
+        finished = _is_run(self.path) and (self.path / METRICS).is_file()
+        if finished and not (self.path / CONTENTS).exists():
+            return f"copy the run again with its hidden files (cp -a), as {CONTENTS} is missing"
+        return "move the file"
+
+    def check_removable(self) -> None:
+        """Refuse new results where the earlier ones could not be removed.
+
+        Raises:
+            InputError: A folder of the earlier results is another user's, and write-protected.
+        """
+        for each in _subfolders(self.path, _results(self.path)):
+            check_removable(each)
 
     def holds(self, name: str) -> bool:
         """Whether a file, by its name relative to the folder, is of the earlier results."""
@@ -196,6 +220,8 @@ def settle(folder: Path) -> None:
     """Put finished results in place; without any, nothing happens."""
     finished, moving = folder / FINISHED, folder / MOVING
     if finished.is_dir():
+        for each in _subfolders(folder, _results(folder)):
+            make_writable(each)
         for path in _results(folder):
             path.unlink(missing_ok=True)
         _remove_empty(folder, _results(folder))
@@ -222,9 +248,26 @@ def _results(folder: Path) -> list[Path]:
     except OSError:
         names = []
     if METRICS not in names and _is_run(folder):  # of an earlier version, or the list is damaged
-        names += _EARLIER
+        names += [*_EARLIER, *COVERED, *_model(folder)]
     paths = [folder / name for name in names if ".." not in Path(name).parts]  # if it is damaged
     return sorted((p for p in paths if p.is_relative_to(folder)), key=lambda p: p.name != METRICS)
+
+
+def _model(folder: Path) -> list[str]:
+    """Files of the artifact in a run's folder, if that run made it."""
+    try:
+        found = read_description(folder / FOLDER / DESCRIPTION, sys.maxsize)
+        if found["lineage"][0]["fingerprint"] != (folder / _MARK).read_text().strip():
+            return []
+    except (InputError, LookupError, TypeError):
+        return []
+    return [f"{FOLDER}/{name}" for name in (DESCRIPTION, *found["files"])]
+
+
+def _subfolders(folder: Path, files: list[Path]) -> list[Path]:
+    """Folders in a run's folder in which some of its files are."""
+    first = {path.relative_to(folder).parts[0] for path in files if path.parent != folder}
+    return [folder / name for name in sorted(first) if (folder / name).is_dir()]
 
 
 def _is_run(folder: Path) -> bool:

@@ -26,7 +26,7 @@ from patchcore.digests import ChangedError
 from patchcore.distributed import ProcessGroup, accompany
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
-from patchcore.keeping import DESCRIPTION, FOLDER, Keep, Keeper
+from patchcore.keeping import Keep, Keeper
 from patchcore.members import EnsembleModule, Member
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
@@ -62,7 +62,7 @@ from patchcore.run_artifact import (
     flaw,
     write_artifact,
 )
-from patchcore.runfolder import METRICS, RunFolder
+from patchcore.runfolder import DESCRIPTION, FOLDER, METRICS, RunFolder
 from patchcore.settings import plain
 from patchcore.strategy import check_batches
 from patchcore.subsets import by_subset
@@ -198,10 +198,14 @@ def _run_in(
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
     if getattr(config.method, "pruning", None) is not None:
         wanted.append(DISTRUSTED)
-    source = finished.find(name, wanted, folder) if config.resume else None
-    if source is not None and keeper.wants(*_told(source)):
-        wanted += config.artifact.files(len(config.members()))
-        source = finished.find(name, wanted, folder, partial(flaw, folder=folder))
+    files = config.artifact.files(len(config.members()))
+    source = None
+    if config.resume:
+
+        def needed(place: Path) -> list[str]:
+            return files if keeper.wants(*_told(place)) else []
+
+        source = finished.find(name, wanted, folder, needed, partial(flaw, folder=folder))
     if source == folder.resolve() and settings_in(folder) == settings:
         told = read_provenance(folder)
         if (noted := keeper.noted(told)) != told:  # noted by no or another multirun
@@ -209,10 +213,9 @@ def _run_in(
                 write_provenance(folder, noted)
         finished.started(name, folder)  # elsewhere it is looked for by this record
         return f"finished before, in {source}"
-    model = (
-        [] if config.artifact.keep is Keep.none else config.artifact.files(len(config.members()))
-    )
+    model = [] if config.artifact.keep is Keep.none else files
     place.check([*wanted, *model])
+    place.check_removable()
     holds = place.holds(f"{FOLDER}/{DESCRIPTION}")
     same = holds and finished_fingerprint(folder) == name  # then what is not made again is kept
     if holds and source != folder.resolve() and (model or not same):

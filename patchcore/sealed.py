@@ -12,7 +12,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
@@ -23,15 +22,13 @@ import yaml  # type: ignore[import-untyped]
 
 from patchcore.data.files import is_junk
 from patchcore.errors import InputError, unreadable, unwritable
-from patchcore.outputs import check_folder, model_around
+from patchcore.outputs import check_folder, check_removable, model_around
 from patchcore.settings import shown
-from patchcore.writing import locked_now, new_part, remove_leftovers
+from patchcore.writing import locked_now, new_part, remove_folder, remove_leftovers
 
 LARGEST = 1 << 26  # most bytes of a description; a larger file was not written by this module
 REMEDY = "copy the folder again, or make it anew"
 _MARK = b"# patchcore: SHA-256 of what follows this line: "
-
-
 _TRIES, _PAUSE = 10, 0.05  # of a reader while the folder is replaced; pauses in seconds
 _held: ContextVar[tuple[Path, ...]] = ContextVar("held", default=())
 
@@ -121,7 +118,7 @@ def write_sealed(
                     _flush(path)
                 _put(new, folder, replace)
             except BaseException:  # Ctrl-C too
-                shutil.rmtree(new, ignore_errors=True)
+                remove_folder(new)
                 raise
             finally:
                 os.close(handle)
@@ -396,6 +393,7 @@ def _check_replaceable(folder: Path, description: str, replace: bool) -> None:
         raise InputError(
             f"{folder}: holds {others[0]!r}, which patchcore did not write: give another folder"
         )
+    check_removable(folder)
 
 
 def _there(folder: Path) -> InputError:
@@ -409,7 +407,7 @@ def _put(new: Path, folder: Path, replace: bool) -> None:
     """
     old = aside(folder)
     if replace and folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        remove_folder(old)
         folder.rename(old)
     try:
         new.rename(folder)
@@ -422,7 +420,7 @@ def _put(new: Path, folder: Path, replace: bool) -> None:
     _flush(folder.parent)
     with contextlib.suppress(FileNotFoundError):
         old.rename(new)  # its name is free at once for the next that replaces the folder
-    shutil.rmtree(new, ignore_errors=True)
+    remove_folder(new)
 
 
 def aside(folder: Path) -> Path:

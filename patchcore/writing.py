@@ -127,9 +127,22 @@ def remove_leftovers(folder: Path) -> None:
             handle = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             try:
                 if locked_now(handle):
-                    shutil.rmtree(part) if part.is_dir() else part.unlink()
+                    remove_folder(part) if part.is_dir() else part.unlink()
             finally:
                 os.close(handle)
+
+
+def make_writable(folder: Path) -> None:
+    """Let this user write to a folder and all folders in it, as far as they are this user's."""
+    for place, _, _ in os.walk(folder):
+        with contextlib.suppress(OSError):  # another user's
+            os.chmod(place, stat.S_IMODE(os.stat(place).st_mode) | stat.S_IRWXU)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, even a write-protected one of this user; what cannot be removed stays."""
+    make_writable(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def locked_now(handle: int) -> bool | None:

@@ -157,7 +157,7 @@ def test_what_is_in_the_place_of_entries_is_shown_and_cleared(
 def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file")
-    with pytest.warns(UserWarning, match="is not used"):
+    with pytest.warns(UserWarning, match="keeps nothing new"):
         store.put("maps/a", some(1))
     store.put("maps/b", some(1))  # says so once
     with warnings.catch_warnings():
@@ -175,9 +175,9 @@ def test_a_bad_folder_that_a_variable_names_is_told_with_the_variable(
         words = f"; the environment variable {name} names this folder$"
         folder = CacheConfig().folder()
         assert folder == tmp_path / "file/below" / below
-        with pytest.warns(UserWarning, match=f"the cache .* is not used: .*{words}"):
+        with pytest.warns(UserWarning, match=f"the cache .* keeps nothing new: .*{words}"):
             Store(folder).put("maps/a", some(1))
-        with pytest.warns(UserWarning, match=f"will not be found again: .*{words}"):
+        with pytest.warns(UserWarning, match=f"runs are not recorded in the cache .*: .*{words}"):
             Finished(folder / "runs").started("a1", tmp_path)
         with pytest.raises(InputError, match=f"/file: is a file, where .* belongs{words}"):
             cache_command([])
@@ -448,9 +448,11 @@ def test_a_full_disk_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.warns(UserWarning, match="is not used: .*No space left on device") as told:
+    with pytest.warns(UserWarning, match="keeps nothing new: .*No space left on device") as told:
         store.put("maps/b", some(2))
         store.put("maps/c", some(3))
+        Store(tmp_path).put("maps/d", some(4))  # of the next point of a multirun
+    assert same(store.get("maps/a"), some(1))  # what is there is read all the same
     assert len(told) == 1 and [entry.key for entry in store.entries()] == ["maps/a"]
     assert not list(store.root.glob("*/.*"))
 

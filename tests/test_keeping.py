@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -34,6 +35,7 @@ from patchcore.runfolder import listed
 from tests.images import write_mvtec
 from tests.processes import execute
 from tests.runs import TINY, Outcome, config, patchcore
+from tests.users import plain_user, protect
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
 
@@ -223,6 +225,31 @@ def test_a_finished_run_is_made_again_only_for_an_artifact_that_it_lacks(
     assert scored(folder / "artifact", paths) == pytest.approx(expected, rel=1e-6)
 
 
+def test_damage_is_told_once_whether_or_not_a_model_is_wanted(root: Path, tmp_path: Path) -> None:
+    asked = config(root, resume=True, artifact=ArtifactConfig(Keep.all))
+    for name in ("sound", "damaged"):
+        runner.run(asked, tmp_path / name)
+    (tmp_path / "damaged/scores.csv").write_text("")
+    with pytest.warns(UserWarning) as told:
+        runner.run(asked, tmp_path / "damaged")
+    (only,) = [str(one.message) for one in told if "damaged" in str(one.message)]
+    assert only.endswith(f"; {tmp_path / 'sound'} has the same results")
+
+
+def test_a_run_that_was_copied_without_hidden_files_is_finished(root: Path, tmp_path: Path) -> None:
+    assert run(root, tmp_path, "artifact=true", name="first").code == 0
+    shutil.copytree(tmp_path / "first", tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))
+    model = read_files(tmp_path / "copy/artifact")
+    done = run(root, tmp_path, "artifact=true", "resume=true", name="copy")  # another config.yaml
+    assert done.code == 0 and f"finished before, in {tmp_path / 'copy'}\n" in done.out, done.err
+    assert read_files(tmp_path / "copy/artifact") == model
+    assert {f"artifact/{name}" for name in model} <= {*listed(tmp_path / "copy")}
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_an_extended_model_stays_where_its_run_is_asked_for_again(
     root: Path, tmp_path: Path
 ) -> None:
@@ -311,6 +338,9 @@ def test_a_model_that_is_taken_over_knows_the_images_of_the_present_run(
         done = run(tmp_path / root, tmp_path, *kept, *own, name=to)
         assert done.code == 0, done.err
         assert ("finished before" in done.out) == (to == "taken")
+        for file in (tmp_path / to / "artifact").iterdir():
+            assert file.stat().st_mode & stat.S_IWUSR  # a copy of protected files is not protected
+            file.chmod(0o444)
     shutil.rmtree(tmp_path / "x1")
     found = [described(tmp_path / to) for to in ("taken", "made")]
     assert found[0] == found[1]
@@ -537,6 +567,15 @@ def test_what_is_undefined_or_cannot_be_read_loses(tmp_path: Path) -> None:
     record = {"seconds": {"fit": 1.0}}
     assert seconds.won(tmp_path / "3", record, [])
     assert not seconds.won(tmp_path / "3", record, ["fit"])
+
+
+def test_write_protected_models_of_worse_points_go_too() -> None:
+    with plain_user() as folder:
+        for name, auroc in (("0", 0.9), ("1", 0.8)):
+            protect(finished(folder, name, True, image_auroc=auroc) / "artifact")
+        Contest(folder, Objective["image_auroc"]).settle()
+        assert [*folder.glob("*/artifact")] == [folder / "0/artifact"]
+        assert holders(folder) == [folder / "0"]
 
 
 def test_models_that_are_not_of_the_multirun_stay(root: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from patchcore import writing
 from patchcore.sealed import read_sealed, write_sealed
 from patchcore.writing import complete, remove_leftovers, replace_with
+from tests.users import plain_user, protect
 
 WRITER = """
 import sys
@@ -99,6 +100,16 @@ def test_only_leftovers_go(tmp_path: Path) -> None:
     remove_leftovers(tmp_path)
     assert {*os.listdir(tmp_path)} == names - {left}
     remove_leftovers(tmp_path / "nowhere")
+
+
+def test_write_protected_leftovers_go() -> None:
+    with plain_user() as place:
+        left = place / f".it-{'0' * 32}.part"
+        (left / "more").mkdir(parents=True)
+        (left / "more/content").touch()
+        protect(left)
+        remove_leftovers(place)
+        assert not os.listdir(place)
 
 
 def test_where_there_are_no_locks_everything_stays(tmp_path: Path) -> None:

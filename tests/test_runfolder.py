@@ -4,12 +4,15 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
 from patchcore.errors import InputError
 from patchcore.runfolder import InUseError, RunFolder, listed, settle, unfinished
+from patchcore.sealed import write_sealed
+from tests.users import plain_user, protect
 
 OLD = {
     "fingerprint.txt": f"{'0' * 32}\n",
@@ -78,6 +81,23 @@ def test_new_results_replace_the_old_ones_and_nothing_else(tmp_path: Path) -> No
     assert visible(tmp_path) == NEW | OTHERS and not (tmp_path / "csv").exists()
 
 
+def test_write_protected_results_are_replaced() -> None:
+    with plain_user() as folder:
+        earlier(folder)
+        for name in ("figures", "csv"):
+            protect(folder / name)
+        with RunFolder(folder) as place:
+            place.check_removable()
+            write(place.new, NEW)
+            place.commit()
+        assert visible(folder) == NEW | OTHERS and not (folder / "csv").exists()
+        protect(folder / "figures")
+        told = pytest.raises(InputError, match=r"/figures: belongs to another user, .*: name ano")
+        with mock.patch("os.geteuid", return_value=-1), told, RunFolder(folder) as place:
+            place.check_removable()
+        assert visible(folder) == NEW | OTHERS
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_trackers_run_that_takes_an_earlier_ones_name_stays(
     tmp_path: Path, finished: bool
@@ -132,6 +152,35 @@ def test_without_a_list_only_a_runs_own_names_are_removed(tmp_path: Path) -> Non
         place.commit()
     kept = OTHERS | {"csv/metrics.csv": "old"}
     assert visible(tmp_path) == kept | {"metrics.json": "new"}
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_without_a_list_the_model_of_the_run_is_known_by_its_fingerprint(
+    tmp_path: Path, own: bool
+) -> None:
+    def make(new: Path) -> dict[str, Any]:
+        (new / "model").write_text("old")
+        return {"format": 1, "lineage": [{"fingerprint": ("0" if own else "2") * 32}]}
+
+    with RunFolder(tmp_path) as place:
+        write(place.new, OLD)
+        place.commit()
+    write_sealed(tmp_path / "artifact", "artifact.yaml", make)
+    (tmp_path / ".contents").unlink()
+    before = visible(tmp_path)
+    with RunFolder(tmp_path) as place:
+        assert place.holds("artifact/model") == own
+        write(place.new, NEW | {"artifact/artifact.yaml": "new"})
+        if own:
+            place.commit()
+        else:
+            told = (
+                r"artifact\.yaml: would be replaced, .*hidden files \(cp -a\), as \.contents is mi"
+            )
+            with pytest.raises(InputError, match=told):
+                place.commit()
+    new = NEW | {"artifact/artifact.yaml": "new", "csv/metrics.csv": "old"}
+    assert visible(tmp_path) == (new if own else before)
 
 
 NAMES = [

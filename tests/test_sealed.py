@@ -15,12 +15,14 @@ from patchcore.errors import InputError
 from patchcore.sealed import (
     aside,
     check_files,
+    check_target,
     locked,
     read_description,
     read_sealed,
     steadily,
     write_sealed,
 )
+from tests.users import plain_user, protect
 
 NAME = "about.yaml"
 
@@ -127,6 +129,40 @@ def test_what_an_operating_system_leaves_is_no_hindrance(tmp_path: Path) -> None
     seal(tmp_path / "a")
     assert read_sealed(tmp_path / "a", NAME, newest=1)["format"] == 1
     assert not (tmp_path / "a/.DS_Store").exists()
+
+
+def test_a_write_protected_folder_is_replaced_without_a_trace() -> None:
+    with plain_user() as place:
+        for content in (b"first", b"second"):
+            seal(place / "it", content)
+            (place / "it/__MACOSX").mkdir()
+            (place / "it/__MACOSX/content").touch()
+            protect(place / "it")
+        seal(place / "it", b"third")
+        assert (place / "it/content").read_bytes() == b"third"
+        assert os.listdir(place) == ["it"]
+        seal(place / "it", b"fourth")
+        protect(place / "it")
+        (place / "it").rename(aside(place / "it"))  # as a killed process leaves it
+        seal(place / "it", b"fifth")
+        assert os.listdir(place) == ["it"]
+
+
+def test_a_folder_of_which_another_user_lets_nothing_be_removed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with plain_user() as place:
+        seal(place / "it", b"theirs")
+        protect(place / "it")
+        monkeypatch.setattr(os, "geteuid", lambda: -1)
+        for refused in (lambda: seal(place / "it"), lambda: check_target(place / "it", NAME)):
+            with pytest.raises(InputError, match=r"/it: belongs to another user, .*: name anothe"):
+                refused()
+        assert os.listdir(place) == ["it"] and (place / "it/content").read_bytes() == b"theirs"
+        os.chmod(place / "it", 0o755)  # of a group to which both belong
+        seal(place / "it", b"ours")
+        assert os.listdir(place) == ["it"]
+        monkeypatch.undo()
 
 
 def test_other_files_are_not_replaced(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from patchcore.commands.refused import begin, files_in, keep, remove
 from patchcore.commands.targets import build
 from patchcore.commands.workers import fork_workers
 from patchcore.errors import InputError
-from patchcore.keeping import FOLDER, holders, numerically
+from patchcore.keeping import holders, numerically
 from patchcore.report.folders import ERROR_FILE
-from patchcore.runfolder import METRICS, InUseError, unfinished
+from patchcore.runfolder import FOLDER, METRICS, InUseError, unfinished
 from patchcore.tracking import track_failure, track_multirun
 from patchcore.yaml_text import settings_in
 

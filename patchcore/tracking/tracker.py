@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from patchcore.keeping import FOLDER as ARTIFACT
+from patchcore.runfolder import FOLDER as ARTIFACT
 from patchcore.tracking.about import About
 
 if TYPE_CHECKING:  # these take seconds to import, and settings only need the names of loggers

@@ -301,7 +301,7 @@ def _(folder: Path) -> Any:
     return store.get("maps/b") is None
 
 
-@case("cache entries", "a folder with files in its place", WARNED, "is not used: ")
+@case("cache entries", "a folder with files in its place", WARNED, "keeps nothing new: ")
 def _(folder: Path) -> Any:
     store = Store(folder)
     (store.root / "maps/a.tensors/b").mkdir(parents=True)
