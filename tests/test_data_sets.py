@@ -790,6 +790,10 @@ def test_removed_generated_images_are_told(tmp_path: Path, kind: str, place: str
     min(folder.glob(f"texture/{place}/*.png")).unlink()
     with pytest.raises(InputError, match=f"texture: holds {kind} were drawn; remove .* anew"):
         config.read()
+    shutil.rmtree(folder / "texture" / place.split("/")[0])
+    told = rf"^{folder}/texture: lacks .*; remove {folder}, and all are drawn anew$"
+    with pytest.raises(InputError, match=told):
+        config.read()
     shutil.rmtree(folder)
     assert config.read() == split
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -255,3 +256,12 @@ def test_flags_that_hydra_does_not_have(arguments: list[str], told: str) -> None
 )
 def test_flags_that_hydra_has(flags: str) -> None:
     check_flags(flags.split())
+
+
+def test_settings_of_a_run_are_no_main_settings(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\ndata:\n  root: /x\n")
+    for name in ([], ["--config-name", "config"]):
+        with pytest.raises(InputError, match=rf"^--config-path: {tmp_path}/config\.yaml has no li"):
+            check_flags(["--config-path", str(tmp_path), *name, "logger=none"])
+    (tmp_path / "config.yaml").write_text("# mine\ndefaults:\n  - schema\n")
+    check_flags(["--config-path", str(tmp_path), "logger=none"])

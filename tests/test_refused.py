@@ -1,5 +1,6 @@
 """Folders that a refused command has made are removed, and all that was there before stays."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def test_a_run_whose_weights_are_refused_leaves_no_folder(tmp_path: Path, weight
     given += [*TINY, f"cache.root={tmp_path}/cache", "backbone.name=test_resnet"]
     run(tmp_path / "new/run", *given, f"backbone.weights={file}")
     assert {*tmp_path.iterdir()} - {tmp_path / "cache"} == before
+
+
+def test_lines_in_a_log_keep_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*_: object) -> None:
+        logging.getLogger("some.library").warning("fonts are looked for")
+
+    monkeypatch.setattr("patchcore.commands.train.warn_of_idle", told)
+    run(tmp_path / "new", "logger=none", "data=folder", f"data.nominal={tmp_path}/nowhere")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_run_without_images_leaves_no_folder(tmp_path: Path) -> None:

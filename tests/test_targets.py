@@ -249,7 +249,7 @@ hydra:
 def test_a_run_folders_settings_call_nothing(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     text = f"logger:\n  x:\n    _target_: pathlib.Path.touch\n    _args_: [{ran}]\n"
-    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "config.yaml").write_text(f"defaults: [_self_]\n{text}")
     done = patchcore("train", "--config-path", str(tmp_path), f"hydra.run.dir={tmp_path / 'run'}")
     assert done.code == 1 and not ran.exists()
     last = done.err.splitlines()[-1]

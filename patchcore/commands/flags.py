@@ -1,10 +1,12 @@
 """Flags of `patchcore train`, which are Hydra's, checked before anything slow is imported."""
 
 import io
+import re
 from argparse import Action, ArgumentParser
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from difflib import get_close_matches
+from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 
@@ -48,10 +50,26 @@ def check_flags(arguments: Sequence[str]) -> None:
         raise InputError(f"--{modes[0]} and --{modes[1]} exclude each other: leave one out")
     if given.resolve and not (given.cfg or given.help):
         raise InputError("--resolve has no effect without --cfg: give --cfg job, or leave it out")
+    if given.config_path is not None:
+        _check_main(Path(given.config_path) / f"{given.config_name or 'config'}.yaml")
     if strange and not given.help:  # Hydra's parser wants all settings side by side
         raise InputError(
             f"{printable(strange[0])}: a flag is between this setting and earlier ones; write "
             "flags such as --multirun before all settings"
+        )
+
+
+def _check_main(file: Path) -> None:
+    """Refuse main settings without defaults, such as those that a run has left."""
+    try:
+        text = file.read_text("utf-8", "replace")
+    except OSError:  # Hydra looks for it elsewhere, or tells that there is none
+        return
+    if not re.search(r"^defaults\s*:", text, re.MULTILINE):
+        raise InputError(
+            f"--config-path: {file} has no list of defaults, so it cannot be the main settings: "
+            "to repeat a run, type the command in its report; to change settings, put a file into "
+            "a folder experiment and name it with --config-dir and experiment=NAME"
         )
 
 

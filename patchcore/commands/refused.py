@@ -87,7 +87,7 @@ def remove(folder: Path, files: Files, needed: Collection[str] = ()) -> None:
     with suppress(OSError, Timeout), lock.acquire(timeout=0):
         found = _files(path)
         found.pop(LOCK, None)
-        if found != {name: state for name, state in files.items() if name != LOCK}:
+        if _apart_from_logs(found) != _apart_from_logs(files):
             return
         for name in (*found, LOCK):
             (path / name).unlink(missing_ok=True)
@@ -95,6 +95,15 @@ def remove(folder: Path, files: Files, needed: Collection[str] = ()) -> None:
             inner.rmdir()
         for each in _made[path]:  # the deepest first
             each.rmdir()
+
+
+def _apart_from_logs(files: Files) -> Files:
+    """Files but for the lock; of logs, to which lines may have been added, only the inode."""
+    return {
+        name: (inode, 0 if name.endswith(".log") else time)
+        for name, (inode, time) in files.items()
+        if name != LOCK
+    }
 
 
 def put_back(folder: Path, files: Files) -> None:

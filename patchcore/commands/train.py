@@ -1,5 +1,6 @@
 """`patchcore train`: fit a model on a category, test it, and leave a run folder."""
 
+import logging
 import os
 import sys
 import warnings
@@ -42,6 +43,7 @@ def main() -> None:
     typed = sys.argv[1:]
     sys.argv[1:] = as_typed(typed)
     warnings.filterwarnings("error", SHADOWED)
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # of fonts, it tells much
     check_overrides(sys.argv[1:], typed)
     guard()
     if _OUTSIDE.isdisjoint(os.environ):

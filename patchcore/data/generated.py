@@ -108,6 +108,11 @@ class GeneratedConfig(DataConfig):
                 f"{named_by(folder)}"
             ) from error
         place = folder / self.category.name
+        parts = ("train/good", "test", "ground_truth")
+        if lacking := [part for part in parts if not (place / part).is_dir()]:
+            raise InputError(
+                f"{place}: lacks {', '.join(lacking)}; remove {folder}, and all are drawn anew"
+            )
         split = read_category(files, place, LAYOUT)
         self._check(split, place)
         return split
