@@ -2,6 +2,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from itertools import count
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from patchcore.data.augment import AugmentConfig
-from patchcore.data.datamodule import AnomalyDataModule
+from patchcore.data.datamodule import AnomalyDataModule, end_quietly
 from patchcore.data.dataset import EpochSampler, ImageDataset, Loader, collate, made_ahead
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
@@ -430,3 +431,19 @@ def test_epochs_number_on() -> None:
     sampler.set_epoch(2)
     assert list(sampler) == [6, 7, 8]
     assert len(sampler) == 3
+
+
+def test_a_loader_process_whose_command_has_ended_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    usual = Queue._on_queue_feeder_error
+    monkeypatch.setattr(Queue, "_on_queue_feeder_error", staticmethod(usual))  # put back later
+    end_quietly(0)
+    for batch, told in (("a batch", ""), (lambda: None, "Traceback")):  # the other has no pickle
+        queue = torch.multiprocessing.get_context().Queue()
+        queue._reader.close()  # as when the process that reads has ended
+        queue.put(batch)
+        queue.close()
+        queue.join_thread()
+        err = capfd.readouterr().err
+        assert told in err and bool(err) == bool(told)

@@ -1,6 +1,7 @@
 """Data set for Lightning: a data module of one run's images."""
 
 from collections.abc import Sequence
+from multiprocessing.queues import Queue
 from typing import Any
 
 import pytorch_lightning as pl
@@ -105,6 +106,7 @@ class AnomalyDataModule(pl.LightningDataModule):
             batch_size=size,
             sampler=EpochSampler(len(sized)) if train else SequentialSampler(sized),
             num_workers=self.data.workers,
+            worker_init_fn=end_quietly,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             ahead=ahead,
@@ -120,3 +122,20 @@ class AnomalyDataModule(pl.LightningDataModule):
             return 0
         single = self.image.tiles is not None or getattr(dataset, "augmented", False)
         return 1 if single else AHEAD
+
+
+def end_quietly(number: int) -> None:
+    """Let a loader process end without a word when the process that it works for has ended.
+
+    Its thread that sends batches would print a traceback about the broken pipe.
+
+    Args:
+        number: Number of the loader process.
+    """
+    usual: Any = Queue._on_queue_feeder_error  # type: ignore[attr-defined]
+
+    def told(error: Exception, batch: Any) -> None:
+        if not isinstance(error, ConnectionError):  # such as BrokenPipeError
+            usual(error, batch)
+
+    Queue._on_queue_feeder_error = staticmethod(told)  # type: ignore[attr-defined]
