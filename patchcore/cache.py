@@ -199,14 +199,14 @@ class Store:
             self._give_up(error)
 
     def entries(self) -> list[Entry]:
-        """Return all entries, the least recently used first."""
-        found = []
+        """Return all entries, the least recently used first; before them, those of the future."""
+        found, later = [], time.time() + 86_400  # a day, by which the clock of a disk may differ
         for path in self._files(SUFFIX):
             with contextlib.suppress(FileNotFoundError):  # another process has just deleted it
                 status = path.lstat()  # what is in an entry's place is one, too
                 key = f"{path.parent.name}/{path.name.removesuffix(SUFFIX)}"
                 found.append(Entry(key, path, status.st_size, status.st_mtime))
-        return sorted(found, key=lambda entry: (entry.used, entry.key))
+        return sorted(found, key=lambda entry: (entry.used * (entry.used < later), entry.key))
 
     def size(self) -> int:
         """Return the size of all entries, bytes."""

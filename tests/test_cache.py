@@ -33,6 +33,7 @@ from patchcore.resume import Finished
 from patchcore.settings import effective
 from patchcore.writing import replace_with
 from tests.processes import forkserver
+from tests.runs import patchcore
 
 
 def some(seed: int, size: int = 1000) -> dict[str, Tensor]:
@@ -108,6 +109,21 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     left = {entry.key for entry in limited.entries()}
     assert {"maps/0", "maps/10"} <= left and "maps/1" not in left
     assert limited.size() <= 10 * size
+
+
+def test_entries_from_the_future_go_first_and_have_no_age(tmp_path: Path) -> None:
+    """The clock ran ahead when they were written."""
+    store = Store(tmp_path, limit=3000)
+    for number in range(4):
+        store.put(f"maps/{number}", {"x": torch.zeros(100)})
+    paths = {entry.key: entry.path for entry in store.entries()}
+    now = time.time()
+    for key, ahead in (("maps/0", -9e6), ("maps/1", 9e8), ("maps/2", 60), ("maps/3", -60)):
+        os.utime(paths[key], (now + ahead, now + ahead))
+    order = [entry.key for entry in store.entries()]
+    assert order == ["maps/1", "maps/0", "maps/3", "maps/2"]
+    os.utime(paths["maps/0"], (now + 9e8, now + 9e8))
+    assert "unused for up to 0.0 days" in patchcore("cache", "show", "--root", str(tmp_path)).out
 
 
 def test_the_limit_holds_while_entries_come(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def _table(store: Store) -> str:
     lines = [printable(str(store.root))]
     for kind, some in sorted(kinds.items()):
         purpose = KINDS.get(kind, kind)
-        oldest = (time.time() - some[0].used) / 86400
+        oldest = max(0.0, time.time() - min(entry.used for entry in some)) / 86400
         lines.append(
             f"{purpose:28} {len(some):9,} entries {_size(_bytes(some)):>10}   "
             f"unused for up to {oldest:.1f} days"
