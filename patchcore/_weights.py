@@ -63,6 +63,7 @@ def check_names(name: str, weights: str) -> None:
 
 
 SAVE = "save the network's state_dict alone, best as .safetensors"
+"""Advice for a file that holds more than tensors."""
 
 
 def check_file(weights: str) -> None:
@@ -227,9 +228,8 @@ def _read(path: Path) -> Any:
 
             return load(path)
         with warnings.catch_warnings(), open(path, "rb") as file:
-            # Of a pickle that is no file of tensors.
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
-            # Given a name, it would go by the extension.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error tells it
+            # PyTorch would go by the extension of a name.
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         words = f"backbone.weights: {path} cannot be read: {_reason(error)}"

@@ -343,7 +343,8 @@ class MaskCounts(Metric):
 
         def first(key: str, be: str = "is") -> str:
             numbers = examples[examples[:, 1] == _COUNTS.index(key), 0]
-            name = dict(enumerate(names)).get(int(numbers.min())) if len(numbers) else None
+            number = int(numbers.min()) if len(numbers) else len(names)
+            name = names[number] if number < len(names) else ""
             return f" (the first {be} {printable(name)})" if name else ""
 
         def some(key: str) -> str:
