@@ -71,7 +71,8 @@ class CacheConfig(Settings):
     )
     limit_gib: float = setting(
         20.0,
-        "largest size of the cache; the entries not used for the longest time are deleted first",
+        "largest size of the cache; when a new entry would exceed it, those not used for the "
+        "longest time are deleted",
         unit="GiB",
         above=0,
         effect=False,

@@ -76,6 +76,15 @@ def test_the_specification_is_that_of_the_golden_file(sweep: Path, tmp_path: Pat
     assert found == json.loads(GOLDEN.read_text())
 
 
+def test_runs_that_are_not_counted_are_named(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep, tmp_path / "moved")
+    (tmp_path / "moved/3/metrics.json").write_text('{"image_auroc": 0.')
+    with pytest.warns(UserWarning) as told:
+        dashboard.from_folder(tmp_path / "moved")
+    (line,) = map(str, (each.message for each in told))
+    assert line.startswith(f"{tmp_path / 'moved'}: not counted: 3: damaged: metrics.json: ")
+
+
 def test_without_output_the_specification_is_printed(sweep: Path) -> None:
     done = patchcore("dashboard", str(sweep), "--dry-run")
     assert done.code == 0 and json.loads(done.out)["report"]["title"] == "Sweep day/time"
@@ -95,7 +104,8 @@ def test_settings_are_read_by_their_dotted_keys() -> None:
 def test_the_group_is_that_of_any_point_with_settings(sweep: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(sweep, tmp_path / "day/time")
     (folder / "7/config.yaml").unlink()
-    assert dashboard.from_folder(folder).group == "day/time"
+    with pytest.warns(UserWarning, match="not counted: 7: config.yaml is missing"):
+        assert dashboard.from_folder(folder).group == "day/time"
 
 
 @pytest.mark.parametrize("objective", ["image_auroc", "memory_bytes"])

@@ -1,6 +1,7 @@
 """Multiruns that cannot end well, or would replace other files: refused before their points."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,28 @@ def test_points_that_failed_alike_are_listed_together(
     assert told.count("    no data") == told.count("    odd") == 1
     assert told.count("  … and 2 more") == 1
     assert told[told.index("    odd") - 1] == f"  {tmp_path}/1: seed=1"
+
+
+def test_finished_points_of_earlier_starts_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = composed("patch.size=1,3", f"hydra.sweep.dir={tmp_path}")
+
+    def start(numbers: range) -> str:
+        with concluded():
+            Conclusion().on_multirun_start(config)
+            for i in numbers:
+                if not (tmp_path / str(i)).exists():
+                    write_run(tmp_path / str(i), {"patch.size": 2 * i + 1}, {"image_auroc": 0.9})
+                    (tmp_path / f"{i}/.hydra").mkdir()
+                (tmp_path / f"{i}/.hydra/overrides.yaml").write_text(f"- patch.size={2 * i + 1}\n")
+        return capsys.readouterr().out
+
+    assert "earlier starts" not in start(range(3))
+    os.utime(tmp_path / "2/.hydra/overrides.yaml", (1, 1))
+    assert start(range(2)).splitlines()[-1] == (
+        f"counted with them, from earlier starts in this folder: {tmp_path / '2'}"
+    )
 
 
 @pytest.mark.parametrize("name", ["multirun.yaml", "optimization_results.yaml", "report/runs.csv"])

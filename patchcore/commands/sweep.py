@@ -306,20 +306,39 @@ def _summarise(multirun: Multirun) -> None:
         return
     from patchcore.report.conclusion import conclude  # here: it would slow down the start
 
-    print("", *conclude(multirun.folder), sep="\n")
+    print("", *conclude(multirun.folder), *_earlier(multirun), sep="\n")
     try:
         track_multirun(multirun.folder.absolute(), build)
     except Exception as trouble:  # trackers have no common base of their errors
         print(f"warning: the summary of the multirun is not tracked: {trouble}", file=sys.stderr)
 
 
+def _earlier(multirun: Multirun) -> list[str]:
+    """Return a line that names the finished points in the folder that this start did not ask for.
+
+    The report counts them.
+    """
+    asked = set(multirun.points())
+    others = [point for point in _finished(multirun.folder) if point not in asked]
+    if not others:
+        return []
+    more = f" and {len(others) - MOST} more" if len(others) > MOST else ""
+    told = ", ".join(str(point) for point in others[:MOST])
+    return [f"counted with them, from earlier starts in this folder: {told}{more}"]
+
+
 def _kept(multirun: Multirun) -> str:
-    points = _points(multirun.folder, 0.0)  # those of earlier starts, too
-    done = sum((point / METRICS).is_file() and not unfinished(point) for point in points)
+    done = len(_finished(multirun.folder))  # those of earlier starts, too
     return (
         f"{done} finished points are kept in {multirun.folder}; the same command, started again, "
         "computes only the others"
     )
+
+
+def _finished(folder: Path) -> list[Path]:
+    """Folders of the finished points of a multirun, those of earlier starts included, in order."""
+    points = _points(folder, 0.0)
+    return [point for point in points if (point / METRICS).is_file() and not unfinished(point)]
 
 
 def _points(folder: Path, since: float, before: Mapping[Path, int] | None = None) -> list[Path]:

@@ -1,5 +1,6 @@
 """Facts about a sweep for its dashboards, read from its folder or from W&B."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,8 @@ class Sweep:
 def from_folder(folder: Path, metric: str = "", entity: str = "", project: str = "") -> Sweep:
     """Return the sweep of a multirun's folder.
 
-    Without `metric`, the sweep has that of the summary run, whose tables the charts read.
+    Without `metric`, the sweep has that of the summary run, whose tables the charts read. A warning
+    names each run that is not finished, or is damaged.
 
     Raises:
         InputError: It holds no finished run, none that W&B tracks in a group, or no point with a
@@ -51,6 +53,8 @@ def from_folder(folder: Path, metric: str = "", entity: str = "", project: str =
     """
     view = overview(folder, metric)
     _check_metric(metric, view.ranked)
+    for line in view.not_counted:
+        warnings.warn(f"{folder}: {line}", stacklevel=2)
     wandb = [
         own
         for own in view.logger.values()

@@ -74,6 +74,11 @@ def best(table: Table, most: int = 5) -> list[str]:
     return lines
 
 
+def not_counted(table: Table) -> list[str]:
+    """Return the runs that are not counted, each with the reason, one line each."""
+    return [f"not counted: {table.name(run)}: {table.status(run)}" for run in table.unfinished]
+
+
 def undefined_reasons(table: Table) -> list[str]:
     """Return the reasons why values are undefined, one line per reason."""
     lines = []

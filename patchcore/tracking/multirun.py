@@ -14,6 +14,7 @@ from patchcore.report.checks import is_number
 from patchcore.report.multirun import read_multirun
 from patchcore.report.points import Point
 from patchcore.report.reading import CATEGORY, RunFolder, read_yaml
+from patchcore.report.sentences import not_counted
 from patchcore.report.table import Table as Points
 from patchcore.report.table import read_runs
 from patchcore.report.words import distinct, flatten, show
@@ -76,6 +77,7 @@ class Overview:
         best: Overrides of the best point, or of each data set's; empty if the metric is undefined
             for all points.
         logger: Settings of the points' trackers.
+        not_counted: Runs that are not counted, each with the reason, one line each.
     """
 
     folder: Path
@@ -89,6 +91,7 @@ class Overview:
     numbers: dict[str, float]
     best: str
     logger: Mapping[str, Any]
+    not_counted: list[str]
 
     @property
     def page(self) -> Path | None:
@@ -163,6 +166,7 @@ def overview(folder: Path, metric: str = "") -> Overview:
         numbers=numbers,
         best="; ".join(f"{data}: {label}" if data else label for data, label in bests.items()),
         logger=logger if isinstance(logger, Mapping) else {},
+        not_counted=not_counted(found),
     )
     result.tables.update(_tables(found, result))
     return result
