@@ -370,17 +370,17 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return broken_link(path, os.strerror(errno.ELOOP))
     text = " ".join(str(error).split()) or type(error).__name__
-    reason = getattr(error, "strerror", None) or text
+    reason, supported = getattr(error, "strerror", None) or text, True
     if isinstance(error, UnidentifiedImageError):
-        reason = _unidentified(path)
+        reason, supported = _unidentified(path)
     advice = "replace or remove it"
-    if "not supported" in reason:
+    if not supported:
         advice = f"save it as PNG or JPEG, grey or RGB, or {advice}"
     return unreadable(path, f"{path}: cannot be read as an image ({reason}); {advice}")
 
 
-def _unidentified(path: Path) -> str:
-    """Reason why none of Pillow's decoders takes a file."""
+def _unidentified(path: Path) -> tuple[str, bool]:
+    """Reason why none of Pillow's decoders takes a file, and whether its kind is supported."""
     decoders = _decoders(path.suffix.lower())
     start = b""
     with suppress(OSError), open(path, "rb") as file:
@@ -395,11 +395,12 @@ def _unidentified(path: Path) -> str:
         except Exception as error:  # of any kind
             words = " ".join(str(error).split())
             if any(each in words for each in UNSUPPORTED):
-                return f"the pixel format of this {name} file is not supported, or it is damaged"
-            return f"it begins as {name}, but is damaged: {words}"
+                told = f"the pixel format of this {name} file is not supported, or it is damaged"
+                return told, False
+            return f"it begins as {name}, but is damaged: {words}", True
     if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
-        return "it is HEIC, which is not supported"
-    return f"it is none of {', '.join(decoders)}"
+        return "it is HEIC, which is not supported", False
+    return f"it is none of {', '.join(decoders)}", True
 
 
 def _deepest_if_dark(file: Image.Image, image: Image.Image, path: Path) -> int:
