@@ -141,8 +141,11 @@ def damage(folder: Path) -> str | None:
         except _DAMAGE as error:
             if altered(folder, besides=["config.yaml", file]):
                 break  # that file does not fit, not this one
-            reason = error.strerror if isinstance(error, OSError) else error
-            words = " ".join(str(reason).split()).removeprefix(f"{file}: ")
+            if isinstance(error, FileNotFoundError):
+                return f"{folder / file} is missing"
+            if isinstance(error, OSError):
+                return f"{folder / file} cannot be read ({error.strerror})"
+            words = " ".join(str(error).split()).removeprefix(f"{file}: ")
             return f"{folder / file} is damaged ({words})"
     if found := altered(folder, besides=["config.yaml"]):  # which a resumed run writes anew
         return f"{folder / found[0]} is damaged (it {found[1]})"

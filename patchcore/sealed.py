@@ -213,7 +213,7 @@ def read_description(path: Path, newest: int) -> dict[str, Any]:
     try:
         found = dict(yaml.safe_load(body))
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not understood ({type(error).__name__})") from error
+        raise InputError(f"{path}: is not understood ({type(error).__name__}): {REMEDY}") from error
     need_keys(path, found, ("format",))
     number = found["format"]
     if type(number) is not int or number < 1:
@@ -225,7 +225,7 @@ def read_description(path: Path, newest: int) -> dict[str, Any]:
         )
     files: Any = found.get("files")
     if not _lists_files(files):
-        raise InputError(f"{path}: is not understood (its list of files)")
+        raise InputError(f"{path}: is not understood (its list of files): {REMEDY}")
     for name, told in files.items():
         check_keys(path, told, ("bytes", "sha256"), f"files.{name}.")
     return found

@@ -17,7 +17,7 @@ def test_values_that_a_failed_point_has_not_filled_in_do_not_vary(tmp_path: Path
     write_run(tmp_path / "2", {**LEFT, "coreset.ratio": 7, "coreset.count": 5})
     table = read_runs([tmp_path])
     assert sentence(table) == (
-        "3 points from 2 finished runs and 1 unfinished one; coreset.ratio and coreset.count "
+        "3 points from 2 finished runs and 1 that is not counted; coreset.ratio and coreset.count "
         "varied."
     )
     assert table.factors[0].values == [0.1, 0.2, 7]

@@ -258,8 +258,25 @@ def test_folders_that_cannot_be_read_are_told(
     monkeypatch.setattr(os, "scandir", scandir)
     table = read_runs([tmp_path])
     assert [table.name(run) for run in table.unfinished] == ["1"]
-    assert "cannot be read: Permission denied" in table.status(table.unfinished[0])
-    assert "cannot be read: Permission denied" in page.page(table)
+    assert "cannot be read (Permission denied)" in table.status(table.unfinished[0])
+    assert "cannot be read (Permission denied)" in page.page(table)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.yaml", "provenance.json"])
+def test_a_file_that_cannot_be_read_is_named_and_not_called_damaged(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "0", {"seed": 0}, {"image_auroc": 0.9})
+    (tmp_path / "0/provenance.json").write_text('{"settings": {"seed": 0}}')
+    plain = Path.open
+
+    def opened(path: Path, *arguments: Any, **keywords: Any) -> Any:
+        if path.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(path, *arguments, **keywords)
+
+    monkeypatch.setattr(Path, "open", opened)
+    assert read_run(tmp_path / "0").problem == f"{name} cannot be read (Permission denied)"
 
 
 def test_where_a_report_cannot_be_written_is_told(tmp_path: Path) -> None:

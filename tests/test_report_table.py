@@ -138,7 +138,10 @@ def test_missing_repeat_lowers_the_count_alone(tmp_path: Path) -> None:
     (point,) = table.points
     assert (point.value("image_auroc").mean, point.value("image_auroc").count) == (0.91, 2)
     assert [table.name(run) for run in table.unfinished] == ["2"]
-    assert sentence(table) == "1 point from 2 finished runs and 1 unfinished one; the seed varied."
+    assert (
+        sentence(table)
+        == "1 point from 2 finished runs and 1 that is not counted; the seed varied."
+    )
 
 
 def test_undefined_metric_keeps_its_reason(tmp_path: Path) -> None:

@@ -116,10 +116,11 @@ def test_damaged_results_are_told_and_not_taken_over(
     finished = Finished(tmp_path / "runs")
     folder = finished_run(tmp_path / "run", finished)
     (folder / file).unlink() if content is None else (folder / file).write_text(content)
-    with pytest.warns(UserWarning, match=rf"{file} is damaged \(.+\); the run is made again"):
+    flaw = r"(is damaged \(.+\)|is missing)"
+    with pytest.warns(UserWarning, match=rf"{file} {flaw}; the run is made again"):
         assert finished.find("a1") is None
     other = finished_run(tmp_path / "other", finished)  # an intact one is found beside it
-    told = rf"{file} is damaged \(.+\); {other.resolve()} has the same results"
+    told = rf"{file} {flaw}; {other.resolve()} has the same results"
     with pytest.warns(UserWarning, match=told):
         assert finished.find("a1", folder=folder) == other.resolve()
 

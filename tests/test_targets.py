@@ -106,6 +106,12 @@ BAD = {
     "interpolated": ("logger:\n  x:\n    _target_: ${oc.env:X}\n", "logger.x._target_=${oc.env:X}"),
     "decoded": ("logger:\n  x: \"${oc.decode:'{a: 1}'}\"\n", "${oc.decode:…}: "),
     "created": ("logger:\n  x: '${oc.create:{a: 1}}'\n", "${oc.create:…}: "),
+    "secret": ("data:\n  root: /x/${oc.env:WANDB_API_KEY}\n", "${oc.env:WANDB_API_KEY}: a file"),
+    "secret by default": (
+        "data:\n  root: '${oc.env:NOTHING,${oc.env: MY_TOKEN}}'\n",
+        "${oc.env:MY_TOKEN}: a file",
+    ),
+    "secret in parts": ("data:\n  root: ${oc.env:WANDB_${x}}\n", "${oc.env:WANDB_${x}: a file"),
     "in a text": ("logger:\n  x: '{_target_: os.system}'\n", "{_target_: os.system}: "),
     "callback": (
         "hydra:\n  callbacks:\n    x:\n      _target_: os.getcwd\n",

@@ -51,6 +51,11 @@ RESOLVERS = {
     "wandb_offline",
 }
 """Resolvers that files from elsewhere may use: they cannot make mappings with a `_target_`."""
+SECRET = re.compile(r"(?i)secret|token|passw|credential|api_?key|(^|_)(key|pwd|pass|auth)$")
+"""Names of environment variables that files from elsewhere may not read.
+
+Settings are shown in messages, and recorded in the run's folder and trackers.
+"""
 
 _typed: list[str] = json.loads(os.environ.get(VARIABLE, "[]"))  # read before a job can change it
 
@@ -214,6 +219,12 @@ def _problems(content: dict[Any, Any], package: list[str]) -> Iterator[str]:
             if resolver not in RESOLVERS:
                 known = ", ".join(sorted(RESOLVERS))
                 yield f"${{{resolver}:…}}: a file from elsewhere may use {known} only"
+        for name in re.findall(r"oc\.env\s*:\s*([^,}]*)", text):
+            if "${" in name or SECRET.search(re.sub(r"\W", "", name)):
+                yield (
+                    f"${{oc.env:{name}}}: a file from elsewhere may not read a variable that may "
+                    "hold a secret: give the value on the command line instead"
+                )
     if not isinstance(content.get("defaults") or [], list):
         yield "defaults: must be a list, such as [greedy]"
         return

@@ -99,12 +99,12 @@ def read_run(folder: Path) -> RunFolder:
     try:
         os.scandir(folder).close()
     except OSError as error:
-        run.problem = f"the folder cannot be read: {_line(error)}"
+        run.problem = f"the folder cannot be read ({error.strerror})"
         return run
     try:
         _read_settings(run)
     except (OSError, ValueError, RecursionError) as error:
-        run.problem = f"unreadable settings: {_line(error)}"
+        run.problem = _problem("unreadable settings", error)
     if not os.path.lexists(folder / "metrics.json"):
         run.problem = run.problem or f"unfinished: {failure(folder) or 'no metrics.json'}"
         return run
@@ -117,7 +117,7 @@ def read_run(folder: Path) -> RunFolder:
         _fill(run, record)
     except (OSError, ValueError) as error:
         run.metrics, run.undefined, run.ratio_curve, run.spent = {}, {}, [], 0.0
-        run.problem = f"damaged: {_line(error)}"
+        run.problem = _problem("damaged", error)
         return run
     if not run.settings:
         run.problem = run.problem or "config.yaml is missing"
@@ -427,10 +427,12 @@ def _referenced(kept: Settings, everything: Settings, depth: int = 8) -> Setting
     return {key: value(given) for key, given in kept.items()}
 
 
-def _line(error: Exception) -> str:
-    """Error message in one line, without paths that Python adds, of at most 200 characters."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split())[:200]
+def _problem(kind: str, error: Exception) -> str:
+    """Describe what is wrong with a run's files, in one line of limited length."""
+    if isinstance(error, OSError):  # the file may be sound
+        name = Path(str(error.filename or "a file")).name
+        return f"{name} cannot be read ({error.strerror or error})"
+    return f"{kind}: {' '.join(str(error).split())[:200]}"
 
 
 def category_of(path: str, category: Any) -> str:

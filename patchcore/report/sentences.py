@@ -17,8 +17,8 @@ def sentence(table: Table) -> str:
     finished = len(table.runs) - len(table.unfinished)
     points = sum(len(part.points) for part in table.parts)
     parts = [_count(points, "point"), f"from {_count(finished, 'finished run')}"]
-    if table.unfinished:
-        parts.append(f"and {_count(len(table.unfinished), 'unfinished one')}")
+    if others := len(table.unfinished):
+        parts.append(f"and {others} that {'is' if others == 1 else 'are'} not counted")
     varied = [factor.key for factor in table.factors]
     if CATEGORY in table.varied:
         varied.append("the category")
