@@ -38,7 +38,8 @@ def by_subset(
 
     Returns:
         `intervals`: `resamples`, `confidence` and `seed` of the bootstrap, and `metrics`, {key:
-        interval [low, high]} of the image metrics of the whole test.
+        interval [low, high]} of the image metrics of the whole test. There are no intervals with a
+        single nominal or anomalous image.
         `defect_types`: {type: {`images`, `metrics`, `intervals`}}, the number of images of a defect
         type, and image metrics of these against the nominal images. If samples have categories, the
         nominal images are those of the same category, and the type is `category/type`.
@@ -53,21 +54,21 @@ def by_subset(
         kind = sample.defect_type if sample.label else ""
         places.setdefault(sample.category, {}).setdefault(kind, []).append(number)
     found: dict[str, Any] = {}
-    strata = {
+    kinds_of = {
         "/".join(filter(None, [category, kind])): (numbers, kinds.get("", []))
         for category, kinds in sorted(places.items())
         for kind, numbers in sorted(kinds.items())
         if kind
     }
     nominal = values[[number for kinds in places.values() for number in kinds.get("", [])]]
-    anomalous = [values[numbers] for numbers, _ in strata.values()]
+    anomalous = values[[number for numbers, _ in kinds_of.values() for number in numbers]]
     if whole := intervals(nominal, anomalous):
         made = {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": SEED}
         found["intervals"] = {**made, "metrics": _lists(whole)}
-    if strata:
+    if kinds_of:
         found["defect_types"] = {
-            kind: _images(values[own], [values[numbers]], len(numbers))
-            for kind, (numbers, own) in strata.items()
+            kind: _images(values[own], values[numbers], len(numbers))
+            for kind, (numbers, own) in kinds_of.items()
         }
     if categories := [name for name in sorted(places) if name]:
         found["categories"] = {
@@ -80,10 +81,10 @@ def by_subset(
 
 
 def _images(
-    nominal: NDArray[np.float64], strata: Sequence[NDArray[np.float64]], images: int
+    nominal: NDArray[np.float64], anomalous: NDArray[np.float64], images: int
 ) -> dict[str, Any]:
     """Image metrics that are defined and by which reports rank, with their intervals."""
-    counts = sweep(torch.from_numpy(nominal), torch.from_numpy(np.concatenate([*strata, []])))
+    counts = sweep(torch.from_numpy(nominal), torch.from_numpy(anomalous))
     undefined = image_undefined(counts)
     found: dict[str, Any] = {
         "images": images,
@@ -92,7 +93,7 @@ def _images(
             for key, value in image_metrics(counts).items()
             if key not in undefined and METRICS[key].better
         },
-        "intervals": _lists(intervals(nominal, strata)),
+        "intervals": _lists(intervals(nominal, anomalous)),
     }
     why = {key: reason for key, reason in undefined.items() if METRICS[key].better}
     return {**found, "undefined": why} if why else found
@@ -103,8 +104,8 @@ def _category(
 ) -> dict[str, Any]:
     """Metrics of the images of one category, given by defect type; "" is nominal."""
     images = sorted(number for numbers in kinds.values() for number in numbers)
-    strata = [values[numbers] for kind, numbers in sorted(kinds.items()) if kind]
-    found = _images(values[kinds.get("", [])], strata, len(images))
+    anomalous = [number for kind, numbers in kinds.items() if kind for number in numbers]
+    found = _images(values[kinds.get("", [])], values[anomalous], len(images))
     of_pixels, undefined = pixels(images)
     found["metrics"] |= {k: None if k in undefined else value for k, value in of_pixels.items()}
     undefined = {**found.get("undefined", {}), **undefined}

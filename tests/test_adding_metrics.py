@@ -87,7 +87,7 @@ metric = ImageMetrics()
 metric.update(torch.tensor([0.1, 0.6, 0.5, 0.9]), torch.tensor([0, 0, 1, 1]))
 values = metric.compute()
 assert values["image_balanced"] == 0.75 and "image_balanced" in IMAGE_KEYS
-low, high = intervals(np.array([0.1, 0.6]), [np.array([0.5, 0.9])])["image_balanced"]
+low, high = intervals(np.array([0.1, 0.6]), np.array([0.5, 0.9]))["image_balanced"]
 assert 0.5 <= low < high == 1
 nominal = ImageMetrics()
 nominal.update(torch.tensor([0.1]), torch.tensor([1]))

@@ -1,12 +1,10 @@
 """Bootstrap intervals of image metrics.
 
-Test images are resampled with replacement within each stratum (nominal images, and images of each
-type of defect), so that strata keep their sizes. The interval lies between two quantiles of the
-metric over the resamples: the percentile method of Efron and Tibshirani, "An Introduction to the
-Bootstrap", 1993.
+Nominal and anomalous images are resampled with replacement, each among themselves, so that their
+numbers stay the same. Types of defects are not kept apart: a type of one image would never vary,
+and the interval would be too narrow. The interval lies between two quantiles of the metric over the
+resamples: the percentile method of Efron and Tibshirani, "An Introduction to the Bootstrap", 1993.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ _AT_ONCE = 2**21  # entries of a table of resamples by thresholds
 
 def intervals(
     nominal: NDArray[np.floating],
-    strata: Sequence[NDArray[np.floating]],
+    anomalous: NDArray[np.floating],
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = SEED,
@@ -32,24 +30,23 @@ def intervals(
 
     Args:
         nominal: Scores (N,) of nominal images.
-        strata: Scores (A,) of the anomalous images of each stratum.
+        anomalous: Scores (A,) of anomalous images.
         resamples: Number of resamples.
         confidence: Share of the resamples whose metric lies in the interval, in (0, 1).
         seed: Seed of the resamples.
 
     Returns:
-        {key: (low, high)}, without metrics that are undefined; empty without nominal or
-        anomalous scores.
+        {key: (low, high)}, without metrics that are undefined; empty with fewer than two nominal
+        or two anomalous scores, because a single one does not vary.
     """
-    strata = [scores for scores in strata if len(scores)]
-    if not strata:
+    if min(len(nominal), len(anomalous)) < 2:
         return {}
     generator = np.random.default_rng(seed)
-    width = len(np.unique(np.concatenate(strata)))
+    width = len(np.unique(anomalous))
     chunk = max(1, _AT_ONCE // width)
     found: dict[str, list[torch.Tensor]] = {}
     for first in range(0, resamples, chunk):
-        counts = resampled(nominal, strata, min(chunk, resamples - first), generator)
+        counts = resampled(nominal, anomalous, min(chunk, resamples - first), generator)
         undefined = image_undefined(counts)
         for key in IMAGE_KEYS:
             compute = METRICS[key].compute
@@ -63,25 +60,19 @@ def intervals(
 
 def resampled(
     nominal: NDArray[np.floating],
-    strata: Sequence[NDArray[np.floating]],
+    anomalous: NDArray[np.floating],
     resamples: int,
     generator: np.random.Generator,
 ) -> Sweep:
-    """Return sweeps (resamples, thresholds) over scores resampled within each stratum.
+    """Return sweeps (resamples, thresholds) over resampled nominal and anomalous scores.
 
     Numbers of draws of the scores are multinomial, so they are sampled directly. A threshold that
     is missing from a resample repeats the previous one, which changes no metric.
     """
-    rising, inverse = np.unique(np.concatenate(strata), return_inverse=True)
+    rising, numbers = np.unique(anomalous, return_counts=True)
     falling = rising[::-1]
     last = len(rising) - 1
-    drawn = np.zeros((resamples, len(rising)), dtype=np.int64)
-    start = 0
-    for scores in strata:
-        places = last - inverse[start : start + len(scores)]
-        shares = np.bincount(places, minlength=len(rising)) / len(scores)
-        drawn += generator.multinomial(len(scores), shares, resamples)
-        start += len(scores)
+    drawn = generator.multinomial(len(anomalous), numbers[::-1] / len(anomalous), resamples)
     # Nominal scores above the first threshold, at it, between it and the second, and so on.
     left, right = (np.searchsorted(rising, nominal, side) for side in ("left", "right"))
     buckets = np.where(left < right, 2 * (last - left) + 1, 2 * (len(rising) - left))
@@ -99,13 +90,12 @@ def resampled(
     fp = np.take_along_axis(below[..., 1], place, 1)
     above = np.where(fresh, np.take_along_axis(below[..., 0], place, 1), fp)
     tp = torch.from_numpy(np.take_along_axis(drawn.cumsum(1), place, 1).astype(np.float64))
-    total = sum(map(len, strata))
     return Sweep(
         thresholds=torch.from_numpy(falling[place].astype(np.float64)),
         tp=tp,
         fp=torch.from_numpy(fp.astype(np.float64)),
         fp_above=torch.from_numpy(above.astype(np.float64)),
-        overlap=tp / total,
+        overlap=tp / len(anomalous),
         nominal=len(nominal),
-        anomalous=total,
+        anomalous=len(anomalous),
     )

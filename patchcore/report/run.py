@@ -142,14 +142,15 @@ class Run:
         for key, value in self.seconds.items():
             lines.append(f"{f'seconds.{key}':24} {value:.4f}")
         for kind, found in self.defect_types.items():
-            text = f"{found['recall']:.4f} of {found['images']:,} images"
+            text = f"{found['recall']:.4f} of {_images(int(found['images']))}"
             lines.append(f"{f'recall.{kind}':24} {text}")
         for part in ("categories", "defect_types"):
             for name, found in self.subsets.get(part, {}).items():
-                if "image_auroc" in found["intervals"]:
-                    auroc = found["metrics"]["image_auroc"]
-                    low, high = found["intervals"]["image_auroc"]
-                    text = f"{auroc:.4f} [{low:.4f}, {high:.4f}] of {found['images']:,} images"
+                if (auroc := found["metrics"].get("image_auroc")) is not None:
+                    text = f"{auroc:.4f}"
+                    if ends := found["intervals"].get("image_auroc"):
+                        text += f" [{ends[0]:.4f}, {ends[1]:.4f}]"
+                    text += f" of {_images(found['images'])}"
                     lines.append(f"{f'image_auroc.{name}':24} {text}")
         for number, member in enumerate(self.members, 1):
             auroc = f"image_auroc {member['metrics']['image_auroc']:.4f}"
@@ -357,6 +358,10 @@ def _draw(run: Run, folder: Path) -> None:
     figures.draw_misclassified(run, folder / "misclassified.png")
     if run.ratio_curve:
         figures.draw_ratio_curve(run, folder / "ratio_curve.png")
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image{'' if number == 1 else 's'}"
 
 
 def _pixels(image: Tensor, config: ImageConfig) -> NDArray[np.uint8]:
