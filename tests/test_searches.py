@@ -11,7 +11,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.searches import check_multirun, fill_directions
+from patchcore.commands.searches import (
+    check_multirun,
+    check_studies,
+    fill_directions,
+    keep_last,
+)
 from patchcore.commands.sweep import MOST, Conclusion, concluded, record_failure
 from patchcore.errors import InputError
 from tests.run_folders import write_run
@@ -147,6 +152,35 @@ def test_a_missing_folder_of_all_points_is_told_once(tmp_path: Path) -> None:
     check_multirun(composed("patch.size=1,3", f"data.root={missing}"))  # or make it
     if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher"):
         check_multirun(composed(*given, "hydra/launcher=submitted"))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["experiment=example,mapping"], "experiment=example: has points of its own to try, which"),
+        (["experiment=mtd,example", "seed=0"], "experiment=example: has points of its own"),
+        (["hparams_search=accuracy_seconds,accuracy_memory", *OPTUNA], "hparams_search=accuracy_s"),
+        (["experiment=mtd,mtd", "hydra.sweeper.max_batch_size=2"], ""),
+        (["preset=patchcore_1,patchcore_10"], ""),
+        (["experiment=example", "seed=0,1"], ""),
+    ],
+)
+def test_several_studies_lose_no_points(given: list[str], told: str, tmp_path: Path) -> None:
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration("config", given, RunMode.MULTIRUN)
+        if not told:
+            check_studies(config, loader)
+            return
+        with pytest.raises(InputError, match=f"^{told}"):
+            check_studies(config, loader)
+
+
+def test_of_several_values_the_last_is_searched() -> None:
+    config = composed(*OPTUNA, "coreset.ratio=0.1", "seed=0", "coreset.ratio=interval(0.2,0.4)")
+    keep_last(config)
+    found = list(config.hydra.overrides.task)
+    assert found[-2:] == ["coreset.ratio=interval(0.2,0.4)", "seed=0"]
 
 
 def test_points_that_failed_alike_are_listed_together(

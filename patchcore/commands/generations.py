@@ -24,7 +24,7 @@ from omegaconf import OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.hydra_values import check_hydra
-from patchcore.commands.searches import check_multirun, fill_directions
+from patchcore.commands.searches import check_multirun, check_studies, fill_directions, keep_last
 from patchcore.errors import InputError
 
 NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
@@ -127,8 +127,12 @@ _instantiate_sweeper = Plugins.instantiate_sweeper
 
 
 def _checked_sweeper(self: Plugins, **arguments: Any) -> Any:
-    fill_directions(arguments["config"])
-    check_multirun(arguments["config"])  # Hydra ignores errors of callbacks, so it is done here
+    config = arguments["config"]
+    keep_last(config)
+    fill_directions(config)
+    # Hydra ignores errors of callbacks, so the checks are made here.
+    check_studies(config, arguments["hydra_context"].config_loader)
+    check_multirun(config)
     return _instantiate_sweeper(self, **arguments)
 
 

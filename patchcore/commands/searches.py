@@ -7,7 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from patchcore.data.files import find_folder
@@ -15,6 +17,7 @@ from patchcore.errors import InputError
 from patchcore.metrics.measures import METRICS
 from patchcore.report.written import MULTIRUN, REPORT, check_own
 
+_SWEEPING = ("experiment", "hparams_search")  # groups whose choices set the sweeper
 _DIRECTIONS = ("minimize", "maximize")
 _OLD_OPTUNA = (
     "this version of Optuna keeps studies with SQLAlchemy below 2: pip install 'sqlalchemy<2' "
@@ -44,6 +47,51 @@ def check_multirun(config: DictConfig) -> None:
         _check_directions(sweeper.get("direction"), _names(config.objectives))
         _check_space(sweeper, list(config.hydra.overrides.task))
         _check_storage(sweeper.get("storage"))
+
+
+def check_studies(config: DictConfig, loader: ConfigLoader) -> None:
+    """Refuse several studies or searches of which one sets the sweeper: Hydra reads it only once.
+
+    Args:
+        config: Composed settings, with those of Hydra.
+        loader: Hydra's loader of settings.
+
+    Raises:
+        InputError: One line with the group and the choice.
+    """
+    typed = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
+    parsed = OverridesParser.create(loader).parse_overrides(typed)
+    single = [str(each.input_line) for each in parsed if not each.is_sweep_override()]
+    name_of_all, sweeper = config.hydra.job.config_name, _plain(config)
+    for override in parsed:
+        group = override.key_or_group
+        if group not in _SWEEPING or not override.is_sweep_override():
+            continue
+        for name in override.sweep_string_iterator():
+            chosen = [*single, f"{group}={name}"]
+            if _plain(loader.load_configuration(name_of_all, chosen, RunMode.MULTIRUN)) != sweeper:
+                raise InputError(
+                    f"{group}={name}: has points of its own to try, which are lost where several "
+                    "are given: start a multirun of each"
+                )
+
+
+def _plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+
+
+def keep_last(config: DictConfig) -> None:
+    """Keep the last of several values of a setting, as any sweeper but Optuna's does.
+
+    Args:
+        config: Composed settings, with those of Hydra; `hydra.overrides.task` changes in place.
+    """
+    if not _is_optuna(config.hydra.sweeper):
+        return
+    overrides = list(config.hydra.overrides.task)
+    keys = (each.get_key_element() for each in OverridesParser.create().parse_overrides(overrides))
+    with read_write(config.hydra.overrides):
+        config.hydra.overrides.task = list(dict(zip(keys, overrides, strict=True)).values())
 
 
 def fill_directions(config: DictConfig) -> None:
