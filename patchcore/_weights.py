@@ -221,7 +221,7 @@ def _tags(name: str) -> list[str]:
 
 
 def _read(path: Path) -> Any:
-    """The file's contents, by what it begins as; nothing in it is executed."""
+    """The file's contents, in the format that its first bytes show; nothing in it is executed."""
     try:
         if _is_safetensors(path):
             from safetensors.torch import load_file as load
@@ -229,7 +229,7 @@ def _read(path: Path) -> Any:
             return load(path)
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error tells it
-            # PyTorch would go by the extension of a name.
+            # Given a path, PyTorch would choose the format by its extension.
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         words = f"backbone.weights: {path} cannot be read: {_reason(error)}"

@@ -71,8 +71,8 @@ class CacheConfig(Settings):
     )
     limit_gib: float = setting(
         20.0,
-        "largest size of the cache; when a new entry would exceed it, those not used for the "
-        "longest time are deleted",
+        "largest size of the cache; before a new entry would exceed it, the entries not used for "
+        "the longest time are deleted",
         unit="GiB",
         above=0,
         effect=False,
@@ -207,7 +207,7 @@ class Store:
                 status = path.lstat()  # what is in an entry's place is one, too
                 key = f"{path.parent.name}/{path.name.removesuffix(SUFFIX)}"
                 found.append(Entry(key, path, status.st_size, status.st_mtime))
-        return sorted(found, key=lambda entry: (entry.used * (entry.used < later), entry.key))
+        return sorted(found, key=lambda e: (e.used if e.used < later else 0.0, e.key))
 
     def size(self) -> int:
         """Return the size of all entries, bytes."""

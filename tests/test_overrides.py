@@ -77,7 +77,12 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("layers.names=[fc", "layers.names: the value needs its own quotes"),
         (
             "patch.size=1,,3,",
-            "patch.size=1,,3,: a comma has no value before or after it: type pa",
+            "patch.size=1,,3,: a comma has no value before or after it: type patch.size=1,3;",
+        ),
+        (
+            "data.category=[a, ,b]",
+            "data.category=[a, ,b]: a comma has no value before or after it: type "
+            "'data.category=[a,b]';",
         ),
         ("data.root=,a b", "data.root=,a b: a comma has no value before or after it: type 'data"),
         ("layers.names=[fc,]", "layers.names=[fc,]: a comma has no value before or after it: t"),
@@ -258,10 +263,17 @@ def test_flags_that_hydra_has(flags: str) -> None:
     check_flags(flags.split())
 
 
-def test_settings_of_a_run_are_no_main_settings(tmp_path: Path) -> None:
+def test_settings_of_a_run_are_no_main_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "config.yaml").write_text("seed: 0\ndata:\n  root: /x\n")
-    for name in ([], ["--config-name", "config"]):
+    for name in ([], ["--config-name", "config"], ["--config-name", "config.yaml"]):
         with pytest.raises(InputError, match=rf"^--config-path: {tmp_path}/config\.yaml has no li"):
             check_flags(["--config-path", str(tmp_path), *name, "logger=none"])
     (tmp_path / "config.yaml").write_text("# mine\ndefaults:\n  - schema\n")
     check_flags(["--config-path", str(tmp_path), "logger=none"])
+    (tmp_path / "config.yaml").write_text('{"defaults": [_self_]}')
+    check_flags(["--config-path", str(tmp_path), "logger=none"])
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    monkeypatch.chdir(tmp_path.parent)
+    check_flags(["--config-path", tmp_path.name, "logger=none"])  # in the package, for Hydra

@@ -56,6 +56,6 @@ def test_a_file_with_the_name_of_a_built_in_choice_is_refused(tmp_path: Path) ->
         flags = ["-m"] if "," in own else []
         done = patchcore("train", *flags, "--config-dir", str(tmp_path), own, *places)
         assert done.code == 1 and done.err == (
-            "error: coreset/greedy.yaml: greedy is a built-in coreset: give the file another name\n"
+            "error: coreset/greedy.yaml: coreset=greedy is built in: give the file another name\n"
         )
         assert not (tmp_path / "run").exists()

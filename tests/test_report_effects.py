@@ -78,6 +78,38 @@ def test_a_seed_that_only_some_values_have_is_the_seed_that_it_follows(tmp_path:
     assert effect.difference.mean == pytest.approx(-0.2)
 
 
+def test_a_seed_that_all_runs_have_comes_before_one_that_some_lack(tmp_path: Path) -> None:
+    quality = {}
+    for shots, name, seed in product((5, None), ("random", "all"), (0, 1, 2)):
+        quality[shots, name, seed] = float(np.random.default_rng([shots or 0, seed]).random())
+        settings: dict[str, Any] = {"data.shots": shots, "coreset.name": name, "seed": seed}
+        settings["data.shots_seed"] = seed if shots else None
+        settings["coreset.seed"] = seed if name == "random" else None
+        own = quality[shots, name, seed] + 0.1 * (name == "all")
+        write_run(tmp_path / f"{shots}-{name}-{seed}", settings, {"image_auroc": own})
+    table = read_runs([tmp_path])
+    assert table.seed_keys == {"seed": ["data.shots_seed", "coreset.seed"]}
+    assert [table.status(run) for run in table.runs] == ["finished"] * 12
+    assert {point.value("image_auroc").count for point in table.points} == {3}
+    found = effects(table, "coreset.name", "random", ["image_auroc"])
+    assert [effect.pairs for effect in found] == [6, 3, 3]  # the main one, then for each `shots`
+    for effect in found:
+        assert effect.missing == 0 and effect.difference.mean == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("draw", range(20))
+def test_runs_with_other_seeds_are_never_one(draw: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(draw)
+    keys = ("seed", "coreset.seed", "data.shots_seed")
+    found = [tuple(int(value) for value in rng.integers(0, 3, 3)) for _ in range(5)]
+    for number, values in enumerate(found):
+        settings = {k: v - 1 if v else None for k, v in zip(keys, values, strict=True)}
+        write_run(tmp_path / str(number), settings, {"image_auroc": 0.5})
+    table = read_runs([tmp_path])
+    kept = [run for run in table.runs if table.status(run) == "finished"]
+    assert len(kept) == len(set(found))
+
+
 def test_a_run_without_a_seed_is_the_partner_of_each(tmp_path: Path) -> None:
     for size, seed in ((1, None), (3, 0), (3, 1)):
         settings = {"patch.size": size, "data.category": "nut", "coreset.seed": seed}

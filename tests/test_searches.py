@@ -219,7 +219,7 @@ def test_finished_points_of_earlier_starts_are_named(
     assert "earlier starts" not in start(range(3))
     os.utime(tmp_path / "2/.hydra/overrides.yaml", (1, 1))
     assert start(range(2)).splitlines()[-1] == (
-        f"counted with them, from earlier starts in this folder: {tmp_path / '2'}"
+        f"also counted, from earlier starts in this folder: {tmp_path / '2'}"
     )
 
 

@@ -7,7 +7,7 @@ from patchcore.errors import InputError
 
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Variables that tell Lightning which of several processes this is."""
-OWN = tuple(name for name in RANKS if name != "WORLD_SIZE")
+OWN_RANKS = tuple(name for name in RANKS if name != "WORLD_SIZE")
 """Variables among them that hold the rank of this process."""
 
 
@@ -44,7 +44,7 @@ def check_environment() -> None:
                 f"the environment variable {name} must be a whole number from 0 on, got {value!r}: "
                 "unset it, or start the command with torchrun or srun"
             )
-        if name in OWN and int(value) and value != _of_slurm(name):
+        if name in OWN_RANKS and int(value) and value != _of_slurm(name):
             raise InputError(
                 f"the environment variable {name} is {value}, but neither torchrun nor srun "
                 "started this process as one of several: unset it"
@@ -52,7 +52,7 @@ def check_environment() -> None:
 
 
 def _of_slurm(name: str) -> str | None:
-    """Return what a variable of `OWN` should be in one of several processes that srun started."""
+    """Return what a variable of `OWN_RANKS` should be in a process that srun started."""
     if os.environ.get("SLURM_NTASKS", "1") == "1":
         return None
     return os.environ.get("SLURM_LOCALID" if name == "LOCAL_RANK" else "SLURM_PROCID")

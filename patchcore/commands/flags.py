@@ -1,16 +1,19 @@
 """Flags of `patchcore train`, which are Hydra's, checked before anything slow is imported."""
 
 import io
-import re
 from argparse import Action, ArgumentParser
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 
+import yaml  # type: ignore[import-untyped]
 from hydra._internal.utils import get_args_parser
 
 from patchcore.errors import InputError, printable
+
+CONFIG_NAME = "config"
+"""Name of the main settings file of `patchcore train`."""
 
 
 def check_flags(arguments: Sequence[str]) -> None:
@@ -51,7 +54,8 @@ def check_flags(arguments: Sequence[str]) -> None:
     if given.resolve and not (given.cfg or given.help):
         raise InputError("--resolve has no effect without --cfg: give --cfg job, or leave it out")
     if given.config_path is not None:
-        _check_main(Path(given.config_path) / f"{given.config_name or 'config'}.yaml")
+        name = (given.config_name or CONFIG_NAME).removesuffix(".yaml")
+        _check_main(Path(given.config_path) / f"{name}.yaml")
     if strange and not given.help:  # Hydra's parser wants all settings side by side
         raise InputError(
             f"{printable(strange[0])}: a flag is between this setting and earlier ones; write "
@@ -61,11 +65,13 @@ def check_flags(arguments: Sequence[str]) -> None:
 
 def _check_main(file: Path) -> None:
     """Refuse main settings without defaults, such as those that a run has left."""
-    try:
-        text = file.read_text("utf-8", "replace")
-    except OSError:  # Hydra looks for it elsewhere, or tells that there is none
+    if not file.is_absolute():  # Hydra takes it as relative to the package
         return
-    if not re.search(r"^defaults\s*:", text, re.MULTILINE):
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):  # Hydra tells it
+        return
+    if not isinstance(content, dict) or "defaults" not in content:
         raise InputError(
             f"--config-path: {file} has no list of defaults, so it cannot be the main settings: "
             "to repeat a run, type the command in its report; to change settings, put a file into "

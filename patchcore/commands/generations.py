@@ -23,6 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from patchcore.commands.flags import CONFIG_NAME
 from patchcore.commands.hydra_values import check_hydra
 from patchcore.commands.searches import check_multirun, check_studies, fill_directions, keep_last
 from patchcore.errors import InputError
@@ -33,8 +34,8 @@ NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
 VERSION_BASE: dict[str, Any] = {} if NEXT else {"version_base": "1.3"}
 """Arguments of `hydra.main` and `hydra.initialize…`; Hydra 1.4 deprecates `version_base`."""
 
-CONFIG_PATH, CONFIG_NAME = "pkg://patchcore.conf", "config"
-"""Place of the settings files of `patchcore train`, and the name of the first of them."""
+CONFIG_PATH = "pkg://patchcore.conf"
+"""Place of the settings files of `patchcore train`."""
 
 
 class Points:

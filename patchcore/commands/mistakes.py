@@ -136,7 +136,7 @@ def explain(error: Exception) -> str | None:
         return message
     if isinstance(error, UserWarning) and (file := re.match(SHADOWED, str(error))):
         group, _, name = file[1].rpartition("/")
-        return f"{file[1]}.yaml: {name} is a built-in {group}: give the file another name"
+        return f"{file[1]}.yaml: {group}={name} is built in: give the file another name"
     if isinstance(error, RecursionError) and (names := _of_defaults(error.__traceback__)):
         return f"defaults: {_circle(names)}: correct the file"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:

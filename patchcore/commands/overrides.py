@@ -271,7 +271,8 @@ def _quote(argument: str) -> str:
             f"text, type {quoted(argument)}"
         )
     value = argument.partition("=")[2]
-    tidy = re.sub(r"(?:^|(?<=[\[{(,]))\s*,|,\s*(?=[\]}),]|$)", "", value)
+    single = re.sub(r",(\s*,)+", ",", value)
+    tidy = re.sub(r"(?:^|(?<=[\[{(]))\s*,|,\s*(?=[\]})]|$)", "", single)
     if tidy and tidy != value and _parsed(f"{key}={tidy}") is not None:
         return (
             f"{argument}: a comma has no value before or after it: type "

@@ -46,7 +46,8 @@ or - for such a list on stdin. Each image gives one row, in the order of the ima
             bytes that are not UTF-8 are written as in \\n, \\x1b and \\xe9, and what a spreadsheet
             would take for a formula begins with an apostrophe. JSON lines have the exact path
   score     raw anomaly score; higher is more anomalous
-  p_value   share of nominal images that score at least as high, from the model's decision
+  p_value   share of nominal images that score at least as high (this image counts as one of
+            them), from the model's decision
   verdict   anomalous (at or above the threshold) or nominal
   regions   parts of the image whose map is at or above the pixel threshold, as JSON: box (left,
             top, right, bottom), area and at (x, y of the peak) in px of the image, and peak

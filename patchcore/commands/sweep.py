@@ -324,7 +324,7 @@ def _earlier(multirun: Multirun) -> list[str]:
         return []
     more = f" and {len(others) - MOST} more" if len(others) > MOST else ""
     told = ", ".join(str(point) for point in others[:MOST])
-    return [f"counted with them, from earlier starts in this folder: {told}{more}"]
+    return [f"also counted, from earlier starts in this folder: {told}{more}"]
 
 
 def _kept(multirun: Multirun) -> str:

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from patchcore.commands import Stopped, job, plain_errors, raise_if_stopped
 from patchcore.commands.composed import to_config
-from patchcore.commands.generations import CONFIG_NAME, CONFIG_PATH, entry
+from patchcore.commands.flags import CONFIG_NAME
+from patchcore.commands.generations import CONFIG_PATH, entry
 from patchcore.commands.gpus import take_gpu
 from patchcore.commands.groups import register
 from patchcore.commands.idle import warn_of_idle

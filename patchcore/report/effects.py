@@ -189,17 +189,23 @@ def _pairs(
 ) -> Iterator[tuple[Unit, float | None]]:
     """Yield the difference for every category and seed of a pair of points; None if it is unknown.
 
-    A run on which no seed has an effect is the partner of the other point's runs with each seed.
+    A run without seeds is paired with each run of the other point.
     """
     seeds = {} if reference is None else reference.seeds
     for seed, by_category in point.seeds.items():
-        partners = [seed if seed in seeds or "" not in seeds else ""]
-        if not seed and "" not in seeds:
-            partners = [*seeds] or [seed]
-        for partner in partners:
+        for partner in _partners(seed, list(seeds)):
             for category, run in by_category.items():
                 twin = seeds.get(partner, {}).get(category)
                 yield (category, seed or partner), _difference(run, twin, metric)
+
+
+def _partners(seed: str, others: list[str]) -> list[str]:
+    """Seeds of the other point's runs that are paired with a run of this seed; "" is none."""
+    if seed in others:
+        return [seed]
+    if "" in others:
+        return [""]
+    return [seed] if seed else others or [""]
 
 
 def _difference(run: RunFolder, twin: RunFolder | None, metric: str) -> float | None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from patchcore.errors import InputError, printable
 from patchcore.metrics import METRICS, told
 from patchcore.paper import AVERAGE
+from patchcore.report.columns import determines, equivalent, grouped, grouped_seeds
 from patchcore.report.folders import find_runs
 from patchcore.report.points import Factor, Point
 from patchcore.report.reading import CATEGORY, RunFolder, Settings, read_run
@@ -121,30 +122,14 @@ class Table:
     def seed_keys(self) -> dict[str, list[str]]:
         """Seeds that varied, which make repeats, not points: {seed: keys that change with it}.
 
-        Runs without a seed, such as that of a coreset with `coreset=all`, do not count.
+        See `grouped_seeds`.
         """
-        found: dict[str, list[str]] = {}
-        for key in sorted(self._seeds, key=lambda key: key.count(".")):
-            if len([value for value in self.varied[key] if value is not None]) < 2:
-                continue
-            for leader, followers in found.items():
-                runs = [run for run in self.known if None not in self._values(run, leader, key)]
-                pairs = [tuple(map(token, self._values(run, leader, key))) for run in runs]
-                one, other = zip(*pairs, strict=True) if pairs else ((), ())
-                if pairs and _equivalent(one, other):
-                    followers.append(key)
-                    break
-            else:
-                found[key] = []
-        return found
+        seeds = {key: [run.settings.get(key) for run in self.known] for key in self._seeds}
+        return grouped_seeds([self._point(run) for run in self.known], seeds)
 
     @property
     def _seeds(self) -> list[str]:
         return [key for key in self.varied if key.endswith("seed")]  # and data.shots_seed
-
-    @staticmethod
-    def _values(run: RunFolder, *keys: str) -> list[Any]:
-        return [run.settings.get(key) for key in keys]
 
     @cached_property
     def repeats(self) -> set[str]:
@@ -162,7 +147,7 @@ class Table:
                 for run in self.known
             ]
             # Two names for the same settings are no difference.
-            if len(set(chosen)) > 1 and _determines(contents, chosen):
+            if len(set(chosen)) > 1 and determines(contents, chosen):
                 found[group] = chosen
         return found
 
@@ -180,17 +165,17 @@ class Table:
             if not any(
                 key.startswith(f"{group}.")
                 and Factor(key, self.varied[key], []).numbers
-                and _equivalent(chosen, column)
+                and equivalent(chosen, column)
                 for key, column in settings.items()
             )
         }
         paths = {k for k in settings if any(os.sep in str(value) for value in self.varied[k])}
         plain = {key: column for key, column in settings.items() if key not in paths}
-        grouped = self._grouped({**choices, **plain, **settings})
+        groups = grouped({**choices, **plain, **settings})
         order = [*choices, *self.keys]
         return [
-            Factor(key, distinct(self.setting(run, key) for run in self.known), grouped[key])
-            for key in sorted(grouped, key=order.index)
+            Factor(key, distinct(self.setting(run, key) for run in self.known), groups[key])
+            for key in sorted(groups, key=order.index)
         ]
 
     @cached_property
@@ -291,9 +276,11 @@ class Table:
         return {key: found[key] for key in sorted(found, key=lambda key: [*map(natural, key)])}
 
     def _identity(self, run: RunFolder) -> tuple[str, str, str]:
+        return self._point(run), self.seed(run), run.category
+
+    def _point(self, run: RunFolder) -> str:
         settings = [self.setting(run, factor.key) for factor in self.factors]
-        point = token([self._part_of[run], *(token(value) for value in settings)])
-        return point, self.seed(run), run.category
+        return token([self._part_of[run], *(token(value) for value in settings)])
 
     def _expected(self, run: RunFolder) -> list[str]:
         """Categories of all runs on the same data as `run`, also of failed ones."""
@@ -303,22 +290,6 @@ class Table:
 
     def _column(self, key: str) -> list[str]:
         return [token(run.settings.get(key)) for run in self.known]
-
-    @staticmethod
-    def _grouped(columns: dict[str, list[str]]) -> dict[str, list[str]]:
-        """Group columns that change together: {first of them: the others}."""
-        found: dict[str, list[str]] = {}
-        for key, column in columns.items():
-            for leader, followers in found.items():
-                settles = key.startswith(f"{leader}.")  # a setting of the group that was chosen
-                if (settles and _determines(columns[leader], column)) or _equivalent(
-                    columns[leader], column
-                ):
-                    followers.append(key)
-                    break
-            else:
-                found[key] = []
-        return found
 
 
 def read_runs(folders: Sequence[Path], metric: str = "image_auroc") -> Table:
@@ -390,15 +361,6 @@ def pareto(costs: Sequence[tuple[float, float]]) -> list[int]:
         return a != b and a[0] <= b[0] and a[1] <= b[1]
 
     return [i for i, mine in enumerate(costs) if not any(beats(other, mine) for other in costs)]
-
-
-def _equivalent(one: Sequence[str], other: Sequence[str]) -> bool:
-    return _determines(one, other) and _determines(other, one)
-
-
-def _determines(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Return whether the second column is a function of the first."""
-    return len(set(one)) == len(set(zip(one, other, strict=True)))
 
 
 def _fill_missing(runs: Sequence[RunFolder]) -> None:
