@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from patchcore.commands.generations import VERSION_BASE
@@ -174,6 +175,17 @@ def test_several_studies_lose_no_points(given: list[str], told: str, tmp_path: P
             return
         with pytest.raises(InputError, match=f"^{told}"):
             check_studies(config, loader)
+
+
+def test_ranges_count_in_the_numbers_that_are_typed() -> None:
+    for typed, expected in (
+        ("0.1,0.4,0.1", ["0.1", "0.2", "0.3"]),
+        ("0.5,0,-0.2", ["0.5", "0.3", "0.1"]),
+        ("1,2.5", ["1.0", "2.0"]),
+        ("0,3", ["0", "1", "2"]),
+    ):
+        override = OverridesParser.create().parse_override(f"coreset.ratio=range({typed})")
+        assert [*override.sweep_string_iterator()] == expected
 
 
 def test_of_several_values_the_last_is_searched() -> None:

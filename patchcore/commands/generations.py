@@ -7,6 +7,7 @@ import copy
 import inspect
 import os
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import hydra
@@ -16,7 +17,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import FloatRange, Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from hydra.utils import instantiate
@@ -153,6 +154,19 @@ def _sanitized(self: Hydra, cfg: Any, cfg_type: str) -> Any:
 
 
 Hydra.get_sanitized_cfg = _sanitized  # type: ignore[method-assign]
+
+
+def _as_written(self: FloatRange) -> None:
+    """Count in the decimal numbers that were typed: range(0.1,0.4,0.1) gives 0.1, 0.2 and 0.3.
+
+    Hydra would count in their binary approximations, which give 0.30000000000000004 and 0.4.
+    """
+    self.start, self.stop, self.step = (
+        Decimal(str(number)) for number in (self.start, self.stop, self.step)
+    )
+
+
+FloatRange.__post_init__ = _as_written  # type: ignore[method-assign]
 
 
 def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
