@@ -4,6 +4,8 @@ import errno
 import json
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,33 +114,42 @@ def traced() -> tuple[Inspector, torch.export.ExportedProgram]:
 
 
 @pytest.fixture(scope="module")
-def translated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the graph as ONNX, which OpenVINO's begins with, too: it takes seconds."""
-    return tmp_path_factory.mktemp("translated")
+def translated(
+    traced: tuple[Inspector, torch.export.ExportedProgram],
+) -> Callable[[], AbstractContextManager[None]]:
+    """Context with the one graph, which is translated to ONNX only once: that takes seconds."""
+    translate, kept = torch.onnx.export, []
+
+    def export_once(program: torch.export.ExportedProgram, **settings: Any) -> Any:
+        assert program is traced[1]
+        if not kept:
+            kept.append(translate(program, **settings))
+        return kept[0]
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        with (
+            mock.patch("patchcore.export.model.traced_graph", lambda *_: traced[1]),
+            mock.patch("torch.onnx.export", export_once),
+        ):
+            yield
+
+    return context
 
 
 @pytest.fixture(scope="module", params=["onnx", "openvino", "torch"])
 def exported(
     request: pytest.FixtureRequest,
     traced: tuple[Inspector, torch.export.ExportedProgram],
-    translated: Path,
+    translated: Callable[[], AbstractContextManager[None]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Exported:
     """One graph, traced once, in each format."""
     needs(request.param)
-    python, program = traced
-    translate = OnnxFormat.write
-
-    def write(self: OnnxFormat, program: torch.export.ExportedProgram, folder: Path) -> None:
-        if not any(translated.iterdir()):
-            translate(self, program, translated)
-        shutil.copytree(translated, folder, dirs_exist_ok=True)
-
+    python, _ = traced
     folder = tmp_path_factory.mktemp("export") / request.param
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, translated():
         leave_unchecked(patch)
-        patch.setattr("patchcore.export.model.traced_graph", lambda *_: program)
-        patch.setattr(OnnxFormat, "write", write)
         parity = export(python, folder, request.param, threads=1)
     return Exported(folder, load_export(folder, threads=1), python, parity)
 
@@ -318,26 +329,34 @@ def test_an_operation_that_a_format_lacks_is_told_in_a_line(format: str, tmp_pat
     ],
 )
 def test_a_graph_that_cannot_be_written_lacks_no_operation(
-    format: str, writes: str, error: Exception, tmp_path: Path
+    traced: tuple[Inspector, torch.export.ExportedProgram],
+    translated: Callable[[], AbstractContextManager[None]],
+    format: str,
+    writes: str,
+    error: Exception,
+    tmp_path: Path,
 ) -> None:
     needs(format)
-    python = inspector(small())
     told = (
         rf"^{tmp_path}/export: cannot be written \(No space left on device\): make room or choose "
         "another folder$"
     )
-    with mock.patch(writes, side_effect=error), pytest.raises(InputError, match=told):
-        export(python, tmp_path / "export", format)
+    failing = mock.patch(writes, side_effect=error)
+    with translated(), failing, pytest.raises(InputError, match=told):
+        export(traced[0], tmp_path / "export", format)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "torch"])
 def test_a_graph_for_which_there_is_no_room_is_a_line(
-    traced: tuple[Inspector, torch.export.ExportedProgram], format: str, tmp_path: Path
+    traced: tuple[Inspector, torch.export.ExportedProgram],
+    translated: Callable[[], AbstractContextManager[None]],
+    format: str,
+    tmp_path: Path,
 ) -> None:
     needs(format)
     told = "File too large" if format != "openvino" else "in .*, where it is made first: make room"
-    with limited(20_000), pytest.raises(OSError, match=told):
+    with translated(), limited(20_000), pytest.raises(OSError, match=told):
         FORMATS[format].write(traced[1], tmp_path)
 
 
