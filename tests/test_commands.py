@@ -691,8 +691,9 @@ def test_a_closed_pipe_ends_a_command_quietly(arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("arguments", [["--help"], ["cache", "path"]])
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [(["--help"], ""), (["--help"], "1"), (["cache", "path"], "")]
+)
 def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str], unbuffered: str) -> None:
     program = "from patchcore.commands import main; main()"
     with open("/dev/full", "w") as full:

@@ -244,19 +244,16 @@ def test_compiled_models_score_the_same(fitted: Callable[[str], Any], name: str)
     assert_near(Prediction(*traced(batch)), model(batch))
 
 
-@pytest.mark.parametrize("name", TRACED)
 @pytest.mark.usefixtures("unchecked")
-def test_exported_models_score_the_same(fitted: Callable[[str], Any], name: str) -> None:
-    model, batch = fitted(name), images(3, seed=1)
-    sizes = None if name == "spade" else ({0: torch.export.Dim("batch", min=1, max=64)},)
-    program = torch.export.export(model, (batch,), dynamic_shapes=sizes)
+def test_an_exported_spade_scores_the_same(fitted: Callable[[str], Any]) -> None:
+    """`patchcore export` refuses it, unlike the other methods; see test_export.py for these."""
+    model, batch = fitted("spade"), images(3, seed=1)
+    program = torch.export.export(model, (batch,))
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)
     exported = torch.export.load(file).module()
     assert_near(Prediction(*exported(batch)), model(batch))
-    if sizes:
-        assert_near(Prediction(*exported(images(5, seed=2))), model(images(5, seed=2)))
 
 
 @pytest.mark.usefixtures("unchecked")
