@@ -671,6 +671,47 @@ def test_names_that_look_the_same_belong_together(
     assert {sample.path: sample.mask for sample in found}[image] == mask
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("kind", "truth"),
+    [
+        (MVTecConfig, "ground_truth/{}/0_mask.png"),
+        (MVTec2Config, "test_public/ground_truth/{}/0_mask.png"),
+        (LOCOConfig, "ground_truth/{}/0/000.png"),
+    ],
+)
+def test_folders_of_defects_whose_names_look_the_same_belong_together(
+    tmp_path: Path, kind: type[DataConfig], truth: str, form: Literal["NFC", "NFD"]
+) -> None:
+    other: Literal["NFC", "NFD"] = "NFC" if form == "NFD" else "NFD"
+    defect = unicodedata.normalize(form, "bläse")
+    test = "test_public" if kind is MVTec2Config else "test"
+    write_image(tmp_path / "nut/train/good/0.png", (8, 8))
+    image = write_image(tmp_path / f"nut/{test}/{defect}/0.png", (8, 8), 1)
+    mask = write_mask(
+        tmp_path / "nut" / truth.format(unicodedata.normalize(other, "bläse")), (8, 8)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the data set always has is missing
+        (found,) = kind(root=str(tmp_path), category="nut").read().test  # type: ignore[call-arg]
+    assert (found.path, found.defect_type) == (image, defect) and found.mask in (
+        mask,
+        Masks((mask,)),
+    )
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_masks_in_a_subfolder_may_be_named_in_another_form(
+    tmp_path: Path, form: Literal["NFC", "NFD"]
+) -> None:
+    write_image(tmp_path / "nominal/bläse.png", (8, 8))
+    mask = write_image(
+        tmp_path / f"nominal/masks/{unicodedata.normalize(form, 'bläse')}.png", (8, 8), 1
+    )
+    with pytest.raises(InputError, match=f"^{mask}: looks like a mask"):
+        FolderConfig(root=str(tmp_path)).read()
+
+
 def test_a_category_in_place_of_its_data_set_is_told(tmp_path: Path) -> None:
     write_mvtec(tmp_path)
     with pytest.raises(InputError) as caught:

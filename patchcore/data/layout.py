@@ -152,9 +152,9 @@ def _mask_in_subfolder(images: Sequence[Path], folder: Path) -> Path | None:
         depth = next((i for i, name in enumerate(parents, 1) if name.lower() in FOLDERS), None)
         if depth is not None:
             rest = [name for name in parents if name.lower() not in FOLDERS]
-            owner = Path(*rest, bare(path.stem))
+            owner = composed(Path(*rest, bare(path.stem)))
             inside.setdefault(tuple(parents[:depth]), []).append((path, owner))
-    names = {path.relative_to(folder).with_suffix("") for path in images} if inside else set()
+    names = {composed(path.relative_to(folder).with_suffix("")) for path in images if inside}
     for found in inside.values():
         if all(owner in names for _, owner in found):
             return found[0][0]
@@ -316,11 +316,11 @@ def read_category(
         raise InputError(f"{test_folder}: holds no folder of images; expected {layout}")
     if any(kind != nominal for kind in images):
         note_missing(files, folder, (truth,))
-    masks = _masks(files, masks_in, images, mask_folders)
+    masks = _masks(files, masks_in, [x for paths in images.values() for x in paths], mask_folders)
     samples: list[Sample] = []
     for kind, paths in images.items():
         for path in paths:
-            mask = masks.pop((kind, composed(path).stem), None)
+            mask = masks.pop(_key(path), None)
             if kind != nominal:
                 samples.append(Sample(path, 1, printable(kind), mask))
                 continue
@@ -384,32 +384,40 @@ def note_others(files: Files, folder: Path, nominal: str, other: str) -> None:
         files.note(f"not read: {', '.join(map(str, unread))}")
 
 
+def _key(image: Path) -> tuple[str, str]:
+    """Kind of defect and name of an image, composed."""
+    path = composed(image)
+    return path.parent.name, path.stem
+
+
 def _masks(
-    files: Files, folder: Path, images: dict[str, list[Path]], mask_folders: bool
+    files: Files, folder: Path, images: Iterable[Path], mask_folders: bool
 ) -> dict[tuple[str, str], Path | Masks]:
-    """Masks by kind of defect and name of image.
+    """Masks by kind of defect and name of image, as in `_key`.
 
     Raises InputError if a mask has several images, an image two masks, or a mask no kind.
     """
     if not folder.is_dir():
         return {}
-    stems = {kind: [composed(path).stem for path in paths] for kind, paths in images.items()}
+    owners: dict[tuple[str, str], list[Path]] = {}
+    for path in images:
+        owners.setdefault(_key(path), []).append(path)
     found: dict[tuple[str, str], list[Path]] = {}
     for path in files.images(folder, recursive=True):
-        parts = path.relative_to(folder).parts
-        if len(parts) == 1:
+        place = composed(path.relative_to(folder))
+        if len(place.parts) == 1:
             raise InputError(
                 f"{path}: masks are expected in a folder of {folder} named like the kind of "
                 "defect; move it into one or remove it"
             )
-        kind = parts[0]
-        name = composed(path).parent.name if mask_folders else composed(path).stem
-        if name not in stems.get(kind, ()) and not mask_folders:
+        kind, name = place.parts[0], place.parent.name if mask_folders else place.stem
+        if (kind, name) not in owners and not mask_folders:
             name = bare(name)
-        if stems.get(kind, []).count(name) > 1:
+        several = owners.get((kind, name), [])
+        if len(several) > 1:
             raise InputError(
                 f"{path}: this mask has several images named {name} in "
-                f"{images[kind][0].parent}; rename all but one"
+                f"{several[0].parent}; rename all but one"
             )
         found.setdefault((kind, name), []).append(path)
     if mask_folders:
