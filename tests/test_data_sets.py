@@ -760,6 +760,21 @@ def test_anomalous_images_beside_the_nominal_ones_are_not_learned(tmp_path: Path
     assert [sample.path.name for sample in split.train] == ["1.png"]
 
 
+def test_images_in_good_are_nominal_wherever_that_folder_lies(tmp_path: Path) -> None:
+    names = ["good/cam1/1.png", "2024/good/2.png", "2024/good_2/3.png", "2025/OK/cam1/4.png"]
+    for name in names:
+        write_image(tmp_path / "nominal" / name, (8, 8), int(name[-5]))
+    config = FolderConfig(root=str(tmp_path), test_share=0, anomalous="bad")
+    write_image(tmp_path / "bad/5.png", (8, 8), 5)
+    with pytest.raises(InputError, match=r"nominal/2024: lies beside good, "):
+        config.read()  # as 2024/good_2 may hold anything
+    shutil.move(tmp_path / "nominal/2024/good_2", tmp_path / "nominal/good_2")
+    assert len(config.read().train) == 4
+    write_image(tmp_path / "nominal/2025/crack/6.png", (8, 8), 6)
+    with pytest.raises(InputError, match=r"nominal/2025/crack: lies beside OK, "):
+        config.read()
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [

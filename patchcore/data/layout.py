@@ -86,6 +86,8 @@ def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
 def reject_defects(images: Sequence[Path], folder: Path, advice: str) -> None:
     """Refuse nominal images of which some are in `good` and others in a folder beside it.
 
+    Images that are in a folder such as `good` themselves, at any depth, are never refused.
+
     Args:
         images: Image files.
         folder: Folder that was searched for them.
@@ -94,9 +96,14 @@ def reject_defects(images: Sequence[Path], folder: Path, advice: str) -> None:
     Raises:
         InputError: there is such a folder, as in the `test` folder of a data set.
     """
-    places = sorted({place for path in images for place in _folders_between(path, folder)})
-    good = {place.parent: place for place in places if place.name.casefold() in NOMINAL}
-    for place in places:
+    good: dict[Path, Path] = {}
+    others: set[Path] = set()
+    for path in images:
+        places = _folders_between(path, folder)
+        nominal = {place.parent: place for place in places if place.name.casefold() in NOMINAL}
+        good |= nominal
+        others.update(places if not nominal else ())
+    for place in sorted(others, key=lambda path: (-len(path.parts), path)):  # the innermost first
         name = place.name.casefold()
         if (beside := good.get(place.parent)) and not name.startswith((*NOMINAL,)):
             raise InputError(
