@@ -432,6 +432,19 @@ def test_folders_may_lie_in_another_and_be_separated_as_on_windows(
     assert (tmp_path / "data/x/train/1.png").read_bytes() == b"1"
 
 
+@pytest.mark.parametrize("outer", ["", "all/", "all/x/", "x/"])
+@pytest.mark.parametrize("more", ["__MACOSX/x/._train", ".DS_Store", "readme.txt"])
+def test_what_lies_beside_the_only_folder_changes_nothing(
+    tmp_path: Path, outer: str, more: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    files = {f"{outer}x/{part}/1.png": b"1" for part in ("train", "test")}
+    beside = {f"{place}{more}": b"" for place in ("", outer)}
+    archive = put(zipped(files | beside), tmp_path)
+    unpack(archive, tmp_path / "data/x", ("train", "test"), tmp_path / "data", ["all"])
+    assert sorted(path.name for path in (tmp_path / "data/x").iterdir()) == ["test", "train"]
+
+
 def test_what_another_download_would_not_mend_is_told_with_what_would(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     message = "x.archive: is encrypted, .* was removed; give --url of a copy without a password"
