@@ -712,12 +712,17 @@ def test_masks_in_a_subfolder_may_be_named_in_another_form(
         FolderConfig(root=str(tmp_path)).read()
 
 
-def test_a_category_in_place_of_its_data_set_is_told(tmp_path: Path) -> None:
-    write_mvtec(tmp_path)
+@pytest.mark.parametrize("root", ["..", ".", "train/..", None])
+def test_a_category_in_place_of_its_data_set_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str | None
+) -> None:
+    folder = write_mvtec(tmp_path)
+    monkeypatch.chdir(folder / "train" if root == ".." else folder)
+    root = root or str(folder)
     with pytest.raises(InputError) as caught:
-        MVTecConfig(root=str(tmp_path / "nut"), category="nut").read()
+        MVTecConfig(root=root, category="nut").read()
     assert str(caught.value) == (
-        f"data.root: {tmp_path}/nut is the folder of a category: set data.root={tmp_path} and "
+        f"data.root: {root} is the folder of a category: set data.root={tmp_path} and "
         "data.category=nut"
     )
 

@@ -214,7 +214,7 @@ def no_category(root: Path, category: str, there: Iterable[str], layout: str) ->
     there = list(there)
     names = ", ".join(there)
     if not there and (root / "train").is_dir():
-        place = root.absolute()
+        place = root.resolve() if ".." in root.parts else root.absolute()
         return InputError(
             f"data.root: {root} is the folder of a category: set data.root={place.parent} and "
             f"data.category={place.name}"
