@@ -273,13 +273,13 @@ class MaskCounts(Metric):
 
     is_differentiable = False
     full_state_update = False
-    counts: Tensor  # (12,) int64
+    counts: Tensor  # (counts,) int64, in the order of _COUNTS
     examples: list[Tensor] | Tensor  # `_written` numbers of images and of counts that they raise
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("examples", [], dist_reduce_fx="cat")
-        self.add_state("counts", torch.zeros(12, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(_COUNTS), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
         self,
