@@ -121,7 +121,7 @@ class PatchFeatures(nn.Module):
                 None if in_place else torch.from_numpy(source.clip(max=c - 1).T.copy()),
                 persistent=False,
             )
-            kernel = torch.from_numpy(kernels).float()
+            kernel = torch.from_numpy(kernels.astype(np.float32))
             self.register_buffer(
                 f"kernel_{i}", kernel.transpose(0, 1)[:, :, None], persistent=False
             )  # (taps, rows, 1, p, p)
@@ -231,6 +231,8 @@ def reference_mapping(
         layer: Position of this layer among the `layers` used, from 0.
 
     Returns:
+        Read-only, as later calls return the same arrays:
+
         lo: First output channel that this layer feeds; a channel where two layers meet is fed by
             both, and the contributions add up.
         first: (rows,) first input channel of the run that output channel lo + row reads.
@@ -254,7 +256,10 @@ def reference_mapping(
     for row, (run, c) in enumerate(zip(runs, first, strict=True)):
         for s, e, weight in run:
             kernels[row, s - c * window : e - c * window] += weight
-    return lo, first, kernels.reshape(-1, taps, size, size)
+    kernels = kernels.reshape(-1, taps, size, size)
+    for array in (first, kernels):
+        array.setflags(write=False)
+    return lo, first, kernels
 
 
 def _run(k: int, n: int, m: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngInfo
 
@@ -540,8 +540,13 @@ def test_a_file_whose_metadata_are_damaged_is_told_by_what_it_begins_as(tmp_path
     (tmp_path / "a.png").write_bytes(data)
     jpeg = save(Image.fromarray(RAMP), tmp_path / "b.jpg")
     jpeg.write_bytes(jpeg.read_bytes()[:20])
-    for name, kind in (("a.png", "PNG"), ("b.jpg", "JPEG")):
-        with pytest.raises(InputError, match=rf"{name}: cannot be read .*begins as {kind}, but"):
+    avif = tmp_path / "c.avif"
+    avif.write_bytes(b"\0\0\0\x18ftypavif" + bytes(40))
+    kinds = [("a.png", "a PNG"), ("b.jpg", "a JPEG")]
+    kinds += [("c.avif", "an AVIF")] if features.check("avif") else []
+    for name, kind in kinds:
+        told = rf"{name}: cannot be read .*begins like {kind} file, but .*; save it as PNG or JPEG"
+        with pytest.raises(InputError, match=told):
             read_image(tmp_path / name)
 
 
@@ -550,13 +555,16 @@ def test_pixels_of_an_unsupported_kind_are_told(tmp_path: Path) -> None:
     write_tiff(tmp_path / "double.tif", np.zeros((8, 9), np.float64))
     write_tiff(tmp_path / "five.tif", np.zeros((8, 9, 5), np.uint8))
     for name in ("colours", "double", "five"):
-        told = rf"{name}\.tif: .* not supported, or it is damaged.; save it as PNG or JPEG, grey or"
+        told = rf"{name}\.tif: .* not supported, or is damaged: .*; save it as PNG or JPEG, grey or"
         with pytest.raises(InputError, match=told):
             read_image(tmp_path / f"{name}.tif")
 
 
-def test_a_photo_of_a_phone_in_heic_is_told(tmp_path: Path) -> None:
-    (tmp_path / "photo.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+@pytest.mark.parametrize(
+    "brands", [b"heic", b"hevc", b"mif1\0\0\0\0mif1heic", b"msf1\0\0\0\0hevcmsf1"]
+)
+def test_a_photo_of_a_phone_in_heic_is_told(tmp_path: Path, brands: bytes) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"\0\0\0\x18ftyp" + brands + bytes(40))
     with pytest.raises(InputError, match=r"photo\.jpg: .*HEIC, which is not .*; save it as PNG or"):
         read_image(tmp_path / "photo.jpg")
 

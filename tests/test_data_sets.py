@@ -671,12 +671,58 @@ def test_names_that_look_the_same_belong_together(
     assert {sample.path: sample.mask for sample in found}[image] == mask
 
 
-def test_a_category_in_place_of_its_data_set_is_told(tmp_path: Path) -> None:
-    write_mvtec(tmp_path)
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("kind", "truth"),
+    [
+        (MVTecConfig, "ground_truth/{}/0_mask.png"),
+        (MVTec2Config, "test_public/ground_truth/{}/0_mask.png"),
+        (LOCOConfig, "ground_truth/{}/0/000.png"),
+    ],
+)
+def test_folders_of_defects_whose_names_look_the_same_belong_together(
+    tmp_path: Path, kind: type[DataConfig], truth: str, form: Literal["NFC", "NFD"]
+) -> None:
+    other: Literal["NFC", "NFD"] = "NFC" if form == "NFD" else "NFD"
+    defect = unicodedata.normalize(form, "bläse")
+    test = "test_public" if kind is MVTec2Config else "test"
+    write_image(tmp_path / "nut/train/good/0.png", (8, 8))
+    image = write_image(tmp_path / f"nut/{test}/{defect}/0.png", (8, 8), 1)
+    mask = write_mask(
+        tmp_path / "nut" / truth.format(unicodedata.normalize(other, "bläse")), (8, 8)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what the data set always has is missing
+        (found,) = kind(root=str(tmp_path), category="nut").read().test  # type: ignore[call-arg]
+    assert (found.path, found.defect_type) == (image, defect) and found.mask in (
+        mask,
+        Masks((mask,)),
+    )
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_masks_in_a_subfolder_may_be_named_in_another_form(
+    tmp_path: Path, form: Literal["NFC", "NFD"]
+) -> None:
+    write_image(tmp_path / "nominal/bläse.png", (8, 8))
+    mask = write_image(
+        tmp_path / f"nominal/masks/{unicodedata.normalize(form, 'bläse')}.png", (8, 8), 1
+    )
+    with pytest.raises(InputError, match=f"^{mask}: looks like a mask"):
+        FolderConfig(root=str(tmp_path)).read()
+
+
+@pytest.mark.parametrize("root", ["..", ".", "train/..", None])
+def test_a_category_in_place_of_its_data_set_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str | None
+) -> None:
+    folder = write_mvtec(tmp_path)
+    monkeypatch.chdir(folder / "train" if root == ".." else folder)
+    root = root or str(folder)
     with pytest.raises(InputError) as caught:
-        MVTecConfig(root=str(tmp_path / "nut"), category="nut").read()
+        MVTecConfig(root=root, category="nut").read()
     assert str(caught.value) == (
-        f"data.root: {tmp_path}/nut is the folder of a category: set data.root={tmp_path} and "
+        f"data.root: {root} is the folder of a category: set data.root={tmp_path} and "
         "data.category=nut"
     )
 
@@ -717,6 +763,21 @@ def test_anomalous_images_beside_the_nominal_ones_are_not_learned(tmp_path: Path
             FolderConfig(root=root, **given).read()
     split = FolderConfig(root=root, nominal="train", anomalous="test/bent", test_share=0).read()
     assert [sample.path.name for sample in split.train] == ["1.png"]
+
+
+def test_images_in_good_are_nominal_wherever_that_folder_lies(tmp_path: Path) -> None:
+    names = ["good/cam1/1.png", "2024/good/2.png", "2024/good_2/3.png", "2025/OK/cam1/4.png"]
+    for name in names:
+        write_image(tmp_path / "nominal" / name, (8, 8), int(name[-5]))
+    config = FolderConfig(root=str(tmp_path), test_share=0, anomalous="bad")
+    write_image(tmp_path / "bad/5.png", (8, 8), 5)
+    with pytest.raises(InputError, match=r"nominal/2024: lies beside good, "):
+        config.read()  # as 2024/good_2 may hold anything
+    shutil.move(tmp_path / "nominal/2024/good_2", tmp_path / "nominal/good_2")
+    assert len(config.read().train) == 4
+    write_image(tmp_path / "nominal/2025/crack/6.png", (8, 8), 6)
+    with pytest.raises(InputError, match=r"nominal/2025/crack: lies beside OK, "):
+        config.read()
 
 
 @pytest.mark.parametrize(

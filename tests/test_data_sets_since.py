@@ -2,8 +2,9 @@
 
 import codecs
 import json
+import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -80,6 +81,17 @@ def write_mvtec3d(root: Path) -> Path:
             write_mask(folder / part / "gt/000.png", marked="good" not in part)
     (folder / "calibration").mkdir()
     return folder
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_mask_of_mvtec3d_may_be_named_in_another_form(
+    tmp_path: Path, form: Literal["NFC", "NFD"]
+) -> None:
+    folder = write_mvtec3d(tmp_path) / "test/hole"
+    image = write_image(folder / "rgb" / f"{unicodedata.normalize(form, 'bläse')}.png")
+    mask = write_mask(folder / "gt/bläse.png")
+    found = MVTec3DConfig(root=str(tmp_path), category="tire").read().test
+    assert {sample.path: sample.mask for sample in found}[image] == mask
 
 
 def test_mvtec3d_reads_its_colour_images(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from patchcore.data.synthesis import (
     OBJECT_DEFECTS,
     TEXTURE_DEFECTS,
     Draw,
+    _grid,
+    _spline,
     draw_object,
     draw_texture,
 )
@@ -58,3 +60,7 @@ def test_defects_show_in_the_mask_and_nowhere_else(draw: Draw, kind: str) -> Non
     assert faint.min() > 1.5  # grey levels
     assert plain.mean() > 8
     assert plain.mean() >= faint.mean()
+
+
+def test_arrays_that_are_kept_for_later_pictures_are_read_only() -> None:
+    assert not any(array.flags.writeable for array in (*_grid(16), _spline(16, 3)))

@@ -219,12 +219,14 @@ def test_a_server_that_sends_another_part(site: Site, tmp_path: Path) -> None:
 
 def test_a_wrong_checksum_leaves_no_file(site: Site, tmp_path: Path) -> None:
     site.content = b"damaged"
-    with pytest.raises(InputError, match=f"is {sha256(b'damaged')}, and should be {'0' * 64}"):
+    found = sha256(b"damaged")
+    told = rf"is {found}, and should be {'0' * 64}; .* or give --sha256 {found} if you trust it$"
+    with pytest.raises(InputError, match=told):
         download(site.url, tmp_path / "file", "0" * 64)
     assert names(tmp_path) == []
     with pytest.raises(InputError, match=r"^--sha256: 123 should be 64 hexadecimal digits"):
         download(site.url, tmp_path / "file", "123")
-    assert download(site.url, tmp_path / "file", sha256(b"damaged").upper()) == sha256(b"damaged")
+    assert download(site.url, tmp_path / "file", found.upper()) == found
 
 
 def test_addresses_that_lead_nowhere(site: Site, tmp_path: Path) -> None:
@@ -430,6 +432,19 @@ def test_folders_may_lie_in_another_and_be_separated_as_on_windows(
     archive = put(zipped({name: b"1", name.replace("train", "test"): b"2"}), tmp_path)
     unpack(archive, tmp_path / "data/x", ("train", "test"), tmp_path / "data")
     assert (tmp_path / "data/x/train/1.png").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("outer", ["", "all/", "all/x/", "x/"])
+@pytest.mark.parametrize("more", ["__MACOSX/x/._train", ".DS_Store", "readme.txt"])
+def test_what_lies_beside_the_only_folder_changes_nothing(
+    tmp_path: Path, outer: str, more: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    files = {f"{outer}x/{part}/1.png": b"1" for part in ("train", "test")}
+    beside = {f"{place}{more}": b"" for place in ("", outer)}
+    archive = put(zipped(files | beside), tmp_path)
+    unpack(archive, tmp_path / "data/x", ("train", "test"), tmp_path / "data", ["all"])
+    assert sorted(path.name for path in (tmp_path / "data/x").iterdir()) == ["test", "train"]
 
 
 def test_what_another_download_would_not_mend_is_told_with_what_would(tmp_path: Path) -> None:

@@ -41,10 +41,11 @@ def test_each_image_and_region_is_counted_once() -> None:
     )
     assert counts.compute() == dict(zip(MASK_KEYS, [1, 3, 1, 0, 1, 6, 5, 3], strict=True))
     told = " ".join(counts.notices())
-    assert "1 of 7 anomalous images have no mask" in told and "left out" in told
+    assert "1 of 7 anomalous images has no mask that marks anything; it is left out" in told
     assert "3 of 7 anomalous images have their defect outside the crop" in told
-    assert "1 of 7 anomalous images have their defect lost in resizing" in told
-    assert "1 of 7 anomalous images have part of their defect outside the crop" in told
+    assert "image metrics count them, pixel metrics leave them out. image.view" in told
+    assert "1 of 7 anomalous images has its defect lost in resizing; image metrics count it" in told
+    assert "1 of 7 anomalous images has part of its defect outside the crop" in told
     assert "2 of 16 marked regions" in told and "image.view=square" in told  # of images that stay
     counts.reset()
     counts.update(torch.tensor([0]), torch.zeros(1, 6, dtype=torch.int64))
@@ -60,13 +61,20 @@ def test_the_first_image_of_each_kind_is_named() -> None:
     told = counts.notices(names)
     assert told[0].startswith("2 of 5 anomalous images (the first is two) have no mask")
     assert told[1].startswith("2 of 5 anomalous images (the first is three) have their defect")
-    assert told[2].startswith("1 of 5 anomalous images (the first is five\\n) have part of")
+    assert told[2].startswith("1 of 5 anomalous images (five\\n) has part of its defect")
     assert not any("first" in line for line in counts.notices())
     counts.reset()
     counts.update(torch.tensor([1]), torch.tensor([[2, 0, 0, 1, 0, 1]]), numbers=torch.tensor([1]))
     regions, masks = counts.notices(names)
-    assert regions.startswith("1 of 2 marked regions (the first is in two), of one pixel each")
-    assert masks.startswith("1 of 1 masks (the first belongs to two) mark more than half")
+    assert regions.startswith("1 of 2 marked regions (in two), of one pixel, was lost in resizing")
+    assert masks.startswith("1 of 1 masks (that of two) marks more than half of its image")
+    rows = torch.tensor([[3, 0, 0, 2, 0, 1]])
+    counts.update(torch.tensor([1]), rows, numbers=torch.tensor([2]))
+    regions, masks = counts.notices(names)
+    assert regions.startswith(
+        "3 of 5 marked regions (the first is in two), of one pixel each, were"
+    )
+    assert masks.startswith("2 of 2 masks (the first is that of two) mark more than half of their")
 
 
 def marking(size: tuple[int, int], *boxes: tuple[slice, slice]) -> NDArray[np.uint8]:
@@ -108,8 +116,8 @@ def test_an_image_whose_mask_shows_nothing_is_neither_nominal_nor_anomalous(tmp_
     counts.update(labels, torch.stack([item["regions"] for item in items]))
     assert every.left_out() == sum(counts.compute()[key] for key in MASK_KEYS[:4]) == 2
     outside, lost = counts.notices()
-    assert outside.startswith("1 of 4 anomalous images have their defect outside the crop")
-    assert lost.startswith("1 of 4 anomalous images have their defect lost in resizing")
+    assert outside.startswith("1 of 4 anomalous images has its defect outside the crop")
+    assert lost.startswith("1 of 4 anomalous images has its defect lost in resizing")
 
 
 def test_a_region_lost_in_an_image_of_which_a_part_is_resized_is_told(
@@ -149,9 +157,9 @@ def test_a_run_tells_what_is_left_out(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "run/metrics.json").read_text())
     assert [found[key] for key in MASK_KEYS] == [1, 2, 0, 0, 1, 2, 0, 0]
-    told = ((1, 4, "have no mask"), (2, 0, "have their defect outside"), (1, 2, "have part"))
+    told = ((1, 4, "has no mask"), (2, 0, "have their defect outside"), (1, 2, "has part"))
     for count, first, words in told:
-        example = f"(the first is {tmp_path}/anomalous/{first}.png)"
+        example = f"({'the first is ' * (count > 1)}{tmp_path}/anomalous/{first}.png)"
         assert f"warning: {count} of 6 anomalous images {example} {words}" in done.err
         assert done.err.count(words) == 1
     assert "images_outside_crop      2" in done.out
@@ -161,7 +169,7 @@ def test_a_run_tells_what_is_left_out(tmp_path: Path) -> None:
     assert [found[key] for key in MASK_KEYS] == [1, 0, 1, 0, 0, 0, 1, 0]
     (line,) = [line for line in whole.err.splitlines() if "resizing" in line]
     first = tmp_path / "anomalous/5.png"
-    assert line.startswith(f"warning: 1 of 6 anomalous images (the first is {first}) have their")
+    assert line.startswith(f"warning: 1 of 6 anomalous images ({first}) has its defect lost")
 
 
 def test_all_masks_outside_leave_pixel_metrics_undefined(tmp_path: Path) -> None:

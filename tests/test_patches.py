@@ -122,6 +122,16 @@ def test_kernels_are_as_short_as_the_papers_network_allows(
     assert kernels.sum((1, 2, 3)) == pytest.approx(np.ones(512))  # constants stay as they are
 
 
+def test_kernels_that_are_kept_for_later_calls_are_read_only() -> None:
+    _, *kept = reference_mapping(16, 3, 0, 2, 12, 12)
+    assert not any(array.flags.writeable for array in kept)
+    before = [array.copy() for array in kept]
+    for buffer in PatchFeatures([16, 16], PatchConfig(layer_channels=12, channels=12)).buffers():
+        buffer.zero_()
+    for array, copy in zip(kept, before, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
 def test_nothing_is_stored_or_trained() -> None:
     features = PatchFeatures([8, 16], PatchConfig(channels=12))
     assert not features.state_dict() and not list(features.parameters())

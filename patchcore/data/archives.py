@@ -20,6 +20,7 @@ from typing import TypeVar, cast
 
 from tqdm import tqdm
 
+from patchcore.data.files import is_junk
 from patchcore.errors import InputError, unreadable
 
 Member = TypeVar("Member", tarfile.TarInfo, zipfile.ZipInfo)
@@ -39,8 +40,10 @@ def unpack(
     """Unpack a zip or tar archive to `folder`, which appears only when it is complete.
 
     `folder` becomes what holds `holds`: the archive's top, or a folder in it; of several, the one
-    with its name. Folders that hold nothing but one other folder do not count. Owners and special
-    permissions of the archived files are not restored.
+    with its name. Folders that hold one other folder alone do not count; files beside it, and what
+    operating systems leave behind, change nothing. A folder with the name of `folder` that lacks
+    `holds` is only searched for another one with this name. Owners and special permissions of the
+    archived files are not restored.
 
     Args:
         archive: Archive file; the caller removes it afterwards.
@@ -156,15 +159,13 @@ def _check_member(archive: Path, name: str, plain: bool) -> None:
 
 def _find_top(archive: Path, folder: Path, holds: tuple[str, ...], name: str) -> Path:
     """Return the folder that holds the names, the one with the given name if there are several."""
-    level = folder
-    while _lacking(level, holds) and level.name != name:
-        inside = sorted(level.iterdir())
-        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name in holds:
+    places = [folder]
+    while _lacking(places[-1], holds):
+        below = _folders(places[-1], name)
+        places += below
+        if len(below) != 1 or below[0].name in holds:
             break
-        level = inside[0]
-    below = [] if level.name == name else sorted(path for path in level.iterdir() if path.is_dir())
-    below = [path for path in below if path.name == name] or below
-    best = min([level, *below], key=lambda place: len(_lacking(place, holds)))
+    best = min(places, key=lambda place: len(_lacking(place, holds)))
     if not (lacking := _lacking(best, holds)):
         return best
     if lacking == [*holds]:
@@ -175,6 +176,14 @@ def _find_top(archive: Path, folder: Path, holds: tuple[str, ...], name: str) ->
         place = "" if best == folder else f" in {best.relative_to(folder)}"
         told = f"lacks {', '.join(lacking)}{place}"
     raise _ArchiveError(f"{archive.name}: {told}, and was removed; give --url of a complete one")
+
+
+def _folders(folder: Path, name: str) -> list[Path]:
+    """Folders to search in a folder: the one with the given name, or else all."""
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    if own := [path for path in inside if path.name == name]:
+        return own
+    return [] if folder.name == name else [path for path in inside if not is_junk(path.name)]
 
 
 def _lacking(folder: Path, holds: Iterable[str]) -> list[str]:

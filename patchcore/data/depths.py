@@ -102,8 +102,10 @@ def raw_greys(image: Image.Image, file: Image.Image) -> NDArray[Any]:
     """
     values = np.array(image)
     if values.dtype == np.int32 and isinstance(file, TiffImagePlugin.TiffImageFile):
-        bits, kind = TiffImagePlugin.BITSPERSAMPLE, TiffImagePlugin.SAMPLEFORMAT
-        if (*file.tag_v2.get(bits, ()), *np.atleast_1d(file.tag_v2.get(kind, 1))) == (32, 1):
+        # One number for each of the file's channels, of which a grey image has one.
+        bits = np.atleast_1d(file.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1))
+        kind = np.atleast_1d(file.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, 1))
+        if bits.tolist() == [32] and kind.tolist() == [1]:
             return values.view(np.uint32)
     return values
 

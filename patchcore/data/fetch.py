@@ -158,7 +158,7 @@ def download(url: str, path: Path, sha256: str | None = None) -> str:
         raise InputError(
             f"{shown(url)}: the SHA-256 of this file is {found}, and should be "
             f"{sha256.lower()}; the file was removed. It is damaged or another one: try again, or "
-            "give that as --sha256 if you trust it"
+            f"give --sha256 {found} if you trust it"
         )
     return found
 

@@ -36,8 +36,8 @@ from patchcore.errors import InputError, above, broken_link, missing, unreadable
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
 LOSSY = ("AVIF", "JPEG", "JPEG2000", "MPO", "WEBP")  # formats that may change the values of pixels
-# Pillow's words for what it does not support.
-UNSUPPORTED = ("unknown pixel mode", "Invalid value for samples per pixel", "-bit layers")
+HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+"""Brands by which a file says that it holds pictures in HEIC."""
 P = ParamSpec("P")
 T = TypeVar("T")
 _OPENING = threading.Lock()
@@ -370,37 +370,45 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return broken_link(path, os.strerror(errno.ELOOP))
     text = " ".join(str(error).split()) or type(error).__name__
-    reason, supported = getattr(error, "strerror", None) or text, True
+    reason, known = getattr(error, "strerror", None) or text, False
     if isinstance(error, UnidentifiedImageError):
-        reason, supported = _unidentified(path)
+        reason, known = _unidentified(path)
     advice = "replace or remove it"
-    if not supported:
+    if known:  # other programs may open it
         advice = f"save it as PNG or JPEG, grey or RGB, or {advice}"
     return unreadable(path, f"{path}: cannot be read as an image ({reason}); {advice}")
 
 
 def _unidentified(path: Path) -> tuple[str, bool]:
-    """Reason why none of Pillow's decoders takes a file, and whether its kind is supported."""
+    """Reason why none of Pillow's decoders takes a file, and whether it begins like an image."""
     decoders = _decoders(path.suffix.lower())
     start = b""
     with suppress(OSError), open(path, "rb") as file:
-        start = file.read(16)
-    for name in decoders if len(start) == 16 else []:  # as many as Pillow looks at
+        start = file.read(256)
+    if _is_heic(start):
+        return "it is HEIC, which is not supported", True
+    for name in decoders if len(start) >= 16 else []:
         decoder, begins = Image.OPEN[name]
-        if begins is None or begins(start) is not True:
+        if begins is None or begins(start[:16]) is not True:  # as many as Pillow looks at
             continue
         try:
             with open(path, "rb") as file:
                 decoder(file, "")
         except Exception as error:  # of any kind
-            words = " ".join(str(error).split())
-            if any(each in words for each in UNSUPPORTED):
-                told = f"the pixel format of this {name} file is not supported, or it is damaged"
-                return told, False
-            return f"it begins as {name}, but is damaged: {words}", True
-    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
-        return "it is HEIC, which is not supported", False
-    return f"it is none of {', '.join(decoders)}", True
+            words = " ".join(str(error).split()) or type(error).__name__
+            kind = f"{'an' if name == 'AVIF' else 'a'} {name} file"
+            told = "has a pixel format that is not supported, or is damaged"
+            return f"it begins like {kind}, but {told}: {words}", True
+    return f"it is none of {', '.join(decoders)}", False
+
+
+def _is_heic(start: bytes) -> bool:
+    """Whether a file that begins so is HEIC, by its first or, if that is general, other brands."""
+    size = min(int.from_bytes(start[:4], "big"), len(start))
+    others = {start[place : place + 4] for place in range(16, size, 4)}
+    first = start[8:12]
+    general = first in (b"mif1", b"msf1")  # for AVIF, too
+    return start[4:8] == b"ftyp" and (first in HEIC or (general and not HEIC.isdisjoint(others)))
 
 
 def _deepest_if_dark(file: Image.Image, image: Image.Image, path: Path) -> int:

@@ -86,6 +86,8 @@ def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
 def reject_defects(images: Sequence[Path], folder: Path, advice: str) -> None:
     """Refuse nominal images of which some are in `good` and others in a folder beside it.
 
+    Images that are in a folder such as `good` themselves, at any depth, are never refused.
+
     Args:
         images: Image files.
         folder: Folder that was searched for them.
@@ -94,9 +96,14 @@ def reject_defects(images: Sequence[Path], folder: Path, advice: str) -> None:
     Raises:
         InputError: there is such a folder, as in the `test` folder of a data set.
     """
-    places = sorted({place for path in images for place in _folders_between(path, folder)})
-    good = {place.parent: place for place in places if place.name.casefold() in NOMINAL}
-    for place in places:
+    good: dict[Path, Path] = {}
+    others: set[Path] = set()
+    for path in images:
+        places = _folders_between(path, folder)
+        nominal = {place.parent: place for place in places if place.name.casefold() in NOMINAL}
+        good |= nominal
+        others.update(places if not nominal else ())
+    for place in sorted(others, key=lambda path: (-len(path.parts), path)):  # the innermost first
         name = place.name.casefold()
         if (beside := good.get(place.parent)) and not name.startswith((*NOMINAL,)):
             raise InputError(
@@ -152,9 +159,9 @@ def _mask_in_subfolder(images: Sequence[Path], folder: Path) -> Path | None:
         depth = next((i for i, name in enumerate(parents, 1) if name.lower() in FOLDERS), None)
         if depth is not None:
             rest = [name for name in parents if name.lower() not in FOLDERS]
-            owner = Path(*rest, bare(path.stem))
+            owner = composed(Path(*rest, bare(path.stem)))
             inside.setdefault(tuple(parents[:depth]), []).append((path, owner))
-    names = {path.relative_to(folder).with_suffix("") for path in images} if inside else set()
+    names = {composed(path.relative_to(folder).with_suffix("")) for path in images if inside}
     for found in inside.values():
         if all(owner in names for _, owner in found):
             return found[0][0]
@@ -207,7 +214,7 @@ def no_category(root: Path, category: str, there: Iterable[str], layout: str) ->
     there = list(there)
     names = ", ".join(there)
     if not there and (root / "train").is_dir():
-        place = root.absolute()
+        place = root.resolve() if ".." in root.parts else root.absolute()
         return InputError(
             f"data.root: {root} is the folder of a category: set data.root={place.parent} and "
             f"data.category={place.name}"
@@ -316,11 +323,11 @@ def read_category(
         raise InputError(f"{test_folder}: holds no folder of images; expected {layout}")
     if any(kind != nominal for kind in images):
         note_missing(files, folder, (truth,))
-    masks = _masks(files, masks_in, images, mask_folders)
+    masks = _masks(files, masks_in, [x for paths in images.values() for x in paths], mask_folders)
     samples: list[Sample] = []
     for kind, paths in images.items():
         for path in paths:
-            mask = masks.pop((kind, composed(path).stem), None)
+            mask = masks.pop(_key(path), None)
             if kind != nominal:
                 samples.append(Sample(path, 1, printable(kind), mask))
                 continue
@@ -384,32 +391,40 @@ def note_others(files: Files, folder: Path, nominal: str, other: str) -> None:
         files.note(f"not read: {', '.join(map(str, unread))}")
 
 
+def _key(image: Path) -> tuple[str, str]:
+    """Kind of defect and name of an image, composed."""
+    path = composed(image)
+    return path.parent.name, path.stem
+
+
 def _masks(
-    files: Files, folder: Path, images: dict[str, list[Path]], mask_folders: bool
+    files: Files, folder: Path, images: Iterable[Path], mask_folders: bool
 ) -> dict[tuple[str, str], Path | Masks]:
-    """Masks by kind of defect and name of image.
+    """Masks by kind of defect and name of image, as in `_key`.
 
     Raises InputError if a mask has several images, an image two masks, or a mask no kind.
     """
     if not folder.is_dir():
         return {}
-    stems = {kind: [composed(path).stem for path in paths] for kind, paths in images.items()}
+    owners: dict[tuple[str, str], list[Path]] = {}
+    for path in images:
+        owners.setdefault(_key(path), []).append(path)
     found: dict[tuple[str, str], list[Path]] = {}
     for path in files.images(folder, recursive=True):
-        parts = path.relative_to(folder).parts
-        if len(parts) == 1:
+        place = composed(path.relative_to(folder))
+        if len(place.parts) == 1:
             raise InputError(
                 f"{path}: masks are expected in a folder of {folder} named like the kind of "
                 "defect; move it into one or remove it"
             )
-        kind = parts[0]
-        name = composed(path).parent.name if mask_folders else composed(path).stem
-        if name not in stems.get(kind, ()) and not mask_folders:
+        kind, name = place.parts[0], place.parent.name if mask_folders else place.stem
+        if (kind, name) not in owners and not mask_folders:
             name = bare(name)
-        if stems.get(kind, []).count(name) > 1:
+        several = owners.get((kind, name), [])
+        if len(several) > 1:
             raise InputError(
                 f"{path}: this mask has several images named {name} in "
-                f"{images[kind][0].parent}; rename all but one"
+                f"{several[0].parent}; rename all but one"
             )
         found.setdefault((kind, name), []).append(path)
     if mask_folders:

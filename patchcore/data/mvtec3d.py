@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from patchcore.data.files import Files
+from patchcore.data.files import Files, composed
 from patchcore.data.layout import (
     NOMINAL,
     check_names,
@@ -102,10 +102,10 @@ class MVTec3DConfig(DataConfig):
 def _samples(files: Files, folder: Path) -> list[Sample]:
     """Samples of one kind of test images."""
     images = checked_images(files, folder / "rgb", LAYOUT, MASKS_IN)
-    masks = _masks(files, folder / "gt", [path.stem for path in images])
+    masks = _masks(files, folder / "gt", [composed(path).stem for path in images])
     samples = []
     for path in images:
-        mask = masks.pop(path.stem, None)
+        mask = masks.pop(composed(path).stem, None)
         if folder.name != "good":
             samples.append(Sample(path, 1, printable(folder.name), mask))
             continue
@@ -122,14 +122,15 @@ def _samples(files: Files, folder: Path) -> list[Sample]:
 
 
 def _masks(files: Files, folder: Path, names: list[str]) -> dict[str, Path]:
-    """Masks by the name of their image, which is among `names` at most once."""
+    """Masks by the composed name of their image, which is among `names` at most once."""
     masks: dict[str, Path] = {}
     for path in files.images(folder) if folder.is_dir() else ():
-        if names.count(path.stem) > 1:
+        name = composed(path).stem
+        if names.count(name) > 1:
             raise InputError(
-                f"{path}: this mask has several images named {path.stem} in "
+                f"{path}: this mask has several images named {name} in "
                 f"{folder.parent / 'rgb'}; rename all but one"
             )
-        if (other := masks.setdefault(path.stem, path)) != path:
-            raise InputError(f"{path}: {path.stem} has the mask {other} already; remove one")
+        if (other := masks.setdefault(name, path)) != path:
+            raise InputError(f"{path}: {name} has the mask {other} already; remove one")
     return masks

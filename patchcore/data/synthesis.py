@@ -228,6 +228,8 @@ def _grid(size: int) -> tuple[Array, Array]:
     """x and y of pixel centres, (size, size) each."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(UNITS / size)
     x, y = np.meshgrid(axis, axis)
+    for array in (x, y):
+        array.setflags(write=False)
     return x, y
 
 
@@ -237,7 +239,9 @@ def _spline(size: int, cells: int) -> Array:
     place = (np.arange(size) + 0.5) * cells / size
     t = np.abs(place[:, None] - np.arange(-1, cells + 2)[None, :])
     near = 2 / 3 - t**2 + t**3 / 2
-    return np.where(t < 1, near, np.clip(2 - t, 0, None) ** 3 / 6).astype(np.float32)
+    weights = np.where(t < 1, near, np.clip(2 - t, 0, None) ** 3 / 6).astype(np.float32)
+    weights.setflags(write=False)
+    return weights
 
 
 def smooth(rng: np.random.Generator, size: int, cells: int) -> Array:

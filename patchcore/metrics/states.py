@@ -273,13 +273,13 @@ class MaskCounts(Metric):
 
     is_differentiable = False
     full_state_update = False
-    counts: Tensor  # (12,) int64
+    counts: Tensor  # (counts,) int64, in the order of _COUNTS
     examples: list[Tensor] | Tensor  # `_written` numbers of images and of counts that they raise
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("examples", [], dist_reduce_fx="cat")
-        self.add_state("counts", torch.zeros(12, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(len(_COUNTS), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
         self,
@@ -334,60 +334,69 @@ class MaskCounts(Metric):
 
         Args:
             names: Names of the images by their `numbers`, so that each sentence on images can name
-                the first of them. Without names, none is named.
+                the only or the first of them. Without names, none is named.
         """
         found = dict(zip(_COUNTS, self.counts.tolist(), strict=True))
         masked, lost, most = found["masks"], found["regions_nominal"], found["masks_of_most"]
         images = masked + found["images_without_mask"]
         examples = _read(_join(self.examples))
 
-        def first(key: str, be: str = "is") -> str:
+        def first(key: str, before: str = "") -> str:
             numbers = examples[examples[:, 1] == _COUNTS.index(key), 0]
             number = int(numbers.min()) if len(numbers) else len(names)
             name = names[number] if number < len(names) else ""
-            return f" (the first {be} {printable(name)})" if name else ""
+            which = before if found[key] == 1 else f"the first is {before}"
+            return f" ({which}{printable(name)})" if name else ""
 
-        def some(key: str) -> str:
-            return f"{found[key]} of {images} anomalous images{first(key)}"
+        def some(key: str, one: str, more: str) -> str:
+            rest = one if found[key] == 1 else more
+            return f"{found[key]} of {images} anomalous images{first(key)} {rest}"
+
+        def unseen(key: str, place: str) -> str:
+            one = f"has its defect {place}; image metrics count it, pixel metrics leave it out"
+            more = (
+                f"have their defect {place}; image metrics count them, pixel metrics leave them out"
+            )
+            return some(key, one, more)
 
         lines = []
         if masked and found["images_without_mask"]:
-            lines.append(
-                f"{some('images_without_mask')} have no mask that marks anything; they are left "
-                "out of the pixel metrics"
-            )
+            one = "has no mask that marks anything; it is left out of the pixel metrics"
+            more = "have no mask that marks anything; they are left out of the pixel metrics"
+            lines.append(some("images_without_mask", one, more))
         if found["images_outside_crop"]:
-            lines.append(
-                f"{some('images_outside_crop')} have their defect outside the crop, where it "
-                "cannot be found; image metrics count them, pixel metrics leave them out. "
-                "image.view=square takes images whole"
-            )
+            told = unseen("images_outside_crop", "outside the crop, where it cannot be found")
+            lines.append(f"{told}. image.view=square takes images whole")
         if found["images_lost_in_resizing"]:
-            lines.append(
-                f"{some('images_lost_in_resizing')} have their defect lost in resizing; image "
-                "metrics count them, pixel metrics leave them out. A larger image.size keeps it"
-            )
+            told = unseen("images_lost_in_resizing", "lost in resizing")
+            lines.append(f"{told}. A larger image.size keeps it")
         if found["images_outside_region"]:
-            lines.append(
-                f"{some('images_outside_region')} have their defect outside the region that "
-                "counts (data.region, data.regions); image metrics count them, pixel metrics leave "
-                "them out"
-            )
+            place = "outside the region that counts (data.region, data.regions)"
+            lines.append(unseen("images_outside_region", place))
         if found["images_cut_by_crop"]:
-            lines.append(
-                f"{some('images_cut_by_crop')} have part of their defect outside the crop; "
-                "image.view=square takes images whole"
-            )
+            one = "has part of its defect outside the crop"
+            told = some("images_cut_by_crop", one, "have part of their defect outside the crop")
+            lines.append(f"{told}; image.view=square takes images whole")
         if lost:  # in images that are not left out
-            lines.append(
-                f"{lost} of {found['regions']} marked regions{first('regions_nominal', 'is in')}, "
+            one = (
+                "of one pixel, was lost in resizing and counts as nominal; a larger image.size "
+                "keeps it"
+            )
+            more = (
                 "of one pixel each, were lost in resizing and count as nominal; a larger "
                 "image.size keeps them"
             )
+            which = f"{lost} of {found['regions']} marked regions{first('regions_nominal', 'in ')}"
+            lines.append(f"{which}, {one if lost == 1 else more}")
         if 2 * most > masked:
-            lines.append(
-                f"{most} of {masked} masks{first('masks_of_most', 'belongs to')} mark more than "
-                "half of their image; if their defects are black, invert the masks, as defects "
-                "should be white"
+            one = (
+                "marks more than half of its image; if its defects are black, invert the mask, as "
+                "defects should be white"
             )
+            more = (
+                "mark more than half of their image; if their defects are black, invert the "
+                "masks, as defects should be white"
+            )
+            which = f"{most} of {masked} masks{first('masks_of_most', 'that of ')}"
+            lines.append(f"{which} {one if most == 1 else more}")
         return lines

@@ -99,6 +99,7 @@ def hidden(path: Path) -> bool:
 GREY = NOISE[..., 0]
 DEEP = GREY.astype(np.uint16) * 257
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+HEIC = b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(40)
 BROKEN: list[tuple[str, Callable[[], bytes], str, str]] = [
     ("cut in half", lambda: encoded(NOISE)[:200], UNREADABLE, "a.png"),
     ("empty", bytes, UNREADABLE, "a.png"),
@@ -109,6 +110,7 @@ BROKEN: list[tuple[str, Callable[[], bytes], str, str]] = [
     ("PostScript", lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "", "a.png"),
     ("compressed once more", lambda: gzip.compress(encoded(NOISE)), UNREADABLE, "a.png"),
     ("a pointer of Git LFS", lambda: POINTER, "is a Git LFS pointer", "a.png"),
+    ("a photo of a phone (HEIC)", lambda: HEIC, "cannot be read as an image (it is HEIC", "a.jpg"),
     ("JPEG without its end", lambda: encoded(NOISE, "JPEG")[:-40], UNREADABLE, "a.jpg"),
     ("only a header", lambda: encoded(NOISE)[:33], UNREADABLE, "a.png"),
     ("header of 3,600 megapixels", lambda: png_of(60_000, 60_000), "has 60000×60000", "a.png"),

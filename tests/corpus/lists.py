@@ -158,6 +158,10 @@ def misnamed() -> bytes:
     return replaced(content, "\xe4\xe4".encode(), b"\xff\xff\xff\xff")
 
 
+def below(place: str) -> dict[str, bytes]:
+    return {f"{place}/{name}": content for name, content in SOUND.items()}
+
+
 DAMAGED, OUTSIDE = "and was removed", "would land outside the folder; nothing was unpacked"
 ARCHIVES: list[tuple[str, Callable[[], bytes], str]] = [
     ("text", lambda: b"<html>gone</html>", "is neither a zip nor a tar archive"),
@@ -223,3 +227,8 @@ for title, make, words in ARCHIVES:
     archived(title, make, words)
 archived("zip", zipped, RIGHT)
 archived("tar.xz", lambda: tarred(mode="w:xz"), RIGHT)
+archived("zip of macOS", lambda: zipped({**below("all/x"), "__MACOSX/all/._x": b""}), RIGHT)
+archived(
+    "zip with notes beside its folder", lambda: zipped({**below("all/x"), "a.txt": b""}), RIGHT
+)
+archived("zip of a folder in one of its name", lambda: zipped(below("x/x")), RIGHT)
