@@ -25,8 +25,12 @@ def by_label(table: Table) -> dict[str, float]:
     return {point.label: point.value(table.metric).mean for point in table.points}
 
 
+def of_seeds(*values: float) -> dict[tuple[str, str], float]:
+    return {("", f"seed={seed}"): value for seed, value in enumerate(values)}
+
+
 def test_summary_of_repeats_by_hand() -> None:
-    found = summarise([1.0, 2.0, 3.0, 4.0])
+    found = summarise(of_seeds(1.0, 2.0, 3.0, 4.0))
     assert found.mean == 2.5
     assert found.count == 4
     assert found.deviation == pytest.approx(1.2909944487)  # sqrt(5 / 3)
@@ -34,16 +38,44 @@ def test_summary_of_repeats_by_hand() -> None:
 
 
 def test_two_repeats_have_the_wide_interval_of_one_degree_of_freedom() -> None:
-    found = summarise([0.90, 0.92])
+    found = summarise(of_seeds(0.90, 0.92))
     assert found.deviation == pytest.approx(0.01 * math.sqrt(2))
     assert found.half == pytest.approx(12.7062047 * 0.01)  # s / sqrt(2) is 0.01
 
 
 def test_one_repeat_has_no_spread_and_none_no_mean() -> None:
-    assert summarise([0.5]).mean == 0.5
-    assert math.isnan(summarise([0.5]).half)
-    assert not summarise([]).defined
-    assert summarise([]).reason == "no finished run"
+    assert summarise(of_seeds(0.5)).mean == 0.5
+    assert math.isnan(summarise(of_seeds(0.5)).half)
+    assert not summarise({}).defined
+    assert summarise({}).reason == "no finished run"
+
+
+def test_runs_that_share_a_seed_are_not_independent(tmp_path: Path) -> None:
+    values = {(0, 0): 0.58, (0, 1): 0.67, (1, 0): 0.35, (1, 1): 0.40}  # (data.seed, coreset.seed)
+    crossed = {("", f"data.seed={a}, coreset.seed={b}"): x for (a, b), x in values.items()}
+    found = summarise(crossed)
+    assert found.mean == pytest.approx(0.5)
+    of_data = summarise(of_seeds(0.625, 0.375))  # the other seed has a narrower interval
+    assert (found.count, found.half) == (2, pytest.approx(of_data.half))
+    for (a, b), value in values.items():
+        settings = {"data.seed": a, "coreset.seed": b}
+        write_run(tmp_path / f"{a}{b}", settings, {"image_auroc": value})
+    (point,) = read_runs([tmp_path]).points
+    assert point.value("image_auroc") == found == point.cell("bottle", "image_auroc")
+    together = {("", f"data.seed={i}, coreset.seed={i}"): x for i, x in enumerate(values.values())}
+    assert summarise(together) == summarise(of_seeds(*values.values()))
+    of_categories = {(name, f"seed={i}"): x for i, x in enumerate((0.5, 0.6)) for name in "ab"}
+    assert summarise(of_categories).count == 4
+
+
+def test_settings_of_a_group_that_change_together_are_named_by_its_choice(tmp_path: Path) -> None:
+    for name, reweight, share in (("reweighted", 9, 0.0), ("top_share", 0, 0.01)):
+        folder = tmp_path / name
+        settings = {"scoring.reweight": reweight, "scoring.top_share": share}
+        write_run(folder, settings, {"image_auroc": 0.9}, {"scoring": name})
+    table = read_runs([tmp_path])
+    assert [factor.key for factor in table.factors] == ["scoring"]
+    assert {point.label for point in table.points} == {"scoring=reweighted", "scoring=top_share"}
 
 
 def test_class_average_is_over_categories_then_over_seeds(tmp_path: Path) -> None:

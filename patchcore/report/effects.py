@@ -15,13 +15,10 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from patchcore.errors import InputError
-from patchcore.report.points import Factor, Point, Summary, summarise
+from patchcore.report.points import Factor, Point, Summary, Unit, summarise
 from patchcore.report.reading import RunFolder
 from patchcore.report.table import Table
 from patchcore.report.words import rank, show, token, typed
-
-Unit = tuple[str, str]
-"""Category and seed."""
 
 
 @dataclass
@@ -54,17 +51,18 @@ class _Differences:
     found: dict[Unit, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     missing: int = 0
 
-    def over(self, chosen: str | None = None) -> tuple[list[float], int]:
+    def over(self, chosen: str | None = None) -> tuple[dict[Unit, float], int]:
         """Return the mean difference of each unit, and the number of pairs.
 
         Args:
             chosen: Setting of the other factors to restrict the pairs to; None: all.
         """
-        each = [
-            [value for others, value in by.items() if chosen in (None, others)]
-            for by in self.found.values()
-        ]
-        return [fmean(values) for values in each if values], sum(map(len, each))
+        each = {
+            unit: [value for others, value in by.items() if chosen in (None, others)]
+            for unit, by in self.found.items()
+        }
+        means = {unit: fmean(values) for unit, values in each.items() if values}
+        return means, sum(map(len, each.values()))
 
 
 def parse_against(text: str) -> tuple[str, str]:
@@ -144,7 +142,7 @@ def effects(table: Table, key: str, value: str, metrics: list[str]) -> list[Effe
     return main + (single if len(names) > 1 else [])
 
 
-def _summary(means: list[float]) -> Summary:
+def _summary(means: dict[Unit, float]) -> Summary:
     found = summarise(means)
     return found if means else Summary(found.mean, reason="no pair of finished runs")
 

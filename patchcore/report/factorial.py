@@ -24,14 +24,12 @@ from patchcore.report.blocks import (
     text_cell,
     value_cell,
 )
-from patchcore.report.points import Factor, Summary, summarise
+from patchcore.report.points import Factor, Summary, Unit, summarise
 from patchcore.report.table import Table
 from patchcore.report.words import falls, number, title, token, typed
 
 MOST = 40
 """Largest number of terms that are shown; smaller ones are left out."""
-Unit = tuple[str, str]
-"""Category and seed."""
 Values = dict[tuple[tuple[str, str], ...], float]
 """Values of a metric: {((key of a factor, token of its value), …): value}."""
 
@@ -133,13 +131,13 @@ def _values(table: Table, factors: list[Factor], metric: str) -> dict[Unit, Valu
 
 def _effect(known: dict[Unit, Values], chosen: list[tuple[Factor, Any]]) -> Term | None:
     """Effect of a value, or interaction of two values; None if the runs for it are missing."""
-    means, runs = [], 0
+    means, runs = {}, 0
     tokens = [(factor.key, token(reference(factor)), token(value)) for factor, value in chosen]
-    for values in known.values():
+    for unit, values in known.items():
         found = list(_differences(values, tokens))
         runs += len(found)
         if found:
-            means.append(fmean(found))
+            means[unit] = fmean(found)
     if not means:
         return None
     return Term({factor.key: typed(value) for factor, value in chosen}, summarise(means), runs)

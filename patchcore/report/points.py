@@ -1,8 +1,8 @@
 """Points of a sweep: groups of runs that differ only in category and seed, and their averages."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -12,6 +12,9 @@ from patchcore.paper import AVERAGE, CATEGORIES
 from patchcore.report.checks import is_number
 from patchcore.report.reading import RunFolder, Settings
 from patchcore.report.words import typed
+
+Unit = tuple[str, str]
+"""Category and seeds of a repeat, the seeds as text; see `Table.seed`."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,32 @@ def undefined(reason: str) -> Summary:
     return Summary(math.nan, reason=reason)
 
 
-def summarise(values: Sequence[float]) -> Summary:
+def summarise(values: Mapping[Unit, float]) -> Summary:
     """Return mean, sample standard deviation s and 95 % interval of n repeats.
 
     The interval is Student's: mean ± t(0.975, n - 1) · s / √n.
+
+    Repeats that share one of several seeds are not independent, as in a sweep over `data.seed=0,1`
+    and `seed=0,1`. The values of each such seed are then averaged and counted as one repeat. Of the
+    spreads that the seeds give in this way, the one with the widest interval is returned.
     """
+    found = [_spread([*values.values()])]
+    for key in {name for _, seeds in values for name in _by_name(seeds)}:
+        shared: dict[Unit, list[float]] = {}
+        for (category, seeds), value in values.items():
+            shared.setdefault((category, _by_name(seeds).get(key, "")), []).append(value)
+        if 1 < len(shared) < len(values):
+            found.append(_spread([fmean(each) for each in shared.values()]))
+    return replace(max(found, key=lambda summary: summary.half), mean=found[0].mean)
+
+
+def _by_name(seeds: str) -> dict[str, str]:
+    """The seeds that `Table.seed` tells, by their names."""
+    pairs = [seed.partition("=") for seed in seeds.split(", ")]
+    return {name: value for name, _, value in pairs}
+
+
+def _spread(values: Sequence[float]) -> Summary:
     if len(values) < 2:
         return Summary(values[0], 1) if values else undefined("no finished run")
     deviation = stdev(values)
@@ -86,13 +110,13 @@ class Point:
 
     def cell(self, category: str, metric: str) -> Summary:
         """Return the summary of `metric` for one category, over the seeds with a finished run."""
-        values = []
+        values = {}
         for seed, by_category in self.seeds.items():
             run = by_category.get(category)
             if run is not None and run.finished:
                 if metric not in run.metrics:
                     return undefined(self._why(run, metric, seed))
-                values.append(run.metrics[metric])
+                values["", seed] = run.metrics[metric]
         return summarise(values)
 
     def value(self, metric: str) -> Summary:
@@ -101,7 +125,7 @@ class Point:
         It is undefined if, for any seed, a category has no finished run or no value of `metric`. A
         seed without any finished run is left out, and only lowers the count.
         """
-        averages = []
+        averages = {}
         for seed, by_category in self.seeds.items():
             finished = {name: run for name, run in by_category.items() if run.finished}
             missing = [name for name in self.categories if name not in finished]
@@ -116,7 +140,7 @@ class Point:
                 if metric not in run.metrics:
                     return undefined(self._why(run, metric, seed))
                 values.append(run.metrics[metric])
-            averages.append(fmean(values))
+            averages["", seed] = fmean(values)
         return summarise(averages)
 
     def curve(self, metric: str) -> list[tuple[float, float]]:

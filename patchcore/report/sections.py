@@ -122,7 +122,7 @@ def facts(table: Table) -> list[tuple[str, str, str, str]]:
                 found.append((f"{name}{where}", number(metric, cost.mean), note, ""))
     finished = len(table.runs) - len(table.unfinished)
     spent = math.fsum(run.spent for run in table.runs)
-    note = f"{number('seconds', round(spent))} s together" if spent else ""
+    note = f"took {number('seconds', round(spent))} s, with what caches held" if spent else ""
     found.append(("finished runs", str(finished), note, ""))
     if table.unfinished:
         found.append(("unfinished runs", str(len(table.unfinished)), "see Runs", "warn"))

@@ -162,12 +162,7 @@ class Table:
         choices = {
             group: chosen
             for group, chosen in self.choices.items()
-            if not any(
-                key.startswith(f"{group}.")
-                and Factor(key, self.varied[key], []).numbers
-                and equivalent(chosen, column)
-                for key, column in settings.items()
-            )
+            if not self._is_number(group, chosen, settings)
         }
         paths = {k for k in settings if any(os.sep in str(value) for value in self.varied[k])}
         plain = {key: column for key, column in settings.items() if key not in paths}
@@ -177,6 +172,12 @@ class Table:
             Factor(key, distinct(self.setting(run, key) for run in self.known), groups[key])
             for key in sorted(groups, key=order.index)
         ]
+
+    def _is_number(self, group: str, chosen: list[str], settings: dict[str, list[str]]) -> bool:
+        """Whether the choices of a group differ in one number alone, such as `patch.size`."""
+        own = [key for key in settings if key.startswith(f"{group}.")]
+        numbers = [key for key in own if Factor(key, self.varied[key], []).numbers]
+        return own == numbers and len(own) == 1 and equivalent(chosen, settings[own[0]])
 
     @cached_property
     def points(self) -> list[Point]:
