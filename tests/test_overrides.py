@@ -73,6 +73,7 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("~seed", "~seed: other seeds follow from it: give seed=NUMBER instead"),
         ("=3", "=3: not understood: type KEY=VALUE"),
         ("a..b=3", "a..b=3: not understood: type KEY=VALUE"),
+        ("coreset.ratio=0,05", "coreset.ratio=0,05: a number takes a point: type coreset.ratio=0"),
         ("data.root=a,b", "data.root: a comma separates several values: for one value"),
         ("layers.names=[fc", "layers.names: the value needs its own quotes"),
         (

@@ -285,6 +285,11 @@ def _quote(argument: str) -> str:
 
 def _one_or_several(argument: str) -> str:
     key, _, value = argument.partition("=")
+    if re.fullmatch(r"0,0\d+", value):
+        return (
+            f"{argument}: a number takes a point: type {key}={value.replace(',', '.')}; "
+            "--multirun tries several values one after another"
+        )
     return (
         f"{key}: a comma separates several values: for one value with a comma, type "
         f"{quoted(argument)}; a list is '{key}=[{value}]'; --multirun tries the values one after "
