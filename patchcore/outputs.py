@@ -7,8 +7,8 @@ from pathlib import Path
 from patchcore.errors import InputError
 from patchcore.writing import descriptor
 
-DESCRIPTIONS = ("artifact.yaml", "export.yaml")
-"""Files that tell the folder of a model."""
+ARTIFACT, EXPORT = "artifact.yaml", "export.yaml"
+"""Files that mark a folder as an artifact or as an export."""
 
 
 def check_folder(folder: Path, option: str = "") -> None:
@@ -68,7 +68,7 @@ def model_around(folder: Path) -> Path | None:
     """Return the artifact or export that a folder is or lies in; None if there is none."""
     place = Path(os.path.realpath(folder))
     for each in (place, *place.parents):
-        if any((each / name).is_file() for name in DESCRIPTIONS):
+        if any((each / name).is_file() for name in (ARTIFACT, EXPORT)):
             return each
     return None
 

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from patchcore.checksums import CHECKSUMS, COVERED, write_checksums
 from patchcore.errors import InputError
-from patchcore.outputs import check_removable
+from patchcore.outputs import ARTIFACT, check_removable
 from patchcore.sealed import read_description
 from patchcore.writing import make_writable
 
@@ -40,8 +40,8 @@ CONTENTS = ".contents"
 METRICS = "metrics.json"
 FOLDER = "artifact"
 """Name of the artifact in a run's folder."""
-DESCRIPTION = "artifact.yaml"
-"""File that marks a folder as an artifact."""
+DESCRIPTION = ARTIFACT
+"""File that describes the artifact."""
 LOCK, _OWNER = ".lock", ".running"
 _MARK = "fingerprint.txt"
 """File of every run, from its start."""
