@@ -241,6 +241,12 @@ def unfinished(folder: Path) -> bool:
     return any((folder / name).exists() for name in TRANSIENT)
 
 
+def results_of(folder: Path) -> Path:
+    """Return where metrics.json of the finished results is, which may not be in place yet."""
+    places = [folder / name / METRICS for name in (FINISHED, MOVING)]
+    return next((place for place in places if os.path.exists(place)), folder / METRICS)
+
+
 def _results(folder: Path) -> list[Path]:
     """Files of the results in the folder, metrics.json first."""
     try:
