@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from patchcore.checksums import CHECKSUMS, COVERED, write_checksums
 from patchcore.errors import InputError
 from patchcore.outputs import ARTIFACT, check_removable
+from patchcore.report.folders import PICTURES, Images, listed_pictures, own_file
 from patchcore.sealed import read_description
 from patchcore.writing import make_writable
 
@@ -254,7 +255,7 @@ def _results(folder: Path) -> list[Path]:
     except OSError:
         names = []
     if METRICS not in names and _is_run(folder):  # of an earlier version, or the list is damaged
-        names += [*_EARLIER, *COVERED, *_model(folder)]
+        names += [*_EARLIER, *COVERED, *_pictures(folder), *_model(folder)]
     paths = [folder / name for name in names if ".." not in Path(name).parts]  # if it is damaged
     return sorted((p for p in paths if p.is_relative_to(folder)), key=lambda p: p.name != METRICS)
 
@@ -268,6 +269,15 @@ def _model(folder: Path) -> list[str]:
     except (InputError, LookupError, TypeError):
         return []
     return [f"{FOLDER}/{name}" for name in (DESCRIPTION, *found["files"])]
+
+
+def _pictures(folder: Path) -> list[str]:
+    """Pictures of test images in a run's folder, by its lists of them."""
+    found = []
+    for images in Images:
+        with contextlib.suppress(OSError):
+            found += [picture for _, picture in listed_pictures(folder, images) or ()]
+    return [n for n in found if Path(n).is_relative_to(PICTURES) and own_file(folder, n)]
 
 
 def _subfolders(folder: Path, files: list[Path]) -> list[Path]:

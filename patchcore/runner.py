@@ -211,7 +211,8 @@ def _run_in(
         finished.started(name, folder)  # elsewhere it is looked for by this record
         return f"finished before, in {source}"
     model = [] if config.artifact.keep is Keep.none else files
-    place.check([*wanted, *model])
+    pictures = places_of(split.test).values() if config.pictures is not Images.none else ()
+    place.check([*wanted, *pictures, *model])
     place.check_removable()
     holds = place.holds(f"{FOLDER}/{DESCRIPTION}")
     same = holds and finished_fingerprint(folder) == name  # then what is not made again is kept

@@ -183,6 +183,29 @@ def test_without_a_list_the_model_of_the_run_is_known_by_its_fingerprint(
     assert visible(tmp_path) == (new if own else before)
 
 
+@pytest.mark.parametrize("which", ["all", "wrong"])
+def test_without_a_list_the_pictures_of_the_run_are_known_by_their_own(
+    tmp_path: Path, which: str
+) -> None:
+    listed = f"figures/images_{which}.csv"
+    pictures = {f"figures/images/good/{i}.png": "old" for i in range(2)}
+    others = ["notes.txt", "figures/own.png", "figures/images", "../x", "figures/images/../own.png"]
+    rows = [f"{i},{name}" for i, name in enumerate([*pictures, *others, "figures/images/\0"])]
+    with RunFolder(tmp_path) as place:
+        write(place.new, OLD | pictures | {listed: "\n".join(["path,picture", *rows, ""])})
+        place.commit()
+    write(tmp_path, OTHERS | {"figures/images/mine.png": "mine"})
+    for name in (".contents", ".checksums"):  # as a copy without hidden files
+        (tmp_path / name).unlink()
+    new = NEW | {listed: "path,picture\n", "figures/images/good/1.png": "new"}
+    with RunFolder(tmp_path) as place:
+        place.check(new)
+        write(place.new, new)
+        place.commit()
+    kept = OTHERS | {"figures/images/mine.png": "mine", "csv/metrics.csv": "old"}
+    assert visible(tmp_path) == new | kept
+
+
 NAMES = [
     *("config.yaml", "scores.csv", "figures/curves.png"),
     *("metrics.json", "fingerprint.txt", "provenance.json"),

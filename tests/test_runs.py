@@ -89,6 +89,22 @@ def test_a_start_that_fails_leaves_what_was_finished(root: Path, tmp_path: Path)
         assert contents(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("which", ["all", "wrong"])
+def test_files_in_the_places_of_pictures_are_refused_before_the_work(
+    root: Path, tmp_path: Path, which: str
+) -> None:
+    pictures = f"pictures={which}"
+    assert run(root, tmp_path, "pictures=all").code == 0
+    made = sorted((tmp_path / "run/figures/images").rglob("*.png"))
+    other = tmp_path / "other/run" / made[0].relative_to(tmp_path / "run")
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    with mock.patch("patchcore.runner.train", side_effect=AssertionError):
+        done = run(root, tmp_path / "other", "seed=3", pictures)
+    assert done.code == 1 and f"error: {other}: would be replaced" in done.err
+    assert other.read_text() == "mine"
+
+
 def test_a_multirun_that_fails_leaves_what_was_finished_and_lists_it(
     root: Path, tmp_path: Path
 ) -> None:
