@@ -212,8 +212,8 @@ def _run_in(
         return f"finished before, in {source}"
     model = [] if config.artifact.keep is Keep.none else files
     pictures = places_of(split.test).values() if config.pictures is not Images.none else ()
-    place.check([*wanted, *pictures, *model])
-    place.check_removable()
+    place.check(names := [*wanted, *pictures, *model])
+    place.check_folders(names)
     holds = place.holds(f"{FOLDER}/{DESCRIPTION}")
     same = holds and finished_fingerprint(folder) == name  # then what is not made again is kept
     if holds and source != folder.resolve() and (model or not same):

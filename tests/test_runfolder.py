@@ -87,15 +87,88 @@ def test_write_protected_results_are_replaced() -> None:
         for name in ("figures", "csv"):
             protect(folder / name)
         with RunFolder(folder) as place:
-            place.check_removable()
+            place.check_folders(NEW)
             write(place.new, NEW)
             place.commit()
         assert visible(folder) == NEW | OTHERS and not (folder / "csv").exists()
         protect(folder / "figures")
         told = pytest.raises(InputError, match=r"/figures: belongs to another user, .*: name ano")
         with mock.patch("os.geteuid", return_value=-1), told, RunFolder(folder) as place:
-            place.check_removable()
+            place.check_folders(NEW)
         assert visible(folder) == NEW | OTHERS
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+def test_folders_without_results_stay_as_they_are(linked: bool, listed: bool) -> None:
+    results = {name: text for name, text in OLD.items() if "/" not in name}
+    told = "/run/figures: is write-protected: make it writable"
+    with plain_user() as place:
+        folder, figures = place / "run", place / ("figures" if linked else "run/figures")
+        with RunFolder(folder) as run:
+            write(run.new, results)
+            run.commit()
+        (figures / "mine").mkdir(parents=True)
+        if linked:
+            (folder / "figures").symlink_to(figures)
+        if not listed:
+            (folder / ".contents").unlink()
+        protect(figures)
+        with RunFolder(folder) as run:
+            run.check_folders(results)
+            with pytest.raises(InputError, match=told):
+                run.check_folders(NEW)
+            write(run.new, NEW)
+            with pytest.raises(InputError, match=told):
+                run.commit()
+        assert (folder / "config.yaml").read_text() == "old" and not unfinished(folder)
+        with RunFolder(folder) as run:
+            write(run.new, results | {"config.yaml": "new"})
+            run.commit()
+        assert (folder / "config.yaml").read_text() == "new"
+        for each in (figures, figures / "mine"):
+            assert each.stat().st_mode & 0o777 == 0o555
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o311, 0o000])
+def test_results_in_folders_that_a_link_leads_to(mode: int) -> None:
+    with plain_user() as place:
+        folder, figures = place / "run", place / "figures"
+        earlier(folder)
+        (folder / "figures").rename(figures)
+        (figures / "inner").mkdir()
+        (folder / "figures").symlink_to(figures)
+        figures.chmod(mode)
+        if mode != 0o311:
+            told = pytest.raises(InputError, match="/run/figures: is write-protected")
+            with RunFolder(folder) as run, told:
+                run.check_folders(NEW)
+            assert figures.stat().st_mode & 0o777 == mode
+            figures.chmod(0o755)
+        with RunFolder(folder) as run:
+            run.check_folders(NEW)
+            write(run.new, NEW)
+            run.commit()
+        figures.chmod(0o755)
+        assert {path.name for path in figures.iterdir()} == {"curves.png", "inner", "own.png"}
+
+
+@pytest.mark.parametrize("mode", [0o311, 0o000])
+def test_results_in_folders_that_cannot_be_seen_are_replaced(mode: int) -> None:
+    with plain_user() as folder:
+        earlier(folder)
+        with RunFolder(folder) as run:
+            write(run.new, OLD | {"figures/images/a.png": "old", "figures/images/b.png": "old"})
+            run.commit()
+        for name in ("figures/images", "figures"):
+            (folder / name).chmod(mode)
+        new = NEW | {"figures/images/a.png": "new"}
+        with RunFolder(folder) as run:
+            run.check(new)
+            run.check_folders(new)
+            write(run.new, new)
+            run.commit()
+        assert visible(folder) == new | OTHERS
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -26,7 +26,7 @@ Files = dict[str, State]
 
 @dataclass
 class Before:
-    """What `keep` remembers of a folder.
+    """State of a folder before the command, as `keep` remembers it.
 
     Attributes:
         results: State of the file of its finished results; None if there were none.
