@@ -17,7 +17,8 @@ from patchcore import sealed
 from patchcore.errors import InputError, unreadable
 from patchcore.inspector import PRUNED, SOURCES
 from patchcore.keeping import CROPS, weights_files
-from patchcore.runfolder import DESCRIPTION
+from patchcore.outputs import EXPORT
+from patchcore.runfolder import DESCRIPTION, FOLDER
 from patchcore.settings import shown
 
 FORMAT = 1
@@ -177,8 +178,8 @@ def _advice(folder: Path) -> str:
     aside = sealed.aside(folder)
     if aside.is_dir():
         return f"a save was killed; the earlier artifact is {aside}: rename it"
-    if (folder / "artifact" / DESCRIPTION).is_file():
-        return f"it is a run's folder: give {folder / 'artifact'}"
+    if (folder / FOLDER / DESCRIPTION).is_file():
+        return f"it is a run's folder: give {folder / FOLDER}"
     if folder.is_file():
         if folder.name in (DESCRIPTION, *FILES) or (folder.parent / DESCRIPTION).is_file():
             return f"it is a file: give its folder {folder.parent}"
@@ -187,7 +188,7 @@ def _advice(folder: Path) -> str:
         return f"it is a link that leads to {os.readlink(folder)}: mend the link"
     if not folder.is_dir():
         return "there is no such folder"
-    if (folder / "export.yaml").is_file():
+    if (folder / EXPORT).is_file():
         return (
             "it is an export, which only predict, test and serve accept: give the artifact that "
             "it was made from"

@@ -1,5 +1,6 @@
 """Checks of the places that results are written to, before the work whose results they are."""
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 from patchcore.errors import InputError
 from patchcore.writing import descriptor
 
-DESCRIPTIONS = ("artifact.yaml", "export.yaml")
-"""Files that tell the folder of a model."""
+ARTIFACT, EXPORT = "artifact.yaml", "export.yaml"
+"""Files that mark a folder as an artifact or as an export."""
 
 
 def check_folder(folder: Path, option: str = "") -> None:
@@ -52,23 +53,43 @@ def check_removable(folder: Path) -> None:
 
     Raises:
         InputError: It, or a folder in it, is another user's and holds files that may not be
-            removed.
+            removed, or cannot be listed.
     """
-    for place, folders, files in os.walk(folder):
-        own = os.stat(place).st_uid == os.geteuid()
-        allowed = own or os.access(place, os.W_OK | os.X_OK, effective_ids=True)
-        if (folders or files) and not allowed:
-            raise InputError(
-                f"{place}: belongs to another user, and you may not remove its files: name "
-                "another folder, or use a copy of this one"
-            )
+    for place, folders, files in os.walk(folder, onerror=_check_unlisted):
+        if folders or files:
+            check_own(Path(place))
+
+
+def _check_unlisted(error: OSError) -> None:
+    """Refuse a folder that cannot be listed, unless its user may change that."""
+    with contextlib.suppress(OSError):  # it lies in a folder of this user that cannot be searched
+        check_own(Path(error.filename))
+
+
+def check_own(folder: Path) -> None:
+    """Refuse a folder of another user, unless this user may remove the files in it.
+
+    Raises:
+        InputError: It is such a folder.
+        OSError: There is no such folder, or one above it does not let it be seen.
+    """
+    if os.stat(folder).st_uid != os.geteuid() and not may_change(folder):
+        raise InputError(
+            f"{folder}: belongs to another user, and you may not remove its files: name another "
+            "folder, or use a copy of this one"
+        )
+
+
+def may_change(folder: Path) -> bool:
+    """Whether this user may add files to a folder and remove files from it."""
+    return os.access(folder, os.W_OK | os.X_OK, effective_ids=True)
 
 
 def model_around(folder: Path) -> Path | None:
     """Return the artifact or export that a folder is or lies in; None if there is none."""
     place = Path(os.path.realpath(folder))
     for each in (place, *place.parents):
-        if any((each / name).is_file() for name in DESCRIPTIONS):
+        if any((each / name).is_file() for name in (ARTIFACT, EXPORT)):
             return each
     return None
 

@@ -70,8 +70,8 @@ class Finished:
             files: Files that the folder must hold besides, as paths relative to it.
             folder: Folder to look in first, whether or not it is recorded.
             model: Function that names the files of the model that a run must hold, if any.
-            flaw: Function that says what is wrong with the model of a run that holds these, or
-                None.
+            flaw: Function that says what is wrong with the model of a run that holds the model's
+                files, or None.
         """
         own = None if folder is None else folder.resolve()
         sound, problems = None, []

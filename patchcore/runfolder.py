@@ -26,7 +26,8 @@ from filelock import FileLock, Timeout
 
 from patchcore.checksums import CHECKSUMS, COVERED, write_checksums
 from patchcore.errors import InputError
-from patchcore.outputs import check_removable
+from patchcore.outputs import ARTIFACT, check_own, may_change
+from patchcore.report.folders import PICTURES, Images, listed_pictures, own_file
 from patchcore.sealed import read_description
 from patchcore.writing import make_writable
 
@@ -40,8 +41,8 @@ CONTENTS = ".contents"
 METRICS = "metrics.json"
 FOLDER = "artifact"
 """Name of the artifact in a run's folder."""
-DESCRIPTION = "artifact.yaml"
-"""File that marks a folder as an artifact."""
+DESCRIPTION = ARTIFACT
+"""File that describes the artifact."""
 LOCK, _OWNER = ".lock", ".running"
 _MARK = "fingerprint.txt"
 """File of every run, from its start."""
@@ -120,7 +121,7 @@ class RunFolder:
         own = {*known, *(str(path.relative_to(self.path)) for path in _results(self.path))}
         for name in names:
             above = [str(part) for part in Path(name).parents][:-1]
-            files = [part for part in above if not (self.path / part).is_dir()]
+            files = [part for part in above if not os.path.isdir(self.path / part)]
             for each in (*files, name):
                 if each not in own and os.path.lexists(self.path / each):
                     raise InputError(
@@ -135,14 +136,31 @@ class RunFolder:
             return f"copy the run again with its hidden files (cp -a), as {CONTENTS} is missing"
         return "move the file"
 
-    def check_removable(self) -> None:
-        """Refuse new results where the earlier ones could not be removed.
+    def check_folders(self, names: Iterable[str]) -> None:
+        """Refuse new results that could not be written, or not replace the earlier ones.
+
+        Folders of this user that hold earlier results are made writable later; others are not.
+
+        Args:
+            names: Names of the new results, relative to the folder.
 
         Raises:
-            InputError: A folder of the earlier results is another user's, and write-protected.
+            InputError: A folder of earlier results is another user's, or a write-protected folder
+                without such results would get new ones.
         """
-        for each in _subfolders(self.path, _results(self.path)):
-            check_removable(each)
+        earlier = _parents(self.path, _results(self.path))
+        direct = {each for each in earlier if _is_direct(self.path, each)}
+        for each in sorted(direct):
+            with contextlib.suppress(PermissionError):  # until one above it is made writable
+                check_own(each)
+        above = ([self.path / each for each in Path(name).parents] for name in names)
+        new = {next(each for each in places if os.path.isdir(each)) for places in above}
+        for each in sorted({*earlier, *new} - {self.path, *direct}):
+            if not may_change(each):
+                raise InputError(
+                    f"{each}: is write-protected: make it writable, or give another folder "
+                    "(hydra.run.dir or hydra.sweep.dir)"
+                )
 
     def holds(self, name: str) -> bool:
         """Whether a file, by its name relative to the folder, is of the earlier results."""
@@ -152,7 +170,7 @@ class RunFolder:
         """Replace the results in the folder by the new results.
 
         Raises:
-            InputError: See `check`. Nothing has changed then.
+            InputError: See `check` and `check_folders`. Nothing has changed then.
         """
         write_checksums(self.new)
         names = sorted(str(path.relative_to(self.new)) for path in _files(self.new))
@@ -160,6 +178,7 @@ class RunFolder:
         # names runs by the second of their start. Files of earlier runs go with their results.
         beside = self._beside()
         self.check(names, {*beside, *self._earlier})
+        self.check_folders(names)
         tracked = {name for name in beside if beside[name] != self._earlier.get(name)}
         earlier = {str(path.relative_to(self.path)) for path in _results(self.path)}
         _list(self.path, sorted((earlier | set(self._earlier)) - tracked))
@@ -220,8 +239,9 @@ def settle(folder: Path) -> None:
     """Put finished results in place; without any, nothing happens."""
     finished, moving = folder / FINISHED, folder / MOVING
     if finished.is_dir():
-        for each in _subfolders(folder, _results(folder)):
-            make_writable(each)
+        for each in _parents(folder, _results(folder)):
+            if _is_direct(folder, each):
+                make_writable(each)
         for path in _results(folder):
             path.unlink(missing_ok=True)
         _remove_empty(folder, _results(folder))
@@ -241,6 +261,12 @@ def unfinished(folder: Path) -> bool:
     return any((folder / name).exists() for name in TRANSIENT)
 
 
+def results_of(folder: Path) -> Path:
+    """Return where metrics.json of the finished results is, which may not be in place yet."""
+    places = [folder / name / METRICS for name in (FINISHED, MOVING)]
+    return next((place for place in places if os.path.exists(place)), folder / METRICS)
+
+
 def _results(folder: Path) -> list[Path]:
     """Files of the results in the folder, metrics.json first."""
     try:
@@ -248,7 +274,7 @@ def _results(folder: Path) -> list[Path]:
     except OSError:
         names = []
     if METRICS not in names and _is_run(folder):  # of an earlier version, or the list is damaged
-        names += [*_EARLIER, *COVERED, *_model(folder)]
+        names += [*_EARLIER, *COVERED, *_pictures(folder), *_model(folder)]
     paths = [folder / name for name in names if ".." not in Path(name).parts]  # if it is damaged
     return sorted((p for p in paths if p.is_relative_to(folder)), key=lambda p: p.name != METRICS)
 
@@ -264,10 +290,33 @@ def _model(folder: Path) -> list[str]:
     return [f"{FOLDER}/{name}" for name in (DESCRIPTION, *found["files"])]
 
 
-def _subfolders(folder: Path, files: list[Path]) -> list[Path]:
-    """Folders in a run's folder in which some of its files are."""
-    first = {path.relative_to(folder).parts[0] for path in files if path.parent != folder}
-    return [folder / name for name in sorted(first) if (folder / name).is_dir()]
+def _pictures(folder: Path) -> list[str]:
+    """Pictures of test images in a run's folder, by its lists of them."""
+    found = []
+    for images in Images:
+        with contextlib.suppress(OSError):
+            found += [picture for _, picture in listed_pictures(folder, images) or ()]
+    return [n for n in found if Path(n).is_relative_to(PICTURES) and own_file(folder, n)]
+
+
+def _parents(folder: Path, files: list[Path]) -> list[Path]:
+    """Folders in a run's folder in which some of these files are, outermost first."""
+    parents = {parent for path in files if _may_exist(path) for parent in path.parents}
+    return sorted(parent for parent in parents if folder in parent.parents)
+
+
+def _may_exist(path: Path) -> bool:
+    """Whether there is such a file or link, or a folder above it hides whether there is."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True
+
+
+def _is_direct(folder: Path, place: Path) -> bool:
+    """Whether no link leads from a run's folder to a folder in it."""
+    return os.path.realpath(place) == str(folder.resolve() / place.relative_to(folder))
 
 
 def _is_run(folder: Path) -> bool:

@@ -201,10 +201,7 @@ def _run_in(
     files = config.artifact.files(len(config.members()))
     source = None
     if config.resume:
-
-        def needed(place: Path) -> list[str]:
-            return files if keeper.wants(*_told(place)) else []
-
+        needed = partial(_needed, files, keeper)
         source = finished.find(name, wanted, folder, needed, partial(flaw, folder=folder))
     if source == folder.resolve() and settings_in(folder) == settings:
         told = read_provenance(folder)
@@ -214,8 +211,9 @@ def _run_in(
         finished.started(name, folder)  # elsewhere it is looked for by this record
         return f"finished before, in {source}"
     model = [] if config.artifact.keep is Keep.none else files
-    place.check([*wanted, *model])
-    place.check_removable()
+    pictures = places_of(split.test).values() if config.pictures is not Images.none else ()
+    place.check(names := [*wanted, *pictures, *model])
+    place.check_folders(names)
     holds = place.holds(f"{FOLDER}/{DESCRIPTION}")
     same = holds and finished_fingerprint(folder) == name  # then what is not made again is kept
     if holds and source != folder.resolve() and (model or not same):
@@ -248,6 +246,11 @@ def _run_in(
         check_extended(folder, place.new)  # someone may have extended it meanwhile
     place.commit()
     return text
+
+
+def _needed(files: list[str], keeper: Keeper, found: Path) -> list[str]:
+    """Files of the model that a finished run must hold to be taken over."""
+    return files if keeper.wants(*_told(found)) else []
 
 
 def _of_another_point(folder: Path, provenance: Mapping[str, Any]) -> bool:

@@ -133,15 +133,24 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def make_writable(folder: Path) -> None:
-    """Let this user write to a folder and all folders in it, as far as they are this user's."""
-    for place, _, _ in os.walk(folder):
-        with contextlib.suppress(OSError):  # another user's
-            os.chmod(place, stat.S_IMODE(os.stat(place).st_mode) | stat.S_IRWXU)
+    """Let this user list a folder and write to it, if it is this user's and not a link."""
+    with contextlib.suppress(OSError):  # another user's
+        mode = os.lstat(folder).st_mode
+        if stat.S_ISDIR(mode) and mode & stat.S_IRWXU != stat.S_IRWXU:
+            os.chmod(folder, stat.S_IMODE(mode) | stat.S_IRWXU)
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder, even a write-protected one of this user; what cannot be removed stays."""
+    """Remove a folder, even a write-protected one of this user; what cannot be removed stays.
+
+    A link stays, too, and so does what it leads to.
+    """
+    if os.path.islink(folder):
+        return
     make_writable(folder)
+    for place, folders, _ in os.walk(folder):
+        for name in folders:  # which are listed later
+            make_writable(Path(place, name))
     shutil.rmtree(folder, ignore_errors=True)
 
 

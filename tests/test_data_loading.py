@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from patchcore.data.augment import AugmentConfig
-from patchcore.data.datamodule import AnomalyDataModule, end_quietly
+from patchcore.data.datamodule import AnomalyDataModule, silence_broken_pipes
 from patchcore.data.dataset import EpochSampler, ImageDataset, Loader, collate, made_ahead
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.sample import Sample
@@ -438,7 +438,7 @@ def test_a_loader_process_whose_command_has_ended_ends_quietly(
 ) -> None:
     usual = Queue._on_queue_feeder_error
     monkeypatch.setattr(Queue, "_on_queue_feeder_error", staticmethod(usual))  # put back later
-    end_quietly(0)
+    silence_broken_pipes(0)
     for batch, told in (("a batch", ""), (lambda: None, "Traceback")):  # the other has no pickle
         queue = torch.multiprocessing.get_context().Queue()
         queue._reader.close()  # as when the process that reads has ended

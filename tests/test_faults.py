@@ -43,6 +43,24 @@ fork_workers()
 Parallel(n_jobs=2)(delayed(print)() for _ in range(2))
 os.kill(os.getpid(), signal.SIGKILL)
 """
+STOPPED = """
+import multiprocessing, os
+from joblib import Parallel, delayed
+from patchcore.commands import COMMAND
+from patchcore.commands.workers import fork_workers
+os.environ[COMMAND] = str(os.getpid())
+fork_workers()
+def work():
+    multiprocessing.kept = multiprocessing.RLock()  # as progress bars do
+    loader = multiprocessing.Process(target=print, args=("loaded",))
+    loader.start()
+    loader.join()
+    raise KeyboardInterrupt
+try:
+    Parallel(n_jobs=2)(delayed(work)() for _ in range(2))
+except KeyboardInterrupt:  # joblib has killed its processes
+    pass
+"""
 
 
 def test_multiruns_killed_at_random_moments_end_with_the_same_table(tmp_path: Path) -> None:
@@ -79,3 +97,8 @@ def test_a_process_that_waits_for_its_first_point_ends_with_the_command() -> Non
     # The pipes of the output are closed once the last process has ended.
     done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, timeout=200)
     assert done.returncode == -signal.SIGKILL
+
+
+def test_processes_of_a_command_that_ends_early_start_loaders_and_leave_nothing_behind() -> None:
+    done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True)
+    assert done.returncode == 0 and "loaded" in done.stdout and not done.stderr

@@ -11,8 +11,10 @@ from unittest import mock
 import pytest
 
 from patchcore import writing
+from patchcore.errors import InputError
+from patchcore.outputs import check_removable
 from patchcore.sealed import read_sealed, write_sealed
-from patchcore.writing import complete, remove_leftovers, replace_with
+from patchcore.writing import complete, remove_folder, remove_leftovers, replace_with
 from tests.users import plain_user, protect
 
 WRITER = """
@@ -110,6 +112,41 @@ def test_write_protected_leftovers_go() -> None:
         protect(left)
         remove_leftovers(place)
         assert not os.listdir(place)
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o311, 0o111, 0o000])
+def test_what_may_be_removed_is_removed(mode: int) -> None:
+    with plain_user() as place:
+        for inner in ("it", "it/inner"):
+            (place / "it/inner").mkdir(parents=True)
+            (place / "it/inner/file").touch()
+            (place / inner).chmod(mode)
+            check_removable(place / "it")
+            remove_folder(place / "it")
+            assert not os.listdir(place)
+
+
+def test_links_lead_to_nothing_that_is_removed_or_made_writable() -> None:
+    with plain_user() as place:
+        (place / "theirs/inner").mkdir(parents=True)
+        protect(place / "theirs")
+        (place / "it").mkdir()
+        for name in ("link", "it/link"):
+            (place / name).symlink_to(place / "theirs")
+            remove_folder(place / name)
+        remove_folder(place / "it")
+        assert {*os.listdir(place)} == {"link", "theirs"}
+        for each in (place / "theirs", place / "theirs/inner"):
+            assert each.stat().st_mode & 0o777 == 0o555
+
+
+def test_a_folder_of_another_user_that_cannot_be_listed_is_refused() -> None:
+    with plain_user() as place:
+        (place / "it/inner").mkdir(parents=True)
+        (place / "it/inner").chmod(0o000)
+        told = pytest.raises(InputError, match="/it/inner: belongs to another user")
+        with mock.patch("os.geteuid", return_value=-1), told:
+            check_removable(place / "it")
 
 
 def test_where_there_are_no_locks_everything_stays(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import logging
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import timm
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from patchcore.commands import refused
@@ -102,6 +104,45 @@ def test_settings_may_be_recorded_elsewhere(tmp_path: Path, inner: str) -> None:
     before = contents(tmp_path)
     run(tmp_path, *BAD, f"hydra.output_subdir={inner}")
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("inner", ["a/b", "./a//b", "../a/b", "empty"])
+def test_folders_that_hydra_makes_for_settings_go_and_others_stay(
+    tmp_path: Path, inner: str
+) -> None:
+    (tmp_path / "run/empty").mkdir(parents=True)
+    given = [f"hydra.output_subdir={inner}", "logger=none", "data=folder"]
+    given += [f"data.nominal={tmp_path}/nowhere"]
+    run(tmp_path / "run", *given)
+    left = {path for path in tmp_path.rglob("*") if path.name != ".lock"}
+    assert left == {tmp_path / "run", tmp_path / "run/empty"}
+    if ".." not in inner:
+        run(tmp_path / "new", *given)
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_log_that_is_there_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text("mine")
+    refused.begin(str(tmp_path))
+    with mock.patch.object(Path, "read_bytes", side_effect=AssertionError):
+        refused.keep(tmp_path, OmegaConf.create({"job": {"name": "train"}, "output_subdir": None}))
+    refused.put_back(tmp_path, refused.files_in(tmp_path))
+    assert (tmp_path / "train.log").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [".finished", ".moving"])
+def test_results_that_a_killed_run_left_beside_are_earlier_ones(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "metrics.json").write_text("old")
+    (tmp_path / name / "fingerprint.txt").write_text("0" * 32)
+    refused.begin(str(tmp_path))
+    refused.keep(tmp_path, OmegaConf.create({"job": {"name": "train"}, "output_subdir": None}))
+    with RunFolder(tmp_path) as place:
+        assert (tmp_path / "metrics.json").read_text() == "old"
+        assert not refused.has_finished(tmp_path)
+        (place.new / "metrics.json").write_text("new")
+        place.commit()
+    assert refused.has_finished(tmp_path)
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -87,15 +87,88 @@ def test_write_protected_results_are_replaced() -> None:
         for name in ("figures", "csv"):
             protect(folder / name)
         with RunFolder(folder) as place:
-            place.check_removable()
+            place.check_folders(NEW)
             write(place.new, NEW)
             place.commit()
         assert visible(folder) == NEW | OTHERS and not (folder / "csv").exists()
         protect(folder / "figures")
         told = pytest.raises(InputError, match=r"/figures: belongs to another user, .*: name ano")
         with mock.patch("os.geteuid", return_value=-1), told, RunFolder(folder) as place:
-            place.check_removable()
+            place.check_folders(NEW)
         assert visible(folder) == NEW | OTHERS
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+def test_folders_without_results_stay_as_they_are(linked: bool, listed: bool) -> None:
+    results = {name: text for name, text in OLD.items() if "/" not in name}
+    told = "/run/figures: is write-protected: make it writable"
+    with plain_user() as place:
+        folder, figures = place / "run", place / ("figures" if linked else "run/figures")
+        with RunFolder(folder) as run:
+            write(run.new, results)
+            run.commit()
+        (figures / "mine").mkdir(parents=True)
+        if linked:
+            (folder / "figures").symlink_to(figures)
+        if not listed:
+            (folder / ".contents").unlink()
+        protect(figures)
+        with RunFolder(folder) as run:
+            run.check_folders(results)
+            with pytest.raises(InputError, match=told):
+                run.check_folders(NEW)
+            write(run.new, NEW)
+            with pytest.raises(InputError, match=told):
+                run.commit()
+        assert (folder / "config.yaml").read_text() == "old" and not unfinished(folder)
+        with RunFolder(folder) as run:
+            write(run.new, results | {"config.yaml": "new"})
+            run.commit()
+        assert (folder / "config.yaml").read_text() == "new"
+        for each in (figures, figures / "mine"):
+            assert each.stat().st_mode & 0o777 == 0o555
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o311, 0o000])
+def test_results_in_folders_that_a_link_leads_to(mode: int) -> None:
+    with plain_user() as place:
+        folder, figures = place / "run", place / "figures"
+        earlier(folder)
+        (folder / "figures").rename(figures)
+        (figures / "inner").mkdir()
+        (folder / "figures").symlink_to(figures)
+        figures.chmod(mode)
+        if mode != 0o311:
+            told = pytest.raises(InputError, match="/run/figures: is write-protected")
+            with RunFolder(folder) as run, told:
+                run.check_folders(NEW)
+            assert figures.stat().st_mode & 0o777 == mode
+            figures.chmod(0o755)
+        with RunFolder(folder) as run:
+            run.check_folders(NEW)
+            write(run.new, NEW)
+            run.commit()
+        figures.chmod(0o755)
+        assert {path.name for path in figures.iterdir()} == {"curves.png", "inner", "own.png"}
+
+
+@pytest.mark.parametrize("mode", [0o311, 0o000])
+def test_results_in_folders_that_cannot_be_seen_are_replaced(mode: int) -> None:
+    with plain_user() as folder:
+        earlier(folder)
+        with RunFolder(folder) as run:
+            write(run.new, OLD | {"figures/images/a.png": "old", "figures/images/b.png": "old"})
+            run.commit()
+        for name in ("figures/images", "figures"):
+            (folder / name).chmod(mode)
+        new = NEW | {"figures/images/a.png": "new"}
+        with RunFolder(folder) as run:
+            run.check(new)
+            run.check_folders(new)
+            write(run.new, new)
+            run.commit()
+        assert visible(folder) == new | OTHERS
 
 
 @pytest.mark.parametrize("finished", [False, True])
@@ -181,6 +254,29 @@ def test_without_a_list_the_model_of_the_run_is_known_by_its_fingerprint(
                 place.commit()
     new = NEW | {"artifact/artifact.yaml": "new", "csv/metrics.csv": "old"}
     assert visible(tmp_path) == (new if own else before)
+
+
+@pytest.mark.parametrize("which", ["all", "wrong"])
+def test_without_a_list_the_pictures_of_the_run_are_known_by_their_own(
+    tmp_path: Path, which: str
+) -> None:
+    listed = f"figures/images_{which}.csv"
+    pictures = {f"figures/images/good/{i}.png": "old" for i in range(2)}
+    others = ["notes.txt", "figures/own.png", "figures/images", "../x", "figures/images/../own.png"]
+    rows = [f"{i},{name}" for i, name in enumerate([*pictures, *others, "figures/images/\0"])]
+    with RunFolder(tmp_path) as place:
+        write(place.new, OLD | pictures | {listed: "\n".join(["path,picture", *rows, ""])})
+        place.commit()
+    write(tmp_path, OTHERS | {"figures/images/mine.png": "mine"})
+    for name in (".contents", ".checksums"):  # as a copy without hidden files
+        (tmp_path / name).unlink()
+    new = NEW | {listed: "path,picture\n", "figures/images/good/1.png": "new"}
+    with RunFolder(tmp_path) as place:
+        place.check(new)
+        write(place.new, new)
+        place.commit()
+    kept = OTHERS | {"figures/images/mine.png": "mine", "csv/metrics.csv": "old"}
+    assert visible(tmp_path) == new | kept
 
 
 NAMES = [

@@ -26,6 +26,7 @@ from patchcore.commands.train import objectives
 from patchcore.config import Objective
 from patchcore.errors import InputError, warning_line
 from patchcore.module import DetectorModule
+from patchcore.runfolder import RunFolder
 from patchcore.switches import check_switches
 from tests.images import write_mvtec
 from tests.runs import REPOSITORY, TINY, Outcome, patchcore
@@ -86,6 +87,22 @@ def test_a_start_that_fails_leaves_what_was_finished(root: Path, tmp_path: Path)
         ):
             run(root, tmp_path, "seed=5")
         assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("which", ["all", "wrong"])
+def test_files_in_the_places_of_pictures_are_refused_before_the_work(
+    root: Path, tmp_path: Path, which: str
+) -> None:
+    pictures = f"pictures={which}"
+    assert run(root, tmp_path, "pictures=all").code == 0
+    made = sorted((tmp_path / "run/figures/images").rglob("*.png"))
+    other = tmp_path / "other/run" / made[0].relative_to(tmp_path / "run")
+    other.parent.mkdir(parents=True)
+    other.write_text("mine")
+    with mock.patch("patchcore.runner.train", side_effect=AssertionError):
+        done = run(root, tmp_path / "other", "seed=3", pictures)
+    assert done.code == 1 and f"error: {other}: would be replaced" in done.err
+    assert other.read_text() == "mine"
 
 
 def test_a_multirun_that_fails_leaves_what_was_finished_and_lists_it(
@@ -218,6 +235,40 @@ def test_a_signal_ends_a_run_with_its_code_and_one_line(
     assert (tmp_path / "run/.hydra/config.yaml").read_text() == "seed: 0"
     assert not (tmp_path / "run/.unfinished").exists()
     assert _handlers() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, None])
+@pytest.mark.parametrize(
+    "moment", ["patchcore.keeping.Keeper.settle", "patchcore.runfolder.settle"]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_run_that_has_finished_keeps_its_own_settings(
+    root: Path, tmp_path: Path, number: signal.Signals | None, moment: str, first: bool
+) -> None:
+    if not first:
+        assert run(root, tmp_path, "seed=0").code == 0
+    folder = tmp_path / "run"
+
+    def ends(*_: Any) -> None:
+        if moment.startswith("patchcore.keeping") or (folder / ".finished").exists():
+            if number is None:
+                raise OSError(5, "I/O error")
+            os.kill(os.getpid(), number)
+
+    with mock.patch(moment, ends):
+        done = run(root, tmp_path, "seed=7")
+    told = done.err.splitlines()[-1]
+    if number is None:
+        assert done.code == 1 and "I/O error" in told
+    else:
+        there = f"its results are in {folder}"
+        if moment.startswith("patchcore.runfolder"):
+            there = "start the same command again to put its results in place"
+        assert told == f"interrupted (SIGTERM): the run had finished; {there}"
+    with RunFolder(folder):
+        pass  # puts them in place
+    assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 7
+    assert "seed=7" in yaml.safe_load((folder / ".hydra/overrides.yaml").read_text())
 
 
 def test_a_signal_ends_a_multirun_and_tells_what_is_kept(root: Path, tmp_path: Path) -> None:

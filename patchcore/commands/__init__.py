@@ -339,8 +339,11 @@ def job() -> Iterator[None]:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    owner = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a loader process: the process that started it decides
+            os._exit(128 + number)
         if _finalises(frame):
             _again_soon(number)
             return

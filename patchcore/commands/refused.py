@@ -7,19 +7,39 @@ setting is checked. What was there before, and whatever another process may have
 import os
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from patchcore.runfolder import LOCK
+from patchcore.runfolder import LOCK, results_of
 
 _made: dict[Path, list[Path]] = {}  # folders that were missing as this process's command began
 
-_kept: dict[Path, dict[str, bytes | None]] = {}  # contents before the command, None: no file
+State = tuple[int, int]
+"""Inode of a file, and its time of change in nanoseconds."""
 
-Files = dict[str, tuple[int, int]]
-"""Files by their names relative to a folder, with inode and time of change in nanoseconds."""
+Files = dict[str, State]
+"""Files by their names relative to a folder."""
+
+
+@dataclass
+class Before:
+    """State of a folder before the command, as `keep` remembers it.
+
+    Attributes:
+        results: State of the file of its finished results; None if there were none.
+        contents: Contents of the files that Hydra overwrites; None for one that was missing.
+        folders: Folders that were missing and that Hydra makes for these files.
+    """
+
+    results: State | None
+    contents: dict[str, bytes | None] = field(default_factory=dict)
+    folders: set[Path] = field(default_factory=set)
+
+
+_before: dict[Path, Before] = {}
 
 
 def begin(folder: str) -> None:
@@ -27,25 +47,24 @@ def begin(folder: str) -> None:
     path = Path(os.path.abspath(folder))
     missing = [each for each in (path, *path.parents) if not os.path.lexists(each)]
     _made.clear()
-    _kept.clear()
+    _before.clear()
     _made[path] = missing
 
 
 def keep(folder: Path, hydra: Any) -> None:
-    """Remember the files in a folder that Hydra, with these settings, will overwrite.
-
-    Nothing is remembered of a folder that does not exist.
-    """
-    if not os.path.isdir(folder):
+    """Remember a folder's results, and the files that Hydra, with these settings, overwrites."""
+    path = Path(os.path.abspath(folder))
+    before = _before[path] = Before(_state(results_of(path)))
+    if not os.path.isdir(path):
         return
-    names = [f"{hydra.job.name}.log"]
+    if not os.path.lexists(path / (log := f"{hydra.job.name}.log")):
+        before.contents[log] = None  # lines are added to one that is there
     if hydra.output_subdir is not None:
-        files = ("config.yaml", "hydra.yaml", "overrides.yaml")
-        names += [os.path.normpath(f"{hydra.output_subdir}/{name}") for name in files]
-    found = {name: _content(folder / name) for name in names}
-    if found[names[0]] is not None:
-        del found[names[0]]  # lines are added to a log that is there
-    _kept[Path(os.path.abspath(folder))] = found
+        for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
+            name = os.path.normpath(f"{hydra.output_subdir}/{name}")
+            before.contents[name] = _content(path / name)
+            above = (path / name).parents
+            before.folders |= {each for each in above if not os.path.lexists(each)}
 
 
 def _content(file: Path) -> bytes | None:
@@ -62,10 +81,15 @@ def is_new(folder: Path) -> bool:
 
 
 def files_in(folder: Path) -> Files:
-    """Return the files in a folder that this command has made; else those `keep` remembers."""
-    if is_new(folder):
-        return _files(folder)
-    found = {name: _state(folder / name) for name in _kept.get(Path(os.path.abspath(folder)), ())}
+    """Return files in a folder with their states.
+
+    If this command has made the folder, all files in it; otherwise those that `keep` remembers.
+    """
+    path = Path(os.path.abspath(folder))
+    if is_new(path):
+        return _files(path)
+    names = _before[path].contents if path in _before else ()
+    found = {name: _state(path / name) for name in names}
     return {name: state for name, state in found.items() if state is not None}
 
 
@@ -91,8 +115,9 @@ def remove(folder: Path, files: Files, needed: Collection[str] = ()) -> None:
             return
         for name in (*found, LOCK):
             (path / name).unlink(missing_ok=True)
-        for inner in sorted({(path / name).parent for name in found} - {path}, reverse=True):
-            inner.rmdir()
+        inner = {above for name in found for above in (path / name).parents}
+        for each in sorted((each for each in inner if path in each.parents), reverse=True):
+            each.rmdir()
         for each in _made[path]:  # the deepest first
             each.rmdir()
 
@@ -107,26 +132,36 @@ def _apart_from_logs(files: Files) -> Files:
 
 
 def put_back(folder: Path, files: Files) -> None:
-    """Put back what `keep` remembers of a folder.
+    """Put back what `keep` remembers of a folder, unless the run has finished in it.
 
     Args:
         folder: Folder of the run.
         files: Its files as this process wrote them. One that has changed since is left.
     """
     path = Path(os.path.abspath(folder))
-    for name, content in _kept.get(path, {}).items():
+    if path not in _before or has_finished(path):
+        return
+    for name, content in _before[path].contents.items():
         if name not in files or files[name] != _state(path / name):
             continue
         with suppress(OSError):
             if content is not None:
                 (path / name).write_bytes(content)  # which keeps links and permissions
-                continue
-            (path / name).unlink()
-            if (inner := (path / name).parent) != path:
-                inner.rmdir()
+            else:
+                (path / name).unlink()
+    for each in sorted(_before[path].folders, reverse=True):
+        with suppress(OSError):  # it holds more
+            each.rmdir()
 
 
-def _state(file: Path) -> tuple[int, int] | None:
+def has_finished(folder: Path) -> bool:
+    """Return whether a folder that `keep` has seen holds finished results since then."""
+    path = Path(os.path.abspath(folder))
+    now = _state(results_of(path))
+    return path in _before and now is not None and now != _before[path].results
+
+
+def _state(file: Path) -> State | None:
     try:
         status = file.stat()
     except OSError:

@@ -21,13 +21,13 @@ from patchcore.commands.groups import register
 from patchcore.commands.idle import warn_of_idle
 from patchcore.commands.mistakes import SHADOWED, explain
 from patchcore.commands.overrides import as_typed, check_overrides
-from patchcore.commands.refused import files_in, put_back, remove
+from patchcore.commands.refused import files_in, has_finished, put_back, remove
 from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import concluded, record_failure, track_failed
 from patchcore.commands.targets import build, guard
 from patchcore.keeping import objectives
 from patchcore.report.folders import ERROR_FILE
-from patchcore.runfolder import METRICS
+from patchcore.runfolder import METRICS, unfinished
 
 _OUTSIDE = {"TORCHELASTIC_RUN_ID", "SLURM_NTASKS"}
 """Environment variables of a process that torchrun or SLURM may have started with others."""
@@ -95,7 +95,8 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
                 track_failed(cfg, origin(run), folder, error)
                 return None
             if explain(error) is not None:
-                remove(folder, written, needed=[f"{run.output_subdir}/overrides.yaml"])
+                inner = os.path.normpath(f"{run.output_subdir}/overrides.yaml")
+                remove(folder, written, needed=[inner])
             put_back(folder, written)
             with plain_errors():
                 raise
@@ -142,7 +143,11 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 def _kept(folder: Path) -> str:
     """Sentence that says what an interrupted run has left, and how to continue."""
-    left = (
-        f"the earlier results in {folder} are as they were" if (folder / METRICS).is_file() else ""
-    )
-    return f"{left or 'no results of this run are kept'}; start the same command again"
+    again = "start the same command again"
+    if has_finished(folder):
+        if unfinished(folder):
+            return f"the run had finished; {again} to put its results in place"
+        return f"the run had finished; its results are in {folder}"
+    if (folder / METRICS).is_file():
+        return f"the earlier results in {folder} are as they were; {again}"
+    return f"no results of this run are kept; {again}"

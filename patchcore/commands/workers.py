@@ -9,7 +9,12 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
-from multiprocessing import get_all_start_methods, resource_tracker
+from multiprocessing import (
+    get_all_start_methods,
+    get_start_method,
+    resource_tracker,
+    set_start_method,
+)
 from multiprocessing.forkserver import ensure_running, set_forkserver_preload
 from typing import Any
 
@@ -33,7 +38,7 @@ def fork_workers() -> None:
         environment = {**os.environ, **process.env}
         # Libraries that are imported before a fork start threads in macOS, where this is unsafe.
         _start_first(environment, [IMPORTED] if sys.platform == "linux" else [])
-        process._args = (environment, process._target, *process._args)
+        process._args = (environment, get_start_method(), process._target, *process._args)
         process._target = _begin
         try:
             return Popen(process)
@@ -63,9 +68,16 @@ def _start_first(environment: Mapping[str, str], modules: list[str]) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _begin(environment: Mapping[str, str], work: Callable[..., None], *arguments: Any) -> None:
-    """Work in a new process, under the environment variables of the command."""
+def _begin(
+    environment: Mapping[str, str], method: str, work: Callable[..., None], *arguments: Any
+) -> None:
+    """Work in a new process, under the environment variables and start method of the command.
+
+    joblib's own start method starts no data loaders, and leaves semaphores with names behind if the
+    process is killed, which Python then tells on stderr.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    set_start_method(method, force=True)
     os.environ.clear()
     os.environ.update(environment)
     end_with_parent()

@@ -106,7 +106,7 @@ class AnomalyDataModule(pl.LightningDataModule):
             batch_size=size,
             sampler=EpochSampler(len(sized)) if train else SequentialSampler(sized),
             num_workers=self.data.workers,
-            worker_init_fn=end_quietly,
+            worker_init_fn=silence_broken_pipes,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             ahead=ahead,
@@ -124,10 +124,10 @@ class AnomalyDataModule(pl.LightningDataModule):
         return 1 if single else AHEAD
 
 
-def end_quietly(number: int) -> None:
-    """Let a loader process end without a word when the process that it works for has ended.
+def silence_broken_pipes(number: int) -> None:
+    """Let a loader process print no traceback when the process that it works for has ended.
 
-    Its thread that sends batches would print a traceback about the broken pipe.
+    Its thread that sends batches would print one about the broken pipe.
 
     Args:
         number: Number of the loader process.

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from patchcore.arguments import check_kind, path_of, paths_of
-from patchcore.artifact import DESCRIPTION as ARTIFACT
 from patchcore.artifact import load_once, settings_of, step
 from patchcore.artifact_files import check_details
 from patchcore.data.images import read_image
@@ -29,11 +28,12 @@ from patchcore.export.parity import SCORE_LIMIT, Pair, Parity, compared
 from patchcore.identity import versions
 from patchcore.inspector import Inspector, Preparing
 from patchcore.methods.ensemble import Ensemble
+from patchcore.outputs import ARTIFACT, EXPORT
 from patchcore.sealed import check_target, exact_keys, read_sealed, steadily, write_sealed
 from patchcore.settings import plain
 
 FORMAT = 1
-DESCRIPTION = "export.yaml"
+DESCRIPTION = EXPORT
 KEYS = (
     *("format", "kind", "size", "image", "decision", "parity", "exporters", "details"),
     "files",

@@ -1,14 +1,22 @@
 """Search for folders of runs, and access to the files in them."""
 
+import csv
+import io
 import os
 from enum import Enum
 from pathlib import Path
+
+from patchcore.report.cells import restored
 
 PICTURES = "figures/images"
 """Folder in a run's folder with pictures of single test images."""
 
 ERROR_FILE = "error.txt"
 """File in the folder of a failed point: the reason and, unless it is bad input, the traceback."""
+
+
+LARGEST_LIST = 1 << 24
+"""Bytes of the file that lists a run's pictures; a larger one is not read."""
 
 
 class Images(Enum):
@@ -83,8 +91,28 @@ def own_file(folder: Path, name: str) -> Path | None:
     try:
         inside = path.resolve(strict=True).is_relative_to(folder.resolve())
         return path if inside and path.is_file() else None
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError, ValueError):  # the last one for a name with a NUL
         return None
+
+
+def listed_pictures(folder: Path, images: Images) -> list[tuple[str, str]] | None:
+    """Return (path of a test image in scores.csv, path of its picture in a run's folder) of each.
+
+    None if the folder has no such list of pictures, or a damaged one.
+
+    Raises:
+        OSError: The list cannot be read.
+    """
+    path = own_file(folder, f"figures/{images.list_name}")
+    if path is None or path.stat().st_size > LARGEST_LIST:
+        return None
+    text = path.read_text("utf-8", "surrogateescape")
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error:
+        return None
+    found = [(row.get("path"), row.get("picture")) for row in rows]
+    return [(restored(name), restored(picture)) for name, picture in found if name and picture]
 
 
 def failure(folder: Path) -> str:

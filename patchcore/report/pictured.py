@@ -1,19 +1,15 @@
 """Pictures of single test images, shrunk until those of all runs fit into the page."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 
-from patchcore.report.cells import restored
-from patchcore.report.folders import Images, own_file
+from patchcore.report.folders import Images, listed_pictures, own_file
 from patchcore.report.galleries import shrunk
 from patchcore.report.reading import RunFolder, read_scores
 
 PICTURES_BYTES = 1_200_000  # of all pictures together, in base64 as in the page
 WIDEST = 640  # pixels
 LARGEST = 60_000  # bytes of one picture
-LARGEST_LIST = 1 << 24  # bytes of the file that lists a run's pictures
 
 
 class Pictured:
@@ -68,14 +64,6 @@ class Pictured:
 def pictures_of(run: RunFolder) -> dict[str, str]:
     """Return {path of a test image in scores.csv: path of its picture in the run's folder}."""
     for which in (Images.all, Images.wrong):
-        path = own_file(run.folder, f"figures/{which.list_name}")
-        if path is None or not run.finished or path.stat().st_size > LARGEST_LIST:
-            continue
-        text = path.read_text("utf-8", "surrogateescape")
-        try:
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-        except csv.Error:
-            continue
-        found = {row.get("path"): row.get("picture") for row in rows}
-        return {restored(k): restored(v) for k, v in found.items() if k and v}
+        if run.finished and (found := listed_pictures(run.folder, which)) is not None:
+            return dict(found)
     return {}
