@@ -569,6 +569,12 @@ def test_a_photo_of_a_phone_in_heic_is_told(tmp_path: Path, brands: bytes) -> No
         read_image(tmp_path / "photo.jpg")
 
 
+def test_an_empty_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "0.png").touch()
+    with pytest.raises(InputError, match=r"0\.png: .* as an image \(the file is empty\)"):
+        read_image(tmp_path / "0.png")
+
+
 def test_all_32_bits_of_a_tiff_file_count(tmp_path: Path) -> None:
     write_tiff(tmp_path / "deep.tif", RAMP.astype(np.uint32) * 0x01010101)
     np.testing.assert_array_equal(read_image(tmp_path / "deep.tif", 32)[..., 0], RAMP)

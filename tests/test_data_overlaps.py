@@ -16,8 +16,8 @@ from patchcore.data import images
 from patchcore.data.btad import BTADConfig
 from patchcore.data.folder import FolderConfig
 from patchcore.data.ksdd2 import KSDD2Config
-from patchcore.data.layout import bare
 from patchcore.data.loco import LOCOConfig
+from patchcore.data.mistaken import bare, reject_masks
 from patchcore.data.mtd import MTDConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.overlaps import check_known
@@ -281,6 +281,15 @@ def test_masks_among_images_are_refused(
         write_mask(tmp_path / place)
     with pytest.raises(InputError, match=message):
         own(tmp_path, **settings).read()
+
+
+@pytest.mark.parametrize("place", ["7_mask.png", "ground_truth/hole/7.png"])
+def test_masks_without_images_are_no_images(place: str, tmp_path: Path) -> None:
+    path = tmp_path / place
+    write_mask(path)
+    with pytest.raises(InputError, match=rf"^{path}: looks like a mask by its name and its pixels"):
+        reject_masks([path], path.parent, "name images alone")
+    reject_masks([write_image(path)], path.parent, "name images alone")  # a picture of noise
 
 
 def test_images_in_a_folder_named_like_masks_are_images(tmp_path: Path) -> None:

@@ -737,6 +737,15 @@ def test_masks_among_images_are_told(
     assert done.code == 0 and done.err == "1 inspected, 0 anomalous\n"
 
 
+def test_a_folder_of_masks_alone_is_told(
+    artifact: Path, parts: Path, thresholds: Thresholds, tmp_path: Path
+) -> None:
+    shutil.copy(parts / "0.png", tmp_path / "7_mask.png")
+    told = f"inspected as images, though named like masks: 1 (such as {tmp_path / '7_mask.png'})"
+    with pytest.warns(UserWarning, match=re.escape(told)):
+        patchcore("predict", str(artifact), str(tmp_path), *flags(thresholds))
+
+
 def test_csv_of_a_folder(artifact: Path, parts: Path, thresholds: Thresholds) -> None:
     done = patchcore("predict", str(artifact), str(parts), *flags(thresholds))
     assert done.err == "6 inspected, 1 anomalous\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from patchcore.commands.options import Parser, place
 from patchcore.data.files import Files, expanded
-from patchcore.data.layout import reject_defects, reject_masks
+from patchcore.data.mistaken import reject_defects, reject_masks
 from patchcore.errors import InputError, missing, printable
 from patchcore.extend import change_artifact
 

@@ -24,7 +24,7 @@ from patchcore.commands.options import (
 )
 from patchcore.data.files import Files
 from patchcore.data.formats import FORMATS
-from patchcore.data.layout import masks_by_name
+from patchcore.data.mistaken import masks_by_name
 from patchcore.data.named import endless, named_images
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
@@ -110,7 +110,8 @@ def _all_named(images: Sequence[str], files: Files) -> list[Path]:
     paths = list(named_images(images, files))
     if not paths:
         raise InputError(f"IMAGES: there are none in {printable(' or '.join(images))}")
-    if masks := masks_by_name(paths):
+    masks = masks_by_name(paths)
+    if masks and [*map(str, paths)] != [*images]:  # else nothing but these files is asked for
         told = "inspected as images, though named like masks"
         files.note(f"{told}: {len(masks):,} (such as {masks[0]})")
     files.note_alike(paths)

@@ -7,7 +7,8 @@ import numpy as np
 
 from patchcore.data.files import Files, Identity, composed, expanded, find_folder, identity
 from patchcore.data.formats import FORMATS
-from patchcore.data.layout import NOMINAL, bare, marks, masks_beside, reject_defects, reject_masks
+from patchcore.data.layout import marks
+from patchcore.data.mistaken import NOMINAL, bare, masks_beside, reject_defects, reject_masks
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError, printable
 from patchcore.settings import setting

@@ -385,6 +385,8 @@ def _unidentified(path: Path) -> tuple[str, bool]:
     start = b""
     with suppress(OSError), open(path, "rb") as file:
         start = file.read(256)
+    if not start:
+        return "the file is empty", False
     if _is_heic(start):
         return "it is HEIC, which is not supported", True
     for name in decoders if len(start) >= 16 else []:

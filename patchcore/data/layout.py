@@ -1,119 +1,18 @@
-"""Reading of the folder layout that most data sets share, and distinction of masks from images.
+"""Reading of the folder layout that most data sets share.
 
 The names of the folders of nominal and anomalous images vary between data sets.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
 from patchcore.data.files import Files, composed, find_folder
-from patchcore.data.images import bits_in_use, read_image, read_truth
+from patchcore.data.images import read_truth
+from patchcore.data.mistaken import NOMINAL, bare, reject_masks
 from patchcore.data.sample import Masks, Sample, Split
 from patchcore.errors import InputError, printable
-
-ENDINGS = ("_mask", "-mask", "_masks", "_gt", "-gt", "_groundtruth", "_ground_truth")
-FOLDERS = frozenset({"gt", "groundtruth", "ground_truth", "mask", "masks"})
-NOMINAL = frozenset({"good", "ok", "normal", "nominal", "non_defective"})
-"""Names that data sets give to folders of nominal images, in lower case."""
-PROBED = 3  # most files that are opened to see whether a folder holds masks
-
-
-def bare(stem: str) -> str:
-    """Return the name of a mask's image: `stem` without an ending such as `_mask`."""
-    lower = stem.lower()
-    for ending in ENDINGS:
-        if lower.endswith(ending) and len(stem) > len(ending):
-            return stem[: -len(ending)]
-    return stem
-
-
-def masks_beside(images: Iterable[Path]) -> dict[Path, list[Path]]:
-    """Return files named like masks of others in their folder, {7_mask.png: [7.png, …]}."""
-    by_name: dict[Path, list[Path]] = {}
-    paths = list(images)
-    for path in paths:
-        by_name.setdefault(composed(path.with_suffix("")), []).append(path)
-    found = {}
-    for path in paths:
-        name = bare(path.stem)
-        if name != path.stem and (owners := by_name.get(composed(path.parent / name))):
-            found[path] = owners
-    return found
-
-
-def masks_by_name(images: Sequence[Path]) -> list[Path]:
-    """Return the images that are masks of others by their names, sorted; no file is opened.
-
-    They lie beside their image, as in `masks_beside`, or in a folder such as `ground_truth`. Where
-    all images lie in such folders, these names say nothing.
-    """
-    inside = [path for path in images if not FOLDERS.isdisjoint(map(str.lower, path.parent.parts))]
-    return sorted({*masks_beside(images), *(inside if len(inside) < len(images) else ())})
-
-
-def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
-    """Refuse masks among the images that were found in or below `folder`.
-
-    A file counts as a mask if
-
-    - it is named like one, such as `7_mask.png` beside `7.png`, or
-    - it is black and white, and beside an image of the same name in another format, or
-    - it is in a subfolder such as `masks`, whose files all have images of their names beside that
-      subfolder, or the first of whose files are black and white.
-
-    Args:
-        images: Image files.
-        folder: Folder that was searched for them.
-        advice: Remedy, for the message.
-
-    Raises:
-        InputError: there is a mask, which the message names; or an image that had to be opened is
-            damaged.
-    """
-    reason = "is a mask by its name"
-    found = min(masks_beside(images), default=None)
-    if found is None:
-        reason = "looks like a mask"
-        found = _mask_among_twins(images) or _mask_in_subfolder(images, folder)
-    if found is not None:
-        raise InputError(f"{found}: {reason}, and lies among images; {advice}")
-
-
-def reject_defects(images: Sequence[Path], folder: Path, advice: str) -> None:
-    """Refuse nominal images of which some are in `good` and others in a folder beside it.
-
-    Images that are in a folder such as `good` themselves, at any depth, are never refused.
-
-    Args:
-        images: Image files.
-        folder: Folder that was searched for them.
-        advice: Remedy, for the message.
-
-    Raises:
-        InputError: there is such a folder, as in the `test` folder of a data set.
-    """
-    good: dict[Path, Path] = {}
-    others: set[Path] = set()
-    for path in images:
-        places = _folders_between(path, folder)
-        nominal = {place.parent: place for place in places if place.name.casefold() in NOMINAL}
-        good |= nominal
-        others.update(places if not nominal else ())
-    for place in sorted(others, key=lambda path: (-len(path.parts), path)):  # the innermost first
-        name = place.name.casefold()
-        if (beside := good.get(place.parent)) and not name.startswith((*NOMINAL,)):
-            raise InputError(
-                f"{place}: lies beside {beside.name}, so its images may be anomalous; {advice}"
-            )
-
-
-def _folders_between(path: Path, folder: Path) -> list[Path]:
-    """Folders of a file below `folder`, from the inside out."""
-    return [place for place in path.parents if folder in place.parents]
 
 
 def marks(mask: Path | Masks) -> bool:
@@ -135,49 +34,6 @@ def marks(mask: Path | Masks) -> bool:
 @lru_cache(maxsize=2**13)
 def _marks(mask: Path | Masks, *signature: tuple[int, int, int]) -> bool:
     return bool(read_truth(mask, math.inf).any())
-
-
-def _mask_among_twins(images: Sequence[Path]) -> Path | None:
-    """Find a black-and-white file beside one of its name that is not, such as 7.png and 7.jpg."""
-    by_name: dict[Path, list[Path]] = {}
-    for path in images:
-        by_name.setdefault(composed(path.with_suffix("")), []).append(path)
-    twins = [paths for paths in by_name.values() if len(paths) > 1]
-    for paths in twins[:PROBED]:
-        looks = [_black_and_white(path) for path in paths]
-        if any(looks) and not all(looks):
-            return paths[looks.index(True)]
-    return None
-
-
-def _mask_in_subfolder(images: Sequence[Path], folder: Path) -> Path | None:
-    inside: dict[tuple[str, ...], list[tuple[Path, Path]]] = {}  # files, and their image if masks
-    for path in images:
-        if path.parent == folder:
-            continue
-        *parents, _ = path.relative_to(folder).parts
-        depth = next((i for i, name in enumerate(parents, 1) if name.lower() in FOLDERS), None)
-        if depth is not None:
-            rest = [name for name in parents if name.lower() not in FOLDERS]
-            owner = composed(Path(*rest, bare(path.stem)))
-            inside.setdefault(tuple(parents[:depth]), []).append((path, owner))
-    names = {composed(path.relative_to(folder).with_suffix("")) for path in images if inside}
-    for found in inside.values():
-        if all(owner in names for _, owner in found):
-            return found[0][0]
-        if all(_black_and_white(path) for path, _ in found[:PROBED]):
-            return found[0][0]
-    return None
-
-
-def _black_and_white(path: Path) -> bool:
-    """Whether nearly all pixels are black or white; compression may blur the edges.
-
-    The image's depth and the limit of its size are settings of a run, which are not known here.
-    """
-    pixels = read_image(path, bits_in_use(path, math.inf), math.inf)
-    near = (pixels < 16) | (pixels > 239)
-    return bool(near.all(axis=-1).mean() > 0.95) and bool(np.ptp(pixels, axis=-1).max() < 64)
 
 
 PARTS = ("train", "test", "ground_truth", "validation", "test_private", "test_private_mixed")

@@ -16,7 +16,6 @@ from typing import ClassVar
 
 from patchcore.data.files import Files, composed
 from patchcore.data.layout import (
-    NOMINAL,
     check_names,
     checked_images,
     find_category,
@@ -24,6 +23,7 @@ from patchcore.data.layout import (
     marks,
     note_others,
 )
+from patchcore.data.mistaken import NOMINAL
 from patchcore.data.sample import Category, DataConfig, Sample, Split
 from patchcore.data.source import NON_COMMERCIAL, Archive, Source
 from patchcore.errors import InputError, printable
