@@ -36,6 +36,13 @@ PATHS = [
 ]
 
 
+def test_a_decimal_comma_is_no_sweep() -> None:
+    told = r"^coreset\.ratio: 01 would be read as 1: write 1; a decimal number takes a point$"
+    with pytest.raises(InputError, match=told):
+        check_overrides(["-m", "coreset.ratio=0,01"])
+    check_overrides(["-m", "data=mvtec", "data.category=01,02"])  # a text
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_the_quoted_form_means_the_text_itself(path: str) -> None:
     (word,) = shlex.split(quoted(f"data.root={path}"))  # as the shell reads it
@@ -73,7 +80,8 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("~seed", "~seed: other seeds follow from it: give seed=NUMBER instead"),
         ("=3", "=3: not understood: type KEY=VALUE"),
         ("a..b=3", "a..b=3: not understood: type KEY=VALUE"),
-        ("coreset.ratio=0,05", "coreset.ratio=0,05: a number takes a point: type coreset.ratio=0"),
+        ("seed=007", "seed: 007 would be read as 7: write 7; a decimal number takes a point"),
+        ("coreset.ratio=0,05", "coreset.ratio: 05 would be read as 5: write 5; a decimal number"),
         ("data.root=a,b", "data.root: a comma separates several values: for one value"),
         ("layers.names=[fc", "layers.names: the value needs its own quotes"),
         (

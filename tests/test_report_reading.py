@@ -410,7 +410,7 @@ def test_every_run_means_every_run(tmp_path: Path) -> None:
 
 def traced(folder: Path, settings: dict[str, Any], data: str, metrics: dict[str, Any]) -> None:
     """A run that tells its effective settings and a digest of its images."""
-    write_run(folder, {**settings, "trainer.devices": 1, "data.root": str(folder)}, metrics)
+    write_run(folder, {"trainer.devices": 1, "data.root": str(folder), **settings}, metrics)
     own = {"data": {"category": "bottle"}, "patch": {"size": settings.get("patch.size", 3)}}
     provenance = {"settings": own, "choices": {"data": "mvtec"}, "data": {"test": data}}
     (folder / "provenance.json").write_text(json.dumps(provenance))
@@ -454,10 +454,18 @@ def test_classes_code_and_devices_never_merge(tmp_path: Path) -> None:
     assert [factor.key for factor in table.factors] == ["index.class", "device", "source"]
 
 
+def test_images_in_other_folders_are_no_other_state(tmp_path: Path) -> None:
+    for name, digest in (("A", "d"), ("B", "e")):
+        settings = {"data.root": f"/lab/{name}"}  # without effect, as the images count alone
+        traced(tmp_path / name, settings, digest, {"image_auroc": 0.9})
+    parts = read_runs([tmp_path]).parts
+    assert [part.data for part in parts] == ["data.root=/lab/A", "data.root=/lab/B"]
+
+
 def test_other_images_are_ranked_alone(tmp_path: Path) -> None:
     for i, (size, data) in enumerate(((1, "d"), (3, "d"), (1, "e"), (3, "e"))):
         metrics = {"image_auroc": 0.9 + i / 100}
-        traced(tmp_path / str(i), {"patch.size": size}, data, metrics)
+        traced(tmp_path / str(i), {"patch.size": size, "data.root": "/data"}, data, metrics)
         os.utime(tmp_path / str(i) / "metrics.json", (1000 + i, 1000 + i))
     table = read_runs([tmp_path])
     assert ranked(table) == [["patch.size=3", "patch.size=1"]] * 2

@@ -18,7 +18,7 @@ from importlib.resources.abc import Traversable
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
-from omegaconf import BooleanNode, DictConfig, OmegaConf
+from omegaconf import BooleanNode, DictConfig, FloatNode, IntegerNode, Node, OmegaConf
 
 from patchcore.commands.environment import current_folder
 from patchcore.commands.groups import SCHEMAS
@@ -203,7 +203,7 @@ def check_overrides(arguments: Sequence[str], typed: Sequence[str] = ()) -> None
             raise InputError(
                 f"{argument}: hydra is no choice: set its keys, such as hydra.run.dir=…"
             )
-        _check_switch(override)
+        _check_plain(override)
         _check_meant(override, argument)
         if override.is_sweep_override():
             _check_ends(override)
@@ -285,42 +285,45 @@ def _quote(argument: str) -> str:
 
 def _one_or_several(argument: str) -> str:
     key, _, value = argument.partition("=")
-    if re.fullmatch(r"0,0\d+", value):
-        return (
-            f"{argument}: a number takes a point: type {key}={value.replace(',', '.')}; "
-            "--multirun tries several values one after another"
-        )
     return (
         f"{key}: a comma separates several values: for one value with a comma, type "
-        f"{quoted(argument)}; a list is '{key}=[{value}]'; --multirun tries the values one after "
-        "another"
+        f"{quoted(argument)}; a list, where the option takes one, is '{key}=[{value}]'; --multirun "
+        "tries the values one after another"
     )
 
 
-def _check_switch(override: Override) -> None:
-    """Refuse a number where true or false belongs; OmegaConf takes all but 0 for true."""
-    value = override.value()
+def _check_plain(override: Override) -> None:
+    """Refuse numbers that OmegaConf would take for true, and 01 as it would take it for 1."""
+    value, key = override.value(), override.key_or_group
     for each in value.list if isinstance(value, ChoiceSweep) else [value]:
         number = isinstance(each, int | float) and each not in (0, 1)
-        if number and override.key_or_group in set(_switches()):
-            raise InputError(f"{override.key_or_group}: must be true or false, got {each}")
+        if number and key in _settings_of(BooleanNode):
+            raise InputError(f"{key}: must be true or false, got {each}")
+        if not isinstance(each, str) or not re.fullmatch(r"[-+]?0\d+", each):
+            continue
+        if key in _settings_of(IntegerNode, FloatNode):
+            raise InputError(
+                f"{key}: {each} would be read as {int(each)}: write {int(each)}; a decimal number "
+                "takes a point"
+            )
 
 
-def _switches() -> Iterator[str]:
-    """Keys of the settings that are true or false."""
-    yield from _below(OmegaConf.structured(Config), "")
-    for group, kinds in SCHEMAS.items():
-        for kind in kinds.values():
-            yield from _below(OmegaConf.structured(kind), f"{group}.")
+def _settings_of(*kinds: type[Node]) -> set[str]:
+    """Keys of the settings of some kinds."""
+    found = {*_below(OmegaConf.structured(Config), "", kinds)}
+    for group, schemas in SCHEMAS.items():
+        for schema in schemas.values():
+            found |= {*_below(OmegaConf.structured(schema), f"{group}.", kinds)}
+    return found
 
 
-def _below(settings: DictConfig, prefix: str) -> Iterator[str]:
+def _below(settings: DictConfig, prefix: str, kinds: tuple[type[Node], ...]) -> Iterator[str]:
     for key in map(str, settings):
         node = settings._get_node(key)
-        if isinstance(node, BooleanNode):
+        if isinstance(node, kinds):
             yield f"{prefix}{key}"
         elif isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            yield from _below(node, f"{prefix}{key}.")
+            yield from _below(node, f"{prefix}{key}.", kinds)
 
 
 def _check_meant(override: Override, argument: str) -> None:

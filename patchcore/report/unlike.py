@@ -1,7 +1,7 @@
 """Grouping of runs by their data: only metrics on the same data may be ranked together."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from patchcore.report.reading import CATEGORY, RunFolder
@@ -17,7 +17,7 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
     Runs are in one group if their data set and its settings are equal, their images are equal (as
     far as their folders record a digest), and their points have the same categories.
     """
-    versions = _versions(runs)
+    versions, states = _versions(runs, _cell), _versions(runs, _place)
     families: dict[str, list[RunFolder]] = defaultdict(list)
     told: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -25,7 +25,7 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
         key = token([facts, versions[run]])
         families[key].append(run)
         idle = {k: v for k, v in run.idle.items() if k.startswith("data.")}
-        told.setdefault(key, {**idle, **facts, "images": _state(versions[run])})
+        told.setdefault(key, {**idle, **facts, "images": _state(states[run])})
     found = []
     for key, family in families.items():
         sets: dict[tuple[str, ...], list[RunFolder]] = defaultdict(list)
@@ -86,19 +86,21 @@ def _point(run: RunFolder) -> str:
     return token(kept)
 
 
-def _versions(runs: Sequence[RunFolder]) -> dict[RunFolder, int]:
-    """Return, for each run, how often its images have changed since, for equal data settings.
+def _versions(
+    runs: Sequence[RunFolder], cell_of: Callable[[RunFolder], str]
+) -> dict[RunFolder, int]:
+    """Return, for each run, how many newer images other runs of its cell had.
 
     0 for the newest images, and if a folder does not record which images the run saw.
     """
     seen: dict[str, dict[str, float]] = defaultdict(dict)  # {cell: {digest: last written}}
     for run in runs:
         if run.digest:
-            cell = seen[_cell(run)]
+            cell = seen[cell_of(run)]
             cell[run.digest] = max(cell.get(run.digest, 0.0), run.written)
     found = {}
     for run in runs:
-        cell = seen.get(_cell(run), {})
+        cell = seen.get(cell_of(run), {})
         newest = sorted(cell, key=lambda digest: (-cell[digest], digest))
         found[run] = newest.index(run.digest) if run.digest else 0
     return found
@@ -112,6 +114,11 @@ def _cell(run: RunFolder) -> str:
             run.choices.get("data"),
         ]
     )
+
+
+def _place(run: RunFolder) -> str:
+    """Return a text that is equal for runs of one cell whose images were in one place."""
+    return token([_cell(run), {k: v for k, v in run.idle.items() if k.startswith("data.")}])
 
 
 def _state(version: int) -> str:
