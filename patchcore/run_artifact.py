@@ -3,13 +3,15 @@
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from patchcore.artifact import plain_parts, save, step
 from patchcore.artifact_files import check
+from patchcore.data.files import expanded
 from patchcore.data.images import read_truth
-from patchcore.data.sample import Split
+from patchcore.data.sample import DataConfig, Split
 from patchcore.data.sets import DATA_SETS
 from patchcore.decision import Decision
 from patchcore.errors import InputError
@@ -185,11 +187,21 @@ def _of_this_run(
     return told
 
 
+def _placed(data: DataConfig) -> DataConfig:
+    """Settings with absolute paths, which name the same images in whatever folder they are read."""
+    keys = ("root", "region", "regions")
+    given = {key: value for key in keys if isinstance(value := getattr(data, key, None), str)}
+    places: dict[str, Any] = {
+        key: str(expanded(value, f"data.{key}").absolute()) for key, value in given.items()
+    }
+    return replace(data, **places)
+
+
 def _data(config: Any, split: Split, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Details of a model about the data of its run."""
     found = {
         "set": next((name for name, kind in DATA_SETS.items() if type(config.data) is kind), ""),
-        "settings": config.data,
+        "settings": _placed(config.data),
         "train_images": len(split.train),
         "test_images": len(split.test),
         "digests": provenance["data"],

@@ -62,6 +62,24 @@ def run(root: Path, place: Path, *overrides: str, name: str = "run") -> Outcome:
     return patchcore("train", *sorted([*kept, *asked], key=lambda each: each != "--multirun"))
 
 
+def test_a_model_finds_its_images_from_any_folder(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    assert run(root, tmp_path, "data.root=.", "artifact=true").code == 0
+    other = tmp_path / "other"
+    write_mvtec(other, (50, 46))  # where other images have the same names
+    monkeypatch.chdir(other)
+    assert patchcore("test", str(tmp_path / "run/artifact"), "--output", "out").code == 0
+    ours, theirs = (
+        json.loads((folder / "metrics.json").read_text())
+        for folder in (tmp_path / "run", Path("out"))
+    )
+    assert theirs["test_images"] == ours["test_images"]
+    assert theirs["image_auroc"] == ours["image_auroc"]
+    assert {path.parents[3] for path, _ in rows(Path("out"))} == {root}
+
+
 def rows(folder: Path) -> list[tuple[Path, float]]:
     with (folder / "scores.csv").open(newline="") as file:
         return [(Path(row["path"]), float(row["score"])) for row in csv.DictReader(file)]
