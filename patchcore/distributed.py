@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 
 from patchcore.errors import InputError
-from patchcore.switches import check_numbered, processes
+from patchcore.switches import check_numbered, check_srun, processes
 
 PATIENCE = timedelta(days=1)
 """Longest wait for a process that is alive: a slow disk may delay it for hours."""
@@ -92,7 +92,8 @@ def outside() -> Process | None:
     """Return this process as torchrun or SLURM started it among others; None if neither did.
 
     Raises:
-        InputError: A variable of theirs is missing, or is not a number that can be meant.
+        InputError: A variable of theirs is missing or no number that can be meant, or SLURM is
+            to run several processes and this is none of them.
     """
     from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
@@ -103,6 +104,7 @@ def outside() -> Process | None:
     elif SLURMEnvironment.detect() and check_numbered(("SLURM_NTASKS",))["SLURM_NTASKS"] > 1:
         own = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")
         check_numbered(own, ("SLURM_JOB_ID", "MASTER_PORT"))
+        check_srun()
         environment = SLURMEnvironment()
         os.environ.setdefault("MASTER_ADDR", environment.main_address)
         os.environ.setdefault("MASTER_PORT", str(environment.main_port))

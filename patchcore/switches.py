@@ -253,3 +253,22 @@ def check_numbered(needed: Sequence[str], others: Sequence[str] = ()) -> dict[st
             )
         found[name] = int(value)
     return found
+
+
+def check_srun() -> None:
+    """Refuse a process of several in SLURM that srun has not started, or in a way that is unknown.
+
+    Raises:
+        InputError: A variable that srun sets is missing, or `--ntasks-per-node` was not given,
+            which Lightning asks for.
+    """
+    if "SLURM_STEP_ID" not in os.environ:  # the other processes would never come
+        raise InputError(
+            "the environment variable SLURM_NTASKS announces several processes, but srun has not "
+            "started this one: start the command with srun, or unset SLURM_NTASKS"
+        )
+    if "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise InputError(
+            "the environment variable SLURM_NTASKS_PER_NODE is not set: give SLURM "
+            "--ntasks-per-node in place of --ntasks"
+        )

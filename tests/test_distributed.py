@@ -330,6 +330,20 @@ def test_odd_variables_of_a_launcher_are_named(
         outside()
 
 
+def test_a_batch_script_without_srun_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = dict.fromkeys(("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0")
+    for key, value in {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", **own}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    with pytest.raises(InputError, match=r"SLURM_NTASKS announces .* start the command with srun"):
+        outside()
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    with pytest.raises(InputError, match=r"SLURM_NTASKS_PER_NODE is not set: give SLURM --ntasks-"):
+        outside()
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    assert outside() == Process(0, 0, 2, 0)
+
+
 def test_more_processes_than_batches_are_refused(tmp_path: Path) -> None:
     data = dataset(tmp_path, 4)
     settings = config(tmp_path, data=data, trainer={**QUIET, "devices": 5})
