@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from patchcore.report.folders import find_runs
-from patchcore.report.points import Summary, summarise
+from patchcore.report.points import Summary, student
 from patchcore.report.reading import RunFolder, read_run
 from patchcore.report.words import number, rank, show, title
 
@@ -123,7 +123,7 @@ def _order(row: Row) -> list[object]:
 
 def _cell(metric: str, values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return _text(metric, summarise(known)) if len(known) == len(values) else "–"
+    return _text(metric, student(known)) if len(known) == len(values) else "–"
 
 
 def _text(metric: str, value: Summary) -> str:
@@ -137,7 +137,7 @@ def _difference(these: dict[int, RunFolder], those: dict[int, RunFolder]) -> str
     if not both:
         return ""
     key = "image_auroc"
-    value = summarise([100 * (these[s].metrics[key] - those[s].metrics[key]) for s in both])
+    value = student([100 * (these[s].metrics[key] - those[s].metrics[key]) for s in both])
     return f"{value.mean:+.2f}" + (f" ± {value.half:.2f}" if value.count > 1 else "")
 
 

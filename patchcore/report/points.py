@@ -38,21 +38,19 @@ def undefined(reason: str) -> Summary:
 
 
 def summarise(values: Mapping[Unit, float]) -> Summary:
-    """Return mean, sample standard deviation s and 95 % interval of n repeats.
-
-    The interval is Student's: mean ± t(0.975, n - 1) · s / √n.
+    """Return the summary of repeats, as `student` gives it where they are independent.
 
     Repeats that share one of several seeds are not independent, as in a sweep over `data.seed=0,1`
     and `seed=0,1`. The values of each such seed are then averaged and counted as one repeat. Of the
     spreads that the seeds give in this way, the one with the widest interval is returned.
     """
-    found = [_spread([*values.values()])]
-    for key in {name for _, seeds in values for name in _by_name(seeds)}:
+    found = [student([*values.values()])]
+    for key in sorted({name for _, seeds in values for name in _by_name(seeds)}):
         shared: dict[Unit, list[float]] = {}
         for (category, seeds), value in values.items():
             shared.setdefault((category, _by_name(seeds).get(key, "")), []).append(value)
         if 1 < len(shared) < len(values):
-            found.append(_spread([fmean(each) for each in shared.values()]))
+            found.append(student([fmean(each) for each in shared.values()]))
     return replace(max(found, key=lambda summary: summary.half), mean=found[0].mean)
 
 
@@ -62,7 +60,11 @@ def _by_name(seeds: str) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
-def _spread(values: Sequence[float]) -> Summary:
+def student(values: Sequence[float]) -> Summary:
+    """Return mean, sample standard deviation s and 95 % interval of n independent repeats.
+
+    The interval is Student's: mean ± t(0.975, n - 1) · s / √n.
+    """
     if len(values) < 2:
         return Summary(values[0], 1) if values else undefined("no finished run")
     deviation = stdev(values)
