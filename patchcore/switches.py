@@ -256,11 +256,11 @@ def check_numbered(needed: Sequence[str], others: Sequence[str] = ()) -> dict[st
 
 
 def check_srun() -> None:
-    """Refuse a process of several in SLURM that srun has not started, or in a way that is unknown.
+    """Refuse one of several processes in SLURM unless srun has started it as Lightning expects.
 
     Raises:
-        InputError: A variable that srun sets is missing, or `--ntasks-per-node` was not given,
-            which Lightning asks for.
+        InputError: The variable of a step that srun starts is missing, or that of
+            `--ntasks-per-node`, which Lightning needs.
     """
     if "SLURM_STEP_ID" not in os.environ:  # the other processes would never come
         raise InputError(

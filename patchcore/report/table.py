@@ -162,7 +162,7 @@ class Table:
         choices = {
             group: chosen
             for group, chosen in self.choices.items()
-            if not self._is_number(group, chosen, settings)
+            if not self._is_of_a_number(group, chosen, settings)
         }
         paths = {k for k in settings if any(os.sep in str(value) for value in self.varied[k])}
         plain = {key: column for key, column in settings.items() if key not in paths}
@@ -173,11 +173,14 @@ class Table:
             for key in sorted(groups, key=order.index)
         ]
 
-    def _is_number(self, group: str, chosen: list[str], settings: dict[str, list[str]]) -> bool:
+    def _is_of_a_number(
+        self, group: str, chosen: list[str], settings: dict[str, list[str]]
+    ) -> bool:
         """Whether the choices of a group differ in one number alone, such as `patch.size`."""
-        own = [key for key in settings if key.startswith(f"{group}.")]
-        numbers = [key for key in own if Factor(key, self.varied[key], []).numbers]
-        return own == numbers and len(own) == 1 and equivalent(chosen, settings[own[0]])
+        key, *others = [key for key in settings if key.startswith(f"{group}.")] or [""]
+        if others or not key or not Factor(key, self.varied[key], []).numbers:
+            return False
+        return equivalent(chosen, settings[key])
 
     @cached_property
     def points(self) -> list[Point]:
