@@ -193,4 +193,7 @@ def _advice(folder: Path) -> str:
             "it is an export, which only predict, test and serve accept: give the artifact that "
             "it was made from"
         )
+    for inside in (DESCRIPTION, f"{FOLDER}/{DESCRIPTION}", EXPORT):
+        if found := sorted(folder.glob(f"*/{inside}")):
+            return f"it is a folder above one: give {found[0].parent}"
     return f"it has no {DESCRIPTION}: give the artifact folder of a run with artifact=true"

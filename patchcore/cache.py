@@ -38,6 +38,7 @@ from patchcore.writing import content_of, remove, replace_with
 FOLDER = "patchcore-cache-v2"
 KINDS = ("images", "maps", "orders")
 SUFFIX = ".tensors"
+RECORDS = "runs"  # folder of the records of finished runs, beside it
 TAG = "CACHEDIR.TAG"  # tells backup programs to leave out the folder
 TAG_TEXT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
@@ -45,9 +46,8 @@ TAG_TEXT = (
 )
 _CHECKSUM, _EARLIER = "xxh3", "checksum"
 """Names of the checksum among an entry's tensors, now and in earlier versions."""
-SECONDS = "seconds"
-"""Name, among an entry's tensors, of the time that computing the content took, in seconds."""
-STALE = 3600  # seconds after which an unfinished file counts as that of a dead process
+SECONDS = "seconds"  # name of the tensor with the time that computing the content took, in seconds
+STALE = 3600  # seconds; after them an unfinished file is that of a dead process
 
 
 class Precision(Enum):
@@ -119,9 +119,8 @@ class Store:
     """Store of tensors by key in a folder, of limited size.
 
     A key is `kind/digest`; the entry is a safetensors file of that name. An entry holds a checksum
-    of its key and tensors, which detects damaged entries and entries under a wrong name. A store
-    that cannot be read or written, for example on a full disk, warns once and stores nothing more;
-    it never stops a run.
+    of its key and tensors, which detects damaged and misnamed entries. A store that cannot be read
+    or written, for example on a full disk, warns once and stores nothing more, but stops no run.
 
     Args:
         root: Folder in which the store's own folder is created on the first write.
@@ -157,7 +156,8 @@ class Store:
             if (data := content_of(path)) is None:
                 return None
         except OSError as error:
-            self._give_up(error)
+            if not isinstance(error, PermissionError):  # `put` replaces the file, or tells why not
+                self._give_up(error)
             return None
         with contextlib.suppress(OSError):  # another user's file, or a read-only disk
             os.utime(path)

@@ -17,6 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from patchcore.arguments import check_kind, path_of
+from patchcore.cache import RECORDS
 from patchcore.checksums import amended
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
@@ -194,7 +195,7 @@ def _run_in(
         )
     identity = identify(config, split)
     name, provenance = identity.fingerprint, keeper.noted({**identity.provenance, **origin})
-    finished = Finished(config.cache.folder() / "runs")
+    finished = Finished(config.cache.folder() / RECORDS)
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
     if getattr(config.method, "pruning", None) is not None:
         wanted.append(DISTRUSTED)

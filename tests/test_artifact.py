@@ -596,6 +596,16 @@ def test_a_kill_between_two_renames_loses_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("inside", ["artifact.yaml", "artifact/artifact.yaml", "export.yaml"])
+def test_a_folder_above_a_model_is_told(tmp_path: Path, inside: str) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name / inside).parent.mkdir(parents=True)
+        (tmp_path / name / inside).touch()
+    given = (tmp_path / "a" / inside).parent
+    with pytest.raises(InputError, match=rf"artifact: it is a folder above one: give {given}$"):
+        load(tmp_path)
+
+
 def test_an_image_in_place_of_a_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(InputError, match=r"a\.png: is not an artifact: it is a file: give the fo"):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from patchcore.cache import (
     FOLDER,
+    RECORDS,
     SUFFIX,
     CacheConfig,
     MapCache,
@@ -358,7 +359,15 @@ def test_the_command_shows_and_clears(tmp_path: Path, capsys: pytest.CaptureFixt
     cache_command(["path", "--root", str(tmp_path)])
     assert capsys.readouterr().out.strip() == str(tmp_path / FOLDER)
     cache_command(["clear", "--root", str(tmp_path)])
-    assert "KiB freed" in capsys.readouterr().out and store.entries() == []
+    shown = capsys.readouterr().out
+    assert shown.endswith(f"KiB freed in {tmp_path / FOLDER}\n") and store.entries() == []
+    (tmp_path / RECORDS).mkdir()
+    (store.root / "maps/notes.txt").touch()
+    cache_command(["clear", "--root", str(tmp_path)])
+    assert capsys.readouterr().out == (
+        f"0 B freed in {tmp_path / FOLDER}; left: 1 other file there, and the "
+        f"records of finished runs in {tmp_path / RECORDS}\n"
+    )
 
 
 def test_an_entry_under_anothers_name_is_noticed(tmp_path: Path) -> None:
@@ -454,6 +463,27 @@ def test_a_cache_that_is_only_read_serves_still(
 
     monkeypatch.setattr(os, "utime", refuse)
     assert same(store.get("maps/a"), some(1)) and same(store.get("maps/a"), some(1))
+
+
+def test_an_entry_that_only_another_user_may_read_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.put("maps/a", some(1))
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == f"a{SUFFIX}":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert store.get("maps/a") is None
+    for key, number in (("maps/a", 2), ("maps/b", 3)):
+        store.put(key, some(number))
+    assert same(store.get("maps/b"), some(3))
+    monkeypatch.undo()
+    assert same(store.get("maps/a"), some(2))
 
 
 def test_a_full_disk_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

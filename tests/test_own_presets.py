@@ -48,6 +48,16 @@ def test_a_file_with_its_kind_is_read(tmp_path: Path) -> None:
     assert line.startswith("error: data.nominal: there is no folder ")
 
 
+def test_a_file_that_ends_in_yml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yml").write_text("coreset: {ratio: 0.2}\n")
+    run = f"hydra.run.dir={tmp_path}/run"
+    done = patchcore("train", "--config-dir", str(tmp_path), "experiment=mine", run)
+    assert done.code == 1 and done.err == (
+        f"error: {tmp_path}/experiment/mine.yml: settings files end in .yaml: rename it\n"
+    )
+
+
 def test_a_file_with_the_name_of_a_built_in_choice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "coreset").mkdir()
     (tmp_path / "coreset/greedy.yaml").write_text("ratio: 0.2\n")

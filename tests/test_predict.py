@@ -586,6 +586,8 @@ def test_a_closed_stdout_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("sys.__stdout__", None)  # as Python has it then
     with pytest.raises(InputError, match=r"^stdout is closed.*--output"):
         command.main(["model", "x.png"])
+    with pytest.raises(InputError, match=r"^stdout is closed.*--output"):  # which - means, too
+        command.main(["model", "x.png", "--output", "-"])
 
 
 def test_a_closed_stdin_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

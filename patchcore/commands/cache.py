@@ -4,7 +4,7 @@ import os
 import time
 from collections import defaultdict
 
-from patchcore.cache import CacheConfig, Entry, Store
+from patchcore.cache import RECORDS, TAG, CacheConfig, Entry, Store
 from patchcore.commands.options import Parser, place
 from patchcore.errors import InputError, printable
 from patchcore.machine import named_by
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif not store.root.is_dir():
         print(printable(f"there is no cache in {store.root.parent}"))
     elif options.action == "clear":
-        print(printable(f"{_size(store.clear())} freed in {store.root}"))
+        print(printable(f"{_size(store.clear())} freed in {store.root}{_left(store)}"))
     else:
         print(_table(store))
 
@@ -69,6 +69,15 @@ def _table(store: Store) -> str:
         )
     lines.append(f"{'in all':28} {len(entries):9,} entries {_size(_bytes(entries)):>10}")
     return "\n".join(lines)
+
+
+def _left(store: Store) -> str:
+    """Part of the sentence about clearing: what stays, which is other files and records of runs."""
+    others = sum(len(files) for *_, files in os.walk(store.root)) - (store.root / TAG).is_file()
+    left = [f"{others:,} other file{'s' * (others > 1)} there"] if others else []
+    if (store.root.parent / RECORDS).is_dir():
+        left.append(f"the records of finished runs in {store.root.parent / RECORDS}")
+    return f"; left: {', and '.join(left)}" if left else ""
 
 
 def _bytes(entries: list[Entry]) -> int:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -26,7 +27,7 @@ from omegaconf.errors import (
 from patchcore.commands.environment import unknown_backend
 from patchcore.commands.references import place_of
 from patchcore.commands.shortages import explain_shortage
-from patchcore.errors import InputError
+from patchcore.errors import InputError, printable
 
 GROUPS = {"model": "method", "search": "hparams_search"}
 """Renamed groups, {earlier name: name}; keys that begin with them are renamed, too."""
@@ -157,6 +158,8 @@ def explain(error: Exception) -> str | None:
             group, choice = first, f"{group}/{choice}".removeprefix(f"{first}/")
             names = sorted({*names, *choices()[group]})
         known = f"there are {', '.join(names)}"
+        if named := _other_suffix(str(error), error.missing_cfg_file):
+            return f"{named}: settings files end in .yaml: rename it"
         if not names:
             return f"{error.missing_cfg_file}.yaml: there is no such settings file"
         if group == "image" and (overrides := image_successor(choice)):
@@ -212,6 +215,14 @@ def explain(error: Exception) -> str | None:
     else:
         message += _one_by_one(key, message)
     return f"{message} (in {file[1]}.yaml)" if file else message
+
+
+def _other_suffix(message: str, name: str) -> str | None:
+    """Path of a settings file `name` that ends in .yml, in one of the folders that Hydra names."""
+    for folder in re.findall(r"path=(?:file://)?(/.+)", message):
+        if (path := Path(folder) / f"{name}.yml").is_file():
+            return printable(str(path))
+    return None
 
 
 def _no_such_group(name: str) -> str:

@@ -25,7 +25,7 @@ from patchcore.commands.options import (
 from patchcore.data.files import Files
 from patchcore.data.formats import FORMATS
 from patchcore.data.mistaken import masks_by_name
-from patchcore.data.named import endless, named_images
+from patchcore.data.named import STDIN, endless, named_images
 from patchcore.errors import InputError, printable
 from patchcore.export import load_model
 from patchcore.inspection import BATCH, Broken, Inspection, Thresholds, predict
@@ -70,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not images:
         raise InputError("IMAGES: name a file, a folder, a glob, @FILE or - for stdin")
     pictures = _pictures(options)
+    if options.output == Path(STDIN):  # as IMAGES, it is the standard stream
+        options.output = None
     form = _form(options.format, options.output)
     _check_output(options.output, options.model, images)
     inspector = load_model(options.model, device=options.device)
@@ -201,7 +203,7 @@ def _parser() -> Parser:
         "--output",
         type=place,
         metavar="FILE",
-        help="write to this file instead of stdout; an existing file is replaced at the end",
+        help="write to this file instead of stdout (-); an existing file is replaced at the end",
     )
     parser.add_argument(
         "--maps",

@@ -11,7 +11,8 @@ import stat
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from patchcore.data.formats import FORMATS
@@ -63,13 +64,13 @@ def expanded(value: str, key: str) -> Path:
         raise InputError(f"{key}: {value}: ~ leads nowhere; write the path in full") from None
 
 
-def find_folder(folder: Path | str, key: str, hint: str = "") -> Path:
+def find_folder(folder: Path | str, key: str, hint: str = "; check the path") -> Path:
     """Return the folder in setting `key`, with `~` expanded.
 
     Args:
         folder: Value of the setting.
         key: Name of the setting, for messages.
-        hint: Text that follows "there is no folder …".
+        hint: Text that follows "there is no folder …", by default advice to check the path.
 
     Raises:
         InputError: there is no such folder, it is a file, or it cannot be accessed.
@@ -84,13 +85,32 @@ def find_folder(folder: Path | str, key: str, hint: str = "") -> Path:
             raise InputError(f"{key}: {broken_link(path, os.strerror(errno.ENOENT))}") from None
         trimmed = Path(text.strip()).expanduser()
         if text != text.strip() and trimmed.is_dir():
-            hint = f"; without the space around its name there is one{hint}"
+            hint = "; without the space around its name there is one"
+        elif near := like(path, os.path.isdir):
+            hint = near
+        elif not path.is_absolute():
+            named = f"{named} in {printable(os.getcwd())}"
         raise InputError(f"{key}: there is no folder {named}{hint}") from None
     except OSError as error:
         raise InputError(f"{key}: {named} cannot be read ({error.strerror})") from None
     if not stat.S_ISDIR(mode):
         raise InputError(f"{key}: {named} is a file; name the folder that holds it")
     return path
+
+
+def like(path: Path, fits: Callable[[Path], bool] = os.path.lexists) -> str:
+    """Return advice for a message about a path that is not there: one of a similar name, if any.
+
+    Args:
+        path: Path that was asked for.
+        fits: Function that says whether a path can be meant.
+    """
+    try:
+        names = [name for name in os.listdir(path.parent) if fits(path.parent / name)]
+    except OSError:
+        return ""
+    close = get_close_matches(path.name, names, 1)
+    return f"; did you mean {printable(str(path.parent / close[0]))}?" if close else ""
 
 
 def identity(path: Path) -> Identity:

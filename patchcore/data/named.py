@@ -5,11 +5,10 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO
 
-from patchcore.data.files import Files, expanded
+from patchcore.data.files import Files, expanded, like
 from patchcore.errors import InputError, local, printable
 
 STDIN = "-"
@@ -113,14 +112,4 @@ def _found(argument: str, files: Files) -> Iterator[Path]:
             raise InputError(f"{KEY}: no file matches {argument}")
         yield from map(Path, images)
     else:
-        raise InputError(f"{KEY}: there is no file or folder {path}{_like(path)}")
-
-
-def _like(path: Path) -> str:
-    """Advice for a message: a path of a similar name, if there is one."""
-    try:
-        names = os.listdir(path.parent)
-    except OSError:
-        return ""
-    close = get_close_matches(path.name, names, 1)
-    return f"; did you mean {printable(str(path.parent / close[0]))}?" if close else ""
+        raise InputError(f"{KEY}: there is no file or folder {path}{like(path)}")
