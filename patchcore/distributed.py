@@ -30,6 +30,7 @@ import torch
 import torch.distributed as dist
 
 from patchcore.errors import InputError
+from patchcore.rendezvous import meet
 from patchcore.switches import check_numbered, check_srun, processes
 
 PATIENCE = timedelta(days=1)
@@ -384,9 +385,9 @@ def connect_outside() -> None:
     process = outside()
     assert process is not None
     if not dist.is_initialized():
-        ways = backend({})
+        store = meet(process.rank, process.size, PATIENCE)
         dist.init_process_group(
-            ways, "env://", PATIENCE, rank=process.rank, world_size=process.size
+            backend({}), None, PATIENCE, process.size, process.rank, store=store
         )
 
 
