@@ -94,6 +94,14 @@ def test_they_are_refused_before_anything_is_written(tmp_path: Path) -> None:
             [*JOBLIB, "hydra.launcher.batch_size=0"],
             "hydra.launcher: batch_size must be 'auto' or a positive integer, got: 0: correct its",
         ),
+        (
+            ["hydra.sweep.dir=m/${seed}"],
+            "hydra.sweep.dir: must be the same for all points, got m/0 and m/1: let hydra.sweep",
+        ),
+        (
+            ["hydra.sweep.dir=m/${hydra.job.num}"],
+            "hydra.sweep.dir: only hydra.sweep.subdir may hold hydra.job.num, the number of a poi",
+        ),
         (["hydra.job.num=abc"], "hydra.job.num: must be a whole number, got abc"),
         (["hydra.job_logging=3"], "hydra.job_logging: must hold settings (KEY: VALUE), such as"),
         (["hydra=x"], "hydra=x: hydra is no choice: set its keys, such as hydra.run.dir=…"),

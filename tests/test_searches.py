@@ -12,13 +12,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
 from patchcore.commands.generations import VERSION_BASE
+from patchcore.commands.hydra_values import recorded
 from patchcore.commands.searches import (
     check_multirun,
     check_studies,
     fill_directions,
     keep_last,
 )
-from patchcore.commands.sweep import MOST, Conclusion, concluded, record_failure
+from patchcore.commands.sweep import MOST, Conclusion, concluded, record_failure, start_point
 from patchcore.errors import InputError
 from tests.run_folders import write_run
 from tests.runs import patchcore
@@ -195,6 +196,76 @@ def test_of_several_values_the_last_is_searched() -> None:
     assert found[-2:] == ["coreset.ratio=interval(0.2,0.4)", "seed=0"]
 
 
+def test_values_that_refer_to_others_are_searched_as_typed() -> None:
+    """The others may differ between points, or have no value yet."""
+    typed = ["data=folder", "data.nominal=${data.root}/good", "seed=0", "seed=1"]
+    later = "hydra.sweep.subdir=p${hydra.job.num}"
+    config = composed(*OPTUNA, *typed, later)
+    keep_last(config)
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
+        check_studies(config, GlobalHydra.instance().config_loader())
+    check_multirun(config)
+    assert typed[1] in recorded(config.hydra.overrides.task)
+    assert recorded(config.hydra.overrides.hydra) == ["hydra/sweeper=optuna", later]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "hydra.output_subdir=null",
+            "hydra.output_subdir: must be .hydra in a multirun, whose points are found by this "
+            "folder, got null: leave it out",
+        ),
+        (
+            "hydra.sweep.subdir=../p${hydra.job.num}",
+            "hydra.sweep.subdir: m/../p0 is not in the multirun's folder m: give a path below it",
+        ),
+        (
+            "hydra.sweep.subdir=/p/${hydra.job.num}",
+            "hydra.sweep.subdir: /p/0 is not in the multirun's folder m: give a path below it",
+        ),
+    ],
+)
+def test_points_that_would_not_be_found_are_refused(override: str, message: str) -> None:
+    """A multirun would not notice that they fail."""
+    assert refusal("hydra.sweep.dir=m", override) == message
+
+
+def test_points_check_that_they_are_in_the_folder_of_their_multirun(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^hydra\.sweep\.subdir: .*/m2 is not in the multirun's"):
+        start_point(tmp_path / "m2", tmp_path / "m")
+
+
+def test_points_of_another_multirun_in_the_folder_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = composed("patch.size=1,3", f"hydra.sweep.dir={tmp_path}")
+
+    def start(point: str) -> None:
+        (tmp_path / f"{point}/.hydra").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{point}/.hydra/overrides.yaml").write_text("- seed=0\n")
+        start_point(tmp_path / point, tmp_path)
+
+    with pytest.raises(SystemExit), concluded():
+        Conclusion().on_multirun_start(config)
+        for name in ("theirs", "both"):  # the other multirun computes these
+            with monkeypatch.context() as other:
+                other.setenv("PATCHCORE_MULTIRUN", "other")
+                start(name)
+        for name in ("both", "ours"):
+            start(name)
+        with monkeypatch.context() as other:
+            other.setenv("PATCHCORE_MULTIRUN", "other")
+            start("ours")
+        with monkeypatch.context() as lost:  # a launcher that hands on no variables
+            lost.delenv("PATCHCORE_MULTIRUN")
+            start("nameless")
+    told = capsys.readouterr().err
+    assert "error: 3 of the points failed:" in told and "theirs" not in told
+    assert all(f"{tmp_path}/{name}: seed=0" in told for name in ("both", "ours", "nameless"))
+
+
 def test_points_that_failed_alike_are_listed_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,10 +299,10 @@ def test_finished_points_of_earlier_starts_are_named(
                 (tmp_path / f"{i}/.hydra/overrides.yaml").write_text(f"- patch.size={2 * i + 1}\n")
         return capsys.readouterr().out
 
-    assert "earlier starts" not in start(range(3))
+    assert "other starts" not in start(range(3))
     os.utime(tmp_path / "2/.hydra/overrides.yaml", (1, 1))
     assert start(range(2)).splitlines()[-1] == (
-        f"also counted, from earlier starts in this folder: {tmp_path / '2'}"
+        f"also counted, from other starts in this folder: {tmp_path / '2'}"
     )
 
 

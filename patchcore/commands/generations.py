@@ -84,11 +84,22 @@ class Points:
                 own, names.exclude_keys, names.item_sep, names.kv_sep
             )
         OmegaConf.copy_cache(from_config=master_config, to_config=point)
-        self._check_folder(point, sweep_overrides)
+        self._check_folder(point, sweep_overrides, str(master_config.hydra.sweep.dir))
         return point
 
-    def _check_folder(self, point: Any, overrides: list[str]) -> None:
-        """Refuse a point whose results would replace those of another."""
+    def _check_folder(self, point: Any, overrides: list[str], multirun: str) -> None:
+        """Refuse a point outside the multirun's folder, or whose results would replace another's.
+
+        Args:
+            point: Settings of the point.
+            overrides: Its overrides.
+            multirun: Folder of the multirun.
+        """
+        if (its := str(point.hydra.sweep.dir)) != multirun:
+            raise InputError(
+                f"hydra.sweep.dir: must be the same for all points, got {multirun} and {its}: let "
+                "hydra.sweep.subdir hold what differs"
+            )
         try:
             folder = str(point.hydra.sweep.subdir)
         except OmegaConfBaseException:  # it holds the point's number, which comes later

@@ -1,5 +1,7 @@
-"""Checks of Hydra's own settings whose mistakes Hydra and its launchers tell by assertions."""
+"""Hydra's own settings: overrides as recorded, and values that Hydra itself would not explain."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +17,31 @@ _FOLDERS = {
     "sweep.subdir": "name a folder for each point, such as ${hydra.job.num}",
     "output_subdir": "name a folder, such as .hydra",
 }
+
+
+def recorded(overrides: Any) -> list[str]:
+    """Return overrides as Hydra has recorded them, without resolving their interpolations.
+
+    Some have values only later, such as `hydra.sweep.subdir=p${hydra.job.num}`.
+
+    Args:
+        overrides: List of Hydra's settings, `hydra.overrides.task` or `hydra.overrides.hydra`.
+    """
+    found: Any = OmegaConf.to_container(overrides, resolve=False)
+    return [str(each) for each in found]
+
+
+def check_below(point: Path, multirun: Path) -> None:
+    """Refuse a folder of a point outside that of its multirun, which would not find it there.
+
+    Raises:
+        InputError: It is outside.
+    """
+    if not Path(os.path.abspath(point)).is_relative_to(os.path.abspath(multirun)):
+        raise InputError(
+            f"hydra.sweep.subdir: {point} is not in the multirun's folder {multirun}: give a path "
+            "below it"
+        )
 
 
 def check_hydra(settings: DictConfig) -> None:

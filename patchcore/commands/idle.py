@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra.types import RunMode
 
+from patchcore.commands.hydra_values import recorded
 from patchcore.commands.names import fixed_keys
 from patchcore.config import Config
 from patchcore.idle import advice, idle_settings
@@ -32,12 +33,12 @@ def warn_of_idle(config: Config, hydra: Any) -> None:
 def told(config: Config, hydra: Any) -> Iterator[str]:
     """Yield a message for each setting that was given and has no effect."""
     several = hydra.mode is RunMode.MULTIRUN
-    keys = [*map(_key, hydra.overrides.task)]
+    keys = [*map(_key, recorded(hydra.overrides.task))]
     fixed = fixed_keys(hydra) if several else set(keys)
     for key, words in idle_settings(config, keys):
         equal = "" if key in fixed else "; points that differ only in it are equal"
         yield f"{key} has no effect {words}: {advice(words)}{equal}"
-    for key in map(_key, hydra.overrides.hydra):
+    for key in map(_key, recorded(hydra.overrides.hydra)):
         if several and key == "hydra.run.dir":
             yield f"{key} has no effect with --multirun: set hydra.sweep.dir, or leave it out"
         if not several and key == "hydra.sweep.dir":

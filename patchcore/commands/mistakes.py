@@ -195,6 +195,8 @@ def explain(error: Exception) -> str | None:
         if unlisted := re.match(r"Could not override '([^']+)'\. No match in the defaults", words):
             return _no_such_group(unlisted[1])
         return _plainly("", words) if "Environment variable" in words else words
+    if "Missing mandatory value: hydra.job.num" in str(cause):
+        return f"{key}: only hydra.sweep.subdir may hold hydra.job.num, the number of a point"
     if isinstance(cause, MissingMandatoryValue):
         return f"{key} is missing: give {key}=…"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):

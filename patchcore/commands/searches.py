@@ -1,8 +1,10 @@
 """Checks of a multirun's folder, sweeper and launcher, before any of its points."""
 
+import copy
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
+from patchcore.commands.hydra_values import check_below, recorded
 from patchcore.data.files import find_folder
 from patchcore.errors import InputError
 from patchcore.metrics.measures import METRICS
+from patchcore.report.folders import SETTINGS
 from patchcore.report.written import MULTIRUN, REPORT, check_own
 
 _SWEEPING = ("experiment", "hparams_search")  # groups whose choices set the sweeper
@@ -35,6 +40,12 @@ def check_multirun(config: DictConfig) -> None:
         InputError: One line with the key or the file.
     """
     _check_files(Path(str(config.hydra.sweep.dir)))
+    if (inner := config.hydra.output_subdir) != SETTINGS:
+        raise InputError(
+            f"hydra.output_subdir: must be {SETTINGS} in a multirun, whose points are found by "
+            f"this folder, got {'null' if inner is None else inner}: leave it out"
+        )
+    _check_subdir(config)
     launcher, sweeper = config.hydra.launcher, config.hydra.sweeper
     _check_root(config)
     if str(launcher.get("_target_")).endswith(".SlurmLauncher") and not shutil.which("srun"):
@@ -45,7 +56,7 @@ def check_multirun(config: DictConfig) -> None:
         )
     if _is_optuna(sweeper):
         _check_directions(sweeper.get("direction"), _names(config.objectives))
-        _check_space(sweeper, list(config.hydra.overrides.task))
+        _check_space(sweeper, recorded(config.hydra.overrides.task))
         _check_storage(sweeper.get("storage"))
 
 
@@ -59,7 +70,8 @@ def check_studies(config: DictConfig, loader: ConfigLoader) -> None:
     Raises:
         InputError: One line with the group and the choice.
     """
-    typed = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
+    given = config.hydra.overrides
+    typed = [*recorded(given.hydra), *recorded(given.task)]
     parsed = OverridesParser.create(loader).parse_overrides(typed)
     single = [str(each.input_line) for each in parsed if not each.is_sweep_override()]
     name_of_all, sweeper = config.hydra.job.config_name, _plain(config)
@@ -88,7 +100,7 @@ def keep_last(config: DictConfig) -> None:
     """
     if not _is_optuna(config.hydra.sweeper):
         return
-    overrides = list(config.hydra.overrides.task)
+    overrides = recorded(config.hydra.overrides.task)
     keys = (each.get_key_element() for each in OverridesParser.create().parse_overrides(overrides))
     with read_write(config.hydra.overrides):
         config.hydra.overrides.task = list(dict(zip(keys, overrides, strict=True)).values())
@@ -124,6 +136,15 @@ def _check_files(folder: Path) -> None:
         check_own(folder / "report", REPORT, "a report", advice)
 
 
+def _check_subdir(config: DictConfig) -> None:
+    first = copy.deepcopy(config)
+    with read_write(first.hydra):
+        first.hydra.job.num = 0
+    multirun = Path(str(config.hydra.sweep.dir))
+    with suppress(OmegaConfBaseException):  # it depends on more: the points check their folders
+        check_below(multirun / str(first.hydra.sweep.subdir), multirun)
+
+
 def _check_root(config: DictConfig) -> None:
     """Refuse a missing folder of the data that all points share, which each would tell again."""
     here = (".BasicLauncher", ".JoblibLauncher")  # others may work on machines that have the data
@@ -133,7 +154,7 @@ def _check_root(config: DictConfig) -> None:
     kind: Any = OmegaConf.get_type(config.data)
     if getattr(kind, "WRITES", False):
         return
-    parsed = OverridesParser.create().parse_overrides([*config.hydra.overrides.task])
+    parsed = OverridesParser.create().parse_overrides(recorded(config.hydra.overrides.task))
     swept = {each.key_or_group for each in parsed if each.is_sweep_override()}
     swept |= set(config.hydra.sweeper.get("params") or ())
     if root and swept.isdisjoint(("data", "data.root", "preset", "experiment")):

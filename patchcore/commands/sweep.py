@@ -21,13 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands import COMMAND, Stopped
+from patchcore.commands.hydra_values import check_below
 from patchcore.commands.mistakes import explain
 from patchcore.commands.refused import begin, files_in, keep, remove
 from patchcore.commands.targets import build
 from patchcore.commands.workers import fork_workers
 from patchcore.errors import InputError
 from patchcore.keeping import holders, numerically
-from patchcore.report.folders import ERROR_FILE
+from patchcore.report.folders import ERROR_FILE, SETTINGS
 from patchcore.runfolder import FOLDER, METRICS, InUseError, unfinished
 from patchcore.tracking import track_failure, track_multirun
 from patchcore.yaml_text import settings_in
@@ -35,6 +36,8 @@ from patchcore.yaml_text import settings_in
 MOST = 10
 """Most points that failed for the same reason and are listed."""
 _NAME = "PATCHCORE_MULTIRUN"  # environment variable that names the multirun to its jobs
+_MARK = f"{SETTINGS}/multirun"
+"""File in a point's folder with the names of the multiruns that have started it."""
 _FILE = "multirun.yaml"  # that Hydra writes before it looks at the points
 _FRUITLESS = (
     "objectives: no trial finished with a value for every objective, so there is no best one"
@@ -54,7 +57,7 @@ class Multirun:
 
     def points(self) -> list[Path]:
         """Return the folders of the points that the multirun has started, in order."""
-        return _points(self.folder, self.start, self.before)
+        return _points(self.folder, self.start, self.before, self.name)
 
     def failures(self) -> list[tuple[Path, str]]:
         """Return the folders of the points that did not finish, each with the reason."""
@@ -87,16 +90,35 @@ class Conclusion(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Record the multirun; called by Hydra."""
-        begin(str(config.hydra.sweep.dir))
+        try:
+            folder = Path(str(config.hydra.sweep.dir))
+        except OmegaConfBaseException:  # Hydra itself tells it
+            return
+        begin(str(folder))
         os.environ[_NAME], os.environ[COMMAND] = secrets.token_hex(4), str(os.getpid())
         search = not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
-        folder = Path(str(config.hydra.sweep.dir))
         start = time.time() - 2  # file systems may round times
         # Clocks may jump, and those of file servers differ, so new or changed files count, too.
         before = {path: path.stat().st_mtime_ns for path in _started(folder)}
         _multiruns.append(Multirun(folder, start, os.environ[_NAME], search, before))
         if "joblib" in str(config.hydra.launcher.get("_target_")):
             fork_workers()
+
+
+def start_point(folder: Path, multirun: Path) -> None:
+    """Note which multirun has started the point in `folder`, so that no other one counts it.
+
+    Args:
+        folder: Folder of the point.
+        multirun: Folder of the multirun.
+
+    Raises:
+        InputError: The folder is outside that of the multirun, which would not find the point.
+    """
+    check_below(folder, multirun)
+    if name := os.environ.get(_NAME):
+        with suppress(OSError), (folder / _MARK).open("a") as file:  # it then counts for all
+            file.write(f"{name}\n")
 
 
 def record_failure(folder: Path, error: BaseException) -> None:
@@ -155,7 +177,7 @@ def failures(
         before: Files of earlier points: see `Multirun.before`.
     """
     found = []
-    for point in _points(folder, since, before):
+    for point in _points(folder, since, before, name):
         told = [point / _refusal(name), point / ERROR_FILE]
         lines = [line for file in told if file.is_file() for line in _lines(file)]
         told[0].unlink(missing_ok=True)
@@ -314,7 +336,7 @@ def _summarise(multirun: Multirun) -> None:
 
 
 def _earlier(multirun: Multirun) -> list[str]:
-    """Return a line that names the finished points in the folder that this start did not ask for.
+    """Return a line that names the finished points in the folder that this start has not made.
 
     The report counts them.
     """
@@ -324,7 +346,7 @@ def _earlier(multirun: Multirun) -> list[str]:
         return []
     more = f" and {len(others) - MOST} more" if len(others) > MOST else ""
     told = ", ".join(str(point) for point in others[:MOST])
-    return [f"also counted, from earlier starts in this folder: {told}{more}"]
+    return [f"also counted, from other starts in this folder: {told}{more}"]
 
 
 def _kept(multirun: Multirun) -> str:
@@ -341,22 +363,36 @@ def _finished(folder: Path) -> list[Path]:
     return [point for point in points if (point / METRICS).is_file() and not unfinished(point)]
 
 
-def _points(folder: Path, since: float, before: Mapping[Path, int] | None = None) -> list[Path]:
-    """Folders of the points that were started after `since` or changed after `before`, in order."""
+def _points(
+    folder: Path, since: float, before: Mapping[Path, int] | None = None, name: str = ""
+) -> list[Path]:
+    """Folders of the points that were started after `since` or changed after `before`, in order.
+
+    With the name of a multirun, points that only others have started meanwhile are left out.
+    """
     found = []
     for path in _started(folder):
         status = path.stat()
         changed = before is not None and before.get(path) != status.st_mtime_ns
-        if changed or status.st_mtime >= since:
+        ours = not name or not _of_another(path.parents[1] / _MARK, status.st_mtime_ns, name)
+        if ours and (changed or status.st_mtime >= since):
             found.append(path.parents[1])
     return found
+
+
+def _of_another(mark: Path, started: int, name: str) -> bool:
+    """Whether another multirun has started a point last, at a time in nanoseconds."""
+    try:
+        return mark.stat().st_mtime_ns >= started and name not in mark.read_text().split()
+    except OSError:  # there is none: the job was killed, or could not write
+        return False
 
 
 def _started(folder: Path) -> list[Path]:
     """Files that Hydra writes as it starts the points of a multirun, in their order."""
     if not os.path.isdir(folder):  # Path.is_dir raises an error for a name that is too long
         return []
-    return sorted(folder.rglob(".hydra/overrides.yaml"), key=numerically)
+    return sorted(folder.rglob(f"{SETTINGS}/overrides.yaml"), key=numerically)
 
 
 def _setting(point: Path, *keys: str) -> Any:
@@ -376,5 +412,5 @@ def _lines(file: Path) -> list[str]:
 
 
 def _overrides(point: Path) -> str:
-    lines = (point / ".hydra" / "overrides.yaml").read_text().splitlines()
+    lines = (point / SETTINGS / "overrides.yaml").read_text().splitlines()
     return " ".join(line.removeprefix("- ") for line in lines)

@@ -18,12 +18,13 @@ from patchcore.commands.flags import CONFIG_NAME
 from patchcore.commands.generations import CONFIG_PATH, entry
 from patchcore.commands.gpus import take_gpu
 from patchcore.commands.groups import register
+from patchcore.commands.hydra_values import recorded
 from patchcore.commands.idle import warn_of_idle
 from patchcore.commands.mistakes import SHADOWED, explain
 from patchcore.commands.overrides import as_typed, check_overrides
 from patchcore.commands.refused import files_in, has_finished, put_back, remove
 from patchcore.commands.settings_help import settings_help
-from patchcore.commands.sweep import concluded, record_failure, track_failed
+from patchcore.commands.sweep import concluded, record_failure, start_point, track_failed
 from patchcore.commands.targets import build, guard
 from patchcore.keeping import objectives
 from patchcore.report.folders import ERROR_FILE
@@ -73,6 +74,8 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
     multirun = run.mode is RunMode.MULTIRUN
     written = {} if multirun else files_in(folder)
     with job():
+        if multirun:
+            start_point(folder, Path(run.sweep.dir))
         try:
             (folder / ERROR_FILE).unlink(missing_ok=True)
             config = to_config(cfg)  # also fills in values in cfg that depend on the weights
@@ -119,7 +122,7 @@ def origin(run: HydraConf) -> dict[str, Any]:
     What says where settings files are, such as `--config-dir` and hydra.searchpath, is under
     `options`.
     """
-    found = {"choices": dict(run.runtime.choices), "overrides": list(run.overrides.task)}
+    found = {"choices": dict(run.runtime.choices), "overrides": recorded(run.overrides.task)}
     options = []
     for source in run.runtime.config_sources:
         path = source.path if source.schema == "file" else f"{source.schema}://{source.path}"
@@ -129,7 +132,7 @@ def origin(run: HydraConf) -> dict[str, Any]:
             options.append(f"--config-path={path}")
     if run.job.config_name not in (None, CONFIG_NAME):
         options.append(f"--config-name={run.job.config_name}")
-    more = run.overrides.hydra
+    more = recorded(run.overrides.hydra)
     options += [each for each in more if each.lstrip("+").startswith("hydra.searchpath=")]
     return {**found, "options": options} if options else found
 

@@ -12,6 +12,8 @@ PICTURES = "figures/images"
 """Folder in a run's folder with pictures of single test images."""
 
 ERROR_FILE = "error.txt"
+SETTINGS = ".hydra"
+"""Folder in which Hydra keeps the settings that it started a run with."""
 """File in the folder of a failed point: the reason and, unless it is bad input, the traceback."""
 
 
@@ -54,7 +56,7 @@ def find_runs(folder: Path) -> list[Path]:
             folders.clear()  # reached by a link before
             continue
         seen.add(path)
-        settings = "config.yaml" in files or os.path.lexists(path / ".hydra" / "config.yaml")
+        settings = "config.yaml" in files or os.path.lexists(path / SETTINGS / "config.yaml")
         if "metrics.json" in files:
             finished.append(path)
         elif settings:
@@ -78,7 +80,7 @@ def _holds_runs(folder: Path) -> bool:
 
 
 def _is_run(folder: Path | str) -> bool:
-    names = ("metrics.json", "config.yaml", ".hydra/config.yaml")
+    names = ("metrics.json", "config.yaml", f"{SETTINGS}/config.yaml")
     return any(os.path.lexists(os.path.join(folder, name)) for name in names)
 
 

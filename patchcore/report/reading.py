@@ -23,7 +23,7 @@ from patchcore.costs import fresh
 from patchcore.errors import InputError, printable
 from patchcore.report.cells import restored
 from patchcore.report.checks import STRUCTURES, is_finite, is_metric, is_number, problems
-from patchcore.report.folders import failure, own_file
+from patchcore.report.folders import SETTINGS, failure, own_file
 from patchcore.report.words import flatten, show
 from patchcore.yaml_text import read_settings
 
@@ -129,7 +129,7 @@ def read_run(folder: Path) -> RunFolder:
 def read_overrides(folder: Path) -> list[str]:
     """Return the overrides in Hydra's file of a run's folder; empty if there is none."""
     try:
-        text = _text(folder, ".hydra/overrides.yaml", LARGEST_YAML)
+        text = _text(folder, f"{SETTINGS}/overrides.yaml", LARGEST_YAML)
         content = yaml.load(text or "[]", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return []
@@ -146,7 +146,7 @@ def _read_settings(run: RunFolder) -> None:
     folder = run.folder
     name = "config.yaml"
     if not os.path.lexists(folder / name):  # the run ended before it wrote its own file
-        name = ".hydra/config.yaml"
+        name = f"{SETTINGS}/config.yaml"
     content = read_yaml(folder, name)
     run.objectives = _texts(content.get("objectives"))
     paper = content.get("paper")
@@ -178,7 +178,7 @@ def _read_settings(run: RunFolder) -> None:
         run.traced = True
         run.digest = json.dumps(data, sort_keys=True) if data else ""
     else:
-        hydra = read_yaml(folder, ".hydra/hydra.yaml").get("hydra")
+        hydra = read_yaml(folder, f"{SETTINGS}/hydra.yaml").get("hydra")
         runtime = hydra.get("runtime") if isinstance(hydra, dict) else None
         choices = runtime.get("choices") if isinstance(runtime, dict) else None
     if isinstance(choices, dict):
