@@ -11,7 +11,7 @@ real defects are found: it ranks settings.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,19 +54,20 @@ class LabelFreeConfig(Settings):
     seed: int = setting(0, "seed for the division into folds and for the defects")
 
 
-def held_out(images: int, config: LabelFreeConfig) -> list[list[int]]:
+def held_out(images: Collection[int], config: LabelFreeConfig) -> list[list[int]]:
     """Return the numbers of the images that are held out together, fold by fold.
 
     Args:
-        images: Number of training images.
+        images: Numbers of the training images.
         config: How many folds, and how many images at least; all of them if there are fewer.
 
-    >>> [len(fold) for fold in held_out(100, LabelFreeConfig(images=30, folds=5))]
+    >>> [len(fold) for fold in held_out(range(100), LabelFreeConfig(images=30, folds=5))]
     [20, 20]
     """
-    fold = folds_of(range(images), min(config.folds, images), config.seed)
+    folds = min(config.folds, len(images))
+    fold = folds_of(images, folds, config.seed)
     found: list[list[int]] = []
-    for number in range(min(config.folds, images)):
+    for number in range(folds):
         if sum(map(len, found)) >= config.images:
             break
         found.append([image for image in sorted(fold) if fold[image] == number])
@@ -79,6 +80,8 @@ class LabelFree:
     Args:
         config: How it is measured.
         images: Number of training images.
+        copies: See `patchcore.methods.detector.Fitting.copies`: with an image, its copies are left
+            out of the fit.
 
     Attributes:
         folds: See `held_out`.
@@ -87,18 +90,22 @@ class LabelFree:
         seconds: Wall time of all that, once it is measured.
 
     Raises:
-        InputError: There are fewer than two training images.
+        InputError: There are fewer than two training images that differ.
     """
 
-    def __init__(self, config: LabelFreeConfig, images: int) -> None:
-        if images < 2:
+    def __init__(
+        self, config: LabelFreeConfig, images: int, copies: Mapping[int, int] | None = None
+    ) -> None:
+        self.copies = copies or {}
+        firsts = [number for number in range(images) if number not in self.copies]
+        if len(firsts) < 2:
             raise InputError(
-                "label_free needs at least two training images, because one is held out: give "
-                "more, or choose another objective"
+                "label_free needs at least two training images that differ, because one is held "
+                "out: give more, or choose another objective"
             )
         self.config = config
         self.images = images
-        self.folds = held_out(images, config)
+        self.folds = held_out(firsts, config)
         self.sources: list[int] = []
         self.score = float("nan")
         self.seconds = 0.0
@@ -154,12 +161,14 @@ class LabelFree:
         anomalous: list[float] = []
         more, warm = 0.0, False
         for fold in map(set, self.folds):
-            fitting = Fitting(images=[number for number in images if number not in fold])
+            left = {number for number in images if self.copies.get(number, number) in fold}
+            others = [number for number in images if number not in left]
+            fitting = Fitting(images=others, copies=self.copies)
             if orders is not None:
                 maps = zip(images, orders.maps, strict=True)
-                kept = [key for number, key in maps if number not in fold]
+                kept = [key for number, key in maps if number not in left]
                 fitting.kept = KeptOrders(orders.store, kept)
-            fitted = fitted_without(model, batches, images, fold, fitting)
+            fitted = fitted_without(model, batches, images, left, fitting)
             own = [number in fold and first[number] == place for place, number in enumerate(images)]
             nominal += _scores(fitted, batches, own)
             anomalous += _scores(fitted, defective, [number in fold for number in self.sources])

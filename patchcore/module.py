@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
@@ -175,6 +175,7 @@ class DetectorModule(ScoringModule):
         decision: Settings of the threshold from nominal images, if one is wanted.
         label_free: Judges the settings without any anomalous image, if this is wanted. The
             synthetic defects have to pass through `predict_step` before the training.
+        copies: See `patchcore.methods.detector.Fitting`.
 
     Attributes:
         model: The model; fitted after training.
@@ -193,9 +194,11 @@ class DetectorModule(ScoringModule):
         scale: ScaleConfig | None = None,
         decision: DecisionConfig | None = None,
         label_free: LabelFree | None = None,
+        copies: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
+        self._copies = copies or {}
         self.label_free = label_free
         self.decision_config = decision or DecisionConfig()
         self.left_out: LeftOut | None = None
@@ -281,7 +284,7 @@ class DetectorModule(ScoringModule):
     def on_train_end(self) -> None:
         self.seconds["extract"] = time.perf_counter() - self._started
         fitting = Fitting(self.trainer.progress_bar_callback is not None, self._sources)
-        fitting.scale = self.scale_config
+        fitting.scale, fitting.copies = self.scale_config, self._copies
         orders: KeptOrders | None = None
         if self.trainer.world_size > 1:
             fitting.places, self.train_images = self._places, total(self.train_images)
@@ -310,7 +313,7 @@ class DetectorModule(ScoringModule):
         """Set the decision from the scores of training images that were left out of a fit."""
         start, config = time.perf_counter(), self.decision_config
         bar = self.trainer.progress_bar_callback is not None
-        division = (config.folds, config.seed, bar)
+        division = (config.folds, config.seed, bar, self._copies)
         left_out = cross_fitted(self.model, kept.batches, self._sources, *division)
         left_out.sizes = dict(self._sizes)
         left_out.count(self.model, self._insides)

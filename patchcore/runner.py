@@ -329,7 +329,7 @@ def train(
             if isinstance(module, DetectorModule):
                 fit(trainer, module, data)
             record = test(trainer, module, data)
-        check_pictures(split)
+        check_pictures(split, config.decision.false_alarms is not None or config.judged)
         distrusted = getattr(module, "distrusted", None)  # an ensemble's module has none
         done = Run(
             notes=[] if distrusted is None else [write_distrusted(new, split.train, distrusted)],

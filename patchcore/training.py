@@ -96,10 +96,12 @@ def prepare(
         fast = device.type == "cuda"  # a GPU computes most maps faster than a disk delivers them
         cache = MapCache(store, network, config.cache.precision, model.backbone.channels, fast)
     data = AnomalyDataModule(config.data, config.image, config.augment, cache, split)
-    judge = LabelFree(config.label_free, len(split.train)) if config.judged else None
+    copies = split.copies()
+    judge = LabelFree(config.label_free, len(split.train), copies) if config.judged else None
     image = config.image
     tile(model, image.tiles, image.overlap, offset_and_scale(image))
-    return DetectorModule(model, cache, config.curve, scale, config.decision, judge), data
+    own = (config.curve, scale, config.decision, judge, copies)
+    return DetectorModule(model, cache, *own), data
 
 
 def parts(config: Config) -> Parts:

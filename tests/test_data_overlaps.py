@@ -20,8 +20,8 @@ from patchcore.data.loco import LOCOConfig
 from patchcore.data.mistaken import bare, reject_masks
 from patchcore.data.mtd import MTDConfig
 from patchcore.data.mvtec import MVTecConfig
-from patchcore.data.overlaps import check_known
-from patchcore.data.sample import Sample
+from patchcore.data.overlaps import check_known, check_pictures
+from patchcore.data.sample import Sample, Split
 from patchcore.data.visa import VisAConfig
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask, write_mvtec
@@ -461,3 +461,27 @@ def test_two_images_of_one_name_without_masks_are_two_images(tmp_path: Path) -> 
     write_image(folder / "test/bent/000.jpg")
     kinds = [s.defect_type for s in MVTecConfig(root=str(tmp_path), category="nut").read().test]
     assert kinds.count("bent") == 2
+
+
+def test_copies_among_training_images_are_numbered(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1), ("c", 0), ("d", 1), ("e", 0), ("f", 2)):
+        write_image(tmp_path / f"{name}.png", (8, 8), seed)
+    paths = sorted(tmp_path.iterdir())
+    split = Split([Sample(path, 0) for path in paths], [])
+    assert split.copies() == split.recorded().copies() == {2: 0, 3: 1, 4: 0}
+
+
+@pytest.mark.filterwarnings("ignore:data. by their pixels, copies of other images")
+def test_training_images_saved_anew_are_told_where_they_are_held_out(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    paths = [tmp_path / name for name in ("a.png", "b.bmp")]
+    for path in paths:
+        Image.fromarray(pixels).save(path)
+    split = Split([Sample(path, 0) for path in paths], []).recorded()
+    assert split.snapshot is not None and split.copies() == {}
+    check_pictures(split, held_out=True)  # nothing was read
+    for path in paths:
+        split.snapshot.note(path, pixels)
+    told = f"{paths[1]}: a training image saved anew counts as another part, so the threshold"
+    with pytest.warns(UserWarning, match=told):
+        check_pictures(split, held_out=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -324,6 +325,25 @@ def test_copies_of_an_image_are_left_out_together(network: Callable[[], None]) -
     assert len(found.scores) == 4 and min(found.scores.values()) > 0.01
 
 
+def test_images_in_several_files_are_left_out_together(network: Callable[[], None]) -> None:
+    images, model = drawn(4, 3, 32, 24), build("patchcore")
+    images = torch.cat((images, images[[1, 0, 1]]))  # 4, 5 and 6 are copies
+    copies = {4: 1, 5: 0, 6: 1}
+    found = cross_fitted(model, [model.embed(images)], range(7), 3, copies=copies)
+    fold = folds_of(range(4), 3, 0)
+    assert set(found.scores) == set(fold)
+    for out in range(3):
+        others = [n for n in range(7) if fold[copies.get(n, n)] != out]
+        other: Any = build("patchcore")
+        other.coreset_config = GreedyConfig(count=7 * 12 // 4)  # as many as of all images
+        other.fit(images[others])
+        for number in (n for n in fold if fold[n] == out):
+            expected = float(other(images[number][None]).score)
+            assert found.scores[number] == pytest.approx(expected, rel=1e-5) and expected > 0.01
+    with pytest.raises(InputError, match="needs at least two training images that differ"):
+        cross_fitted(model, [model.embed(images[[0, 0]])], range(2), 2, copies={1: 0})
+
+
 @pytest.mark.parametrize("poses", [1, 3])
 def test_models_without_a_fold_know_which_copies_are_of_one_image(
     poses: int, network: Callable[[], None]
@@ -451,6 +471,28 @@ def test_a_run_tells_of_its_decision_and_changes_nothing_else(
     assert found["decision_false_alarms"] == sum(good) / 2
     total = [verdict for name, verdict in called if name != "good"]
     assert found["decision_recall"] == sum(total) / 3
+
+
+@random_weights
+@pytest.mark.filterwarnings("ignore:data. copies of other images in the same set. 4")
+def test_a_run_counts_copies_of_its_images_once(root: Path, tmp_path: Path) -> None:
+    """A model with a copy of an image would not be one without the image."""
+    shutil.copytree(root, tmp_path / "data")
+    good = tmp_path / "data/nut/train/good"
+    shutil.copytree(good, tmp_path / "copies")
+    for path in (tmp_path / "copies").iterdir():
+        path.rename(good / f"copy of {path.name}")
+    least = ["coreset.ratio=1", "scoring.neighbours=1", "scoring.reweight=0"]
+    given = [*least, "decision.false_alarms=0.25", "label_free.enabled=true", "label_free.images=4"]
+    found = []
+    for data in (root, tmp_path / "data"):
+        done = train(data, tmp_path / "run", *given)
+        assert done.code == 0, done.err
+        found.append(metrics(tmp_path / "run"))
+    assert [each["train_images"] for each in found] == [4, 8]
+    assert [each["decision_images"] for each in found] == [4, 4]
+    for key in ("decision_threshold", "decision_rate", "decision_pixel_threshold"):
+        assert found[0][key] == pytest.approx(found[1][key], rel=1e-5), key
 
 
 @random_weights

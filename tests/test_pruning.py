@@ -210,6 +210,20 @@ def test_a_memory_is_that_of_the_trusted_patches_alone() -> None:
     assert fitting.distrusted is None and len(plain.memory) > len(model.memory)
 
 
+def test_an_anomalous_image_in_two_files_is_pruned() -> None:
+    """Its copy is no other image that has the same patches."""
+    patches = images(12, strange=1)
+    copies = {12: 11, 13: 3}
+    for known, expected in ((copies, {11, 12}), ({}, set())):
+        model, fitting = detector(pruning=1), Fitting(images=range(14), copies=known)
+        buffer = FeatureBuffer(14)
+        for x in [*patches, patches[11], patches[3]]:
+            buffer.append(x[None, None])
+        model.build_from(buffer, fitting)
+        assert set(fitting.distrusted or ()) & {11, 12} == expected
+        assert set(model.left_out) == set(fitting.distrusted or ())
+
+
 def test_pruned_orders_are_kept_apart() -> None:
     followed = [str(detector(pruning=x).followed()) for x in (None, 1, 2)]
     assert len({*followed}) == 3

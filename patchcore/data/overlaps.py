@@ -52,11 +52,16 @@ def check_overlaps(train: "Sequence[Sample]", test: "Sequence[Sample]") -> None:
         warnings.warn(printable(f"data: {text}"), stacklevel=3)
 
 
-def check_pictures(split: "Split") -> None:
+def check_pictures(split: "Split", held_out: bool = False) -> None:
     """Warn about different files with the same pixels, at the end of a run that has read them.
 
     Nothing is decoded for it. Pictures are compared as the network gets them, and only those that
     this process has read. Files with the same contents are left to `check_overlaps`.
+
+    Args:
+        split: Images of the run.
+        held_out: Whether training images were scored by models without them, which may have been
+            fitted to the same picture in another file.
     """
     if split.snapshot is None:
         return
@@ -64,6 +69,17 @@ def check_pictures(split: "Split") -> None:
     groups = [[(roles[path], path) for path in group] for group in split.snapshot.alike()]
     for text in complaints(groups, len(split.test)):
         warnings.warn(printable(f"data: by their pixels, {text}"), stacklevel=3)
+    twice = [group for group in groups if [role for role, _ in group].count("training") > 1]
+    if held_out and twice:
+        more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
+        warnings.warn(
+            printable(
+                f"data: {twice[0][1][1]}{more}: a training image saved anew counts as another "
+                "part, so the threshold of decision.false_alarms and the label-free score promise "
+                "too much: keep one file of each"
+            ),
+            stacklevel=2,
+        )
 
 
 def check_known(sources: Iterable[str | None], split: "Split") -> None:

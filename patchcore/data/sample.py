@@ -103,6 +103,15 @@ class Split:
         """Function from a file to the digest of its contents: as recorded, or else as they are."""
         return file_digest if self.snapshot is None else self.snapshot.digest
 
+    def copies(self) -> dict[int, int]:
+        """Return {number of a training image: number of the first one with the same contents}.
+
+        Only copies are listed. Files that were saved anew have other contents.
+        """
+        first: dict[str, int] = {}
+        found = [first.setdefault(self.contents_of(s.path), i) for i, s in enumerate(self.train)]
+        return {number: original for number, original in enumerate(found) if number != original}
+
     def check(self) -> None:
         """Raise ChangedError if a recorded file has changed since `recorded`."""
         if self.snapshot is not None:

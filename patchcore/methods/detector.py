@@ -124,6 +124,9 @@ class Fitting:
             share its number. None: each is another.
         places: Places of the images among those of all processes that fit together, each its own;
             None: this process has all images.
+        copies: {number: number of the first image with the same contents}, for images in several
+            files. They count for the memory bank, but where a stage compares an image with others,
+            they are one image.
         kept: Where outcomes of costly stages are looked for and kept; None: nowhere.
         scale: Settings for measuring the scale of the scores; None: it is not measured.
         measured: The scale.
@@ -138,6 +141,7 @@ class Fitting:
     progress: bool = False
     images: Sequence[int] | None = None
     places: Sequence[int] | None = None
+    copies: Mapping[int, int] = field(default_factory=dict)
     kept: Kept | None = None
     scale: ScaleConfig | None = None
     measured: Scale | None = None

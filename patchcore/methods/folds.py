@@ -13,7 +13,7 @@ experiments/false_alarms/ measures both.
 """
 
 import copy
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,7 +91,7 @@ class FeatureBatches:
             yield self.batches.pop()
 
 
-def folds_of(images: Sequence[int], folds: int, seed: int) -> dict[int, int]:
+def folds_of(images: Iterable[int], folds: int, seed: int) -> dict[int, int]:
     """Fold of each image by its number, at random; folds are equally large up to one image."""
     numbers = sorted(set(images))
     order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -106,6 +106,7 @@ def cross_fitted(
     folds: int,
     seed: int = 0,
     progress: bool = False,
+    copies: Mapping[int, int] | None = None,
 ) -> LeftOut:
     """Score nominal images, each by the method fitted without the images of its fold.
 
@@ -118,21 +119,29 @@ def cross_fitted(
         folds: How many folds; at most one an image.
         seed: Of the division.
         progress: Whether to show a progress bar.
+        copies: See `Fitting.copies`; they are in the fold of the first one, which alone is scored.
 
     Raises:
-        InputError: There are fewer than two images, or a fit without a fold is not possible.
+        InputError: There are fewer than two images that differ, or a fit without a fold is not
+            possible.
     """
-    if len(set(images)) < 2:
+    copies = copies or {}
+    firsts = {copies.get(number, number) for number in images}
+    if len(firsts) < 2:
         raise InputError(
-            "decision.false_alarms needs at least two training images, because each is scored by "
-            "a model without it: give more, or set it to null"
+            "decision.false_alarms needs at least two training images that differ, because each is "
+            "scored by a model without it: give more, or set it to null"
         )
-    fold = folds_of(images, min(folds, len(set(images))), seed)
+    fold = folds_of(firsts, min(folds, len(firsts)), seed)
+    fold |= {number: fold[original] for number, original in copies.items()}
     first = {number: place for place, number in reversed(list(enumerate(images)))}
     found = LeftOut()
     for out in tqdm(sorted(set(fold.values())), "Folds", disable=not progress):
-        fitted = fitted_without(model, batches, images, {n for n in fold if fold[n] == out})
-        scored = [fold[n] == out and first[n] == place for place, n in enumerate(images)]
+        others = [number for number in images if fold[number] != out]
+        fitting = Fitting(images=others, copies=copies)
+        left = {number for number in fold if fold[number] == out}
+        fitted = fitted_without(model, batches, images, left, fitting)
+        scored = [n in left & firsts and first[n] == place for place, n in enumerate(images)]
         for places, prediction in predictions(fitted, batches, scored):
             numbers = [images[place] for place in places]
             found.scores.update(zip(numbers, prediction.score.tolist(), strict=True))

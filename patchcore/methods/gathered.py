@@ -101,7 +101,8 @@ def pruned(model: "PatchCore", gathered: Gathered, fitting: Fitting) -> Gathered
     if others is None:
         return gathered
     features, device = gathered.features, model.device
-    count = judged_patches(len(features), len(set(gathered.images)))
+    images = [fitting.copies.get(number, number) for number in gathered.images]
+    count = judged_patches(len(features), len(set(images)))
     sampler = GreedyConfig(count=count, seed=getattr(model.coreset_config, "seed", 0))
     raw = replace(model.followed(), whitening=None, shrinkage=None, pruning=None)
     with fitting.stage("pruning"):
@@ -115,8 +116,15 @@ def pruned(model: "PatchCore", gathered: Gathered, fitting: Fitting) -> Gathered
             "pruning",
         )
         assert first.indices is not None
-        of = (gathered.counts, gathered.images, first.indices)
+        of = (gathered.counts, images, first.indices)
         judged = prune(features, *of, others, device)
     told_cost(fitting, "pruning", first)
-    fitting.distrusted, model.left_out = judged.images, tuple(judged.images)
+    copies = {each: first for each, first in zip(gathered.images, images, strict=True)}
+    fitting.distrusted = {
+        number: distrust
+        for original, distrust in judged.images.items()
+        for number, same in copies.items()
+        if same == original
+    }
+    model.left_out = tuple(fitting.distrusted)
     return gathered.kept(judged.patches)

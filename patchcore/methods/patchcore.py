@@ -268,7 +268,7 @@ class PatchCore(Detector):
                 fitting.measured = nominal_scale(
                     features,
                     counts,
-                    images,
+                    [fitting.copies.get(number, number) for number in images],
                     self.memory,
                     coreset.indices,
                     self.scoring,
