@@ -211,7 +211,7 @@ def test_a_memory_is_that_of_the_trusted_patches_alone() -> None:
 
 
 def test_an_anomalous_image_in_two_files_is_pruned() -> None:
-    """Its copy is no other image that has the same patches."""
+    """A copy is no other image that has the same patches."""
     patches = images(12, strange=1)
     copies = {12: 11, 13: 3}
     for known, expected in ((copies, {11, 12}), ({}, set())):

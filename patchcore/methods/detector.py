@@ -98,7 +98,7 @@ class Parts(Groups):
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
 
 
-STANDARD = Parts(MethodConfig())  # settings of a detector for which none are named
+STANDARD = Parts(MethodConfig())  # settings where none are named
 READ_BY_ALL = {"layers": ("names", "norm")}  # settings that every method reads
 
 
@@ -124,9 +124,8 @@ class Fitting:
             share its number. None: each is another.
         places: Places of the images among those of all processes that fit together, each its own;
             None: this process has all images.
-        copies: {number: number of the first image with the same contents}, for images in several
-            files. They count for the memory bank, but where a stage compares an image with others,
-            they are one image.
+        copies: {number: number of the first image with the same contents}. They add to the memory
+            bank, but are one image where images are compared with others.
         kept: Where outcomes of costly stages are looked for and kept; None: nowhere.
         scale: Settings for measuring the scale of the scores; None: it is not measured.
         measured: The scale.
@@ -134,8 +133,7 @@ class Fitting:
             method does not judge images.
         seconds: Wall time of each stage.
         warm: Stages that read `kept`, so that their time is not that of computing.
-        costs: Seconds that stages take when nothing is read from `kept`, if not `seconds`; NaN
-            where that is not known.
+        costs: Seconds of stages without `kept`, if not `seconds`; NaN: not known.
     """
 
     progress: bool = False
