@@ -9,10 +9,12 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 import pytorch_lightning as pl
@@ -43,6 +45,8 @@ from patchcore.tracking.progress import Progress
 
 Make = Callable[..., Any]
 """Function that creates an object for Lightning from a key, its settings and keyword arguments."""
+LIGHTNING = "pytorch_lightning.callbacks."
+"""Beginning of the modules of Lightning's own callbacks."""
 
 
 @dataclass
@@ -169,9 +173,30 @@ def _fit(
                 trainer.predict(module, defective, return_predictions=False)
             judge.seconds = time.perf_counter() - start
             _check_count("synthetic", len(judge.sources), len(judge.numbers) * judge.config.defects)
-        trainer.fit(module, data)
+        with _callbacks_named():
+            trainer.fit(module, data)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def _callbacks_named() -> Iterator[None]:
+    """Name one of Lightning's callbacks that raises an error: it wants more than a run has."""
+    try:
+        yield
+    except (InputError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        owners = (frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__))
+        for each in owners:
+            kind = type(each)
+            if isinstance(each, pl.Callback) and kind.__module__.startswith(LIGHTNING):
+                words = " ".join(str(error).split())
+                raise InputError(
+                    f"trainer.callbacks: {kind.__name__} does not fit this run ({words}): leave it "
+                    "out"
+                ) from error
+        raise
 
 
 def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) -> Record:
@@ -182,7 +207,8 @@ def test(trainer: pl.Trainer, module: ScoringModule, data: AnomalyDataModule) ->
     """
     module.stays = False
     try:
-        trainer.test(module, data, verbose=False)
+        with _callbacks_named():
+            trainer.test(module, data, verbose=False)
     except MisconfigurationException as error:
         raise InputError(f"trainer: {' '.join(str(error).split())}") from error
     _check_count("test", len(module.record.scores), len(data.split.test))

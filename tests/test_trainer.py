@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytorch_lightning import Callback
 
+from patchcore import run
 from patchcore.errors import InputError
 from patchcore.training import build_trainer, construct
-from tests.runs import config
+from tests.images import write_mvtec
+from tests.runs import QUIET, config
 
 
 @pytest.mark.parametrize("kind", [InputError, ValueError])
@@ -29,3 +32,37 @@ def test_a_precision_that_is_replaced_is_refused_without_a_warning(tmp_path: Pat
     told = r"^trainer.precision=16-mixed is not available on this device \(cpu\): set bf16-mixed or"
     with pytest.raises(InputError, match=told):
         build_trainer(config(tmp_path, trainer=trainer), tmp_path, [], construct)
+
+
+class Failing(Callback):
+    """Callback of a user's own, with a bug."""
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        raise KeyError("mine")
+
+
+def run_with(tmp_path: Path, name: str, **settings: Any) -> None:
+    write_mvtec(tmp_path)
+    callbacks = [{"_target_": name, **settings}]
+    run(config(tmp_path, trainer={**QUIET, "callbacks": callbacks}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("EarlyStopping", {"monitor": "x"}, r"(.*metric `x`.*)"),
+        ("BackboneFinetuning", {}, r"(.*'backbone')"),
+        ("LearningRateFinder", {}, r"(When using the .*)"),
+    ],
+)
+def test_callbacks_that_need_more_than_a_run_has_are_named(
+    name: str, settings: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    told = rf"^trainer\.callbacks: {name} does not fit this run \({words}\): leave it out$"
+    with pytest.raises(InputError, match=told):
+        run_with(tmp_path, f"pytorch_lightning.callbacks.{name}", **settings)
+
+
+def test_bugs_of_other_callbacks_keep_their_traceback(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        run_with(tmp_path, f"{__name__}.Failing")
