@@ -8,7 +8,8 @@ that had finished without its model is computed again only if it beats the point
 
 The folder of a multirun may hold other runs and multiruns. So each point notes in provenance.json
 which multirun it is a point of, and where; no other artifact is compared or deleted. A moved or
-copied folder has the note of another place. An artifact that was changed after its run stays, too.
+copied folder has the note of another place. An artifact that was changed after its run stays, too,
+and so does one that `artifact=true` saved before the multirun was started with `artifact=best`.
 """
 
 import json
@@ -32,11 +33,14 @@ from patchcore.runfolder import DESCRIPTION, FOLDER, TRANSIENT
 from patchcore.runfolder import METRICS as RECORD
 from patchcore.settings import Settings, setting
 from patchcore.writing import make_writable, remove_folder
+from patchcore.yaml_text import settings_in
 
 CROPS = "crops.safetensors"
 """File of an artifact with pictures of the memory's patches, if `crops` asked for them."""
 POINT_OF = "best_of"
 """Entry of provenance.json: the multirun whose best point keeps its model, and the point."""
+_ASKED = "asked"
+"""Key of this entry: whether the model was saved at the user's request, whatever its rank."""
 _LOCK = ".best.lock"
 
 
@@ -122,11 +126,10 @@ class Contest:
         return own is not None and all(own < self._rank_of(each) for each in others)
 
     def settle(self) -> None:
-        """Delete the artifacts of all points but the best; those changed since their runs stay."""
+        """Delete the artifacts of all points but the best, and but those that `stays` names."""
         with FileLock(self.folder / _LOCK):
-            best_first = sorted(self.holders(), key=self._rank_of)
-            for point in best_first[1:]:
-                if not _unchanged(point / FOLDER):
+            for point in self.ranked()[1:]:
+                if stays(point):
                     continue
                 make_writable(point / FOLDER)
                 # The description first: a folder without it is not taken for an artifact.
@@ -136,6 +139,10 @@ class Contest:
     def holders(self) -> list[Path]:
         """Return the folders of finished points that hold an artifact."""
         return holders(self.folder)
+
+    def ranked(self) -> list[Path]:
+        """Return the same, the best first."""
+        return sorted(self.holders(), key=self._rank_of)
 
     def _rank_of(self, point: Path) -> tuple[float, list[tuple[int, str]]]:
         """Rank of a finished point; a point that cannot be read comes last."""
@@ -186,15 +193,22 @@ class Keeper:
             return self.contest.won(self.point, record, warm, costs)
         return self.keep is not Keep.none  # a single run counts as the best
 
-    def noted(self, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    def noted(self, provenance: Mapping[str, Any], asked: bool = False) -> dict[str, Any]:
         """Return the contents of provenance.json with the entry `POINT_OF` as it is for this run.
 
         A run outside of a contest has no such entry.
+
+        Args:
+            provenance: Contents without the entry, or with that of an earlier start.
+            asked: Whether its folder holds a model that was saved at the user's request.
         """
         others = {key: value for key, value in provenance.items() if key != POINT_OF}
         if self.contest is None:
             return others
-        return {**others, POINT_OF: _entry(self.contest.folder, self.point)}
+        entry: dict[str, Any] = {**_entry(self.contest.folder, self.point)}
+        if asked or _is_asked(provenance):
+            entry[_ASKED] = True
+        return {**others, POINT_OF: entry}
 
     def settle(self) -> None:
         """Call `Contest.settle`, once the run's results are in their final place."""
@@ -220,8 +234,34 @@ def holders(multirun: Path) -> list[Path]:
     """
     found = (mark.parents[1] for mark in multirun.rglob(f"{FOLDER}/{DESCRIPTION}"))
     ended = (x for x in found if x.name not in TRANSIENT and (x / RECORD).is_file())
-    own = (x for x in ended if read_provenance(x).get(POINT_OF) == _entry(multirun, x))
+    own = (x for x in ended if _point_of(read_provenance(x)) == _entry(multirun, x))
     return sorted(own, key=numerically)
+
+
+def saved_on_request(folder: Path) -> bool:
+    """Return whether the model in a finished run's folder was not saved as a multirun's best."""
+    settings = settings_in(folder).get("artifact")
+    asked = isinstance(settings, dict) and settings.get("keep") == Keep.all.value
+    return (folder / FOLDER / DESCRIPTION).is_file() and (
+        asked or _is_asked(read_provenance(folder))
+    )
+
+
+def stays(point: Path) -> str:
+    """Return why a point keeps its artifact although others are better; empty if it does not."""
+    if not _unchanged(point / FOLDER):
+        return "it was changed after its run"
+    return "it was saved by artifact=true" if _is_asked(read_provenance(point)) else ""
+
+
+def _point_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    entry = provenance.get(POINT_OF)
+    return {k: v for k, v in entry.items() if k != _ASKED} if isinstance(entry, dict) else {}
+
+
+def _is_asked(provenance: Mapping[str, Any]) -> bool:
+    entry = provenance.get(POINT_OF)
+    return isinstance(entry, dict) and entry.get(_ASKED) is True
 
 
 def _entry(multirun: Path, point: Path) -> dict[str, str]:

@@ -27,7 +27,7 @@ from patchcore.digests import ChangedError
 from patchcore.distributed import ProcessGroup, accompany
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
-from patchcore.keeping import Keep, Keeper
+from patchcore.keeping import Keep, Keeper, saved_on_request
 from patchcore.members import EnsembleModule, Member
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
@@ -194,7 +194,9 @@ def _run_in(
             "(data.contamination): set that to 0, or choose another objective"
         )
     identity = identify(config, split)
-    name, provenance = identity.fingerprint, keeper.noted({**identity.provenance, **origin})
+    name = identity.fingerprint
+    asked = finished_fingerprint(folder) == name and saved_on_request(folder)
+    provenance = keeper.noted({**identity.provenance, **origin}, asked)
     finished = Finished(config.cache.folder() / RECORDS)
     wanted = [f"figures/{picture}" for picture in _pictures(config)]
     if getattr(config.method, "pruning", None) is not None:

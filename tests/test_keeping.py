@@ -23,7 +23,7 @@ from patchcore.artifact import save
 from patchcore.artifact_files import write_folder
 from patchcore.cache import CacheConfig
 from patchcore.commands.overrides import as_typed
-from patchcore.commands.sweep import _setting
+from patchcore.commands.sweep import Multirun, _setting, _tell_best
 from patchcore.config import Config, Objective
 from patchcore.data.images import read_image
 from patchcore.digests import digest
@@ -524,6 +524,30 @@ def test_a_multirun_that_is_typed_again_keeps_a_model_that_was_extended(
     runner.run(point(0.1), tmp_path / "1", multirun=tmp_path)  # better
     assert holders(tmp_path) == [tmp_path / "0", tmp_path / "1"]
     assert (tmp_path / "0/artifact/artifact.yaml").read_bytes() == grown
+
+
+def test_models_saved_on_request_stay_when_the_best_is_asked_for(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the best is called so, and what else is kept is told with the reason."""
+    folder, ratios = tmp_path / "sweep", (0.2, 0.1, 0.3, 0.05)
+
+    def sweep(keep: Keep, count: int) -> list[str]:
+        for number, ratio in enumerate(ratios[:count]):
+            point = best(root, tmp_path / "cache", ratio, keep)
+            runner.run(point, folder / str(number), multirun=folder)
+        _tell_best(Multirun(folder, 0.0, "", False, {}))
+        return capsys.readouterr().out.splitlines()
+
+    assert sweep(Keep.all, 3) == []
+    grow(folder / "0/artifact", rows(folder / "0")[0][0])
+    for points, first in ((3, 1), (4, 3), (4, 3)):
+        kept = [f"kept besides: {folder}/{n}/artifact: it was saved by artifact=true" for n in "12"]
+        kept.insert(1, f"kept besides: {folder}/0/artifact: it was changed after its run")
+        told = [f"artifact of the best point: {folder}/{first}/artifact", *kept[first == 1 :]]
+        assert sweep(Keep.best, points) == told
+    artifacts = sorted(mark.parents[1].name for mark in folder.rglob("artifact.yaml"))
+    assert artifacts == ["0", "1", "2", "3"]
 
 
 def test_one_run_alone_is_the_best(root: Path, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from patchcore.commands.refused import begin, files_in, keep, remove
 from patchcore.commands.targets import build
 from patchcore.commands.workers import fork_workers
 from patchcore.errors import InputError
-from patchcore.keeping import holders, numerically
+from patchcore.keeping import Contest, Keep, holders, numerically, stays
+from patchcore.metrics import Objective
 from patchcore.report.folders import ERROR_FILE, SETTINGS
 from patchcore.runfolder import FOLDER, METRICS, InUseError, unfinished
 from patchcore.tracking import track_failure, track_multirun
@@ -312,11 +313,16 @@ def _undefined(multirun: Multirun) -> dict[str, list[str]]:
 
 
 def _tell_best(multirun: Multirun) -> None:
-    """Print the path of the best point's artifact, if `artifact.keep` is `best`."""
+    """Print the path of the best point's artifact, if `artifact.keep` is `best`, and of others."""
     found = holders(multirun.folder) if os.path.isdir(multirun.folder) else []
-    for point in found:
-        if _setting(point, "artifact", "keep") == "best":
-            print(f"artifact of the best point: {point / FOLDER}")
+    contested = [each for each in found if _setting(each, "artifact", "keep") == Keep.best.value]
+    if not contested:
+        return
+    ranked = Contest(multirun.folder, Objective(_setting(contested[0], "objectives")[0])).ranked()
+    print(f"artifact of the best point: {ranked[0] / FOLDER}")
+    for point in ranked[1:]:
+        if why := stays(point):
+            print(f"kept besides: {point / FOLDER}: {why}")
 
 
 def _summarise(multirun: Multirun) -> None:
