@@ -21,6 +21,7 @@ from patchcore.commands.searches import (
 )
 from patchcore.commands.sweep import MOST, Conclusion, concluded, record_failure, start_point
 from patchcore.errors import InputError
+from patchcore.runfolder import InUseError
 from tests.run_folders import write_run
 from tests.runs import patchcore
 
@@ -249,20 +250,24 @@ def test_points_of_another_multirun_in_the_folder_are_not_counted(
 
     with pytest.raises(SystemExit), concluded():
         Conclusion().on_multirun_start(config)
-        for name in ("theirs", "both"):  # the other multirun computes these
+        for name in ("theirs", "taken", "both"):  # the other multirun computes these
             with monkeypatch.context() as other:
                 other.setenv("PATCHCORE_MULTIRUN", "other")
                 start(name)
-        for name in ("both", "ours"):
+        for name in ("both", "ours", "taken"):
             start(name)
+        record_failure(tmp_path / "both", InUseError("another process runs in it"))
         with monkeypatch.context() as other:
             other.setenv("PATCHCORE_MULTIRUN", "other")
+            start("taken")  # which now computes it anew
             start("ours")
+            record_failure(tmp_path / "ours", InUseError("another process runs in it"))
         with monkeypatch.context() as lost:  # a launcher that hands on no variables
             lost.delenv("PATCHCORE_MULTIRUN")
             start("nameless")
     told = capsys.readouterr().err
-    assert "error: 3 of the points failed:" in told and "theirs" not in told
+    assert "error: 3 of the points failed:" in told
+    assert "theirs" not in told and "taken" not in told
     assert all(f"{tmp_path}/{name}: seed=0" in told for name in ("both", "ours", "nameless"))
 
 

@@ -127,8 +127,13 @@ def record_failure(folder: Path, error: BaseException) -> None:
     text = explain(error) if isinstance(error, Exception) else str(error)
     if text is None:
         text = f"{type(error).__name__}: {error}\n\n" + "".join(traceback.format_exception(error))
-    # Another run uses the folder, so its error file must not change.
-    name = _refusal(os.environ.get(_NAME, "")) if isinstance(error, InUseError) else ERROR_FILE
+    name = ERROR_FILE
+    if isinstance(error, InUseError):  # another run uses the folder: its files must not change
+        own = os.environ.get(_NAME, "")
+        name, mark = _refusal(own), folder / _MARK
+        with suppress(OSError):
+            names = mark.read_text().split()
+            mark.write_text("".join(f"{each}\n" for each in names if each != own))
     try:
         (folder / name).write_text(text.rstrip() + "\n", "utf-8", "backslashreplace")
     except OSError:
@@ -389,9 +394,11 @@ def _points(
 def _of_another(mark: Path, started: int, name: str) -> bool:
     """Whether another multirun has started a point last, at a time in nanoseconds."""
     try:
-        return mark.stat().st_mtime_ns >= started and name not in mark.read_text().split()
+        names = mark.read_text().split() if mark.stat().st_mtime_ns >= started else []
     except OSError:  # there is none: the job was killed, or could not write
         return False
+    refused = mark.parents[1] / _refusal(name)
+    return bool(names) and names[-1] != name and not refused.exists()
 
 
 def _started(folder: Path) -> list[Path]:
