@@ -197,10 +197,13 @@ def test_of_several_values_the_last_is_searched() -> None:
     assert found[-2:] == ["coreset.ratio=interval(0.2,0.4)", "seed=0"]
 
 
-def test_values_that_refer_to_others_are_searched_as_typed() -> None:
+@pytest.mark.parametrize(
+    "later",
+    ["hydra.sweep.subdir=p${hydra.job.num}", "hydra.sweep.subdir=${hydra.job.override_dirname}"],
+)
+def test_values_that_refer_to_others_are_searched_as_typed(later: str) -> None:
     """The others may differ between points, or have no value yet."""
     typed = ["data=folder", "data.nominal=${data.root}/good", "seed=0", "seed=1"]
-    later = "hydra.sweep.subdir=p${hydra.job.num}"
     config = composed(*OPTUNA, *typed, later)
     keep_last(config)
     with initialize_config_module("patchcore.conf", **VERSION_BASE):
