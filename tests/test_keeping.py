@@ -458,6 +458,17 @@ def test_the_best_point_alone_keeps_its_model(root: Path, tmp_path: Path) -> Non
     assert scored(kept, paths) == pytest.approx(expected, rel=1e-6)
 
 
+def test_points_that_work_in_their_own_folders_find_that_of_their_multirun(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    more = ["hydra.job.chdir=true", "hydra.sweep.dir=sweep", "objectives=[memory_patches]"]
+    given = ["--multirun", "coreset.ratio=0.2,0.1", "artifact=best", *more]
+    done = run(root, tmp_path, *given, name="unused")
+    assert done.code == 0 and "artifact of the best point: sweep/1/artifact" in done.out, done.err
+    assert holders(tmp_path / "sweep") == [tmp_path / "sweep/1"]
+
+
 @pytest.mark.parametrize("text", ["{", "artifact: 5", "a: !!python/none", "- 1", "\x00", ""])
 def test_settings_of_a_point_that_cannot_be_read_are_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(text)

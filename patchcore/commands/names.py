@@ -72,7 +72,8 @@ def tracking_folder() -> str:
     """Return the absolute path of the multirun's folder, or of a single run's folder."""
     hydra = HydraConfig.get()
     multirun = hydra.mode is RunMode.MULTIRUN
-    return os.path.abspath(hydra.sweep.dir if multirun else hydra.runtime.output_dir)
+    folder = hydra.sweep.dir if multirun else hydra.runtime.output_dir
+    return os.path.abspath(os.path.join(hydra.runtime.cwd, folder))
 
 
 def name_of(settings: dict[str, str], number: str = "") -> str:

@@ -73,9 +73,10 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
     folder = Path(run.runtime.output_dir)
     multirun = run.mode is RunMode.MULTIRUN
     written = {} if multirun else files_in(folder)
+    all_points = Path(run.runtime.cwd, run.sweep.dir)  # the job may have changed the folder
     with job():
         if multirun:
-            start_point(folder, Path(run.sweep.dir))
+            start_point(folder, all_points)
         try:
             (folder / ERROR_FILE).unlink(missing_ok=True)
             config = to_config(cfg)  # also fills in values in cfg that depend on the weights
@@ -89,7 +90,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
                 settings=resolved(cfg),
                 make=build,
                 origin=origin(run),
-                multirun=Path(run.sweep.dir) if multirun else None,
+                multirun=all_points if multirun else None,
             )
         except Exception as error:
             raise_if_stopped()
