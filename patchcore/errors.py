@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 NOT_FINITE = "features hold NaN or infinite values: check images and backbone"
@@ -105,6 +106,17 @@ def printable(name: str) -> str:
     `\x1b`. Other names stay as they are.
     """
     return name if name.isprintable() else "".join(map(_printable, name))
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Join names, the first of them if there are many, with the number of the others.
+
+    >>> few(["a", "b"]), few(["a", "b", "c", "d", "e"])
+    ('a and b', 'a, b, c and 2 more')
+    """
+    rest = [f"{len(names) - most} more"] if len(names) > most else []
+    *first, last = [*names[:most], *rest]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def above(value: float, limit: float, decimals: int = 0) -> str:
