@@ -129,8 +129,9 @@ class ScoringModule(pl.LightningModule):
                 **self.sizes(),
                 "test_images": len(record.scores),
             }
-            record.undefined = {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
-            record.undefined |= self._verdicts.undefined() if self._verdicts else {}
+            undefined = {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
+            undefined |= self._verdicts.undefined() if self._verdicts else {}
+            record.undefined = self.mask_counts.explained(undefined)
             record.curves = self.image_metrics.curves()
             record.ratio_curve = self.ratio_curve()
         record.seconds, record.warm = dict(self.seconds), set(self.warm)
