@@ -82,6 +82,20 @@ def broken_link(path: Path, reason: str | None) -> InputError:
     )
 
 
+def lost_link(path: Path) -> InputError | None:
+    """Return the error of a link at or above a path whose target cannot be read, if there is one.
+
+    The system calls such a link a file that exists already where a folder is to be made.
+    """
+    for place in (path, *path.parents):
+        try:
+            if os.path.islink(place):
+                place.stat()
+        except OSError as error:
+            return broken_link(place, error.strerror)
+    return None
+
+
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room or choose another folder"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or choose another path"),
@@ -96,7 +110,7 @@ def unwritable(folder: Path, error: OSError) -> InputError:
     """Return the error of a folder that could not be written, with advice where there is any."""
     advice = REMEDIES.get(error.errno or 0)
     told = f"{folder}: cannot be written ({error.strerror or error})"
-    return InputError(f"{told}: {advice}" if advice else told)
+    return lost_link(folder) or InputError(f"{told}: {advice}" if advice else told)
 
 
 def printable(name: str) -> str:

@@ -1,5 +1,6 @@
 import math
 import os
+import re
 import shutil
 import stat
 import threading
@@ -202,6 +203,25 @@ def test_a_bad_folder_that_a_variable_names_is_told_with_the_variable(
         GeneratedConfig(train_images=1).read()
     with pytest.raises(InputError, match=r"^--root: .*/file is a file: name the folder of a ca"):
         cache_command([f"--root={tmp_path}/file/below"])
+
+
+def test_a_folder_below_a_link_to_nothing_is_told_with_the_links_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "disk"
+    link.symlink_to("/mnt/not there")
+    lost = f"{link}: this link leads to /mnt/not there, which cannot be read"
+    words = re.escape(f"{lost} (No such file or directory); mend the link or remove it")
+    folder = CacheConfig(root=str(link / "below")).folder()
+    with pytest.warns(UserWarning, match=f"the cache .* keeps nothing new: {words}$"):
+        Store(folder).put("maps/a", some(1))
+    with pytest.warns(UserWarning, match=f"are not recorded in the cache .* again: {words}$"):
+        Finished(folder / "runs").started("a1", tmp_path)
+    with pytest.raises(InputError, match=f"^--root: {words}$"):
+        cache_command([f"--root={folder}"])
+    monkeypatch.setenv("PATCHCORE_CACHE", str(link))
+    with pytest.raises(InputError, match=f"^{words}; the environment variable PATCHCORE_CACHE"):
+        cache_command(["clear"])
 
 
 def _hammer(root: Path, worker: int) -> int:
