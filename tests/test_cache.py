@@ -21,16 +21,14 @@ from patchcore.cache import (
     RECORDS,
     SUFFIX,
     CacheConfig,
-    MapCache,
     Precision,
     Store,
-    timed,
-    took,
 )
 from patchcore.commands.cache import main as cache_command
 from patchcore.data.generated import GeneratedConfig
 from patchcore.digests import digest, file_digest, tensors_digest
 from patchcore.errors import InputError
+from patchcore.map_cache import MapCache, timed, took
 from patchcore.resume import Finished
 from patchcore.settings import effective
 from patchcore.writing import replace_with
@@ -86,6 +84,23 @@ def test_a_damaged_entry_is_named_dropped_and_rebuilt(tmp_path: Path, damage: st
     assert not path.exists()
     store.put("maps/a", some(1))
     assert same(store.get("maps/a"), some(1))
+
+
+def test_of_many_damaged_entries_the_first_are_named(tmp_path: Path) -> None:
+    store, keys = Store(tmp_path), [f"maps/{number}" for number in range(9)]
+    for key in keys:
+        store.put(key, some(1))
+        (store.root / f"{key}{SUFFIX}").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged") as told:
+        assert [store.get(key) for key in keys] == [None] * 9
+    *named, last = [str(each.message) for each in told]
+    assert all(f"{key}{SUFFIX} is damaged" in line for key, line in zip(keys, named, strict=False))
+    assert len(named) == 3 and store.entries() == []
+    assert last == (
+        f"more entries of the cache {store.root} are damaged; each is dropped and will be rebuilt"
+    )
+    store.put(keys[0], some(1))
+    assert same(store.get(keys[0]), some(1))
 
 
 def test_an_entry_of_an_earlier_version_is_made_again(tmp_path: Path) -> None:
