@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 NOT_FINITE = "features hold NaN or infinite values: check images and backbone"
@@ -81,6 +82,20 @@ def broken_link(path: Path, reason: str | None) -> InputError:
     )
 
 
+def lost_link(path: Path) -> InputError | None:
+    """Return the error of a link at or above a path whose target cannot be read, if there is one.
+
+    The system calls such a link a file that exists already where a folder is to be made.
+    """
+    for place in (path, *path.parents):
+        try:
+            if os.path.islink(place):
+                place.stat()
+        except OSError as error:
+            return broken_link(place, error.strerror)
+    return None
+
+
 REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room or choose another folder"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "change its permissions or choose another path"),
@@ -95,7 +110,7 @@ def unwritable(folder: Path, error: OSError) -> InputError:
     """Return the error of a folder that could not be written, with advice where there is any."""
     advice = REMEDIES.get(error.errno or 0)
     told = f"{folder}: cannot be written ({error.strerror or error})"
-    return InputError(f"{told}: {advice}" if advice else told)
+    return lost_link(folder) or InputError(f"{told}: {advice}" if advice else told)
 
 
 def printable(name: str) -> str:
@@ -105,6 +120,17 @@ def printable(name: str) -> str:
     `\x1b`. Other names stay as they are.
     """
     return name if name.isprintable() else "".join(map(_printable, name))
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Join names, the first of them if there are many, with the number of the others.
+
+    >>> few(["a", "b"]), few(["a", "b", "c", "d", "e"])
+    ('a and b', 'a, b, c and 2 more')
+    """
+    rest = [f"{len(names) - most} more"] if len(names) > most else []
+    *first, last = [*names[:most], *rest]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def above(value: float, limit: float, decimals: int = 0) -> str:

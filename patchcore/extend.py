@@ -31,7 +31,7 @@ from patchcore.arguments import check_kind, paths_of
 from patchcore.data.copies import reject_copies
 from patchcore.data.images import read_image
 from patchcore.digests import file_digest
-from patchcore.errors import InputError, printable, unwritable
+from patchcore.errors import InputError, few, printable, unwritable
 from patchcore.explanation import cut_crops
 from patchcore.inspector import PRUNED, SOURCES, Inspector, poses_of
 from patchcore.methods.detector import Prediction
@@ -86,13 +86,17 @@ def extend(
     places = [os.path.realpath(name) for name in names]
     known = sorted({name for name, place in zip(names, places, strict=True) if place in held})
     if known:
-        others = f", as are {len(known) - 1} more of the images" if len(known) > 1 else ""
-        raise InputError(f"{printable(known[0])}: is in the model already{others}: leave it out")
-    twice = sorted(
-        name for name, place in zip(names, places, strict=True) if places.count(place) > 1
-    )
+        told = "is in the model already: leave it out"
+        if len(known) > 1:
+            told = "are in the model already: leave them out"
+        raise InputError(f"{few([*map(printable, known)])}: {told}")
+    first = {place: name for name, place in sorted(zip(names, places, strict=True), reverse=True)}
+    twice = sorted(name for place, name in first.items() if places.count(place) > 1)
     if twice:
-        raise InputError(f"{printable(twice[0])}: was given twice: name it once")
+        told = "was given twice: name it once"
+        if len(twice) > 1:
+            told = "were given twice: name each once"
+        raise InputError(f"{few([*map(printable, twice)])}: {told}")
     if not names:
         raise InputError("images: there are none to add")
     image = inspector.images[0]

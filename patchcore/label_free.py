@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from patchcore.cache import KeptOrders
 from patchcore.errors import InputError
+from patchcore.map_cache import KeptOrders
 from patchcore.methods.detector import Detector, Fitting
 from patchcore.methods.folds import FeatureBatches, fitted_without, folds_of, predictions
 from patchcore.metrics import image_metrics, sweep

@@ -5,6 +5,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from patchcore.errors import lost_link
+
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 CACHE = "PATCHCORE_CACHE"
@@ -76,7 +78,7 @@ def warn_not_kept(told: str, error: OSError, folder: Path) -> None:
     """
     if told not in _told:
         _told.add(told)
-        warnings.warn(f"{told}: {error}{named_by(folder)}", stacklevel=3)
+        warnings.warn(f"{told}: {lost_link(folder) or error}{named_by(folder)}", stacklevel=3)
 
 
 def home_expanded(path: str) -> Path:

@@ -19,13 +19,13 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from patchcore import identity
-from patchcore.cache import KeptOrders, MapCache
 from patchcore.costs import METRICS, Costs
 from patchcore.decision import Decision, DecisionConfig, DecisionCounts, decide
 from patchcore.errors import InputError, warning_line
 from patchcore.gathering import gather_flags, gather_images, gather_metrics, total
 from patchcore.label_free import STAGE as LABEL_FREE
 from patchcore.label_free import LabelFree
+from patchcore.map_cache import KeptOrders, MapCache
 from patchcore.methods.counted import counted_cells
 from patchcore.methods.detector import Detector, Fitting
 from patchcore.methods.folds import FeatureBatches, LeftOut, cross_fitted
@@ -129,8 +129,9 @@ class ScoringModule(pl.LightningModule):
                 **self.sizes(),
                 "test_images": len(record.scores),
             }
-            record.undefined = {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
-            record.undefined |= self._verdicts.undefined() if self._verdicts else {}
+            undefined = {**self.image_metrics.undefined(), **self.pixel_metrics.undefined()}
+            undefined |= self._verdicts.undefined() if self._verdicts else {}
+            record.undefined = self.mask_counts.explained(undefined)
             record.curves = self.image_metrics.curves()
             record.ratio_curve = self.ratio_curve()
         record.seconds, record.warm = dict(self.seconds), set(self.warm)

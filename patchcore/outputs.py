@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, lost_link
 from patchcore.writing import descriptor
 
 ARTIFACT, EXPORT = "artifact.yaml", "export.yaml"
@@ -26,9 +26,9 @@ def check_folder(folder: Path, option: str = "") -> None:
     """
     named = f"{option}: {folder}" if option else str(folder)
     try:
-        if os.path.islink(folder) and not folder.exists():
-            raise InputError(f"{named} is a link that leads nowhere: name a folder")
         above = Path(os.path.abspath(folder))
+        if lost := lost_link(above):
+            raise InputError(f"{option}: {lost}" if option else str(lost))
         while True:
             try:
                 above.stat()
@@ -128,6 +128,8 @@ def check_file(path: Path, option: str) -> None:
             raise InputError(f"{option}: {path} is a folder: name a file")
         if path.exists() and not path.is_file():
             return
+        if lost := lost_link(Path(os.path.abspath(path.parent))):
+            raise InputError(f"{option}: {lost}")
         if not path.parent.is_dir():
             raise InputError(f"{option}: there is no folder {path.parent}: make it first")
         target = Path(os.path.realpath(path))  # a link stays, and its target is replaced

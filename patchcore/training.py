@@ -22,7 +22,6 @@ import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from patchcore.cache import MapCache, network_digest
 from patchcore.config import Config
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Split
@@ -31,6 +30,7 @@ from patchcore.distributed import Process
 from patchcore.errors import InputError, warning_line
 from patchcore.keeping import Keep
 from patchcore.label_free import LabelFree
+from patchcore.map_cache import MapCache, network_digest
 from patchcore.members import Member
 from patchcore.methods import Detector, Parts, build_detector
 from patchcore.methods.scale import ScaleConfig

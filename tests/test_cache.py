@@ -1,5 +1,8 @@
 import math
+import multiprocessing
 import os
+import pickle
+import re
 import shutil
 import stat
 import threading
@@ -8,6 +11,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from itertools import count
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -20,16 +24,14 @@ from patchcore.cache import (
     RECORDS,
     SUFFIX,
     CacheConfig,
-    MapCache,
     Precision,
     Store,
-    timed,
-    took,
 )
 from patchcore.commands.cache import main as cache_command
 from patchcore.data.generated import GeneratedConfig
 from patchcore.digests import digest, file_digest, tensors_digest
 from patchcore.errors import InputError
+from patchcore.map_cache import MapCache, timed, took
 from patchcore.resume import Finished
 from patchcore.settings import effective
 from patchcore.writing import replace_with
@@ -85,6 +87,48 @@ def test_a_damaged_entry_is_named_dropped_and_rebuilt(tmp_path: Path, damage: st
     assert not path.exists()
     store.put("maps/a", some(1))
     assert same(store.get("maps/a"), some(1))
+
+
+def test_of_many_damaged_entries_the_first_are_named(tmp_path: Path) -> None:
+    store, keys = Store(tmp_path), [f"maps/{number}" for number in range(9)]
+    for key in keys:
+        store.put(key, some(1))
+        (store.root / f"{key}{SUFFIX}").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged") as told:
+        assert [store.get(key) for key in keys] == [None] * 9
+    *named, last = [str(each.message) for each in told]
+    assert all(f"{key}{SUFFIX} is damaged" in line for key, line in zip(keys, named, strict=False))
+    assert len(named) == 3 and store.entries() == []
+    assert last == (
+        f"more entries of the cache {store.root} are damaged; each is dropped and will be rebuilt"
+    )
+    store.put(keys[0], some(1))
+    assert same(store.get(keys[0]), some(1))
+
+
+def _found_damaged(store: Store, key: str, told: Any) -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        store.get(key)
+    told.put([str(each.message) for each in found])
+
+
+def test_damaged_entries_are_counted_over_a_loaders_processes(tmp_path: Path) -> None:
+    store, keys = Store(tmp_path), [f"maps/{number}" for number in range(6)]
+    context = multiprocessing.get_context("fork")
+    told, lines = context.SimpleQueue(), []
+    for key in keys:
+        store.put(key, some(1))
+        (store.root / f"{key}{SUFFIX}").write_bytes(b"")
+        process = context.Process(target=_found_damaged, args=(store, key, told))
+        process.start()
+        lines += told.get()
+        process.join()
+    assert [" is damaged" in line for line in lines] == [True, True, True, False]
+    alone = pickle.loads(pickle.dumps(store))  # as another way to start processes makes it
+    (store.root / f"maps/6{SUFFIX}").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"maps/6\S+ is damaged"):
+        assert alone.get("maps/6") is None
 
 
 def test_an_entry_of_an_earlier_version_is_made_again(tmp_path: Path) -> None:
@@ -202,6 +246,25 @@ def test_a_bad_folder_that_a_variable_names_is_told_with_the_variable(
         GeneratedConfig(train_images=1).read()
     with pytest.raises(InputError, match=r"^--root: .*/file is a file: name the folder of a ca"):
         cache_command([f"--root={tmp_path}/file/below"])
+
+
+def test_a_folder_below_a_link_to_nothing_is_told_with_the_links_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "disk"
+    link.symlink_to("/mnt/not there")
+    lost = f"{link}: this link leads to /mnt/not there, which cannot be read"
+    words = re.escape(f"{lost} (No such file or directory); mend the link or remove it")
+    folder = CacheConfig(root=str(link / "below")).folder()
+    with pytest.warns(UserWarning, match=f"the cache .* keeps nothing new: {words}$"):
+        Store(folder).put("maps/a", some(1))
+    with pytest.warns(UserWarning, match=f"are not recorded in the cache .* again: {words}$"):
+        Finished(folder / "runs").started("a1", tmp_path)
+    with pytest.raises(InputError, match=f"^--root: {words}$"):
+        cache_command([f"--root={folder}"])
+    monkeypatch.setenv("PATCHCORE_CACHE", str(link))
+    with pytest.raises(InputError, match=f"^{words}; the environment variable PATCHCORE_CACHE"):
+        cache_command(["clear"])
 
 
 def _hammer(root: Path, worker: int) -> int:

@@ -430,6 +430,15 @@ def test_mistakes_in_a_file_are_told_with_its_name(tmp_path: Path) -> None:
     assert config.scoring.sigma == 2
 
 
+def test_a_folder_below_a_link_to_nothing_is_told_with_the_links_target(tmp_path: Path) -> None:
+    link = tmp_path / "disk"
+    link.symlink_to("gone")
+    with pytest.raises(FileExistsError) as caught:
+        (link / "runs").mkdir(parents=True, exist_ok=True)
+    told = explain(caught.value)
+    assert told is not None and told.startswith(f"{link}: this link leads to gone, which cannot")
+
+
 def test_bugs_are_not_explained() -> None:
     assert explain(ValueError("oops")) is None
     assert explain(KeyError("oops")) is None

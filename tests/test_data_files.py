@@ -241,6 +241,7 @@ def test_what_is_no_folder_is_told_with_its_key(
         ("", "data.root is empty"),
         ("n" * 300, r"data.root: cannot write to n+/\w+ \(File name too long\)"),
         ("taken", r"data.root: cannot write to taken/\w+ \((Not a directory|File exists)\)"),
+        ("nowhere/new", "data.root: nowhere: this link leads to gone, which cannot be read"),
         ("~nobody-of-this-name", "data.root: ~nobody-of-this-name: ~ leads nowhere"),
     ],
 )
@@ -249,6 +250,7 @@ def test_generated_images_that_cannot_be_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("taken").touch()
+    Path("nowhere").symlink_to("gone")
     with pytest.raises(InputError, match=f"^{message}"):
         GeneratedConfig(root=root).read()
 

@@ -389,8 +389,12 @@ def test_what_cannot_be_done_leaves_the_artifact(
 
     refused("broken.png", [files[4], broken])
     refused("0.png: is in the model already", [files[0]])
-    refused(r"0\.png: is in the model already, as are 1 more", files[:2])
+    several = r"^\S+/0\.png and \S+/1\.png: are in the model already: leave them out$"
+    refused(several, [*files[:2], files[4]])
+    many = r"/0\.png, \S+/1\.png, \S+/2\.png and 1 more: are in the model already: leave them out$"
+    refused(many, files[:4])
     refused("was given twice: name it once", [files[4], files[4]])
+    refused(r"/4\.png and \S+/5\.png: were given twice: name each once$", [*files[4:6]] * 2)
     copy = Path(shutil.copy(files[1], tmp_path / "copy.png"))
     refused(r"copy\.png: has the contents of .*/1\.png, which is in the model already", [copy])
     saved = []
@@ -400,7 +404,11 @@ def test_what_cannot_be_done_leaves_the_artifact(
         saved.append(tmp_path / name)
         words = rf"{name}: has the same pixels as .*/1\.png, which is in the model already: leave"
         refused(words, [files[4], tmp_path / name])
-    refused(r"saved\.bmp: has the same pixels as .*, and 1 more of the images are copies", saved)
+    words = r"saved\.bmp: has the same pixels as .*, and \S+\.png is a copy, too: leave them out$"
+    refused(words, saved)
+    copies = [Path(shutil.copy(files[1], tmp_path / f"{number}.png")) for number in range(5)]
+    words = r"/0\.png: has the con.*, and \S+/1\.png, \S+/2\.png and 2 more are copies, too"
+    refused(words, copies)
     linked = tmp_path / "linked"
     linked.symlink_to(files[0].parent)
     for folder_of in (files[0].parent / ".." / files[0].parent.name, linked):

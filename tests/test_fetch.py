@@ -550,6 +550,9 @@ def test_a_root_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"^--root: cannot write to .*file/data"):
         fetch("visa", tmp_path / "file/data", url="http://127.0.0.1:9/")
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(InputError, match=r"^--root: \S+/link: this link leads to gone, which can"):
+        fetch("visa", tmp_path / "link/data", url="http://127.0.0.1:9/")
 
 
 def test_every_source_says_where_and_under_which_licence() -> None:

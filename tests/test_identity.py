@@ -17,7 +17,7 @@ import torch
 
 from patchcore import identity
 from patchcore.backbones import BackboneConfig, LayersConfig
-from patchcore.cache import CacheConfig, MapCache, Precision, network_digest
+from patchcore.cache import CacheConfig, Precision
 from patchcore.config import Config, Objective
 from patchcore.coreset import (
     AllConfig,
@@ -40,6 +40,7 @@ from patchcore.errors import InputError
 from patchcore.identity import device_class, identify, image_recipe, order_key, samples_digest
 from patchcore.index import FaissFlatConfig, TorchIndexConfig
 from patchcore.label_free import LabelFreeConfig
+from patchcore.map_cache import MapCache, network_digest
 from patchcore.member_settings import EnsembleConfig, MemberConfig
 from patchcore.methods import PadimConfig, PatchCoreConfig, SpadeConfig, build_detector
 from patchcore.methods.scale import ScaleConfig
@@ -326,6 +327,7 @@ EVERY = {"images", "maps", "orders", "run"}
         ("data.images", EVERY),
         ("data.dataset", EVERY),
         ("cache", EVERY),
+        ("map_cache", EVERY),
         ("identity", EVERY),
         ("errors", EVERY),
         ("", EVERY),  # the package's first file runs before any other

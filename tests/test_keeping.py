@@ -367,7 +367,7 @@ def test_a_model_that_is_taken_over_knows_the_images_of_the_present_run(
     sources = [path for path in inspector.details["sources"] if path is not None]
     assert (len(sources) < 4) == (name == "pruning")
     assert (len(inspector.details.get("pruned", ())) > 0) == (name == "pruning")
-    with pytest.raises(InputError, match="is in the model already"):
+    with pytest.raises(InputError, match="are in the model already"):
         extend(inspector, [Path(path) for path in sources])
     if name != "ensemble":  # whose members take images of two sizes
         told = patchcore("test", str(tmp_path / "taken/artifact"))

@@ -12,7 +12,7 @@ import torch
 
 from patchcore import GreedyConfig, InputError
 from patchcore.backbones import BackboneConfig
-from patchcore.cache import CacheConfig, MapCache, Store
+from patchcore.cache import CacheConfig, Store
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.defective import DefectiveImages
@@ -23,6 +23,7 @@ from patchcore.data.synthesis import draw_object
 from patchcore.data.transforms import ImageConfig, build_normalisation
 from patchcore.keeping import ArtifactConfig, Keep
 from patchcore.label_free import LabelFree, LabelFreeConfig, held_out, separation
+from patchcore.map_cache import MapCache
 from patchcore.member_settings import EnsembleConfig, MemberConfig
 from patchcore.methods import PatchCoreConfig, build_detector
 from patchcore.methods.detector import Parts

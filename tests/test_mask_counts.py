@@ -12,12 +12,18 @@ from PIL import Image
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
-from patchcore.metrics import MASK_KEYS, MaskCounts, PixelMetrics, pimo_areas
+from patchcore.metrics import MASK_KEYS, PIXEL_KEYS, MaskCounts, PixelMetrics, pimo_areas
+from patchcore.metrics.overlap import NO_PIXELS
+from patchcore.metrics.states import NO_MASKS
 from tests import reference
 from tests.images import write_image, write_mask
 from tests.runs import TINY, patchcore
 
 pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
+
+
+NOTHING, OUTSIDE = [0] * 6, [2, 2, 0, 0, 0, 0]
+"""Numbers of regions of an image without a mask, and of one with its defects outside the crop."""
 
 
 def counted(*rows: tuple[int, list[int]]) -> MaskCounts:
@@ -187,6 +193,28 @@ def test_all_masks_outside_leave_pixel_metrics_undefined(tmp_path: Path) -> None
     found = json.loads((tmp_path / "run/metrics.json").read_text())
     assert found["pixel_auroc"] is None and found["image_auroc"] is not None
     assert "1 left out, as no mask marks anything in view" in found["undefined"]["pixel_auroc"]
+
+
+@pytest.mark.parametrize(
+    ("regions", "reason"),
+    [
+        ([], NO_PIXELS),
+        ([NOTHING, NOTHING], NO_MASKS),
+        ([NOTHING, OUTSIDE], f"{NO_PIXELS}; 2 left out, as no mask marks anything in view"),
+        ([OUTSIDE], f"{NO_PIXELS}; 1 left out, as no mask marks anything in view"),
+    ],
+)
+def test_why_there_are_no_anomalous_pixels(regions: list[list[int]], reason: str) -> None:
+    counts, pixels = MaskCounts(), PixelMetrics()
+    labels = torch.tensor([0, *[1] * len(regions)])
+    counts.update(labels, torch.tensor([NOTHING, *regions]))
+    pixels.update(torch.rand(len(labels), 2, 2), torch.zeros(len(labels), 2, 2), labels == 0)
+    others = {"decision_pixel_recall": NO_PIXELS, "image_auroc": "no nominal images"}
+    found = counts.explained({**pixels.undefined(), **others})
+    assert found.pop("image_auroc") == "no nominal images"
+    assert {*found.values()} == {reason} and {*PIXEL_KEYS} < {*found}
+    alone = pixels.of([*range(len(labels))])[1]
+    assert {*alone.values()} == {*pixels.undefined().values()}
 
 
 def test_images_with_their_defect_outside_the_region_are_counted_and_told(tmp_path: Path) -> None:

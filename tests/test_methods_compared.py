@@ -386,6 +386,6 @@ def test_maps_from_the_cache_give_the_same_scores(
     # Both baselines use the same layers; PatchCore others, and it alone has an order to keep.
     assert len(list((runs / "cache" / FOLDER / "maps").iterdir())) == 2 * (4 + 5)
     assert len(list((runs / "cache" / FOLDER / "orders").iterdir())) == 1
-    with mock.patch("patchcore.cache.MapCache.put", side_effect=AssertionError("computed")):
+    with mock.patch("patchcore.map_cache.MapCache.put", side_effect=AssertionError("computed")):
         train(root, tmp_path, f"method={model}", "figures=false", *cached(runs))
     assert scores(tmp_path) == scores(runs / model)

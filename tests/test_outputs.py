@@ -33,8 +33,9 @@ def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
         ("file/in", "file/in cannot be made, because .*file is a file: name another"),
         ("file/in/deep", "deep cannot be made, because .*file is a file"),
         ("x" * 300, "cannot be written to .File name too long.: name another folder"),
-        ("nowhere", "nowhere is a link that leads nowhere: name a folder"),
-        ("round", "round .*link.*: name a"),
+        ("nowhere", "nowhere: this link leads to .*/all, which .*; mend the link or remove it"),
+        ("nowhere/new/er", "nowhere: this link leads to .*/all, which cannot be read"),
+        ("round", "round: this link leads to .*round, which cannot be read .Too many"),
         ("/proc/new", "/proc/new cannot be written to .*: name another folder"),
     ],
 )
@@ -51,12 +52,14 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, place: str, tol
     [
         ("folder", "folder is a folder: name a file"),
         ("none/file", "there is no folder .*none: make it first"),
+        ("nowhere/file", "nowhere: this link leads to .*/gone, which cannot be read"),
         ("x" * 300, "cannot be written .File name too long.: name another file"),
         ("/proc/new", "/proc cannot be written to"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path, place: str, told: str) -> None:
     (tmp_path / "folder").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     with pytest.raises(InputError, match=f"^--output: .*{told}"):
         check_file(tmp_path / place, "--output")
     with PERMISSION, pytest.raises(InputError, match=r"^--output: .*Permission denied"):

@@ -133,7 +133,7 @@ def test_the_downloaded_table_names_columns_by_keys_and_tells_data_sets_apart(
     rows = list(csv.DictReader(io.StringIO(found["text"])))
     assert [row["memory_bytes"] for row in rows] == ["2500000.0"] * 3
     assert [row["data"].split(":")[0] for row in rows] == ["data 1", "data 1", "data 2"]
-    assert [row["patch.size"] for row in rows] == ["1", "3", ""]  # with its data, it is constant
+    assert [row["patch.size"] for row in rows] == ["1", "3", "5"]
     assert not any("MB" in head for head in rows[0])
 
 

@@ -153,6 +153,50 @@ def test_each_data_set_has_a_table_of_its_own(tmp_path: Path) -> None:
     assert alone is parts[0]
 
 
+def labels(folder: Path) -> list[list[str]]:
+    return [[point.label for point in part.points] for part in read_runs([folder]).parts]
+
+
+def test_points_on_different_data_show_what_else_differs(tmp_path: Path) -> None:
+    for name, ratio in (("bottle", 0.1), ("cable", 0.5)):
+        settings = {"data.category": name, "coreset.ratio": ratio}
+        write_run(tmp_path / name, settings, {"image_auroc": 0.9})
+    assert labels(tmp_path) == [["coreset.ratio=0.1"], ["coreset.ratio=0.5"]]
+    table = read_runs([tmp_path])
+    assert [row["coreset.ratio"] for row in rows_of(points_csv(table))] == ["0.1", "0.5"]
+    boards = [line for line in markdown(table).splitlines() if line.startswith("| 1 |")]
+    assert boards == ["| 1 | 0.1 | 0.9000 |", "| 1 | 0.5 | 0.9000 |"]
+
+
+def test_a_sweep_without_the_run_of_one_category_shows_what_differs(tmp_path: Path) -> None:
+    for name, ratio in (("bottle", 0.1), ("bottle", 0.5), ("cable", 0.5)):
+        settings = {"data.category": name, "coreset.ratio": ratio}
+        write_run(tmp_path / f"{name}{ratio}", settings, {"image_auroc": 0.9})
+    assert labels(tmp_path) == [["coreset.ratio=0.1"], ["coreset.ratio=0.5"]]
+
+
+def test_a_choice_that_differs_between_data_is_shown_beside_the_factors(tmp_path: Path) -> None:
+    for name, chosen, ratio in (("a", "greedy", 0.1), ("a", "greedy", 0.5), ("b", "random", 0.5)):
+        settings = {"data.root": f"data/{name}", "coreset.ratio": ratio}
+        choices = {"data": name, "coreset": chosen}
+        settings["coreset.start"] = chosen
+        write_run(tmp_path / f"{name}{ratio}", settings, {"image_auroc": ratio}, choices)
+    assert labels(tmp_path) == [
+        ["coreset=greedy, coreset.ratio=0.5", "coreset=greedy, coreset.ratio=0.1"],
+        ["coreset=random, coreset.ratio=0.5"],
+    ]
+
+
+def test_a_complete_sweep_on_several_data_sets_shows_its_factors_alone(tmp_path: Path) -> None:
+    for split in ("new", "other"):
+        for size in (1, 3):
+            settings = {"data.split": split, "patch.size": size}
+            write_run(tmp_path / f"{split}{size}", settings, {"image_auroc": 1 - size / 10})
+    assert labels(tmp_path) == [["patch.size=1", "patch.size=3"]] * 2
+    parts = read_runs([tmp_path]).parts
+    assert all(part.fixed == () and part.shown == part.factors for part in parts)
+
+
 def test_other_data_sets_categories_are_not_expected(tmp_path: Path) -> None:
     for name in ("bottle", "cable"):
         write_run(tmp_path / name, {"data.category": name}, {"image_auroc": 0.9})

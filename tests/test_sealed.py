@@ -74,7 +74,7 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
     seal(link, b"fourth")
     assert (target / "content").read_bytes() == b"fourth"
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    with pytest.raises(InputError, match="circle: cannot be written"):
+    with pytest.raises(InputError, match=r"circle: this link leads to .*circle, which cannot be"):
         seal(tmp_path / "circle")
 
 

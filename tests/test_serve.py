@@ -165,6 +165,18 @@ def test_sizes_above_a_limit_differ_from_it(inspector: Inspector) -> None:
     assert float(found[1]) > float(found[2]) == limits.upload / 1e6
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/metrics", "/openapi.json", "/missing"])
+def test_head_is_answered_as_get_without_a_body(path: str, client: TestClient) -> None:
+    head, get = client.head(path), client.get(path)
+    assert head.status_code == get.status_code == (404 if path == "/missing" else 200)
+    assert head.headers == get.headers and head.content == b""
+
+
+def test_head_of_what_takes_images_alone_is_refused(client: TestClient) -> None:
+    answer = client.head("/inspect")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
 def test_health_and_metrics(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok", "verdicts": True}
     for content in (GOOD, STAINED, STAINED, b"words"):
@@ -650,6 +662,7 @@ def test_the_address_that_the_command_prints_answers(
     assert [each[:2] for each in seen.addresses] == [(host.strip("[]"), port)]
     with TestClient(seen.app, base_url=f"{address}:{port}") as client:
         assert client.get("/health").status_code == 200
+        assert client.head("/health").status_code == 200
         elsewhere = client.get("/health", headers={"Host": "example.org"}).status_code
     assert elsewhere == (200 if host == "0.0.0.0" else 400)
 

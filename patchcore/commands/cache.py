@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from patchcore.cache import RECORDS, TAG, CacheConfig, Entry, Store
 from patchcore.commands.options import Parser, place
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, lost_link, printable
 from patchcore.machine import named_by
 
 KINDS = {
@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f"{file}: is a file, where the cache's folder belongs{named_by(folder)}")
     if options.action == "path":
         print(printable(str(store.root)))
+    elif lost := lost_link(store.root):
+        raise InputError(f"{lost}{named_by(folder)}" if root is None else f"--root: {lost}")
     elif options.root is not None and not store.root.parent.is_dir():
         raise InputError(f"--root: there is no folder {store.root.parent}")
     elif not store.root.is_dir():

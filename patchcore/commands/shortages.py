@@ -1,11 +1,13 @@
 """Shortages of the machine: of room on a disk, folders that can be written, memory, threads."""
 
 import errno
+import os
 import sys
 import traceback
+from pathlib import Path
 from types import TracebackType
 
-from patchcore.errors import REMEDIES
+from patchcore.errors import REMEDIES, lost_link
 
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
@@ -18,6 +20,8 @@ _DISK = {
 def explain_shortage(error: Exception) -> str | None:
     """Return the message, in one line, for an error that a shortage has caused; else None."""
     if isinstance(error, OSError) and error.errno in _DISK:
+        if error.filename and (lost := lost_link(Path(os.fsdecode(error.filename)))):
+            return str(lost)
         place = error.filename or "the folder of the results"
         return f"{place}: {error.strerror}: {REMEDIES.get(error.errno, 'choose another path')}"
     if isinstance(error, FileNotFoundError) and _makes_a_folder(error.__traceback__):

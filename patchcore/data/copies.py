@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from patchcore.data.images import image_size
 from patchcore.data.overlaps import Group, complaints, equal_files
 from patchcore.digests import pixels_digest
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, few, printable
 
 T = TypeVar("T")
 
@@ -54,11 +54,13 @@ def _reject_held(groups: Iterable[Group], same: str) -> None:
         if role != "held"
     ]
     if known:
-        path, other = min(known)
-        more = f", and {len(known) - 1} more of the images are copies" if len(known) > 1 else ""
-        raise InputError(
-            f"{path}: {same} {other}, which is in the model already{more}: leave it out"
-        )
+        (path, other), *rest = sorted(known)
+        told = ": leave it out"
+        if rest:
+            is_or_are = "is a copy" if len(rest) == 1 else "are copies"
+            names = few([printable(str(each)) for each, _ in rest], 2)
+            told = f", and {names} {is_or_are}, too: leave them out"
+        raise InputError(f"{path}: {same} {other}, which is in the model already{told}")
 
 
 def _equal_pictures(

@@ -8,12 +8,12 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from patchcore.cache import MapCache
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.dataset import EpochSampler, ImageDataset, Loader, collate
 from patchcore.data.defective import DefectiveImages
 from patchcore.data.sample import DataConfig, Split
 from patchcore.data.transforms import ImageConfig
+from patchcore.map_cache import MapCache
 
 AHEAD = 3
 """Batches made at the same time where a GPU computes: the last image of one delays no other."""

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from patchcore.cache import MapCache, timed, took
 from patchcore.data.augment import AugmentConfig
 from patchcore.data.images import decode_pair, read_truth
 from patchcore.data.poses import UPRIGHT, Pose
@@ -31,6 +30,7 @@ from patchcore.data.transforms import (
 from patchcore.digests import Snapshot
 from patchcore.errors import InputError
 from patchcore.identity import image_key, image_recipe, input_digest
+from patchcore.map_cache import MapCache, timed, took
 
 SWITCH = 5e-4
 """Seconds after which a thread returns Python's lock to others while batches are made ahead."""

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from patchcore.cache import MapCache
 from patchcore.data.dataset import ImageDataset, pixels_alone
 from patchcore.data.defects import DEFECTS, draw_defect
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig, build_normalisation
 from patchcore.digests import Snapshot
 from patchcore.identity import defective_digest, image_recipe, input_digest
+from patchcore.map_cache import MapCache
 
 
 class DefectiveImages(Dataset[dict[str, Any]]):

@@ -20,7 +20,7 @@ from patchcore.data.archives import check_room, unpack
 from patchcore.data.sets import DATA_SETS
 from patchcore.data.source import Archive, Source
 from patchcore.digests import digest
-from patchcore.errors import InputError, unreadable
+from patchcore.errors import InputError, lost_link, unreadable
 from patchcore.writing import replace_with
 
 CHUNK = 2**20  # bytes
@@ -99,7 +99,8 @@ def fetch(
         unpack(path, folder, archive.holds, root, others)
         path.unlink()
     except OSError as error:
-        raise InputError(f"--root: cannot write to {root} ({error}); give another") from error
+        told = lost_link(root) or f"cannot write to {root} ({error}); give another"
+        raise InputError(f"--root: {told}") from error
     return Fetched(folder, found, verified=expected is not None)
 
 

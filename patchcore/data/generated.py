@@ -25,7 +25,7 @@ from patchcore.data.synthesis import (
     draw_texture,
 )
 from patchcore.data.view import View
-from patchcore.errors import InputError
+from patchcore.errors import InputError, lost_link
 from patchcore.machine import named_by
 from patchcore.settings import setting
 
@@ -103,10 +103,10 @@ class GeneratedConfig(DataConfig):
             if not folder.is_dir():
                 self._write(folder)
         except OSError as error:
-            raise InputError(
-                f"data.root: cannot write to {folder} ({error.strerror}); set another folder"
-                f"{named_by(folder)}"
-            ) from error
+            told = lost_link(folder) or (
+                f"cannot write to {folder} ({error.strerror}); set another folder"
+            )
+            raise InputError(f"data.root: {told}{named_by(folder)}") from error
         place = folder / self.category.name
         parts = ("train/good", "test", "ground_truth")
         if lacking := [part for part in parts if not (place / part).is_dir()]:

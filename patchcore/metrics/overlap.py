@@ -24,6 +24,10 @@ LOW, HIGH = 1e-5, 1e-4
 """Bounds of the false-positive rate between which AUPIMO is taken."""
 
 
+NO_PIXELS = "no anomalous pixels in the test set"
+"""Reason why a metric of pixels is undefined."""
+
+
 class UndefinedError(ValueError):
     """Error: a metric is undefined; the message is the reason."""
 
@@ -67,7 +71,7 @@ def pimo_areas(
     """
     anomalous = maps.marked[maps.marked > 0].numpy()
     if not len(anomalous):
-        raise UndefinedError("no anomalous pixels in the test set")
+        raise UndefinedError(NO_PIXELS)
     levels, rates = _rates(maps, high)
     if rates[0] > low * (1 + 1e-9):
         raise UndefinedError(

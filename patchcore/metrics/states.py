@@ -1,6 +1,6 @@
 """Torchmetrics classes for metrics and counts over a test set, in batches and several processes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,7 +16,7 @@ from patchcore.metrics.measures import (
     pixel_metrics,
     pixel_undefined,
 )
-from patchcore.metrics.overlap import MapScores
+from patchcore.metrics.overlap import NO_PIXELS, MapScores
 from patchcore.metrics.regions import all_ignored, region_areas
 from patchcore.metrics.sweep import Sweep, curves, sweep
 
@@ -175,7 +175,9 @@ class PixelMetrics(Metric):
         )
         kept = (_selected(scores.nominal, free), _selected(scores.anomalous, marked))
         own = MapScores(*kept, scores.free[chosen], scores.marked[chosen])
-        return self._of(own, _selected(_join(self.areas), marked))
+        values, undefined = self._of(own, _selected(_join(self.areas), marked))
+        left_out = int((own.free + own.marked == 0).sum())
+        return values, {key: reason + _note(left_out) for key, reason in undefined.items()}
 
     def _scores(self) -> MapScores:
         free, marked = _read(_join(self.sizes)).unbind(1)
@@ -190,14 +192,17 @@ class PixelMetrics(Metric):
 
     def undefined(self) -> dict[str, str]:
         """Return the reasons why metrics are NaN, {key: reason}."""
-        left_out = self.left_out()
-        note = f"; {left_out} left out, as no mask marks anything in view" if left_out else ""
+        note = _note(self.left_out())
         return {key: reason + note for key, reason in self._undefined.items()}
 
     def left_out(self) -> int:
         """Return the number of images left out of the pixel metrics; see `known` of `update`."""
         self.compute()  # cached, and the same on every process
         return self._left_out
+
+
+def _note(left_out: int) -> str:
+    return f"; {left_out} left out, as no mask marks anything in view" if left_out else ""
 
 
 def _finite(scores: Tensor, name: str, device: torch.device | str = "cpu") -> Tensor:
@@ -255,6 +260,10 @@ def _join(state: list[Tensor] | Tensor) -> Float[Tensor, " scores"]:
 
 _COUNTS = (*MASK_KEYS, "masks", "regions", "regions_nominal", "masks_of_most")
 """Names of what `MaskCounts` counts."""
+NO_MASKS = (
+    "no anomalous image has a mask that marks anything; with data=folder, give data.masks, the "
+    "folder of the masks"
+)
 
 
 class MaskCounts(Metric):
@@ -328,6 +337,20 @@ class MaskCounts(Metric):
     def compute(self) -> dict[str, int]:
         """Return the counts so far, by `MASK_KEYS`."""
         return dict(zip(MASK_KEYS, self.counts.tolist(), strict=False))
+
+    def explained(self, undefined: Mapping[str, str]) -> dict[str, str]:
+        """Return reasons of undefined metrics; those of no anomalous pixels tell of the masks.
+
+        Args:
+            undefined: {key: reason}.
+        """
+        found = dict(zip(_COUNTS, self.counts.tolist(), strict=True))
+        left_out = sum(found[key] for key in MASK_KEYS[:4])
+        why = NO_PIXELS + _note(left_out) if found["masks"] or not left_out else NO_MASKS
+        return {
+            key: why if reason.startswith(NO_PIXELS) else reason
+            for key, reason in undefined.items()
+        }
 
     def notices(self, names: Sequence[str] = ()) -> list[str]:
         """Return sentences on ground truth that the metrics miss, most with a remedy.

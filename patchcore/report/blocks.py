@@ -235,8 +235,8 @@ def text_head(text: str, kind: str = "text") -> Head:
 
 
 def factor_heads(table: Table) -> list[Head]:
-    """Return the headers of the table's factors."""
-    return [key_head(factor.key, side(factor)) for factor in table.factors]
+    """Return the headers of the settings by which points differ."""
+    return [key_head(factor.key, side(factor)) for factor in table.shown]
 
 
 def side(factor: Factor) -> str:
@@ -250,8 +250,8 @@ def setting_cell(value: object, kind: str = "") -> Cell:
 
 
 def setting_cells(table: Table, point: Point) -> list[Cell]:
-    """Return the cells with a point's values of the factors."""
-    return [setting_cell(point.settings[f.key], side(f)) for f in table.factors]
+    """Return the cells with a point's values of the settings by which points differ."""
+    return [setting_cell(point.settings[f.key], side(f)) for f in table.shown]
 
 
 def text_cell(text: str, kind: str = "") -> Cell:

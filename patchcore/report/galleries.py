@@ -29,7 +29,7 @@ def galleries(table: Table, pictures: dict[RunFolder, str]) -> list[Block]:
                 continue
             category = run.category if len(point.categories) > 1 else ""
             place = ", ".join(filter(None, [category, table.seed(run)]))
-            name = f"#{i + 1} {short(point, table.factors)}" + (f" · {place}" if place else "")
+            name = f"#{i + 1} {short(point, table.shown)}" + (f" · {place}" if place else "")
             values = [
                 f"{title(key)} {number(key, run.metrics[key])}"
                 for key in table.main_metrics[:2]

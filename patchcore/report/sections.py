@@ -356,7 +356,7 @@ def _points(table: Table) -> Grid:
     Each part of the table (each data set) has its own ranks.
     """
     parts = table.parts
-    factors = list(dict.fromkeys(factor.key for part in parts for factor in part.factors))
+    factors = list(dict.fromkeys(factor.key for part in parts for factor in part.shown))
     metrics = [key for key in table.metrics if any(key in part.metrics for part in parts)]
     head = ["data"] if len(parts) > 1 else []
     head += ["rank", *factors, "finished", "unfinished"]

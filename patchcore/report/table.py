@@ -9,7 +9,7 @@ different data are never ranked together: each data set is a part of the table.
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from patchcore.report.columns import determines, equivalent, grouped, grouped_se
 from patchcore.report.folders import find_runs
 from patchcore.report.points import Factor, Point
 from patchcore.report.reading import CATEGORY, RunFolder, Settings, read_run
-from patchcore.report.unlike import by_data
+from patchcore.report.unlike import by_data, is_of_data
 from patchcore.report.unresolved import fill_completed
 from patchcore.report.words import (
     distinct,
@@ -49,6 +49,7 @@ class Table:
     number: int = 0  # of the part, from 1; 0 if there is only one
     against: tuple[str, str] | None = None  # key and value that effects are measured against
     first: int = 0  # number of points in the parts before
+    fixed: tuple[str, ...] = ()  # settings with one value in this part and others in other parts
     reason: str = ""  # words that say why this metric ranks; empty if it was asked for, or is usual
 
     def name(self, run: RunFolder) -> str:
@@ -62,7 +63,10 @@ class Table:
         """A table for each set of runs on the same data; those without any value are last."""
         if len(self._by_data) < 2:
             return [self]
-        parts = [Table(runs, self.metric, self.root, data) for data, runs in self._by_data]
+        parts = [
+            Table(runs, self.metric, self.root, data, fixed=self._fixed(runs))
+            for data, runs in self._by_data
+        ]
         parts.sort(key=lambda part: not part.points[0].value(self.metric).defined)
         first = 0
         for number, part in enumerate(parts, 1):
@@ -158,11 +162,35 @@ class Table:
         Settings that always change together are one factor. Its key is a group (`coreset=random`),
         or a numeric setting of the group that varies in the same way (`patch.size=3`).
         """
-        settings = {key: self._column(key) for key in self.varied if key not in self.repeats}
+        return self._factors([*self.choices, *self.varied])
+
+    @cached_property
+    def shown(self) -> list[Factor]:
+        """Factors and `fixed` settings: those by which points differ, also from other parts."""
+        order = [*self.known[0].choices, *self.keys, *self.fixed]
+        fixed = [Factor(key, [self.setting(self.known[0], key)], []) for key in self.fixed]
+        return sorted([*fixed, *self.factors], key=lambda factor: order.index(factor.key))
+
+    @cached_property
+    def _beside_data(self) -> list[str]:
+        """Keys of the factors if those of the data are left out."""
+        keys = [key for key in [*self.choices, *self.varied] if not is_of_data(key)]
+        return [factor.key for factor in self._factors(keys)]
+
+    def _fixed(self, runs: Sequence[RunFolder]) -> tuple[str, ...]:
+        """Settings, apart from the data, with one value in some runs and others elsewhere."""
+        values = {key: {token(self.setting(run, key)) for run in runs} for key in self._beside_data}
+        return tuple(key for key, found in values.items() if len(found) == 1)
+
+    def _factors(self, keys: Collection[str]) -> list[Factor]:
+        """See `factors`; of some keys alone."""
+        settings = {
+            key: self._column(key) for key in self.varied if key in keys and key not in self.repeats
+        }
         choices = {
             group: chosen
             for group, chosen in self.choices.items()
-            if not self._is_of_a_number(group, chosen, settings)
+            if group in keys and not self._is_of_a_number(group, chosen, settings)
         }
         paths = {k for k in settings if any(os.sep in str(value) for value in self.varied[k])}
         plain = {key: column for key, column in settings.items() if key not in paths}
@@ -188,7 +216,7 @@ class Table:
         points: dict[str, Point] = {}
         for (name, seed, category), run in self._counted.items():
             if name not in points:
-                settings = {f.key: self.setting(run, f.key) for f in self.factors}
+                settings = {f.key: self.setting(run, f.key) for f in self.shown}
                 points[name] = Point(settings, self._expected(run))
             points[name].seeds.setdefault(seed, {})[category] = run
         return sorted(
@@ -251,7 +279,8 @@ class Table:
 
     def setting(self, run: RunFolder, key: str) -> Any:
         """Return the value of a setting, or the choice of a group that is among `choices`."""
-        return run.choices.get(key) if key in self.choices else run.settings.get(key)
+        chosen = key in self.choices or (key in self.fixed and key not in self.keys)
+        return run.choices.get(key) if chosen else run.settings.get(key)
 
     def seed(self, run: RunFolder) -> str:
         """Return the seeds that distinguish the run from other repeats, as text."""

@@ -11,6 +11,11 @@ OF_TRAINING = {"data.shots"}
 """Settings of the data that do not change the test images, so points are ranked together."""
 
 
+def is_of_data(key: str) -> bool:
+    """Return whether a setting, or the choice of a group, determines the test images."""
+    return key == "data" or (key.startswith("data.") and key not in OF_TRAINING)
+
+
 def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
     """Return the runs grouped by data: [(text that distinguishes the data, runs), …].
 
@@ -75,8 +80,7 @@ def _data_settings(run: RunFolder) -> dict[str, Any]:
     return {
         key: value
         for key, value in run.settings.items()
-        if key.startswith("data.") and key != CATEGORY and key not in OF_TRAINING
-        if not key.endswith("seed")
+        if is_of_data(key) and key != CATEGORY and not key.endswith("seed")
     }
 
 

@@ -43,6 +43,7 @@ from patchcore.serving.uploads import (
     SEND,
     UPLOAD_SECONDS,
     Early,
+    HeadAsGet,
     SameOrigin,
     early_answer,
     next_message,
@@ -264,6 +265,7 @@ def create_app(
     app = FastAPI(title="patchcore", docs_url=None, redoc_url=None)
     app.add_exception_handler(Early, early_answer)
     app.add_exception_handler(RequestValidationError, service.misspelt)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(SameOrigin)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     page = _page(service)

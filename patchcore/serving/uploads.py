@@ -75,6 +75,19 @@ class SameOrigin:
         await self.app(scope, receive, send)
 
 
+class HeadAsGet:
+    """Middleware by which HEAD is answered as GET; the server leaves out the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, HEAD as GET."""
+        if scope.get("method") == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, receive, send)
+
+
 async def early_answer(_: Request, error: Exception) -> EarlyResponse:
     """Return the answer to a request that was refused early."""
     assert isinstance(error, Early)

@@ -129,7 +129,7 @@ def overview(folder: Path, metric: str = "") -> Overview:
     metric = found.metric
     known = {key for run in found.known for key in flatten(_settings(run))}
     axes = []
-    for key in dict.fromkeys(factor.key for part in found.parts for factor in part.factors):
+    for key in dict.fromkeys(factor.key for part in found.parts for factor in part.shown):
         config = f"choices.{key}" if key in found.choices else key
         if config in known or config != key:
             axes.append(Axis(key, config, _finished_values(found, key)))
