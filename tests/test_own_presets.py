@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from patchcore.commands.overrides import as_typed
 from tests.runs import patchcore
 
 
@@ -69,3 +70,28 @@ def test_a_file_with_the_name_of_a_built_in_choice_is_refused(tmp_path: Path) ->
             "error: coreset/greedy.yaml: coreset=greedy is built in: give the file another name\n"
         )
         assert not (tmp_path / "run").exists()
+
+
+def test_choices_that_look_like_numbers_are_read_as_typed(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    for name in ("2024_11", "1e3", "true"):
+        (tmp_path / f"experiment/{name}.yaml").write_text("# @package _global_\nseed: -1\n")
+    places = ("--config-dir", str(tmp_path)), (f"hydra.searchpath=[file://{tmp_path}]",)
+    for place in places:
+        typed = as_typed([*place, "experiment=2024_11,1e3,nut,true,null"])
+        assert typed[-1] == "experiment='2024_11','1e3',nut,'true',null"
+        assert as_typed([*place, "experiment=7", "seed=2024_11"])[-2:] == [
+            "experiment=7",
+            "seed=2024_11",
+        ]
+    done = patchcore("train", *places[0], "experiment=2024_11", f"hydra.run.dir={tmp_path}/run")
+    assert done.err == "error: seed must be in [0, 2^32), got -1\n"
+
+
+def test_messages_list_choices_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset/7.yaml").write_text("# @package _global_\nseed: 1\n")
+    for name in ("8", "mine"):
+        done = patchcore("train", "--config-dir", str(tmp_path), f"preset={name}")
+        assert done.err.startswith(f"error: preset={name}: there is no such choice; ")
+        assert " 7, anomaly_dino, " in done.err

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
@@ -22,7 +23,8 @@ from omegaconf import BooleanNode, FloatNode, IntegerNode
 from patchcore.commands.environment import current_folder
 from patchcore.commands.groups import SCHEMAS, settings_of
 from patchcore.commands.mistakes import image_successor, renamed
-from patchcore.commands.texts import typed_name
+from patchcore.commands.own import own_choices, own_folders
+from patchcore.commands.texts import quoted_text, typed_name
 from patchcore.data.files import expanded
 from patchcore.errors import InputError, printable
 from patchcore.keeping import Keep
@@ -35,7 +37,8 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
     These are the values of `texts.is_text`: `data.category=01,1e3,null` becomes
     `data.category='01','1e3','null'`, and `[1,2]` (several categories in one memory) becomes
     `['1','2']`. Other values with quotes, brackets or interpolations do not change. null stays null
-    except for settings of a data set that may not be null.
+    except for settings of a data set that may not be null. Choices of groups get quotes if they are
+    files of one's own.
 
     Raises:
         InputError: An argument, or the path of the current folder, is not UTF-8, so that no
@@ -56,7 +59,19 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
             raise InputError(
                 f"{name} is not UTF-8; rename it, or use a link to it whose name is in UTF-8"
             ) from None
-    return [typed_name(_in_full(argument)) for argument in arguments]
+    folders = own_folders(arguments)
+    return [_own_choice(typed_name(_in_full(argument)), folders) for argument in arguments]
+
+
+def _own_choice(argument: str, folders: Sequence[Path]) -> str:
+    """Return `group=choice` with quotes around choices of one's own that look like numbers."""
+    group, _, value = argument.partition("=")
+    name = group.lstrip("+")
+    if not folders or name not in choices():
+        return argument
+    own = own_choices(folders, name)
+    words = (quoted_text(word, name) if word in own else word for word in value.split(","))
+    return f"{group}={','.join(words)}"
 
 
 def _is_utf8(name: bytes) -> bool:
@@ -169,7 +184,7 @@ def check_overrides(arguments: Sequence[str], typed: Sequence[str] = ()) -> None
                 same = word.partition("=")[0] == argument.partition("=")[0]  # or it is in full
                 raise InputError(_one_or_several(word if same else argument))
         else:
-            _check_choice(override, argument)
+            _check_choice(override, argument, own_folders(arguments))
 
 
 def quoted(argument: str) -> str:
@@ -296,7 +311,7 @@ def _check_ends(override: Override) -> None:
             raise InputError(f"{key}: the range holds more than {MOST_POINTS:,} values")
 
 
-def _check_choice(override: Override, argument: str) -> None:
+def _check_choice(override: Override, argument: str, folders: Sequence[Path]) -> None:
     """Refuse a number, or null, as the choice of a group."""
     group = override.key_or_group
     names = choices().get(group)
@@ -311,6 +326,7 @@ def _check_choice(override: Override, argument: str) -> None:
         return
     if override.is_delete():
         return
+    names = sorted({*names, *own_choices(folders, group)})
     typed = argument.partition("=")[2]
     close = [name for name in names if re.fullmatch(f"[a-z]+{re.escape(typed)}", name)]
     close = close or get_close_matches(typed, names, 1)

@@ -63,11 +63,15 @@ def typed_name(argument: str) -> str:
         return f"{key}={before}[{inner}]{after}"
     if not words or re.search(r"['\"()\[\]{}$\\]", words):
         return argument
-    quoted = (_quoted(word, name) for word in words.split(","))
+    quoted = (quoted_text(word, name) for word in words.split(","))
     return f"{key}={before}{','.join(quoted)}{after}"
 
 
-def _quoted(word: str, key: str) -> str:
+def quoted_text(word: str, key: str) -> str:
+    """Return a text with quotes if Hydra would read it as a number, or as true or null.
+
+    null has none where it is meant.
+    """
     text = word.strip()
     if text.lower() == "null" and key not in _never_null():
         return word
