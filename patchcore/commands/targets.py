@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 from patchcore.commands.generations import call
 from patchcore.commands.mistakes import renamed_in_file
+from patchcore.commands.own import OWN
 from patchcore.commands.references import is_in_another, remember
 from patchcore.config import Config
 from patchcore.errors import InputError
@@ -33,8 +34,6 @@ from patchcore.tracking import TRACKERS
 ALLOWED = "Lightning's Trainer, loggers and callbacks (pytorch_lightning.loggers.CSVLogger, …)"
 VARIABLE = "PATCHCORE_COMMAND_LINE"
 """Environment variable that passes the command line, as JSON, to the processes of a launcher."""
-OWN = ("patchcore.conf", "hydra.conf")
-"""Packages whose settings files are trusted."""
 HYDRA_KEYS = {
     *("launcher", "mode", "output_subdir", "run", "searchpath", "sweep", "sweeper", "verbose"),
     *("job.chdir", "job.name"),
