@@ -41,14 +41,18 @@ def _brought(group: str, kind: Any) -> dict[str, Any]:
     """Return the settings outside of its group that a choice changes, too."""
     brought: dict[str, Any] = {}
     if group == "data" and kind.CATEGORIES:  # a multirun runs all of them, unless some are named
-        texts = (f"'{each}'" if each.isdigit() else each for each in kind.CATEGORIES)
-        brought["hydra"] = {"sweeper": {"params": {"data.category": ",".join(texts)}}}
+        brought["hydra"] = {"sweeper": {"params": {"data.category": all_categories(kind)}}}
     if group == "method":
         if "coreset" not in kind.reads:
             brought["defaults"] = [{"override /coreset": "all"}]
         if kind.levels:
             brought["layers"] = {"names": list(kind.levels)}
     return brought
+
+
+def all_categories(kind: Any) -> str:
+    """Return the categories of a data set as a multirun tries them."""
+    return ",".join(f"'{each}'" if each.isdigit() else each for each in kind.CATEGORIES)
 
 
 def _seeded(node: DictConfig) -> DictConfig:
