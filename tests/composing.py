@@ -20,7 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from patchcore.commands.generations import NEXT
-from patchcore.commands.targets import OWN
+from patchcore.commands.own import OWN
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -14,7 +15,7 @@ from patchcore.commands import idle, targets
 from patchcore.commands.composed import to_config
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.groups import SCHEMAS
-from patchcore.commands.idle import told
+from patchcore.commands.idle import told, untried
 from patchcore.commands.test import asked_data
 from patchcore.config import Config
 from patchcore.data.mvtec import MVTecConfig
@@ -146,6 +147,45 @@ def test_a_search_without_multirun() -> None:
     assert messages("hparams_search=accuracy_seconds", values="seed=0") == [
         "hparams_search searches nothing without --multirun: give both, or leave it out"
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "hydra", "message"),
+    [
+        (
+            "experiment=example",
+            "",
+            "experiment=example: the values it tries (patch.size, data.category) need --multirun: "
+            "one run without them follows",
+        ),
+        (
+            "experiment=example data.category=object",
+            "",
+            "experiment=example: the values it tries (patch.size) need --multirun: one run without "
+            "them follows",
+        ),
+        ("experiment=example data.category=object patch.size=1", "", ""),
+        ("data=mvtec data.category=nut preset=padim", "", ""),
+        ("hparams_search=accuracy_memory", "", ""),  # told in other words
+        ("preset=padim", "hydra/sweeper=optuna", ""),
+        (
+            "preset=padim",
+            "hydra.sweeper.n_trials=3",
+            "preset=padim: its search (hydra/sweeper=optuna) needs --multirun: one run without it "
+            "follows",
+        ),
+        ("experiment=example", "+hydra.sweeper.params.seed=3", ""),
+    ],
+)
+def test_values_to_try_without_multirun(given: str, hydra: str, message: str) -> None:
+    task, own = given.split(), hydra.split()
+    sweeper = ["hydra/sweeper=optuna"] if "n_trials" in hydra else []
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
+        composed = compose("config", [*task, *sweeper, *own], return_hydra_config=True)
+    composed.hydra.overrides.task, composed.hydra.overrides.hydra = task, own
+    config: Any = SimpleNamespace(data=OmegaConf.get_type(composed.data))
+    found = [*untried(config, composed.hydra, [each.partition("=")[0] for each in task])]
+    assert found == [message] * bool(message)
 
 
 def test_the_command_warns_before_it_reads_images(tmp_path: Path) -> None:

@@ -32,11 +32,37 @@ pytestmark = pytest.mark.filterwarnings("ignore:backbone resnet18 has random wei
         ("data.category=[1,nut],[2]", "data.category=['1',nut],['2']"),  # one memory for each
         ("data.root=2024", "data.root='2024'"),
         ("data.nominal=1_000", "data.nominal='1_000'"),
+        ("cache.root=1.10", "cache.root='1.10'"),
+        ("index.factory=1e3", "index.factory='1e3'"),
+        ("backbone.weights=true", "backbone.weights='true'"),
+        ("layers.names=[1.10,2]", "layers.names=['1.10',2]"),  # a module, and a level
+        ("hydra.run.dir=2024_11_27", "hydra.run.dir='2024_11_27'"),
+        ("hydra.sweep.dir=1.10", "hydra.sweep.dir='1.10'"),
+        ("hydra.sweep.subdir=1e3,2", "hydra.sweep.subdir='1e3','2'"),
+        ("hydra.output_subdir=1.0", "hydra.output_subdir='1.0'"),
+        ("hydra.job.name=1_0", "hydra.job.name='1_0'"),
+        ("+hydra.job.env_set.A=1.10", "+hydra.job.env_set.A='1.10'"),
+        ("hydra.launcher.partition=1_0", "hydra.launcher.partition='1_0'"),
+        ("hydra.sweeper.study_name=2024_11", "hydra.sweeper.study_name='2024_11'"),
+        ("logger.wandb.project=2024", "logger.wandb.project='2024'"),
+        ("+logger.wandb.tags=[1.10,nut]", "+logger.wandb.tags=['1.10',nut]"),
+        ("logger.csv.version=1.10", "logger.csv.version='1.10'"),
+        ("logger.mlflow.run_name=true", "logger.mlflow.run_name='true'"),
         *(
             (text, text)
             for text in (
                 "data.root=null",  # what data=generated knows
                 "data.nominal_test=null",
+                "cache.root=null",
+                "backbone.name=null",  # which is refused as null
+                "hydra.output_subdir=null",
+                "logger.wandb.group=null",
+                "logger.csv.version=3",  # a number has a meaning of its own
+                "logger.wandb.offline=true",
+                "layers.names=[2,3]",
+                "hydra.run.dir=out/${now:%Y}",
+                "hydra.launcher.n_jobs=2",
+                "hydra.verbose=true",
                 "data.category=01",  # Hydra takes neither for a number
                 "data.category=on",
                 "data.category='7'",
@@ -76,6 +102,15 @@ def test_categories_of_a_multirun_stay_as_typed() -> None:
     with initialize_config_module("patchcore.conf", **VERSION_BASE):
         found = [compose("config", list(point)).data.category for point in points]
     assert found == ["01", "1e3", "null", "nut"]
+
+
+def test_names_of_folders_stay_as_typed() -> None:
+    typed = ["hydra.run.dir=1.10", "hydra.sweep.subdir=2024_11_27", "cache.root=1e3"]
+    typed += ["logger=csv", "logger.csv.name=true"]
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
+        found = compose("config", as_typed(typed), return_hydra_config=True)
+    assert (found.hydra.run.dir, found.hydra.sweep.subdir) == ("1.10", "2024_11_27")
+    assert (found.cache.root, found.logger.csv.name) == ("1e3", "true")
 
 
 @pytest.mark.parametrize(("kind", "read"), [(MVTecConfig, "1"), (MSTCConfig, "1.0")])

@@ -247,6 +247,13 @@ def test_a_settings_file_with_old_names_is_told(content: dict[str, object], prob
         (["--cfg"], "--cfg/-c: expected one argument"),
         (["--cfg", "jobs"], "--cfg/-c: invalid choice: 'jobs' (choose from"),
         (["-m", "--cfg", "job"], "--multirun and --cfg exclude each other: leave one out"),
+        (
+            ["--config-dir", "A", "seed=1", "--config-dir=B"],
+            "--config-dir: takes one value, got A and B: give one, and the other by "
+            "hydra.searchpath=[A]",
+        ),
+        (["-cp", "/a", "--config-path", "/b"], "--config-path: takes one value, got /a and /b: gi"),
+        (["-cn", "a", "-cn=a"], "--config-name: takes one value, got a and a: give one"),
         (["--resolve"], "--resolve has no effect without --cfg: give --cfg job"),
         (["--run", "--verson"], "--verson: there is no such option; did you mean"),
     ],
@@ -265,6 +272,7 @@ def test_flags_that_hydra_does_not_have(arguments: list[str], told: str) -> None
         "-m",
         "-m a=1 b=2",
         "a=1 --help b=2",
+        "--config-dir A -cn config --config-path pkg://a -m a=1",
         "--version",
     ],
 )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from patchcore.commands.overrides import as_typed
 from tests.runs import patchcore
 
 
@@ -69,3 +70,60 @@ def test_a_file_with_the_name_of_a_built_in_choice_is_refused(tmp_path: Path) ->
             "error: coreset/greedy.yaml: coreset=greedy is built in: give the file another name\n"
         )
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("experiment/example", "experiment/paper/table_1", "preset/patchcore_1", "patch/average"),
+        *("hparams_search/accuracy_memory", "backbone/embedded", "hydra/job_logging/default"),
+    ],
+)
+def test_a_file_that_a_built_in_one_hides_is_refused(file: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / f"{file}.yaml").write_text("# @package _global_\nseed: 1\n")
+    group, _, name = file.rpartition("/") if "hydra" in file else file.partition("/")
+    places = ("--config-dir", str(tmp_path)), (f"hydra.searchpath=[file://{tmp_path}]",)
+    for place in places:
+        done = patchcore("train", *place, f"{group}={name}", f"hydra.run.dir={tmp_path}/run")
+        assert done.code == 1 and done.err == (
+            f"error: {file}.yaml: {group}={name} is built in: give the file another name\n"
+        )
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_main_file_of_ones_own_goes_before_the_built_in_ones(tmp_path: Path) -> None:
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset/rad.yaml").write_text("# @package _global_\nseed: -1\n")
+    (tmp_path / "config.yaml").write_text(
+        "hydra: {searchpath: ['pkg://patchcore.conf']}\ndefaults: [schema, {data: generated}, "
+        "{coreset: greedy}, {index: torch}, {method: patchcore}, {image: null}, _self_, "
+        "{preset: rad}]\nimage: {}\ntrainer: {}\nlogger: {}\n"
+    )
+    done = patchcore("train", f"--config-path={tmp_path}", f"hydra.run.dir={tmp_path}/run")
+    assert done.err == "error: seed must be in [0, 2^32), got -1\n"
+
+
+def test_choices_that_look_like_numbers_are_read_as_typed(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    for name in ("2024_11", "1e3", "true"):
+        (tmp_path / f"experiment/{name}.yaml").write_text("# @package _global_\nseed: -1\n")
+    places = ("--config-dir", str(tmp_path)), (f"hydra.searchpath=[file://{tmp_path}]",)
+    for place in places:
+        typed = as_typed([*place, "experiment=2024_11,1e3,nut,true,null"])
+        assert typed[-1] == "experiment='2024_11','1e3',nut,'true',null"
+        assert as_typed([*place, "experiment=7", "seed=2024_11"])[-2:] == [
+            "experiment=7",
+            "seed=2024_11",
+        ]
+    done = patchcore("train", *places[0], "experiment=2024_11", f"hydra.run.dir={tmp_path}/run")
+    assert done.err == "error: seed must be in [0, 2^32), got -1\n"
+
+
+def test_messages_list_choices_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset/7.yaml").write_text("# @package _global_\nseed: 1\n")
+    for name in ("8", "mine"):
+        done = patchcore("train", "--config-dir", str(tmp_path), f"preset={name}")
+        assert done.err.startswith(f"error: preset={name}: there is no such choice; ")
+        assert " 7, anomaly_dino, " in done.err

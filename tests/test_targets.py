@@ -13,7 +13,7 @@ from hydra.core.plugins import Plugins
 from patchcore.commands import resolvers, targets
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.mistakes import explain
-from patchcore.commands.targets import build, check_targets, guard
+from patchcore.commands.targets import SECRET, build, check_targets, guard
 from patchcore.errors import InputError
 from tests.runs import patchcore
 
@@ -93,6 +93,26 @@ def test_the_command_line_may_name_any_class(typed: str) -> None:
     assert build("logger.x", settings) == 3
 
 
+SECRETS = """
+    WANDB_API_KEY DB_PASSPHRASE GITHUB_PAT PAT AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY MY_TOKEN
+    GOOGLE_APPLICATION_CREDENTIALS GIT_CREDS HTTP_AUTH BASIC_AUTH_USER AUTHORIZATION OAUTH_CLIENT
+    TLS_CERT CLIENT_CERTIFICATE PRIVATE_KEY_FILE SSHKEY SENTRY_DSN DATABASE_URL MONGODB_URI
+    AZURE_STORAGE_CONNECTION_STRING DB_CONNSTR SESSION_ID COOKIE HASH_SALT SIGNING_KEY2 JWT
+    MYSQL_PWD DB_PASS1 PGPASSWORD PGPASSFILE SLACK_WEBHOOK KEYTAB ENCRYPTION_KEYS db_passwd
+"""
+USUAL = """
+    PATH PYTHONPATH PATCHCORE_CACHE HOME DATA_ROOT PATTERN AUTHOR AUTHORS XAUTHORITY PWD OLDPWD USER
+    HOSTNAME TMPDIR TORCH_HOME HF_HOME CUDA_VISIBLE_DEVICES WANDB_PROJECT WANDB_MODE LC_ALL
+    MLFLOW_TRACKING_URI TOKENIZERS_PARALLELISM SLURM_JOB_ID COMPASS BYPASS PASSES KEYBOARD MONKEY
+    CERTAIN DESIGNING CONNECTION DATASET PATCH_SIZE PATIENT OMP_NUM_THREADS XDG_CACHE_HOME
+"""
+
+
+def test_names_of_secrets_are_told_from_usual_ones() -> None:
+    assert [name for name in SECRETS.split() if not SECRET.search(name)] == []
+    assert [name for name in USUAL.split() if SECRET.search(name)] == []
+
+
 BAD = {
     "target": ("logger:\n  x:\n    _target_: os.system\n", "logger.x._target_=os.system: "),
     "nested": (
@@ -107,6 +127,7 @@ BAD = {
     "decoded": ("logger:\n  x: \"${oc.decode:'{a: 1}'}\"\n", "${oc.decode:…}: "),
     "created": ("logger:\n  x: '${oc.create:{a: 1}}'\n", "${oc.create:…}: "),
     "secret": ("data:\n  root: /x/${oc.env:WANDB_API_KEY}\n", "${oc.env:WANDB_API_KEY}: a file"),
+    "secret in a word": ("data:\n  root: ${oc.env:GITHUB_PAT}\n", "${oc.env:GITHUB_PAT}: a file"),
     "secret by default": (
         "data:\n  root: '${oc.env:NOTHING,${oc.env: MY_TOKEN}}'\n",
         "${oc.env:MY_TOKEN}: a file",

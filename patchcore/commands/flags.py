@@ -19,7 +19,8 @@ CONFIG_NAME = "config"
 def check_flags(arguments: Sequence[str]) -> None:
     """Refuse flags that Hydra does not take.
 
-    These are unknown ones, one without its value, one between settings, and some pairs of flags.
+    These are unknown ones, one without its value or with two, one between settings, and some pairs
+    of flags.
 
     Args:
         arguments: Of the command line, without the program.
@@ -44,6 +45,7 @@ def check_flags(arguments: Sequence[str]) -> None:
             near = get_close_matches(flag, _flags(parser._actions), 1)
             hint = f"did you mean {near[0]}?" if near else "patchcore train --help lists them"
             raise InputError(f"{printable(flag)}: there is no such option; {hint}")
+    _check_once(parser, arguments)
     modes = [
         name
         for name in ("run", "multirun", "cfg", "info")
@@ -61,6 +63,27 @@ def check_flags(arguments: Sequence[str]) -> None:
             f"{printable(strange[0])}: a flag is between this setting and earlier ones; write "
             "flags such as --multirun before all settings"
         )
+
+
+def _check_once(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """Refuse a second value of a flag, which would replace the first."""
+    counting = ArgumentParser(add_help=False)
+    for action in parser._actions:
+        if action.option_strings and action.nargs != 0:
+            counting.add_argument(
+                *action.option_strings, dest=action.dest, action="append", nargs=action.nargs
+            )
+        elif action.option_strings:
+            counting.add_argument(*action.option_strings, dest=action.dest, action="store_true")
+    for name, values in vars(counting.parse_known_args(arguments)[0]).items():
+        if not isinstance(values, list) or len(values) == 1:
+            continue
+        *_, before, last = map(printable, map(str, values))
+        flag = f"--{name.replace('_', '-')}"
+        advice = "give one"
+        if flag == "--config-dir":
+            advice = f"give one, and the other by hydra.searchpath=[{before}]"
+        raise InputError(f"{flag}: takes one value, got {before} and {last}: {advice}")
 
 
 def _check_main(file: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import hydra
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -26,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.flags import CONFIG_NAME
 from patchcore.commands.hydra_values import check_hydra
+from patchcore.commands.own import check_shadowed
 from patchcore.commands.searches import check_multirun, check_studies, fill_directions, keep_last
 from patchcore.errors import InputError
 
@@ -165,6 +167,17 @@ def _sanitized(self: Hydra, cfg: Any, cfg_type: str) -> Any:
 
 
 Hydra.get_sanitized_cfg = _sanitized  # type: ignore[method-assign]
+
+
+_load_config = ConfigRepository.load_config
+
+
+def _unshadowed(self: ConfigRepository, config_path: str) -> Any:
+    check_shadowed(config_path, self.get_sources())
+    return _load_config(self, config_path)
+
+
+ConfigRepository.load_config = _unshadowed  # type: ignore[method-assign]
 
 
 def _as_written(self: FloatRange) -> None:

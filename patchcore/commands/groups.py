@@ -1,10 +1,10 @@
 """Groups of choices, one from each registry, made known to Hydra."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 
 from patchcore.backbones import BackboneConfig
 from patchcore.commands.generations import store
@@ -41,14 +41,18 @@ def _brought(group: str, kind: Any) -> dict[str, Any]:
     """Return the settings outside of its group that a choice changes, too."""
     brought: dict[str, Any] = {}
     if group == "data" and kind.CATEGORIES:  # a multirun runs all of them, unless some are named
-        texts = (f"'{each}'" if each.isdigit() else each for each in kind.CATEGORIES)
-        brought["hydra"] = {"sweeper": {"params": {"data.category": ",".join(texts)}}}
+        brought["hydra"] = {"sweeper": {"params": {"data.category": all_categories(kind)}}}
     if group == "method":
         if "coreset" not in kind.reads:
             brought["defaults"] = [{"override /coreset": "all"}]
         if kind.levels:
             brought["layers"] = {"names": list(kind.levels)}
     return brought
+
+
+def all_categories(kind: Any) -> str:
+    """Return the categories of a data set as a multirun tries them."""
+    return ",".join(f"'{each}'" if each.isdigit() else each for each in kind.CATEGORIES)
 
 
 def _seeded(node: DictConfig) -> DictConfig:
@@ -65,3 +69,22 @@ def _seeded(node: DictConfig) -> DictConfig:
         elif re.fullmatch(r"(\w+_)?seed", str(key)) and not own:
             node[key] = "${seed}"
     return node
+
+
+def settings_of(*kinds: type[Node]) -> set[str]:
+    """Return the keys of the settings of some kinds, in all groups."""
+    found = {*keys_below(OmegaConf.structured(Config), "", kinds)}
+    for group, schemas in SCHEMAS.items():
+        for schema in schemas.values():
+            found |= {*keys_below(OmegaConf.structured(schema), f"{group}.", kinds)}
+    return found
+
+
+def keys_below(settings: DictConfig, prefix: str, kinds: tuple[type[Node], ...]) -> Iterator[str]:
+    """Yield the keys of the values of some kinds in `settings`, each after `prefix`."""
+    for key in map(str, settings):
+        node = settings._get_node(key)
+        if isinstance(node, kinds):
+            yield f"{prefix}{key}"
+        elif isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from keys_below(node, f"{prefix}{key}.", kinds)

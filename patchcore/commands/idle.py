@@ -1,11 +1,13 @@
 """Warnings about settings on the command line that have no effect on the run they are given for."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
+from patchcore.commands.groups import all_categories
 from patchcore.commands.hydra_values import recorded
 from patchcore.commands.names import fixed_keys
 from patchcore.config import Config
@@ -13,6 +15,9 @@ from patchcore.idle import advice, idle_settings
 
 _SWEEPS = ("hydra.sweep.", "hydra.sweeper.", "hydra.launcher.", "hydra/sweeper", "hydra/launcher")
 """Beginnings of keys that only a multirun reads."""
+
+_STUDIES = ("experiment", "preset", "hparams_search")
+"""Groups whose files may hold values to try, or a search."""
 
 _told: set[str] = set()  # by this process, which may run many points of a multirun
 
@@ -47,6 +52,36 @@ def told(config: Config, hydra: Any) -> Iterator[str]:
             yield f"{key} has no effect without --multirun: give both, or leave it out"
     if not several and "hparams_search" in keys:
         yield "hparams_search searches nothing without --multirun: give both, or leave it out"
+    if not several:
+        yield from untried(config, hydra, keys)
+
+
+def untried(config: Config, hydra: Any, keys: Sequence[str]) -> Iterator[str]:
+    """Yield a message if files hold values to try, or a search, that a single run leaves out.
+
+    What the command line itself gives of them is told by its keys.
+    """
+    choices = OmegaConf.select(hydra, "runtime.choices") or {}
+    chosen = [group for group in _STUDIES if choices.get(group)]
+    if chosen == ["hparams_search"] and "hparams_search" in keys:
+        return
+    study = f"{chosen[0]}={choices[chosen[0]]}" if chosen else "hydra.sweeper"
+    typed = [*map(_key, recorded(hydra.overrides.hydra))]
+    params = dict(OmegaConf.select(hydra, "sweeper.params") or {})
+    if params.get("data.category") == all_categories(config.data):  # as the data set itself has it
+        del params["data.category"]
+    tried = [key for key in params if key not in keys]
+    sweeper = choices.get("hydra/sweeper") or "basic"
+    if tried and not any(key.startswith("hydra.sweeper.params") for key in typed):
+        yield (
+            f"{study}: the values it tries ({', '.join(tried)}) need --multirun: one run without "
+            "them follows"
+        )
+    elif sweeper != "basic" and not {"hydra/sweeper", "hparams_search"} & {*typed, *keys}:
+        yield (
+            f"{study}: its search (hydra/sweeper={sweeper}) needs --multirun: one run without it "
+            "follows"
+        )
 
 
 def _key(override: str) -> str:

@@ -25,6 +25,7 @@ from omegaconf.errors import (
 )
 
 from patchcore.commands.environment import unknown_backend
+from patchcore.commands.own import shadowed
 from patchcore.commands.references import place_of
 from patchcore.commands.shortages import explain_shortage
 from patchcore.errors import InputError, printable
@@ -136,8 +137,7 @@ def explain(error: Exception) -> str | None:
     if (message := unknown_backend(error)) is not None:
         return message
     if isinstance(error, UserWarning) and (file := re.match(SHADOWED, str(error))):
-        group, _, name = file[1].rpartition("/")
-        return f"{file[1]}.yaml: {group}={name} is built in: give the file another name"
+        return shadowed(file[1])
     if isinstance(error, RecursionError) and (names := _of_defaults(error.__traceback__)):
         return f"defaults: {_circle(names)}: correct the file"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:

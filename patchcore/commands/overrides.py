@@ -9,23 +9,23 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
-from omegaconf import BooleanNode, DictConfig, FloatNode, IntegerNode, Node, OmegaConf
+from omegaconf import BooleanNode, FloatNode, IntegerNode
 
 from patchcore.commands.environment import current_folder
-from patchcore.commands.groups import SCHEMAS
+from patchcore.commands.groups import SCHEMAS, settings_of
 from patchcore.commands.mistakes import image_successor, renamed
-from patchcore.config import Config
+from patchcore.commands.own import own_choices, own_folders
+from patchcore.commands.texts import quoted_text, typed_name
 from patchcore.data.files import expanded
-from patchcore.data.sample import Category
 from patchcore.errors import InputError, printable
 from patchcore.keeping import Keep
 from patchcore.tracking import presets
@@ -34,10 +34,11 @@ from patchcore.tracking import presets
 def as_typed(arguments: Sequence[str]) -> list[str]:
     """Return the arguments of the command line, with quotes around names that look like numbers.
 
-    These are names of folders and categories: `data.category=01,1e3,null` becomes
+    These are the values of `texts.is_text`: `data.category=01,1e3,null` becomes
     `data.category='01','1e3','null'`, and `[1,2]` (several categories in one memory) becomes
     `['1','2']`. Other values with quotes, brackets or interpolations do not change. null stays null
-    for settings of a data set that may be null.
+    except for settings of a data set that may not be null. Choices of groups get quotes if they are
+    files of one's own.
 
     Raises:
         InputError: An argument, or the path of the current folder, is not UTF-8, so that no
@@ -58,7 +59,19 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
             raise InputError(
                 f"{name} is not UTF-8; rename it, or use a link to it whose name is in UTF-8"
             ) from None
-    return [typed_name(_in_full(argument)) for argument in arguments]
+    folders = own_folders(arguments)
+    return [_own_choice(typed_name(_in_full(argument)), folders) for argument in arguments]
+
+
+def _own_choice(argument: str, folders: Sequence[Path]) -> str:
+    """Return `group=choice` with quotes around choices of one's own that look like numbers."""
+    group, _, value = argument.partition("=")
+    name = group.lstrip("+")
+    if not folders or name not in choices():
+        return argument
+    own = own_choices(folders, name)
+    words = (quoted_text(word, name) if word in own else word for word in value.split(","))
+    return f"{group}={','.join(words)}"
 
 
 def _is_utf8(name: bytes) -> bool:
@@ -108,47 +121,6 @@ def _kept(word: str) -> str:
             f"artifact={word}: there is no such choice; there are true (all), false (none), best"
         )
     return name
-
-
-@cache
-def _names() -> dict[str, bool]:
-    """Keys of settings whose values are text: {key: whether null is a value, too}."""
-    found: dict[str, bool] = {}
-    for schema in SCHEMAS["data"].values():
-        for option in fields(schema):
-            if option.type in (str, str | None, Category):
-                key = f"data.{option.name}"
-                found[key] = found.get(key, False) or option.type == str | None
-    return found
-
-
-def typed_name(argument: str) -> str:
-    """Return `key=value` with quotes around names that look like numbers; see `as_typed`."""
-    key, _, value = argument.partition("=")
-    name = key.lstrip("+")
-    if name not in _names():
-        return argument
-    choice = re.fullmatch(r"(choice\()(.*)(\))", value)
-    before, words, after = choice.groups() if choice else ("", value, "")
-    if re.fullmatch(r"\[[^\[\]]+\](,\[[^\[\]]+\])*", words):  # lists of names
-        lists = (typed_name(f"{name}={each}") for each in words[1:-1].split("],["))
-        inner = "],[".join(each.partition("=")[2] for each in lists)
-        return f"{key}={before}[{inner}]{after}"
-    if not words or re.search(r"['\"()\[\]{}$\\]", words):
-        return argument
-    quoted = (_quoted(word, _names()[name]) for word in words.split(","))
-    return f"{key}={before}{','.join(quoted)}{after}"
-
-
-def _quoted(word: str, nullable: bool) -> str:
-    text = word.strip()
-    if nullable and text.lower() == "null":
-        return word
-    try:
-        value = OverridesParser.create().parse_override(f"name={text}").value()
-    except HydraException:  # Hydra reports this itself
-        return word
-    return f"'{text}'" if value is None or isinstance(value, bool | int | float) else word
 
 
 MOST_POINTS = 1_000_000
@@ -212,7 +184,7 @@ def check_overrides(arguments: Sequence[str], typed: Sequence[str] = ()) -> None
                 same = word.partition("=")[0] == argument.partition("=")[0]  # or it is in full
                 raise InputError(_one_or_several(word if same else argument))
         else:
-            _check_choice(override, argument)
+            _check_choice(override, argument, own_folders(arguments))
 
 
 def quoted(argument: str) -> str:
@@ -297,33 +269,15 @@ def _check_plain(override: Override) -> None:
     value, key = override.value(), override.key_or_group
     for each in value.list if isinstance(value, ChoiceSweep) else [value]:
         number = isinstance(each, int | float) and each not in (0, 1)
-        if number and key in _settings_of(BooleanNode):
+        if number and key in settings_of(BooleanNode):
             raise InputError(f"{key}: must be true or false, got {each}")
         if not isinstance(each, str) or not re.fullmatch(r"[-+]?0\d+", each):
             continue
-        if key in _settings_of(IntegerNode, FloatNode):
+        if key in settings_of(IntegerNode, FloatNode):
             raise InputError(
                 f"{key}: {each} would be read as {int(each)}: write {int(each)}; a decimal number "
                 "takes a point"
             )
-
-
-def _settings_of(*kinds: type[Node]) -> set[str]:
-    """Keys of the settings of some kinds."""
-    found = {*_below(OmegaConf.structured(Config), "", kinds)}
-    for group, schemas in SCHEMAS.items():
-        for schema in schemas.values():
-            found |= {*_below(OmegaConf.structured(schema), f"{group}.", kinds)}
-    return found
-
-
-def _below(settings: DictConfig, prefix: str, kinds: tuple[type[Node], ...]) -> Iterator[str]:
-    for key in map(str, settings):
-        node = settings._get_node(key)
-        if isinstance(node, kinds):
-            yield f"{prefix}{key}"
-        elif isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            yield from _below(node, f"{prefix}{key}.", kinds)
 
 
 def _check_meant(override: Override, argument: str) -> None:
@@ -357,7 +311,7 @@ def _check_ends(override: Override) -> None:
             raise InputError(f"{key}: the range holds more than {MOST_POINTS:,} values")
 
 
-def _check_choice(override: Override, argument: str) -> None:
+def _check_choice(override: Override, argument: str, folders: Sequence[Path]) -> None:
     """Refuse a number, or null, as the choice of a group."""
     group = override.key_or_group
     names = choices().get(group)
@@ -372,6 +326,7 @@ def _check_choice(override: Override, argument: str) -> None:
         return
     if override.is_delete():
         return
+    names = sorted({*names, *own_choices(folders, group)})
     typed = argument.partition("=")[2]
     close = [name for name in names if re.fullmatch(f"[a-z]+{re.escape(typed)}", name)]
     close = close or get_close_matches(typed, names, 1)

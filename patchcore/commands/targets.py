@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 from patchcore.commands.generations import call
 from patchcore.commands.mistakes import renamed_in_file
+from patchcore.commands.own import OWN
 from patchcore.commands.references import is_in_another, remember
 from patchcore.config import Config
 from patchcore.errors import InputError
@@ -33,8 +34,6 @@ from patchcore.tracking import TRACKERS
 ALLOWED = "Lightning's Trainer, loggers and callbacks (pytorch_lightning.loggers.CSVLogger, …)"
 VARIABLE = "PATCHCORE_COMMAND_LINE"
 """Environment variable that passes the command line, as JSON, to the processes of a launcher."""
-OWN = ("patchcore.conf", "hydra.conf")
-"""Packages whose settings files are trusted."""
 HYDRA_KEYS = {
     *("launcher", "mode", "output_subdir", "run", "searchpath", "sweep", "sweeper", "verbose"),
     *("job.chdir", "job.name"),
@@ -51,7 +50,14 @@ RESOLVERS = {
     "wandb_offline",
 }
 """Resolvers that files from elsewhere may use: they cannot make mappings with a `_target_`."""
-SECRET = re.compile(r"(?i)secret|token|passw|credential|api_?key|(^|_)(key|pwd|pass|auth)$")
+SECRET = re.compile(
+    r"(?i)secret|token(?!iz)|pass(w|phrase|code|key|file)|credential|session|cookie|webhook|bearer|"
+    r"(api|access|account|deploy|master|license|private|ssh)_?key|key(ring|store|tab)|encryption|"
+    r"authoriz|authentic|oauth|certificate|conn(ection)?_?str|"
+    r"(amqp|broker|database|db|mongo(db)?|mysql|postgres(ql)?|rabbitmq|redis)_ur[il]|"
+    r"_pwd\d*(_|$)|(^|_)(auth|certs?|creds?|dsn|hmac|jwt|keys?|otp|pass|pat|pem|pfx|private|pw|salt|"
+    r"sas|signature|signing)\d*(_|$)"
+)
 """Names of environment variables that files from elsewhere may not read.
 
 Settings are shown in messages, and recorded in the run's folder and trackers.

@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.composed import check_numbers
 from patchcore.commands.options import Parser, count, place
-from patchcore.commands.overrides import check_overrides, quoted, typed_name
+from patchcore.commands.overrides import check_overrides, quoted
+from patchcore.commands.texts import typed_name
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError, printable
