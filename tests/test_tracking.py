@@ -20,7 +20,7 @@ from patchcore.dashboard.offline import records
 from patchcore.errors import InputError
 from patchcore.report.words import flatten
 from patchcore.subsets import SUBSETS
-from patchcore.tracking import tracking
+from patchcore.tracking import moved_loggers, tracking
 from patchcore.tracking.wandb import Wandb
 from tests.images import write_mvtec
 from tests.processes import forkserver
@@ -103,6 +103,19 @@ def finished_run(folder: Path) -> Tracked:
     while (tracked := read_wandb(file)).exit_code is None and time.monotonic() < end:
         time.sleep(0.05)
     return tracked
+
+
+@pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
+def test_a_name_that_leads_out_of_the_run_is_refused(kind: str, tmp_path: Path) -> None:
+    def moved(folder: Path = tmp_path, **names: Any) -> Any:
+        own = {"_target_": f"pytorch_lightning.loggers.{kind}", "save_dir": str(folder), **names}
+        return moved_loggers({"x": own}, tmp_path, tmp_path / "new")["x"]["save_dir"]
+
+    for key, name in (("name", "../../a"), ("version", "a/../.."), ("sub_dir", "/a")):
+        with pytest.raises(InputError, match=rf"^logger\.x\.{key}: {name} leads out of the run'"):
+            moved(**{key: name})
+    assert moved(name="a/b..c", version=3) == moved(name=None) == str(tmp_path / "new")
+    assert moved(tmp_path.parent, name="../a") == str(tmp_path.parent)  # a folder of one's own
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,8 @@ TRACKERS: dict[str, Tracker] = {
 """Trackers by their choice in the group `logger`."""
 
 _VARIABLES = ("WANDB_", "MLFLOW_")  # prefixes of the environment variables that loggers set
+_BELOW = ("name", "version", "sub_dir")
+"""Arguments of loggers that name folders below `save_dir`, each below the one before."""
 
 Make = Callable[..., Any]
 """Function that makes an object of Lightning from its key, its settings and keyword arguments."""
@@ -238,11 +240,30 @@ def moved_loggers(loggers: Mapping[str, Any], folder: Path, new: Path) -> dict[s
     """Return settings of loggers with paths in `folder` changed to `new`.
 
     Loggers that write into the run's folder directly (`Tracker.beside`) keep their paths.
+
+    Raises:
+        InputError: A logger in `folder` has a name that leads out of it.
     """
+    _check_inside(loggers, folder)
     return {
         name: own if tracker_named(own.get("_target_")).beside else _moved(own, folder, new)
         for name, own in loggers.items()
     }
+
+
+def _check_inside(loggers: Mapping[str, Any], folder: Path) -> None:
+    for name, own in loggers.items():
+        if tracker_named(own.get("_target_")).beside:
+            continue
+        if not Path(str(own.get("save_dir", ""))).is_relative_to(folder):
+            continue
+        for key in _BELOW:
+            path = Path(str(own.get(key, "")))
+            if path.is_absolute() or ".." in path.parts:
+                raise InputError(
+                    f"logger.{name}.{key}: {path} leads out of the run's folder: give a name "
+                    "without .. and without / in front"
+                )
 
 
 def _moved(value: Any, folder: Path, new: Path) -> Any:
