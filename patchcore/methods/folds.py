@@ -141,7 +141,8 @@ def cross_fitted(
         fitting = Fitting(images=others, copies=copies)
         left = {number for number in fold if fold[number] == out}
         fitted = fitted_without(model, batches, images, left, fitting)
-        scored = [n in left & firsts and first[n] == place for place, n in enumerate(images)]
+        own = left & firsts
+        scored = [n in own and first[n] == place for place, n in enumerate(images)]
         for places, prediction in predictions(fitted, batches, scored):
             numbers = [images[place] for place in places]
             found.scores.update(zip(numbers, prediction.score.tolist(), strict=True))
