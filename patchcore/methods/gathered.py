@@ -119,11 +119,11 @@ def pruned(model: "PatchCore", gathered: Gathered, fitting: Fitting) -> Gathered
         of = (gathered.counts, images, first.indices)
         judged = prune(features, *of, others, device)
     told_cost(fitting, "pruning", first)
-    copies = {each: first for each, first in zip(gathered.images, images, strict=True)}
+    originals = dict(zip(gathered.images, images, strict=True))
     fitting.distrusted = {
         number: distrust
         for original, distrust in judged.images.items()
-        for number, same in copies.items()
+        for number, same in originals.items()
         if same == original
     }
     model.left_out = tuple(fitting.distrusted)
