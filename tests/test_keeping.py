@@ -34,6 +34,7 @@ from patchcore.run_artifact import write_artifact
 from patchcore.runfolder import listed
 from tests.images import write_mvtec
 from tests.processes import execute
+from tests.run_folders import write_run
 from tests.runs import TINY, Outcome, config, patchcore
 from tests.users import plain_user, protect
 
@@ -559,6 +560,20 @@ def test_models_saved_on_request_stay_when_the_best_is_asked_for(
         assert sweep(Keep.best, points) == told
     artifacts = sorted(mark.parents[1].name for mark in folder.rglob("artifact.yaml"))
     assert artifacts == ["0", "1", "2", "3"]
+
+
+def test_a_multirun_without_a_best_point_says_that_it_keeps_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        settings = {"artifact.keep": "best", "objectives": ["pixel_auroc"], "seed": number}
+        write_run(tmp_path / str(number), settings, {"image_auroc": 0.9})
+        (tmp_path / f"{number}/.hydra").mkdir()
+        (tmp_path / f"{number}/.hydra/overrides.yaml").write_text(f"- seed={number}\n")
+    _tell_best(Multirun(tmp_path, 0.0, "", False, {}))
+    assert capsys.readouterr().out == (
+        "artifact=best: no model is kept, because no point has a value of pixel_auroc\n"
+    )
 
 
 def test_one_run_alone_is_the_best(root: Path, tmp_path: Path) -> None:

@@ -319,11 +319,16 @@ def _undefined(multirun: Multirun) -> dict[str, list[str]]:
 
 def _tell_best(multirun: Multirun) -> None:
     """Print the path of the best point's artifact, if `artifact.keep` is `best`, and of others."""
-    found = holders(multirun.folder) if os.path.isdir(multirun.folder) else []
-    contested = [each for each in found if _setting(each, "artifact", "keep") == Keep.best.value]
+    held = holders(multirun.folder) if os.path.isdir(multirun.folder) else []
+    points = held or _finished(multirun.folder)[:1]  # reading the settings of all takes long
+    contested = [each for each in points if _setting(each, "artifact", "keep") == Keep.best.value]
     if not contested:
         return
-    ranked = Contest(multirun.folder, Objective(_setting(contested[0], "objectives")[0])).ranked()
+    objective = _setting(contested[0], "objectives")[0]
+    if not held:
+        print(f"artifact=best: no model is kept, because no point has a value of {objective}")
+        return
+    ranked = Contest(multirun.folder, Objective(objective)).ranked()
     print(f"artifact of the best point: {ranked[0] / FOLDER}")
     for point in ranked[1:]:
         if why := stays(point):
