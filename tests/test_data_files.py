@@ -205,6 +205,17 @@ def test_an_unreadable_folder_or_file_is_named(
         config.read()
 
 
+def test_pictures_that_predict_wrote_are_no_images(tmp_path: Path) -> None:
+    for name in ("1.png", "overlay.png", "1.map.png", "1.png.overlay.png", "2.JPG.map.png"):
+        write_image(tmp_path / name)
+    files = Files()
+    found = [path.name for path in files.images(tmp_path)]
+    assert found == ["1.map.png", "1.png", "overlay.png"]
+    assert files.passed_over() == (
+        f"2 files passed over: 2 pictures of predict (such as {tmp_path}/1.png.overlay.png)"
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

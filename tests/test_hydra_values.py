@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.hydra_values import check_hydra
+from patchcore.commands.hydra_values import CONCLUSION, check_hydra
 from patchcore.errors import InputError
 from tests.runs import patchcore
 
@@ -27,6 +27,24 @@ JOBLIB = ["hydra/launcher=processes"]
         (
             [*JOBLIB, "hydra.launcher.n_jobs=100000"],
             "hydra.launcher.n_jobs must be at most 1,024, got 100,000",
+        ),
+        (
+            ["hydra.run.dir='~/a/${seed}'"],
+            "hydra.run.dir: ~/a/0: ~ has no meaning in a settings file or beside references: write "
+            "the path in full",
+        ),
+        (
+            ["hydra.sweep.dir='\\${HOME}/a'"],
+            "hydra.sweep.dir: ${HOME}/a: $ has no meaning in a settings file or beside references: "
+            "write the path in full",
+        ),
+        *(
+            (
+                [f"{override}"],
+                "hydra.callbacks.conclusion: cannot be removed or replaced, because it tells "
+                "points that fail: leave it as it is",
+            )
+            for override in ("~hydra.callbacks.conclusion", "hydra.callbacks.conclusion=null")
         ),
         (["hydra.sweep.dir="], "hydra.sweep.dir is empty: name a folder; . is the current one"),
         (
@@ -71,6 +89,7 @@ def test_usual_values_pass() -> None:
         "launcher": {"n_jobs": -1},
         "sweeper": {"max_batch_size": None},
         "verbose": ["a"],
+        "callbacks": {"conclusion": {"_target_": CONCLUSION}},
     }
     check_hydra(OmegaConf.create(usual))
     with pytest.raises(InputError, match=r"^hydra\.verbose must be true"):

@@ -1,6 +1,8 @@
 """Folders that a refused command has made are removed, and all that was there before stays."""
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -48,6 +50,23 @@ def test_a_run_whose_weights_are_refused_leaves_no_folder(tmp_path: Path, weight
     given += [*TINY, f"cache.root={tmp_path}/cache", "backbone.name=test_resnet"]
     run(tmp_path / "new/run", *given, f"backbone.weights={file}")
     assert {*tmp_path.iterdir()} - {tmp_path / "cache"} == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder"), [(["hydra.run.dir=run"], "run"), (["-m", "hydra.sweep.dir=m"], "m/0")]
+)
+def test_a_folder_of_another_program_of_hydra_is_refused(
+    flags: list[str], folder: str, tmp_path: Path
+) -> None:
+    """Hydra would replace the settings there."""
+    file = tmp_path / folder / ".hydra/hydra.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("hydra:\n  job:\n    name: their_app\n")
+    command = [sys.executable, "-c", "from patchcore.commands import main; main()", "train"]
+    done = subprocess.run([*command, *flags], cwd=tmp_path, capture_output=True, text=True)
+    told = f"error: {folder}/.hydra/hydra.yaml: would be replaced, but is not of a run of patchcor"
+    assert done.returncode == 1 and done.stderr.startswith(told)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
 
 
 def test_lines_in_a_log_keep_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -30,6 +31,7 @@ from patchcore.commands.hydra_values import check_hydra
 from patchcore.commands.own import check_shadowed
 from patchcore.commands.searches import check_multirun, check_studies, fill_directions, keep_last
 from patchcore.errors import InputError
+from patchcore.report.written import SETTINGS_OF_RUN, check_own
 
 NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
 """True with Hydra 1.4 or later."""
@@ -206,6 +208,8 @@ def _mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
         validate_sweep_overrides=False,
     )
     check_hydra(composed.hydra)
+    if composed.hydra.mode is not RunMode.MULTIRUN and (folder := composed.hydra.run.dir):
+        check_own(Path(folder), SETTINGS_OF_RUN, "a run of patchcore", "set another hydra.run.dir")
     return composed.hydra.mode
 
 

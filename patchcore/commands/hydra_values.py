@@ -1,6 +1,7 @@
 """Hydra's own settings: overrides as recorded, and values that Hydra itself would not explain."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from patchcore.errors import InputError, local
 MOST_JOBS = 1024
 """Most processes of a launcher, all of which start even if there are fewer points."""
 
+CONCLUSION = "patchcore.commands.sweep.Conclusion"
+"""Callback of Hydra that notes where a multirun keeps its points."""
 _FOLDERS = {
     "run.dir": "name a folder; . is the current one",
     "sweep.dir": "name a folder; . is the current one",
@@ -62,6 +65,16 @@ def check_hydra(settings: DictConfig) -> None:
             if not text.strip():
                 raise InputError(f"hydra.{key} is empty: {advice}")
             local(text, f"hydra.{key}")
+            if re.match(r"~/|\$", text):
+                raise InputError(
+                    f"hydra.{key}: {text}: {text[0]} has no meaning in a settings file or beside "
+                    "references: write the path in full"
+                )
+    if value("callbacks.conclusion._target_") != CONCLUSION:
+        raise InputError(
+            "hydra.callbacks.conclusion: cannot be removed or replaced, because it tells points "
+            "that fail: leave it as it is"
+        )
     for key in ("launcher", "sweeper"):
         if not isinstance(settings.get(key), DictConfig):
             raise InputError(

@@ -20,7 +20,7 @@ from patchcore.data.files import find_folder
 from patchcore.errors import InputError
 from patchcore.metrics.measures import METRICS
 from patchcore.report.folders import SETTINGS
-from patchcore.report.written import MULTIRUN, REPORT, check_own
+from patchcore.report.written import MULTIRUN, REPORT, SETTINGS_OF_RUN, check_own
 
 _SWEEPING = ("experiment", "hparams_search")  # groups whose choices set the sweeper
 _DIRECTIONS = ("minimize", "maximize")
@@ -132,6 +132,8 @@ def _is_optuna(sweeper: DictConfig) -> bool:
 def _check_files(folder: Path) -> None:
     advice = "name another folder with hydra.sweep.dir"
     check_own(folder, MULTIRUN, "a multirun", advice)
+    for file in sorted(folder.glob(f"*/{SETTINGS}/hydra.yaml")):
+        check_own(file.parents[1], SETTINGS_OF_RUN, "a run of patchcore", advice)
     if not (folder / "report").is_symlink():  # else no report is written
         check_own(folder / "report", REPORT, "a report", advice)
 

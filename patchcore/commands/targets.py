@@ -24,6 +24,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from patchcore.commands.generations import call
+from patchcore.commands.hydra_values import CONCLUSION
 from patchcore.commands.mistakes import renamed_in_file
 from patchcore.commands.own import OWN
 from patchcore.commands.references import is_in_another, remember
@@ -43,7 +44,6 @@ EVERYWHERE = {"experiment", "hparams_search", "preset"}
 """Groups whose files set other groups."""
 MOST_VALUES = 100_000
 """Most values in a settings file from elsewhere, with each alias as often as it occurs."""
-CONCLUSION = "patchcore.commands.sweep.Conclusion"
 RESOLVERS = {
     *("hydra", "now", "oc.env", "oc.select", "oc.deprecated"),
     *("in_multirun", "paper", "run_group", "run_id", "run_name", "tracking_folder", "unique"),

@@ -7,6 +7,7 @@ Unreadable files and folders are errors.
 
 import errno
 import os
+import re
 import stat
 import unicodedata
 import warnings
@@ -31,6 +32,8 @@ JUNK = frozenset(
         "thumbs.db",
     }
 )
+OWN_PICTURE = re.compile(rf"(?i)({'|'.join(map(re.escape, sorted(FORMATS)))})\.(map|overlay)\.png$")
+"""Names of pictures that `patchcore predict` writes of images: 7.png.overlay.png."""
 Identity = tuple[int, int] | str
 
 
@@ -263,6 +266,9 @@ class Files:
         kind = path.suffix.lower()
         if kind not in FORMATS or not stat.S_ISREG(status.st_mode):
             self._passed_over[path] = printable(kind) or "without extension"
+            return False
+        if OWN_PICTURE.search(path.name):
+            self._passed_over[path] = "pictures of predict"
             return False
         if not self._unreadable and not os.access(path, os.R_OK):
             raise InputError(f"{path}: this file is not readable; change its permissions")

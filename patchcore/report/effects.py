@@ -94,6 +94,11 @@ def check_against(table: Table, key: str, value: str) -> None:
         why = f"{key} tells no points apart"
         if key in table.repeats:
             why = f"runs that differ only in {key} are one point"
+        if len(table.parts) > 1:
+            why = (
+                f"no runs on the same data differ in {key}; there are {len(table.parts)} sets of "
+                "data, each compared alone"
+            )
         advice = f"choose one of {known}" if known else "nothing varied but categories and seeds"
         raise InputError(f"--against: {why}: {advice}")
     if not any(_reference(factor, value) is not None for factor in factors):

@@ -34,6 +34,7 @@ from patchcore.report.words import (
     natural,
     rank,
     show,
+    steady,
     token,
 )
 
@@ -292,7 +293,8 @@ class Table:
         value = point.value(metric)
         if not value.defined:
             return math.inf
-        return value.mean if falls(metric) else -value.mean
+        mean = steady(value.mean)  # equal means rank by their settings
+        return mean if falls(metric) else -mean
 
     def front(self, metric: str) -> list[Point]:
         """Return the Pareto front of the ranking metric and `metric`, sorted by `metric`."""

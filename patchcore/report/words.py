@@ -52,10 +52,20 @@ def title(metric: str) -> str:
     return metric.replace("_", " ") if "." in metric else told(metric).title
 
 
+def steady(value: float) -> float:
+    """Return a value without the rounding errors of sums, in 12 significant digits.
+
+    >>> steady(0.6625000000000001), steady(float("inf"))
+    (0.6625, inf)
+    """
+    return float(f"{value:.12g}")
+
+
 def number(metric: str, value: float) -> str:
     """Return the value of a metric as text, in the unit of its title."""
     if math.isnan(value):
         return "undefined"
+    value = steady(value)
     measure = told(metric)
     if measure.decimals is not None:
         return f"{value:.{measure.decimals}f}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from patchcore.errors import InputError
+from patchcore.report.folders import SETTINGS
 
 REPORT = {
     "report.html": r"(?s).*<title>PatchCore report\b",
@@ -21,6 +22,8 @@ MULTIRUN = {
     "optimization_results.yaml": r"(?s)(.*\n)?name: optuna\n",
 }
 """Files that Hydra and its sweepers write to the folder of a multirun: as in `REPORT`."""
+SETTINGS_OF_RUN = {f"{SETTINGS}/hydra.yaml": r"(?s).*\bpatchcore\b"}
+"""File that Hydra writes to the folder of a run, and that names classes of ours: as in `REPORT`."""
 _BEGINNING = 1 << 14  # characters that are read, more than any report has before its title
 
 
