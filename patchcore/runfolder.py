@@ -341,6 +341,14 @@ def listed(folder: Path) -> list[str]:
     return [name for name in text.split("\0" if "\0" in text else "\n") if name]
 
 
+def is_result(file: Path) -> bool:
+    """Return whether a file is of the results of the run in its folder."""
+    try:
+        return file.name in {*listed(file.parent), CONTENTS, CHECKSUMS}
+    except OSError:
+        return False
+
+
 def _list(folder: Path, names: list[str]) -> None:
     """Write the list of the result files in the folder."""
     text = "".join(f"{name}\0" for name in names)

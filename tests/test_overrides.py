@@ -214,6 +214,7 @@ def test_every_successor_is_there() -> None:
 
 def test_the_home_folder_is_known_in_folders_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/it")
+    assert as_typed(["--config-dir=~/own"]) == ["--config-dir=/home/it/own"]
     for key in ("hydra.run.dir", "hydra.sweep.dir"):
         for text in ("~/a b", "'~/a b'", '"~/a b"'):
             assert as_typed([f"{key}={text}"]) == [f"{key}='/home/it/a b'"]

@@ -582,6 +582,19 @@ def test_results_never_replace_what_is_read(
         assert Path(name).read_text() == "mine"
 
 
+def test_results_never_replace_those_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/.contents").write_text("metrics.json\0scores.csv\0")
+    for name in ("run/scores.csv", "run/.contents"):
+        with pytest.raises(InputError, match=f"^--output: {name} is of the results of a run; wr"):
+            command.main(["model", "x.png", "--output", name, "--format", "csv"])
+    with pytest.raises(InputError, match=r"^model: is not an artifact"):
+        command.main(["model", "x.png", "--output", "run/parts.csv"])
+
+
 def test_a_closed_stdout_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.__stdout__", None)  # as Python has it then
     with pytest.raises(InputError, match=r"^stdout is closed.*--output"):

@@ -11,6 +11,7 @@ import scipy.stats
 
 from patchcore.commands import report as command
 from patchcore.errors import InputError
+from patchcore.report import words
 from patchcore.report.conclusion import conclude
 from patchcore.report.effects import check_against, effects, parse_against
 from patchcore.report.page import page
@@ -185,6 +186,33 @@ def test_references_that_no_runs_have_are_refused(text: str, told: str, tmp_path
         check_against(table, *parse_against(text))
     for text in ("coreset.ratio=1e-2", "coreset.ratio=0.010", "coreset.ratio = '0.01'"):
         check_against(table, *parse_against(text))
+
+
+def test_a_reference_on_other_data_is_told_so(tmp_path: Path) -> None:
+    for size, root in ((1, "a"), (3, "b")):
+        settings = {"patch.size": size, "data.root": root}
+        write_run(tmp_path / str(size), settings, {"image_auroc": 0.9})
+    table = read_runs([tmp_path])
+    assert len(table.parts) == 2
+    told = (
+        r"^--against: no runs on the same data differ in patch\.size; there are 2 sets of data, "
+        r"each compared alone: compare runs on the same data$"
+    )
+    with pytest.raises(InputError, match=told):
+        check_against(table, "patch.size", "1")
+
+
+def test_equal_means_rank_and_read_equally(tmp_path: Path) -> None:
+    """Sums of metrics differ in their last bit."""
+    for size, values in ((1, (0.6625, 0.8)), (3, (0.6625000000000001, 0.8))):
+        for seed, value in enumerate(values):
+            settings = {"patch.size": size, "seed": seed}
+            write_run(tmp_path / f"{size}{seed}", settings, {"image_auroc": value})
+    table = read_runs([tmp_path])
+    assert [point.settings["patch.size"] for point in table.points] == [1, 3]
+    assert {words.number("image_auroc", p.value("image_auroc").mean) for p in table.points} == {
+        "0.7312"
+    }
 
 
 def test_a_reference_may_be_written_as_in_an_override(tmp_path: Path) -> None:

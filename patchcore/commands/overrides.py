@@ -59,8 +59,9 @@ def as_typed(arguments: Sequence[str]) -> list[str]:
             raise InputError(
                 f"{name} is not UTF-8; rename it, or use a link to it whose name is in UTF-8"
             ) from None
-    folders = own_folders(arguments)
-    return [_own_choice(typed_name(_in_full(argument)), folders) for argument in arguments]
+    full = [_in_full(argument) for argument in arguments]
+    folders = own_folders(full)
+    return [_own_choice(typed_name(argument), folders) for argument in full]
 
 
 def _own_choice(argument: str, folders: Sequence[Path]) -> str:
@@ -102,6 +103,8 @@ def _in_full(argument: str) -> str:
     becomes `artifact.keep=all`, and ~ in a folder of Hydra's becomes the home folder.
     """
     group, _, value = argument.partition("=")
+    if group in ("--config-dir", "--config-path") and value.startswith("~"):  # shells leave it
+        return f"{group}={expanded(value, group)}"
     if group in _FOLDERS and (home := re.fullmatch(r"(['\"]?)(~[^'\"$,\\]*)\1", value)):
         return f"{group}='{expanded(home[2], group)}'"
     key, values = _MEANT.get(group, ("", ""))

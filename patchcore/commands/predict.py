@@ -32,6 +32,7 @@ from patchcore.inspection import BATCH, Broken, Inspection, Thresholds, predict
 from patchcore.outputs import check_file, check_folder, check_outside
 from patchcore.overlays import MapFormat, Pictures
 from patchcore.report.cells import harmless
+from patchcore.runfolder import is_result
 from patchcore.writing import complete
 
 COLUMNS = ("path", "score", "p_value", "verdict", "regions")
@@ -152,6 +153,8 @@ def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> No
     read = [model, *(Path(name.removeprefix("@")) for name in images if not os.path.isdir(name))]
     if any(place.is_relative_to(_real(path)) for path in read):
         raise InputError(f"--output: {output} is read by this command; write to another file")
+    if is_result(place):
+        raise InputError(f"--output: {output} is of the results of a run; write to another file")
     check_file(output, "--output")
 
 

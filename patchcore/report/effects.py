@@ -99,7 +99,10 @@ def check_against(table: Table, key: str, value: str) -> None:
                 f"no runs on the same data differ in {key}; there are {len(table.parts)} sets of "
                 "data, each compared alone"
             )
-        advice = f"choose one of {known}" if known else "nothing varied but categories and seeds"
+        nothing = "nothing varied but categories and seeds"
+        if len(table.parts) > 1:
+            nothing = "compare runs on the same data"
+        advice = f"choose one of {known}" if known else nothing
         raise InputError(f"--against: {why}: {advice}")
     if not any(_reference(factor, value) is not None for factor in factors):
         raise InputError(f"--against: no run has {key}={value}: choose one of {_values(factors)}")
