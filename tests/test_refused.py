@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from patchcore.commands import refused
+from patchcore.report.written import SETTINGS_OF_RUN, check_own
 from patchcore.runfolder import RunFolder
 from tests.images import write_mvtec
 from tests.runs import TINY, patchcore
@@ -61,12 +62,23 @@ def test_a_folder_of_another_program_of_hydra_is_refused(
     """Hydra would replace the settings there."""
     file = tmp_path / folder / ".hydra/hydra.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text("hydra:\n  job:\n    name: their_app\n")
+    file.write_text("hydra:\n  job:\n    name: their_app\n  verbose: false\n")
     command = [sys.executable, "-c", "from patchcore.commands import main; main()", "train"]
     done = subprocess.run([*command, *flags], cwd=tmp_path, capture_output=True, text=True)
     told = f"error: {folder}/.hydra/hydra.yaml: would be replaced, but is not of a run of patchcor"
     assert done.returncode == 1 and done.stderr.startswith(told)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+
+
+@pytest.mark.parametrize("end", [0, 1, 40, -1, None])
+def test_a_folder_whose_settings_were_cut_off_by_a_kill_is_used_again(
+    end: int | None, tmp_path: Path
+) -> None:
+    text = "hydra:\n  callbacks:\n    a: patchcore.commands\n  verbose: false\n"
+    file = tmp_path / ".hydra/hydra.yaml"
+    file.parent.mkdir()
+    file.write_text(text[:end])
+    check_own(tmp_path, SETTINGS_OF_RUN, "a run", "")
 
 
 def test_lines_in_a_log_keep_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

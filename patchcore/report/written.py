@@ -22,8 +22,13 @@ MULTIRUN = {
     "optimization_results.yaml": r"(?s)(.*\n)?name: optuna\n",
 }
 """Files that Hydra and its sweepers write to the folder of a multirun: as in `REPORT`."""
-SETTINGS_OF_RUN = {f"{SETTINGS}/hydra.yaml": r"(?s).*\bpatchcore\b"}
-"""File that Hydra writes to the folder of a run, and that names classes of ours: as in `REPORT`."""
+SETTINGS_OF_RUN = {
+    f"{SETTINGS}/hydra.yaml": r"(?s)(?!.*\n  verbose: \S+\n?$)|.*\bpatchcore\b",
+}
+"""File that Hydra writes to the folder of a run: as in `REPORT`.
+
+It names classes of ours, unless it was cut off before its last line, as by a kill.
+"""
 _BEGINNING = 1 << 14  # characters that are read, more than any report has before its title
 
 
