@@ -29,7 +29,7 @@ from patchcore.errors import InputError
 from patchcore.outputs import ARTIFACT, check_own, may_change
 from patchcore.report.folders import PICTURES, Images, listed_pictures, own_file
 from patchcore.sealed import read_description
-from patchcore.writing import make_writable
+from patchcore.writing import make_writable, remove_leftovers
 
 UNFINISHED, FINISHED, MOVING = ".unfinished", ".finished", ".moving"
 TRANSIENT = (UNFINISHED, FINISHED, MOVING)
@@ -90,6 +90,7 @@ class RunFolder:
         self._acquire()
         try:
             settle(self.path)
+            remove_leftovers(self.path)
             self.check(ALWAYS if _results(self.path) else _EARLIER)
             self.clear()
             self._earlier = self._beside()

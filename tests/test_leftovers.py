@@ -13,6 +13,7 @@ import pytest
 from patchcore import writing
 from patchcore.errors import InputError
 from patchcore.outputs import check_removable
+from patchcore.runfolder import RunFolder
 from patchcore.sealed import read_sealed, write_sealed
 from patchcore.writing import complete, remove_folder, remove_leftovers, replace_with
 from tests.users import plain_user, protect
@@ -172,3 +173,17 @@ def test_a_part_that_another_takes_for_a_leftover_is_made_again(tmp_path: Path) 
     part, handle = writing.new_part(tmp_path / "a.csv", make)
     os.close(handle)
     assert len(made) == 2 and part == made[1] and os.listdir(tmp_path) == [part.name]
+
+
+def test_what_a_killed_run_was_writing_is_removed_when_its_folder_is_used_again(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / f".fingerprint.txt-{'0' * 32}.part"
+    left.touch()
+    with writing_process(tmp_path / "other", "file") as writer:
+        try:
+            with RunFolder(tmp_path):
+                (living,) = parts(tmp_path)
+                assert living.startswith(".other-")
+        finally:
+            writer.kill()
