@@ -227,6 +227,10 @@ class Store:
                 found.append(Entry(key, path, status.st_size, status.st_mtime))
         return sorted(found, key=lambda e: (e.used if e.used < later else 0.0, e.key))
 
+    def folders(self) -> list[Path]:
+        """Return the folders of the kinds of entries that there are."""
+        return [self.root / kind for kind in KINDS if os.path.isdir(self.root / kind)]
+
     def size(self) -> int:
         """Return the size of all entries, bytes."""
         return sum(entry.size for entry in self.entries())

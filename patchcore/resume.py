@@ -44,9 +44,9 @@ class Finished:
     def started(self, name: str, folder: Path) -> None:
         """Record that the run with fingerprint `name` is in `folder`; only warn if that fails."""
         pointer = self.root / name / digest(folder.resolve())
-        if pointer.is_file():  # written by an earlier run in this folder
-            return
         try:
+            if pointer.is_file():  # written by an earlier run in this folder
+                return
             pointer.parent.mkdir(parents=True, exist_ok=True)
             replace_with(pointer, bytes(folder.resolve()))
         except OSError as error:

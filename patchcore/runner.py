@@ -165,6 +165,13 @@ def run(
                 )
                 place.clear()
                 text = run_in()
+            except FileNotFoundError as error:
+                if place.new.is_dir():
+                    raise
+                raise InputError(
+                    f"{folder}: was moved or removed while the run was under way: start the run "
+                    "again"
+                ) from error
             keeper.settle()
     return Finish(folder, *_told(folder), text)
 

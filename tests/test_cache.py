@@ -663,3 +663,14 @@ def test_all_maps_are_kept_unless_a_cache_is_selective(tmp_path: Path) -> None:
     for image in "ab":
         cache.put([image], [torch.zeros(1, 3, 8, 8)], 1e-9)
     assert cache.get(["a"]) and cache.get(["b"])
+
+
+def test_a_cache_that_may_not_be_read_is_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Store(tmp_path).put("maps/a", some(1))
+    closed = tmp_path / FOLDER / "maps"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed)
+    for action in ("show", "clear"):
+        with pytest.raises(InputError, match=f"^{closed}: cannot be read"):
+            cache_command([action, "--root", str(tmp_path)])

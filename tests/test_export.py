@@ -567,7 +567,7 @@ def test_other_data_may_be_tested_on(kept: Path) -> None:
     kept_settings = kept_data(load_model(kept / "model").details)
     assert isinstance(kept_settings, FolderConfig)
     asked = asked_data(kept_settings, ["data.batch_size=3", "data=folder"])
-    assert asked == replace(kept_settings, batch_size=3)
+    assert asked == replace(kept_settings.placed(), batch_size=3)
     other = asked_data(kept_settings, ["data=generated", "data.train_images=2"])
     assert other == GeneratedConfig(train_images=2)
     named = asked_data(kept_settings, ["data=mvtec", "data.category=01", "data.root='a, b'"])
@@ -577,3 +577,18 @@ def test_other_data_may_be_tested_on(kept: Path) -> None:
         assert found.category == (["yes", "010"] if name.startswith("[") else name)
     with pytest.raises(InputError, match=r"^data: the model does not record which data set it was"):
         asked_data(None, [])
+
+
+def test_folders_that_are_typed_are_those_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders that the model records are below that of its run, which may be gone."""
+    monkeypatch.chdir(tmp_path)
+    kept = FolderConfig(root="/where/it/was", nominal="good", masks="masks", anomalous="/bad")
+    found = asked_data(kept, ["data.anomalous=BAD"])
+    assert isinstance(found, FolderConfig)
+    places = [found.root, found.nominal, found.anomalous, found.masks]
+    assert places == [".", "/where/it/was/good", "BAD", "/where/it/was/masks"]
+    moved = asked_data(kept, ["data.root=/new", "data.anomalous=BAD"])
+    assert isinstance(moved, FolderConfig)
+    assert [moved.root, moved.nominal, moved.anomalous] == ["/new", "good", "BAD"]

@@ -203,3 +203,14 @@ def test_results_are_taken_over_under_the_paths_of_this_run(tmp_path: Path) -> N
     assert copied == ["path,picture", "new/b.png,figures/images/new/b.png.png"]
     assert (folder / "figures/images/new/b.png.png").read_bytes() == b"picture"
     assert not (folder / "figures/images/b.png").exists()
+
+
+def test_records_that_may_not_be_read_stop_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    with pytest.warns(UserWarning, match=r"^runs are not recorded in the cache .*, and may be"):
+        Finished(tmp_path / "runs").started("name", tmp_path)

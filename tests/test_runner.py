@@ -200,3 +200,18 @@ def test_a_model_leaves_its_device_once_after_the_test_or_an_error(
     ):
         patchcore.run(config(tmp_path), tmp_path / "run")
     assert order == (["leaves"] if fails else ["starts", *["tests"] * 3, "leaves"])
+
+
+def test_a_folder_that_is_moved_during_its_run_is_told(tmp_path: Path) -> None:
+    write_mvtec(tmp_path)
+
+    def moved(*_: Any) -> None:
+        (tmp_path / "run").rename(tmp_path / "moved")
+
+    told = f"^{tmp_path}/run: was moved or removed while the run was under way: start the run again"
+    with (
+        mock.patch("patchcore.runner.check_pictures", moved),
+        pytest.raises(InputError, match=told),
+    ):
+        patchcore.run(config(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "moved/metrics.json").exists()

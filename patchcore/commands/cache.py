@@ -3,6 +3,7 @@
 import os
 import time
 from collections import defaultdict
+from pathlib import Path
 
 from patchcore.cache import RECORDS, TAG, CacheConfig, Entry, Store
 from patchcore.commands.options import Parser, place
@@ -50,10 +51,16 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(f"--root: there is no folder {store.root.parent}")
     elif not store.root.is_dir():
         print(printable(f"there is no cache in {store.root.parent}"))
+    elif closed := [each for each in (store.root, *store.folders()) if not _is_open(each)]:
+        raise InputError(f"{closed[0]}: cannot be read (Permission denied): change its permissions")
     elif options.action == "clear":
         print(printable(f"{_size(store.clear())} freed in {store.root}{_left(store)}"))
     else:
         print(_table(store))
+
+
+def _is_open(folder: Path) -> bool:
+    return os.access(folder, os.R_OK | os.X_OK)
 
 
 def _table(store: Store) -> str:

@@ -14,6 +14,7 @@ from patchcore.commands.composed import check_numbers
 from patchcore.commands.options import Parser, count, place
 from patchcore.commands.overrides import check_overrides, quoted
 from patchcore.commands.texts import typed_name
+from patchcore.data.folder import FolderConfig
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError, printable
@@ -100,6 +101,8 @@ def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
         names = ", ".join(DATA_SETS)
         raise InputError(f"data={chosen}: there is no such choice; there are {names}")
     own = kept is not None and (chosen is None or DATA_SETS[chosen] is type(kept))
+    if isinstance(kept, FolderConfig) and "data.root" not in settings:
+        kept = kept.placed()  # what is typed is relative to the current folder, as in train
     if not own and chosen is None:
         raise InputError(
             "data: the model does not record which data set it was fitted to: give data=NAME"

@@ -1,7 +1,8 @@
 """Images of one's own: a folder of nominal images, and optionally test images and masks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from patchcore.data.mistaken import NOMINAL, bare, masks_beside, reject_defects,
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError, printable
 from patchcore.settings import setting
+
+FOLDERS = ("nominal", "nominal_test", "anomalous", "masks")
+"""Settings that name folders, relative to `root`."""
 
 
 @dataclass(kw_only=True)
@@ -60,6 +64,17 @@ class FolderConfig(DataConfig):
         if self.masks is not None and self.anomalous is None:
             raise InputError("data.masks needs data.anomalous, the folder of the masked images")
 
+    def placed(self) -> "FolderConfig":
+        """Return these settings with absolute folders, below which the current one is the root."""
+        root = expanded(self.root, "data.root").absolute()
+        given = {key: getattr(self, key) for key in FOLDERS}
+        places: dict[str, Any] = {
+            key: str(root / expanded(value, f"data.{key}"))
+            for key, value in given.items()
+            if value is not None
+        }
+        return replace(self, root=".", **places)
+
     def _read(self, files: Files) -> Split:
         """Return the split: nominal images to train on, and nominal and anomalous images to test.
 
@@ -72,10 +87,9 @@ class FolderConfig(DataConfig):
                 train or to test on.
         """
         root = find_folder(self.root, "data.root")
-        keys = ("nominal", "nominal_test", "anomalous", "masks")
         folders = {
             key: find_folder(root / expanded(value, f"data.{key}"), f"data.{key}")
-            for key in keys
+            for key in FOLDERS
             if (value := getattr(self, key)) is not None
         }
         sets = {

@@ -194,7 +194,8 @@ class DataConfig(Settings):
     # results depend on the pixels that these files mark, not on the files' places
     region: str | None = setting(
         None,
-        "file of one mask for all images: only the pixels that it marks (white) count",
+        "file of one mask for all images: only what it marks (white) counts, in whole patches of "
+        "which it covers at least half",
         effect=False,
     )
     regions: str | None = setting(
