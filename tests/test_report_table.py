@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from patchcore.errors import InputError
+from patchcore.report.effects import check_against
 from patchcore.report.points import Summary, summarise
 from patchcore.report.sentences import sentence
 from patchcore.report.table import Table, pareto, read_runs
@@ -599,3 +600,16 @@ def test_settings_that_a_run_died_without_are_no_difference(tmp_path: Path) -> N
     write_run(tmp_path / "died", {"image.stretch": "???"})
     table = read_runs([tmp_path])
     assert "image.stretch" not in table.varied and len(table.points) == 1
+
+
+def test_a_run_that_rounds_nothing_is_told_so(tmp_path: Path) -> None:
+    """Runs record the precision of the cache only where it changes their results."""
+    for place, more in enumerate(({"cache.precision": "bfloat16"}, {})):
+        settings = {"seed": 0, "patch.size": 3, **more}
+        write_run(tmp_path / str(place), {}, {"image_auroc": 0.9 - place / 10})
+        told = {"settings": settings, "choices": {}}
+        (tmp_path / f"{place}/provenance.json").write_text(json.dumps(told))
+    table = read_runs([tmp_path])
+    labels = [point.label for point in table.points]
+    assert labels == ["cache.precision=bfloat16", "cache.precision=float32"]
+    check_against(table, "cache.precision", "float32")

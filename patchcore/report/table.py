@@ -26,7 +26,7 @@ from patchcore.report.folders import find_runs
 from patchcore.report.points import Factor, Point
 from patchcore.report.reading import CATEGORY, RunFolder, Settings, read_run
 from patchcore.report.unlike import by_data, is_of_data
-from patchcore.report.unresolved import fill_completed
+from patchcore.report.unresolved import fill_completed, fill_exact
 from patchcore.report.words import (
     distinct,
     falls,
@@ -377,6 +377,7 @@ def read_table(folders: Sequence[Path]) -> Table:
     _fill_missing(runs)
     _compare_effects(runs)
     fill_completed(runs)
+    fill_exact(runs)
     if not all(run.choices for run in runs if run.settings):
         for run in runs:
             run.choices = {}  # choices that only some folders record cannot be compared

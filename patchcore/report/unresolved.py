@@ -1,4 +1,4 @@
-"""Settings of runs that failed before they had filled in what depends on data set and network."""
+"""Settings that some runs lack, as they failed early or the settings had no effect on them."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,19 @@ from patchcore.report.words import token
 
 _COMPLETED = ("backbone.weights", *(f"image.{key}" for key in FILLED))
 """Settings that no finished run of this version leaves null: see `Config.completed`."""
+
+
+_EXACT = ("cache.precision", "float32")
+"""Setting that runs record only if it changes their results, and its value where it does not."""
+
+
+def fill_exact(runs: Sequence[RunFolder]) -> None:
+    """Fill `_EXACT` where only other runs record it."""
+    key, value = _EXACT
+    if any(key in run.settings for run in runs):
+        for run in runs:
+            if run.settings:
+                run.settings.setdefault(key, value)
 
 
 def fill_completed(runs: Sequence[RunFolder]) -> None:
