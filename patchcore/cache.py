@@ -12,7 +12,6 @@ suffix. No other files are ever read, counted or deleted.
 """
 
 import contextlib
-import mmap
 import os
 import time
 import warnings
@@ -113,25 +112,6 @@ class Entry:
     used: float  # time of the last read or write, seconds since the epoch
 
 
-class _Count:
-    """Count that a process shares with those that it forks, such as those of a loader.
-
-    A copy begins anew. Processes that count at the very same moment may get the same number.
-    """
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 8)
-
-    def __reduce__(self) -> tuple[type["_Count"], tuple[()]]:
-        return _Count, ()
-
-    def next(self) -> int:
-        """Count one more, and return the count."""
-        number = int.from_bytes(self._memory[:], "little") + 1
-        self._memory[:] = number.to_bytes(8, "little")
-        return number
-
-
 class Store:
     """Store of tensors by key in a folder, of limited size.
 
@@ -155,7 +135,7 @@ class Store:
         self._size: int | None = None  # bytes at the last count, plus bytes written since then
         self._uncounted = 0  # bytes written since the last count
         self._broken = False
-        self._damaged = _Count()  # of entries
+        self._damaged = 0  # entries that this process found
 
     def get(
         self, key: str, fits: Callable[[dict[str, Tensor]], bool] = bool
@@ -293,11 +273,11 @@ class Store:
                     remove(path)
 
     def _tell_damaged(self, path: Path) -> None:
-        number = self._damaged.next()
-        if number <= NAMED:
+        self._damaged += 1
+        if self._damaged <= NAMED:
             told = "is damaged or belongs to another entry; it is dropped and will be rebuilt"
             warnings.warn(f"the cache entry {path} {told}", stacklevel=3)
-        elif number == NAMED + 1:
+        elif self._damaged == NAMED + 1:
             told = "are damaged; each is dropped and will be rebuilt"
             warnings.warn(f"more entries of the cache {self.root} {told}", stacklevel=3)
 

@@ -202,7 +202,9 @@ def _run_in(
         )
     identity = identify(config, split)
     name = identity.fingerprint
-    asked = finished_fingerprint(folder) == name and saved_on_request(folder)
+    asked = False
+    if keeper.contest is not None and finished_fingerprint(folder) == name:
+        asked = saved_on_request(folder)
     provenance = keeper.noted({**identity.provenance, **origin}, asked)
     finished = Finished(config.cache.folder() / RECORDS)
     wanted = [f"figures/{picture}" for picture in _pictures(config)]

@@ -1,7 +1,5 @@
 import math
-import multiprocessing
 import os
-import pickle
 import re
 import shutil
 import stat
@@ -11,7 +9,6 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from itertools import count
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -104,31 +101,6 @@ def test_of_many_damaged_entries_the_first_are_named(tmp_path: Path) -> None:
     )
     store.put(keys[0], some(1))
     assert same(store.get(keys[0]), some(1))
-
-
-def _found_damaged(store: Store, key: str, told: Any) -> None:
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        store.get(key)
-    told.put([str(each.message) for each in found])
-
-
-def test_damaged_entries_are_counted_over_a_loaders_processes(tmp_path: Path) -> None:
-    store, keys = Store(tmp_path), [f"maps/{number}" for number in range(6)]
-    context = multiprocessing.get_context("fork")
-    told, lines = context.SimpleQueue(), []
-    for key in keys:
-        store.put(key, some(1))
-        (store.root / f"{key}{SUFFIX}").write_bytes(b"")
-        process = context.Process(target=_found_damaged, args=(store, key, told))
-        process.start()
-        lines += told.get()
-        process.join()
-    assert [" is damaged" in line for line in lines] == [True, True, True, False]
-    alone = pickle.loads(pickle.dumps(store))  # as another way to start processes makes it
-    (store.root / f"maps/6{SUFFIX}").write_bytes(b"")
-    with pytest.warns(UserWarning, match=r"maps/6\S+ is damaged"):
-        assert alone.get("maps/6") is None
 
 
 def test_an_entry_of_an_earlier_version_is_made_again(tmp_path: Path) -> None:

@@ -92,16 +92,15 @@ def check_against(table: Table, key: str, value: str) -> None:
                 f"place, with one of {_values([leader])}"
             )
         why = f"{key} tells no points apart"
+        nothing = "nothing varied but categories and seeds"
         if key in table.repeats:
             why = f"runs that differ only in {key} are one point"
-        if len(table.parts) > 1:
+        elif len(table.parts) > 1:
+            nothing = "compare runs on the same data"
             why = (
                 f"no runs on the same data differ in {key}; there are {len(table.parts)} sets of "
                 "data, each compared alone"
             )
-        nothing = "nothing varied but categories and seeds"
-        if len(table.parts) > 1:
-            nothing = "compare runs on the same data"
         advice = f"choose one of {known}" if known else nothing
         raise InputError(f"--against: {why}: {advice}")
     if not any(_reference(factor, value) is not None for factor in factors):
