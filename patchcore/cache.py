@@ -136,6 +136,7 @@ class Store:
         self._uncounted = 0  # bytes written since the last count
         self._broken = False
         self._damaged = 0  # entries that this process found
+        self._large = False  # whether an entry exceeded the limit
 
     def get(
         self, key: str, fits: Callable[[dict[str, Tensor]], bool] = bool
@@ -179,13 +180,14 @@ class Store:
         return None
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
-        """Store tensors under `key` in one step; an entry larger than the limit is not stored."""
+        """Store tensors under `key` in one step; an entry larger than the limit gives a warning."""
         if self._broken:
             return
         tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
         checksum = torch.tensor(list(_checksum(key, tensors)), dtype=torch.uint8)
         data = save({**tensors, _CHECKSUM: checksum})
         if len(data) > self.limit:
+            self._tell_large(len(data))
             return
         path = self._path(key)
         try:
@@ -280,6 +282,13 @@ class Store:
         elif self._damaged == NAMED + 1:
             told = "are damaged; each is dropped and will be rebuilt"
             warnings.warn(f"more entries of the cache {self.root} {told}", stacklevel=3)
+
+    def _tell_large(self, size: int) -> None:
+        if not self._large:
+            limit = f"cache.limit_gib={self.limit / 2**30:.3g}"
+            told = f"{limit}, and one has {size / 2**30:.3g} GiB: raise the limit"
+            warnings.warn(f"the cache {self.root} keeps no entry above {told}", stacklevel=3)
+        self._large = True
 
     def _give_up(self, error: OSError) -> None:
         if not self._broken:

@@ -293,6 +293,19 @@ def test_a_signal_ends_a_multirun_and_tells_what_is_kept(root: Path, tmp_path: P
     assert done.code == 143 and "(SIGTERM): 3 finished points are kept in " in done.err
 
 
+def test_a_signal_after_the_results_of_a_point_leaves_no_error_beside_them(
+    root: Path, tmp_path: Path
+) -> None:
+    with mock.patch(
+        "patchcore.keeping.Keeper.settle", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    ):
+        done = sweep(root, tmp_path, "seed=0,1")
+    assert done.code == 143 and "(SIGTERM): 1 finished points are kept in " in done.err
+    assert (tmp_path / "sweep/0/metrics.json").is_file()
+    assert not (tmp_path / "sweep/0/error.txt").exists()
+    assert not (tmp_path / "sweep/1").exists()
+
+
 def _handlers() -> list[Any]:
     return [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
 

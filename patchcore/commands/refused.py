@@ -54,7 +54,7 @@ def begin(folder: str) -> None:
 def keep(folder: Path, hydra: Any) -> None:
     """Remember a folder's results, and the files that Hydra, with these settings, overwrites."""
     path = Path(os.path.abspath(folder))
-    before = _before[path] = Before(_state(results_of(path)))
+    before = _before[path] = Before(state(results_of(path)))
     if not os.path.isdir(path):
         return
     if not os.path.lexists(path / (log := f"{hydra.job.name}.log")):
@@ -89,8 +89,8 @@ def files_in(folder: Path) -> Files:
     if is_new(path):
         return _files(path)
     names = _before[path].contents if path in _before else ()
-    found = {name: _state(path / name) for name in names}
-    return {name: state for name, state in found.items() if state is not None}
+    found = {name: state(path / name) for name in names}
+    return {name: there for name, there in found.items() if there is not None}
 
 
 def remove(folder: Path, files: Files, needed: Collection[str] = ()) -> None:
@@ -142,7 +142,7 @@ def put_back(folder: Path, files: Files) -> None:
     if path not in _before or has_finished(path):
         return
     for name, content in _before[path].contents.items():
-        if name not in files or files[name] != _state(path / name):
+        if name not in files or files[name] != state(path / name):
             continue
         with suppress(OSError):
             if content is not None:
@@ -157,11 +157,12 @@ def put_back(folder: Path, files: Files) -> None:
 def has_finished(folder: Path) -> bool:
     """Return whether a folder that `keep` has seen holds finished results since then."""
     path = Path(os.path.abspath(folder))
-    now = _state(results_of(path))
+    now = state(results_of(path))
     return path in _before and now is not None and now != _before[path].results
 
 
-def _state(file: Path) -> State | None:
+def state(file: Path) -> State | None:
+    """Return the state of a file; None if it cannot be found."""
     try:
         status = file.stat()
     except OSError:
@@ -174,7 +175,7 @@ def _files(folder: Path) -> Files:
     for place, _, names in os.walk(folder):
         for name in names:
             with suppress(FileNotFoundError):
-                state = (Path(place) / name).lstat()
+                status = (Path(place) / name).lstat()
                 key = str((Path(place) / name).relative_to(folder))
-                found[key] = (state.st_ino, state.st_mtime_ns)
+                found[key] = (status.st_ino, status.st_mtime_ns)
     return found

@@ -22,7 +22,7 @@ from patchcore.commands.hydra_values import recorded
 from patchcore.commands.idle import warn_of_idle
 from patchcore.commands.mistakes import SHADOWED, explain
 from patchcore.commands.overrides import as_typed, check_overrides
-from patchcore.commands.refused import files_in, has_finished, put_back, remove
+from patchcore.commands.refused import files_in, has_finished, put_back, remove, state
 from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import concluded, record_failure, start_point, track_failed
 from patchcore.commands.targets import build, guard
@@ -73,6 +73,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
     folder = Path(run.runtime.output_dir)
     multirun = run.mode is RunMode.MULTIRUN
     written = {} if multirun else files_in(folder)
+    earlier = state(folder / METRICS)
     all_points = Path(run.runtime.cwd, run.sweep.dir)  # the job may have changed the folder
     with job():
         if multirun:
@@ -106,7 +107,8 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
                 raise
         except Stopped as stop:
             if multirun:
-                record_failure(folder, stop)
+                if unfinished(folder) or state(folder / METRICS) == earlier:
+                    record_failure(folder, stop)
             else:
                 put_back(folder, written)
                 stop.kept = _kept(folder)

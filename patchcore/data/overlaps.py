@@ -182,4 +182,4 @@ def complaints(groups: Iterable[Group], tested: int) -> list[str]:
 
 def _example(pairs: list[tuple[Path, Path]]) -> str:
     path, other = min(pairs)
-    return f"such as {path} = {other}"
+    return f"such as {path}" if path == other else f"such as {path} = {other}"
