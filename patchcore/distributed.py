@@ -370,6 +370,8 @@ def accompany(work: Work, always: bool = False) -> None:
     connect_outside()
     while serve(work, process) and always:
         pass
+    if always:
+        dist.destroy_process_group()
 
 
 def part() -> None:
@@ -378,6 +380,7 @@ def part() -> None:
     if process is not None and process.rank == 0:
         connect_outside()
         _send(("end", None))
+        dist.destroy_process_group()
 
 
 def connect_outside() -> None:
