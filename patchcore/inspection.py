@@ -26,6 +26,7 @@ from patchcore.broken import Broken as Broken
 from patchcore.data.images import read_image
 from patchcore.errors import InputError, printable
 from patchcore.explanation import Nearest, cell_at, check_explains, nearest_nominal, own_crop
+from patchcore.machine import lacks_memory
 from patchcore.methods.counted import judged_pixels
 from patchcore.overlays import Map, Pictures, Pixels, beside, overlay
 
@@ -263,6 +264,8 @@ def _decode(inspector: Any, path: Path, limit: float | None = None) -> _Decoded 
         prepared = inspector.prepare(pixels)
     except InputError as error:
         return _broken(path, error)
+    except MemoryError:
+        return _broken(path, _too_large(pixels.shape))
     inputs = prepared if isinstance(prepared, tuple) else (prepared,)
     return _Decoded(path, pixels.shape[:2], inputs)
 
@@ -278,6 +281,14 @@ def read_pixels(inspector: Any, path: Path, limit: float | None = None) -> Pixel
 def _broken(path: Path, error: InputError) -> Broken:
     name, reason = printable(str(path)), str(error)
     return Broken(path, reason if reason.startswith(name) else f"{name}: {reason}")
+
+
+def _too_large(shape: Sequence[int]) -> InputError:
+    """Error of an image (height, width, …) that needs more memory than there is."""
+    return InputError(
+        f"there is too little memory to inspect {shape[1]}×{shape[0]} pixels, as the network gets "
+        "it: end other programs, or cut the image into parts"
+    )
 
 
 def _scored(
@@ -320,17 +331,19 @@ def _scores(inspector: Any, items: list[_Decoded | Broken]) -> Iterator[_Scored 
 
 
 def _batch(inspector: Any, items: list[_Decoded]) -> list[_Scored | Broken]:
-    """Score images of one size; if the model refuses them, score them one by one to find the bad
-    ones.
-    """
+    """Score images of one size; if that fails, one by one, to find those that cannot be scored."""
     if not items:
         return []
     each = zip(*(item.inputs for item in items), strict=True)
-    # One image alone, which may be large, is not copied.
-    batches = [torch.from_numpy(np.stack(x) if len(x) > 1 else x[0][None]) for x in each]
     try:
+        # One image alone, which may be large, is not copied.
+        batches = [torch.from_numpy(np.stack(x) if len(x) > 1 else x[0][None]) for x in each]
         found = inspector.score(batches[0] if len(batches) == 1 else batches)
-    except InputError as error:
+    except Exception as error:
+        if lacks_memory(error):
+            error = _too_large(items[0].inputs[0].shape)
+        if not isinstance(error, InputError):
+            raise
         if len(items) == 1:
             return [_broken(items[0].path, error)]
         return [result for item in items for result in _batch(inspector, [item])]

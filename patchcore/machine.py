@@ -1,6 +1,8 @@
 """Properties of the machine: memory that is still available, and the home folder."""
 
+import errno
 import os
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,6 +25,17 @@ def available_memory() -> int | None:
     """
     found = [each for each in (_of_the_machine(), _of_the_container()) if each is not None]
     return min(found, default=None)
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Return whether an error means that there was not enough memory, of the CPU or a GPU."""
+    torch = sys.modules.get("torch")  # not imported: the error is not PyTorch's
+    return (
+        isinstance(error, MemoryError)
+        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
 
 
 def _of_the_machine() -> int | None:

@@ -304,6 +304,7 @@ def test_png_files_with_missing_rows_are_refused(
             read_image(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*its alpha channel makes all of its pixels transparent")
 def test_rows_that_pillow_leaves_black_are_missed_in_no_format_of_pixels(tmp_path: Path) -> None:
     for kind, channels in {0: 1, 2: 3, 4: 2, 6: 4}.items():
         whole = b"".join(b"\0" + bytes(3 * channels) for _ in range(4))

@@ -253,6 +253,30 @@ def test_a_score_that_is_no_number_is_refused(model: PatchCore, parts: Path) -> 
     assert broken.reason == f"{parts / '1.png'}: its score or map is NaN or infinite"
 
 
+def test_an_image_beyond_the_memory_is_named_and_the_others_are_inspected(
+    model: PatchCore, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspector = Inspector(model, IMAGE)
+    score, error = inspector.score, RuntimeError("DefaultCPUAllocator: can't allocate memory: …")
+    dark = inspector.prepare(read_image(parts / "1.png"))
+
+    def scored(images: torch.Tensor) -> Any:
+        if any(np.array_equal(image, dark) for image in images.numpy()):
+            raise error
+        return score(images)
+
+    monkeypatch.setattr(inspector, "score", scored)
+    paths = [parts / f"{i}.png" for i in range(3)]
+    first, large, last = predict(inspector, paths)
+    assert isinstance(first, Inspection) and isinstance(last, Inspection)
+    assert isinstance(large, Broken)
+    told = "1.png: there is too little memory to inspect 64×64 pixels, as the network gets it: end"
+    assert told in large.reason
+    error.args = ("another error",)
+    with pytest.raises(RuntimeError, match="another error"):
+        list(predict(inspector, paths))
+
+
 def test_the_models_own_decision_is_used(model: PatchCore, parts: Path) -> None:
     nominal = torch.tensor([0.1, 0.2, 1e6], dtype=torch.float64)  # one of three scores as high
     decision = Decision(0.75, nominal, pixel_threshold=1e9, pixel_rate=0.0, folds=3)

@@ -2,12 +2,12 @@
 
 import errno
 import os
-import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
 
 from patchcore.errors import REMEDIES, lost_link
+from patchcore.machine import lacks_memory
 
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
@@ -42,11 +42,7 @@ def explain_shortage(error: Exception) -> str | None:
             "no further thread can be started: raise the limit of memory or of processes (ulimit "
             "-v, ulimit -u), or end other programs"
         )
-    torch = sys.modules.get("torch")  # not imported: the error is not PyTorch's
-    memory = isinstance(error, MemoryError)
-    memory |= torch is not None and isinstance(error, torch.OutOfMemoryError)
-    memory |= isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if memory or (isinstance(error, RuntimeError) and "can't allocate memory" in words):
+    if lacks_memory(error):
         return (
             "data.batch_size: there was not enough memory "
             f"({words[:150] or type(error).__name__}): lower data.batch_size, image.crop or "

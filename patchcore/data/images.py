@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from patchcore.data.completeness import check_complete
 from patchcore.data.depths import (
@@ -32,6 +32,8 @@ from patchcore.data.marks import marked_pixels, opaque_marks
 from patchcore.data.metadata import naming
 from patchcore.data.png import plain_png, scale_transparent_grey
 from patchcore.data.sample import Masks
+from patchcore.data.tiff import is_white_zero, prepare, stored_size
+from patchcore.data.transparency import is_transparent, over_black
 from patchcore.errors import InputError, above, broken_link, missing, unreadable
 
 LIMIT = 500.0  # most megapixels (10^6 pixels) of an image file, by default
@@ -118,8 +120,8 @@ def decode_image(path: Path, bits: int | None = None, limit: float = LIMIT) -> I
         warn_if_dark(path, _deepest_if_dark(file, image, path))
     if image.mode == "1":
         image = image.convert("L")
-    if image.has_transparency_data:
-        image = _over_black(image)
+    if is_transparent(image):
+        image = over_black(image, path)
     return image if image.mode == "L" else _rgb(image)
 
 
@@ -157,7 +159,8 @@ def image_size(path: Path, limit: float = LIMIT) -> tuple[int, int]:
     with _open(path, limit) as file:
         with _decoding(path):  # Exif data of a PNG file may follow its pixels
             turned = orientation(file) >= 5  # rows become columns
-        return (file.width, file.height) if turned else (file.height, file.width)
+        width, height = stored_size(file)
+        return (width, height) if turned else (height, width)
 
 
 @_named
@@ -262,7 +265,7 @@ def _mask_pixels(image: Image.Image, file: Image.Image) -> NDArray[Any]:
             return values
         alpha = np.where(values == key, 0, np.iinfo(values.dtype).max).astype(values.dtype)
         return np.stack([values, values, values, alpha], axis=-1)
-    if image.has_transparency_data:
+    if is_transparent(image):
         return np.array(image.convert("RGBA"))
     return np.array(image if image.mode == "L" else _rgb(image))
 
@@ -307,6 +310,7 @@ def _open(path: Path, limit: float) -> ImageFile.ImageFile:
         megapixels = image.width * image.height / 1e6
         if megapixels <= limit:
             number = frames(image, path)
+            prepare(image, path)
     except InputError:
         image.close()
         raise
@@ -347,7 +351,7 @@ def _upright(file: ImageFile.ImageFile, path: Path) -> Image.Image:
         upright = image = plain or file
         if orientation(image) != 1:  # or exif_transpose would copy it
             upright = ImageOps.exif_transpose(image)
-    if not _is_white_zero(image):
+    if not is_white_zero(image):
         return upright
     if image.mode == "F":
         raise InputError(
@@ -355,13 +359,6 @@ def _upright(file: ImageFile.ImageFile, path: Path) -> Image.Image:
             "for floating-point pixels; save it with 0 as black"
         )
     return Image.fromarray(0xFFFF - np.asarray(upright, dtype=np.uint16))
-
-
-def _is_white_zero(image: Image.Image) -> bool:
-    """Whether 0 is white in a TIFF file that Pillow does not invert, as it does those of 8 bits."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.mode not in ("I;16", "F"):
-        return False
-    return image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
@@ -421,11 +418,6 @@ def _deepest_if_dark(file: Image.Image, image: Image.Image, path: Path) -> int:
     deepest = int(deep_colours(file, path)[..., :3].max())
     # Colours of a file that declares less than 16 bits have been scaled.
     return deepest if abs(deepest / 257 - top) <= 1 else 0
-
-
-def _over_black(image: Image.Image) -> Image.Image:
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
