@@ -19,7 +19,9 @@ What an artifact holds
   the steps that made the model: first `fit`, then each `extend` and `remove`. `data` describes the
   data of the fit. `sources` are the paths of the training images by their numbers; each row of a
   memory has such a number. `pruned` are the paths of those that `method.pruning` left out; in
-  `sources`, null keeps their place.
+  `sources`, null keeps their place. `source_digests` and `pruned_digests` are the digests of these
+  files as they were read, by which their copies are noticed wherever the files are now. Null: the
+  image was removed, or an earlier version wrote the model, or the file was gone when it was saved.
 - `other_details`: names of the details that are not among these. Any further key is refused, since
   a newer version may have written it.
 
@@ -57,6 +59,7 @@ from patchcore.artifact_files import (
     REGION,
     check,
     check_details,
+    packed,
     read_tensors,
     write_folder,
 )
@@ -70,7 +73,7 @@ from patchcore.explanation import Crops
 from patchcore.identity import LIBRARIES, versions
 from patchcore.index import INDEXES
 from patchcore.index.exact import check_neighbours
-from patchcore.inspector import Inspector
+from patchcore.inspector import DIGESTS, Inspector, with_digests
 from patchcore.keeping import CROPS, weights_files
 from patchcore.methods import METHODS, Detector, Parts, build_detector
 from patchcore.methods.detector import Method
@@ -101,7 +104,8 @@ def save(
     """Write an artifact in one step; an existing one is replaced when the new one is complete.
 
     Args:
-        inspector: Its model is fitted. `details` get `versions` and `lineage` if they lack them.
+        inspector: Its model is fitted. `details` get `versions`, `lineage` and the digests of
+            `sources` if they lack them.
         folder: Made with its parents; nothing else may be in it.
         weights: Whether the networks' weights are kept inside.
         replace: Whether an existing artifact is replaced, and not refused.
@@ -196,6 +200,8 @@ def load_once(folder: Path, device: str | torch.device) -> Inspector:
             region = read_tensors(folder, REGION, description, "region")["region"].numpy()
         details = {key: description[key] for key in description if key not in MADE}
         check_details(details)
+        for key in DIGESTS.keys() & details:  # of an earlier version: the files may have changed
+            details.setdefault(DIGESTS[key], [None] * len(details[key]))
         inspector = Inspector(
             model.to(place), images, decision, details, description["precision"], region
         )
@@ -223,13 +229,13 @@ def _described(
         raise InputError("the model is not fitted: call fit with nominal images before save")
     own = _network_keys(model)
     state = {key: x for key, x in model.state_dict().items() if not key.startswith(own)}
-    tensors = {MODEL: _packed(state)}
+    tensors = {MODEL: packed(state)}
     described = []
     for number, (member, image) in enumerate(zip(members, inspector.images, strict=True)):
         network, file = member.backbone.network, None
         if weights:
             file = weights_files(len(members))[number]
-            tensors[file] = _packed(network.state_dict())
+            tensors[file] = packed(network.state_dict())
         described.append(
             {
                 "settings": plain_parts(member.parts),
@@ -247,11 +253,12 @@ def _described(
         tensors[CROPS] = inspector.crops.tensors()
     decision = inspector.decision
     if decision is not None:
-        tensors[DECISION] = _packed({"scores": decision.scores})
+        tensors[DECISION] = packed({"scores": decision.scores})
     if inspector.region is not None:
-        tensors[REGION] = _packed({"region": torch.from_numpy(inspector.region)})
-    given = {key: value for key, value in inspector.details.items() if key not in MADE}
-    check_details(plain(given))
+        tensors[REGION] = packed({"region": torch.from_numpy(inspector.region)})
+    given = plain({key: x for key, x in inspector.details.items() if key not in MADE})
+    check_details(given)
+    given = with_digests(given)
     made: dict[str, Any] = {
         "members": described,
         "scale": plain(model.config) if isinstance(model, Ensemble) else None,
@@ -261,7 +268,7 @@ def _described(
     }
     libraries = ("patchcore", "safetensors", *LIBRARIES)
     usual = {"data": {}, "metrics": {}, "versions": versions(libraries), "lineage": [step("fit")]}
-    return {**made, **plain({**usual, **given})}, tensors
+    return {**made, **plain(usual), **given}, tensors
 
 
 def step(name: str, **more: Any) -> dict[str, Any]:
@@ -313,18 +320,6 @@ def _drawn_digest(member: Detector) -> str:
     return tensors_digest(
         (key, x) for key, x in drawn if not (x.is_floating_point() or key.startswith(own))
     )
-
-
-def _packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors can hold them: on the CPU, in order, none sharing another's place."""
-    found: dict[str, Tensor] = {}
-    places = set()
-    for key, x in tensors.items():
-        x = x.detach().cpu().contiguous()
-        place = x.untyped_storage().data_ptr()
-        found[key] = x.clone() if place in places else x
-        places.add(place)
-    return found
 
 
 # --- what is read -----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchcore import sealed
 from patchcore.errors import InputError, unreadable
-from patchcore.inspector import PRUNED, SOURCES
+from patchcore.inspector import DIGESTS, PRUNED, SOURCES
 from patchcore.keeping import CROPS, weights_files
 from patchcore.outputs import EXPORT
 from patchcore.runfolder import DESCRIPTION, FOLDER
@@ -30,9 +30,10 @@ GIVEN = "other_details"
 """Key of artifact.yaml: names of the details that are not among `DETAILS`."""
 MADE = ("format", "members", "scale", "precision", "decision", "files", GIVEN)
 """Keys of artifact.yaml that follow from the model; the others are an inspector's `details`."""
-DETAILS = ("data", "metrics", "versions", "lineage", SOURCES, PRUNED)
+DETAILS = ("data", "metrics", "versions", "lineage", SOURCES, PRUNED, *DIGESTS.values())
 """Details with a meaning of their own."""
 _MAPPINGS = ("data", "metrics", "versions")  # of these; the others are lists
+_DIGEST = re.compile("[0-9a-f]{32}")
 _PATHS = ((SOURCES, str | None, "a path or null"), (PRUNED, str, "a path"))
 
 
@@ -115,6 +116,18 @@ def read_description(folder: Path) -> dict[str, Any]:
     return found
 
 
+def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors can hold them: on the CPU, in order, none sharing a place."""
+    found: dict[str, Tensor] = {}
+    places = set()
+    for key, x in tensors.items():
+        x = x.detach().cpu().contiguous()
+        place = x.untyped_storage().data_ptr()
+        found[key] = x.clone() if place in places else x
+        places.add(place)
+    return found
+
+
 def check_details(details: Mapping[str, Any]) -> None:
     """Refuse details with a meaning of their own that are of another type.
 
@@ -129,6 +142,15 @@ def check_details(details: Mapping[str, Any]) -> None:
         for number, each in enumerate(details.get(key, ())):
             if not isinstance(each, inner):
                 raise InputError(f"{key}.{number} must be {words}, got {shown(each)}")
+    for key, digests in DIGESTS.items():
+        for number, each in enumerate(found := details.get(digests, ())):
+            if each is not None and not (isinstance(each, str) and _DIGEST.fullmatch(each)):
+                words = "32 hexadecimal digits or null"
+                raise InputError(f"{digests}.{number} must be {words}, got {shown(each)}")
+        if digests in details and len(found) != (count := len(details.get(key, ()))):
+            raise InputError(
+                f"{digests} must have one entry for each of the {count} in {key}, got {len(found)}"
+            )
 
 
 def check(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -30,10 +31,18 @@ from patchcore import artifact
 from patchcore.arguments import check_kind, paths_of
 from patchcore.data.copies import reject_copies
 from patchcore.data.images import read_image
-from patchcore.digests import file_digest
+from patchcore.digests import Snapshot, file_digest
 from patchcore.errors import InputError, few, printable, unwritable
 from patchcore.explanation import cut_crops
-from patchcore.inspector import PRUNED, SOURCES, Inspector, poses_of
+from patchcore.inspector import (
+    DIGESTS,
+    PRUNED,
+    SOURCES,
+    Inspector,
+    held_images,
+    poses_of,
+    with_digests,
+)
 from patchcore.methods.detector import Prediction
 from patchcore.methods.ensemble import Ensemble, combined
 from patchcore.sealed import check_target, locked
@@ -99,15 +108,16 @@ def extend(
         raise InputError(f"{few([*map(printable, twice)])}: {told}")
     if not names:
         raise InputError("images: there are none to add")
+    snapshot = Snapshot.of(images)
     image = inspector.images[0]
     reject_copies(
         [Path(name) for name in names],
-        [Path(name) for name in sources if name],
+        held_images(inspector.details),
         lambda path: read_image(path, image.bits, image.limit),
     )
     each: list[list[Any]] = [[] for _ in inspector.members]
     sizes = []
-    for prepared in _batches(inspector, images, batch):
+    for prepared in _batches(inspector, images, batch, snapshot):
         sizes.append((prepared[0].shape[1], prepared[0].shape[2]))
         for batches, features in zip(each, inspector.embed(prepared), strict=True):
             batches.append(features)
@@ -122,6 +132,7 @@ def extend(
         crops = inspector.crops
         if crops is not None:
             crops = crops.joined(cut_crops(inspector, [*sources, *names], len(sources)))
+        snapshot.check()
     except InputError:
         model.load_state_dict(state)
         raise
@@ -138,7 +149,9 @@ def extend(
         pixels = inspector.counted_pixels()
         inspector.decision = widened(inspector.decision, predictions, pixels)
     change = Change(len(names), model.memory_patches - before, dropped=dropped)
-    _note(inspector, "extend", change, [*sources, *names])
+    added = [snapshot.digests[path] for path in images]
+    digests = [*_digests(inspector, len(sources)), *added]
+    _note(inspector, "extend", change, [*sources, *names], digests)
     return change
 
 
@@ -178,12 +191,11 @@ def remove(inspector: Inspector, images: Sequence[str | Path]) -> Change:
         inspector.crops = inspector.crops.without(numbers)
     gone = tuple(name for number in numbers if (name := sources[number]) is not None)
     change = Change(len(numbers), model.memory_patches - before, "images removed", gone, dropped)
-    _note(
-        inspector,
-        "remove",
-        change,
-        [None if number in numbers else name for number, name in enumerate(sources)],
+    kept, digests = (
+        [None if number in numbers else each for number, each in enumerate(values)]
+        for values in (sources, _digests(inspector, len(sources)))
     )
+    _note(inspector, "remove", change, kept, digests)
     return change
 
 
@@ -296,12 +308,15 @@ def _near(maps: Sequence[Tensor], threshold: float) -> tuple[Tensor, Tensor]:
     return falling, torch.cat(shares)[order]
 
 
-def _batches(inspector: Inspector, images: Sequence[Path], most: int) -> Iterator[list[Tensor]]:
+def _batches(
+    inspector: Inspector, images: Sequence[Path], most: int, snapshot: Snapshot
+) -> Iterator[list[Tensor]]:
     """Prepared images, [(B, h, w, 3) uint8 for each member], as long as they are of one size."""
     waiting: list[list[Tensor]] = []
     shapes: list[torch.Size] = []  # of those that wait, one for each member
+    image = inspector.image
     for path in images:
-        pixels = read_image(path, inspector.image.bits, inspector.image.limit)
+        pixels = snapshot.read([path], partial(read_image, path, image.bits, image.limit))
         try:
             found = inspector.prepare(pixels)
         except InputError as error:
@@ -322,6 +337,12 @@ def _sources(inspector: Inspector) -> list[str | None]:
     known = list(inspector.details.get(SOURCES, ()))
     had = max(member.images_had for member in inspector.members)
     return known + [None] * (had - len(known))
+
+
+def _digests(inspector: Inspector, count: int) -> list[str | None]:
+    """Digest of each of `_sources`, of which there are `count`."""
+    known = list(with_digests(inspector.details).get(DIGESTS[SOURCES], ()))
+    return known + [None] * (count - len(known))
 
 
 def _number(sources: Sequence[str | None], pruned: Sequence[str], path: str | Path) -> int:
@@ -350,7 +371,13 @@ def _number(sources: Sequence[str | None], pruned: Sequence[str], path: str | Pa
     raise InputError(f"{shown}: is not among the images in the model's memory bank")
 
 
-def _note(inspector: Inspector, step: str, change: Change, sources: Sequence[str | None]) -> None:
+def _note(
+    inspector: Inspector,
+    step: str,
+    change: Change,
+    sources: Sequence[str | None],
+    digests: Sequence[str | None],
+) -> None:
     """Tell of a change in the details; metrics of the model as it was belong to its past."""
     details = inspector.details
     entry = artifact.step(
@@ -361,6 +388,14 @@ def _note(inspector: Inspector, step: str, change: Change, sources: Sequence[str
         metrics_before=details.get("metrics", {}),
     )
     lineage = [*details.get("lineage", [artifact.step("fit")]), entry]
-    details.update({SOURCES: list(sources), "metrics": {}, "lineage": lineage})
+    details.update(with_digests(details))
+    added = {*digests} - {*details.get(DIGESTS[SOURCES], ())}
+    details.update({SOURCES: list(sources), DIGESTS[SOURCES]: list(digests)})
+    details.update({"metrics": {}, "lineage": lineage})
     if PRUNED in details:  # unless they have been added
-        details[PRUNED] = [name for name in details[PRUNED] if name not in sources]
+        left = [
+            (name, digest)
+            for name, digest in zip(details[PRUNED], details[DIGESTS[PRUNED]], strict=True)
+            if name not in sources and (digest is None or digest not in added)
+        ]
+        details[PRUNED], details[DIGESTS[PRUNED]] = ([x[i] for x in left] for i in range(2))

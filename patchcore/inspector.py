@@ -5,7 +5,8 @@ pixels of a file → prepare → score → place
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from patchcore.arguments import check_kind
 from patchcore.data.transforms import ImageConfig, Pixels, build_preparation, offset_and_scale
+from patchcore.digests import file_digest
 from patchcore.errors import InputError, printable
 from patchcore.methods.counted import counted_by_all, counted_cells
 from patchcore.methods.detector import Detector, Method, Prediction
@@ -34,6 +36,8 @@ SOURCES = "sources"
 """Key of the details: path of each training image by its number, null where it was removed."""
 PRUNED = "pruned"
 """Key of the details: paths of the training images that `method.pruning` left out."""
+DIGESTS = {SOURCES: "source_digests", PRUNED: "pruned_digests"}
+"""Keys of the details: digest of each of these files; null where it is not known."""
 POSES = "poses"
 """Key of the details' `data`: in how many poses each training image is remembered, if several."""
 MOVED = "moved"
@@ -339,6 +343,48 @@ def is_moved(inspector: Any) -> bool:
     return bool(_data_of(inspector).get(MOVED, False))
 
 
+def held_images(details: Mapping[str, Any]) -> list[tuple[Path, str | None]]:
+    """Return the path of each image that a model holds, and the digest of its file.
+
+    Images without a known path are left out; the digest is None where it was not recorded.
+    """
+    sources = details.get(SOURCES) or ()
+    digests = [*(details.get(DIGESTS[SOURCES]) or ()), *[None] * len(sources)]
+    each = zip(sources, digests, strict=False)
+    return [(Path(name), digest) for name, digest in each if name is not None]
+
+
+def with_digests(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Return details with `DIGESTS` of the files that are there now, unless they have them."""
+    found = dict(details)
+    for key, digests in DIGESTS.items():
+        if key in details and digests not in details:
+            with ThreadPoolExecutor() as pool:
+                found[digests] = list(pool.map(_digest, details[key]))
+    return found
+
+
+def _digest(name: str | None) -> str | None:
+    try:
+        return None if name is None else file_digest(Path(name))
+    except (InputError, ValueError):  # a path may not hold a null character
+        return None
+
+
+def without_pruned(details: Mapping[str, Any], numbers: Iterable[int]) -> dict[str, Any]:
+    """Return details in which the images of these numbers are `PRUNED`, and no longer `SOURCES`."""
+    sources = list(details.get(SOURCES) or ())
+    left = [n for n in numbers if n < len(sources) and sources[n] is not None]
+    found = dict(details)
+    for key, to in ((SOURCES, PRUNED), (DIGESTS[SOURCES], DIGESTS[PRUNED])):
+        if left and key in details:
+            each = list(details[key])
+            before = details.get(to, [None] * len(details.get(PRUNED, ())))
+            found[key] = [None if n in left else value for n, value in enumerate(each)]
+            found[to] = [*before, *(each[n] for n in left)]
+    return found
+
+
 def _data_of(inspector: Any) -> Mapping[str, Any]:
     data = inspector.details.get("data")
     return data if isinstance(data, Mapping) else {}
@@ -347,12 +393,7 @@ def _data_of(inspector: Any) -> Mapping[str, Any]:
 def _without_left_out(details: Mapping[str, Any], members: Sequence[Detector]) -> dict[str, Any]:
     """Details in which images that no member remembers are `PRUNED`, and no longer `SOURCES`."""
     numbers = sorted(set.intersection(*(set(member.left_out) for member in members)))
-    sources = list(details.get(SOURCES) or ()) if numbers else []
-    left = {n: sources[n] for n in numbers if n < len(sources) and sources[n] is not None}
-    if not left:
-        return dict(details)
-    kept = [None if number in left else name for number, name in enumerate(sources)]
-    return {**details, SOURCES: kept, PRUNED: [*details.get(PRUNED, ()), *left.values()]}
+    return without_pruned(details, numbers)
 
 
 def _usual_image(member: Detector) -> ImageConfig:

@@ -18,7 +18,7 @@ from patchcore.data.sets import DATA_SETS
 from patchcore.data.transforms import AugmentConfig
 from patchcore.errors import InputError
 from patchcore.export import ExportedModel
-from patchcore.inspector import SOURCES, Inspector
+from patchcore.inspector import Inspector, held_images
 from patchcore.module import Batch, Pair, ScoringModule
 from patchcore.report.run import Run
 from patchcore.settings import plain
@@ -94,7 +94,7 @@ def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
             "only one: test them with patchcore train"
         )
     split = data.read()
-    check_known(inspector.details.get(SOURCES) or (), split)
+    check_known(held_images(inspector.details), split)
     if isinstance(inspector, Inspector) and inspector.region is not None:
         for sample in split.test:
             inspector.check_size(sample.path, image_size(sample.path, inspector.image.limit))

@@ -16,7 +16,7 @@ from patchcore.data.sets import DATA_SETS
 from patchcore.decision import Decision
 from patchcore.errors import InputError
 from patchcore.explanation import cut_crops
-from patchcore.inspector import MOVED, POSES, PRUNED, SOURCES, Inspector
+from patchcore.inspector import DIGESTS, MOVED, POSES, SOURCES, Inspector, without_pruned
 from patchcore.keeping import Keep
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
@@ -57,7 +57,7 @@ def write_artifact(
         model.scales = list(scales)
     details: dict[str, Any] = {
         "data": _data(config, split, provenance),
-        SOURCES: [str(sample.path.absolute()) for sample in split.train],
+        **_images(split),
         "metrics": record,
         "lineage": [step("fit", images=len(split.train), fingerprint=provenance["fingerprint"])],
     }
@@ -176,15 +176,20 @@ def _of_this_run(
         for member, own in zip(found["members"], config.members(), strict=True)
     ]
     told = {**found, "members": members, "data": plain(_data(config, split, provenance))}
-    paths = [str(sample.path.absolute()) for sample in split.train]
     before = found.get(SOURCES) or ()
-    if len(before) == len(paths):
-        told[SOURCES] = [
-            None if name is None else path for name, path in zip(before, paths, strict=True)
-        ]
-        if PRUNED in found:
-            told[PRUNED] = [path for name, path in zip(before, paths, strict=True) if name is None]
+    if len(before) == len(split.train):
+        pruned = [number for number, name in enumerate(before) if name is None]
+        told.update(without_pruned(_images(split), pruned))
     return told
+
+
+def _images(split: Split) -> dict[str, Any]:
+    """Details about the training images: absolute paths, and digests of the files as read."""
+    paths = [sample.path for sample in split.train]
+    return {
+        SOURCES: [str(path.absolute()) for path in paths],
+        DIGESTS[SOURCES]: [split.contents_of(path) for path in paths],
+    }
 
 
 def _placed(data: DataConfig) -> DataConfig:

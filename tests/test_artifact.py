@@ -415,9 +415,30 @@ def test_a_value_that_no_decision_has_is_told_with_its_key(
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("source_digests", {"a": 1}, "must be a list, got {'a': 1}"),
+        ("source_digests", [], r"must have one entry for each of the 1 in sources, got 0$"),
+        ("source_digests", [None, None], r"must have one entry for each of the 1 in .*, got 2$"),
+        ("source_digests", [5], r"\.0 must be 32 hexadecimal digits or null, got 5$"),
+        ("source_digests", ["g" * 32], r"\.0 must be 32 hexadecimal digits or null, got 'g+"),
+        ("pruned_digests", ["ab"], r"\.0 must be 32 hexadecimal digits or null, got 'ab'$"),
+        ("pruned_digests", [], r"must have one entry for each of the 1 in pruned, got 0$"),
+    ],
+)
+def test_damaged_digests_of_images_are_told_with_their_key(
+    decided: Path, key: str, value: Any, told: str, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(decided, tmp_path / "model")
+    rewritten(folder, lambda x: x.update({key: value}))
+    with pytest.raises(InputError, match=rf"^{folder}/artifact\.yaml: {key} ?{told}"):
+        load(folder)
+
+
 FIELDS = (
     *("format", "members", "scale", "precision", "decision", "other_details", "data", "metrics"),
-    *("versions", "lineage", "sources", "pruned", "files"),
+    *("versions", "lineage", "sources", "pruned", "source_digests", "pruned_digests", "files"),
 )
 
 

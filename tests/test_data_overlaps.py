@@ -23,6 +23,7 @@ from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.overlaps import check_known, check_pictures
 from patchcore.data.sample import Sample, Split
 from patchcore.data.visa import VisAConfig
+from patchcore.digests import file_digest
 from patchcore.errors import InputError
 from tests.images import write_image, write_mask, write_mvtec
 from tests.runs import config
@@ -193,18 +194,51 @@ def test_images_that_a_model_was_fitted_to_are_told_by_its_test(tmp_path: Path) 
     write_own(tmp_path)
     shutil.copytree(tmp_path / "good", tmp_path / "held")
     split = own(tmp_path).read()
-    copied = [str(path) for path in sorted((tmp_path / "held").rglob("*.png"))]
-    check_known([None, *copied, str(tmp_path / "gone.png")], split)  # none is among the test's
-    check_known(map(str, [sample.path for sample in split.train]), split)
-    fitted = str(tmp_path / "held/9.png")
+    copied = [(path, None) for path in sorted((tmp_path / "held").rglob("*.png"))]
+    check_known(copied, split)  # none is among the test's
+    check_known([(sample.path, None) for sample in split.train], split)
+    fitted = tmp_path / "held/9.png"
     shutil.copy(split.test[0].path, fitted)
-    for source, copy in {fitted: f" = {fitted}", str(split.test[0].path): ""}.items():
-        with pytest.warns(
-            UserWarning,
-            match=rf"^data: test images that the model was fitted to: 1 of {len(split.test)} "
-            rf"\(such as {split.test[0].path}{copy}\); ",
-        ):
-            check_known([source], split)
+    for source, copy in {fitted: f" = {fitted}", split.test[0].path: ""}.items():
+        with pytest.warns(UserWarning, match=told_of(split, copy)):
+            check_known([(source, None)], split)
+
+
+def told_of(split: Split, copy: str) -> str:
+    """Pattern of the warning of a model that was fitted to the first test image."""
+    return (
+        rf"^data: test images that the model was fitted to: 1 of {len(split.test)} "
+        rf"\(such as {split.test[0].path}{copy}\); "
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_images_that_a_model_was_fitted_to_are_told_wherever_they_are_now(tmp_path: Path) -> None:
+    write_own(tmp_path)
+    split = own(tmp_path).read()
+    gone, digests = tmp_path / "gone.png", [file_digest(sample.path) for sample in split.test]
+    for held in ([(gone, digests[0])], [(gone, digests[0]), (tmp_path / "twin.png", digests[0])]):
+        with pytest.warns(UserWarning, match=told_of(split, f" = {gone}")):
+            check_known(held, split)
+    check_known([(sample.path, file_digest(sample.path)) for sample in split.train], split)
+    check_known([(split.test[0].path, file_digest(split.train[0].path))], split)  # was replaced
+    words = (
+        "^model: copies of 2 of its 3 images are not noticed, .* and their files are gone "
+        rf"\(such as {gone}\): "
+    )
+    with pytest.warns(UserWarning, match=words):
+        check_known([(tmp_path / "x.png", None), (gone, None), (gone, digests[0][::-1])], split)
+
+
+@pytest.mark.filterwarnings("error")
+def test_test_images_that_are_training_images_are_told_once(tmp_path: Path) -> None:
+    write_own(tmp_path)
+    shutil.copy(tmp_path / "good/0.png", tmp_path / "fine/0.png")
+    with pytest.warns(UserWarning, match="^data: test images that are training images too: 1 of"):
+        split = own(tmp_path).read()
+    for digest in (file_digest(tmp_path / "good/0.png"), None):
+        for path in (tmp_path / "good/0.png", Path(shutil.copy(tmp_path / "good/0.png", tmp_path))):
+            check_known([(path, digest)], split)
 
 
 def test_pictures_of_one_size_are_not_taken_for_equal(tmp_path: Path) -> None:

@@ -37,12 +37,13 @@ from patchcore.data.generated import GeneratedConfig
 from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
+from patchcore.digests import file_digest
 from patchcore.export import FORMATS, Parity, export, load_export, load_model
 from patchcore.export.formats import OnnxFormat
 from patchcore.export.graph import traced_graph
 from patchcore.export.parity import compared
 from patchcore.extend import change_artifact
-from patchcore.inspector import Inspector
+from patchcore.inspector import DIGESTS, SOURCES, Inspector
 from patchcore.measuring import kept_data, measure
 from patchcore.sealed import rewrite_description
 from tests.images import write_image
@@ -440,6 +441,32 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "compared with the model on training images, through torch:" in done.out
     assert f"torch: {root / 'model-torch'} (" in done.out
     return root
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_export_knows_the_images_that_its_model_was_fitted_to(
+    tmp_path: Path, saved: bool
+) -> None:
+    details = {"data": write_data(tmp_path / "data")}
+    data, path = kept_data(details), tmp_path / "old.png"
+    assert data is not None
+    shutil.copy(tmp_path / "data/more/1.png", path)
+    python = inspector(small(), details={**details, SOURCES: [str(path), None]})
+    if saved:
+        python.save(tmp_path / "model")
+        path.rename(tmp_path / "new.png")
+        python = load_model(tmp_path / "model")
+    export(python, tmp_path / "export", "torch")
+    path.unlink(missing_ok=True)
+    loaded = load_export(tmp_path / "export")
+    digests = [file_digest(tmp_path / "data/more/1.png"), None]
+    assert loaded.details[DIGESTS[SOURCES]] == digests
+    words = (
+        r"^data: test images that the model was fitted to: 1 of 4 "
+        rf"\(such as {tmp_path}/data/more/1\.png = {path}\); "
+    )
+    with pytest.warns(UserWarning, match=words):
+        measure(loaded, data)
 
 
 def test_an_export_is_made_again_after_an_extension(

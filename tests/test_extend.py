@@ -36,13 +36,15 @@ from patchcore.data.images import read_image
 from patchcore.data.transforms import ImageConfig, build_transform
 from patchcore.data.view import View
 from patchcore.decision import decide
+from patchcore.digests import ChangedError, file_digest
 from patchcore.export import load_model
 from patchcore.extend import Change, change_artifact, extend, remove, widened
 from patchcore.index import FaissIVFPQConfig, TorchIndexConfig, nearest_rows
-from patchcore.inspector import SOURCES
+from patchcore.inspector import DIGESTS, SOURCES
 from patchcore.methods import METHODS, Parts, PatchCoreConfig, SpadeConfig, build_detector
 from patchcore.methods.detector import Fitting, MethodConfig, Prediction
 from patchcore.scoring import Distance
+from patchcore.sealed import rewrite_description
 from tests import reference
 from tests.images import write_image
 from tests.processes import limited
@@ -419,6 +421,121 @@ def test_what_cannot_be_done_leaves_the_artifact(
     refused("0 patches would be left", [], ["0.png", "1.png", "2.png", "3.png"])
     refused("count must be at most", [files[4]], count=10**6)
     refused("none to add, and none to remove")
+
+
+def fitted(folder: Path, images: list[Path], name: str = "spade") -> Path:
+    """Artifact of a method fitted to images."""
+    model = build(name).fit(torch.cat([inputs(path) for path in images]))
+    details = {SOURCES: [str(path) for path in images]}
+    model.save(folder, image=IMAGE, details=details, weights=True)
+    return folder
+
+
+def copied(images: list[Path], folder: Path) -> list[Path]:
+    folder.mkdir()
+    return [Path(shutil.copy(path, folder)) for path in images]
+
+
+@pytest.mark.parametrize("name", ["patchcore", "spade", "ensemble"])
+def test_images_of_the_model_are_known_wherever_their_files_are(
+    files: list[Path], name: str, tmp_path: Path
+) -> None:
+    old = copied(files[:4], tmp_path / "old")
+    folder = fitted(tmp_path / "model", old, name)
+    before = (folder / "artifact.yaml").read_bytes()
+    digests = [file_digest(path) for path in files]
+    assert load(folder).details[DIGESTS[SOURCES]] == digests[:4]
+    new = [path.rename(tmp_path / path.name) for path in old]
+    told = f"{new[1]}: has the contents of {old[1]}, which is in the model already: leave it out"
+    with pytest.raises(InputError, match=f"^{told}$"):
+        change_artifact(folder, [files[4], new[1]])
+    with pytest.raises(InputError, match=r"/0\.png: has the .* and 1 more are copies, too: leave"):
+        change_artifact(folder, new)
+    assert (folder / "artifact.yaml").read_bytes() == before
+
+    change_artifact(folder, [new[1]], removed=[old[1]])
+    change_artifact(folder, [files[4]])
+    found = load(folder).details
+    assert found[SOURCES] == [
+        *(str(old[0]), None, str(old[2]), str(old[3])),
+        *(str(new[1]), str(files[4])),
+    ]
+    assert found[DIGESTS[SOURCES]] == [digests[0], None, *digests[2:4], digests[1], digests[4]]
+    new[1].unlink()
+    with pytest.raises(InputError, match=f"^{files[1]}: has the contents of {new[1]}, which is in"):
+        change_artifact(folder, [files[1]])
+
+
+def test_a_copy_that_the_model_holds_twice_is_in_it_until_both_are_removed(
+    files: list[Path], tmp_path: Path
+) -> None:
+    old = copied(files[:3], tmp_path / "old")
+    folder = fitted(tmp_path / "model", [*old, Path(shutil.copy(old[0], tmp_path / "twin.png"))])
+    shutil.rmtree(tmp_path / "old")
+    (tmp_path / "twin.png").unlink()
+    with pytest.raises(InputError, match=f"^{files[0]}: has the contents of {old[0]}, which is"):
+        change_artifact(folder, [files[0]])
+    with pytest.raises(InputError, match=f"has the contents of {tmp_path}/twin.png, which is"):
+        change_artifact(folder, [files[0]], removed=["old/0.png"])
+    _, changes = change_artifact(folder, [files[0]], removed=["old/0.png", "twin.png"])
+    assert [change.images for change in changes] == [2, 1]
+
+
+def test_a_file_that_was_replaced_is_no_longer_an_image_of_the_model(
+    files: list[Path], tmp_path: Path
+) -> None:
+    old = copied(files[:3], tmp_path / "old")
+    folder = fitted(tmp_path / "model", old)
+    shutil.copy(files[4], old[0])
+    with pytest.raises(InputError, match=f"^{files[0]}: has the contents of {old[0]}, which is"):
+        change_artifact(folder, [files[0]])
+    with pytest.raises(InputError, match=f"^{old[0]}: is in the model already"):
+        change_artifact(folder, [old[0]])
+    old[0].unlink()
+    assert change_artifact(folder, [files[4]])[1][0].images == 1
+
+
+def test_a_model_of_an_earlier_version_knows_the_files_that_are_there(
+    files: list[Path], tmp_path: Path
+) -> None:
+    old = copied(files[:4], tmp_path / "old")
+    folder = fitted(tmp_path / "model", old)
+    description = read_description(folder)
+    del description[DIGESTS[SOURCES]]
+    rewrite_description(folder, "artifact.yaml", description)
+    assert load(folder).details[DIGESTS[SOURCES]] == [None] * 4
+    change_artifact(folder, [files[4]], output=tmp_path / "silent")  # a warning would be an error
+    with pytest.raises(InputError, match=f"^{files[1]}: has the contents of {old[1]}, which is in"):
+        change_artifact(folder, [files[1]])
+    for path in old[2:]:
+        path.unlink()
+    words = (
+        "^model: copies of 2 of its 4 images are not noticed, as their contents were not recorded "
+        rf"and their files are gone \(such as {old[2]}\): restore the files, or fit again$"
+    )
+    with pytest.warns(UserWarning, match=words):
+        change_artifact(folder, [files[2], files[4]])
+    digests = load(folder).details[DIGESTS[SOURCES]]
+    assert digests == [None] * 4 + [file_digest(files[2]), file_digest(files[4])]
+
+
+def test_a_file_that_changes_while_it_is_added_is_not_added(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fitted(tmp_path / "model", files[:3])
+    inspector, path = load(folder), Path(shutil.copy(files[4], tmp_path / "new.png"))
+    before = {key: x.clone() for key, x in inspector.model.memories.items()}
+    embed = inspector.embed
+
+    def change(batch: Any) -> Any:
+        shutil.copy(files[5], path)
+        return embed(batch)
+
+    monkeypatch.setattr(inspector, "embed", change)
+    with pytest.raises(ChangedError, match=f"^{path}: the file changed"):
+        extend(inspector, [path])
+    assert all(torch.equal(inspector.model.memories[key], x) for key, x in before.items())
+    assert len(inspector.details[SOURCES]) == 3
 
 
 def test_a_name_that_several_images_have_must_be_longer(tmp_path: Path) -> None:

@@ -26,13 +26,14 @@ from patchcore.commands.overrides import as_typed
 from patchcore.commands.sweep import Multirun, _setting, _tell_best
 from patchcore.config import Config, Objective
 from patchcore.data.images import read_image
-from patchcore.digests import digest
+from patchcore.data.mvtec import MVTecConfig
+from patchcore.digests import digest, file_digest
 from patchcore.extend import extend
 from patchcore.keeping import POINT_OF, ArtifactConfig, Contest, Keep, Keeper, holders
 from patchcore.methods import Detector, PatchCoreConfig
-from patchcore.run_artifact import write_artifact
+from patchcore.run_artifact import _images, write_artifact
 from patchcore.runfolder import listed
-from tests.images import write_mvtec
+from tests.images import write_image, write_mvtec
 from tests.processes import execute
 from tests.run_folders import write_run
 from tests.runs import TINY, Outcome, config, patchcore
@@ -192,9 +193,21 @@ def test_an_artifact_tells_of_its_run(root: Path, tmp_path: Path) -> None:
     data = details["data"]
     assert (data["set"], data["settings"]["category"]) == ("mvtec", "nut")
     assert (data["train_images"], data["test_images"]) == (4, 5)
+    paths = sorted((root / "nut/train/good").iterdir())
+    assert details["sources"] == [str(path) for path in paths]
+    assert details["source_digests"] == [file_digest(path) for path in paths]
     (fit,) = details["lineage"]
     assert fit["fingerprint"] == (folder / "fingerprint.txt").read_text().strip()
     assert {"artifact/artifact.yaml", "artifact/model.safetensors"} < set(listed(folder))
+
+
+def test_digests_of_images_are_those_that_the_run_read(tmp_path: Path) -> None:
+    split = MVTecConfig(root=str(write_mvtec(tmp_path).parent), category="nut").read().recorded()
+    paths = [sample.path for sample in split.train]
+    digests = [file_digest(path) for path in paths]
+    write_image(paths[0], (50, 50), 99)
+    paths[1].unlink()
+    assert _images(split) == {"sources": list(map(str, paths)), "source_digests": digests}
 
 
 def test_a_finished_run_is_made_again_only_for_an_artifact_that_it_lacks(

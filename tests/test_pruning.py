@@ -33,9 +33,10 @@ from patchcore.coreset import Start
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
 from patchcore.decision import DecisionConfig
+from patchcore.digests import file_digest
 from patchcore.extend import change_artifact
 from patchcore.identity import order_key
-from patchcore.inspector import PRUNED, SOURCES
+from patchcore.inspector import DIGESTS, PRUNED, SOURCES
 from patchcore.keeping import ArtifactConfig, Keep
 from patchcore.member_settings import EnsembleConfig, MemberConfig
 from patchcore.methods import Parts, PatchCoreConfig, build_detector
@@ -270,6 +271,9 @@ def test_a_pruned_image_is_not_in_the_model(tmp_path: Path) -> None:
         inspector = load(folder)
         assert inspector.members[0].left_out == (out,) and inspector.members[0].images_had >= 13
         assert (inspector.details[SOURCES], inspector.details[PRUNED]) == (sources, pruned)
+        for key, names in ((SOURCES, sources), (PRUNED, pruned)):
+            digests = [None if name is None else file_digest(Path(name)) for name in names]
+            assert inspector.details[DIGESTS[key]] == digests
 
     check(kept, [paths[out]])
     for asked in (name, paths[out]):
@@ -283,6 +287,18 @@ def test_a_pruned_image_is_not_in_the_model(tmp_path: Path) -> None:
     check([*kept, None], [])
 
 
+def test_a_pruned_image_is_known_by_its_contents_when_it_is_added(tmp_path: Path) -> None:
+    write_contaminated(tmp_path)
+    settings = {"method": PatchCoreConfig(pruning=2), "artifact": ArtifactConfig(Keep.all)}
+    run(contaminated(tmp_path, **settings), tmp_path / "run")
+    folder = tmp_path / "run/artifact"
+    (pruned,) = load(folder).details[PRUNED]
+    change_artifact(folder, [Path(pruned).rename(tmp_path / "moved.png")])
+    details = load(folder).details
+    assert details[SOURCES][-1] == str(tmp_path / "moved.png")
+    assert (details[PRUNED], details[DIGESTS[PRUNED]]) == ([], [])
+
+
 def test_the_last_image_is_pruned_and_its_number_is_not_given_again() -> None:
     generator = torch.Generator().manual_seed(0)
     batch = 0.01 * torch.randn(8, 3, 32, 32, generator=generator)
@@ -293,6 +309,10 @@ def test_the_last_image_is_pruned_and_its_number_is_not_given_again() -> None:
     inspector = Inspector(model, details={SOURCES: names})
     assert inspector.details == {SOURCES: [*names[:7], None], PRUNED: names[7:]}
     assert Inspector(model, details=inspector.details).details == inspector.details
+    digests = [f"{number:032x}" for number in range(8)]
+    known = Inspector(model, details={SOURCES: names, DIGESTS[SOURCES]: digests}).details
+    assert known[DIGESTS[SOURCES]] == [*digests[:7], None]
+    assert known[DIGESTS[PRUNED]] == digests[7:]
     both = Ensemble([model, detector().fit(batch)])  # one of which remembers it
     assert Inspector(both, details={SOURCES: names}).details == {SOURCES: names}
 

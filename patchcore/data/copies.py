@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchcore.data.images import image_size
-from patchcore.data.overlaps import Group, complaints, equal_files
+from patchcore.data.overlaps import Group, Held, complaints, held_copies, tell_unknown
 from patchcore.digests import pixels_digest
 from patchcore.errors import InputError, few, printable
 
@@ -19,13 +19,14 @@ T = TypeVar("T")
 
 
 def reject_copies(
-    added: Sequence[Path], held: Iterable[Path], read: Callable[[Path], NDArray[np.uint8]]
+    added: Sequence[Path], held: Held, read: Callable[[Path], NDArray[np.uint8]]
 ) -> None:
     """Refuse copies of images that a model holds; warn about copies among those to add.
 
     The model would find its own patches in such a copy, so its score would say nothing of parts to
-    come. Images of the model are compared as far as their files are still there: first the files,
-    and then the pixels, which a file of another format or compression may hold as well.
+    come. First the contents of the files are compared: see `held_copies`. Then the pixels, which a
+    file of another format or compression may hold as well, as far as the files of the model's
+    images are still there.
 
     Args:
         added: Images to add.
@@ -35,24 +36,24 @@ def reject_copies(
     Raises:
         InputError: an image is a copy of one that the model holds, or is unreadable.
     """
-    known = [("held", path) for path in held if path.is_file()]
-    new = [("training", path) for path in added]
-    _reject_held(equal_files([*known, *new]), "has the contents of")
-    groups = _equal_pictures(known, new, read)
-    _reject_held(groups, "has the same pixels as")
-    for text in complaints(groups, 0):
-        warnings.warn(printable(f"images: {text}"), stacklevel=3)
-
-
-def _reject_held(groups: Iterable[Group], same: str) -> None:
-    """Refuse groups of copies whose first member a model holds."""
-    known = [
+    _reject_held(held_copies(held, added), "has the contents of")
+    known = [("held", path) for path, _ in held if path.is_file()]
+    groups = _equal_pictures(known, [("training", path) for path in added], read)
+    pairs = [
         (path, group[0][1])
         for group in groups
         if group[0][0] == "held"
         for role, path in group
         if role != "held"
     ]
+    _reject_held(pairs, "has the same pixels as")
+    tell_unknown(held)
+    for text in complaints(groups, 0):
+        warnings.warn(printable(f"images: {text}"), stacklevel=3)
+
+
+def _reject_held(known: Sequence[tuple[Path, Path]], same: str) -> None:
+    """Refuse copies, each given with the image that a model holds."""
     if known:
         (path, other), *rest = sorted(known)
         told = ": leave it out"

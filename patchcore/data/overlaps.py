@@ -1,6 +1,5 @@
 """Comparison of a split's files with one another: files with two roles, and equal pictures."""
 
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
 
 Group = list[tuple[str, Path]]
 """Roles and paths of files, compared with one another."""
+Held = Sequence[tuple[Path, str | None]]
+"""Images that a model holds: the path of each, and the digest of its file if it was recorded."""
 
 
 def check_overlaps(train: "Sequence[Sample]", test: "Sequence[Sample]") -> None:
@@ -82,28 +83,25 @@ def check_pictures(split: "Split", held_out: bool = False) -> None:
         )
 
 
-def check_known(sources: Iterable[str | None], split: "Split") -> None:
+def check_known(held: Held, split: "Split") -> None:
     """Warn about test images to which a model was fitted, and about copies of these.
 
-    Images are compared by the contents of their files. Training images of the split are left out,
-    as they were compared with its test images when it was read.
+    Images are compared by the contents of their files: see `held_copies`. Test images that are
+    training images of the split, too, are left out, as `check_overlaps` tells of them.
 
     Args:
-        sources: Paths of the images to which the model was fitted, as far as they are known.
+        held: Images to which the model was fitted, as far as they are known.
         split: Images of the test.
 
     Raises:
         InputError: a file is unreadable.
     """
-    compared = {sample.path.absolute() for sample in split.train}
-    fitted = {Path(path) for path in sources if path is not None and os.path.isfile(path)}
-    roles: Group = [("fitted", path) for path in sorted(fitted - compared)]
-    known = [
-        (path, group[0][1])
-        for group in equal_files([*roles, *(("test", sample.path) for sample in split.test)])
-        for role, path in group
-        if group[0][0] == "fitted" and role == "test"
-    ]
+    known = held_copies(held, [sample.path for sample in split.test])
+    trained: Group = [("training", sample.path) for sample in split.train] if known else []
+    groups = equal_files([*trained, *(("test", path) for path, _ in known)])
+    told = {path for group in groups if group[0][0] == "training" for _, path in group}
+    known = [(path, other) for path, other in known if path not in told]
+    tell_unknown(held)
     if known:
         warnings.warn(
             printable(
@@ -112,6 +110,49 @@ def check_known(sources: Iterable[str | None], split: "Split") -> None:
                 "parts: leave them out"
             ),
             stacklevel=2,
+        )
+
+
+def held_copies(held: Held, paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """Return each of the files that a model holds, or a copy of which, with the path in the model.
+
+    Images of the model are compared by their recorded digests, wherever their files are now. Those
+    without one are compared as far as their files are still there.
+
+    Args:
+        held: Images that the model holds.
+        paths: Files to compare with these.
+
+    Raises:
+        InputError: a file is unreadable.
+    """
+    recorded = {digest: path for path, digest in sorted(held, reverse=True, key=_path) if digest}
+    digests = file_digests(paths) if recorded else {}
+    first = {path: recorded[each] for path, each in digests.items() if each in recorded}
+    there = sorted({path for path, digest in held if digest is None and path.is_file()})
+    groups = equal_files([*(("held", path) for path in there), *(("", path) for path in paths)])
+    for (role, path), *others in groups:
+        if role == "held":
+            first |= {other: path for own, other in others if own != "held" and other not in first}
+    return [(path, first[path]) for path in paths if path in first]
+
+
+def _path(image: tuple[Path, str | None]) -> Path:
+    return image[0]
+
+
+def tell_unknown(held: Held) -> None:
+    """Warn about images of a model whose copies `held_copies` cannot find."""
+    gone = [path for path, digest in held if digest is None and not path.is_file()]
+    if gone:
+        is_or_are = "file is" if len(gone) == 1 else "files are"
+        warnings.warn(
+            printable(
+                f"model: copies of {len(gone)} of its {len(held)} images are not noticed, as their "
+                f"contents were not recorded and their {is_or_are} gone (such as {min(gone)}): "
+                "restore the files, or fit again"
+            ),
+            stacklevel=3,
         )
 
 

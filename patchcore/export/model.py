@@ -26,7 +26,7 @@ from patchcore.export.formats import FORMATS, Format, Run
 from patchcore.export.graph import kind, traced_graph
 from patchcore.export.parity import SCORE_LIMIT, Pair, Parity, compared
 from patchcore.identity import versions
-from patchcore.inspector import Inspector, Preparing
+from patchcore.inspector import Inspector, Preparing, with_digests
 from patchcore.methods.ensemble import Ensemble
 from patchcore.outputs import ARTIFACT, EXPORT
 from patchcore.sealed import check_target, exact_keys, read_sealed, steadily, write_sealed
@@ -315,6 +315,8 @@ def _description(
     """Content of export.yaml."""
     decision, libraries = inspector.decision, (writer.runtime, *writer.writers)
     lineage = [*inspector.details.get("lineage", []), step("export", kind=writer.name)]
+    details = plain({**inspector.details, "lineage": lineage})
+    check_details(details)
     return {
         "format": FORMAT,
         "kind": writer.name,
@@ -325,7 +327,7 @@ def _description(
         else {"values": plain(decision.values()), "scores": decision.scores.tolist()},
         "parity": plain(parity),
         "exporters": versions(("torch", *libraries)),
-        "details": plain({**inspector.details, "lineage": lineage}),
+        "details": with_digests(details),
     }
 
 
