@@ -177,6 +177,12 @@ def test_head_of_what_takes_images_alone_is_refused(client: TestClient) -> None:
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
+def test_an_address_with_a_slash_too_many_is_not_found(client: TestClient) -> None:
+    """A redirection would lose the image, unless the client follows it."""
+    answer = client.post("/inspect/", content=GOOD, follow_redirects=False)
+    assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"})
+
+
 def test_health_and_metrics(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok", "verdicts": True}
     for content in (GOOD, STAINED, STAINED, b"words"):

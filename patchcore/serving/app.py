@@ -262,7 +262,7 @@ def create_app(
             theirs.
     """
     service = Service(inspector, thresholds or Thresholds(), limits or Limits())
-    app = FastAPI(title="patchcore", docs_url=None, redoc_url=None)
+    app = FastAPI(title="patchcore", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_exception_handler(Early, early_answer)
     app.add_exception_handler(RequestValidationError, service.misspelt)
     app.add_middleware(HeadAsGet)
