@@ -8,8 +8,9 @@ that had finished without its model is computed again only if it beats the point
 
 The folder of a multirun may hold other runs and multiruns. So each point notes in provenance.json
 which multirun it is a point of, and where; no other artifact is compared or deleted. A moved or
-copied folder has the note of another place. An artifact that was changed after its run stays, too,
-and so does one that `artifact=true` saved before the multirun was started with `artifact=best`.
+copied folder has the note of another place. An artifact that was changed after its run or is of
+another run stays, too, and so does one that `artifact=true` saved before the multirun was started
+with `artifact=best`.
 """
 
 import json
@@ -29,7 +30,7 @@ from patchcore.costs import fresh
 from patchcore.errors import InputError
 from patchcore.metrics import METRICS, Objective
 from patchcore.resume import read_provenance
-from patchcore.runfolder import DESCRIPTION, FOLDER, TRANSIENT
+from patchcore.runfolder import DESCRIPTION, FOLDER, TRANSIENT, of_another_run
 from patchcore.runfolder import METRICS as RECORD
 from patchcore.settings import Settings, setting
 from patchcore.writing import make_writable, remove_folder
@@ -249,8 +250,15 @@ def saved_on_request(folder: Path) -> bool:
 
 def stays(point: Path) -> str:
     """Return why a point keeps its artifact although others are better; empty if it does not."""
-    if not _unchanged(point / FOLDER):
+    try:
+        found = sealed.read_description(point / FOLDER / DESCRIPTION, sys.maxsize)  # of any format
+        unchanged = len(found["lineage"]) == 1
+    except (InputError, KeyError, TypeError):  # what cannot be read may have been changed
+        unchanged = False
+    if not unchanged:
         return "it was changed after its run"
+    if of_another_run(found, point):
+        return "it is the model of another run"
     return "it was saved by artifact=true" if _is_asked(read_provenance(point)) else ""
 
 
@@ -266,15 +274,6 @@ def _is_asked(provenance: Mapping[str, Any]) -> bool:
 
 def _entry(multirun: Path, point: Path) -> dict[str, str]:
     return {"multirun": str(multirun.resolve()), "point": str(point.resolve())}
-
-
-def _unchanged(artifact: Path) -> bool:
-    """Whether an artifact is as its run left it; one that cannot be read may not be."""
-    try:
-        found = sealed.read_description(artifact / DESCRIPTION, sys.maxsize)  # of any format
-        return len(found["lineage"]) == 1
-    except (InputError, KeyError, TypeError):
-        return False
 
 
 def objectives(

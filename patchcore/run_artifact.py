@@ -21,7 +21,7 @@ from patchcore.keeping import Keep
 from patchcore.methods import Detector
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import Scale
-from patchcore.runfolder import DESCRIPTION, FOLDER
+from patchcore.runfolder import DESCRIPTION, FOLDER, METRICS, of_another_run
 from patchcore.sealed import REMEDY, read_description, rewrite_description
 from patchcore.settings import plain
 from patchcore.training import parts
@@ -102,37 +102,47 @@ def flaw(run: Path, folder: Path) -> str | None:
         run: Folder of a finished run.
         folder: Folder of the present run. If it is the same one, an extended artifact is no flaw:
             it stays where it is.
+
+    Raises:
+        InputError: The artifact is of another run, and the present run would replace it.
     """
+    here = run.resolve() == folder.resolve()
     try:
-        if len(check(run / FOLDER)["lineage"]) > 1 and run.resolve() != folder.resolve():
-            return f"{run / FOLDER}: was extended"
+        found = check(run / FOLDER)
     except InputError as error:
         return str(error).removesuffix(f": {REMEDY}")  # another run is found, or it is made again
-    return None
+    if of_another_run(found, run):
+        if here:
+            check_replaceable(folder)
+        return f"{run / FOLDER}: is the model of another run"
+    return f"{run / FOLDER}: was extended" if len(found["lineage"]) > 1 and not here else None
 
 
-def check_extended(folder: Path, new: Path | None = None) -> None:
-    """Refuse to replace an artifact that was extended.
+def check_replaceable(folder: Path, new: Path | None = None) -> None:
+    """Refuse to replace an artifact that was extended, or that the finished run there did not make.
 
     Args:
         folder: Folder of the run.
         new: Folder with the new results, which may hold the same artifact.
 
     Raises:
-        InputError: `folder` holds an extended artifact, and `new` does not hold the same.
+        InputError: `folder` holds such an artifact, and `new` does not hold the same.
     """
     there = folder / FOLDER / DESCRIPTION
     try:
-        if len(read_description(there, sys.maxsize)["lineage"]) <= 1:  # of any format
+        found = read_description(there, sys.maxsize)  # of any format
+        foreign = (folder / METRICS).is_file() and of_another_run(found, folder)
+        if len(found["lineage"]) <= 1 and not foreign:
             return
+        told = "is the model of another run" if foreign else "was extended"
         if new is not None and (new / FOLDER / DESCRIPTION).read_bytes() == there.read_bytes():
             return
     except FileNotFoundError:  # there is no new one
         pass
-    except (InputError, KeyError, TypeError):  # it is none that was extended
+    except (InputError, KeyError, TypeError):  # it is damaged, or none
         return
     raise InputError(
-        f"{folder / FOLDER}: was extended, and this run would replace it: move it to another "
+        f"{folder / FOLDER}: {told}, and this run would replace it: move it to another "
         "place, or give another folder (hydra.run.dir or hydra.sweep.dir)"
     )
 
@@ -142,9 +152,9 @@ def copy_artifact(
 ) -> None:
     """Copy the artifact of the run in `source` to a folder that has none, without other files.
 
-    Paths, and settings without effect, are those of the present run; in an extended artifact, all
-    stays as it is. A partial copy is removed: a better point of a multirun may delete the source
-    meanwhile.
+    Paths, and settings without effect, are those of the present run; in an artifact that was
+    extended or is of another run, all stays as it is. A partial copy is removed: a better point of
+    a multirun may delete the source meanwhile.
 
     Args:
         source: Folder of a finished run with the same fingerprint.
@@ -161,7 +171,7 @@ def copy_artifact(
         for name in (DESCRIPTION, *read_description(old / DESCRIPTION, sys.maxsize)["files"]):
             shutil.copyfile(old / name, new / name)
         found = check(new)
-        if len(found["lineage"]) <= 1:
+        if len(found["lineage"]) <= 1 and not of_another_run(found, source):
             rewrite_description(new, DESCRIPTION, _of_this_run(found, config, split, provenance))
     except (OSError, InputError):
         shutil.rmtree(new, ignore_errors=True)

@@ -19,8 +19,9 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -284,9 +285,9 @@ def _model(folder: Path) -> list[str]:
     """Files of the artifact in a run's folder, if that run made it."""
     try:
         found = read_description(folder / FOLDER / DESCRIPTION, sys.maxsize)
-        if found["lineage"][0]["fingerprint"] != (folder / _MARK).read_text().strip():
-            return []
-    except (InputError, LookupError, TypeError):
+    except InputError:
+        return []
+    if of_another_run(found, folder):
         return []
     return [f"{FOLDER}/{name}" for name in (DESCRIPTION, *found["files"])]
 
@@ -340,6 +341,23 @@ def listed(folder: Path) -> list[str]:
     """
     text = (folder / CONTENTS).read_bytes().decode("utf-8", "surrogateescape")
     return [name for name in text.split("\0" if "\0" in text else "\n") if name]
+
+
+def of_another_run(found: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether the model in a run's folder was not made by the run that is there.
+
+    Args:
+        found: Contents of the model's artifact.yaml.
+        folder: Folder of the run. Without a fingerprint there, nothing is known to be wrong.
+    """
+    try:
+        own = (folder / _MARK).read_text().strip()
+    except (OSError, ValueError):
+        return False
+    try:
+        return bool(found["lineage"][0]["fingerprint"] != own)
+    except (LookupError, TypeError):
+        return True
 
 
 def is_result(file: Path) -> bool:

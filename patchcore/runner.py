@@ -57,8 +57,8 @@ from patchcore.resume import (
 )
 from patchcore.reuse import networks_kept
 from patchcore.run_artifact import (
-    check_extended,
     check_kept,
+    check_replaceable,
     copy_artifact,
     flaw,
     write_artifact,
@@ -229,7 +229,7 @@ def _run_in(
     holds = place.holds(f"{FOLDER}/{DESCRIPTION}")
     same = holds and finished_fingerprint(folder) == name  # then what is not made again is kept
     if holds and source != folder.resolve() and (model or not same):
-        check_extended(folder)
+        check_replaceable(folder)
     if keeper.multirun is not None and _of_another_point(folder, provenance):
         warnings.warn(
             f"{folder}: the results of another point are replaced; to keep those of several "
@@ -255,7 +255,7 @@ def _run_in(
     if same:
         copy_artifact(folder, place.new, config, split, provenance)
     if holds:
-        check_extended(folder, place.new)  # someone may have extended it meanwhile
+        check_replaceable(folder, place.new)  # someone may have changed it meanwhile
     place.commit()
     return text
 

@@ -29,7 +29,7 @@ from patchcore.data.images import read_image
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.digests import digest, file_digest
 from patchcore.extend import extend
-from patchcore.keeping import POINT_OF, ArtifactConfig, Contest, Keep, Keeper, holders
+from patchcore.keeping import POINT_OF, ArtifactConfig, Contest, Keep, Keeper, holders, stays
 from patchcore.methods import Detector, PatchCoreConfig
 from patchcore.run_artifact import _images, write_artifact
 from patchcore.runfolder import listed
@@ -313,6 +313,53 @@ def test_an_extended_model_stays_where_its_run_is_asked_for_again(
                 again(**more)
             again()
     again(artifact=ArtifactConfig(), resume=False)  # computed again, and the model is kept
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_model_of_another_run_is_never_described_as_that_of_its_folder(
+    root: Path, tmp_path: Path, extended: bool
+) -> None:
+    kept, folder = ArtifactConfig(Keep.all), tmp_path / "run"
+    settings = partial(config, root, cache=CacheConfig(root=str(tmp_path / "cache")), resume=True)
+    other = {"coreset": GreedyConfig(ratio=0.3)}
+    runner.run(settings(artifact=kept), folder)
+    runner.run(settings(artifact=kept, **other), tmp_path / "other")
+    shutil.rmtree(folder / "artifact")
+    shutil.copytree(tmp_path / "other/artifact", folder / "artifact")
+    if extended:
+        grow(folder / "artifact", rows(folder)[0][0])
+    before = read_files(folder / "artifact")
+    told = f"^{folder}/artifact: is the model of another run, and this run would replace it: move"
+    with mock.patch.object(Detector, "learn", side_effect=AssertionError("computed again")):
+        for more in ({}, {"resume": False}, other, {**other, "artifact": ArtifactConfig()}):
+            with pytest.raises(InputError, match=told):
+                runner.run(settings(**{"artifact": kept, **more}), folder)
+        runner.run(settings(), folder)  # no model is asked for
+    assert read_files(folder / "artifact") == before
+    told = f"{folder}/artifact: is the model of another run; the run is made again"
+    with pytest.warns(UserWarning, match=told):
+        runner.run(settings(artifact=kept), tmp_path / "third")
+    (fit,) = load(tmp_path / "third/artifact").details["lineage"]
+    assert fit["fingerprint"] == (folder / "fingerprint.txt").read_text().strip()
+
+
+def test_a_model_that_is_replaced_by_another_during_a_run_stays(root: Path, tmp_path: Path) -> None:
+    settings, folder = config(root, artifact=ArtifactConfig(Keep.all)), tmp_path / "run"
+    runner.run(settings, folder)
+    other = config(root, artifact=settings.artifact, coreset=GreedyConfig(ratio=0.3))
+    runner.run(other, tmp_path / "other")
+
+    def meanwhile(*args: Any) -> None:
+        shutil.rmtree(folder / "artifact")
+        shutil.copytree(tmp_path / "other/artifact", folder / "artifact")
+        write_artifact(*args)
+
+    with (
+        mock.patch("patchcore.runner.write_artifact", meanwhile),
+        pytest.raises(InputError, match="artifact: is the model of another run, and this run"),
+    ):
+        runner.run(settings, folder)
+    assert read_files(folder / "artifact") == read_files(tmp_path / "other/artifact")
 
 
 def test_a_model_that_is_extended_during_a_run_is_not_replaced(root: Path, tmp_path: Path) -> None:
@@ -670,6 +717,9 @@ def test_models_that_are_not_of_the_multirun_stay(root: Path, tmp_path: Path) ->
     write_folder(extended / "artifact", {"lineage": steps}, {})
     unreadable = finished(tmp_path, "4", True, image_auroc=0.6)
     (unreadable / "artifact/artifact.yaml").write_text("")
+    foreign = finished(tmp_path, "6", True, image_auroc=0.6)
+    (foreign / "fingerprint.txt").write_text("a1\n")
+    write_folder(foreign / "artifact", {"lineage": [{"step": "fit", "fingerprint": "b2"}]}, {})
     alone = finished(tmp_path, "alone", True, image_auroc=1.0)
     (alone / "provenance.json").write_text(json.dumps({"warm": []}))
     other = finished(tmp_path / "other", "0", True, image_auroc=1.0)
@@ -678,7 +728,8 @@ def test_models_that_are_not_of_the_multirun_stay(root: Path, tmp_path: Path) ->
     assert contest.won(tmp_path / "5", {"seconds": {}, "image_auroc": 0.95}, [])
     contest.settle()
     left = [mark.parents[1] for mark in tmp_path.rglob("artifact/artifact.yaml")]
-    assert set(left) == {best, extended, unreadable, alone, other, copied, moved}
+    assert set(left) == {best, extended, unreadable, foreign, alone, other, copied, moved}
+    assert stays(foreign) == "it is the model of another run"
 
 
 def test_a_multirun_beside_other_runs_deletes_none_of_their_models(

@@ -272,7 +272,7 @@ def test_command_tells_effects_and_the_best_points(
         (
             [["memory_patches"], ["label_free"]],
             3,
-            "; ranked by image AUROC, because the runs state different objectives (--metric",
+            "; ranked by image AUROC, because the runs state different objectives (patchcore ",
         ),
     ],
 )
@@ -289,6 +289,8 @@ def test_a_report_ranks_by_what_its_runs_state(
     done = patchcore("report", str(tmp_path / "runs"))
     head, _, best = done.out.splitlines()[:3]
     assert told in head and best.endswith(f"patch.size={first}")
+    assert conclude(tmp_path / "runs")[0] == head  # as a multirun tells
+    assert overview(tmp_path / "runs").best == f"patch.size={first}"
     for name in ("report.md", "report.html"):
         assert told.strip("; .") in (tmp_path / "runs/report" / name).read_text()
     asked = patchcore("report", str(tmp_path / "runs"), "--metric", "image_auroc").out.splitlines()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from patchcore.errors import InputError, printable
-from patchcore.report.multirun import read_multirun
+from patchcore.report.multirun import read_stated
 from patchcore.report.page import write_report
 from patchcore.report.sentences import best, sentence
 
@@ -29,7 +29,7 @@ def conclude(folder: Path) -> list[str]:
         folder: Folder of the multirun.
     """
     try:
-        table = read_multirun(folder)
+        table = read_stated([folder])
         lines = [sentence(table), *best(table)]
         path = write_report(table, default_folder(folder))
     except (InputError, OSError) as error:

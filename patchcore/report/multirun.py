@@ -11,25 +11,11 @@ USUAL = "image_auroc"
 """Metric that ranks the points where their objective cannot."""
 
 
-def read_multirun(folder: Path) -> Table:
-    """Return the table of a multirun, ranked by its objective.
-
-    The objective is the first of the newest finished point, as for `artifact.keep=best`. Image
-    AUROC takes its place if no point has a value of it, or if reports do not know it.
-
-    Raises:
-        InputError: No run is finished, or no run has image AUROC where it takes this place.
-    """
-    table = read_table([folder])
-    newest = max((run for run in table.known if run.finished), key=lambda run: run.written)
-    return _ranked(table, newest.objectives)
-
-
 def read_stated(folders: Sequence[Path]) -> Table:
     """Return the table of all runs below folders, ranked by the objective that they state.
 
     That is the first of their objectives if all finished runs state the same ones. Image AUROC
-    takes its place if the runs differ, and in the cases of `read_multirun`.
+    takes its place if the runs differ, if no run has a value of it, or if reports do not know it.
 
     Raises:
         InputError: A folder is missing or holds no run, no run is finished, or no run has image
@@ -41,8 +27,8 @@ def read_stated(folders: Sequence[Path]) -> Table:
         return _ranked(table, next(iter(stated)))
     check_metric(table, USUAL)
     table.reason = (
-        f"ranked by {title(USUAL)}, because the runs state different objectives (--metric chooses "
-        "another metric)"
+        f"ranked by {title(USUAL)}, because the runs state different objectives (patchcore report "
+        "--metric chooses another metric)"
     )
     return table
 

@@ -11,7 +11,7 @@ from patchcore.digests import digest
 from patchcore.keeping import numerically
 from patchcore.metrics import METRICS
 from patchcore.report.checks import is_number
-from patchcore.report.multirun import read_multirun
+from patchcore.report.multirun import read_stated
 from patchcore.report.points import Point
 from patchcore.report.reading import CATEGORY, RunFolder, read_yaml
 from patchcore.report.sentences import not_counted
@@ -120,12 +120,12 @@ def overview(folder: Path, metric: str = "") -> Overview:
     Args:
         folder: Folder of the multirun.
         metric: Metric to rank by; by default the first objective of the points: see
-            `read_multirun`.
+            `read_stated`.
 
     Raises:
         InputError: The folder holds no finished run, or none with `metric`.
     """
-    found = read_runs([folder], metric) if metric else read_multirun(folder)
+    found = read_runs([folder], metric) if metric else read_stated([folder])
     metric = found.metric
     known = {key for run in found.known for key in flatten(_settings(run))}
     axes = []
