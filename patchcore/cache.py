@@ -17,7 +17,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from patchcore.errors import InputError, local
 from patchcore.machine import CACHE, home_expanded, warn_not_kept
-from patchcore.settings import Settings, setting
+from patchcore.settings import Choice, Settings, setting
 from patchcore.writing import content_of, remove, replace_with
 
 FOLDER = "patchcore-cache-v2"
@@ -47,7 +46,7 @@ NAMED = 3  # damaged entries that a store names
 STALE = 3600  # seconds; after them an unfinished file is that of a dead process
 
 
-class Precision(Enum):
+class Precision(Choice):
     """Number format in which layer maps are kept."""
 
     float32 = "float32"  # unchanged: results equal those of a run without the cache, bit for bit

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,13 +26,13 @@ from patchcore.data.synthesis import (
 from patchcore.data.view import View
 from patchcore.errors import InputError, lost_link
 from patchcore.machine import named_by
-from patchcore.settings import setting
+from patchcore.settings import Choice, setting
 
 VERSION = 1  # of the drawings; increase it when they change, so that old files are not read
 SUBTLE = 0.2  # strength of the least visible defects, as a share of the most obvious ones
 
 
-class GeneratedCategory(Enum):
+class GeneratedCategory(Choice):
     """Subject of the drawings: a woven fabric, or a steel wheel with screws."""
 
     texture = "texture"
