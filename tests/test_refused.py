@@ -126,7 +126,7 @@ def test_a_lock_that_was_there_stays_the_same_file(tmp_path: Path) -> None:
         assert (tmp_path / "run/.lock").stat().st_ino == before
 
 
-@pytest.mark.parametrize("inner", [".", "a/../settings/", "null"])
+@pytest.mark.parametrize("inner", ["a/../settings/", "null"])
 def test_settings_may_be_recorded_elsewhere(tmp_path: Path, inner: str) -> None:
     for name in ("settings", "a"):
         (tmp_path / name).mkdir()
@@ -137,7 +137,7 @@ def test_settings_may_be_recorded_elsewhere(tmp_path: Path, inner: str) -> None:
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("inner", ["a/b", "./a//b", "../a/b", "empty"])
+@pytest.mark.parametrize("inner", ["a/b", "./a//b", "empty"])
 def test_folders_that_hydra_makes_for_settings_go_and_others_stay(
     tmp_path: Path, inner: str
 ) -> None:
@@ -147,9 +147,8 @@ def test_folders_that_hydra_makes_for_settings_go_and_others_stay(
     run(tmp_path / "run", *given)
     left = {path for path in tmp_path.rglob("*") if path.name != ".lock"}
     assert left == {tmp_path / "run", tmp_path / "run/empty"}
-    if ".." not in inner:
-        run(tmp_path / "new", *given)
-        assert not (tmp_path / "new").exists()
+    run(tmp_path / "new", *given)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_log_that_is_there_is_not_read(tmp_path: Path) -> None:
