@@ -154,6 +154,10 @@ def test_they_are_refused_before_anything_is_written(tmp_path: Path) -> None:
         ),
         (["hydra.job.num=abc"], "hydra.job.num: must be a whole number, got abc"),
         (["hydra.job_logging=3"], "hydra.job_logging: must hold settings (KEY: VALUE), such as"),
+        (
+            ["hydra.job_logging.handlers.file.class=foo.bar"],
+            "hydra.job_logging or hydra.hydra_logging: Unable to configure handler 'file' (Cannot",
+        ),
         (["hydra=x"], "hydra=x: hydra is no choice: set its keys, such as hydra.run.dir=…"),
         (
             ["hydra.launcher._target_=a.b"],
