@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from patchcore.errors import InputError, local
+from patchcore.errors import InputError, to_write
 from patchcore.report.folders import PICTURES, SETTINGS
 from patchcore.runfolder import ALWAYS, BESIDE, CONTENTS, FOLDER, LOCK, TRANSIENT
 
@@ -68,7 +68,7 @@ def check_hydra(settings: DictConfig) -> None:
         if isinstance(text := value(key), str):
             if not text.strip():
                 raise InputError(f"hydra.{key} is empty: {advice}")
-            local(text, f"hydra.{key}")
+            to_write(text, f"hydra.{key}")
             if re.match(r"~/|\$", text):
                 raise InputError(
                     f"hydra.{key}: {text}: {text[0]} has no meaning in a settings file or beside "

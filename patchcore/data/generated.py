@@ -24,7 +24,7 @@ from patchcore.data.synthesis import (
     draw_texture,
 )
 from patchcore.data.view import View
-from patchcore.errors import InputError, lost_link
+from patchcore.errors import InputError, lost_link, to_write
 from patchcore.machine import named_by
 from patchcore.settings import Choice, setting
 
@@ -83,9 +83,10 @@ class GeneratedConfig(DataConfig):
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         if self.root is not None:
-            return expanded(self.root, "data.root") / digest
+            return expanded(to_write(self.root, "data.root"), "data.root") / digest
         try:
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+            named = to_write(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
+            cache = Path(named).expanduser()
         except RuntimeError:  # the user has no home folder, as in some containers
             cache = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
         return cache / "patchcore" / "generated" / digest
