@@ -5,7 +5,6 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -32,7 +31,7 @@ from patchcore._weights import (
     unavailable,
 )
 from patchcore.errors import InputError
-from patchcore.settings import Settings, setting
+from patchcore.settings import Choice, Settings, setting
 
 
 @dataclass
@@ -83,7 +82,7 @@ NORM = "norm"
 """Module of timm's vision transformers that normalises their last tokens."""
 
 
-class Join(Enum):
+class Join(Choice):
     """Number of memories that the layers have, and the combination of their distances."""
 
     concat = "concat"  # the paper: one memory of the layers' joined features

@@ -17,7 +17,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,9 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from patchcore.errors import InputError, local
+from patchcore.errors import InputError, to_write
 from patchcore.machine import CACHE, home_expanded, warn_not_kept
-from patchcore.settings import Settings, setting
+from patchcore.settings import Choice, Settings, setting
 from patchcore.writing import content_of, remove, replace_with
 
 FOLDER = "patchcore-cache-v2"
@@ -47,7 +46,7 @@ NAMED = 3  # damaged entries that a store names
 STALE = 3600  # seconds; after them an unfinished file is that of a dead process
 
 
-class Precision(Enum):
+class Precision(Choice):
     """Number format in which layer maps are kept."""
 
     float32 = "float32"  # unchanged: results equal those of a run without the cache, bit for bit
@@ -87,15 +86,16 @@ class CacheConfig(Settings):
         """Return the folder of the cache, and of the records of finished runs.
 
         Raises:
-            InputError: Its name is empty, as that of a variable that is not set.
+            InputError: Its name is empty, as that of a variable that is not set, or none to write:
+                see `to_write`.
         """
         for name, root in (("cache.root", self.root), (CACHE, os.environ.get(CACHE))):
             if root == "":
                 raise InputError(f"{name}: is empty: name a folder, or leave it out")
             if root is not None:
-                return home_expanded(local(root, name))
-        cache = home_expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-        return cache / "patchcore" / "features"
+                return home_expanded(to_write(root, name))
+        cache = to_write(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
+        return home_expanded(cache) / "patchcore" / "features"
 
     def open(self) -> "Store | None":
         """Return the store, or None if the cache is not enabled."""

@@ -62,6 +62,29 @@ def local(value: str, key: str = "") -> str:
     return value
 
 
+_CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
+
+
+def to_write(value: str, key: str = "") -> str:
+    """Return the text of a path that may be made as it is; URLs and control characters are refused.
+
+    A file of variables with Windows line ends would give a folder whose name ends in one.
+
+    Args:
+        value: Path, as it was typed.
+        key: Key, option or variable that names it, for the message.
+
+    Raises:
+        InputError: It is a URL, or holds a control character.
+    """
+    if _CONTROL.search(value):
+        raise InputError(
+            f"{key}{': ' * bool(key)}{value} holds a control character, as where a file has "
+            "Windows line ends: remove it"
+        )
+    return local(value, key)
+
+
 def missing(path: Path, kind: str) -> InputError:
     """Return the error of a file that is not there; a link is told with what it leads to.
 

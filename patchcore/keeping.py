@@ -18,7 +18,6 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +31,7 @@ from patchcore.metrics import METRICS, Objective
 from patchcore.resume import read_provenance
 from patchcore.runfolder import DESCRIPTION, FOLDER, TRANSIENT, of_another_run
 from patchcore.runfolder import METRICS as RECORD
-from patchcore.settings import Settings, setting
+from patchcore.settings import Choice, Settings, setting
 from patchcore.writing import make_writable, remove_folder
 from patchcore.yaml_text import settings_in
 
@@ -45,7 +44,7 @@ _ASKED = "asked"
 _LOCK = ".best.lock"
 
 
-class Keep(Enum):
+class Keep(Choice):
     """Runs that leave their model as an artifact."""
 
     none = "none"

@@ -16,7 +16,6 @@ in tests/reference.py.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import lru_cache
 from typing import ClassVar
 
@@ -28,10 +27,10 @@ from torch import Tensor, nn
 
 from patchcore._traced import traced
 from patchcore.errors import InputError
-from patchcore.settings import Settings, setting
+from patchcore.settings import Choice, Settings, setting
 
 
-class Mapping(Enum):
+class Mapping(Choice):
     """Pooling of a neighbourhood's channels."""
 
     reference = "reference"  # to `layer_channels`, then all layers to `channels`

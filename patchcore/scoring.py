@@ -7,7 +7,6 @@ tests/reference.py.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 from functools import lru_cache
 from typing import ClassVar
 
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from patchcore._traced import traced
 from patchcore.errors import InputError
-from patchcore.settings import Settings, setting
+from patchcore.settings import Choice, Settings, setting
 
 Search = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """(Q, D) queries and k → squared distances (Q, k) and memory rows (Q, k)."""
 
 
-class Distance(Enum):
+class Distance(Choice):
     """Rule by which squared distances of the search become the score of a patch."""
 
     euclidean = "euclidean"  # the paper
@@ -33,7 +32,7 @@ class Distance(Enum):
     cosine = "cosine"  # 1 − cos; patch features are searched at unit length
 
 
-class Pool(Enum):
+class Pool(Choice):
     """Values from which the score of an image is computed."""
 
     patches = "patches"  # the paper

@@ -104,6 +104,14 @@ def _effective(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+class Choice(Enum):
+    """Base of the values of a setting that has a few; as text, each is what one types."""
+
+    def __str__(self) -> str:
+        """The name, which OmegaConf puts in the place of references such as `${data.category}`."""
+        return self.name
+
+
 @dataclass
 class Settings:
     """Base of a group of settings that checks types and ranges when it is created.

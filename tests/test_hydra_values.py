@@ -61,6 +61,35 @@ JOBLIB = ["hydra/launcher=processes"]
             ["hydra.output_subdir=' '"],
             "hydra.output_subdir is empty: name a folder, such as .hydra",
         ),
+        *(
+            (
+                [f"hydra.output_subdir={inner}"],
+                "hydra.output_subdir: must be a folder inside that of the run, got "
+                f"{inner}: name one, such as .hydra",
+            )
+            for inner in (".", "./", "a/..", "..", "../x", "a/../../b", "/x", "//x")
+        ),
+        *(
+            (
+                [f"hydra.output_subdir={inner}"],
+                f"hydra.output_subdir: {inner}: {first} is a name of results, which a run "
+                "replaces: name another folder, such as .hydra",
+            )
+            for inner, first in (
+                ("artifact", "artifact"),
+                ("a/../.unfinished/b", ".unfinished"),
+                ("config.yaml", "config.yaml"),
+                ("figures/a", "figures"),
+            )
+        ),
+        *(
+            (
+                [f"hydra.job.name={name}"],
+                "hydra.job.name: must be a name, not a path, as the log is called NAME.log, got "
+                f"{name}",
+            )
+            for name in ("exp/one", "/one", "one/", "")
+        ),
         (
             ["hydra.sweeper.max_batch_size=0"],
             "hydra.sweeper.max_batch_size must be at least 1, or null for all points, got 0",
@@ -86,12 +115,14 @@ def test_usual_values_pass() -> None:
         "run": {"dir": "."},
         "sweep": {"dir": "${nope}"},
         "output_subdir": None,
+        "job": {"name": "train"},
         "launcher": {"n_jobs": -1},
         "sweeper": {"max_batch_size": None},
         "verbose": ["a"],
         "callbacks": {"conclusion": {"_target_": CONCLUSION}},
     }
     check_hydra(OmegaConf.create(usual))
+    check_hydra(OmegaConf.create({**usual, "output_subdir": "./a//b/../c"}))
     with pytest.raises(InputError, match=r"^hydra\.verbose must be true"):
         check_hydra(OmegaConf.create({**usual, "verbose": None}))
 
@@ -123,6 +154,10 @@ def test_they_are_refused_before_anything_is_written(tmp_path: Path) -> None:
         ),
         (["hydra.job.num=abc"], "hydra.job.num: must be a whole number, got abc"),
         (["hydra.job_logging=3"], "hydra.job_logging: must hold settings (KEY: VALUE), such as"),
+        (
+            ["hydra.job_logging.handlers.file.class=foo.bar"],
+            "hydra.job_logging or hydra.hydra_logging: Unable to configure handler 'file' (Cannot",
+        ),
         (["hydra=x"], "hydra=x: hydra is no choice: set its keys, such as hydra.run.dir=…"),
         (
             ["hydra.launcher._target_=a.b"],

@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+from enum import EnumType
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -12,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.overrides import as_typed
+from patchcore.commands.settings_help import options
 from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.errors import InputError
@@ -111,6 +114,17 @@ def test_names_of_folders_stay_as_typed() -> None:
         found = compose("config", as_typed(typed), return_hydra_config=True)
     assert (found.hydra.run.dir, found.hydra.sweep.subdir) == ("1.10", "2024_11_27")
     assert (found.cache.root, found.logger.csv.name) == ("1e3", "true")
+
+
+def test_references_to_a_choice_are_what_one_types() -> None:
+    kinds = [(key, each) for key, _, kind in options() for each in (kind, *get_args(kind))]
+    enums = [(key, each) for key, each in kinds if isinstance(each, EnumType)]
+    assert {"data.split (mtd)", "image.view", "objectives", "artifact.keep"} <= dict(enums).keys()
+    assert [key for key, each in enums if [*map(str, each)] != [*each.__members__]] == []
+    typed = ["hydra.run.dir=runs/${data.category}", "hydra.sweep.subdir=${layers.join}"]
+    with initialize_config_module("patchcore.conf", **VERSION_BASE):
+        found = compose("config", as_typed(typed), return_hydra_config=True)
+    assert (found.hydra.run.dir, found.hydra.sweep.subdir) == ("runs/texture", "concat")
 
 
 @pytest.mark.parametrize(("kind", "read"), [(MVTecConfig, "1"), (MSTCConfig, "1.0")])

@@ -1,22 +1,30 @@
-"""Names that stand for no file of this machine: URLs, and links whose targets are gone."""
+"""Names that are no path to read or write: URLs, links to nothing, control characters."""
 
 import io
 import os
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from patchcore import InputError, load
 from patchcore.cache import CacheConfig
+from patchcore.commands.hydra_values import check_hydra
 from patchcore.data.files import expanded, find_folder
+from patchcore.data.generated import GeneratedConfig
 from patchcore.data.images import open_array, read_image
 from patchcore.data.named import named_images
+from patchcore.errors import printable, to_write
 from tests.runs import patchcore
 
 WORDS = "is a URL, and URLs are neither read nor written: name a path of this machine"
+CONTROL = "holds a control character, as where a file has Windows line ends: remove it"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +64,50 @@ def test_a_setting_that_is_a_url_is_told_with_its_key(
     key, _, value = override.partition("=")
     assert (done.code, done.err) == (1, f"error: {key}: {value} {WORDS}\n")
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["predict", "model", "a.png", option] for option in ("--output", "--folder")),
+        *([command, "model", "--output"] for command in ("export", "extend", "test", "dashboard")),
+        *(["fetch", "mvtec", "--root"], ["cache", "--root"], ["report", "runs", "--out"]),
+    ],
+)
+def test_options_that_would_make_a_control_character_in_a_name_are_refused(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = patchcore(*arguments[:-1], f"{arguments[-1]}=new\r")
+    assert (done.code, done.err) == (1, f"error: argument {arguments[-1]}: new\\r {CONTROL}\n")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\t", "\0", "\x1b", "\x7f", "\x85"])
+def test_a_setting_or_variable_that_would_make_one_is_told_with_its_key(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(key: str, called: Callable[[], object]) -> None:
+        with pytest.raises(InputError) as caught:
+            called()
+        assert str(caught.value) == f"{key}: {printable(f'new{end}')} {CONTROL}"
+
+    refused("cache.root", CacheConfig(root=f"new{end}").folder)
+    refused("data.root", GeneratedConfig(root=f"new{end}").folder)
+    for key in ("run.dir", "sweep.dir", "sweep.subdir", "output_subdir"):
+        values: dict[str, Any] = {}
+        OmegaConf.update(settings := OmegaConf.create(values), key, f"new{end}")
+        refused(f"hydra.{key}", partial(check_hydra, settings))
+    for name, config in (
+        ("XDG_CACHE_HOME", CacheConfig()),
+        ("XDG_CACHE_HOME", GeneratedConfig()),
+        ("PATCHCORE_CACHE", CacheConfig()),
+    ):
+        monkeypatch.delenv("PATCHCORE_CACHE", raising=False)
+        monkeypatch.setattr(os, "environ", {**os.environ, name: f"new{end}"})  # which has no NUL
+        refused(name, config.folder)
+    for name in ("caf\xe9", "日本", "caf\udce9", "a b\u200d"):
+        assert to_write(name) == name
 
 
 def test_images_of_the_network_are_told_as_typed(

@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from patchcore.cache import RECORDS, TAG, CacheConfig, Entry, Store
-from patchcore.commands.options import Parser, place
+from patchcore.commands.options import Parser, new_place
 from patchcore.errors import InputError, lost_link, printable
 from patchcore.machine import named_by
 
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="show the cache's content (default), clear it, or print its folder",
     )
     parser.add_argument(
-        "--root", type=place, metavar="DIR", help="folder of another cache (cache.root)"
+        "--root", type=new_place, metavar="DIR", help="folder of another cache (cache.root)"
     )
     options = parser.parse_args(arguments)
     root = None if options.root is None else str(options.root)

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from patchcore.commands.options import Parser, place
+from patchcore.commands.options import Parser, new_place
 from patchcore.errors import InputError, printable
 from patchcore.outputs import check_file
 from patchcore.writing import complete
@@ -33,7 +33,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--output",
-        type=place,
+        type=new_place,
         metavar="FILE",
         help="with --dry-run: write the specification to a file instead",
     )

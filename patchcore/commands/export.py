@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.artifact import load
-from patchcore.commands.options import Parser, count, place
+from patchcore.commands.options import Parser, count, new_place, place
 from patchcore.data.files import Files, find_folder
 from patchcore.errors import InputError, printable
 from patchcore.export import FORMATS, export
@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--output",
-        type=place,
+        type=new_place,
         metavar="DIR",
         help="new folder to write to (default: MODEL-FORMAT, "
         "where an earlier export of the same model is replaced)",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from patchcore.commands.options import Parser, place
+from patchcore.commands.options import Parser, new_place, place
 from patchcore.data.files import Files, expanded
 from patchcore.data.mistaken import reject_defects, reject_masks
 from patchcore.errors import InputError, missing, printable
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument(
         "--output",
-        type=place,
+        type=new_place,
         metavar="DIR",
         help="new folder to write to (default: MODEL is replaced)",
     )

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from patchcore.commands.options import Parser, place
+from patchcore.commands.options import Parser, new_place
 from patchcore.data.fetch import SOURCES, fetch, find_source
 from patchcore.errors import printable
 
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", metavar="NAME", help="name of the data set, as in data=NAME")
     parser.add_argument(
         "--root",
-        type=place,
+        type=new_place,
         default=Path("data"),
         metavar="DIR",
         help="folder to download to (default: data)",

@@ -16,6 +16,7 @@ from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
+from hydra.core import utils
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,6 +31,7 @@ from patchcore.commands.flags import CONFIG_NAME
 from patchcore.commands.hydra_values import check_hydra
 from patchcore.commands.own import check_shadowed
 from patchcore.commands.searches import check_multirun, check_studies, fill_directions, keep_last
+from patchcore.commands.shortages import explain_shortage, of_log
 from patchcore.errors import InputError
 from patchcore.report.written import SETTINGS_OF_RUN, check_own
 
@@ -180,6 +182,38 @@ def _unshadowed(self: ConfigRepository, config_path: str) -> Any:
 
 
 ConfigRepository.load_config = _unshadowed  # type: ignore[method-assign]
+
+
+_configure_log = utils.configure_log
+_no_log: list[str] = []  # why the log of this process's run could not be opened
+
+
+def _configured(*arguments: Any, **more: Any) -> None:
+    """Set up the log of a run; called by Hydra, which would end a multirun for an error here."""
+    _no_log.clear()
+    try:
+        _configure_log(*arguments, **more)
+    except ValueError as error:
+        told = None if of_log(error) is error else explain_shortage(error)
+        if told is None:
+            raise
+        _no_log.append(told)
+
+
+utils.configure_log = _configured
+
+
+def check_log(key: str) -> None:
+    """Refuse a run whose log could not be opened.
+
+    Args:
+        key: Setting of the folder that holds the run, for the message.
+
+    Raises:
+        InputError: One line with the key and the file.
+    """
+    if _no_log:
+        raise InputError(f"{key}: {_no_log[0]}")
 
 
 def _as_written(self: FloatRange) -> None:

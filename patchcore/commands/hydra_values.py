@@ -7,7 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from patchcore.errors import InputError, local
+from patchcore.errors import InputError, to_write
+from patchcore.report.folders import PICTURES, SETTINGS
+from patchcore.runfolder import ALWAYS, BESIDE, CONTENTS, FOLDER, LOCK, TRANSIENT
 
 MOST_JOBS = 1024
 """Most processes of a launcher, all of which start even if there are fewer points."""
@@ -18,8 +20,10 @@ _FOLDERS = {
     "run.dir": "name a folder; . is the current one",
     "sweep.dir": "name a folder; . is the current one",
     "sweep.subdir": "name a folder for each point, such as ${hydra.job.num}",
-    "output_subdir": "name a folder, such as .hydra",
+    "output_subdir": f"name a folder, such as {SETTINGS}",
 }
+_OF_RUNS = {*TRANSIENT, *ALWAYS, BESIDE, CONTENTS, FOLDER, LOCK, Path(PICTURES).parts[0]}
+"""Names in a run's folder that the run itself writes."""
 
 
 def recorded(overrides: Any) -> list[str]:
@@ -64,12 +68,18 @@ def check_hydra(settings: DictConfig) -> None:
         if isinstance(text := value(key), str):
             if not text.strip():
                 raise InputError(f"hydra.{key} is empty: {advice}")
-            local(text, f"hydra.{key}")
+            to_write(text, f"hydra.{key}")
             if re.match(r"~/|\$", text):
                 raise InputError(
                     f"hydra.{key}: {text}: {text[0]} has no meaning in a settings file or beside "
                     "references: write the path in full"
                 )
+    if isinstance(inner := value("output_subdir"), str):
+        _check_inner(inner)
+    if isinstance(name := value("job.name"), str) and (os.path.basename(name) != name or not name):
+        raise InputError(
+            f"hydra.job.name: must be a name, not a path, as the log is called NAME.log, got {name}"
+        )
     if value("callbacks.conclusion._target_") != CONCLUSION:
         raise InputError(
             "hydra.callbacks.conclusion: cannot be removed or replaced, because it tells points "
@@ -97,6 +107,28 @@ def check_hydra(settings: DictConfig) -> None:
     if not isinstance(loggers, bool | str) and not OmegaConf.is_list(loggers):
         raise InputError(
             f"hydra.verbose must be true, false, or names of loggers ([a,b]), got {loggers}"
+        )
+
+
+def _check_inner(inner: str) -> None:
+    """Refuse a place of Hydra's own files that is not inside a run's folder, or is the run's own.
+
+    Args:
+        inner: Path relative to the run's folder.
+
+    Raises:
+        InputError: It is such a place.
+    """
+    first = Path(os.path.normpath(inner)).parts[:1]
+    if not first or first[0] == ".." or os.path.isabs(inner):
+        raise InputError(
+            f"hydra.output_subdir: must be a folder inside that of the run, got {inner}: name one, "
+            f"such as {SETTINGS}"
+        )
+    if first[0] in _OF_RUNS:
+        raise InputError(
+            f"hydra.output_subdir: {inner}: {first[0]} is a name of results, which a run replaces: "
+            f"name another folder, such as {SETTINGS}"
         )
 
 

@@ -4,12 +4,12 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from patchcore.errors import InputError, local
+from patchcore.errors import InputError, local, to_write
 
 if TYPE_CHECKING:  # most of these commands inspect no images and start sooner without
     from patchcore.inspection import Thresholds
@@ -108,8 +108,21 @@ def place(text: str) -> Path:
     Raises:
         argparse.ArgumentTypeError: It is a URL, or there is no such user.
     """
+    return _place(text, local)
+
+
+def new_place(text: str) -> Path:
+    """Parse the path of a file or folder that may be made: see `place`.
+
+    Raises:
+        argparse.ArgumentTypeError: As of `place`, or it holds a control character.
+    """
+    return _place(text, to_write)
+
+
+def _place(text: str, check: Callable[[str], str]) -> Path:
     try:
-        return Path(local(text)).expanduser()
+        return Path(check(text)).expanduser()
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     except RuntimeError as error:

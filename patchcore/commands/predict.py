@@ -19,7 +19,7 @@ from patchcore.commands.options import (
     add_model_options,
     asked_thresholds,
     count,
-    place,
+    new_place,
     warn_of_no_verdicts,
 )
 from patchcore.data.files import Files
@@ -204,7 +204,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--output",
-        type=place,
+        type=new_place,
         metavar="FILE",
         help="write to this file instead of stdout (-); an existing file is replaced at the end",
     )
@@ -226,7 +226,7 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--folder",
-        type=place,
+        type=new_place,
         metavar="DIR",
         help=f"folder for maps and overlays (default: {PREDICTIONS})",
     )

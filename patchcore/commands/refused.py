@@ -46,9 +46,14 @@ def begin(folder: str) -> None:
     """Note which folders the command will make; called before Hydra makes any."""
     path = Path(os.path.abspath(folder))
     missing = [each for each in (path, *path.parents) if not os.path.lexists(each)]
+    forget()
+    _made[path] = missing
+
+
+def forget() -> None:
+    """Forget the folders and files of an earlier command of this process."""
     _made.clear()
     _before.clear()
-    _made[path] = missing
 
 
 def keep(folder: Path, hydra: Any) -> None:
@@ -152,6 +157,16 @@ def put_back(folder: Path, files: Files) -> None:
     for each in sorted(_before[path].folders, reverse=True):
         with suppress(OSError):  # it holds more
             each.rmdir()
+
+
+def take_back() -> None:
+    """Take back what Hydra has made and changed for a run before it failed to start the run."""
+    for folder, made in _made.items():
+        put_back(folder, files_in(folder))
+        remove(folder, files_in(folder))
+        with suppress(OSError):  # it holds more
+            for each in made:  # those in which a umask allows no lock are empty
+                each.rmdir()
 
 
 def has_finished(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import sys
 
-from patchcore.commands.options import Parser, place
+from patchcore.commands.options import Parser, new_place, place
 from patchcore.errors import InputError, printable
 from patchcore.report.conclusion import default_folder
 from patchcore.report.effects import check_against, parse_against
@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--out",
-        type=place,
+        type=new_place,
         metavar="DIR",
         help="folder to write to (default: report in the first DIR)",
     )

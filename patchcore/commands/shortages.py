@@ -17,8 +17,22 @@ _DISK = {
 """Errors with files that are not bugs of the program."""
 
 
+def of_log(error: Exception) -> Exception:
+    """Return the system's error with a log's file that could not be opened; others as they are.
+
+    Python's logging hides it behind one that names the handler.
+    """
+    cause = error.__cause__
+    hidden = isinstance(error, ValueError) and str(error).startswith("Unable to configure handler")
+    return cause if hidden and isinstance(cause, OSError) else error
+
+
 def explain_shortage(error: Exception) -> str | None:
     """Return the message, in one line, for an error that a shortage has caused; else None."""
+    error, found = of_log(error), error
+    if isinstance(error, FileNotFoundError) and error is not found:
+        lost = lost_link(Path(os.fsdecode(error.filename)))
+        return str(lost or f"{error.filename}: no log can be made there: choose another path")
     if isinstance(error, OSError) and error.errno in _DISK:
         if error.filename and (lost := lost_link(Path(os.fsdecode(error.filename)))):
             return str(lost)

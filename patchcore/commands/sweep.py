@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from patchcore.commands import COMMAND, Stopped
 from patchcore.commands.hydra_values import check_below
 from patchcore.commands.mistakes import explain
-from patchcore.commands.refused import begin, files_in, keep, remove
+from patchcore.commands.refused import begin, files_in, forget, keep, remove, take_back
+from patchcore.commands.shortages import of_log
 from patchcore.commands.targets import build
 from patchcore.commands.workers import fork_workers
 from patchcore.errors import InputError
@@ -204,6 +205,7 @@ def concluded() -> Iterator[None]:
         InputError: The multirun itself failed, and no point did.
     """
     _multiruns.clear()
+    forget()
     try:
         yield
     except Stopped as stop:
@@ -215,7 +217,9 @@ def concluded() -> Iterator[None]:
         told = _conclude()
         if (message := _explained(error)) is None:
             raise
-        if _multiruns and not told:  # it ended before any point began
+        if not _multiruns:  # a run's own errors are told, and its files taken back, by its task
+            take_back()
+        elif not told:  # it ended before any point began
             files = files_in(folder := _multiruns[-1].folder)
             remove(folder, {name: files[name] for name in files if name == _FILE}, needed=[_FILE])
         if not told:
@@ -277,8 +281,13 @@ def _explained(error: Exception) -> str | None:
     if _multiruns and isinstance(error, ValueError) and _of_joblib(error):
         return f"hydra.launcher: {words}: correct its settings"
     message = explain(error)
+    if message is None and isinstance(error, ValueError) and words.startswith("Unable to configur"):
+        return (
+            f"hydra.job_logging or hydra.hydra_logging: {words} ({error.__cause__}): correct its "
+            "settings"
+        )
     # Points record their own errors, so this is one with the folder of the multirun or run.
-    if isinstance(error, OSError) and not isinstance(error, HydraException) and message:
+    if isinstance(of_log(error), OSError) and not isinstance(error, HydraException) and message:
         return f"hydra.{'sweep' if _multiruns else 'run'}.dir: {message}"
     return message
 

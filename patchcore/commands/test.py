@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.composed import check_numbers
-from patchcore.commands.options import Parser, count, place
+from patchcore.commands.options import Parser, count, new_place, place
 from patchcore.commands.overrides import check_overrides, quoted
 from patchcore.commands.texts import typed_name
 from patchcore.data.folder import FolderConfig
@@ -47,7 +47,7 @@ def main() -> None:
         help="data=NAME and data.KEY=VALUE, as in patchcore train",
     )
     parser.add_argument(
-        "--output", type=place, metavar="DIR", help="folder for metrics.json and scores.csv"
+        "--output", type=new_place, metavar="DIR", help="folder for metrics.json and scores.csv"
     )
     parser.add_argument(
         "--threads", type=count, metavar="N", help="number of threads of an export's runtime"

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from patchcore.commands import Stopped, job, plain_errors, raise_if_stopped
 from patchcore.commands.composed import to_config
 from patchcore.commands.flags import CONFIG_NAME
-from patchcore.commands.generations import CONFIG_PATH, entry
+from patchcore.commands.generations import CONFIG_PATH, check_log, entry
 from patchcore.commands.gpus import take_gpu
 from patchcore.commands.groups import register
 from patchcore.commands.hydra_values import recorded
@@ -79,6 +79,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
         if multirun:
             start_point(folder, all_points)
         try:
+            check_log("hydra.sweep.dir" if multirun else "hydra.run.dir")
             (folder / ERROR_FILE).unlink(missing_ok=True)
             config = to_config(cfg)  # also fills in values in cfg that depend on the weights
             warn_of_idle(config, run)

@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, ClassVar
 
 import torch
@@ -19,12 +18,12 @@ from patchcore.coreset.sampler import Coreset, SizedConfig
 from patchcore.coreset.shards import Shard
 from patchcore.coreset.space import chunk_size, free_memory, slices, summed, take
 from patchcore.errors import InputError
-from patchcore.settings import setting
+from patchcore.settings import Choice, setting
 
 _PROJECTED = 2**15  # rows in one product of the projection on CUDA, padded by zeros if need be
 
 
-class Projection(Enum):
+class Projection(Choice):
     """Seeded random map to fewer dimensions that nearly preserves distances."""
 
     auto = (

@@ -35,7 +35,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 import torch
@@ -46,6 +45,7 @@ from tqdm import tqdm
 from patchcore._precision import full_precision
 from patchcore.coreset.shards import Shard, SharedSpace
 from patchcore.coreset.space import Space, draw, kernels, squared_distances
+from patchcore.settings import Choice
 
 # Squared distances below these shares of the largest squared norm are not told apart: under the
 # first, float32 gives way to float64; under the second, two patches count as equal.
@@ -53,7 +53,7 @@ _BLUR = {torch.float32: 2.0**-5, torch.float64: 2.0**-42}
 _INFINITE = np.full(1, np.inf, np.float32)
 
 
-class Start(Enum):
+class Start(Choice):
     """Start of the greedy order."""
 
     random = "random"  # a seeded random patch

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,15 +24,15 @@ from patchcore.data.synthesis import (
     draw_texture,
 )
 from patchcore.data.view import View
-from patchcore.errors import InputError, lost_link
+from patchcore.errors import InputError, lost_link, to_write
 from patchcore.machine import named_by
-from patchcore.settings import setting
+from patchcore.settings import Choice, setting
 
 VERSION = 1  # of the drawings; increase it when they change, so that old files are not read
 SUBTLE = 0.2  # strength of the least visible defects, as a share of the most obvious ones
 
 
-class GeneratedCategory(Enum):
+class GeneratedCategory(Choice):
     """Subject of the drawings: a woven fabric, or a steel wheel with screws."""
 
     texture = "texture"
@@ -84,9 +83,10 @@ class GeneratedConfig(DataConfig):
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         if self.root is not None:
-            return expanded(self.root, "data.root") / digest
+            return expanded(to_write(self.root, "data.root"), "data.root") / digest
         try:
-            cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+            named = to_write(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
+            cache = Path(named).expanduser()
         except RuntimeError:  # the user has no home folder, as in some containers
             cache = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
         return cache / "patchcore" / "generated" / digest

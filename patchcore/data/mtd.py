@@ -8,7 +8,6 @@ Layout: `LAYOUT`.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,7 +18,7 @@ from patchcore.data.layout import find_root, marks, note_missing
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.data.source import Archive, Source
 from patchcore.errors import InputError
-from patchcore.settings import setting
+from patchcore.settings import Choice, setting
 
 LAYOUT = "MT_Free/Imgs/*.jpg, MT_Blowhole/Imgs/*.jpg with masks *.png, and so on"
 CLASSES = ("MT_Blowhole", "MT_Break", "MT_Crack", "MT_Fray", "MT_Free", "MT_Uneven")
@@ -44,7 +43,7 @@ REPEATED = (
 )
 
 
-class MTDSplit(Enum):
+class MTDSplit(Choice):
     """Division of the defect-free images into training and test images."""
 
     random = "random"

@@ -6,17 +6,18 @@ that lie at any angle in production.
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from patchcore.settings import Choice
+
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
-class Mirror(Enum):
+class Mirror(Choice):
     """Mirror images that are remembered in addition to an image."""
 
     none = "none"

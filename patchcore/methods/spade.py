@@ -12,7 +12,6 @@ pyramids. Pyramids are made for only a few neighbours at a time.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, ClassVar
 
 import torch
@@ -27,12 +26,12 @@ from patchcore.methods.counted import Counted, cells, parts
 from patchcore.methods.detector import Detector, Fitting, MethodConfig, Parts, Prediction
 from patchcore.methods.origin import position_origins
 from patchcore.scoring import ScoringConfig, anomaly_maps
-from patchcore.settings import setting
+from patchcore.settings import Choice, setting
 
 _CPU_IMAGES = 8  # neighbours at a time, where the processor's cache is the bound
 
 
-class Storage(Enum):
+class Storage(Choice):
     """Number format in which the nominal images' maps are kept."""
 
     float32 = "float32"

@@ -25,6 +25,7 @@ from patchcore.metrics.sweep import (
     false_negatives,
     false_positives,
 )
+from patchcore.settings import Choice
 
 Compute = Callable[[Any, float], Tensor | float]
 """Function of a `Sweep` or `MapScores`, and of AUPRO's limit, that returns a metric's value."""
@@ -193,6 +194,7 @@ Objective = Enum(  # type: ignore[misc]
     "Objective",
     {key: key for key, measure in METRICS.items() if measure.objective},
     module=__name__,
+    type=Choice,
 )
 """Metrics that a sweeper can optimise."""
 

@@ -3,10 +3,10 @@
 import csv
 import io
 import os
-from enum import Enum
 from pathlib import Path
 
 from patchcore.report.cells import restored
+from patchcore.settings import Choice
 
 PICTURES = "figures/images"
 """Folder in a run's folder with pictures of single test images."""
@@ -21,7 +21,7 @@ LARGEST_LIST = 1 << 24
 """Bytes of the file that lists a run's pictures; a larger one is not read."""
 
 
-class Images(Enum):
+class Images(Choice):
     """Test images for which a run saves a picture each."""
 
     none = "none"
