@@ -608,7 +608,7 @@ def test_models_saved_on_request_stay_when_the_best_is_asked_for(
         for number, ratio in enumerate(ratios[:count]):
             point = best(root, tmp_path / "cache", ratio, keep)
             runner.run(point, folder / str(number), multirun=folder)
-        _tell_best(Multirun(folder, 0.0, "", False, {}))
+        _tell_best(Multirun(folder, 0.0, "", False, ("", ""), {}))
         return capsys.readouterr().out.splitlines()
 
     assert sweep(Keep.all, 3) == []
@@ -630,7 +630,7 @@ def test_a_multirun_without_a_best_point_says_that_it_keeps_no_model(
         write_run(tmp_path / str(number), settings, {"image_auroc": 0.9})
         (tmp_path / f"{number}/.hydra").mkdir()
         (tmp_path / f"{number}/.hydra/overrides.yaml").write_text(f"- seed={number}\n")
-    _tell_best(Multirun(tmp_path, 0.0, "", False, {}))
+    _tell_best(Multirun(tmp_path, 0.0, "", False, ("", ""), {}))
     assert capsys.readouterr().out == (
         "artifact=best: no model is kept, because no point has a value of pixel_auroc\n"
     )

@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 
+from patchcore.commands import Stopped
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.hydra_values import recorded
 from patchcore.commands.searches import (
@@ -18,6 +19,7 @@ from patchcore.commands.searches import (
     check_studies,
     fill_directions,
     keep_last,
+    told_again,
 )
 from patchcore.commands.sweep import MOST, Conclusion, concluded, record_failure, start_point
 from patchcore.errors import InputError
@@ -94,6 +96,87 @@ def test_a_search_without_directions_looks_for_the_best(
     fill_directions(config)
     assert config.hydra.sweeper.direction == directions
     check_multirun(config)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes", "nsgaii", "motpe"])
+@pytest.mark.parametrize(("typed", "seed"), [("", 0), ("null", None), ("7", 7)])
+def test_a_search_has_a_seed_unless_told_otherwise(
+    sampler: str, typed: str, seed: int | None
+) -> None:
+    given = [f"hydra.sweeper.sampler.seed={typed}"] if typed else []
+    config = composed(*OPTUNA, f"hydra/sweeper/sampler={sampler}", *given)
+    assert config.hydra.sweeper.sampler.seed == seed
+    if sampler == "tpe":
+        assert composed(*OPTUNA, *given).hydra.sweeper.sampler == config.hydra.sweeper.sampler
+
+
+@pytest.mark.parametrize(("written", "seed"), [("null", None), ("3", 3)])
+def test_the_seed_of_a_settings_file_stays(tmp_path: Path, written: str, seed: int | None) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    (tmp_path / "preset").mkdir()
+    (tmp_path / "preset/mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /hydra/sweeper: optuna\n"
+        f"hydra: {{sweeper: {{sampler: {{seed: {written}}}}}}}\n"
+    )
+    config = composed(f"hydra.searchpath=[file://{tmp_path}]", "preset=mine", OPTUNA[1])
+    assert config.hydra.sweeper.sampler.seed == seed
+
+
+def test_a_grid_takes_no_seed() -> None:
+    config = composed(*OPTUNA, "hydra/sweeper/sampler=grid")
+    assert "seed" not in config.hydra.sweeper.sampler
+
+
+@pytest.mark.parametrize(
+    ("overrides", "interrupted", "failed"),
+    [
+        (["patch.size=1,3"], "computes only the others", "computes only these"),
+        (["patch.size=1,3", "resume=false"], *["computes every point, because of resume="] * 2),
+        (OPTUNA, "computes only the others", "computes these; their results may let the search"),
+        (
+            [*OPTUNA, "hydra/sweeper/sampler=random"],
+            *("computes only the others", "computes only these"),
+        ),
+        (
+            [*OPTUNA, "hydra/sweeper/sampler=grid"],
+            *("computes only the others", "computes only these"),
+        ),
+        (
+            [*OPTUNA, "hydra.sweeper.sampler.seed=null"],
+            *["draws other points, because the search has no seed: give it another"] * 2,
+        ),
+        (
+            [*OPTUNA, "hydra.sweeper.storage=sqlite:///s.db", "hydra.sweeper.study_name=a"],
+            *["continues the study with other points: give it another hydra.sweep.dir to keep"] * 2,
+        ),
+        (
+            [*OPTUNA, "hydra.sweeper.storage=sqlite:///s.db"],
+            *("computes only the others", "computes these; their results may"),
+        ),
+    ],
+)
+def test_another_start_is_told_as_it_is(
+    overrides: list[str], interrupted: str, failed: str
+) -> None:
+    config, again = composed(*overrides), "the same command, started again, "
+    assert told_again(config).startswith(again + interrupted)
+    assert told_again(config, failed=True).startswith(again + failed)
+
+
+def test_failed_and_interrupted_searches_say_what_another_start_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = composed(*OPTUNA, "hydra.sweeper.sampler.seed=null", f"hydra.sweep.dir={tmp_path}")
+    told = "he same command, started again, draws other points, because the search has no seed: "
+    with pytest.raises(SystemExit), concluded():
+        Conclusion().on_multirun_start(config)
+        (tmp_path / "0/.hydra").mkdir(parents=True)
+        (tmp_path / "0/.hydra/overrides.yaml").write_text("- patch.size=1\n")
+        record_failure(tmp_path / "0", InputError("no data"))
+    assert f"T{told}" in capsys.readouterr().err
+    with pytest.raises(Stopped, match=f"0 finished points are kept in .*; t{told}"), concluded():
+        Conclusion().on_multirun_start(config)
+        raise Stopped(2)
 
 
 def test_a_search_has_something_to_search() -> None:

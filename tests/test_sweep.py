@@ -460,6 +460,21 @@ def test_optuna_looks_for_two_objectives(root: Path, tmp_path: Path, second: str
     assert all(solution["values"] in found for solution in best["solutions"])
 
 
+@pytest.mark.filterwarnings("ignore")  # of Optuna and its sweeper
+def test_a_search_draws_the_same_points_when_it_is_started_again(
+    root: Path, tmp_path: Path
+) -> None:
+    needs("hydra_plugins.hydra_optuna_sweeper", "optuna")
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"]
+    search.append("coreset.ratio=interval(0.2,0.9)")
+    for finished in (0, 2):
+        done = multirun(root, tmp_path / "cache", tmp_path / "sweep", *search)
+        assert done.code == 0, done.err
+        assert done.out.count("finished before") == finished
+    told = yaml.safe_load((tmp_path / "sweep/0/.hydra/hydra.yaml").read_text())["hydra"]
+    assert told["sweeper"]["sampler"]["seed"] == 0
+
+
 def test_every_point_of_the_wandb_sweep_is_a_run(tmp_path: Path) -> None:
     sweep = yaml.safe_load((REPOSITORY / "experiments/sweeps/wandb_sweep.yaml").read_text())
     assert sweep["command"][:2] == ["patchcore", "train"]

@@ -30,7 +30,13 @@ from omegaconf.errors import OmegaConfBaseException
 from patchcore.commands.flags import CONFIG_NAME
 from patchcore.commands.hydra_values import check_hydra
 from patchcore.commands.own import check_shadowed
-from patchcore.commands.searches import check_multirun, check_studies, fill_directions, keep_last
+from patchcore.commands.searches import (
+    check_multirun,
+    check_studies,
+    fill_directions,
+    keep_last,
+    seeded,
+)
 from patchcore.commands.shortages import explain_shortage, of_log
 from patchcore.errors import InputError
 from patchcore.report.written import SETTINGS_OF_RUN, check_own
@@ -178,7 +184,7 @@ _load_config = ConfigRepository.load_config
 
 def _unshadowed(self: ConfigRepository, config_path: str) -> Any:
     check_shadowed(config_path, self.get_sources())
-    return _load_config(self, config_path)
+    return seeded(_load_config(self, config_path))
 
 
 ConfigRepository.load_config = _unshadowed  # type: ignore[method-assign]

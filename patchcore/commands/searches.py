@@ -125,6 +125,59 @@ def fill_directions(config: DictConfig) -> None:
         ]
 
 
+def seeded(found: Any) -> Any:
+    """Return settings from a source, where a sampler of Optuna gets a seed unless others say so.
+
+    The same command then searches the same points. Typed values and settings files override it.
+
+    Args:
+        found: Result of Hydra's repository of settings; None if there is none.
+    """
+    ours = found is not None and found.provider == "optuna_sweeper"
+    if ours and "seed" in found.config and found.config.seed is None:
+        found.config.seed = 0
+    return found
+
+
+def told_again(config: DictConfig, failed: bool = False) -> str:
+    """Return the sentence that says what the same command computes when it is started again.
+
+    Args:
+        config: Composed settings, with those of Hydra.
+        failed: Whether points failed, so that the sentence is about these.
+    """
+    sweeper = config.hydra.sweeper
+    again = "the same command, started again, "
+    # By default it refers to whether this is a multirun, which is not known before the points.
+    if not OmegaConf.is_interpolation(config, "resume") and config.resume is False:
+        return f"{again}computes every point, because of resume=false"
+    if _is_basic(sweeper):
+        return f"{again}computes only {'these' if failed else 'the others'}"
+    keep = "give it another hydra.sweep.dir to keep these results"
+    if not _is_optuna(sweeper):
+        return f"{again}may try other points: {keep}"
+    if sweeper.get("storage") is not None and sweeper.get("study_name") is not None:
+        return f"{again}continues the study with other points: {keep}"
+    sampler = sweeper.get("sampler") or {}
+    if "seed" in sampler and sampler.get("seed") is None:
+        return (
+            f"{again}draws other points, because the search has no seed: {keep}, or a "
+            "hydra.sweeper.sampler.seed to draw the same points each time"
+        )
+    if failed and not str(sampler.get("_target_")).endswith((".RandomSampler", ".GridSampler")):
+        return f"{again}computes these; their results may let the search draw other points after"
+    return f"{again}computes only {'these' if failed else 'the others'}"
+
+
+def is_search(config: DictConfig) -> bool:
+    """Whether the sweeper of a multirun looks for the best point."""
+    return not _is_basic(config.hydra.sweeper)
+
+
+def _is_basic(sweeper: DictConfig) -> bool:
+    return str(sweeper.get("_target_")).endswith(".BasicSweeper")
+
+
 def _is_optuna(sweeper: DictConfig) -> bool:
     return ".hydra_optuna_sweeper." in str(sweeper.get("_target_"))
 

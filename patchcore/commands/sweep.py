@@ -24,6 +24,7 @@ from patchcore.commands import COMMAND, Stopped
 from patchcore.commands.hydra_values import check_below
 from patchcore.commands.mistakes import explain
 from patchcore.commands.refused import begin, files_in, forget, keep, remove, take_back
+from patchcore.commands.searches import is_search, told_again
 from patchcore.commands.shortages import of_log
 from patchcore.commands.targets import build
 from patchcore.commands.workers import fork_workers
@@ -55,6 +56,7 @@ class Multirun:
     start: float  # seconds since the epoch
     name: str
     search: bool  # whether a sweeper looks for the best point
+    again: tuple[str, str]  # sentences on another start, after an interruption and failed points
     before: dict[Path, int]  # files of earlier points there, and when they changed, in nanoseconds
 
     def points(self) -> list[Path]:
@@ -98,11 +100,12 @@ class Conclusion(Callback):
             return
         begin(str(folder))
         os.environ[_NAME], os.environ[COMMAND] = secrets.token_hex(4), str(os.getpid())
-        search = not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
+        again = (told_again(config), told_again(config, failed=True))
         start = time.time() - 2  # file systems may round times
         # Clocks may jump, and those of file servers differ, so new or changed files count, too.
         before = {path: path.stat().st_mtime_ns for path in _started(folder)}
-        _multiruns.append(Multirun(folder, start, os.environ[_NAME], search, before))
+        name, search = os.environ[_NAME], is_search(config)
+        _multiruns.append(Multirun(folder, start, name, search, again, before))
         if "joblib" in str(config.hydra.launcher.get("_target_")):
             fork_workers()
 
@@ -250,7 +253,8 @@ def _conclude() -> bool:
         for reason, points in alike.items():
             more = [f"  … and {len(points) - MOST} more"] if len(points) > MOST else []
             print(*points[:MOST], *more, f"    {reason}", sep="\n", file=sys.stderr)
-        print("The same command computes only these when it is started again.", file=sys.stderr)
+        for multirun in _multiruns:
+            print(f"{multirun.again[1][0].upper()}{multirun.again[1][1:]}.", file=sys.stderr)
     return bool(missing)
 
 
@@ -376,10 +380,7 @@ def _earlier(multirun: Multirun) -> list[str]:
 
 def _kept(multirun: Multirun) -> str:
     done = len(_finished(multirun.folder))  # those of earlier starts, too
-    return (
-        f"{done} finished points are kept in {multirun.folder}; the same command, started again, "
-        "computes only the others"
-    )
+    return f"{done} finished points are kept in {multirun.folder}; {multirun.again[0]}"
 
 
 def _finished(folder: Path) -> list[Path]:
