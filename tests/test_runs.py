@@ -1,6 +1,7 @@
 """Runs as their folders and their ends show them: nothing finished is lost, nothing is mixed."""
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -291,6 +292,25 @@ def test_a_signal_ends_a_multirun_and_tells_what_is_kept(root: Path, tmp_path: P
     with ends:
         done = sweep(root, tmp_path, "seed=0,1,2")
     assert done.code == 143 and "(SIGTERM): 3 finished points are kept in " in done.err
+
+
+@pytest.mark.filterwarnings("ignore:.*the results of another point are replaced")
+def test_a_failed_point_over_results_of_an_earlier_start_is_told(
+    root: Path, tmp_path: Path
+) -> None:
+    assert sweep(root, tmp_path, "seed=0,1").code == 0
+    done = sweep(root, tmp_path, "seed=0", "scoring.neighbours=1,99")
+    failed, reason = tmp_path / "sweep/1", "99 neighbours were asked for"
+    assert done.code == 1 and reason in done.err
+    told = f"also counted, from other starts in this folder: {failed}"
+    assert done.out.splitlines()[-1] == told
+    report = patchcore("report", str(tmp_path / "sweep"))
+    assert f"counted as before: 1: a later start failed: {reason}" in report.out, report.out
+    rows = list(csv.DictReader((tmp_path / "sweep/report/runs.csv").open()))
+    assert [row["status"].partition(": ")[0] for row in rows] == [
+        "finished",
+        "finished; a later start failed",
+    ]
 
 
 def test_a_signal_after_the_results_of_a_point_leaves_no_error_beside_them(

@@ -209,7 +209,7 @@ def explain(error: Exception) -> str | None:
         if "Cannot convert 'list' to string" in message:
             message += f"; text in brackets needs two kinds of quotes: \"{key}='[…]'\""
         elif isinstance(cause, InterpolationKeyError):
-            message += "; write a literal $ as \\$"
+            message += "; ${ always begins a reference: rename what has it in its name"
         message += place_of(*reference, key) if reference and not file else ""
     typed = re.match(r"(?:Error merging override |Could not override ')([\w.]+)", str(error))
     if typed and typed[1].partition(".")[0] != re.split(r"[.\[]", key)[0]:  # key of a list's item

@@ -8,7 +8,7 @@ from patchcore.report.conclusion import default_folder
 from patchcore.report.effects import check_against, parse_against
 from patchcore.report.multirun import read_stated
 from patchcore.report.page import check_report, write_report
-from patchcore.report.sentences import best, not_counted, sentence
+from patchcore.report.sentences import best, later_failures, not_counted, sentence
 from patchcore.report.table import read_runs
 
 
@@ -73,6 +73,6 @@ def main() -> None:
         print(printable(f"data {part.number}: {part.data}"))
     for line in best(table):
         print(printable(line))
-    for line in not_counted(table):
+    for line in (*not_counted(table), *later_failures(table)):
         print(printable(line))
     print(printable(f"report: {path}"))

@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,11 +240,12 @@ def _conclude() -> bool:
     """Print the outcome of this process's multiruns; return whether any point failed."""
     missing = []
     for multirun in _multiruns:
-        missing += multirun.failures()
+        failed = multirun.failures()
         if multirun.search:
             _tell_undefined(multirun)
         _tell_best(multirun)
-        _summarise(multirun)
+        _summarise(multirun, {point for point, _ in failed})
+        missing += failed
     if missing:
         print(f"\nerror: {len(missing)} of the points failed:", file=sys.stderr)
         alike = defaultdict(list)
@@ -348,7 +349,7 @@ def _tell_best(multirun: Multirun) -> None:
             print(f"kept besides: {point / FOLDER}: {why}")
 
 
-def _summarise(multirun: Multirun) -> None:
+def _summarise(multirun: Multirun, failed: Collection[Path]) -> None:
     """Write the multirun's report, print its best points, and add a summary to its trackers.
 
     Print a warning if a tracker cannot be reached.
@@ -357,20 +358,20 @@ def _summarise(multirun: Multirun) -> None:
         return
     from patchcore.report.conclusion import conclude  # here: it would slow down the start
 
-    print("", *conclude(multirun.folder), *_earlier(multirun), sep="\n")
+    print("", *conclude(multirun.folder), *_earlier(multirun, failed), sep="\n")
     try:
         track_multirun(multirun.folder.absolute(), build)
     except Exception as trouble:  # trackers have no common base of their errors
         print(f"warning: the summary of the multirun is not tracked: {trouble}", file=sys.stderr)
 
 
-def _earlier(multirun: Multirun) -> list[str]:
+def _earlier(multirun: Multirun, failed: Collection[Path]) -> list[str]:
     """Return a line that names the finished points in the folder that this start has not made.
 
-    The report counts them.
+    The report counts them. They may be in the folders of points that failed this time.
     """
-    asked = set(multirun.points())
-    others = [point for point in _finished(multirun.folder) if point not in asked]
+    made = {*multirun.points()} - {*failed}
+    others = [point for point in _finished(multirun.folder) if point not in made]
     if not others:
         return []
     more = f" and {len(others) - MOST} more" if len(others) > MOST else ""

@@ -12,10 +12,9 @@ PICTURES = "figures/images"
 """Folder in a run's folder with pictures of single test images."""
 
 ERROR_FILE = "error.txt"
+"""File in the folder of a failed point: the reason and, unless it is bad input, the traceback."""
 SETTINGS = ".hydra"
 """Folder in which Hydra keeps the settings that it started a run with."""
-"""File in the folder of a failed point: the reason and, unless it is bad input, the traceback."""
-
 
 LARGEST_LIST = 1 << 24
 """Bytes of the file that lists a run's pictures; a larger one is not read."""

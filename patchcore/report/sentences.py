@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from patchcore.report.folders import failure
 from patchcore.report.points import Summary
 from patchcore.report.reading import CATEGORY
 from patchcore.report.table import Table
@@ -77,6 +78,15 @@ def best(table: Table, most: int = 5) -> list[str]:
 def not_counted(table: Table) -> list[str]:
     """Return the runs that are not counted, each with the reason, one line each."""
     return [f"not counted: {table.name(run)}: {table.status(run)}" for run in table.unfinished]
+
+
+def later_failures(table: Table) -> list[str]:
+    """Return the finished runs in whose folders a later start has failed, one line each."""
+    return [
+        f"counted as before: {table.name(run)}: a later start failed: {why}"
+        for run in table.known
+        if run.finished and (why := failure(run.folder))
+    ]
 
 
 def undefined_reasons(table: Table) -> list[str]:

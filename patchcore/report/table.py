@@ -22,7 +22,7 @@ from patchcore.errors import InputError, printable
 from patchcore.metrics import METRICS, told
 from patchcore.paper import AVERAGE
 from patchcore.report.columns import determines, equivalent, grouped, grouped_seeds
-from patchcore.report.folders import find_runs
+from patchcore.report.folders import failure, find_runs
 from patchcore.report.points import Factor, Point
 from patchcore.report.reading import CATEGORY, RunFolder, Settings, read_run
 from patchcore.report.unlike import by_data, is_of_data
@@ -98,6 +98,7 @@ class Table:
         kept = self._counted.get(self._identity(run)) if run.settings else run
         warm = f"finished; warm: {', '.join(run.warm)}" if run.warm else "finished"
         warm += "; config.yaml was changed afterwards" if run.edited else ""
+        warm += f"; a later start failed: {why}" if (why := failure(run.folder)) else ""
         if kept is run or kept is None:
             return printable(run.problem or warm)
         return printable(f"{run.problem or 'repeated'}; counted instead: {self.name(kept)}")
