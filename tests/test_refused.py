@@ -209,6 +209,17 @@ def test_what_hydra_made_for_a_run_that_it_could_not_start_is_taken_back(tmp_pat
     assert contents(tmp_path) == before and [*tmp_path.iterdir()] == [tmp_path / "run"]
 
 
+def test_results_of_a_run_whose_output_cannot_be_printed_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    refused.begin(str(folder))
+    refused.keep(folder, OmegaConf.create({"job": {"name": "train"}, "output_subdir": None}))
+    with RunFolder(folder) as place:
+        (place.new / "metrics.json").write_text("new")
+        place.commit()
+    refused.take_back()  # as after an error of a full disk that stdout leads to
+    assert (folder / "metrics.json").read_text() == "new"
+
+
 @pytest.mark.parametrize("name", [".finished", ".moving"])
 def test_results_that_a_killed_run_left_beside_are_earlier_ones(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()

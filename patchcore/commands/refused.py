@@ -160,12 +160,17 @@ def put_back(folder: Path, files: Files) -> None:
 
 
 def take_back() -> None:
-    """Take back what Hydra has made and changed for a run before it failed to start the run."""
+    """Take back what Hydra has made and changed for a run before it failed to start the run.
+
+    Where the run has finished, all stays.
+    """
     for folder, made in _made.items():
+        if has_finished(folder):
+            continue
         put_back(folder, files_in(folder))
         remove(folder, files_in(folder))
-        with suppress(OSError):  # it holds more
-            for each in made:  # those in which a umask allows no lock are empty
+        for each in made:  # those in which a umask allows no lock are empty
+            with suppress(OSError):  # it holds more
                 each.rmdir()
 
 
