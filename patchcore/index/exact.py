@@ -86,7 +86,8 @@ def check_neighbours(neighbours: int, size: int) -> None:
     if neighbours > size:
         raise InputError(
             f"{neighbours} neighbours were asked for, but the memory holds {size} patches: lower "
-            "scoring.neighbours or scoring.reweight, or keep more patches (coreset.ratio or coreset.count)"
+            "scoring.neighbours or scoring.reweight, or keep more patches "
+            "(coreset.ratio or coreset.count)"
         )
 
 

@@ -214,7 +214,8 @@ def _check_ivfpq(config: FaissIVFPQConfig, size: int, dimension: int) -> None:
         raise InputError(
             f"index=faiss_ivfpq needs at least {config.needed()} patches to train "
             f"{config.lists} lists and {2**config.bits} codes, the memory holds {size}: lower "
-            "index.lists and index.bits, keep more patches (coreset.ratio or coreset.count), or use index=torch"
+            "index.lists and index.bits, keep more patches (coreset.ratio or "
+            "coreset.count), or use index=torch"
         )
 
 

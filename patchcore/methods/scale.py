@@ -105,8 +105,8 @@ def nominal_scale(
     if not len(able):
         raise InputError(
             f"ensemble, layers.join: a memory of {len(memory)} patches is too small to leave an "
-            f"image out and find {needed} neighbours: keep more patches (coreset.ratio or coreset.count), lower "
-            "scoring.neighbours or scoring.reweight"
+            f"image out and find {needed} neighbours: keep more patches "
+            "(coreset.ratio or coreset.count), lower scoring.neighbours or scoring.reweight"
         )
     draw = torch.randperm(len(able), generator=torch.Generator().manual_seed(config.seed))
     ends = count.cumsum(0)
