@@ -209,6 +209,21 @@ def test_what_hydra_made_for_a_run_that_it_could_not_start_is_taken_back(tmp_pat
     assert contents(tmp_path) == before and [*tmp_path.iterdir()] == [tmp_path / "run"]
 
 
+@pytest.mark.parametrize("place", ["artifact", "artifact/inner"])
+def test_a_run_in_the_folder_of_a_model_is_refused(place: str, tmp_path: Path) -> None:
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact/artifact.yaml").write_text("a model")
+    before = contents(tmp_path)
+    folder = tmp_path / place
+    done = patchcore("train", "logger=none", f"hydra.run.dir={folder}")
+    where = "is a model" if place == "artifact" else f"lies inside the model {folder.parent}"
+    assert done.err == f"error: hydra.run.dir: {folder} {where}: name another folder\n"
+    assert contents(tmp_path) == before and not (tmp_path / "artifact/inner").exists()
+    done = patchcore("train", "--multirun", "logger=none", f"hydra.sweep.dir={folder}", "seed=0,1")
+    assert done.code == 1 and "error: 2 of the points failed" in done.err
+    assert "lies inside the model" in (folder / "0/error.txt").read_text()
+
+
 def test_results_of_a_run_whose_output_cannot_be_printed_stay(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     refused.begin(str(folder))

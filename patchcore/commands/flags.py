@@ -58,6 +58,8 @@ def check_flags(arguments: Sequence[str]) -> None:
     if given.config_path is not None:
         name = (given.config_name or CONFIG_NAME).removesuffix(".yaml")
         _check_main(Path(given.config_path) / f"{name}.yaml")
+    elif given.config_dir is not None and given.config_name is not None:
+        _check_beside(Path(given.config_dir), given.config_name.removesuffix(".yaml"))
     if strange and not given.help:  # Hydra's parser wants all settings side by side
         raise InputError(
             f"{printable(strange[0])}: a flag is between this setting and earlier ones; write "
@@ -99,6 +101,17 @@ def _check_main(file: Path) -> None:
             f"--config-path: {file} has no list of defaults, so it cannot be the main settings: "
             "to repeat a run, type the command in its report; to change settings, put a file into "
             "a folder experiment and name it with --config-dir and experiment=NAME"
+        )
+
+
+def _check_beside(folder: Path, name: str) -> None:
+    """Refuse a file with the name of the main settings, which would be read in its place."""
+    file = folder / f"{name}.yaml"
+    if name == CONFIG_NAME and file.is_file():
+        raise InputError(
+            f"--config-name: {printable(str(file))} would not be read, as {name}.yaml is the name "
+            "of the built-in main settings: give the file another name; to repeat a run, type the "
+            "command in its report"
         )
 
 

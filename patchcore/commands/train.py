@@ -27,6 +27,7 @@ from patchcore.commands.settings_help import settings_help
 from patchcore.commands.sweep import concluded, record_failure, start_point, track_failed
 from patchcore.commands.targets import build, guard
 from patchcore.keeping import objectives
+from patchcore.outputs import check_outside
 from patchcore.report.folders import ERROR_FILE
 from patchcore.runfolder import METRICS, unfinished
 
@@ -79,7 +80,9 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
         if multirun:
             start_point(folder, all_points)
         try:
-            check_log("hydra.sweep.dir" if multirun else "hydra.run.dir")
+            key = "hydra.sweep.dir" if multirun else "hydra.run.dir"
+            check_outside(folder, key)
+            check_log(key)
             (folder / ERROR_FILE).unlink(missing_ok=True)
             config = to_config(cfg)  # also fills in values in cfg that depend on the weights
             warn_of_idle(config, run)

@@ -81,6 +81,7 @@ def find_folder(folder: Path | str, key: str, hint: str = "; check the path") ->
     text = str(folder)
     named = f"'{text}'" if text != text.strip() else text
     path = expanded(text, key)
+    named = str(path) if text.startswith("~") else named
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
