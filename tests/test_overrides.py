@@ -298,7 +298,7 @@ def test_settings_of_a_run_are_no_main_settings(
 
 
 def test_a_file_with_the_name_of_the_main_settings_is_not_passed_over(tmp_path: Path) -> None:
-    """As where the settings of a run are to be repeated."""
+    """People try to repeat a run so."""
     given = ["--config-dir", str(tmp_path), "--config-name", "config"]
     check_flags(given)
     (tmp_path / "config.yaml").write_text("seed: 1\n")

@@ -342,7 +342,7 @@ def test_points_of_another_multirun_in_the_folder_are_not_counted(
                 start(name)
         for name in ("both", "ours", "taken"):
             start(name)
-        record_failure(tmp_path / "both", InUseError("another process runs in it"))
+        record_failure(tmp_path / "both", InUseError("another process runs in it"), ["seed=7"])
         with monkeypatch.context() as other:
             other.setenv("PATCHCORE_MULTIRUN", "other")
             start("taken")  # which now computes it anew
@@ -354,7 +354,8 @@ def test_points_of_another_multirun_in_the_folder_are_not_counted(
     told = capsys.readouterr().err
     assert "error: 3 of the points failed:" in told
     assert "theirs" not in told and "taken" not in told
-    assert all(f"{tmp_path}/{name}: seed=0" in told for name in ("both", "ours", "nameless"))
+    assert f"{tmp_path}/both: seed=7" in told  # not those of the other one's point there
+    assert all(f"{tmp_path}/{name}: seed=0" in told for name in ("ours", "nameless"))
 
 
 def test_points_that_failed_alike_are_listed_together(

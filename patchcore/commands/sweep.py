@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands import COMMAND, Stopped
@@ -33,7 +33,7 @@ from patchcore.keeping import Contest, Keep, holders, numerically, stays
 from patchcore.metrics import Objective
 from patchcore.report.folders import ERROR_FILE, SETTINGS
 from patchcore.runfolder import FOLDER, METRICS, InUseError, unfinished
-from patchcore.tracking import track_failure, track_multirun
+from patchcore.tracking import track_multirun
 from patchcore.yaml_text import settings_in
 
 MOST = 10
@@ -69,6 +69,7 @@ class Multirun:
 
 
 _multiruns: list[Multirun] = []
+_asked: dict[Path, str] = {}  # overrides of points in whose folders other multiruns ran
 
 
 class Conclusion(Callback):
@@ -126,8 +127,14 @@ def start_point(folder: Path, multirun: Path) -> None:
             file.write(f"{name}\n")
 
 
-def record_failure(folder: Path, error: BaseException) -> None:
-    """Write the reason why the point in `folder` failed; if that is impossible, print it."""
+def record_failure(folder: Path, error: BaseException, overrides: Sequence[str] = ()) -> None:
+    """Write the reason why the point in `folder` failed; if that is impossible, print it.
+
+    Args:
+        folder: Folder of the point.
+        error: Reason.
+        overrides: Overrides of the point; the folder may hold those of another one's start.
+    """
     text = explain(error) if isinstance(error, Exception) else str(error)
     if text is None:
         text = f"{type(error).__name__}: {error}\n\n" + "".join(traceback.format_exception(error))
@@ -138,36 +145,11 @@ def record_failure(folder: Path, error: BaseException) -> None:
         with suppress(OSError):
             names = mark.read_text().split()
             mark.write_text("".join(f"{each}\n" for each in names if each != own))
+        text = f"{text}\n{' '.join(overrides)}"
     try:
         (folder / name).write_text(text.rstrip() + "\n", "utf-8", "backslashreplace")
     except OSError:
         print(f"{folder}: {text}", file=sys.stderr)
-
-
-def track_failed(
-    cfg: DictConfig, origin: Mapping[str, Any], folder: Path, error: Exception
-) -> None:
-    """Record a failed point in its trackers, with the settings that can be resolved."""
-    if isinstance(error, InUseError):  # the trackers of the other run must not change
-        return
-    settings = {str(key): value for key in cfg if (value := _plain(cfg, str(key))) is not None}
-    told = InputError(text) if (text := explain(error)) is not None else error
-    told.tracked = getattr(error, "tracked", False)  # type: ignore[attr-defined]
-    try:
-        track_failure(settings.get("logger") or {}, settings, origin, folder, told, build)
-    except Exception as trouble:  # trackers have no common base of their errors
-        print(f"warning: {folder}: the failure is not tracked: {trouble}", file=sys.stderr)
-
-
-def _plain(cfg: DictConfig, key: str) -> Any:
-    """A group of settings as plain values; None if it cannot be resolved."""
-    try:
-        value = cfg[key]
-        if OmegaConf.is_config(value):
-            return OmegaConf.to_container(value, resolve=True, enum_to_str=True)
-        return value
-    except Exception:
-        return None
 
 
 def failures(
@@ -189,6 +171,8 @@ def failures(
     found = []
     for point in _points(folder, since, before, name):
         told = [point / _refusal(name), point / ERROR_FILE]
+        if told[0].is_file() and (rest := told[0].read_text("utf-8", "replace").splitlines()[1:]):
+            _asked[point] = rest[0]
         lines = [line for file in told if file.is_file() for line in _lines(file)]
         told[0].unlink(missing_ok=True)
         if lines or unfinished(point) or not (point / METRICS).is_file():
@@ -208,6 +192,7 @@ def concluded() -> Iterator[None]:
         InputError: The multirun itself failed, and no point did.
     """
     _multiruns.clear()
+    _asked.clear()
     forget()
     try:
         yield
@@ -441,5 +426,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _overrides(point: Path) -> str:
+    if point in _asked:
+        return _asked[point]
     lines = (point / SETTINGS / "overrides.yaml").read_text().splitlines()
     return " ".join(line.removeprefix("- ") for line in lines)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from patchcore.commands import Stopped, job, plain_errors, raise_if_stopped
 from patchcore.commands.composed import to_config
+from patchcore.commands.failed import track_failed
 from patchcore.commands.flags import CONFIG_NAME
 from patchcore.commands.generations import CONFIG_PATH, check_log, entry
 from patchcore.commands.gpus import take_gpu
@@ -24,7 +25,7 @@ from patchcore.commands.mistakes import SHADOWED, explain
 from patchcore.commands.overrides import as_typed, check_overrides
 from patchcore.commands.refused import files_in, has_finished, put_back, remove, state
 from patchcore.commands.settings_help import settings_help
-from patchcore.commands.sweep import concluded, record_failure, start_point, track_failed
+from patchcore.commands.sweep import concluded, record_failure, start_point
 from patchcore.commands.targets import build, guard
 from patchcore.keeping import objectives
 from patchcore.outputs import check_outside
@@ -100,7 +101,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
         except Exception as error:
             raise_if_stopped()
             if multirun:  # the other points go on; `concluded` lists the failed ones in the end
-                record_failure(folder, error)
+                record_failure(folder, error, recorded(run.overrides.task))
                 track_failed(cfg, origin(run), folder, error)
                 return None
             if explain(error) is not None:
