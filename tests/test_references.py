@@ -16,11 +16,11 @@ from tests.runs import patchcore
     ("overrides", "message"),
     [
         (["seed=${nope}"], "seed: refers to nope, which does not exist; ${ always begins"),
-        (["seed=${patch.nope}"], "seed: refers to patch.nope, which does not exist; write a "),
+        (["seed=${patch.nope}"], "seed: refers to patch.nope, which does not exist; ${ "),
         (["seed=a${nope}b"], "seed: refers to nope, which does not exist; ${ always begins"),
         (["seed=${coreset.ratio}", "coreset.ratio=${x}"], "coreset.ratio: refers to x, which "),
         (["data.root=${image.limi}"], "data.root: refers to image.limi, which does not exist"),
-        (["curve=[${nope}]"], "curve[0]: refers to nope, which does not exist; write a literal"),
+        (["curve=[${nope}]"], "curve[0]: refers to nope, which does not exist; ${ always"),
         (["seed=${.nope}"], "seed: refers to nope, which does not exist; ${ always begins"),
         (["seed=${seed}"], "seed: refers to itself, directly or through others: give a value"),
         (["seed=${coreset.seed}"], "seed: refers to itself, directly or through others"),
