@@ -32,7 +32,8 @@ def prepare(image: Image.Image, path: Path) -> None:
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
-    image.filename = ""  # or Pillow maps the file, and turned images are scrambled
+    if image.size != stored_size(image):  # or Pillow maps the file by its size turned upright
+        image.filename = ""
     if gap := _gap(image.tag_v2):
         raise InputError(f"{path}: {gap}, so pixels are missing; replace it")
     bits = np.atleast_1d(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, 1))
