@@ -162,10 +162,7 @@ def load_file(network: nn.Module, path: Path, modules: Collection[str] = ()) -> 
         if key.endswith("num_batches_tracked"):
             continue
         if key not in state:
-            raise InputError(
-                f"backbone.weights: {path} lacks {key!r}; is it another network's, or was it cut "
-                "before the deepest of layers.names?"
-            )
+            raise InputError(f"backbone.weights: {path} lacks {key!r}{_why_lacking(key, state)}")
         loaded = state[key]
         if odd := _without_values(loaded):
             raise InputError(
@@ -193,6 +190,11 @@ def load_file(network: nn.Module, path: Path, modules: Collection[str] = ()) -> 
             raise InputError(
                 f"backbone.weights: {path} holds NaN or infinite values in {key!r}; train or "
                 "export it again"
+            )
+        if key.endswith("running_var") and bool((value < 0).any()):
+            raise InputError(
+                f"backbone.weights: {path} holds negative variances in {key!r}; train or export it "
+                "again"
             )
     matrices = [x for x in network.state_dict().values() if x.ndim > 1 and x.numel() > 1]
     if matrices and all(bool((x == x.flatten()[0]).all()) for x in matrices):
@@ -282,6 +284,18 @@ def _state(loaded: Any, path: Path) -> dict[str, Tensor]:
             "network.state_dict()"
         )
     return tensors
+
+
+def _why_lacking(key: str, state: Collection[str]) -> str:
+    """Advice for a file that lacks a tensor, which may be that of a model around the network."""
+    for longer in state:
+        if longer.endswith(f".{key}"):
+            part = longer.removesuffix(f".{key}")
+            return (
+                f", but holds {longer!r}: save the state_dict of its part {part!r} alone, or take "
+                f"'{part}.' off the names"
+            )
+    return "; is it another network's, or was it cut before the deepest of layers.names?"
 
 
 def _without_values(x: Tensor) -> str:

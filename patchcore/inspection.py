@@ -274,7 +274,8 @@ def read_pixels(inspector: Any, path: Path, limit: float | None = None) -> Pixel
     """Decode an image as the training images were, (H, W, 3). Raises InputError."""
     image = inspector.image
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would never end
-        raise InputError(f"{path}: is no image file")
+        kind = "a folder: name its images" if os.path.isdir(path) else "no image file"
+        raise InputError(f"{path}: is {kind}")
     return read_image(path, image.bits, image.limit if limit is None else limit)
 
 

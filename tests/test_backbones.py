@@ -340,6 +340,10 @@ def bad_file(tmp_path: Path, kind: str) -> Path:
         del state["layer2.0.conv1.weight"]
     elif kind == "shape":
         state["layer2.0.conv1.weight"] = torch.zeros(1)
+    elif kind == "variance":
+        state["layer1.0.bn1.running_var"][3] = -1
+    elif kind == "wrapped":
+        state = {f"model.{key}": value for key, value in state.items()}
     save_file(state, path)
     if kind == "torn":
         path.write_bytes(path.read_bytes()[:1000])
@@ -352,6 +356,8 @@ def bad_file(tmp_path: Path, kind: str) -> Path:
         ("missing", "lacks 'layer2.0.conv1.weight'"),
         ("deeper", r"holds 'layer1\.2\.\S+', for which the network has no place"),
         ("shape", r"'layer2.0.conv1.weight' as \(1,\)"),
+        ("variance", "holds negative variances in 'layer1.0.bn1.running_var'"),
+        ("wrapped", r"lacks 'conv1\.weight', but holds 'model\.conv1\.weight': save .* 'model'"),
         ("torn", "torn.safetensors cannot be read.*; replace it with an intact copy$"),
     ],
 )

@@ -326,6 +326,9 @@ def test_visa_bad_tables_and_files(tmp_path: Path) -> None:
     for other in ("pcb1/Data/Images/Normal/0001.JPG", f"candle/../{rows[5][3]}", "/7.JPG"):
         told = complaint(header, [*first[:3], other, ""])
         assert f"1cls.csv: lists {other}, which is not below {tmp_path / 'candle'};" in told
+    backslashes = first[3].replace("/", "\\")
+    told = complaint(header, [*first[:3], backslashes, ""])
+    assert told.endswith(f"lists {backslashes} with backslashes: write its paths with slashes")
     lost = write_mask(tmp_path / "candle/Data/Masks/Anomaly/001.png")
     told = complaint()
     assert told.startswith(f"{lost}: ") and "1cls.csv lists no image for this mask" in told

@@ -176,6 +176,13 @@ def test_a_missing_path_stops_the_command_but_not_a_list(
     assert len(listed.out.splitlines()) == 2
 
 
+def test_a_folder_in_a_list_is_called_one(model: PatchCore, parts: Path, tmp_path: Path) -> None:
+    found = predict(Inspector(model, IMAGE), [tmp_path, parts / "0.png"])
+    broken, inspection = found
+    assert isinstance(broken, Broken) and isinstance(inspection, Inspection)
+    assert broken.reason == f"{tmp_path}: is a folder: name its images"
+
+
 def test_no_stage_runs_far_ahead(model: PatchCore, parts: Path) -> None:
     taken = 0
 

@@ -93,6 +93,10 @@ def listed(table: Path, root: Path, name: str, folder: Path) -> Path:
     Raises:
         InputError: It is missing, or not below the folder.
     """
+    if "\\" in name and not (root / name).exists():
+        raise InputError(
+            f"{table}: lists {printable(name)} with backslashes: write its paths with slashes"
+        )
     path = root / name
     if ".." in Path(name).parts or not path.is_relative_to(folder):
         raise InputError(
