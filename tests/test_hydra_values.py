@@ -160,6 +160,11 @@ def test_they_are_refused_before_anything_is_written(tmp_path: Path) -> None:
         ),
         (["hydra=x"], "hydra=x: hydra is no choice: set its keys, such as hydra.run.dir=…"),
         (
+            ["artifact=best", "objectives=[image_auroc],[pixel_auroc]"],
+            "artifact=best keeps the model that is best by the first objective, which must be the "
+            "same for all points, got image_auroc and pixel_auroc: run a multirun for each, or",
+        ),
+        (
             ["hydra.launcher._target_=a.b"],
             "hydra: Invalid plugin 'a.b': not the hydra_plugins package: choose hydra/launcher=",
         ),

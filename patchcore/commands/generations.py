@@ -39,6 +39,7 @@ from patchcore.commands.searches import (
 )
 from patchcore.commands.shortages import explain_shortage, of_log
 from patchcore.errors import InputError
+from patchcore.keeping import Keep
 from patchcore.report.written import SETTINGS_OF_RUN, check_own
 
 NEXT = "execution_whitelist" in inspect.signature(hydra.main).parameters
@@ -65,6 +66,7 @@ class Points:
         self._loader = loader
         self._composed: dict[tuple[str, ...], Any] = {}
         self._folders: dict[str, list[str]] = {}  # {folder: overrides of its point}
+        self._ranks_by: Any = None  # first objective of the points that contend for the best
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -73,7 +75,7 @@ class Points:
         return self._loader  # other processes compose anew
 
     def __setstate__(self, loader: Any) -> None:
-        self._loader, self._composed, self._folders = loader, {}, {}
+        self.__init__(loader)  # type: ignore[misc]
 
     def load_sweep_config(self, master_config: Any, sweep_overrides: list[str]) -> Any:
         """Return the settings of a point; called by Hydra."""
@@ -97,6 +99,7 @@ class Points:
             )
         OmegaConf.copy_cache(from_config=master_config, to_config=point)
         self._check_folder(point, sweep_overrides, str(master_config.hydra.sweep.dir))
+        self._check_contest(point)
         return point
 
     def _check_folder(self, point: Any, overrides: list[str], multirun: str) -> None:
@@ -120,6 +123,20 @@ class Points:
             raise InputError(
                 f"hydra.sweep.subdir={folder}: several points would have this folder, and each "
                 "would replace the results of the one before: leave it out"
+            )
+
+    def _check_contest(self, point: Any) -> None:
+        """Refuse a point that would rank models by another objective than the points before."""
+        objectives = OmegaConf.select(point, "objectives")
+        if OmegaConf.select(point, "artifact.keep") != Keep.best or not objectives:
+            return
+        first = objectives[0]
+        self._ranks_by = self._ranks_by or first
+        if first != self._ranks_by:
+            raise InputError(
+                "artifact=best keeps the model that is best by the first objective, which must be "
+                f"the same for all points, got {self._ranks_by} and {first}: run a multirun for "
+                "each, or set artifact=true"
             )
 
     def _is_value(self, override: Override) -> bool:
