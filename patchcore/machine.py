@@ -1,4 +1,4 @@
-"""Properties of the machine: memory that is still available, and the home folder."""
+"""Properties of the machine: available memory, the home folder, environment variables."""
 
 import errno
 import os
@@ -7,12 +7,13 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from patchcore.errors import lost_link
+from patchcore.errors import InputError, lost_link
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 CACHE = "PATCHCORE_CACHE"
 """Environment variable that names the folder of the cache."""
+_OF_TRAINER = "PL_TRAINER_"
 _told: set[str] = set()  # by this process, which may run many points of a multirun
 _UNLIMITED = 1 << 60  # without a limit, version 1 reports about 2^63
 
@@ -79,6 +80,20 @@ def named_by(path: Path) -> str:
         if value and path.is_relative_to(home_expanded(value) / below):
             return f"; the environment variable {name} names this folder"
     return ""
+
+
+def check_trainer_variables() -> None:
+    """Refuse environment variables from which Lightning takes arguments of its Trainer.
+
+    Raises:
+        InputError: One is set; it could change what is measured, and no settings would tell.
+    """
+    for name in sorted(os.environ):
+        if name.startswith(_OF_TRAINER):
+            raise InputError(
+                f"the environment variable {name} would set an argument of Lightning's Trainer "
+                "unseen: unset it; runs have the settings trainer.… instead"
+            )
 
 
 def warn_not_kept(told: str, error: OSError, folder: Path) -> None:

@@ -19,6 +19,7 @@ from patchcore.data.transforms import AugmentConfig
 from patchcore.errors import InputError
 from patchcore.export import ExportedModel
 from patchcore.inspector import Inspector, held_images
+from patchcore.machine import check_trainer_variables
 from patchcore.module import Batch, Pair, ScoringModule
 from patchcore.report.run import Run
 from patchcore.settings import plain
@@ -93,6 +94,7 @@ def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
             "ensemble.members: their images have several sizes or views, but this command prepares "
             "only one: test them with patchcore train"
         )
+    check_trainer_variables()
     split = data.read()
     check_known(held_images(inspector.details), split)
     if isinstance(inspector, Inspector) and inspector.region is not None:

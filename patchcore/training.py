@@ -30,6 +30,7 @@ from patchcore.distributed import Process
 from patchcore.errors import InputError, warning_line
 from patchcore.keeping import Keep
 from patchcore.label_free import LabelFree
+from patchcore.machine import check_trainer_variables
 from patchcore.map_cache import MapCache, network_digest
 from patchcore.members import Member
 from patchcore.methods import Detector, Parts, build_detector
@@ -240,9 +241,10 @@ def build_trainer(
         process: Place of this process among the processes of the run; None: the only one.
 
     Raises:
-        InputError: The Trainer refuses the settings, or would use another number of devices or
-            another precision.
+        InputError: The Trainer refuses the settings, would take some from environment variables,
+            or would use another number of devices or another precision.
     """
+    check_trainer_variables()
     settings = {"max_epochs": 1, **config.trainer}
     callbacks = [
         make(f"trainer.callbacks[{i}]", each) if isinstance(each, Mapping) else each

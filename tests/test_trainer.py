@@ -2,12 +2,15 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from pytorch_lightning import Callback
 
 from patchcore import run
+from patchcore.data.generated import GeneratedConfig
 from patchcore.errors import InputError
+from patchcore.measuring import measure
 from patchcore.training import build_trainer, construct
 from tests.images import write_mvtec
 from tests.runs import QUIET, config
@@ -32,6 +35,19 @@ def test_a_precision_that_is_replaced_is_refused_without_a_warning(tmp_path: Pat
     told = r"^trainer.precision=16-mixed is not available on this device \(cpu\): set bf16-mixed or"
     with pytest.raises(InputError, match=told):
         build_trainer(config(tmp_path, trainer=trainer), tmp_path, [], construct)
+
+
+@pytest.mark.parametrize("tested", [False, True])
+def test_variables_that_lightning_reads_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tested: bool
+) -> None:
+    monkeypatch.setenv("PL_TRAINER_LIMIT_TEST_BATCHES", "1")
+    told = r"^the environment variable PL_TRAINER_LIMIT_TEST_BATCHES would set .*: unset it; "
+    with pytest.raises(InputError, match=told):
+        if tested:
+            measure(Mock(alike=True), GeneratedConfig())
+        else:
+            build_trainer(config(tmp_path, trainer=QUIET), tmp_path, [], construct)
 
 
 class Failing(Callback):
