@@ -45,6 +45,16 @@ def opened(path: Path) -> Image.Image | None:
         return png.plain_png(file, path)
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+def test_more_text_than_is_read_is_told(tmp_path: Path, compressed: bool) -> None:
+    text = PngInfo()
+    for number in range(1 if compressed else 9):
+        text.add_text(f"Comment {number}", "x" * (8 << 20), zip=compressed)
+    Image.new("L", (8, 8)).save(tmp_path / "0.png", pnginfo=text)
+    with pytest.raises(InputError, match=r"\(it holds more text than is read\); save it again"):
+        read_image(tmp_path / "0.png")
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70), (61, 2), (33, 47), (300, 257)])
 @pytest.mark.parametrize("level", [0, 1, 9])

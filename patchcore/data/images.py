@@ -371,6 +371,8 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     if isinstance(error, UnidentifiedImageError):
         reason, known = _unidentified(path)
     advice = "replace or remove it"
+    if "MAX_TEXT_" in text:  # Pillow's limits of what a PNG file may unpack to, beside its pixels
+        reason, advice = "it holds more text than is read", "save it again without its metadata"
     if known:  # other programs may open it
         advice = f"save it as PNG or JPEG, grey or RGB, or {advice}"
     return unreadable(path, f"{path}: cannot be read as an image ({reason}); {advice}")
