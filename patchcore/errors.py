@@ -4,7 +4,8 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 NOT_FINITE = "features hold NaN or infinite values: check images and backbone"
@@ -171,6 +172,29 @@ def warning_line(message: Warning | str, *_: object, **__: object) -> str:
     """A warning as Python prints it: in one line, which begins below a progress bar."""
     bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
     return f"{chr(10) * bool(len(bars))}warning: {message}\n"
+
+
+class Told:
+    """Subjects of which this process, which may run many points of a multirun, has warned.
+
+    >>> told = Told()
+    >>> told.first("a"), told.first("b"), told.first("a")
+    (True, True, False)
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._told = threading.Lock(), set[Hashable]()
+
+    def first(self, subject: Hashable) -> bool:
+        """Return whether a subject has not been told before, in any thread, and count it as told.
+
+        Args:
+            subject: Text of a warning, or what the warning is about.
+        """
+        with self._lock:
+            new = subject not in self._told
+            self._told.add(subject)
+        return new
 
 
 def _printable(character: str) -> str:

@@ -7,14 +7,14 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from patchcore.errors import InputError, lost_link
+from patchcore.errors import InputError, Told, lost_link
 
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 CACHE = "PATCHCORE_CACHE"
 """Environment variable that names the folder of the cache."""
 _OF_TRAINER = "PL_TRAINER_"
-_told: set[str] = set()  # by this process, which may run many points of a multirun
+_told = Told()
 _UNLIMITED = 1 << 60  # without a limit, version 1 reports about 2^63
 
 
@@ -104,8 +104,7 @@ def warn_not_kept(told: str, error: OSError, folder: Path) -> None:
         error: Reason, which may name another file each time.
         folder: Folder that was to be written to.
     """
-    if told not in _told:
-        _told.add(told)
+    if _told.first(told):
         warnings.warn(f"{told}: {lost_link(folder) or error}{named_by(folder)}", stacklevel=3)
 
 

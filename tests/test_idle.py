@@ -19,12 +19,13 @@ from patchcore.commands.idle import told, untried
 from patchcore.commands.test import asked_data
 from patchcore.config import Config
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.errors import Told
 from tests.runs import patchcore
 
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idle, "_told", set())
+    monkeypatch.setattr(idle, "_told", Told())
 
 
 def messages(

@@ -11,6 +11,7 @@ from patchcore.commands.groups import all_categories
 from patchcore.commands.hydra_values import recorded
 from patchcore.commands.names import fixed_keys
 from patchcore.config import Config
+from patchcore.errors import Told
 from patchcore.idle import advice, idle_settings
 
 _SWEEPS = ("hydra.sweep.", "hydra.sweeper.", "hydra.launcher.", "hydra/sweeper", "hydra/launcher")
@@ -19,7 +20,7 @@ _SWEEPS = ("hydra.sweep.", "hydra.sweeper.", "hydra.launcher.", "hydra/sweeper",
 _STUDIES = ("experiment", "preset", "hparams_search")
 """Groups whose files may hold values to try, or a search."""
 
-_told: set[str] = set()  # by this process, which may run many points of a multirun
+_told = Told()
 
 
 def warn_of_idle(config: Config, hydra: Any) -> None:
@@ -30,9 +31,8 @@ def warn_of_idle(config: Config, hydra: Any) -> None:
         hydra: Settings of Hydra itself, with the overrides as they were typed.
     """
     for message in told(config, hydra):
-        if message not in _told:
+        if _told.first(message):
             warnings.warn(message, stacklevel=2)
-            _told.add(message)
 
 
 def told(config: Config, hydra: Any) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """Pixels of more than 8 bits: their depth, their values, and their scaling to 8 bits."""
 
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from patchcore.data.metadata import warn_of_metadata
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, Told, printable
 
 ORIENTATION = 0x0112  # Exif tag
 TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
@@ -25,8 +24,7 @@ TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
 }
 """Functions from stored to upright pixels, by the value of the Exif tag `ORIENTATION`."""
 
-_told: set[Path] = set()
-_TELLING = threading.Lock()
+_told = Told()
 
 
 def orientation(image: Image.Image) -> int:
@@ -51,10 +49,7 @@ def warn_if_dark(path: Path, top: float) -> None:
     """
     if not 0 < top < 1 << 12:
         return
-    with _TELLING:
-        first = path.parent not in _told
-        _told.add(path.parent)
-    if first:
+    if _told.first(path.parent):
         bits = next(bits for bits in (8, 10, 12) if top < 1 << bits)
         warnings.warn(
             f"{printable(str(path))}: its pixels, read as 16 bits, use only the lowest {bits} bits "

@@ -10,13 +10,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from PIL import JpegImagePlugin, TiffImagePlugin
 
-from patchcore.errors import printable
+from patchcore.errors import Told, printable
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _reading = threading.local()
-_told: set[Path] = set()
-_TELLING = threading.Lock()
+_told = Told()
 
 
 def naming(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
@@ -45,10 +44,7 @@ def warn_of_metadata(message: Any, *args: Any, **more: Any) -> None:
     if path is None:
         warnings.warn(message, *args, **more)
         return
-    with _TELLING:
-        first = path not in _told
-        _told.add(path)
-    if first:
+    if _told.first(path):
         words = " ".join(str(message).split())
         warnings.warn(
             f"{printable(str(path))}: its metadata (Exif or TIFF tags) are damaged ({words}): "

@@ -1,16 +1,14 @@
 """Transparent images, which are composited over black."""
 
-import threading
 import warnings
 from pathlib import Path
 
 from PIL import Image
 
-from patchcore.errors import printable
+from patchcore.errors import Told, printable
 
 _PREMULTIPLIED = "La"  # mode of grey pixels that are over black already
-_told: set[Path] = set()
-_TELLING = threading.Lock()
+_told = Told()
 
 
 def is_transparent(image: Image.Image) -> bool:
@@ -26,15 +24,11 @@ def over_black(image: Image.Image, path: Path) -> Image.Image:
         path: Its file, for the warning.
     """
     image = (image.convert("LA") if image.mode == _PREMULTIPLIED else image).convert("RGBA")
-    if image.getextrema()[-1] == (0, 0):
-        with _TELLING:
-            first = path.parent not in _told
-            _told.add(path.parent)
-        if first:
-            warnings.warn(
-                f"{printable(str(path))}: its alpha channel makes all of its pixels transparent, "
-                "and so they are black, as perhaps in other images of its folder: save such "
-                "images without an alpha channel",
-                stacklevel=2,
-            )
+    if image.getextrema()[-1] == (0, 0) and _told.first(path.parent):
+        warnings.warn(
+            f"{printable(str(path))}: its alpha channel makes all of its pixels transparent, and "
+            "so they are black, as perhaps in other images of its folder: save such images "
+            "without an alpha channel",
+            stacklevel=2,
+        )
     return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
