@@ -285,6 +285,7 @@ def test_an_ensemble_is_one_run_with_its_members_in_the_summary(
     members = "ensemble.members=[{},{layers:{names:['1']}}]"
     done = patchcore("train", *offline, members)
     assert done.code == 0, done.err
+    assert "anonymous" not in done.err  # a warning of W&B about an argument of Lightning
     tracked = finished_run(tmp_path / "run")
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert tracked.exit_code == 0 and len(metrics["members"]) == 2

@@ -74,6 +74,9 @@ class Wandb(Tracker):
     def begin(self, logger: Any, about: About) -> None:
         """Log configuration, tags and notes; delete unfinished attempts in the same folder."""
         drop_attempts(about.folder)
+        passed = getattr(logger, "_wandb_init", {})
+        if passed.get("anonymous", "") is None:  # Lightning's default, of which W&B 0.31 warns
+            del passed["anonymous"]
         super().begin(logger, about)
         experiment = logger.experiment
         experiment.tags = tuple(dict.fromkeys([*(experiment.tags or ()), *about.tags()]))
