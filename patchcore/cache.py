@@ -12,6 +12,7 @@ suffix. No other files are ever read, counted or deleted.
 """
 
 import contextlib
+import math
 import os
 import time
 import warnings
@@ -99,7 +100,7 @@ class CacheConfig(Settings):
 
     def open(self) -> "Store | None":
         """Return the store, or None if the cache is not enabled."""
-        return Store(self.folder(), int(self.limit_gib * 2**30)) if self.enabled else None
+        return Store(self.folder(), math.ceil(self.limit_gib * 2**30)) if self.enabled else None
 
 
 @dataclass(frozen=True)

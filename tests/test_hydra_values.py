@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from patchcore.cache import CacheConfig
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.hydra_values import CONCLUSION, check_hydra
+from patchcore.commands.hydra_values import CONCLUSION, check_cache, check_hydra
 from patchcore.errors import InputError
 from tests.runs import patchcore
 
@@ -175,6 +176,19 @@ def test_odd_values_are_one_line(arguments: list[str], message: str, tmp_path: P
     done = patchcore("train", "--multirun", "logger=none", place, "seed=0,1", *arguments)
     assert done.code == 1 and "Traceback" not in done.err
     assert done.err.splitlines()[-1].startswith(f"error: {message}")
+
+
+def test_each_run_would_have_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PATCHCORE_CACHE", raising=False)
+    told = r"^cache.root: rel: with hydra.job.chdir=true, each run would have a cache of its own"
+    for cache in (CacheConfig(root="/rel"), CacheConfig()):
+        check_cache(cache, True)
+    check_cache(CacheConfig(root="rel"), None)
+    with pytest.raises(InputError, match=told):
+        check_cache(CacheConfig(root="rel"), True)
+    monkeypatch.setenv("PATCHCORE_CACHE", "rel")
+    with pytest.raises(InputError, match=told):
+        check_cache(CacheConfig(), True)
 
 
 def test_settings_are_shown_resolved(tmp_path: Path) -> None:

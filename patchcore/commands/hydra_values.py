@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from patchcore.cache import CacheConfig
 from patchcore.errors import InputError, to_write
 from patchcore.report.folders import PICTURES, SETTINGS
 from patchcore.runfolder import ALWAYS, BESIDE, CONTENTS, FOLDER, LOCK, TRANSIENT
@@ -129,6 +130,23 @@ def _check_inner(inner: str) -> None:
         raise InputError(
             f"hydra.output_subdir: {inner}: {first[0]} is a name of results, which a run replaces: "
             f"name another folder, such as {SETTINGS}"
+        )
+
+
+def check_cache(cache: CacheConfig, chdir: bool | None) -> None:
+    """Refuse a relative folder of the cache if it would be another folder for each run.
+
+    Args:
+        cache: Settings of the cache.
+        chdir: Whether Hydra makes the folder of each run the current one.
+
+    Raises:
+        InputError: It does, and the cache has a relative path.
+    """
+    if chdir and not cache.folder().is_absolute():
+        raise InputError(
+            f"cache.root: {cache.folder()}: with hydra.job.chdir=true, each run would have a cache "
+            "of its own: give a path that begins with /"
         )
 
 
