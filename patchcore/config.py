@@ -35,6 +35,7 @@ from patchcore.member_settings import (
 )
 from patchcore.methods import MethodConfig, check_unused
 from patchcore.metrics import Objective
+from patchcore.paper import check_values
 from patchcore.patches import PatchConfig
 from patchcore.report.folders import Images
 from patchcore.scoring import ScoringConfig
@@ -83,9 +84,7 @@ class Config:
     )
     # The groups' own seeds default to this one; callbacks are all that it changes by itself.
     seed: int = setting(
-        0,
-        "seed of everything random",
-        effect=lambda run: bool(run["trainer"].get("callbacks")),
+        0, "seed of everything random", effect=lambda run: bool(run["trainer"].get("callbacks"))
     )
     curve: list[float] = setting(
         factory=list,
@@ -110,7 +109,7 @@ class Config:
         effect=False,
     )
     paper: dict[str, float] = setting(
-        factory=dict, help="values that the paper reports for this run", effect=False
+        factory=dict, help="the paper's values for this run; rates are in [0, 1]", effect=False
     )
 
     def __post_init__(self) -> None:
@@ -123,6 +122,7 @@ class Config:
             raise InputError("objectives names a metric twice: name each once")
         if isinstance(self.trainer, Mapping):
             check_switches(self.trainer, self.augment.changes())
+        check_values(self.paper)
         groups = ("layers", "coreset", "patch", "scoring", "index")
         check_unused(self.method, **{group: getattr(self, group) for group in groups})
         check_conflicts(self)

@@ -18,7 +18,7 @@ belong to the model that was tested, so adding and removing both move them to th
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
@@ -91,14 +91,8 @@ def extend(
         )
     names = [str(path.absolute()) for path in images]
     sources = _sources(inspector)
-    held = {os.path.realpath(name) for name in sources if name is not None}
     places = [os.path.realpath(name) for name in names]
-    known = sorted({name for name, place in zip(names, places, strict=True) if place in held})
-    if known:
-        told = "is in the model already: leave it out"
-        if len(known) > 1:
-            told = "are in the model already: leave them out"
-        raise InputError(f"{few([*map(printable, known)])}: {told}")
+    _reject_held(dict(zip(names, places, strict=True)), sources, _digests(inspector, len(sources)))
     first = {place: name for name, place in sorted(zip(names, places, strict=True), reverse=True)}
     twice = sorted(name for place, name in first.items() if places.count(place) > 1)
     if twice:
@@ -153,6 +147,41 @@ def extend(
     digests = [*_digests(inspector, len(sources)), *added]
     _note(inspector, "extend", change, [*sources, *names], digests)
     return change
+
+
+def _reject_held(
+    places: Mapping[str, str], sources: Sequence[str | None], digests: Sequence[str | None]
+) -> None:
+    """Refuse paths that the model knows, and say whether their files are still its images.
+
+    Args:
+        places: {path of an image to add: the same without links}.
+        sources: Path of each image of the model.
+        digests: Digest of each.
+    """
+    held: dict[str, set[str | None]] = {}
+    for name, digest in zip(sources, digests, strict=True):
+        if name is not None:
+            held.setdefault(os.path.realpath(name), set()).add(digest)
+    known = sorted(name for name, place in places.items() if place in held)
+    if not known:
+        return
+    replaced = []
+    for name in known:
+        recorded = held[places[name]]
+        if None not in recorded and file_digest(Path(name)) not in recorded:
+            replaced.append(name)
+    told = (
+        ("is in the model already: leave it out", "are in the model already: leave them out"),
+        (
+            "was replaced since the model learned it: give the new image another name, or remove "
+            "the earlier one (--remove)",
+            "were replaced since the model learned them: give the new images other names, or "
+            "remove the earlier ones (--remove)",
+        ),
+    )[bool(replaced)]
+    names = replaced or known
+    raise InputError(f"{few([*map(printable, names)])}: {told[len(names) > 1]}")
 
 
 def _searches_a_part(model: Any) -> bool:

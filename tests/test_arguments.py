@@ -82,6 +82,22 @@ SETTINGS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (config, {"seed": "a"}, "seed must be a whole number, got 'a'"),
     (config, {"trainer": []}, "trainer must be a mapping {name: value}, got []"),
     (config, {"paper": {"image_auroc": "b"}}, "paper.image_auroc must be a number, got 'b'"),
+    (config, {"paper": {"seconds": -1}}, "paper.seconds must be at least 0, got -1"),
+    (
+        config,
+        {"paper": {"average_aupro": 93.5}},
+        "paper.average_aupro must be in [0, 1], got 93.5: divide a percentage by 100",
+    ),
+    (
+        config,
+        {"paper": {"image_aurc": 0.9}},
+        "paper.image_aurc: there is no such metric; did you mean paper.image_auroc?",
+    ),
+    (
+        config,
+        {"paper": {"x": 1}},
+        "paper.x: there is no such metric; name one as metrics.json does",
+    ),
     (config, {"objectives": ["x"]}, "objectives[0] must be one of image_auroc, "),
     (config, {"data": "mvtec"}, "data: give settings, such as FolderConfig(…), not 'mvtec'"),
 ]

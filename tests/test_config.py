@@ -332,6 +332,14 @@ def test_enum_values_are_written_in_lower_case() -> None:
         (["objectives=[auroc]"], "objectives"),
         (["cache.limit_gib=0"], "cache.limit_gib must be above 0"),
         (["trainer.max_epoch=2"], "trainer.max_epoch: there is no such option; if the class"),
+        (
+            ["hydra.sweeper.params={seed:'0,1'}"],
+            "hydra.sweeper.params.seed: there is no such option; write --multirun seed=… to try s",
+        ),
+        (
+            ["hydra.sweeper.params=5"],
+            "hydra.sweeper.params: must hold settings (KEY: VALUE), such as ++hydra.sweeper.param",
+        ),
         (["coreset.ratio"], "Error parsing override 'coreset.ratio' missing EQUAL"),
         (["backbone.name=???"], "backbone.name is missing: give backbone.name="),
         (["data.root=${oc.env:NO_SUCH_VARIABLE}"], "data.root: "),

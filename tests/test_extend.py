@@ -489,8 +489,17 @@ def test_a_file_that_was_replaced_is_no_longer_an_image_of_the_model(
     shutil.copy(files[4], old[0])
     with pytest.raises(InputError, match=f"^{files[0]}: has the contents of {old[0]}, which is"):
         change_artifact(folder, [files[0]])
-    with pytest.raises(InputError, match=f"^{old[0]}: is in the model already"):
-        change_artifact(folder, [old[0]])
+    words = f"^{old[0]}: was replaced since the model learned it: give the new image another name"
+    with pytest.raises(InputError, match=words):
+        change_artifact(folder, [old[0], old[1]])
+    shutil.copy(files[5], old[1])
+    words = "/0.png and .*/1.png: were replaced since the model learned them: give the new images"
+    with pytest.raises(InputError, match=words):
+        change_artifact(folder, old)
+    with pytest.raises(InputError, match=f"^{old[2]}: is in the model already: leave it out$"):
+        change_artifact(folder, old[2:])
+    _, changes = change_artifact(folder, old[:1], removed=old[:1], output=tmp_path / "second")
+    assert [change.images for change in changes] == [1, 1]
     old[0].unlink()
     assert change_artifact(folder, [files[4]])[1][0].images == 1
 

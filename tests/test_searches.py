@@ -187,6 +187,15 @@ def test_a_search_has_something_to_search() -> None:
     check_multirun(config)
 
 
+@pytest.mark.parametrize("first", [[], OPTUNA[:1]])
+@pytest.mark.parametrize("added", ["={seed:'0,1'}", ".seed='0,1'"])
+def test_values_to_try_can_be_added_where_there_are_none(first: list[str], added: str) -> None:
+    for sign in ("+", "++"):
+        config = composed(*first, f"{sign}hydra.sweeper.params{added}")
+        assert config.hydra.sweeper.params == {"seed": "0,1"}
+        check_multirun(config)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -33,9 +33,9 @@ from patchcore.commands.own import check_shadowed
 from patchcore.commands.searches import (
     check_multirun,
     check_studies,
+    complete_sweeper,
     fill_directions,
     keep_last,
-    seeded,
 )
 from patchcore.commands.shortages import explain_shortage, of_log
 from patchcore.errors import InputError
@@ -201,7 +201,7 @@ _load_config = ConfigRepository.load_config
 
 def _unshadowed(self: ConfigRepository, config_path: str) -> Any:
     check_shadowed(config_path, self.get_sources())
-    return seeded(_load_config(self, config_path))
+    return complete_sweeper(_load_config(self, config_path))
 
 
 ConfigRepository.load_config = _unshadowed  # type: ignore[method-assign]

@@ -329,7 +329,7 @@ def _plainly(key: str, words: str) -> str:
     ):
         return f"must be one value, got {several[1]}"
     if re.match(r"Cannot assign \w+ to Dict\[", words):
-        return f"must hold settings (KEY: VALUE), such as {key}.KEY=VALUE"
+        return f"must hold settings (KEY: VALUE), such as ++{key}.KEY=VALUE"
     if words.endswith("(DictConfig) does not support deletion"):
         return f"cannot be removed: leave ~{key} out"
     if words == "Cannot merge DictConfig with ListConfig":
@@ -404,10 +404,11 @@ def no_such_option(key: str, parent: Any) -> str:
     if (now := successor(key)) is not None:
         return f"{key}: is now called {now}"
     if not is_dataclass(parent):
-        return (
-            f"{key}: there is no such option; if the class that receives it knows it, write "
-            f"+{key}=…"
-        )
+        tried = key.removeprefix("hydra.sweeper.params.")
+        known = "if the class that receives it knows it,"
+        if tried != key:
+            known = f"write --multirun {tried}=… to try several values, or"
+        return f"{key}: there is no such option; {known} write +{key}=…"
     names = [option.name for option in fields(parent)]
     if not names and (told := _without_settings(key, parent)):
         return told

@@ -125,14 +125,18 @@ def fill_directions(config: DictConfig) -> None:
         ]
 
 
-def seeded(found: Any) -> Any:
-    """Return settings from a source, where a sampler of Optuna gets a seed unless others say so.
+def complete_sweeper(found: Any) -> Any:
+    """Return settings from a source, where those of a sweeper have defaults that Hydra lacks.
 
-    The same command then searches the same points. Typed values and settings files override it.
+    Its `params` are an empty mapping, to which OmegaConf can add, unlike to null. A sampler of
+    Optuna has the seed 0, so that the same command searches the same points. Typed values and
+    settings files override both.
 
     Args:
         found: Result of Hydra's repository of settings; None if there is none.
     """
+    if found is not None and "params" in found.config and found.config.params is None:
+        found.config.params = {}
     ours = found is not None and found.provider == "optuna_sweeper"
     if ours and "seed" in found.config and found.config.seed is None:
         found.config.seed = 0

@@ -7,11 +7,14 @@ has two that only the running text states.
 """
 
 import csv
+import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-from patchcore.metrics import METRICS
+from patchcore.errors import InputError
+from patchcore.metrics import METRICS, told
 
 CATEGORIES = {"mvtec": 15, "mstc": 12}
 """Number of categories that the paper averages over: {choice of the group data: number}."""
@@ -44,6 +47,28 @@ def table(name: str) -> Table:
 def number(cell: str | None) -> float | None:
     """Return the value in a cell, or the mean of repeats; None where the paper has none."""
     return float(cell.partition("±")[0]) if cell and cell != "-" else None
+
+
+def check_values(values: Mapping[str, float]) -> None:
+    """Refuse values beside which no run's can be shown.
+
+    Args:
+        values: {metric: value}, as `stated` returns them.
+
+    Raises:
+        InputError: There is no such metric, or it cannot have such a value.
+    """
+    for key, value in values.items():
+        name = key.removeprefix(AVERAGE)
+        if name.partition(".")[0] not in METRICS:
+            close = get_close_matches(name, METRICS, 1)
+            rest = f"did you mean paper.{close[0]}?" if close else "name one as metrics.json does"
+            raise InputError(f"paper.{key}: there is no such metric; {rest}")
+        low, high = told(name).low, told(name).high
+        if not low <= value <= high:
+            bounds = f"in [{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}"
+            advice = ": divide a percentage by 100" if high == 1 < value <= 100 else ""
+            raise InputError(f"paper.{key} must be {bounds}, got {value:g}{advice}")
 
 
 def stated(
