@@ -87,7 +87,10 @@ def to_write(value: str, key: str = "") -> str:
 
 
 def missing(path: Path, kind: str) -> InputError:
-    """Return the error of a file that is not there; a link is told with what it leads to.
+    """Return the error of a file that is not there, with a likely reason.
+
+    A link is told with what it leads to; quotes and outer blanks, which belong to a name in a list,
+    are told as well.
 
     Args:
         path: File that was to be read.
@@ -95,7 +98,12 @@ def missing(path: Path, kind: str) -> InputError:
     """
     if os.path.islink(path):
         return broken_link(path, os.strerror(errno.ENOENT))
-    return InputError(f"{path}: there is no such {kind}")
+    name, advice = str(path), ""
+    if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"":
+        advice = ": write it without quotes"
+    elif name != name.strip():
+        advice = ": its name begins or ends with a blank, which may be one too many"
+    return InputError(f"{path}: there is no such {kind}{advice}")
 
 
 def broken_link(path: Path, reason: str | None) -> InputError:

@@ -183,6 +183,20 @@ def test_a_folder_in_a_list_is_called_one(model: PatchCore, parts: Path, tmp_pat
     assert broken.reason == f"{tmp_path}: is a folder: name its images"
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("no.png", "no such image$"),
+        ("'no.png", "no such image$"),
+        ('"a b.png"', "no such image: write it without quotes$"),
+        ("no.png ", "no such image: its name begins or ends with a blank, which"),
+    ],
+)
+def test_what_a_name_in_a_list_has_too_much_is_told(name: str, told: str) -> None:
+    with pytest.raises(InputError, match=f"^{name}: there is {told}"):
+        read_image(Path(name))
+
+
 def test_no_stage_runs_far_ahead(model: PatchCore, parts: Path) -> None:
     taken = 0
 
@@ -968,6 +982,10 @@ def test_the_ending_of_the_output_is_its_format(
         (["--threshold=high"], "argument --threshold: must be a finite number, got high"),
         (["--output=x.json"], "--output: x.json is a name for JSON, and results are CSV or JSON"),
         (["--output=x.json", "--format=csv"], "--output: x.json is a name for JSON"),
+        (
+            ["--output=x.csv.GZ", "--format=csv"],
+            "--output: x.csv.GZ is a name for gz, and results are CSV or JSON lines, as plain tex",
+        ),
         (
             ["--output=x.csv", "--format=jsonl"],
             "--output: x.csv is a name for csv, and --format is jsonl",

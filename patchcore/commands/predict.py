@@ -37,6 +37,7 @@ from patchcore.writing import complete
 
 COLUMNS = ("path", "score", "p_value", "verdict", "regions")
 ANOMALIES = 3  # exit code
+_NO_TEXT = {"bz2", "gz", "ods", "parquet", "xls", "xlsx", "xz", "zip", "zst"}  # endings of files
 PREDICTIONS = Path("predictions")
 DESCRIPTION = """Inspect images with a fitted model.
 
@@ -126,13 +127,19 @@ def _form(asked: str | None, output: Path | None) -> str:
     """Return the format of the results: the one asked for, or that of the file's ending.
 
     Raises:
-        InputError: The two differ, or the ending is that of JSON and no format is asked for.
+        InputError: The two differ, or the ending is that of JSON and no format is asked for, or
+            that of files which are no text.
     """
     ending = output.suffix.lower().removeprefix(".") if output is not None else ""
     if ending == "json" and asked != "jsonl":
         raise InputError(
             f"--output: {output} is a name for JSON, and results are CSV or JSON lines: name it "
             "*.jsonl, or add --format jsonl"
+        )
+    if ending in _NO_TEXT:
+        raise InputError(
+            f"--output: {output} is a name for {ending}, and results are CSV or JSON lines, as "
+            "plain text: name it *.csv or *.jsonl"
         )
     if ending in WRITERS and asked not in (None, ending):
         raise InputError(
