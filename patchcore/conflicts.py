@@ -6,6 +6,7 @@ from typing import Any
 from patchcore.backbones import Join
 from patchcore.coreset import SizedConfig
 from patchcore.errors import InputError
+from patchcore.index.exact import check_neighbours
 from patchcore.scoring import Pool
 
 
@@ -20,6 +21,8 @@ def check_conflicts(run: Any) -> None:
     """
     if run.curve:
         _check_curve(run)
+    if run.method.nested and getattr(run.coreset, "count", None) is not None:
+        check_neighbours(max(run.scoring.neighbours, run.scoring.reweight), run.coreset.count)
     if run.ensemble.members:
         _check_ensemble(run)
     if getattr(run.method, "pruning", None) is not None:

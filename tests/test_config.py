@@ -340,6 +340,10 @@ def test_enum_values_are_written_in_lower_case() -> None:
             ["hydra.sweeper.params=5"],
             "hydra.sweeper.params: must hold settings (KEY: VALUE), such as ++hydra.sweeper.param",
         ),
+        (
+            ["coreset.count=2", "scoring.reweight=3"],
+            "3 neighbours were asked for, but the memory holds 2 patches: lower scoring.neighbours",
+        ),
         (["coreset.ratio"], "Error parsing override 'coreset.ratio' missing EQUAL"),
         (["backbone.name=???"], "backbone.name is missing: give backbone.name="),
         (["data.root=${oc.env:NO_SUCH_VARIABLE}"], "data.root: "),

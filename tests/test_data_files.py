@@ -121,7 +121,7 @@ def test_other_files_are_counted_and_told_once(tmp_path: Path) -> None:
     assert len(split.train + split.test) == 5
     (warning,) = told
     assert str(warning.message) == (
-        "data: 4 files passed over: 2 .heic, 1 .png, 1 without extension (such as "
+        "data: 4 files passed over: 2 .heic, 1 pipe or device, 1 without extension (such as "
         f"{tmp_path}/nominal/7.heic); read: 4 training, 1 nominal test and 0 anomalous images"
     )
 

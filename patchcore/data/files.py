@@ -265,7 +265,10 @@ class Files:
     def _is_image(self, path: Path, status: os.stat_result) -> bool:
         """Whether a file is an image; other files are counted. An unreadable image is an error."""
         kind = path.suffix.lower()
-        if kind not in FORMATS or not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):
+            self._passed_over[path] = "pipe or device"
+            return False
+        if kind not in FORMATS:
             self._passed_over[path] = printable(kind) or "without extension"
             return False
         if OWN_PICTURE.search(path.name):

@@ -352,7 +352,7 @@ def _(folder: Path) -> Any:
     return listed(folder) == (5, 3)
 
 
-@case("folders", "a pipe with the name of an image", WARNED, "1 file passed over: 1 .png")
+@case("folders", "a pipe with the name of an image", WARNED, "1 file passed over: 1 pipe or device")
 def _(folder: Path) -> Any:
     parts(folder)
     os.mkfifo(folder / "nominal/9.png")
