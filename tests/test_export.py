@@ -35,6 +35,7 @@ from patchcore.commands.test import asked_data
 from patchcore.data.folder import FolderConfig
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.images import read_image
+from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.transforms import ImageConfig
 from patchcore.data.view import View
 from patchcore.digests import file_digest
@@ -612,10 +613,38 @@ def test_folders_that_are_typed_are_those_of_the_current_folder(
     """Folders that the model records are below that of its run, which may be gone."""
     monkeypatch.chdir(tmp_path)
     kept = FolderConfig(root="/where/it/was", nominal="good", masks="masks", anomalous="/bad")
-    found = asked_data(kept, ["data.anomalous=BAD"])
+    found = asked_data(kept, ["data.anomalous=BAD", "data.masks=M"])
     assert isinstance(found, FolderConfig)
     places = [found.root, found.nominal, found.anomalous, found.masks]
-    assert places == [".", "/where/it/was/good", "BAD", "/where/it/was/masks"]
-    moved = asked_data(kept, ["data.root=/new", "data.anomalous=BAD"])
+    assert places == [".", "/where/it/was/good", "BAD", "M"]
+    moved = asked_data(kept, ["data.root=/new", "data.anomalous=BAD", "data.masks=null"])
     assert isinstance(moved, FolderConfig)
     assert [moved.root, moved.nominal, moved.anomalous] == ["/new", "good", "BAD"]
+
+
+def test_what_is_about_the_runs_own_images_is_left_out_for_others() -> None:
+    """Masks of other images, and a share of images that would not be tested on."""
+    kept = FolderConfig(
+        nominal="/n", nominal_test="/t", anomalous="/a", masks="/m", contamination=0.1
+    )
+    assert asked_data(kept, ["data=folder", "data.root=/", "data.anomalous=/a/"]) == replace(
+        kept, root="/", anomalous="/a/"
+    )
+    with pytest.warns(UserWarning) as told:
+        found = asked_data(kept, ["data.nominal=/x", "data.anomalous=/b"])
+    assert found == FolderConfig(nominal="/x", anomalous="/b")
+    words = "is left out, as it is about the {} images of the model's own run: give data.{} for oth"
+    for warning, (setting, about) in zip(
+        told,
+        [
+            ("nominal_test=/t", "nominal"),
+            ("masks=/m", "anomalous"),
+            ("contamination=0.1", "nominal"),
+        ],
+        strict=True,
+    ):
+        key = setting.partition("=")[0]
+        assert str(warning.message).startswith(f"data.{setting} {words.format(about, key)}")
+    with pytest.warns(UserWarning, match=r"^data\.contamination=0\.1 is left out, as it is about"):
+        found = asked_data(MVTecConfig(category="a", contamination=0.1), ["data.category=b"])
+    assert found == MVTecConfig(category="b")

@@ -2,12 +2,13 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from patchcore.commands.composed import check_numbers
@@ -28,6 +29,12 @@ from patchcore.settings import plain
 from patchcore.training import quiet
 
 FILES = ("scores.csv", "metrics.json")
+_ABOUT = {
+    "nominal_test": ("nominal",),
+    "masks": ("anomalous",),
+    "contamination": ("category", "nominal", "nominal_test", "anomalous"),
+}
+"""Settings of a run's data that hold for its own images alone: {setting: those of the images}."""
 
 
 def main() -> None:
@@ -107,6 +114,8 @@ def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
         raise InputError(
             "data: the model does not record which data set it was fitted to: give data=NAME"
         )
+    if own:
+        kept = _without_strangers(kept, settings)
     known: Any = OmegaConf.structured(type(kept) if own else DATA_SETS[str(chosen)])
     tree = OmegaConf.create({"data": OmegaConf.merge(known, plain(kept)) if own else known})
     for key, value in settings.items():
@@ -121,6 +130,33 @@ def asked_data(kept: DataConfig | None, overrides: Sequence[str]) -> DataConfig:
         if words := idle_words(data, key.removeprefix("data.")):
             warnings.warn(f"{key} has no effect {words}: {advice(words)}", stacklevel=2)
     return data
+
+
+def _without_strangers(kept: Any, typed: Mapping[str, Any]) -> Any:
+    """Return the settings in `kept` without those about images that are not tested on.
+
+    Args:
+        kept: Settings of the data that the model was fitted to.
+        typed: Values that replace some of them, by `data.KEY`.
+    """
+    usual = {option.name: option.default for option in fields(kept)}
+    changes = {}
+    for key, owners in _ABOUT.items():
+        value = getattr(kept, key, None)
+        if key not in usual or value == usual[key] or f"data.{key}" in typed:
+            continue
+        for owner in owners:
+            new, old = typed.get(f"data.{owner}", MISSING), getattr(kept, owner, MISSING)
+            if new == MISSING or os.path.abspath(str(new)) == os.path.abspath(str(old)):
+                continue
+            changes[key] = usual[key]
+            warnings.warn(
+                f"data.{key}={value} is left out, as it is about the {owner} images of the model's "
+                f"own run: give data.{key} for others",
+                stacklevel=3,
+            )
+            break
+    return replace(kept, **changes)
 
 
 def _given(override: str) -> tuple[str, Any]:
