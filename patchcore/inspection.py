@@ -74,8 +74,8 @@ class Inspection:
         path: As it was given.
         size: Height and width of the image, px.
         score: Raw anomaly score of the image.
-        map: (h, w) float32, in the size of the network's input; `Inspector.place` maps it to the
-            pixels of the image.
+        map: (h, w) float32, in the size of the network's input, 0 where the model's region leaves
+            pixels out; `Inspector.place` maps it to the pixels of the image.
         p_value: Share of nominal images that score as high, by the model's decision; None without.
         anomalous: Verdict; None where neither the model nor the caller has a threshold.
         regions: Anomalous regions, from the highest peak down; None without a pixel threshold.
@@ -136,7 +136,7 @@ class Thresholds:
 def find_regions(values: Map, threshold: float) -> list[Region]:
     """Return the regions of a map (H, W) at or above a threshold, from the highest peak down.
 
-    NaN marks pixels outside the view; they belong to no region.
+    NaN marks pixels outside the view or the model's region; they belong to no region.
     """
     with np.errstate(invalid="ignore"):
         marked = values >= threshold

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
@@ -257,6 +258,19 @@ class Inspector(Preparing):
             cells.append(counted_cells(member, grid, inside[None])[0].cpu())
         height, width = self._inside[0].shape
         return counted_by_all(cells, (height, width))
+
+    def place(self, values: Tensor | NDArray[Any], size: tuple[int, int]) -> NDArray[np.float32]:
+        """See `Preparing.place`; NaN, too, where most of a pixel does not count by the region."""
+        found = super().place(values, size)
+        if self._share is not None:
+            found[~(super().place(self._share, size) >= 0.5)] = np.nan
+        return found
+
+    @cached_property
+    def _share(self) -> Tensor | None:
+        """Pixels (h, w) of anomaly maps that count, 1, and that do not, 0; None: all do."""
+        counted = self.counted_pixels()
+        return None if counted is None else counted.float()
 
     @property
     def device(self) -> torch.device:

@@ -32,7 +32,7 @@ class MapFormat(Enum):
     """File of an anomaly map at the image's own size."""
 
     png = "png"  # 16 bits
-    npy = "npy"  # float32, NaN where the view did not look
+    npy = "npy"  # float32, NaN where the model did not look: outside the crop or the region
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _apart(name: str) -> str:
 def map_png(values: Map) -> bytes:
     """A map (H, W) as a PNG of 16 bits, whose text `SCALE` says how to read it.
 
-    The lowest score is 1 and the highest 65535; 0 is where the view did not look (NaN).
+    The lowest score is 1 and the highest 65535; 0 is where the model did not look (NaN).
     """
     seen = np.isfinite(values)
     low, high = (float(f(values[seen])) for f in (np.min, np.max)) if seen.any() else (0.0, 0.0)
@@ -145,7 +145,7 @@ def overlay(pixels: Pixels, values: Map, threshold: float | None) -> Pixels:
     nominal pixels stay as they are. Without a threshold this is `heat`.
 
     Args:
-        values: Map (H, W); NaN where the view did not look.
+        values: Map (H, W); NaN where the model did not look.
         threshold: A pixel is anomalous at or above it.
     """
     if threshold is None:
@@ -165,7 +165,7 @@ def heat(pixels: Pixels, values: Map, top: float | None = None) -> Pixels:
     """An image (H, W, 3) under its map (H, W), the higher the more opaque, from blue to orange.
 
     Args:
-        values: NaN where the view did not look.
+        values: NaN where the model did not look.
         top: Score of full orange, if the map has none that is higher.
     """
     picture, seen = np.array(pixels), np.isfinite(values)

@@ -34,7 +34,7 @@ from patchcore.methods.detector import Fitting
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import Scale
 from patchcore.metrics import PixelMetrics
-from patchcore.overlays import Pictures
+from patchcore.overlays import MapFormat, Pictures
 from patchcore.scoring import anomaly_maps, cell_pixels
 from tests import reference
 from tests.images import write_image, write_mvtec
@@ -553,10 +553,14 @@ def test_pixels_that_do_not_count_are_in_no_region(tmp_path: Path) -> None:
     buffer = model.buffer(3)
     buffer.append(features)
     model.build_from(buffer, Fitting(images=[0, 1, 2]))
-    pictures, thresholds = Pictures(tmp_path / "out", overlays=True), Thresholds(pixel=-100.0)
+    pictures = Pictures(tmp_path / "out", maps=MapFormat.npy, overlays=True)
+    thresholds = Thresholds(pixel=-100.0)
     (found,) = inspected(inspector, images[:1], thresholds=thresholds, pictures=pictures)
     assert isinstance(found, Inspection)
     assert [each.box for each in found.regions or []] == [(16, 16, 48, 48)]
+    kept = np.load(found.files["map"])
+    np.testing.assert_array_equal(np.isnan(kept), ~region)
+    np.testing.assert_array_equal(kept[region], found.map[region])
     whole, drawn = read_image(images[0]), read_image(found.files["overlay"])
     np.testing.assert_array_equal(drawn[~region], whole[~region])
     assert (drawn[region] != whole[region]).any()
