@@ -361,9 +361,10 @@ def of_another_run(found: Mapping[str, Any], folder: Path) -> bool:
 
 
 def is_result(file: Path) -> bool:
-    """Return whether a file is of the results of the run in its folder."""
+    """Return whether a file is of the results, or the log, of the run in its folder."""
     try:
-        return file.name in {*listed(file.parent), CONTENTS, CHECKSUMS}
+        results = {*listed(file.parent), CONTENTS, CHECKSUMS}
+        return file.name in results or file.suffix == ".log"
     except OSError:
         return False
 

@@ -633,7 +633,7 @@ def test_results_never_replace_those_of_a_run(
     monkeypatch.chdir(tmp_path)
     Path("run").mkdir()
     Path("run/.contents").write_text("metrics.json\0scores.csv\0")
-    for name in ("run/scores.csv", "run/.contents"):
+    for name in ("run/scores.csv", "run/.contents", "run/train.log"):
         with pytest.raises(InputError, match=f"^--output: {name} is of the results of a run; wr"):
             command.main(["model", "x.png", "--output", name, "--format", "csv"])
     with pytest.raises(InputError, match=r"^model: is not an artifact"):
