@@ -162,7 +162,8 @@ def load_file(network: nn.Module, path: Path, modules: Collection[str] = ()) -> 
         if key.endswith("num_batches_tracked"):
             continue
         if key not in state:
-            raise InputError(f"backbone.weights: {path} lacks {key!r}{_why_lacking(key, state)}")
+            advice = _why_lacking(key, state, network.state_dict())
+            raise InputError(f"backbone.weights: {path} lacks {key!r}{advice}")
         loaded = state[key]
         if odd := _without_values(loaded):
             raise InputError(
@@ -286,11 +287,12 @@ def _state(loaded: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _why_lacking(key: str, state: Collection[str]) -> str:
+def _why_lacking(key: str, state: Collection[str], needed: Collection[str]) -> str:
     """Advice for a file that lacks a tensor, which may be that of a model around the network."""
     for longer in state:
-        if longer.endswith(f".{key}"):
-            part = longer.removesuffix(f".{key}")
+        part = longer.removesuffix(f".{key}")
+        own = (name for name in needed if not name.endswith("num_batches_tracked"))
+        if part != longer and all(f"{part}.{name}" in state for name in own):
             return (
                 f", but holds {longer!r}: save the state_dict of its part {part!r} alone, or take "
                 f"'{part}.' off the names"

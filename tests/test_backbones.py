@@ -342,6 +342,8 @@ def bad_file(tmp_path: Path, kind: str) -> Path:
         state["layer2.0.conv1.weight"] = torch.zeros(1)
     elif kind == "variance":
         state["layer1.0.bn1.running_var"][3] = -1
+    elif kind == "nested":  # the name of another part's tensor ends in its name
+        del state["bn1.running_var"]
     elif kind == "wrapped":
         state = {f"model.{key}": value for key, value in state.items()}
     save_file(state, path)
@@ -357,6 +359,7 @@ def bad_file(tmp_path: Path, kind: str) -> Path:
         ("deeper", r"holds 'layer1\.2\.\S+', for which the network has no place"),
         ("shape", r"'layer2.0.conv1.weight' as \(1,\)"),
         ("variance", "holds negative variances in 'layer1.0.bn1.running_var'"),
+        ("nested", r"lacks 'bn1\.running_var'; is it another network's"),
         ("wrapped", r"lacks 'conv1\.weight', but holds 'model\.conv1\.weight': save .* 'model'"),
         ("torn", "torn.safetensors cannot be read.*; replace it with an intact copy$"),
     ],
