@@ -1,10 +1,11 @@
 import codecs
 import json
+import os
 import shutil
 import unicodedata
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -796,6 +797,17 @@ def test_folders_masks_that_match_no_single_image(tmp_path: Path, mask: str, mes
     write_mask(tmp_path / "masks" / mask)
     with pytest.raises(InputError, match=message):
         FolderConfig(root=str(tmp_path), nominal="ok", anomalous="bad", masks="masks").read()
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink, shutil.copy])
+def test_a_picture_in_place_of_its_mask_is_told(tmp_path: Path, link: Any) -> None:
+    for name in ("nominal/1.png", "nominal/2.png", "bad/1.png", "bad/2.png"):
+        write_image(tmp_path / name)
+    (tmp_path / "masks").mkdir()
+    image, mask = tmp_path / "bad/1.png", tmp_path / "masks/1.png"
+    link(image, mask)
+    with pytest.raises(InputError, match=f"^{mask}: this mask is the picture {image} itself; rest"):
+        FolderConfig(root=str(tmp_path), anomalous="bad", masks="masks").read()
 
 
 # --- generated images ------------------------------------------------------------------------

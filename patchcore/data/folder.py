@@ -98,8 +98,9 @@ class FolderConfig(DataConfig):
         masks = _images(files, folders["masks"], "masks", once=False) if self.masks else []
         _reject_shared({**sets, "masks": masks})
         paired: dict[Path, Path] = {}
+        pictures = sets.get("anomalous", [])
         if masks:
-            sets["anomalous"], masks, paired = _sort_out(sets["anomalous"], masks, folders)
+            sets["anomalous"], masks, paired = _sort_out(pictures, masks, folders)
         for key, images in sets.items():
             advice = "move the masks to a folder of their own" + (
                 ", or set data.masks to their folder" if key == "anomalous" else ""
@@ -114,7 +115,7 @@ class FolderConfig(DataConfig):
             train, test = self._hold_out(nominal)
         samples = [Sample(path, 0) for path in test]
         if self.anomalous is not None:
-            match = _Match(folders, sets)
+            match = _Match(folders, sets, pictures)
             match.add(masks, paired)
             samples += _anomalous_samples(sets["anomalous"], folders["anomalous"], match.masks)
         if not samples:
@@ -202,11 +203,19 @@ def _pair(masks: dict[Path, Path], image: Path, mask: Path) -> None:
 
 
 class _Match:
-    """Matching of masks to images by name and subfolder."""
+    """Matching of masks to images by name and subfolder.
 
-    def __init__(self, folders: dict[str, Path], sets: dict[str, list[Path]]) -> None:
+    Args:
+        folders: {setting: folder}.
+        sets: {setting: images in it, without masks}.
+        pictures: All image files in the folder of anomalous images.
+    """
+
+    def __init__(
+        self, folders: dict[str, Path], sets: dict[str, list[Path]], pictures: list[Path]
+    ) -> None:
         self.masks: dict[Path, Path] = {}
-        self._folders = folders
+        self._folders, self._pictures = folders, pictures
         self._by_place: dict[Path, list[Path]] = {}
         self._by_name: dict[Path, list[Path]] = {}
         for image in sets["anomalous"]:
@@ -248,6 +257,11 @@ class _Match:
                         "mask, or give the image as one of data.anomalous"
                     )
             else:
+                for image in self._pictures:
+                    if bare(image.stem) == image.stem and image.samefile(mask) and not found:
+                        raise InputError(
+                            f"{mask}: this mask is the picture {image} itself; restore the mask"
+                        )
                 raise InputError(
                     f"{mask}: this mask has {len(found) or 'no'} images of its name in "
                     f"{self._folders['anomalous']}; "
