@@ -10,6 +10,7 @@ from patchcore.data.files import Files, Identity, composed, expanded, find_folde
 from patchcore.data.formats import FORMATS
 from patchcore.data.layout import marks
 from patchcore.data.mistaken import NOMINAL, bare, masks_beside, reject_defects, reject_masks
+from patchcore.data.overlaps import no_mask
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.errors import InputError, printable
 from patchcore.settings import setting
@@ -215,7 +216,8 @@ class _Match:
         self, folders: dict[str, Path], sets: dict[str, list[Path]], pictures: list[Path]
     ) -> None:
         self.masks: dict[Path, Path] = {}
-        self._folders, self._pictures = folders, pictures
+        self._folders = folders
+        self._files = {identity(path): path for path in pictures if bare(path.stem) == path.stem}
         self._by_place: dict[Path, list[Path]] = {}
         self._by_name: dict[Path, list[Path]] = {}
         for image in sets["anomalous"]:
@@ -248,6 +250,8 @@ class _Match:
                 ),
                 [],
             )
+            if not found and (image := self._files.get(identity(mask))):
+                raise no_mask(mask, image)
             if len(found) == 1:
                 _pair(self.masks, found[0], mask)
             elif not found and self._nominal.intersection(places):
@@ -257,11 +261,6 @@ class _Match:
                         "mask, or give the image as one of data.anomalous"
                     )
             else:
-                for image in self._pictures:
-                    if bare(image.stem) == image.stem and image.samefile(mask) and not found:
-                        raise InputError(
-                            f"{mask}: this mask is the picture {image} itself; restore the mask"
-                        )
                 raise InputError(
                     f"{mask}: this mask has {len(found) or 'no'} images of its name in "
                     f"{self._folders['anomalous']}; "

@@ -46,11 +46,14 @@ def check_overlaps(train: "Sequence[Sample]", test: "Sequence[Sample]") -> None:
             )
     for sample in test:
         if isinstance(sample.mask, Path) and equal_files([("", sample.path), ("", sample.mask)]):
-            raise InputError(
-                f"{sample.mask}: this mask is the picture {sample.path} itself; restore the mask"
-            )
+            raise no_mask(sample.mask, sample.path)
     for text in complaints(equal_files(roles), len(test)):
         warnings.warn(printable(f"data: {text}"), stacklevel=3)
+
+
+def no_mask(mask: Path, image: Path) -> InputError:
+    """Return the error of a file of masks that is the masked image itself."""
+    return InputError(f"{mask}: this mask is the picture {image} itself; restore the mask")
 
 
 def check_pictures(split: "Split", held_out: bool = False) -> None:
