@@ -22,15 +22,14 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
     Runs are in one group if their data set and its settings are equal, their images are equal (as
     far as their folders record a digest), and their points have the same categories.
     """
-    versions, states = _versions(runs, _cell), _versions(runs, _place)
+    families_of, states = _families(runs), _versions(runs, _place)
     families: dict[str, list[RunFolder]] = defaultdict(list)
     told: dict[str, dict[str, Any]] = {}
     for run in runs:
-        facts = {**_data_settings(run), "data": run.choices.get("data")}
-        key = token([facts, versions[run]])
+        key = families_of[run]
         families[key].append(run)
         idle = {k: v for k, v in run.idle.items() if k.startswith("data.")}
-        told.setdefault(key, {**idle, **facts, "images": _state(states[run])})
+        told.setdefault(key, {**idle, **_facts(run), "images": _state(states[run])})
     found = []
     for key, family in families.items():
         sets: dict[tuple[str, ...], list[RunFolder]] = defaultdict(list)
@@ -57,6 +56,24 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
     ]
 
 
+def linked(groups: Sequence[Sequence[RunFolder]]) -> list[list[int]]:
+    """Join the groups of `by_data` in which runs on the same images can be paired: their indices.
+
+    Two groups are joined if their data differ only in the categories of their points, and some
+    category is in both; a group that can be paired with no other stays alone.
+    """
+    families_of = _families([run for runs in groups for run in runs])
+    where: dict[str, set[int]] = defaultdict(set)
+    for number, runs in enumerate(groups):
+        for run in runs:
+            where[token([families_of[run], run.category])].add(number)
+    found: list[set[int]] = []
+    for numbers in where.values():
+        met = [each for each in found if each & numbers]
+        found = [each for each in found if not each & numbers] + [numbers.union(*met)]
+    return sorted(map(sorted, found))
+
+
 def shared_categories(groups: Sequence[Sequence[RunFolder]]) -> str:
     """Return, as text, the categories of which several groups of `by_data` have the same images.
 
@@ -75,13 +92,20 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if names[6:] else "")
 
 
-def _data_settings(run: RunFolder) -> dict[str, Any]:
-    """Settings that determine the test images, except category and seeds."""
-    return {
+def _facts(run: RunFolder) -> dict[str, Any]:
+    """Data set and settings that determine the test images, except category and seeds."""
+    settings = {
         key: value
         for key, value in run.settings.items()
         if is_of_data(key) and key != CATEGORY and not key.endswith("seed")
     }
+    return {**settings, "data": run.choices.get("data")}
+
+
+def _families(runs: Sequence[RunFolder]) -> dict[RunFolder, str]:
+    """Return, for each run, a text that is equal for runs with equal data but for categories."""
+    versions = _versions(runs, _cell)
+    return {run: token([_facts(run), versions[run]]) for run in runs}
 
 
 def _point(run: RunFolder) -> str:
