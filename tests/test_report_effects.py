@@ -415,3 +415,7 @@ def test_what_has_no_rank_is_told(tmp_path: Path) -> None:
     told = patchcore("report", str(tmp_path)).out.splitlines()
     assert "best by image AUROC of data 1, 1 of 1:" in told
     assert "no rank by image AUROC of data 3: not in metrics.json" in told
+    assert [line for line in told if line.startswith("data ")] == [
+        f"data {number}: data.root={root}" for number, root in enumerate("abc", 1)
+    ]
+    assert conclude(tmp_path)[:-1] == told[:-1]  # as a multirun tells

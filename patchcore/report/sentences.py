@@ -41,6 +41,11 @@ def sentence(table: Table) -> str:
     return f"{' '.join(parts)}{told}{why}.{unlike}{marked}"
 
 
+def data_sets(table: Table) -> list[str]:
+    """Return what each set of data is, one line each; empty if there is only one."""
+    return [f"data {part.number}: {part.data}" for part in table.parts if part.number]
+
+
 def best(table: Table, most: int = 5) -> list[str]:
     """Return, for every part of the table, a heading and its best points, one line each.
 
