@@ -175,7 +175,10 @@ def test_one_observation_has_no_interval(tmp_path: Path) -> None:
         ("coreset.ratio", r"--against: 'coreset\.ratio' is not KEY=VALUE"),
         ("=3", "is not KEY=VALUE"),
         ("seed=0", r"that differ only in seed are one point: choose one of patch\.size, "),
-        ("data.category=bottle", r"that differ only in data\.category are one point: choose one"),
+        (
+            "data.category=bottle",
+            "runs of different categories are never paired: choose one of patch",
+        ),
         ("image.size=7", r"image\.size tells no points apart: choose one of patch\.size, co"),
         ("patch.size=7", r"no run has patch\.size=7: choose one of 1, 3, 5"),
     ],

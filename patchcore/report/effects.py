@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 
 from patchcore.errors import InputError
 from patchcore.report.points import Factor, Point, Summary, Unit, summarise
-from patchcore.report.reading import RunFolder
+from patchcore.report.reading import CATEGORY, RunFolder
 from patchcore.report.table import Table
 from patchcore.report.words import rank, show, token, typed
 
@@ -95,7 +95,9 @@ def check_against(table: Table, key: str, value: str) -> None:
             )
         why = f"{key} tells no points apart"
         nothing = "nothing varied but categories and seeds"
-        if key in table.repeats:
+        if key == CATEGORY:
+            why = "runs of different categories are never paired"
+        elif key in table.repeats:
             why = f"runs that differ only in {key} are one point"
         elif len(families) > 1:
             nothing = "compare runs on the same data"

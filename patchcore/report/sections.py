@@ -38,6 +38,7 @@ from patchcore.report.plots import curves, fronts, heat, parallel, shares
 from patchcore.report.reading import CATEGORY, RunFolder
 from patchcore.report.sentences import left_out, spread, undefined_reasons
 from patchcore.report.table import Table
+from patchcore.report.unlike import in_one_memory
 from patchcore.report.words import falls, listing, number, show, title
 
 TEXT = (PAGE, MARKDOWN)
@@ -152,7 +153,9 @@ def _varied(table: Table) -> list[Block]:
         note = f"with it: {', '.join(factor.follows)}" if factor.follows else ""
         rows.append((factor.key, factor.values, "factor", note))
     if CATEGORY in table.varied:
-        rows.append((CATEGORY, table.varied[CATEGORY], "category", "averaged over"))
+        several = any(in_one_memory(run) for run in table.known)
+        note = "averaged over" + "; a list is one memory, ranked alone" * several
+        rows.append((CATEGORY, table.varied[CATEGORY], "category", note))
     for key, others in table.seed_keys.items():
         note = f"repeats; with it: {', '.join(others)}" if others else "repeats"
         rows.append((key, table.varied[key], "seed", note))

@@ -3,7 +3,8 @@
 A run is one folder. Runs whose settings differ only in category and seed form one point. Its value
 is the mean over seeds of the mean over categories (the class average of the papers). A mean that
 would mislead, for example because a category is missing, is undefined and has a reason. Points on
-different data are never ranked together: each data set is a part of the table.
+different data are never ranked together: each data set is a part of the table, and so is each set
+of categories in one memory.
 """
 
 import math

@@ -16,11 +16,18 @@ def is_of_data(key: str) -> bool:
     return key == "data" or (key.startswith("data.") and key not in OF_TRAINING)
 
 
+def in_one_memory(run: RunFolder) -> list[str]:
+    """Return the categories that share the memory of a run; empty unless there are several."""
+    names = run.settings.get(CATEGORY)
+    return [*map(str, names)] if isinstance(names, list) and names[1:] else []
+
+
 def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
     """Return the runs grouped by data: [(text that distinguishes the data, runs), …].
 
     Runs are in one group if their data set and its settings are equal, their images are equal (as
-    far as their folders record a digest), and their points have the same categories.
+    far as their folders record a digest), and their points have the same categories. Several
+    categories in one memory are data of their own, so that no mean counts an image twice.
     """
     families_of, states = _families(runs), _versions(runs, _place)
     families: dict[str, list[RunFolder]] = defaultdict(list)
@@ -30,7 +37,7 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
         families[key].append(run)
         idle = {k: v for k, v in run.idle.items() if k.startswith("data.")}
         told.setdefault(key, {**idle, **_facts(run), "images": _state(states[run])})
-    found = []
+    found: list[tuple[dict[str, Any], list[RunFolder]]] = []
     for key, family in families.items():
         sets: dict[tuple[str, ...], list[RunFolder]] = defaultdict(list)
         points: dict[str, list[RunFolder]] = defaultdict(list)
@@ -39,8 +46,11 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
         for point in points.values():
             categories = tuple(sorted({run.category for run in point}, key=natural))
             sets[categories].extend(point)
-        for names, members in sets.items():
-            found.append(({**told[key], "categories": _listed(names)}, members))
+        found += [(dict(told[key]), members) for members in sets.values()]
+    short, whole = ([_categories(runs, most) for _, runs in found] for most in (6, None))
+    names = short if len({*short}) == len({*whole}) else whole
+    for (facts, _), text in zip(found, names, strict=True):
+        facts["categories"] = text
     differ = [
         key
         for key in dict.fromkeys(key for facts, _ in found for key in facts)
@@ -88,8 +98,16 @@ def shared_categories(groups: Sequence[Sequence[RunFolder]]) -> str:
     return _listed(sorted(shared, key=natural))
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if names[6:] else "")
+def _categories(runs: Sequence[RunFolder], most: int | None) -> str:
+    """Return, as text, the categories of a group: those of its runs, or of their one memory."""
+    if names := in_one_memory(runs[0]):
+        return f"{_listed(names, most)} in one memory"
+    return _listed(sorted({run.category for run in runs}, key=natural), most)
+
+
+def _listed(names: Sequence[str], most: int | None = 6) -> str:
+    left = len(names[most:]) if most else 0
+    return ", ".join(names[:most]) + (f" and {left} more" if left else "")
 
 
 def _facts(run: RunFolder) -> dict[str, Any]:
@@ -103,9 +121,12 @@ def _facts(run: RunFolder) -> dict[str, Any]:
 
 
 def _families(runs: Sequence[RunFolder]) -> dict[RunFolder, str]:
-    """Return, for each run, a text that is equal for runs with equal data but for categories."""
+    """Return, for each run, a text that is equal for runs with equal data but for categories.
+
+    Runs with several categories in one memory agree in these, too.
+    """
     versions = _versions(runs, _cell)
-    return {run: token([_facts(run), versions[run]]) for run in runs}
+    return {run: token([_facts(run), versions[run], in_one_memory(run)]) for run in runs}
 
 
 def _point(run: RunFolder) -> str:
