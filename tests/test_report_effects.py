@@ -175,7 +175,10 @@ def test_one_observation_has_no_interval(tmp_path: Path) -> None:
         ("coreset.ratio", r"--against: 'coreset\.ratio' is not KEY=VALUE"),
         ("=3", "is not KEY=VALUE"),
         ("seed=0", r"that differ only in seed are one point: choose one of patch\.size, "),
-        ("data.category=bottle", r"that differ only in data\.category are one point: choose one"),
+        (
+            "data.category=bottle",
+            "runs of different categories are never paired: choose one of patch",
+        ),
         ("image.size=7", r"image\.size tells no points apart: choose one of patch\.size, co"),
         ("patch.size=7", r"no run has patch\.size=7: choose one of 1, 3, 5"),
     ],
@@ -200,6 +203,66 @@ def test_a_reference_on_other_data_is_told_so(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=told):
         check_against(table, "patch.size", "1")
+
+
+def write_uneven(folder: Path, sets: dict[int, tuple[str, ...]], root: str = "a") -> Table:
+    """A run for each category of each size, which gains 0.1 of the size, and 0.2 as a bottle."""
+    for size, names in sets.items():
+        for name in names:
+            settings = {"patch.size": size, "data.category": name, "data.root": root}
+            value = 0.1 * size + 0.2 * (name == "bottle")
+            write_run(folder / f"{root}{size}{name}", settings, {"image_auroc": value})
+    return read_runs([folder])
+
+
+@pytest.mark.parametrize(("reference", "difference"), [("1", 0.2), ("3", -0.2)])
+def test_points_with_other_categories_are_paired_where_they_share_some(
+    reference: str, difference: float, tmp_path: Path
+) -> None:
+    table = write_uneven(tmp_path, {1: ("bottle", "cable"), 3: ("cable",)})
+    assert len(table.parts) == 2  # as ranked
+    table.against = ("patch.size", reference)
+    check_against(table, *table.against)
+    (([one, two], family),) = table.families
+    assert [one.number, two.number] == [1, 2]
+    (effect,) = effects(family, *table.against, ["image_auroc"])
+    assert effect.difference.mean == pytest.approx(difference)
+    assert (effect.difference.count, effect.pairs, effect.missing) == (1, 1, 1)
+    text = markdown(table)
+    assert "## Effects, data 1 and 2" in text and "1 values are left out" in text
+    assert "Only runs of the same category are paired." in text
+    assert f"| {difference:+.4f} | 1 | 1 |" in text and f"{difference:+.4f}" in page(table)
+    assert page(table).count('<section id="effects') == 1
+
+
+def test_points_are_paired_by_way_of_others(tmp_path: Path) -> None:
+    sets = {1: ("bottle",), 3: ("bottle", "cable"), 5: ("cable",), 7: ("nut",)}
+    table = write_uneven(tmp_path, sets)
+    assert [len(parts) for parts, _ in table.families] == [3, 1]
+    one, five = effects(table.families[0][1], "patch.size", "3", ["image_auroc"])
+    assert [one.difference.mean, five.difference.mean] == pytest.approx([-0.2, 0.2])
+    assert [(x.pairs, x.missing) for x in (one, five)] == [(1, 1)] * 2
+
+
+def test_points_without_a_common_category_are_on_other_data(tmp_path: Path) -> None:
+    table = write_uneven(tmp_path, {1: ("bottle",), 3: ("cable",)})
+    with pytest.raises(InputError, match=r"no runs on the same data differ in patch\.size; .* 2 s"):
+        check_against(table, "patch.size", "1")
+    write_uneven(tmp_path, {1: ("bottle", "cable")}, "b")
+    table = write_uneven(tmp_path, {3: ("bottle",)}, "b")
+    assert sorted(len(parts) for parts, _ in table.families) == [1, 1, 2]
+    table.against = ("patch.size", "1")
+    check_against(table, *table.against)
+    assert markdown(table).count("## Effects, data") == 1
+
+
+def test_effects_are_told_of_tables_whose_parts_were_read_before(tmp_path: Path) -> None:
+    for root in "ab":
+        write_uneven(tmp_path, {1: ("bottle",), 3: ("bottle",)}, root)
+    table = read_runs([tmp_path])
+    assert len(table.parts) == 2
+    table.against = ("patch.size", "1")
+    assert [f"## Effects, data {n}\n" in markdown(table) for n in (1, 2)] == [True, True]
 
 
 def test_equal_means_rank_and_read_equally(tmp_path: Path) -> None:
@@ -355,3 +418,7 @@ def test_what_has_no_rank_is_told(tmp_path: Path) -> None:
     told = patchcore("report", str(tmp_path)).out.splitlines()
     assert "best by image AUROC of data 1, 1 of 1:" in told
     assert "no rank by image AUROC of data 3: not in metrics.json" in told
+    assert [line for line in told if line.startswith("data ")] == [
+        f"data {number}: data.root={root}" for number, root in enumerate("abc", 1)
+    ]
+    assert conclude(tmp_path)[:-1] == told[:-1]  # as a multirun tells

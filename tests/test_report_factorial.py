@@ -35,6 +35,25 @@ def write_grid(folder: Path, *left_out: tuple[Any, ...]) -> Table:
     return read_runs([folder])
 
 
+def test_categories_that_some_points_lack_count_where_runs_have_them(tmp_path: Path) -> None:
+    for radius, whitening, name in product(RADII, WHITENINGS, NAMES):
+        if name == "bottle" or radius is None:
+            settings = {"method.radius": radius, "method.whitening": whitening}
+            value = 0.5 + 0.2 * bool(radius) + 0.1 * bool(radius and whitening)
+            folder = tmp_path / f"{radius}-{whitening}-{name}"
+            write_run(folder, settings | {"data.category": name}, {"image_auroc": value})
+    table = read_runs([tmp_path])
+    assert len(table.parts) == 2
+    ((_, family),) = table.families
+    found = {term.name: term for term in terms(family, "image_auroc")}
+    told = {name: (term.difference.count, term.runs) for name, term in found.items()}
+    both = "method.radius=2 × method.whitening=0.99"
+    assert told == {"method.radius=2": (1, 2), "method.whitening=0.99": (2, 3), both: (1, 1)}
+    assert found["method.radius=2"].difference.mean == pytest.approx(0.25)
+    assert found[both].difference.mean == pytest.approx(0.1)
+    assert markdown(table).count("## Effects and interactions, data 1 and 2") == 1
+
+
 def test_terms_by_hand(tmp_path: Path) -> None:
     found = {term.name: term for term in terms(write_grid(tmp_path), "image_auroc")}
     assert [*found] == [

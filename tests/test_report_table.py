@@ -9,7 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from patchcore.errors import InputError
-from patchcore.report.effects import check_against
+from patchcore.report.conclusion import conclude
+from patchcore.report.effects import check_against, effects
 from patchcore.report.points import Summary, summarise
 from patchcore.report.sentences import sentence
 from patchcore.report.table import Table, pareto, read_runs
@@ -94,6 +95,62 @@ def test_class_average_is_over_categories_then_over_seeds(tmp_path: Path) -> Non
     assert table.category_sets == [["bottle", "cable"]]
     assert table.seed_keys == {"seed": ["coreset.seed"]}
     assert table.factors == [] and table.repeated
+
+
+def write_memories(folder: Path, values: dict[tuple[str, ...], float]) -> Path:
+    """Runs of two patch sizes for each set of categories in one memory; size 3 gains 0.01."""
+    for names, value in values.items():
+        category = names[0] if len(names) == 1 else [*names]
+        for size in (1, 3):
+            settings = {"data.category": category, "patch.size": size}
+            metrics = {"image_auroc": value + 0.01 * (size == 3)}
+            write_run(folder / f"{'-'.join(names)}={size}", settings, metrics)
+    return folder
+
+
+def test_several_categories_in_one_memory_are_averaged_with_no_others(tmp_path: Path) -> None:
+    values = {("a",): 0.9, ("b",): 0.8, ("a", "b"): 0.5, ("b", "c"): 0.6}
+    table = read_runs([write_memories(tmp_path, values)])
+    found = {part.data: [p.value("image_auroc").mean for p in part.points] for part in table.parts}
+    assert found == {
+        "categories=a, b": pytest.approx([0.86, 0.85]),
+        "categories=b, c in one memory": pytest.approx([0.61, 0.6]),
+        "categories=a, b in one memory": pytest.approx([0.51, 0.5]),
+    }
+    assert [part.category_sets for part in table.parts] == [[], [["a", "b"]], []]
+    assert {len(point.seeds) for part in table.parts for point in part.points} == {1}
+    table.against = ("patch.size", "1")
+    check_against(table, *table.against)
+    every = [effects(family, *table.against, ["image_auroc"]) for _, family in table.families]
+    assert [(e.pairs, e.missing) for (e,) in every] == [(1, 0), (2, 0), (1, 0)]
+    told = sentence(table)
+    assert told.startswith("6 points from 8 finished runs; patch.size and the category varied. 3 s")
+    text = markdown(table)
+    assert "averaged over; a list is one memory, ranked alone" in text
+    assert text.count("| a | b | average |") == 1
+    lines = conclude(tmp_path)
+    assert "data 1: categories=a, b in one memory" in lines
+    assert lines[lines.index("best by image AUROC of data 1, 2 of 2:") + 1] == (
+        "  1  0.5100  patch.size=3"
+    )
+
+
+def test_a_list_of_one_category_is_that_category(tmp_path: Path) -> None:
+    for size, category in ((1, "a"), (3, ["a"])):
+        settings = {"data.category": category, "patch.size": size}
+        write_run(tmp_path / str(size), settings, {"image_auroc": 0.9})
+    assert len(read_runs([tmp_path]).parts) == 1
+
+
+def test_memories_that_differ_in_a_late_category_are_told_apart(tmp_path: Path) -> None:
+    names = [f"c{i}" for i in range(10)]
+    table = read_runs([write_memories(tmp_path, {tuple(names[:9]): 0.5, (*names[:8], "z"): 0.6})])
+    assert [part.data for part in table.parts] == [
+        f"categories={', '.join(names[:8])}, {last} in one memory" for last in ("c8", "z")
+    ]
+    table = read_runs([write_memories(tmp_path / "else", {tuple(names[:9]): 0.5, ("q", "r"): 0.6})])
+    first = f"categories={', '.join(names[:6])} and 3 more in one memory"
+    assert [part.data for part in table.parts] == [first, "categories=q, r in one memory"]
 
 
 def test_draws_of_shots_are_repeats_too(tmp_path: Path) -> None:

@@ -158,6 +158,22 @@ def test_data_sets_are_neither_averaged_nor_ranked_together(tmp_path: Path) -> N
     assert "data.root=wood: patch.size=3" in view.best
 
 
+def test_several_categories_in_one_memory_are_a_point_of_their_own(tmp_path: Path) -> None:
+    for number, (category, value) in enumerate((("a", 0.9), ("b", 0.8), (["a", "b"], 0.5))):
+        settings = {"data.category": category}
+        write_run(tmp_path / str(number), settings, {"image_auroc": value})
+    view = overview(tmp_path)
+    rows = view.tables["leaderboard"].rows
+    joint = "categories=a, b in one memory"
+    assert [row[:2] for row in rows] == [[1, "categories=a, b"], [1, joint]]
+    best = {key: value for key, value in view.numbers.items() if key.startswith("best")}
+    assert best == {
+        "best.data 1.image_auroc": pytest.approx(0.85),
+        "best.data 2.image_auroc": 0.5,
+    }
+    assert view.best == f"categories=a, b: all; {joint}: all"
+
+
 def test_all_runs_stand_beside_the_summary_run_in_one_folder(sweep: Path) -> None:
     beside = {path.name: path for path in (sweep / "wandb").glob("offline-run-*")}
     own = {name for name, path in beside.items() if not path.is_symlink()}

@@ -8,7 +8,7 @@ from patchcore.report.conclusion import default_folder
 from patchcore.report.effects import check_against, parse_against
 from patchcore.report.multirun import read_stated
 from patchcore.report.page import check_report, write_report
-from patchcore.report.sentences import best, later_failures, not_counted, sentence
+from patchcore.report.sentences import best, data_sets, later_failures, not_counted, sentence
 from patchcore.report.table import read_runs
 
 
@@ -68,11 +68,7 @@ def main() -> None:
         from patchcore.commands.mistakes import explain  # here: it imports Hydra
 
         sys.exit(printable(f"error: {explain(error) or error}"))
-    print(printable(sentence(table)))
-    for part in table.parts[1:] and table.parts:
-        print(printable(f"data {part.number}: {part.data}"))
-    for line in best(table):
-        print(printable(line))
-    for line in (*not_counted(table), *later_failures(table)):
+    told = [sentence(table), *data_sets(table), *best(table)]
+    for line in (*told, *not_counted(table), *later_failures(table)):
         print(printable(line))
     print(printable(f"report: {path}"))

@@ -21,11 +21,11 @@ from patchcore.report.words import falls, number, title
 TEXT = (PAGE, MARKDOWN)
 
 
-def effect_blocks(table: Table) -> list[Block]:
-    """Return tables of the effects of the setting in `table.against`; empty if it is None."""
-    if table.against is None:
+def effect_blocks(table: Table, against: tuple[str, str] | None) -> list[Block]:
+    """Return tables of the effects of a setting, given as key and value; empty for None."""
+    if against is None:
         return []
-    key, value = table.against
+    key, value = against
     metrics = list(dict.fromkeys([*table.main_metrics, *costs(table)]))
     found = effects(table, key, value, metrics)
     if not found:

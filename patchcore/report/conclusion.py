@@ -5,7 +5,7 @@ from pathlib import Path
 from patchcore.errors import InputError, printable
 from patchcore.report.multirun import read_stated
 from patchcore.report.page import write_report
-from patchcore.report.sentences import best, sentence
+from patchcore.report.sentences import best, data_sets, sentence
 
 
 def default_folder(folder: Path) -> Path:
@@ -30,7 +30,7 @@ def conclude(folder: Path) -> list[str]:
     """
     try:
         table = read_stated([folder])
-        lines = [sentence(table), *best(table)]
+        lines = [sentence(table), *data_sets(table), *best(table)]
         path = write_report(table, default_folder(folder))
     except (InputError, OSError) as error:
         return [printable(f"no report: {error}")]

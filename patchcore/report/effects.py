@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 
 from patchcore.errors import InputError
 from patchcore.report.points import Factor, Point, Summary, Unit, summarise
-from patchcore.report.reading import RunFolder
+from patchcore.report.reading import CATEGORY, RunFolder
 from patchcore.report.table import Table
 from patchcore.report.words import rank, show, token, typed
 
@@ -31,7 +31,8 @@ class Effect:
         metric: Metric of the difference.
         difference: Metric at the value minus metric at the reference, over categories and seeds.
         pairs: Number of pairs of runs.
-        missing: Number of runs that lack the metric, or whose partner is missing or lacks it.
+        missing: Number of runs that lack the metric, or whose partner is missing or lacks it; also
+            of runs at the reference if the value has a point for them, but no run.
         uneven: Whether some category or seed lacks pairs that others have.
     """
 
@@ -81,24 +82,27 @@ def check_against(table: Table, key: str, value: str) -> None:
     """Refuse a reference that no runs have.
 
     Raises:
-        InputError: `key` did not vary in any part of the table, or no run has the value.
+        InputError: `key` did not vary in any family of the table, or no run has the value.
     """
-    factors = [found for part in table.parts if (found := _factor(part, key))]
+    families = [family for _, family in table.families]
+    factors = [found for family in families if (found := _factor(family, key))]
     if not factors:
-        known = ", ".join(dict.fromkeys(f.key for part in table.parts for f in part.factors))
-        for leader in (f for part in table.parts for f in part.factors if key in f.follows):
+        known = ", ".join(dict.fromkeys(f.key for each in families for f in each.factors))
+        for leader in (f for each in families for f in each.factors if key in f.follows):
             raise InputError(
                 f"--against: {key} always changes with {leader.key}: give {leader.key} in its "
                 f"place, with one of {_values([leader])}"
             )
         why = f"{key} tells no points apart"
         nothing = "nothing varied but categories and seeds"
-        if key in table.repeats:
+        if key == CATEGORY:
+            why = "runs of different categories are never paired"
+        elif key in table.repeats:
             why = f"runs that differ only in {key} are one point"
-        elif len(table.parts) > 1:
+        elif len(families) > 1:
             nothing = "compare runs on the same data"
             why = (
-                f"no runs on the same data differ in {key}; there are {len(table.parts)} sets of "
+                f"no runs on the same data differ in {key}; there are {len(families)} sets of "
                 "data, each compared alone"
             )
         advice = f"choose one of {known}" if known else nothing
@@ -197,11 +201,15 @@ def _pairs(
     A run without seeds is paired with each run of the other point.
     """
     seeds = {} if reference is None else reference.seeds
+    unmet = {(seed, category) for seed, by_category in seeds.items() for category in by_category}
     for seed, by_category in point.seeds.items():
         for partner in _partners(seed, list(seeds)):
             for category, run in by_category.items():
                 twin = seeds.get(partner, {}).get(category)
+                unmet.discard((partner, category))
                 yield (category, seed or partner), _difference(run, twin, metric)
+    for seed, category in unmet:
+        yield (category, seed), None
 
 
 def _partners(seed: str, others: list[str]) -> list[str]:

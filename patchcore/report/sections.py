@@ -38,7 +38,8 @@ from patchcore.report.plots import curves, fronts, heat, parallel, shares
 from patchcore.report.reading import CATEGORY, RunFolder
 from patchcore.report.sentences import left_out, spread, undefined_reasons
 from patchcore.report.table import Table
-from patchcore.report.words import falls, number, show, title
+from patchcore.report.unlike import in_one_memory
+from patchcore.report.words import falls, listing, number, show, title
 
 TEXT = (PAGE, MARKDOWN)
 PAIR = (
@@ -60,9 +61,11 @@ def sections(
         forms: Forms of the report.
     """
     found = [Section("varied", "What varied", _varied(table), TEXT)]
+    effects = {parts[0]: _effects(parts, family, table) for parts, family in table.families}
     for part in table.parts:
         room = gallery_bytes // len(table.parts) if PAGE in forms else 0
-        found += _of_part(part, room)
+        board, *others = _of_part(part, room)
+        found += [board, *effects.get(part, []), *others]
     scored = sum(run.finished for run in table.runs)
     alone = scored == 1 == len(table.runs)
     found.insert(0, Section("run", "Run", [Panel("run")] if alone else []))
@@ -81,8 +84,6 @@ def _of_part(table: Table, gallery_bytes: int) -> list[Section]:
     shrunk = pictures(table, gallery_bytes)
     found = [
         Section("leaderboard", "Leaderboard", _leaderboard(table, shrunk), TEXT),
-        Section("effects", "Effects", effect_blocks(table), TEXT),
-        Section("factorial", "Effects and interactions", factorial_blocks(table), TEXT),
         Section("paper", "Beside the paper", _paper(table), TEXT),
         Section("categories", "Categories", _categories(table), TEXT),
         Section("repeats", "Repeats over seeds", _repeats(table), TEXT),
@@ -93,12 +94,28 @@ def _of_part(table: Table, gallery_bytes: int) -> list[Section]:
         Section("pareto", "Accuracy against cost", fronts(table)),
         Section("galleries", "Galleries", galleries(table, shrunk)),
     ]
-    if table.number:
-        note = f"Data {table.number}: {table.data}. Runs on different data are not ranked together."
+    return _of_data(found, [table], "Runs on different data are not ranked together.")
+
+
+def _effects(parts: list[Table], family: Table, table: Table) -> list[Section]:
+    """Return the sections about pairs of runs of one family: see `Table.families`."""
+    found = [
+        Section("effects", "Effects", effect_blocks(family, table.against), TEXT),
+        Section("factorial", "Effects and interactions", factorial_blocks(family), TEXT),
+    ]
+    note = "Only runs of the same category are paired." if parts[1:] else ""
+    return _of_data(found, parts, note or "Runs on different data are not paired.")
+
+
+def _of_data(found: list[Section], parts: list[Table], note: str) -> list[Section]:
+    """Name the data of sections, unless there is only one set of data."""
+    if parts[0].number:
+        told = " ".join(f"Data {part.number}: {part.data}." for part in parts)
+        numbers = listing([str(part.number) for part in parts])
         for section in found:
-            section.key += f"-{table.number}"
-            section.title += f", data {table.number}"
-            section.blocks = section.blocks and [Note(note), *section.blocks]
+            section.key += f"-{parts[0].number}"
+            section.title += f", data {numbers}"
+            section.blocks = section.blocks and [Note(f"{told} {note}"), *section.blocks]
     return found
 
 
@@ -136,7 +153,9 @@ def _varied(table: Table) -> list[Block]:
         note = f"with it: {', '.join(factor.follows)}" if factor.follows else ""
         rows.append((factor.key, factor.values, "factor", note))
     if CATEGORY in table.varied:
-        rows.append((CATEGORY, table.varied[CATEGORY], "category", "averaged over"))
+        several = any(in_one_memory(run) for run in table.known)
+        note = "averaged over" + "; a list is one memory, ranked alone" * several
+        rows.append((CATEGORY, table.varied[CATEGORY], "category", note))
     for key, others in table.seed_keys.items():
         note = f"repeats; with it: {', '.join(others)}" if others else "repeats"
         rows.append((key, table.varied[key], "seed", note))

@@ -1,13 +1,11 @@
 """Sentences and spreads of a report."""
 
-from collections.abc import Sequence
-
 from patchcore.report.folders import failure
 from patchcore.report.points import Summary
 from patchcore.report.reading import CATEGORY
 from patchcore.report.table import Table
 from patchcore.report.unlike import shared_categories
-from patchcore.report.words import is_left_out, number, title
+from patchcore.report.words import is_left_out, listing, number, title
 
 
 def sentence(table: Table) -> str:
@@ -25,7 +23,7 @@ def sentence(table: Table) -> str:
         varied.append("the category")
     if table.seed_keys:
         varied.append("the seed")
-    told = f"; {_listing(varied)} varied" if varied else ""
+    told = f"; {listing(varied)} varied" if varied else ""
     why = f"; {table.reason}" if table.reason else ""
     unlike = f" {len(table.parts)} sets of data, each ranked alone." if table.parts[1:] else ""
     if shared := shared_categories([part.runs for part in table.parts]):
@@ -41,6 +39,11 @@ def sentence(table: Table) -> str:
             "the settings shown may not be those of the figures."
         )
     return f"{' '.join(parts)}{told}{why}.{unlike}{marked}"
+
+
+def data_sets(table: Table) -> list[str]:
+    """Return what each set of data is, one line each; empty if there is only one."""
+    return [f"data {part.number}: {part.data}" for part in table.parts if part.number]
 
 
 def best(table: Table, most: int = 5) -> list[str]:
@@ -142,7 +145,3 @@ def spread(metric: str, value: Summary) -> tuple[str, str, str]:
 
 def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
-
-
-def _listing(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

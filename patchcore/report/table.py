@@ -3,7 +3,8 @@
 A run is one folder. Runs whose settings differ only in category and seed form one point. Its value
 is the mean over seeds of the mean over categories (the class average of the papers). A mean that
 would mislead, for example because a category is missing, is undefined and has a reason. Points on
-different data are never ranked together: each data set is a part of the table.
+different data are never ranked together: each data set is a part of the table, and so is each set
+of categories in one memory.
 """
 
 import math
@@ -25,7 +26,7 @@ from patchcore.report.columns import determines, equivalent, grouped, grouped_se
 from patchcore.report.folders import failure, find_runs
 from patchcore.report.points import Factor, Point
 from patchcore.report.reading import CATEGORY, RunFolder, Settings, read_run
-from patchcore.report.unlike import by_data, is_of_data
+from patchcore.report.unlike import by_data, is_of_data, linked
 from patchcore.report.unresolved import fill_completed, fill_exact
 from patchcore.report.words import (
     distinct,
@@ -71,9 +72,21 @@ class Table:
         parts.sort(key=lambda part: not part.points[0].value(self.metric).defined)
         first = 0
         for number, part in enumerate(parts, 1):
-            part.number, part.first, part.against = number, first, self.against
+            part.number, part.first = number, first
             first += len(part.points)
         return parts
+
+    @cached_property
+    def families(self) -> list[tuple[list["Table"], "Table"]]:
+        """Parts between which runs can be paired, each with the table of all their runs."""
+        found = []
+        for numbers in linked([part.runs for part in self.parts]):
+            parts = [self.parts[number] for number in numbers]
+            runs = {run for part in parts for run in part.runs}
+            kept = [run for run in self.known if run in runs]
+            family = Table(kept, self.metric, self.root) if parts[1:] else parts[0]
+            found.append((parts, family))
+        return found
 
     @property
     def place(self) -> int:

@@ -16,22 +16,28 @@ def is_of_data(key: str) -> bool:
     return key == "data" or (key.startswith("data.") and key not in OF_TRAINING)
 
 
+def in_one_memory(run: RunFolder) -> list[str]:
+    """Return the categories that share the memory of a run; empty unless there are several."""
+    names = run.settings.get(CATEGORY)
+    return [*map(str, names)] if isinstance(names, list) and names[1:] else []
+
+
 def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
     """Return the runs grouped by data: [(text that distinguishes the data, runs), …].
 
     Runs are in one group if their data set and its settings are equal, their images are equal (as
-    far as their folders record a digest), and their points have the same categories.
+    far as their folders record a digest), and their points have the same categories. Several
+    categories in one memory are data of their own, so that no mean counts an image twice.
     """
-    versions, states = _versions(runs, _cell), _versions(runs, _place)
+    families_of, states = _families(runs), _versions(runs, _place)
     families: dict[str, list[RunFolder]] = defaultdict(list)
     told: dict[str, dict[str, Any]] = {}
     for run in runs:
-        facts = {**_data_settings(run), "data": run.choices.get("data")}
-        key = token([facts, versions[run]])
+        key = families_of[run]
         families[key].append(run)
         idle = {k: v for k, v in run.idle.items() if k.startswith("data.")}
-        told.setdefault(key, {**idle, **facts, "images": _state(states[run])})
-    found = []
+        told.setdefault(key, {**idle, **_facts(run), "images": _state(states[run])})
+    found: list[tuple[dict[str, Any], list[RunFolder]]] = []
     for key, family in families.items():
         sets: dict[tuple[str, ...], list[RunFolder]] = defaultdict(list)
         points: dict[str, list[RunFolder]] = defaultdict(list)
@@ -40,8 +46,11 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
         for point in points.values():
             categories = tuple(sorted({run.category for run in point}, key=natural))
             sets[categories].extend(point)
-        for names, members in sets.items():
-            found.append(({**told[key], "categories": _listed(names)}, members))
+        found += [(dict(told[key]), members) for members in sets.values()]
+    short, whole = ([_categories(runs, most) for _, runs in found] for most in (6, None))
+    names = short if len({*short}) == len({*whole}) else whole
+    for (facts, _), text in zip(found, names, strict=True):
+        facts["categories"] = text
     differ = [
         key
         for key in dict.fromkeys(key for facts, _ in found for key in facts)
@@ -55,6 +64,24 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
         )
         for facts, members in found
     ]
+
+
+def linked(groups: Sequence[Sequence[RunFolder]]) -> list[list[int]]:
+    """Join the groups of `by_data` in which runs on the same images can be paired: their indices.
+
+    Two groups are joined if their data differ only in the categories of their points, and some
+    category is in both; a group that can be paired with no other stays alone.
+    """
+    families_of = _families([run for runs in groups for run in runs])
+    where: dict[str, set[int]] = defaultdict(set)
+    for number, runs in enumerate(groups):
+        for run in runs:
+            where[token([families_of[run], run.category])].add(number)
+    found: list[set[int]] = []
+    for numbers in where.values():
+        met = [each for each in found if each & numbers]
+        found = [each for each in found if not each & numbers] + [numbers.union(*met)]
+    return sorted(map(sorted, found))
 
 
 def shared_categories(groups: Sequence[Sequence[RunFolder]]) -> str:
@@ -71,17 +98,35 @@ def shared_categories(groups: Sequence[Sequence[RunFolder]]) -> str:
     return _listed(sorted(shared, key=natural))
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if names[6:] else "")
+def _categories(runs: Sequence[RunFolder], most: int | None) -> str:
+    """Return, as text, the categories of a group: those of its runs, or of their one memory."""
+    if names := in_one_memory(runs[0]):
+        return f"{_listed(names, most)} in one memory"
+    return _listed(sorted({run.category for run in runs}, key=natural), most)
 
 
-def _data_settings(run: RunFolder) -> dict[str, Any]:
-    """Settings that determine the test images, except category and seeds."""
-    return {
+def _listed(names: Sequence[str], most: int | None = 6) -> str:
+    left = len(names[most:]) if most else 0
+    return ", ".join(names[:most]) + (f" and {left} more" if left else "")
+
+
+def _facts(run: RunFolder) -> dict[str, Any]:
+    """Data set and settings that determine the test images, except category and seeds."""
+    settings = {
         key: value
         for key, value in run.settings.items()
         if is_of_data(key) and key != CATEGORY and not key.endswith("seed")
     }
+    return {**settings, "data": run.choices.get("data")}
+
+
+def _families(runs: Sequence[RunFolder]) -> dict[RunFolder, str]:
+    """Return, for each run, a text that is equal for runs with equal data but for categories.
+
+    Runs with several categories in one memory agree in these, too.
+    """
+    versions = _versions(runs, _cell)
+    return {run: token([_facts(run), versions[run], in_one_memory(run)]) for run in runs}
 
 
 def _point(run: RunFolder) -> str:

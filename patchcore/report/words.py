@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from patchcore.errors import printable
@@ -95,6 +95,11 @@ def rank(value: Any) -> tuple[int, float, list[tuple[bool, int, str]]]:
 def distinct(values: Iterable[Any]) -> list[Any]:
     """Return the distinct values, sorted by `rank`."""
     return sorted({token(value): value for value in values}.values(), key=rank)
+
+
+def listing(words: Sequence[str]) -> str:
+    """Return words as they are listed in a sentence, the last one after `and`."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def token(value: Any) -> str:
