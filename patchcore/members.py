@@ -1,5 +1,6 @@
 """Test of an ensemble: it combines the results of members that were tested before."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,23 @@ class Member:
     record: Record
     model: Detector | None = None  # if the model is to be kept
     left_out: LeftOut | None = None  # see `DetectorModule`
+
+
+def shown_map(module: ScoringModule, index: int, size: tuple[int, int]) -> Tensor:
+    """Return the anomaly map of a test image, NaN where pixels do not count by its region.
+
+    Args:
+        module: Module that has tested the image.
+        index: Number of the image.
+        size: Height and width of the map, px.
+
+    Returns:
+        (H, W), on the CPU.
+    """
+    tested = module.members if isinstance(module, EnsembleModule) else [module]
+    cells = [each.record.counted[index] for each in tested if each.record.counted]
+    found = module.anomaly_map(index, size)
+    return found.masked_fill(~counted_by_all(cells, size).cpu(), math.nan) if cells else found
 
 
 class EnsembleModule(ScoringModule):

@@ -28,7 +28,7 @@ from patchcore.distributed import ProcessGroup, accompany
 from patchcore.errors import InputError
 from patchcore.identity import identify, weights_files
 from patchcore.keeping import Keep, Keeper, saved_on_request
-from patchcore.members import EnsembleModule, Member
+from patchcore.members import EnsembleModule, Member, shown_map
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
 from patchcore.report.distrusted import DISTRUSTED, copy_distrusted, write_distrusted
@@ -355,12 +355,13 @@ def train(
             members=[described(member) for member in members],
             subsets=by_subset(split.test, record.scores, module.pixel_metrics.of),
         )
+        maps = partial(shown_map, module)
         if config.figures:
             dataset = data.test_dataset()
-            done.gallery = pick_gallery(done, dataset, module.anomaly_map)
-            done.misclassified = pick_misclassified(done, dataset, module.anomaly_map)
+            done.gallery = pick_gallery(done, dataset, maps)
+            done.misclassified = pick_misclassified(done, dataset, maps)
         if config.pictures is not Images.none:
-            write_images(done, data.test_dataset(), module.anomaly_map, new, config.pictures)
+            write_images(done, data.test_dataset(), maps, new, config.pictures)
         split.check()
         spent: dict[str, Any] = {"warm": sorted(record.warm), "costs": record.costs.table()}
         write_provenance(new, {**provenance, **spent})
@@ -371,7 +372,7 @@ def train(
             more = (told, trainer.precision, module.decision)
             write_artifact(new, fitted, scales, config, split, provenance, *more)
         shown = data.test_dataset() if config.figures else None
-        details = Details.of(module.decision, fitted, shown, module.anomaly_map)
+        details = Details.of(module.decision, fitted, shown, maps)
         trackers.track(new, done.gallery, details=details)
     return done
 

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -28,13 +29,17 @@ from patchcore.extend import change_artifact
 from patchcore.inspection import Inspection, Thresholds
 from patchcore.inspection import predict as inspected
 from patchcore.measuring import kept_data, measure
+from patchcore.members import EnsembleModule, shown_map
 from patchcore.methods import Parts, PatchCoreConfig, build_detector
 from patchcore.methods.counted import Counted, cells
 from patchcore.methods.detector import Fitting
 from patchcore.methods.ensemble import Ensemble
 from patchcore.methods.scale import Scale
 from patchcore.metrics import PixelMetrics
+from patchcore.module import DetectorModule
 from patchcore.overlays import MapFormat, Pictures
+from patchcore.record import Record
+from patchcore.report import figures
 from patchcore.scoring import anomaly_maps, cell_pixels
 from tests import reference
 from tests.images import write_image, write_mvtec
@@ -567,3 +572,27 @@ def test_pixels_that_do_not_count_are_in_no_region(tmp_path: Path) -> None:
     app = pytest.importorskip("patchcore.serving.app", reason="needs the extra serve")
     served = app.Service(inspector, thresholds, app.Limits())._inspect(images[0].read_bytes(), True)
     assert served["overlay_picture"] == app._uri(drawn)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_maps_to_be_drawn_have_no_scores_outside_the_region(several: bool) -> None:
+    """Their 0 would be an ordinary score of an ensemble, above a negative threshold."""
+    cells = torch.tensor([[True, True], [False, True]])
+    others = torch.tensor([[True, False], [False, True]])
+    records = [Record(counted={7: each}) for each in (cells, others)]
+    if several:
+        module = Mock(spec=EnsembleModule, members=[Mock(record=each) for each in records])
+    else:
+        module = Mock(spec=DetectorModule, record=records[1])
+    module.anomaly_map.return_value = torch.full((4, 4), -2.0)
+    found = shown_map(module, 7, (4, 4))
+    inside = torch.eye(2).repeat_interleave(2, 0).repeat_interleave(2, 1).bool()
+    assert (found[inside] == -2).all() and found[~inside].isnan().all()
+    assert figures.limits([found.numpy()]) == (-2, -2) and figures.limits([]) == (0, 1)
+    pixels = np.full((4, 4, 3), 60, np.uint8)
+    heated = figures.heat(pixels, found.numpy(), -3.0, -2.0)
+    np.testing.assert_array_equal(heated[~inside], pixels[~inside])
+    assert (heated[inside] != pixels[inside]).any()
+    for each in records:
+        each.counted.clear()
+    assert (shown_map(module, 7, (4, 4)) == -2).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,6 +223,19 @@ def _name(item: GalleryItem) -> list[str]:
     return [name[i : i + LETTERS] for i in range(0, len(name), LETTERS)]
 
 
+def limits(maps: Sequence[NDArray[np.float32]]) -> tuple[float, float]:
+    """Return the typical score of maps (median of their medians) and the highest, for `heat`.
+
+    Args:
+        maps: Anomaly maps (H, W); NaN where there is none.
+    """
+    known = [values for each in maps if (values := each[np.isfinite(each)]).size]
+    if not known:
+        return 0.0, 1.0
+    low = float(np.median([np.median(values) for values in known]))
+    return low, max(float(values.max()) for values in known)
+
+
 def heat(
     image: NDArray[np.uint8], scores: NDArray[np.float32], low: float, high: float
 ) -> NDArray[np.uint8]:
@@ -229,11 +243,12 @@ def heat(
 
     Args:
         image: Pixels (H, W, 3).
-        scores: Anomaly map (H, W).
+        scores: Anomaly map (H, W); NaN where there is none, which gets no colour.
         low: Score that is clear.
         high: Score of the last colour.
     """
-    share = np.clip((scores - low) / max(high - low, 1e-12), 0, 1)  # (H, W)
+    share = (np.nan_to_num(scores, nan=low) - low) / max(high - low, 1e-12)  # (H, W)
+    share = share.clip(0, 1)
     colours = COLOURS(share)[..., :3] * 255  # (H, W, 3)
     grey = image.mean(2, keepdims=True)  # (H, W, 1)
     opacity = OPACITY * np.sqrt(share)[..., None]  # the root makes slightly raised scores visible

@@ -45,7 +45,7 @@ class GalleryItem:
     verdict: str  # correct, false alarm or missed, at the F1-optimal threshold; "" without one
     image: NDArray[np.uint8]  # (H, W, 3)
     mask: NDArray[np.bool_]  # (H, W)
-    map: NDArray[np.float32]  # (H, W)
+    map: NDArray[np.float32]  # (H, W), NaN where the image's region leaves pixels out
     limits: tuple[float, float] = (0.0, 1.0)  # scores of the first and last colour, shared by all
 
     def overlay(self) -> NDArray[np.uint8]:
@@ -248,11 +248,9 @@ def _items(
                 )
             )
     if items:
-        # Only scores above the typical one get a colour.
-        low = float(np.median([np.median(item.map) for item in items]))
-        high = max(float(item.map.max()) for item in items)
+        limits = figures.limits([item.map for item in items])
         for item in items:
-            item.limits = (low, high)
+            item.limits = limits
     return items
 
 

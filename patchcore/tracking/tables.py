@@ -14,6 +14,7 @@ from torch import Tensor
 from patchcore.data.dataset import ImageDataset
 from patchcore.decision import Decision, p_values
 from patchcore.metrics import image_metrics, sweep
+from patchcore.report.figures import limits
 from patchcore.report.reading import category_of
 from patchcore.report.run import Run
 
@@ -42,7 +43,7 @@ class Picture:
     Attributes:
         image: Pixels (H, W, 3), RGB in 0…255.
         mask: Mask (H, W), True where a defect is marked.
-        map: Anomaly map (H, W).
+        map: Anomaly map (H, W); NaN where the image's region leaves pixels out.
     """
 
     image: NDArray[np.uint8]
@@ -278,13 +279,8 @@ def pictures(run: Run, details: Details, most: int = PICTURES) -> dict[int, Pict
 
 
 def span(shown: Iterable[Picture]) -> tuple[float, float]:
-    """Return the typical value of the maps (median of their medians) and their maximum."""
-    maps = [picture.map for picture in shown]
-    if not maps:
-        return 0.0, 1.0
-    return float(np.nanmedian([np.nanmedian(x) for x in maps])), max(
-        float(np.nanmax(x)) for x in maps
-    )
+    """Return the limits of the colours of pictures: see `patchcore.report.figures.limits`."""
+    return limits([picture.map for picture in shown])
 
 
 def hardest(run: Run, most: int) -> list[int]:
