@@ -13,6 +13,8 @@ from patchcore.errors import InputError, local, printable
 
 STDIN = "-"
 KEY = "IMAGES"
+TABLE = b"path,"
+"""Beginning of the tables that runs and `patchcore predict` write."""
 
 
 def named_images(arguments: Sequence[str], files: Files | None = None) -> Iterator[Path]:
@@ -80,7 +82,7 @@ def paths_of_lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path
         path: Name of the list for messages, or `STDIN`.
 
     Raises:
-        InputError: The list is in UTF-16, or holds a NUL byte or a URL.
+        InputError: The list is in UTF-16, is a table of results, or holds a NUL byte or a URL.
     """
     what = "stdin" if path == STDIN else f"the list {path}"
     for number, line in enumerate(file):
@@ -88,6 +90,11 @@ def paths_of_lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path
             if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise InputError(f"{KEY}: the list {path} is in UTF-16: save it in UTF-8")
             line = line.removeprefix(codecs.BOM_UTF8)
+            if line.startswith(TABLE) and not os.path.lexists(line.rstrip(b"\r\n")):
+                raise InputError(
+                    f"{KEY}: {what} is a table: give the paths alone, one per line, without a "
+                    "heading"
+                )
         if b"\0" in line:
             raise InputError(f"{KEY}: {what} holds a NUL byte; it should have one path per line")
         name = line.rstrip(b"\r\n")

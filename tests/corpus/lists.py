@@ -54,6 +54,11 @@ def _(folder: Path) -> Any:
     return names(folder, "a.png\nb.png\n".encode("utf-16"))
 
 
+@case("lists", "a table of results", REFUSED, "list.txt is a table: give the paths alone")
+def _(folder: Path) -> Any:
+    return names(folder, b"\xef\xbb\xbfpath,score\na.png,1.5\n")
+
+
 @case("lists", "missing", REFUSED, "the list")
 def _(folder: Path) -> Any:
     return list(named_images([f"@{folder / 'list.txt'}"]))
