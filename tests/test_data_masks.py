@@ -202,6 +202,24 @@ def test_what_is_unclear_is_refused(values: NDArray[Any], message: str) -> None:
         marked_pixels(values, "part.png")
 
 
+@pytest.mark.parametrize("level", [1, 3, 20, 90])
+@pytest.mark.parametrize(("outline", "inner"), [(2, 8), (3, 3), (4, 2)])
+def test_numbers_inside_a_white_outline_are_refused(level: int, outline: int, inner: int) -> None:
+    """Outlines of 255 are "to be ignored" in some data sets; they alone would count."""
+    numbers = np.full((inner, inner + 2), level, np.uint8)
+    values = np.pad(np.pad(numbers, outline, constant_values=255), 9)
+    with pytest.raises(InputError, match=r"^part\.png: .* (level \d+ inside|areas of blurred)"):
+        marked_pixels(values, "part.png")
+
+
+def test_small_holes_of_a_scaled_mask_are_no_numbers() -> None:
+    whole = np.full((40, 40), 255, np.uint8)
+    whole[10:12, 10:13] = whole[25:28, 20:23] = 0
+    small = np.array(Image.fromarray(np.pad(whole, 8)).resize((19, 19), Image.Resampling.BOX))
+    assert len(np.unique(small)) > 4
+    np.testing.assert_array_equal(marked_pixels(small, "small"), small > 127)
+
+
 @pytest.mark.parametrize("grey", [40, 100, 128])
 def test_a_compressed_region_of_middle_grey_is_refused(tmp_path: Path, grey: int) -> None:
     Image.fromarray(levels(255, grey)).save(tmp_path / "mask.jpg", quality=80)

@@ -36,8 +36,8 @@ def marked_pixels(values: NDArray[Any], name: str, lossy: bool = False) -> NDArr
 
     Raises:
         InputError: values are negative or not finite; no pixel is black, though not all are white;
-            greys are neither clean levels nor edges of white areas; or some values are nearly black
-            and others nearly white, as after an earlier lossy compression.
+            greys are neither clean levels nor edges between white and black; or some values are
+            nearly black and others nearly white, as after an earlier lossy compression.
     """
     if values.dtype == np.bool_:
         return np.asarray(values if values.ndim == 2 else values.any(axis=-1))
@@ -66,6 +66,11 @@ def marked_pixels(values: NDArray[Any], name: str, lossy: bool = False) -> NDArr
         elif not marked.any() or _grey_area(bright[box], white):
             raise InputError(
                 f"{name}: this mask has areas of blurred grey, which may be marked or not; {REMEDY}"
+            )
+        elif (level := _enclosed(bright[box], marked[box])) is not None:
+            raise InputError(
+                f"{name}: this mask has areas of level {level:g} inside brighter ones, which may "
+                f"be marked or not; {REMEDY}"
             )
     if marked.all() and values.min() < (1 - MARGIN) * white:
         raise InputError(
@@ -151,3 +156,28 @@ def _grey_area(bright: NDArray[Any], white: float) -> bool:
     """Whether grey, neither nearly black nor nearly white, fills a square of `AREA` pixels."""
     grey = (bright >= MARGIN * white) & (bright <= (1 - MARGIN) * white)
     return bool(scipy.ndimage.binary_erosion(grey, np.ones((AREA, AREA), dtype=bool)).any())
+
+
+def _enclosed(bright: NDArray[Any], marked: NDArray[np.bool_]) -> float | None:
+    """Level of an area of equal grey pixels that touches no black one, so that it is no edge.
+
+    Such areas have at least `AREA` pixels; smaller ones may be holes of a mask that was scaled.
+    """
+    around = np.pad(bright, 1)  # what lies outside is black
+    corners = np.ones((3, 3), dtype=bool)
+    areas, number = scipy.ndimage.label((around > 0) & ~np.pad(marked, 1), corners)
+    if not number:
+        return None
+    every = np.arange(1, number + 1)
+    beside = scipy.ndimage.binary_dilation(around == 0, corners)
+    low, high, edge = (
+        np.asarray(found(each, areas, every))
+        for found, each in (
+            (scipy.ndimage.minimum, around),
+            (scipy.ndimage.maximum, around),
+            (scipy.ndimage.maximum, beside),
+        )
+    )
+    sizes = np.bincount(areas.ravel(), minlength=number + 1)[1:]
+    inner = np.flatnonzero((low == high) & (edge == 0) & (sizes >= AREA))
+    return float(low[inner[0]]) if len(inner) else None
