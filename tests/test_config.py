@@ -437,6 +437,10 @@ def test_mistakes_in_a_file_are_told_with_its_name(tmp_path: Path) -> None:
     own.write_text("# @package _global_\n- 1\n")
     message = complaint(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
     assert message.startswith("experiment/mine.yaml: must hold settings (KEY: VALUE), not a list")
+    for argument in ("+backbone@ensemble.members=resnet18", "+patch@curve=average"):
+        assert complaint(argument).endswith(
+            "not a list, or was put into one by @: correct the file or the place"
+        )
     own.write_text("# @package _global_\nscoring:\n  sigma: 2\n")
     config = composed(f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine")
     assert config.scoring.sigma == 2

@@ -297,13 +297,18 @@ def test_settings_of_a_run_are_no_main_settings(
     check_flags(["--config-path", tmp_path.name, "logger=none"])  # in the package, for Hydra
 
 
-def test_a_file_with_the_name_of_the_main_settings_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_file_with_the_name_of_the_main_settings_is_not_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """People try to repeat a run so."""
     given = ["--config-dir", str(tmp_path), "--config-name", "config"]
     check_flags(given)
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     with pytest.raises(InputError, match=rf"^--config-name: {tmp_path}/config\.yaml would not be"):
         check_flags(given)
+    assert capsys.readouterr().err == ""
     check_flags([*given[:2], "seed=1"])
+    told = f"warning: {tmp_path}/config.yaml is not read, as config.yaml is the name of the built"
+    assert capsys.readouterr().err.startswith(told)
     (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\n")
     check_flags([*given[:3], "mine"])

@@ -1,6 +1,7 @@
 """Flags of `patchcore train`, which are Hydra's, checked before anything slow is imported."""
 
 import io
+import sys
 from argparse import Action, ArgumentParser
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -58,8 +59,8 @@ def check_flags(arguments: Sequence[str]) -> None:
     if given.config_path is not None:
         name = (given.config_name or CONFIG_NAME).removesuffix(".yaml")
         _check_main(Path(given.config_path) / f"{name}.yaml")
-    elif given.config_dir is not None and given.config_name is not None:
-        _check_beside(Path(given.config_dir), given.config_name.removesuffix(".yaml"))
+    elif given.config_dir is not None:
+        _check_beside(Path(given.config_dir), given.config_name)
     if strange and not given.help:  # Hydra's parser wants all settings side by side
         raise InputError(
             f"{printable(strange[0])}: a flag is between this setting and earlier ones; write "
@@ -104,15 +105,22 @@ def _check_main(file: Path) -> None:
         )
 
 
-def _check_beside(folder: Path, name: str) -> None:
-    """Refuse a file with the name of the main settings, which would be read in its place."""
-    file = folder / f"{name}.yaml"
-    if name == CONFIG_NAME and file.is_file():
-        raise InputError(
-            f"--config-name: {printable(str(file))} would not be read, as {name}.yaml is the name "
-            "of the built-in main settings: give the file another name; to repeat a run, type the "
-            "command in its report"
-        )
+def _check_beside(folder: Path, name: str | None) -> None:
+    """Refuse a file with the name of the main settings, which are read in its place.
+
+    A warning names it where it was not asked for.
+    """
+    file = folder / f"{CONFIG_NAME}.yaml"
+    if not file.is_file() or (name or CONFIG_NAME).removesuffix(".yaml") != CONFIG_NAME:
+        return
+    told = (
+        f"{printable(str(file))} {{}} read, as {file.name} is the name of the built-in main "
+        "settings: give the file another name, for --config-name; to repeat a run, type the "
+        "command in its report"
+    )
+    if name is not None:
+        raise InputError(f"--config-name: {told.format('would not be')}")
+    print(f"warning: {told.format('is not')}", file=sys.stderr)
 
 
 def _flags(actions: Sequence[Action]) -> list[str]:

@@ -178,9 +178,9 @@ def explain(error: Exception) -> str | None:
     if not key and file:
         words = " ".join(str(cause).partition("\n    full_key:")[0].split())
         if words == "Cannot merge DictConfig with ListConfig":
-            words = "must hold settings (KEY: VALUE), not a list"
+            words = "must hold settings (KEY: VALUE), not a list, or was put into one by @"
         told = re.sub("^must be", "a group must be", _plainly("", words))
-        return f"{file[1]}.yaml: {told}: correct the file"
+        return f"{file[1]}.yaml: {told}: correct the file{' or the place' * ('@' in told)}"
     if isinstance(cause, InterpolationResolutionError) and key:
         key = _origin(cause) or key
     if not key:
