@@ -543,7 +543,7 @@ def test_thinned_tiles_are_refused(
     per_image: int | None, tiles: int | None, rate: float | None
 ) -> None:
     """Folds would thin whole images, the run itself thins their bands."""
-    config = mock.MagicMock(curve=[], judged=False)
+    config = mock.MagicMock(curve=[], judged=False, coreset=GreedyConfig())
     config.method = METHODS["patchcore"](per_image=per_image)
     config.ensemble.members, config.scoring.pool = [], Pool.patches
     config.augment.changes.return_value = False
