@@ -18,6 +18,8 @@ from patchcore.commands.settings_help import options
 from patchcore.data.mstc import MSTCConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.errors import InputError
+from patchcore.report.cells import restored
+from patchcore.report.folders import Images, listed_pictures
 from tests.images import write_image, write_mask, write_mvtec
 from tests.runs import TINY, patchcore
 
@@ -152,6 +154,7 @@ def test_names_of_any_kind_survive_a_run(tmp_path: Path) -> None:
     done = patchcore(
         *("train", "data=folder", f"data.root={tmp_path / 'data'}", "data.anomalous=bad"),
         *("data.masks=masks", *TINY, "logger=csv", f"hydra.run.dir={tmp_path / 'run'}"),
+        "pictures=all",
     )
     assert done.code == 0, done.err
     with (tmp_path / "run/scores.csv").open(newline="", encoding="utf-8") as file:
@@ -162,3 +165,10 @@ def test_names_of_any_kind_survive_a_run(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "run/metrics.json").read_text(encoding="utf-8"))
     assert record["test_images"] == 1 + len(NAMES) and record["aupro"] is not None
     assert os.path.getsize(tmp_path / "run/figures/gallery.png") > 0
+    (tmp_path / "run/figures/images_all.csv").read_text(encoding="utf-8")
+    listed = listed_pictures(tmp_path / "run", Images.all)
+    assert listed is not None and {path for path, _ in listed} == {
+        restored(x["path"]) for x in rows
+    }
+    for _, picture in listed:
+        assert (tmp_path / "run" / picture).is_file()

@@ -64,13 +64,13 @@ def write_images(
         told = [sample.name, f"truth: {kind}; image score {score:.4g}"]
         told[1] += f", {name} {threshold:.4g}: {verdict}" if verdict else ", no threshold"
         picture = drawn(pixels, mask, values, pixel, told)
-        path = picture_path(folder / PICTURES, sample.path, ".png")
+        path = folder / _place(sample)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(path, "PNG", compress_level=3)
-        rows.append((sample.name, path.relative_to(folder).as_posix()))
+        rows.append((sample.name, _place(sample).as_posix()))
     target = folder / "figures" / which.list_name
     target.parent.mkdir(exist_ok=True)
-    with target.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "picture"])
         writer.writerows([harmless(cell) for cell in row] for row in rows)
@@ -78,10 +78,12 @@ def write_images(
 
 def places_of(samples: Sequence[Sample]) -> dict[str, str]:
     """Return {path of an image, as in tables: place of its picture in a run's folder}."""
-    return {
-        harmless(sample.name): picture_path(Path(PICTURES), sample.path, ".png").as_posix()
-        for sample in samples
-    }
+    return {harmless(sample.name): _place(sample).as_posix() for sample in samples}
+
+
+def _place(sample: Sample) -> Path:
+    """Place of an image's picture in a run's folder; its name is text in UTF-8, as in tables."""
+    return picture_path(Path(PICTURES), Path(sample.name), ".png")
 
 
 def drawn(
