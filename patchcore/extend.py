@@ -6,13 +6,14 @@ updates its Gaussians to those of all images. `--remove` removes the rows that c
 
 The threshold is updated if its guarantee can be kept. Added images are scored by the earlier model,
 which has not seen them, and their scores join the nominal scores. With a larger memory bank,
-distances can only fall, so the common threshold can only give fewer false alarms. (With Eq. 7 and
-PaDiM, scores are not plain distances to a nearest neighbour; there this holds approximately.) With
+distances can only fall, so the common threshold can only give fewer false alarms. (With Eq. 7,
+scores are not plain distances to a nearest neighbour; there this holds approximately.) With
 `method.radius`, `method.retrieval` or SPADE, an image is compared only with a part of the memory.
-New images change this part, and scores may rise, so the decision is dropped. A removed image leaves
-a hole: patches like its own are now far from the memory bank, and scores rise by an unknown amount.
-Therefore the decision is dropped as well, and a model without a decision gives no verdicts. Metrics
-belong to the model that was tested, so adding and removing both move them to the lineage.
+New images change this part, as they change the Gaussians of PaDiM, and scores may rise, so the
+decision is dropped. A removed image leaves a hole: patches like its own are now far from the memory
+bank, and scores rise by an unknown amount. Therefore the decision is dropped as well, and a model
+without a decision gives no verdicts. Metrics belong to the model that was tested, so adding and
+removing both move them to the lineage.
 """
 
 import contextlib
@@ -136,9 +137,10 @@ def extend(
         for parts in zip(*found, strict=True)
     ]
     dropped = ""
-    if inspector.decision is not None and any(map(_searches_a_part, inspector.members)):
+    why = "".join({*map(_why_scores_may_rise, inspector.members)})
+    if inspector.decision is not None and why:
         inspector.decision = None
-        dropped = "new images may raise scores, as an image is compared with a part of the memory"
+        dropped = f"new images may raise scores, {why}"
     if inspector.decision is not None:
         pixels = inspector.counted_pixels()
         inspector.decision = widened(inspector.decision, predictions, pixels)
@@ -184,9 +186,12 @@ def _reject_held(
     raise InputError(f"{few([*map(printable, names)])}: {told[len(names) > 1]}")
 
 
-def _searches_a_part(model: Any) -> bool:
-    """Whether an image is compared with a part of the memory, which new images may change."""
-    return bool(getattr(model.parts.method, "narrow", False))
+def _why_scores_may_rise(model: Any) -> str:
+    """Reason why new images may raise the scores of others; empty if they cannot."""
+    method = model.parts.method
+    if getattr(method, "narrow", False):
+        return "as an image is compared with a part of the memory"
+    return "as they change the Gaussians" if getattr(method, "estimates", False) else ""
 
 
 def remove(inspector: Inspector, images: Sequence[str | Path]) -> Change:

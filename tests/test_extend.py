@@ -41,7 +41,14 @@ from patchcore.export import load_model
 from patchcore.extend import Change, change_artifact, extend, remove, widened
 from patchcore.index import FaissIVFPQConfig, TorchIndexConfig, nearest_rows
 from patchcore.inspector import DIGESTS, SOURCES
-from patchcore.methods import METHODS, Parts, PatchCoreConfig, SpadeConfig, build_detector
+from patchcore.methods import (
+    METHODS,
+    PadimConfig,
+    Parts,
+    PatchCoreConfig,
+    SpadeConfig,
+    build_detector,
+)
 from patchcore.methods.detector import Fitting, MethodConfig, Prediction
 from patchcore.scoring import Distance
 from patchcore.sealed import rewrite_description
@@ -595,12 +602,13 @@ def test_an_ensemble_is_extended_where_sizes_differ_for_one_member_alone(tmp_pat
         (PatchCoreConfig(radius=1), False),
         (PatchCoreConfig(retrieval=1), False),
         (SpadeConfig(), False),
+        (PadimConfig(), False),
     ],
 )
 def test_a_decision_is_kept_only_where_scores_cannot_rise(
     method: MethodConfig, kept: bool, files: list[Path], tmp_path: Path
 ) -> None:
-    """The others compare an image with a part of the memory alone."""
+    """The others compare an image with a part of the memory, or with Gaussians that change."""
     model = build_detector(Parts(method))
     inspector = Inspector(model, IMAGE, details={SOURCES: [os.fspath(x) for x in files[:4]]})
     seen = torch.cat([inputs(path) for path in files[:4]])

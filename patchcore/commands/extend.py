@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
         description="Add nominal images to a model without fitting it again, or remove some.",
         epilog="Removing an image also removes the model's threshold, because its false-alarm rate "
         "would no longer hold: use predict --threshold, or train again. So does adding one to a "
-        "model with method=spade, method.radius or method.retrieval.",
+        "model with method=spade, method=padim, method.radius or method.retrieval.",
     )
     parser.add_argument("model", type=place, metavar="MODEL", help="folder of an artifact")
     parser.add_argument(

@@ -84,7 +84,8 @@ def fetch(
         if lacking := [part for part in archive.holds if not (folder / part).exists()]:
             raise InputError(
                 f"{folder}: exists already, but without {', '.join(lacking)}; remove it or give "
-                "another --root" + (", or fetch these with --category" if not category else "")
+                "another --root"
+                + (", or fetch these with --category" * (not category and bool(source.categories)))
             )
         return Fetched(folder, None, verified=False)
     if (url := url or archive.url) is None:

@@ -39,6 +39,7 @@ class PadimConfig(MethodConfig):
     name: ClassVar[str] = "padim"
     levels: ClassVar = ("1", "2", "3")
     reads: ClassVar[dict[str, Any]] = {"scoring": ("sigma",)}
+    estimates: ClassVar[bool] = True  # new images change what is compared with, not only add to it
 
     channels: int | None = setting(
         100,
