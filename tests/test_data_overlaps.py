@@ -255,6 +255,8 @@ def test_pictures_of_one_size_are_not_taken_for_equal(tmp_path: Path) -> None:
     ("stem", "name"),
     [
         ("7_mask", "7"),
+        ("Mask_7", "7"),
+        ("mask-", "mask-"),
         ("7_MASK", "7"),
         ("a-mask", "a"),
         ("7_GT", "7"),

@@ -11,6 +11,7 @@ from patchcore.data.images import bits_in_use, read_image
 from patchcore.errors import InputError
 
 ENDINGS = ("_mask", "-mask", "_masks", "_gt", "-gt", "_groundtruth", "_ground_truth")
+BEGINNINGS = ("mask_", "mask-")
 FOLDERS = frozenset({"gt", "groundtruth", "ground_truth", "mask", "masks"})
 NOMINAL = frozenset({"good", "ok", "normal", "nominal", "non_defective"})
 """Names that data sets give to folders of nominal images, in lower case."""
@@ -18,8 +19,11 @@ PROBED = 3  # most files that are opened to see whether a folder holds masks
 
 
 def bare(stem: str) -> str:
-    """Return the name of a mask's image: `stem` without an ending such as `_mask`."""
+    """Return the name of a mask's image: `stem` without an ending such as `_mask`, or `mask_`."""
     lower = stem.lower()
+    for beginning in BEGINNINGS:
+        if lower.startswith(beginning) and len(stem) > len(beginning):
+            return stem[len(beginning) :]
     for ending in ENDINGS:
         if lower.endswith(ending) and len(stem) > len(ending):
             return stem[: -len(ending)]
