@@ -339,7 +339,10 @@ def listed(folder: Path) -> list[str]:
     Raises:
         OSError: There is no list.
     """
-    text = (folder / CONTENTS).read_bytes().decode("utf-8", "surrogateescape")
+    path = folder / CONTENTS
+    if not path.is_file():  # a pipe would never end
+        raise FileNotFoundError(f"{path} is not a file")
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
     return [name for name in text.split("\0" if "\0" in text else "\n") if name]
 
 

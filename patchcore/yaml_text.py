@@ -58,8 +58,11 @@ def read_settings(text: str) -> Any:
 
 def settings_in(folder: Path) -> Any:
     """Return the settings of the run in a folder, or None if they cannot be read."""
+    path = folder / "config.yaml"
+    if not path.is_file():  # a pipe would never end
+        return None
     try:
-        return read_settings((folder / "config.yaml").read_text(encoding="utf-8"))
+        return read_settings(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException):
         return None
 

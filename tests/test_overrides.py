@@ -310,5 +310,8 @@ def test_a_file_with_the_name_of_the_main_settings_is_not_passed_over(
     check_flags([*given[:2], "seed=1"])
     told = f"warning: {tmp_path}/config.yaml is not read, as config.yaml is the name of the built"
     assert capsys.readouterr().err.startswith(told)
+    (tmp_path / "mine.yaml").write_text("seed: 1\n")
+    with pytest.raises(InputError, match=rf"^--config-name: {tmp_path}/mine\.yaml has no list of"):
+        check_flags([*given[:3], "mine"])
     (tmp_path / "mine.yaml").write_text("defaults: [config, _self_]\n")
     check_flags([*given[:3], "mine"])

@@ -23,6 +23,8 @@ from patchcore.resume import (
     read_provenance,
     write_provenance,
 )
+from patchcore.runfolder import CONTENTS, listed
+from patchcore.yaml_text import settings_in
 
 METRICS: dict[str, Any] = {
     "image_auroc": 1.0,
@@ -135,6 +137,14 @@ def test_a_pipe_in_a_finished_runs_folder_is_not_waited_for(tmp_path: Path, file
         warnings.simplefilter("ignore")
         assert finished.find("a1") is None
     assert finished_fingerprint(folder) is None
+
+
+def test_a_pipe_in_place_of_a_runs_list_or_settings_is_not_waited_for(tmp_path: Path) -> None:
+    for name in (CONTENTS, "config.yaml"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="is not a file"):
+        listed(tmp_path)
+    assert settings_in(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"relative/folder", b"\xff\xfe"])

@@ -58,7 +58,7 @@ def check_flags(arguments: Sequence[str]) -> None:
         raise InputError("--resolve has no effect without --cfg: give --cfg job, or leave it out")
     if given.config_path is not None:
         name = (given.config_name or CONFIG_NAME).removesuffix(".yaml")
-        _check_main(Path(given.config_path) / f"{name}.yaml")
+        _check_main(Path(given.config_path) / f"{name}.yaml", "--config-path")
     elif given.config_dir is not None:
         _check_beside(Path(given.config_dir), given.config_name)
     if strange and not given.help:  # Hydra's parser wants all settings side by side
@@ -89,9 +89,9 @@ def _check_once(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         raise InputError(f"{flag}: takes one value, got {before} and {last}: {advice}")
 
 
-def _check_main(file: Path) -> None:
+def _check_main(file: Path, flag: str) -> None:
     """Refuse main settings without defaults, such as those that a run has left."""
-    if not file.is_absolute():  # Hydra takes it as relative to the package
+    if flag == "--config-path" and not file.is_absolute():  # for Hydra, it is in the package
         return
     try:
         content = yaml.safe_load(file.read_text("utf-8"))
@@ -99,7 +99,7 @@ def _check_main(file: Path) -> None:
         return
     if not isinstance(content, dict) or "defaults" not in content:
         raise InputError(
-            f"--config-path: {file} has no list of defaults, so it cannot be the main settings: "
+            f"{flag}: {file} has no list of defaults, so it cannot be the main settings: "
             "to repeat a run, type the command in its report; to change settings, put a file into "
             "a folder experiment and name it with --config-dir and experiment=NAME"
         )
@@ -110,13 +110,16 @@ def _check_beside(folder: Path, name: str | None) -> None:
 
     A warning names it where it was not asked for.
     """
-    file = folder / f"{CONFIG_NAME}.yaml"
-    if not file.is_file() or (name or CONFIG_NAME).removesuffix(".yaml") != CONFIG_NAME:
+    file = folder / f"{(name or CONFIG_NAME).removesuffix('.yaml')}.yaml"
+    if not file.is_file():
+        return
+    if file.stem != CONFIG_NAME:
+        _check_main(file, "--config-name")
         return
     told = (
         f"{printable(str(file))} {{}} read, as {file.name} is the name of the built-in main "
-        "settings: give the file another name, for --config-name; to repeat a run, type the "
-        "command in its report"
+        "settings: to change settings, begin the file with 'defaults: [config, _self_]' and give "
+        "it another name, for --config-name; to repeat a run, type the command in its report"
     )
     if name is not None:
         raise InputError(f"--config-name: {told.format('would not be')}")
