@@ -1,9 +1,13 @@
 """Files of users in the place of a report: they stay, and reports of any version are replaced."""
 
+import os
 from pathlib import Path
 
 import pytest
+from hydra.core import utils
+from omegaconf import OmegaConf
 
+from patchcore.commands import generations
 from patchcore.errors import InputError
 from patchcore.report import page
 from patchcore.report.table import read_runs
@@ -25,6 +29,22 @@ def test_a_report_replaces_no_file_of_others(tmp_path: Path, name: str) -> None:
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
     with pytest.raises(InputError, match="is not of a report"):
         page.write_report(read_runs([tmp_path / "runs"]), tmp_path / "out")
+
+
+def test_a_pipe_in_place_of_a_file_to_write_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generations, "_no_log", [])
+    os.mkfifo(tmp_path / "multirun.yaml")
+    with pytest.raises(InputError, match=r"multirun\.yaml: is a pipe, .*: remove it$"):
+        check_own(tmp_path, MULTIRUN, "a multirun", "name another")
+    os.mkfifo(tmp_path / "train.log")
+    log = {"version": 1, "handlers": {"file": {"filename": str(tmp_path / "train.log")}}}
+    utils.configure_log(OmegaConf.create(log))
+    with pytest.raises(
+        InputError, match=r"^hydra\.run\.dir: .*train\.log: is a pipe, .* remove it"
+    ):
+        generations.check_log("hydra.run.dir")
 
 
 def test_reports_and_multiruns_replace_their_own(tmp_path: Path) -> None:

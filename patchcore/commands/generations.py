@@ -214,6 +214,11 @@ _no_log: list[str] = []  # why the log of this process's run could not be opened
 def _configured(*arguments: Any, **more: Any) -> None:
     """Set up the log of a run; called by Hydra, which would end a multirun for an error here."""
     _no_log.clear()
+    kept: Any = arguments[0] if arguments else None
+    file = OmegaConf.select(kept, "handlers.file.filename") if OmegaConf.is_dict(kept) else None
+    if file is not None and Path(str(file)).is_fifo():
+        _no_log.append(f"{file}: is a pipe, which may never end: remove it")
+        return
     try:
         _configure_log(*arguments, **more)
     except ValueError as error:

@@ -44,11 +44,13 @@ def check_own(folder: Path, files: Mapping[str, str], what: str, advice: str) ->
         advice: How to name another folder.
 
     Raises:
-        InputError: There is such a file.
+        InputError: There is such a file, or a pipe in its place.
         OSError: A file cannot be read.
     """
     for name, pattern in files.items():
         path = folder / name
+        if path.is_fifo():
+            raise InputError(f"{path}: is a pipe, which may never end: remove it")
         if path.is_file() and not path.is_symlink() and not re.match(pattern, _beginning(path)):
             raise InputError(
                 f"{path}: would be replaced, but is not of {what}: {advice}, or move the file"
