@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
@@ -13,7 +14,7 @@ from hydra.core.plugins import Plugins
 from patchcore.commands import resolvers, targets
 from patchcore.commands.generations import VERSION_BASE
 from patchcore.commands.mistakes import explain
-from patchcore.commands.targets import SECRET, build, check_targets, guard
+from patchcore.commands.targets import SECRET, _unsaid, build, check_targets, guard
 from patchcore.errors import InputError
 from tests.runs import patchcore
 
@@ -183,7 +184,8 @@ def test_a_value_that_a_file_leaves_open_has_to_be_given(
 ) -> None:
     monkeypatch.setattr("patchcore.commands.references._texts", {})
     said = told(tmp_path / "a", "data:\n  root: ???\nimage: {size: 64}\n")
-    assert said == "data.root: ??? asks for a value: give data.root=…, or write it in the file"
+    advice = "give data.root=…, or write it in the file, or remove the line"
+    assert said == f"data.root: ??? asks for a value: {advice}"
     monkeypatch.setattr("patchcore.commands.targets._typed", ["data.root=x"])
     with initialize_config_dir(str(tmp_path / "a"), **VERSION_BASE):
         assert compose("main").image == {"size": 64}
@@ -194,6 +196,23 @@ def test_a_value_that_a_file_leaves_open_has_to_be_given(
     (tmp_path / "a/main.yaml").write_text("defaults: [_self_, {experiment: more}]\n")
     with initialize_config_dir(str(tmp_path / "a"), **VERSION_BASE):
         assert compose("main").data == {"root": "here"}
+
+
+def test_all_settings_of_a_run_are_not_an_experiment_without_its_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["data", "image", "augment", "backbone", "layers", "method", "patch", "coreset"]
+    names += ["index", "scoring", "ensemble", "decision", "label_free", "cache", "artifact"]
+    content = "".join(f"{name}: {{}}\n" for name in names)
+    assert "not its choice of data, method, coreset, index, " in told(tmp_path / "a", content)
+    monkeypatch.setattr("patchcore.commands.targets._typed", ["coreset=random", "+method=padim"])
+    defaults = "defaults: [override /data: mvtec]\n"
+    assert "not its choice of index, " in told(tmp_path / "b", defaults + content)
+    whole = yaml.safe_load(content)
+    defaults_of_all = [{"override /index": "torch"}, {"data@_global_.data": "mvtec"}]
+    assert _unsaid({"defaults": defaults_of_all, **whole}) == []
+    del whole["patch"]
+    assert _unsaid(whole) == []
 
 
 @pytest.mark.parametrize(

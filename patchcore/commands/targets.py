@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ HYDRA_KEYS = {
 """Settings of Hydra that files from elsewhere may change; others could run other code."""
 EVERYWHERE = {"experiment", "hparams_search", "preset"}
 """Groups whose files set other groups."""
+CHOSEN = ("data", "method", "coreset", "index")
+"""Groups whose choice is not among the settings: a choice names a class, which a file may not."""
 MOST_VALUES = 100_000
 """Most values in a settings file from elsewhere, with each alias as often as it occurs."""
 RESOLVERS = {
@@ -194,13 +196,35 @@ def _checked(file: str, config_path: str, result: ConfigResult) -> ConfigResult:
         package = package.removeprefix("_global_").lstrip(".")
         for problem in _problems(content, package.split(".") if package else []):
             raise InputError(f"{file}: {problem}")
+        if unsaid := [] if package else _unsaid(content):
+            raise InputError(
+                f"{file}: holds every setting of a run, but not its choice of {', '.join(unsaid)}, "
+                "for which defaults would be taken: keep only the settings that differ, and choose "
+                "in the defaults, as in 'defaults: [override /coreset: random]'; to repeat a run, "
+                "type the command in its report"
+            )
         for key in _open_keys(content, package):
             typed = any(each.lstrip("+").startswith(f"{key}=") for each in _typed)
             if not typed and not is_in_another(file, key):  # Hydra would take the default
                 raise InputError(
-                    f"{file}: {key}: ??? asks for a value: give {key}=…, or write it in the file"
+                    f"{file}: {key}: ??? asks for a value: give {key}=…, or write it in the file, "
+                    "or remove the line"
                 )
     return result
+
+
+def _unsaid(content: Mapping[Any, Any]) -> list[str]:
+    """Return the groups whose choice nothing gives, if a file gives all sections of settings."""
+    sections = [option.name for option in fields(Config) if is_dataclass(option.type)]
+    if not all(isinstance(content.get(name), Mapping) for name in sections):
+        return []
+    groups = {
+        str(name).partition("@")[0].removeprefix("override ").strip(" /")
+        for default in content.get("defaults") or []
+        for name in (default if isinstance(default, dict) else [default])
+    }
+    groups |= {each.partition("=")[0].lstrip("+") for each in _typed}
+    return [group for group in CHOSEN if group not in groups]
 
 
 def _open_keys(content: Mapping[Any, Any], package: str) -> Iterator[str]:
