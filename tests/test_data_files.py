@@ -15,6 +15,7 @@ from patchcore.data.formats import FORMATS
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.errors import InputError, printable
+from patchcore.overlays import picture_path
 from tests.images import write_image, write_mvtec
 
 
@@ -208,11 +209,12 @@ def test_an_unreadable_folder_or_file_is_named(
 def test_pictures_that_predict_wrote_are_no_images(tmp_path: Path) -> None:
     for name in ("1.png", "overlay.png", "1.map.png", "1.png.overlay.png", "2.JPG.map.png"):
         write_image(tmp_path / name)
+    write_image(picture_path(tmp_path, Path("n" * 246 + ".png"), ".map.png"))
     files = Files()
     found = [path.name for path in files.images(tmp_path)]
     assert found == ["1.map.png", "1.png", "overlay.png"]
     assert files.passed_over() == (
-        f"2 files passed over: 2 pictures of predict (such as {tmp_path}/1.png.overlay.png)"
+        f"3 files passed over: 3 pictures of predict (such as {tmp_path}/1.png.overlay.png)"
     )
 
 

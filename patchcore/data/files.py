@@ -32,8 +32,12 @@ JUNK = frozenset(
         "thumbs.db",
     }
 )
-OWN_PICTURE = re.compile(rf"(?i)({'|'.join(map(re.escape, sorted(FORMATS)))})\.(map|overlay)\.png$")
-"""Names of pictures that `patchcore predict` writes of images: 7.png.overlay.png."""
+_IMAGE = "|".join([*map(re.escape, sorted(FORMATS)), "~[0-9a-f]{16}"])  # ends of images' names
+OWN_PICTURE = re.compile(rf"(?i)({_IMAGE})\.(map|overlay)\.png$")
+"""Names of pictures that `patchcore predict` writes of images: 7.png.overlay.png.
+
+Long names are shortened: see `patchcore.writing.fitting`.
+"""
 Identity = tuple[int, int] | str
 
 
