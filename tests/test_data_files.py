@@ -11,9 +11,10 @@ from PIL import Image
 
 from patchcore.data.files import Files, find_folder
 from patchcore.data.folder import FolderConfig
-from patchcore.data.formats import FORMATS
+from patchcore.data.formats import CAMERA, FORMATS
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.named import named_images
 from patchcore.errors import InputError, printable
 from patchcore.overlays import picture_path
 from tests.images import write_image, write_mvtec
@@ -123,14 +124,30 @@ def test_other_files_are_counted_and_told_once(tmp_path: Path) -> None:
     (warning,) = told
     assert str(warning.message) == (
         "data: 4 files passed over: 2 .heic, 1 pipe or device, 1 without extension (such as "
-        f"{tmp_path}/nominal/7.heic); read: 4 training, 1 nominal test and 0 anomalous images"
+        f"{tmp_path}/nominal/7.heic); .heic cannot be read: convert such files to PNG; read: "
+        "4 training, 1 nominal test and 0 anomalous images"
     )
 
 
 def test_a_folder_of_nothing_but_other_formats_tells_which(tmp_path: Path) -> None:
-    touch(tmp_path / "nominal/7.heic")
-    with pytest.raises(InputError, match=r"nominal holds no images .*; 1 file passed over: 1 \.h"):
+    touch(*(tmp_path / "nominal" / name for name in ("6.CR2", "7.heic", "8.txt")))
+    told = (
+        rf"3 files passed over: 1 \.cr2, 1 \.heic, 1 \.txt \(such as {tmp_path}/nominal/6\.CR2\); "
+        r"\.cr2 and \.heic cannot be read: convert such files to PNG$"
+    )
+    with pytest.raises(InputError, match=rf"nominal holds no images .*; {told}"):
         FolderConfig(root=str(tmp_path)).read()
+    with pytest.raises(InputError, match=rf"nominal: holds no images to inspect; {told}"):
+        list(named_images([str(tmp_path / "nominal")]))
+    folder = write_mvtec(tmp_path)
+    for path in (folder / "train/good").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(InputError, match=r"good: holds no images; .*; \.heic cannot be read: conv"):
+        MVTecConfig(root=str(tmp_path), category="nut").read()
+
+
+def test_only_formats_of_cameras_that_are_not_read_are_to_be_converted() -> None:
+    assert not CAMERA & FORMATS.keys()
 
 
 # --- links ---------------------------------------------------------------------------------------
