@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,22 @@ def test_a_folder_of_nothing_but_other_formats_tells_which(tmp_path: Path) -> No
 
 def test_only_formats_of_cameras_that_are_not_read_are_to_be_converted() -> None:
     assert not CAMERA & FORMATS.keys()
+
+
+@pytest.mark.parametrize("name", ["lot[3]", "lot*", "lot?", "[a]"])
+def test_a_folder_whose_name_is_a_glob_stands_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("lot3", "a", name):
+        write_image(Path(folder) / "in/0.png")
+    for argument in (name, f"{name}/in/*.png", f"{name}/**/*.png", f"{tmp_path}/{name}/in/?.png"):
+        assert [path.resolve() for path in named_images([argument])] == [
+            tmp_path / name / "in/0.png"
+        ]
+    shutil.rmtree(name)
+    (found,) = named_images([f"{name}/in/*.png"])
+    assert found == Path("a" if name == "[a]" else "lot3") / "in/0.png"
 
 
 # --- links ---------------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ def named_images(arguments: Sequence[str], files: Files | None = None) -> Iterat
     """Yield the images that arguments name, in the order of the arguments.
 
     An argument is a folder (with all its subfolders, sorted by path), a file of any extension, a
-    glob (`**` for any depth), `@FILE` for the paths in a file, or `-` for the paths on stdin. Lists
-    have one path per line, relative to the current directory; `~` has no meaning there. Paths in
-    lists are yielded even if there is no such file: the error comes when they are opened.
+    glob (`**` for any depth), `@FILE` for the paths in a file, or `-` for the paths on stdin. Files
+    and folders that exist stand for themselves before their names count as globs. Lists have one
+    path per line, relative to the current directory; `~` has no meaning there. Paths in lists are
+    yielded even if there is no such file: the error comes when they are opened.
 
     Args:
         arguments: Arguments of the command.
@@ -113,10 +114,21 @@ def _found(argument: str, files: Files) -> Iterator[Path]:
     elif os.path.lexists(path):
         yield path
     elif glob.has_magic(argument):
-        matches = sorted(glob.glob(str(path), recursive=True))
-        images = [each for each in matches if not os.path.isdir(each)]
+        images = _matches(_literally(path)) or _matches(str(path))
         if not images:
             raise InputError(f"{KEY}: no file matches {argument}")
         yield from map(Path, images)
     else:
         raise InputError(f"{KEY}: there is no file or folder {path}{like(path)}")
+
+
+def _matches(pattern: str) -> list[str]:
+    """Files that match a glob, sorted."""
+    found = sorted(glob.glob(pattern, recursive=True))
+    return [each for each in found if not os.path.isdir(each)]
+
+
+def _literally(path: Path) -> str:
+    """Return a glob in which the folders at its beginning that exist stand for themselves."""
+    folder = next((each for each in path.parents if os.path.isdir(each)), Path())
+    return str(Path(glob.escape(str(folder)), path.relative_to(folder)))
