@@ -124,6 +124,18 @@ def test_mvtec_mask_without_image(tmp_path: Path, kind: str) -> None:
         MVTecConfig(root=str(tmp_path), category="nut").read()
 
 
+def test_mvtec_mask_of_a_kind_without_images(tmp_path: Path) -> None:
+    folder = write_mvtec(tmp_path)
+    mask = write_mask(folder / "ground_truth/dent/001_mask.png")
+    with pytest.raises(InputError) as caught:
+        MVTecConfig(root=str(tmp_path), category="nut").read()
+    assert str(caught.value) == (
+        f"{mask}: there is no folder {folder}/test/dent with images of such masks; those of "
+        f"{folder}/test/scratch/001.png are expected in {folder}/ground_truth/scratch: move the "
+        "mask or the image"
+    )
+
+
 def test_mvtec_two_masks_of_one_image(tmp_path: Path) -> None:
     folder = write_mvtec(tmp_path)
     write_mask(folder / "ground_truth/scratch/001.png")
@@ -788,6 +800,12 @@ def test_images_in_good_are_nominal_wherever_that_folder_lies(tmp_path: Path) ->
     ("mask", "message"),
     [
         ("hole/9.png", "hole/9.png: this mask has no images of its name"),
+        (
+            "dent/3_mask.png",
+            "dent/3_mask.png: this mask has no image of its name in .*/bad/dent; masks of "
+            ".*/bad/3.jpg are expected in .*/masks: move the mask or the image",
+        ),
+        ("dent/2.png", "bad/dent; masks of .*/bad/hole/2.jpg are expected in .*/masks/hole: move"),
         ("1.png", "masks/1.png: this mask has 2 images of its name"),
         ("hole/1.png", "hole/1_mask.png: .*hole/1.jpg has the mask .*hole/1.png already"),
     ],

@@ -199,6 +199,14 @@ def read_category(
                 )
     if masks:
         (kind, name), mask = min(masks.items(), key=lambda item: item[0])
+        others = (path for each in images if each != nominal for path in images[each])
+        other = next((path for path in others if _key(path)[1] == name), None)
+        if other is not None and kind not in images:
+            raise InputError(
+                f"{mask}: there is no folder {test_folder / kind} with images of such masks; those "
+                f"of {other} are expected in {masks_in / other.parent.name}: move the mask or the "
+                "image"
+            )
         raise InputError(
             f"{mask}: this mask has no image named {name} in {test_folder / kind}; "
             "restore the image or remove the mask"
