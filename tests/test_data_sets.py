@@ -743,6 +743,26 @@ def test_a_category_in_place_of_its_data_set_is_told(
     )
 
 
+def test_a_folder_in_a_category_in_place_of_its_data_set_is_told(tmp_path: Path) -> None:
+    root = write_mvtec(tmp_path) / "train"
+    told = f"^data.root: {root} is in the folder of a category: set data.root={tmp_path} and data.c"
+    with pytest.raises(InputError, match=told):
+        MVTecConfig(root=str(root), category="nut").read()
+
+
+@pytest.mark.parametrize("place", ["nut", "store"])
+def test_a_category_deeper_than_its_data_set_is_told(tmp_path: Path, place: str) -> None:
+    write_mvtec(tmp_path / place)
+    with pytest.raises(InputError) as caught:
+        MVTecConfig(root=str(tmp_path), category="nut").read()
+    assert str(caught.value) == (
+        f"data.root: {tmp_path} has no category 'nut', and {tmp_path}/{place} has one: set "
+        f"data.root={tmp_path}/{place}"
+    )
+    for root, category in ((tmp_path / place, "nut"), (tmp_path / place / "nut", ".")):
+        assert MVTecConfig(root=str(root), category=category).read().train
+
+
 def test_folders_bad_input(tmp_path: Path) -> None:
     write_folders(tmp_path)
     root = str(tmp_path)
