@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from patchcore.data.files import Files, expanded, like
+from patchcore.data.formats import FORMATS
 from patchcore.errors import InputError, local, printable
 
 STDIN = "-"
 KEY = "IMAGES"
 TABLE = b"path,"
 """Beginning of the tables that runs and `patchcore predict` write."""
+PATH_MAX = 4096  # bytes of a path
 
 
 def named_images(arguments: Sequence[str], files: Files | None = None) -> Iterator[Path]:
@@ -83,7 +85,8 @@ def paths_of_lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path
         path: Name of the list for messages, or `STDIN`.
 
     Raises:
-        InputError: The list is in UTF-16, is a table of results, or holds a NUL byte or a URL.
+        InputError: The list is in UTF-16, is a table of results, or holds a NUL byte, a URL or the
+            name of another list.
     """
     what = "stdin" if path == STDIN else f"the list {path}"
     for number, line in enumerate(file):
@@ -99,6 +102,10 @@ def paths_of_lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path
         if b"\0" in line:
             raise InputError(f"{KEY}: {what} holds a NUL byte; it should have one path per line")
         name = line.rstrip(b"\r\n")
+        if name.startswith(b"@") and not os.path.lexists(name) and os.path.isfile(name[1:]):
+            raise InputError(
+                f"{KEY}: {what} names another list, {os.fsdecode(name)}: give that as an argument"
+            )
         if name.strip():
             yield Path(local(os.fsdecode(name), f"{KEY}: {what}"))
 
@@ -112,6 +119,8 @@ def _found(argument: str, files: Files) -> Iterator[Path]:
             raise InputError(f"{printable(str(path))}: holds no images to inspect{others}")
         yield from found
     elif os.path.lexists(path):
+        if path.suffix.lower() not in FORMATS and _lists(path):
+            raise InputError(f"{KEY}: {argument} is a list of paths: give @{argument}")
         yield path
     elif glob.has_magic(argument):
         images = _matches(_literally(path)) or _matches(str(path))
@@ -120,6 +129,16 @@ def _found(argument: str, files: Files) -> Iterator[Path]:
         yield from map(Path, images)
     else:
         raise InputError(f"{KEY}: there is no file or folder {path}{like(path)}")
+
+
+def _lists(path: Path) -> bool:
+    """Whether a file is a list of paths, by its first line, which names a file."""
+    try:
+        with open(path if path.is_file() else os.devnull, "rb") as file:
+            line = file.readline(PATH_MAX).removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
+    except OSError:
+        return False
+    return b"\0" not in line and os.path.isfile(line)
 
 
 def _matches(pattern: str) -> list[str]:
