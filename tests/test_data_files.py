@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from PIL import Image
 
 from patchcore.data.files import Files, find_folder
 from patchcore.data.folder import FolderConfig
-from patchcore.data.formats import FORMATS
+from patchcore.data.formats import CAMERA, FORMATS
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.mvtec import MVTecConfig
+from patchcore.data.named import named_images
 from patchcore.errors import InputError, printable
+from patchcore.overlays import picture_path
 from tests.images import write_image, write_mvtec
 
 
@@ -122,14 +125,46 @@ def test_other_files_are_counted_and_told_once(tmp_path: Path) -> None:
     (warning,) = told
     assert str(warning.message) == (
         "data: 4 files passed over: 2 .heic, 1 pipe or device, 1 without extension (such as "
-        f"{tmp_path}/nominal/7.heic); read: 4 training, 1 nominal test and 0 anomalous images"
+        f"{tmp_path}/nominal/7.heic); .heic cannot be read: convert such files to PNG; read: "
+        "4 training, 1 nominal test and 0 anomalous images"
     )
 
 
 def test_a_folder_of_nothing_but_other_formats_tells_which(tmp_path: Path) -> None:
-    touch(tmp_path / "nominal/7.heic")
-    with pytest.raises(InputError, match=r"nominal holds no images .*; 1 file passed over: 1 \.h"):
+    touch(*(tmp_path / "nominal" / name for name in ("6.CR2", "7.heic", "8.txt")))
+    told = (
+        rf"3 files passed over: 1 \.cr2, 1 \.heic, 1 \.txt \(such as {tmp_path}/nominal/6\.CR2\); "
+        r"\.cr2 and \.heic cannot be read: convert such files to PNG$"
+    )
+    with pytest.raises(InputError, match=rf"nominal holds no images .*; {told}"):
         FolderConfig(root=str(tmp_path)).read()
+    with pytest.raises(InputError, match=rf"nominal: holds no images to inspect; {told}"):
+        list(named_images([str(tmp_path / "nominal")]))
+    folder = write_mvtec(tmp_path)
+    for path in (folder / "train/good").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(InputError, match=r"good: holds no images; .*; \.heic cannot be read: conv"):
+        MVTecConfig(root=str(tmp_path), category="nut").read()
+
+
+def test_only_formats_of_cameras_that_are_not_read_are_to_be_converted() -> None:
+    assert not CAMERA & FORMATS.keys()
+
+
+@pytest.mark.parametrize("name", ["lot[3]", "lot*", "lot?", "[a]"])
+def test_a_folder_whose_name_is_a_glob_stands_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("lot3", "a", name):
+        write_image(Path(folder) / "in/0.png")
+    for argument in (name, f"{name}/in/*.png", f"{name}/**/*.png", f"{tmp_path}/{name}/in/?.png"):
+        assert [path.resolve() for path in named_images([argument])] == [
+            tmp_path / name / "in/0.png"
+        ]
+    shutil.rmtree(name)
+    (found,) = named_images([f"{name}/in/*.png"])
+    assert found == Path("a" if name == "[a]" else "lot3") / "in/0.png"
 
 
 # --- links ---------------------------------------------------------------------------------------
@@ -208,11 +243,12 @@ def test_an_unreadable_folder_or_file_is_named(
 def test_pictures_that_predict_wrote_are_no_images(tmp_path: Path) -> None:
     for name in ("1.png", "overlay.png", "1.map.png", "1.png.overlay.png", "2.JPG.map.png"):
         write_image(tmp_path / name)
+    write_image(picture_path(tmp_path, Path("n" * 246 + ".png"), ".map.png"))
     files = Files()
     found = [path.name for path in files.images(tmp_path)]
     assert found == ["1.map.png", "1.png", "overlay.png"]
     assert files.passed_over() == (
-        f"2 files passed over: 2 pictures of predict (such as {tmp_path}/1.png.overlay.png)"
+        f"3 files passed over: 3 pictures of predict (such as {tmp_path}/1.png.overlay.png)"
     )
 
 

@@ -47,6 +47,25 @@ def test_palette_becomes_its_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path)[0, 0], [10, 20, 30])
 
 
+def test_inks_in_a_jpeg_file_count_as_in_pillow_whether_or_not_it_names_adobe(
+    tmp_path: Path,
+) -> None:
+    inks = np.zeros((16, 16, 4), np.uint8)
+    inks[..., 0], inks[:8, :, 3] = 200, 255
+    path = save(Image.fromarray(inks, "CMYK"), tmp_path / "a.jpg", quality=100)
+    whole = path.read_bytes()
+    start = whole.index(b"\xff\xee")  # the marker APP14
+    end = start + 2 + int.from_bytes(whole[start + 2 : start + 4], "big")
+    for content in (whole, whole[:start] + whole[end:]):
+        path.write_bytes(content)
+        with Image.open(path) as file:
+            assert ("adobe" in file.info) == (content is whole)
+            expected = np.asarray(file.convert("RGB"))
+        np.testing.assert_array_equal(read_image(path), expected)
+        np.testing.assert_array_equal(expected[[0, -1], 0], [[0, 0, 0], [55, 255, 255]])
+        np.testing.assert_array_equal(read_mask(path), expected.any(axis=-1))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_pixels_are_black_whatever_they_hide(tmp_path: Path, mode: str) -> None:
     colours = np.full((10, 12, 4), 200, dtype=np.uint8)

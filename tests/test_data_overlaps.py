@@ -17,7 +17,7 @@ from patchcore.data.btad import BTADConfig
 from patchcore.data.folder import FolderConfig
 from patchcore.data.ksdd2 import KSDD2Config
 from patchcore.data.loco import LOCOConfig
-from patchcore.data.mistaken import bare, reject_masks
+from patchcore.data.mistaken import bare, masks_by_name, reject_masks
 from patchcore.data.mtd import MTDConfig
 from patchcore.data.mvtec import MVTecConfig
 from patchcore.data.overlaps import check_known, check_pictures
@@ -250,6 +250,11 @@ def test_pictures_of_one_size_are_not_taken_for_equal(tmp_path: Path) -> None:
 
 # --- masks beside and below their images --------------------------------------------------------
 
+WORDS = (
+    *("annotation", "annotations", "ground_truth", "groundtruth", "gt", "label", "labels"),
+    *("mask", "masks", "seg", "segmentation"),
+)
+
 
 @pytest.mark.parametrize(
     ("stem", "name"),
@@ -262,10 +267,39 @@ def test_pictures_of_one_size_are_not_taken_for_equal(tmp_path: Path) -> None:
         ("7_GT", "7"),
         ("mask", "mask"),
         ("7", "7"),
+        ("gt_7", "7"),
+        ("7.Ground-Truth", "7"),
+        ("ground_truth_7", "7"),
+        ("label_7_mask", "label_7"),
+        ("mask_7_label", "7_label"),
+        ("label_7_seg", "label_7"),
+        ("label", "label"),
+        ("overmask", "overmask"),
+        *((f"7_{word}", "7") for word in WORDS),
+        *((f"{word}-7", "7") for word in WORDS),
     ],
 )
 def test_name_of_a_masks_image(stem: str, name: str) -> None:
     assert bare(stem) == name
+
+
+@pytest.mark.parametrize("stem", ["1_label", "seg_1"])
+def test_masks_whose_names_images_have_too_are_known_by_their_pixels(
+    tmp_path: Path, stem: str
+) -> None:
+    write_own(tmp_path)
+    image = tmp_path / f"good/{stem}.png"
+    told = f"{stem}.png: looks like a mask, and lies among images"
+    numbers = np.arange(120, dtype=np.uint8).reshape(10, 12) // 40
+    for mask in (Image.fromarray(numbers), Image.fromarray(numbers * 90)):
+        mask.save(image)
+        with pytest.raises(InputError, match=told):
+            own(tmp_path).read()
+    write_image(image)
+    assert image in [sample.path for sample in own(tmp_path).read().train]
+    folder = image.parent
+    assert masks_by_name([image]) == []
+    assert masks_by_name([image, folder / "1.png", folder / "gt.png"]) == [image]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from patchcore.data import png
-from patchcore.data.images import read_image, read_mask
+from patchcore.data.images import bits_in_use, read_image, read_mask
 from patchcore.errors import InputError
+from tests.images import write_png
 
 pytest.importorskip("imagecodecs", reason="needs the extra png")
 
@@ -53,6 +54,27 @@ def test_more_text_than_is_read_is_told(tmp_path: Path, compressed: bool) -> Non
     Image.new("L", (8, 8)).save(tmp_path / "0.png", pnginfo=text)
     with pytest.raises(InputError, match=r"\(it holds more text than is read\); save it again"):
         read_image(tmp_path / "0.png")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    "damaged",
+    [chunk(b"iCCP", b"icc\0\0" + zlib.compress(b"nonsense" * 9)), chunk(b"sRGB", b"\x09")],
+    ids=["profile", "intent"],
+)
+def test_libraries_print_nothing_of_damaged_notes(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    dtype: type,
+    damaged: bytes,
+) -> None:
+    colours = pixels("RGB", 10, 12)
+    path = write_png(tmp_path / "0.png", colours.astype(dtype) * (257 if dtype == np.uint16 else 1))
+    insert(path, b"IDAT", damaged)
+    np.testing.assert_array_equal(read_image(path), colours)
+    assert bits_in_use(path) == (16 if dtype == np.uint16 else None)  # read by another library
+    assert capfd.readouterr() == ("", "") and not caplog.records
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])

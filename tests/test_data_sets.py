@@ -124,6 +124,18 @@ def test_mvtec_mask_without_image(tmp_path: Path, kind: str) -> None:
         MVTecConfig(root=str(tmp_path), category="nut").read()
 
 
+def test_mvtec_mask_of_a_kind_without_images(tmp_path: Path) -> None:
+    folder = write_mvtec(tmp_path)
+    mask = write_mask(folder / "ground_truth/dent/001_mask.png")
+    with pytest.raises(InputError) as caught:
+        MVTecConfig(root=str(tmp_path), category="nut").read()
+    assert str(caught.value) == (
+        f"{mask}: there is no folder {folder}/test/dent with images of such masks; those of "
+        f"{folder}/test/scratch/001.png are expected in {folder}/ground_truth/scratch: move the "
+        "mask or the image"
+    )
+
+
 def test_mvtec_two_masks_of_one_image(tmp_path: Path) -> None:
     folder = write_mvtec(tmp_path)
     write_mask(folder / "ground_truth/scratch/001.png")
@@ -731,6 +743,26 @@ def test_a_category_in_place_of_its_data_set_is_told(
     )
 
 
+def test_a_folder_in_a_category_in_place_of_its_data_set_is_told(tmp_path: Path) -> None:
+    root = write_mvtec(tmp_path) / "train"
+    told = f"^data.root: {root} is in the folder of a category: set data.root={tmp_path} and data.c"
+    with pytest.raises(InputError, match=told):
+        MVTecConfig(root=str(root), category="nut").read()
+
+
+@pytest.mark.parametrize("place", ["nut", "store"])
+def test_a_category_deeper_than_its_data_set_is_told(tmp_path: Path, place: str) -> None:
+    write_mvtec(tmp_path / place)
+    with pytest.raises(InputError) as caught:
+        MVTecConfig(root=str(tmp_path), category="nut").read()
+    assert str(caught.value) == (
+        f"data.root: {tmp_path} has no category 'nut', and {tmp_path}/{place} has one: set "
+        f"data.root={tmp_path}/{place}"
+    )
+    for root, category in ((tmp_path / place, "nut"), (tmp_path / place / "nut", ".")):
+        assert MVTecConfig(root=str(root), category=category).read().train
+
+
 def test_folders_bad_input(tmp_path: Path) -> None:
     write_folders(tmp_path)
     root = str(tmp_path)
@@ -788,6 +820,12 @@ def test_images_in_good_are_nominal_wherever_that_folder_lies(tmp_path: Path) ->
     ("mask", "message"),
     [
         ("hole/9.png", "hole/9.png: this mask has no images of its name"),
+        (
+            "dent/3_mask.png",
+            "dent/3_mask.png: this mask has no image of its name in .*/bad/dent; masks of "
+            ".*/bad/3.jpg are expected in .*/masks: move the mask or the image",
+        ),
+        ("dent/2.png", "bad/dent; masks of .*/bad/hole/2.jpg are expected in .*/masks/hole: move"),
         ("1.png", "masks/1.png: this mask has 2 images of its name"),
         ("hole/1.png", "hole/1_mask.png: .*hole/1.jpg has the mask .*hole/1.png already"),
     ],

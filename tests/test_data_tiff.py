@@ -168,6 +168,16 @@ def test_compressed_numbers_in_the_other_byte_order_are_refused(
         read_image(path)
 
 
+def test_the_preview_in_a_raw_file_of_a_camera_is_not_its_photograph(tmp_path: Path) -> None:
+    path = tiff(tmp_path / "7.CR2", RAMP[..., :3])
+    for read in (read_image, read_mask, image_size):
+        with pytest.raises(InputError, match=r"7\.CR2: is a raw file of a camera, .* it to PNG$"):
+            read(path)
+    path.write_bytes(b"FUJIFILMCCD-RAW " * 20)
+    with pytest.raises(InputError, match=r"its format, \.cr2, is not supported\); save it as PNG"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("planes", [False, True])
 def test_strips_that_are_not_there_are_no_pixels(

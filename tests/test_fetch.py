@@ -386,6 +386,21 @@ def test_links_in_a_zip(tmp_path: Path) -> None:
     refused(tmp_path, buffer.getvalue(), "'train/link' is a link or a device")
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("again", ["train/1.png", "./train//1.png"])
+def test_two_files_of_one_name_in_an_archive_are_refused(tmp_path: Path, again: str) -> None:
+    (tmp_path / "data").mkdir()
+    one, other = tarfile.TarInfo("test"), tarfile.TarInfo(again)
+    one.type = tarfile.DIRTYPE  # folders may be named again
+    told = "holds 2 files named 'train/1.png', .* nothing was unpacked, .* --url of another copy"
+    refused(tmp_path, tarred({"train/1.png": b"1"}, more=(one, one, other)), told)
+    buffer = io.BytesIO(zipped({"train/1.png": b"1", "test/": b""}))
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr("test/", b"")
+        archive.writestr(again, b"2")
+    refused(tmp_path, buffer.getvalue(), told)
+
+
 def test_archives_that_are_damaged_or_something_else(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     refused(tmp_path, b"<html>gone</html>", "is neither a zip nor a tar archive")

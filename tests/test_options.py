@@ -4,6 +4,7 @@ import argparse
 import sys
 from importlib import import_module
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +74,22 @@ def test_names_that_begin_with_a_dash(
 ) -> None:
     found = parsed(monkeypatch, "predict", arguments)
     assert (str(found["model"]), found["images"], found["overlays"]) == ("M", images, True)
+
+
+@pytest.mark.parametrize("name", ["-h.png", "-1.png", "--overlays.png", "--x=1.png"])
+def test_files_whose_names_begin_with_a_dash_are_told_how_to_name_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for each in (name, "-4", "--overlays", "a.png"):
+        Path(each).touch()
+    told = f"^error: {name}: begins with a dash, as options do: write ./{name} for a file$"
+    for command in ("predict", "extend"):
+        with pytest.raises(SystemExit, match=told):
+            parsed(monkeypatch, command, ["M", "a.png", name])
+    words = ["M", "--threshold", "-4", "--overlays", f"./{name}"]
+    found = parsed(monkeypatch, "predict", words)
+    assert (found["threshold"], found["overlays"], found["images"]) == (-4, True, [f"./{name}"])
 
 
 @pytest.mark.parametrize("value", ["-1e-3", "-2.5E+2", "-.5", "-3.", "-4"])

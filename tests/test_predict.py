@@ -739,6 +739,23 @@ def test_what_is_not_there_is_named(parts: Path, argument: str, words: str) -> N
     assert str(caught.value) == words.format(parts, parts)
 
 
+def test_a_list_is_neither_an_image_nor_in_another_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.txt"):
+        Image.new("L", (8, 8)).save(tmp_path / name, "PNG")
+    Path("in.txt").write_bytes(b"\xef\xbb\xbfa.png\r\n")
+    Path("out.txt").write_text("@in.txt\n")
+    with pytest.raises(InputError, match=r"^IMAGES: in\.txt is a list of paths: give @in\.txt$"):
+        list(named_images(["in.txt"]))
+    told = r"^IMAGES: the list out\.txt names another list, @in\.txt: give that as an argument$"
+    with pytest.raises(InputError, match=told):
+        list(named_images(["@out.txt"]))
+    Path("@in.txt").write_bytes(Path("a.png").read_bytes())
+    assert list(named_images(["@out.txt", "b.txt"])) == [Path("@in.txt"), Path("b.txt")]
+
+
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(
@@ -764,7 +781,8 @@ def test_files_that_are_passed_over_are_counted(
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
     told = re.escape(
         "data: 3 files passed over: 2 .heic, 1 without extension (such as "
-        f"{tmp_path / '2.HEIC'}); read: 1 images{'' if piped else ' to inspect'}"
+        f"{tmp_path / '2.HEIC'}); .heic cannot be read: convert such files to PNG; "
+        f"read: 1 images{'' if piped else ' to inspect'}"
     )
     with pytest.warns(UserWarning, match=f"^{told}$"):
         done = patchcore("predict", str(artifact), str(tmp_path), *piped, *flags(thresholds))

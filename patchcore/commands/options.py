@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ class Parser(argparse.ArgumentParser):
         if not {"-h", "--help"}.isdisjoint(given[:end]):
             self.print_help()
             self.exit()
+        self._check_names(given[:end])
         # In one pass, argparse ends a list of arguments, such as IMAGES, at the first option.
         actions = self._actions
         self._actions = self._get_optional_actions()
@@ -52,6 +54,14 @@ class Parser(argparse.ArgumentParser):
             advice = f"did you mean {close[0]}?" if close else f"see {self.prog} --help"
             self.error(f"{name}: there is no such option; {advice}")
         return options
+
+    def _check_names(self, given: Sequence[str]) -> None:
+        """Refuse arguments that begin like options and are files, as a shell makes of `*`."""
+        for word in given:
+            option = word.partition("=")[0] in self._option_string_actions
+            number = self._negative_number_matcher.match(word)
+            if word[:1] == "-" and not option and not number and os.path.lexists(word):
+                self.error(f"{word}: begins with a dash, as options do: write ./{word} for a file")
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """Refuse empty values: most often a variable is not set, and "" would be this folder."""

@@ -13,6 +13,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterable
 from gzip import BadGzipFile
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -54,9 +55,9 @@ def unpack(
 
     Raises:
         InputError: the file is no archive, is damaged, does not contain `holds` or holds another
-            category, or has a member that is encrypted, is no plain file or folder, or would be
-            written outside; the archive is then removed. Or there is too little room; the archive
-            is then kept.
+            category, has two files of one name, or has a member that is encrypted, is no plain
+            file or folder, or would be written outside; the archive is then removed. Or there is
+            too little room; the archive is then kept.
         OSError: `root` cannot be written.
     """
     unfinished = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=root))
@@ -86,6 +87,7 @@ def _extract(archive: Path, folder: Path, root: Path) -> None:
                 members = list(_told(tar, "checking"))
                 for info in members:
                     _check_member(archive, info.name, info.isreg() or info.isdir())
+                _check_names(archive, [info.name for info in members if info.isreg()])
                 check_room(root, sum(info.size for info in members), "unpacking")
                 tar.extractall(folder, _told(members, "unpacking"), filter="data")
         elif zipfile.is_zipfile(archive):
@@ -99,6 +101,8 @@ def _extract(archive: Path, folder: Path, root: Path) -> None:
                             f"{archive.name}: is encrypted, which is not supported, and was "
                             "removed; give --url of a copy without a password"
                         )
+                names = [entry.filename for entry in file.infolist() if not entry.is_dir()]
+                _check_names(archive, names)
                 check_room(root, sum(entry.file_size for entry in file.infolist()), "unpacking")
                 file.extractall(folder, _told(file.infolist(), "unpacking"))
         elif str(told := unreadable(archive, "")):
@@ -155,6 +159,17 @@ def _check_member(archive: Path, name: str, plain: bool) -> None:
         f"{archive.name}: the member {name!r} {complaint}; nothing was unpacked, and the archive "
         "was removed"
     )
+
+
+def _check_names(archive: Path, names: Iterable[str]) -> None:
+    """Refuse two files of one name, of which the libraries would keep the last."""
+    counts = Counter(str(PurePosixPath(name)) for name in names)  # a//b and a/./b are a/b
+    (name, count), *_ = counts.most_common(1) or [("", 0)]
+    if count > 1:
+        raise _ArchiveError(
+            f"{archive.name}: holds {count} files named {name!r}, so it is not clear which is "
+            "meant; nothing was unpacked, and the archive was removed; give --url of another copy"
+        )
 
 
 def _find_top(archive: Path, folder: Path, holds: tuple[str, ...], name: str) -> Path:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from patchcore.data.metadata import warn_of_metadata
+from patchcore.data.png import pixels_alone
 from patchcore.errors import InputError, Told, printable
 
 ORIENTATION = 0x0112  # Exif tag
@@ -122,7 +123,8 @@ def deep_colours(image: Image.Image, path: Path) -> NDArray[np.uint16]:
     """Read all 16 bits of each channel, (H, W, 3 or 4) in the order RGBA, turned upright."""
     import cv2  # here, as few files need it and the import is slow
 
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    data = np.frombuffer(pixels_alone(path.read_bytes()), np.uint8)
+    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     transparent = image.mode in ("RGBA", "LA") and not _is_premultiplied(image)
     if (
         pixels is None

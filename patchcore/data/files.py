@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from patchcore.data.formats import FORMATS
-from patchcore.errors import InputError, broken_link, local, printable
+from patchcore.data.formats import CAMERA, FORMATS
+from patchcore.errors import InputError, broken_link, few, local, printable
 
 JUNK = frozenset(
     {
@@ -32,8 +32,12 @@ JUNK = frozenset(
         "thumbs.db",
     }
 )
-OWN_PICTURE = re.compile(rf"(?i)({'|'.join(map(re.escape, sorted(FORMATS)))})\.(map|overlay)\.png$")
-"""Names of pictures that `patchcore predict` writes of images: 7.png.overlay.png."""
+_IMAGE = "|".join([*map(re.escape, sorted(FORMATS)), "~[0-9a-f]{16}"])  # ends of images' names
+OWN_PICTURE = re.compile(rf"(?i)({_IMAGE})\.(map|overlay)\.png$")
+"""Names of pictures that `patchcore predict` writes of images: 7.png.overlay.png.
+
+Long names are shortened: see `patchcore.writing.fitting`.
+"""
 Identity = tuple[int, int] | str
 
 
@@ -233,13 +237,19 @@ class Files:
             )
 
     def passed_over(self) -> str:
-        """Return a text with the numbers of files passed over, by extension; empty if none were."""
+        """Return a text with the numbers of files passed over, by extension; empty if none were.
+
+        It says what to do about photographs in formats that are not read.
+        """
         kinds = Counter(self._passed_over.values())
         if not kinds:
             return ""
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         total = f"{kinds.total()} file" + ("s" if kinds.total() > 1 else "")
-        return f"{total} passed over: {counts} (such as {min(self._passed_over)})"
+        text = f"{total} passed over: {counts} (such as {min(self._passed_over)})"
+        if unread := sorted(CAMERA & kinds.keys()):
+            text = f"{text}; {few(unread)} cannot be read: convert such files to PNG"
+        return text
 
     def tell(self, read: str) -> None:
         """Warn in one line of everything that was left out, if anything.

@@ -261,11 +261,23 @@ class _Match:
                         "mask, or give the image as one of data.anomalous"
                     )
             else:
-                raise InputError(
-                    f"{mask}: this mask has {len(found) or 'no'} images of its name in "
-                    f"{self._folders['anomalous']}; "
-                    + ("name their subfolder too" if found else "restore its image or remove it")
-                )
+                raise self._unmatched(mask, place, len(found))
+
+    def _unmatched(self, mask: Path, place: Path, found: int) -> InputError:
+        """Return the error of a mask that has no image of its name, or several."""
+        images, masks = self._folders["anomalous"], self._folders["masks"]
+        names = (Path(place.name), Path(bare(place.name)))
+        others = [image for name in names for image in self._by_name.get(name, ())]
+        if others and not found:
+            expected = masks / others[0].parent.relative_to(images)
+            return InputError(
+                f"{mask}: this mask has no image of its name in {images / place.parent}; masks of "
+                f"{others[0]} are expected in {expected}: move the mask or the image"
+            )
+        advice = "name their subfolder too" if found else "restore its image or remove it"
+        return InputError(
+            f"{mask}: this mask has {found or 'no'} images of its name in {images}; {advice}"
+        )
 
 
 def _names(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Image formats that are read: one table for listing files and for decoding them."""
+"""Image formats: one table of those that are read, for listing and decoding, and some others."""
 
 FORMATS = {
     ".avif": "AVIF",
@@ -28,4 +28,16 @@ FORMATS = {
 """Extensions of image files in lower case, each with Pillow's name for its decoder.
 
 Other decoders of Pillow are never used.
+"""
+
+CAMERA = frozenset(
+    {
+        *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".heic", ".heics"),
+        *(".heif", ".hif", ".iiq", ".jxl", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf"),
+        *(".pef", ".raf", ".raw", ".rw2", ".sr2", ".srf", ".srw", ".x3f"),
+    }
+)
+"""Extensions, in lower case, of formats of cameras and phones that are not read.
+
+Many are kinds of TIFF, of which Pillow would read the small preview in place of the photograph.
 """

@@ -26,7 +26,7 @@ from patchcore.data.depths import (
     raw_greys,
     warn_if_dark,
 )
-from patchcore.data.formats import FORMATS
+from patchcore.data.formats import CAMERA, FORMATS
 from patchcore.data.frames import frames
 from patchcore.data.marks import marked_pixels, opaque_marks
 from patchcore.data.metadata import naming
@@ -400,6 +400,8 @@ def _unidentified(path: Path) -> tuple[str, bool]:
             kind = f"{'an' if name == 'AVIF' else 'a'} {name} file"
             told = "has a pixel format that is not supported, or is damaged"
             return f"it begins like {kind}, but {told}: {words}", True
+    if path.suffix.lower() in CAMERA:
+        return f"its format, {path.suffix.lower()}, is not supported", True
     return f"it is none of {', '.join(decoders)}", False
 
 

@@ -4,6 +4,7 @@ The names of the folders of nominal and anomalous images vary between data sets.
 """
 
 import math
+import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -53,13 +54,21 @@ def find_category(root: Path, category: str, layout: str) -> Path:
 
     Raises:
         InputError: there is no such folder; the message lists the categories, which are the folders
-            in `root` with a subfolder `train`.
+            in `root` with a subfolder `train`, or names the folder below that holds the category.
     """
     try:
         there = sorted(path.name for path in root.iterdir() if (path / "train").is_dir())
         found = bool(category) and (root / category).is_dir()
+        places = [root / category] if found else [] if there else sorted(root.iterdir())
     except OSError as error:
         raise InputError(f"data.root: {root} cannot be read ({error.strerror})") from None
+    inner = (place for place in places if os.path.isdir(place / category / "train"))
+    whole = not category or os.path.isdir(root / category / "train")
+    if not whole and (place := next(inner, None)):
+        raise InputError(
+            f"data.root: {root} has no category {category!r}, and {place} has one: set "
+            f"data.root={place}"
+        )
     if not found:
         raise no_category(root, category, there, layout)
     return root / category
@@ -69,11 +78,13 @@ def no_category(root: Path, category: str, there: Iterable[str], layout: str) ->
     """Return the error about a category that is not `there`."""
     there = list(there)
     names = ", ".join(there)
-    if not there and (root / "train").is_dir():
-        place = root.resolve() if ".." in root.parts else root.absolute()
+    place = root.resolve() if ".." in root.parts else root.absolute()
+    inside = place.name in PARTS  # in the folder of a category
+    place = place.parent if inside else place
+    if not there and (place / "train").is_dir():
         return InputError(
-            f"data.root: {root} is the folder of a category: set data.root={place.parent} and "
-            f"data.category={place.name}"
+            f"data.root: {root} is {'in ' * inside}the folder of a category: set "
+            f"data.root={place.parent} and data.category={place.name}"
         )
     message = f"data.category: {root} has no category {category!r}; " + (
         f"it has {names}" if names else f"it has none, expected {layout}"
@@ -199,6 +210,14 @@ def read_category(
                 )
     if masks:
         (kind, name), mask = min(masks.items(), key=lambda item: item[0])
+        others = (path for each in images if each != nominal for path in images[each])
+        other = next((path for path in others if _key(path)[1] == name), None)
+        if other is not None and kind not in images:
+            raise InputError(
+                f"{mask}: there is no folder {test_folder / kind} with images of such masks; those "
+                f"of {other} are expected in {masks_in / other.parent.name}: move the mask or the "
+                "image"
+            )
         raise InputError(
             f"{mask}: this mask has no image named {name} in {test_folder / kind}; "
             "restore the image or remove the mask"

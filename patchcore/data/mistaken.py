@@ -1,58 +1,68 @@
 """Files that are taken for nominal images by mistake: masks among images, and images of defects."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from patchcore.data.files import composed
 from patchcore.data.images import bits_in_use, read_image
+from patchcore.data.marks import LEVELS
 from patchcore.errors import InputError
 
-ENDINGS = ("_mask", "-mask", "_masks", "_gt", "-gt", "_groundtruth", "_ground_truth")
-BEGINNINGS = ("mask_", "mask-")
-FOLDERS = frozenset({"gt", "groundtruth", "ground_truth", "mask", "masks"})
+_MASK = "masks?|ground[_-]?truth"
+_OTHERS = "gt|labels?|seg|segmentations?|annotations?"  # which products may be called, too
+_SURE = re.compile(rf"(?is)(.+)[._-](?:{_MASK}|gt)|(?:{_MASK})[._-](.+)")
+_LIKELY = re.compile(rf"(?is)(.+)[._-](?:{_OTHERS})|(?:{_OTHERS})[._-](.+)")
+"""Names of masks; the group is the name of the image."""
+FOLDERS = frozenset(
+    {
+        *("annotation", "annotations", "gt", "ground-truth", "ground_truth", "groundtruth"),
+        *("labels", "mask", "masks", "segmentation", "segmentations"),
+    }
+)
 NOMINAL = frozenset({"good", "ok", "normal", "nominal", "non_defective"})
 """Names that data sets give to folders of nominal images, in lower case."""
 PROBED = 3  # most files that are opened to see whether a folder holds masks
 
 
 def bare(stem: str) -> str:
-    """Return the name of a mask's image: `stem` without an ending such as `_mask`, or `mask_`."""
-    lower = stem.lower()
-    for beginning in BEGINNINGS:
-        if lower.startswith(beginning) and len(stem) > len(beginning):
-            return stem[len(beginning) :]
-    for ending in ENDINGS:
-        if lower.endswith(ending) and len(stem) > len(ending):
-            return stem[: -len(ending)]
-    return stem
+    """Return the name of a mask's image: `stem` without an ending such as `_mask`, or `mask_`.
+
+    >>> bare("7_label"), bare("mask_7"), bare("label_7_mask")
+    ('7', '7', 'label_7')
+    """
+    found = _SURE.fullmatch(stem) or _LIKELY.fullmatch(stem)
+    return found[1] or found[2] if found else stem
 
 
 def masks_beside(images: Iterable[Path]) -> dict[Path, list[Path]]:
     """Return files named like masks of others in their folder, {7_mask.png: [7.png, …]}."""
     by_name: dict[Path, list[Path]] = {}
     paths = list(images)
-    for path in paths:
-        by_name.setdefault(composed(path.with_suffix("")), []).append(path)
-    found = {}
-    for path in paths:
-        name = bare(path.stem)
-        if name != path.stem and (owners := by_name.get(composed(path.parent / name))):
-            found[path] = owners
-    return found
+    named = [(path, name) for path in paths if (name := bare(path.stem)) != path.stem]
+    for path in paths if named else ():
+        by_name.setdefault(composed(path.parent / path.stem), []).append(path)
+    return {
+        path: owners
+        for path, name in named
+        if (owners := by_name.get(composed(path.parent / name)))
+    }
 
 
 def masks_by_name(images: Sequence[Path]) -> list[Path]:
     """Return the images that are masks by their names, sorted; no file is opened.
 
-    They are named like `7_mask.png`, or lie in a folder such as `ground_truth`. Where all images
-    lie in such folders, the names of the folders say nothing.
+    They are named like `7_mask.png`, or like `7_label.png` beside `7.png`, or lie in a folder such
+    as `ground_truth`. Where all images lie in such folders, the names of the folders say nothing.
     """
-    named = [path for path in images if bare(path.stem) != path.stem]
+    named = [path for path in images if _SURE.fullmatch(path.stem)]
     inside = [path for path in images if _in_mask_folder(path)]
-    return sorted({*named, *(inside if len(inside) < len(images) else ())})
+    beside = masks_beside(images)
+    return sorted({*named, *beside, *(inside if len(inside) < len(images) else ())})
 
 
 def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
@@ -61,6 +71,8 @@ def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
     A file counts as a mask if
 
     - it is named like one, such as `7_mask.png` beside `7.png`, or
+    - it is named like `7_label.png` beside `7.png`, as images may be, too; and the first of such
+      files have few colours, or
     - it is black and white, and beside an image of the same name in another format, or
     - it is in a subfolder such as `masks`, whose files all have images of their names beside that
       subfolder, or the first of whose files are black and white, or
@@ -77,10 +89,13 @@ def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
             damaged.
     """
     reason = "is a mask by its name"
-    found = min(masks_beside(images), default=None)
+    beside = sorted(masks_beside(images))
+    found = next((path for path in beside if _SURE.fullmatch(path.stem)), None)
     if found is None:
         reason = "looks like a mask"
-        found = _mask_among_twins(images) or _mask_in_subfolder(images, folder)
+        if beside and all(_few_colours(path) for path in beside[:PROBED]):
+            found = beside[0]
+        found = found or _mask_among_twins(images) or _mask_in_subfolder(images, folder)
     if found is None and (found := _mask_alone(images)) is not None:
         raise InputError(f"{found}: looks like a mask by its name and its pixels; {advice}")
     if found is not None:
@@ -134,7 +149,7 @@ def _mask_among_twins(images: Sequence[Path]) -> Path | None:
 
 
 def _mask_in_subfolder(images: Sequence[Path], folder: Path) -> Path | None:
-    inside: dict[tuple[str, ...], list[tuple[Path, Path]]] = {}  # files, and their image if masks
+    inside: dict[tuple[str, ...], list[tuple[Path, set[Path]]]] = {}  # files, and images if masks
     for path in images:
         if path.parent == folder:
             continue
@@ -142,11 +157,11 @@ def _mask_in_subfolder(images: Sequence[Path], folder: Path) -> Path | None:
         depth = next((i for i, name in enumerate(parents, 1) if name.lower() in FOLDERS), None)
         if depth is not None:
             rest = [name for name in parents if name.lower() not in FOLDERS]
-            owner = composed(Path(*rest, bare(path.stem)))
-            inside.setdefault(tuple(parents[:depth]), []).append((path, owner))
+            owners = {composed(Path(*rest, name)) for name in (path.stem, bare(path.stem))}
+            inside.setdefault(tuple(parents[:depth]), []).append((path, owners))
     names = {composed(path.relative_to(folder).with_suffix("")) for path in images if inside}
     for found in inside.values():
-        if all(owner in names for _, owner in found):
+        if all(owners & names for _, owners in found):
             return found[0][0]
         if all(_black_and_white(path) for path, _ in found[:PROBED]):
             return found[0][0]
@@ -164,11 +179,23 @@ def _in_mask_folder(path: Path) -> bool:
     return not FOLDERS.isdisjoint(map(str.lower, path.parent.parts))
 
 
-def _black_and_white(path: Path) -> bool:
-    """Whether nearly all pixels are black or white; compression may blur the edges.
+def _few_colours(path: Path) -> bool:
+    """Whether pixels are black and white, or have few colours, as numbers of defects have."""
+    pixels = _pixels(path)
+    colours = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)  # (H, W)
+    return len(np.unique(colours)) <= LEVELS or _black_and_white(path)
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    """Pixels (H, W, 3) of an image.
 
     The image's depth and the limit of its size are settings of a run, which are not known here.
     """
-    pixels = read_image(path, bits_in_use(path, math.inf), math.inf)
+    return read_image(path, bits_in_use(path, math.inf), math.inf)
+
+
+def _black_and_white(path: Path) -> bool:
+    """Whether nearly all pixels are black or white; compression may blur the edges."""
+    pixels = _pixels(path)
     near = (pixels < 16) | (pixels > 239)
     return bool(near.all(axis=-1).mean() > 0.95) and bool(np.ptp(pixels, axis=-1).max() < 64)

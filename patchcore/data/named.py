@@ -9,21 +9,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 from patchcore.data.files import Files, expanded, like
+from patchcore.data.formats import FORMATS
 from patchcore.errors import InputError, local, printable
 
 STDIN = "-"
 KEY = "IMAGES"
 TABLE = b"path,"
 """Beginning of the tables that runs and `patchcore predict` write."""
+PATH_MAX = 4096  # bytes of a path
 
 
 def named_images(arguments: Sequence[str], files: Files | None = None) -> Iterator[Path]:
     """Yield the images that arguments name, in the order of the arguments.
 
     An argument is a folder (with all its subfolders, sorted by path), a file of any extension, a
-    glob (`**` for any depth), `@FILE` for the paths in a file, or `-` for the paths on stdin. Lists
-    have one path per line, relative to the current directory; `~` has no meaning there. Paths in
-    lists are yielded even if there is no such file: the error comes when they are opened.
+    glob (`**` for any depth), `@FILE` for the paths in a file, or `-` for the paths on stdin. Files
+    and folders that exist stand for themselves before their names count as globs. Lists have one
+    path per line, relative to the current directory; `~` has no meaning there. Paths in lists are
+    yielded even if there is no such file: the error comes when they are opened.
 
     Args:
         arguments: Arguments of the command.
@@ -82,7 +85,8 @@ def paths_of_lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path
         path: Name of the list for messages, or `STDIN`.
 
     Raises:
-        InputError: The list is in UTF-16, is a table of results, or holds a NUL byte or a URL.
+        InputError: The list is in UTF-16, is a table of results, or holds a NUL byte, a URL or the
+            name of another list.
     """
     what = "stdin" if path == STDIN else f"the list {path}"
     for number, line in enumerate(file):
@@ -98,6 +102,10 @@ def paths_of_lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path
         if b"\0" in line:
             raise InputError(f"{KEY}: {what} holds a NUL byte; it should have one path per line")
         name = line.rstrip(b"\r\n")
+        if name.startswith(b"@") and not os.path.lexists(name) and os.path.isfile(name[1:]):
+            raise InputError(
+                f"{KEY}: {what} names another list, {os.fsdecode(name)}: give that as an argument"
+            )
         if name.strip():
             yield Path(local(os.fsdecode(name), f"{KEY}: {what}"))
 
@@ -111,12 +119,35 @@ def _found(argument: str, files: Files) -> Iterator[Path]:
             raise InputError(f"{printable(str(path))}: holds no images to inspect{others}")
         yield from found
     elif os.path.lexists(path):
+        if path.suffix.lower() not in FORMATS and _lists(path):
+            raise InputError(f"{KEY}: {argument} is a list of paths: give @{argument}")
         yield path
     elif glob.has_magic(argument):
-        matches = sorted(glob.glob(str(path), recursive=True))
-        images = [each for each in matches if not os.path.isdir(each)]
+        images = _matches(_literally(path)) or _matches(str(path))
         if not images:
             raise InputError(f"{KEY}: no file matches {argument}")
         yield from map(Path, images)
     else:
         raise InputError(f"{KEY}: there is no file or folder {path}{like(path)}")
+
+
+def _lists(path: Path) -> bool:
+    """Whether a file is a list of paths, by its first line, which names a file."""
+    try:
+        with open(path if path.is_file() else os.devnull, "rb") as file:
+            line = file.readline(PATH_MAX).removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")
+    except OSError:
+        return False
+    return b"\0" not in line and os.path.isfile(line)
+
+
+def _matches(pattern: str) -> list[str]:
+    """Files that match a glob, sorted."""
+    found = sorted(glob.glob(pattern, recursive=True))
+    return [each for each in found if not os.path.isdir(each)]
+
+
+def _literally(path: Path) -> str:
+    """Return a glob in which the folders at its beginning that exist stand for themselves."""
+    folder = next((each for each in path.parents if os.path.isdir(each)), Path())
+    return str(Path(glob.escape(str(folder)), path.relative_to(folder)))

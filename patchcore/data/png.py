@@ -1,5 +1,6 @@
-"""PNG files: a faster decoder of plain ones, and greys that count as transparent."""
+"""PNG files: a faster decoder of plain ones, greys that count as transparent, damaged notes."""
 
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,8 @@ from PIL import Image, ImageFile
 _SIGNATURE = 8  # bytes before the first chunk
 _HARMLESS = (b"IDAT", b"IEND", b"tIME")
 """Chunks that do not change how an image looks if they follow the first pixels."""
+_NEEDED = (b"tRNS", b"acTL", b"fcTL", b"fdAT")
+"""Chunks for transparency and animations; of the others, those that matter begin in upper case."""
 
 
 def plain_png(image: ImageFile.ImageFile, path: Path) -> Image.Image | None:
@@ -59,6 +62,23 @@ def scale_transparent_grey(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] *= factor
 
 
+def pixels_alone(data: bytes) -> bytes:
+    """Return the content of a file, if of PNG without the chunks that change no pixels.
+
+    Of damaged ones, such as a colour profile, OpenCV prints warnings that name no file.
+    """
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data
+    parts, place = [data[:_SIGNATURE]], _SIGNATURE
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        name = data[place + 4 : place + 8]
+        if name[:1].isupper() or name in _NEEDED:
+            parts.append(data[place:end])
+        place = end
+    return b"".join([*parts, data[place:]])
+
+
 @cache
 def _decoder() -> Callable[[bytes], Any] | None:
     """Decoder of the optional package imagecodecs; several threads may use it at once."""
@@ -66,6 +86,7 @@ def _decoder() -> Callable[[bytes], Any] | None:
         from imagecodecs import png_decode
     except ImportError:
         return None
+    logging.getLogger("imagecodecs").setLevel(logging.ERROR)  # its warnings name no file
     decode: Callable[[bytes], Any] = png_decode
     return decode
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from patchcore.data.formats import CAMERA
 from patchcore.errors import InputError
 
 PLANES = ("RGB", "RGBA", "RGBX", "CMYK")  # modes that Pillow puts together from separate planes
@@ -25,13 +26,17 @@ def prepare(image: Image.Image, path: Path) -> None:
         path: Path of the file, for the message.
 
     Raises:
-        InputError: The file lists too few strips or tiles, or leaves out some. It keeps its
-            channels in separate planes, and they have more than 8 bits or are not those of a
-            colour. Or its compressed numbers are floating-point or signed, and in another byte
-            order.
+        InputError: The file is a camera's, by its extension. It lists too few strips or tiles, or
+            leaves out some. It keeps its channels in separate planes, and they have more than
+            8 bits or are not those of a colour. Or its compressed numbers are floating-point or
+            signed, and in another byte order.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return
+    if path.suffix.lower() in CAMERA:
+        raise InputError(
+            f"{path}: is a raw file of a camera, which is not supported; convert it to PNG"
+        )
     if image.size != stored_size(image):  # or Pillow maps the file by its size turned upright
         image.filename = ""
     if gap := _gap(image.tag_v2):
