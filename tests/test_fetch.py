@@ -34,6 +34,7 @@ class Site:
     content: bytes = b""
     tag: str | None = '"one"'
     ranges: bool = True
+    accepts: str | None = None  # Accept-Ranges
     stop_after: int | None = None  # bytes, then the connection breaks
     status: int | None = None
     shift: int = 0  # of the parts it sends, which are wrong then
@@ -63,6 +64,8 @@ class Site:
             handler.send_response(200)
         if self.tag is not None:
             handler.send_header("ETag", self.tag)
+        if self.accepts is not None:
+            handler.send_header("Accept-Ranges", self.accepts)
         handler.send_header("Content-Length", str(whole - start))
         handler.end_headers()
         end = whole if self.stop_after is None else start + self.stop_after
@@ -187,6 +190,27 @@ def test_without_a_way_to_tell_changes_only_a_checksum_lets_it_continue(
     download(site.url, tmp_path / "file", sha256(site.content) if checksum else None)
     assert (tmp_path / "file").read_bytes() == site.content
     assert ("Range" in site.asked[1]) == checksum and "If-Range" not in site.asked[1]
+
+
+@pytest.mark.parametrize(
+    ("tag", "accepts", "checksum", "told"),
+    [
+        (None, "bytes", False, "tries again from the start"),
+        ('"one"', "none", True, "tries again from the start"),
+        (None, "bytes", True, "tries again and continues from there"),
+        ('"one"', None, False, "tries again and continues from there if the server can"),
+    ],
+)
+def test_a_stopped_download_says_where_the_next_begins(
+    site: Site, tmp_path: Path, tag: str | None, accepts: str | None, checksum: bool, told: str
+) -> None:
+    site.content, site.tag, site.accepts, site.stop_after = b"abcdefgh" * 100, tag, accepts, 300
+    with pytest.raises(InputError, match=f"; the same command {told}$"):
+        download(site.url, tmp_path / "file", sha256(site.content) if checksum else None)
+    if "continues" in told:  # the second part is sent, and breaks, too
+        with pytest.raises(InputError, match=r"tries again and continues from there$"):
+            download(site.url, tmp_path / "file", sha256(site.content) if checksum else None)
+        assert site.asked[1]["Range"] == "bytes=300-"
 
 
 def test_the_part_of_another_address_is_not_continued(site: Site, tmp_path: Path) -> None:

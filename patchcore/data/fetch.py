@@ -25,6 +25,7 @@ from patchcore.writing import replace_with
 
 CHUNK = 2**20  # bytes
 TIMEOUT = 30  # seconds without any data
+CONTINUES = " and continues from there"
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def _receive(url: str, part: Path, verifiable: bool) -> None:
                 raise InputError(told)
             part.unlink()  # its bytes are not the beginning of the server's file
             return _receive(url, part, verifiable)
+        next_time = _next_time(response, verifiable)
         if total is not None:
             check_room(part.parent, total - start, "the download")
         if start == 0:
@@ -192,12 +194,13 @@ def _receive(url: str, part: Path, verifiable: bool) -> None:
             notes = {"url_digest": digest(url), "validator": _validator(response)}
             replace_with(_notes(part), json.dumps(notes).encode())
         with part.open("ab" if start else "wb") as file, _bar("downloading", total, start) as bar:
-            for chunk in _chunks(url, response):
+            for chunk in _chunks(url, response, next_time):
                 file.write(chunk)
                 bar.update(len(chunk))
             size = file.tell()
     if total is not None and size != total:
-        raise _stopped(url, f"the connection ended after {size:,} of {total:,} bytes")
+        told = f"the connection ended after {size:,} of {total:,} bytes"
+        raise _stopped(url, told, next_time)
 
 
 def _resumable(url: str, part: Path, verifiable: bool) -> tuple[int, str | None]:
@@ -228,21 +231,29 @@ def _open(url: str, headers: dict[str, str]) -> HTTPResponse:
         raise InputError(f"{shown(url)}: the server answers {answer}") from None
     except (OSError, HTTPException) as error:
         reason = without_secrets(str(getattr(error, "reason", error)))
-        raise _stopped(url, f"cannot be reached ({reason})") from error
+        next_time = CONTINUES if "Range" in headers else ""
+        raise _stopped(url, f"cannot be reached ({reason})", next_time) from error
 
 
-def _chunks(url: str, response: HTTPResponse) -> Iterator[bytes]:
+def _chunks(url: str, response: HTTPResponse, next_time: str) -> Iterator[bytes]:
     try:
         while chunk := response.read(CHUNK):
             yield chunk
     except (OSError, HTTPException) as error:
-        raise _stopped(url, f"the connection broke ({error})") from error
+        raise _stopped(url, f"the connection broke ({error})", next_time) from error
 
 
-def _stopped(url: str, what: str) -> InputError:
-    return InputError(
-        f"{shown(url)}: {what}; the same command tries again and continues from there"
-    )
+def _stopped(url: str, what: str, next_time: str) -> InputError:
+    return InputError(f"{shown(url)}: {what}; the same command tries again{next_time}")
+
+
+def _next_time(response: HTTPResponse, verifiable: bool) -> str:
+    """Return in words where the next call begins, after "tries again", if this one is stopped."""
+    ranges = response.headers.get("Accept-Ranges")
+    if ranges == "none" or not (verifiable or _validator(response)):
+        return " from the start"
+    sure = response.status == 206 or ranges == "bytes"
+    return CONTINUES if sure else f"{CONTINUES} if the server can"
 
 
 def _validator(response: HTTPResponse) -> str | None:
