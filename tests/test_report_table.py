@@ -264,13 +264,16 @@ def test_other_data_sets_categories_are_not_expected(tmp_path: Path) -> None:
     assert by_label(table) == {"data.root=data/mtd": 0.97, "data.root=data/mvtec": 0.9}
 
 
-def test_missing_repeat_lowers_the_count_alone(tmp_path: Path) -> None:
+def test_missing_repeat_lowers_the_count_and_marks_the_mean(tmp_path: Path) -> None:
     for seed, score in enumerate((0.90, 0.92, None)):
         metrics = None if score is None else {"image_auroc": score}
         write_run(tmp_path / str(seed), {"seed": seed}, metrics)
     table = read_runs([tmp_path])
     (point,) = table.points
     assert (point.value("image_auroc").mean, point.value("image_auroc").count) == (0.91, 2)
+    assert point.value("image_auroc").partial and point.cell("bottle", "image_auroc").partial
+    text = markdown(table).partition("## Leaderboard")[2].partition("##")[0]
+    assert "| 0.9100 ± 0.1271\\* |" in text and "\\* Runs are missing" in text
     assert [table.name(run) for run in table.unfinished] == ["2"]
     assert (
         sentence(table)

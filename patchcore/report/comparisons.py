@@ -3,6 +3,7 @@
 from patchcore.report.blocks import (
     MARKDOWN,
     PAGE,
+    PARTIAL,
     Block,
     Cell,
     Fold,
@@ -41,9 +42,8 @@ def effect_blocks(table: Table, against: tuple[str, str] | None) -> list[Block]:
     if missing:
         told = f"{missing} values are left out: their run, or its partner at {key}={value}, "
         blocks.append(Note(f"{told}is missing, did not finish or has no such metric."))
-    if any(effect.uneven for effect in found):
-        told = "* Some categories or seeds lack pairs that others have, so their means are over "
-        blocks.append(Note(f"{told}different settings."))
+    if any(effect.partial for effect in found):
+        blocks.append(Note(PARTIAL))
     single = [effect for effect in found if effect.others]
     if single:
         each = _grid(single, key, "Effects at each setting of the others")
@@ -67,7 +67,7 @@ def _grid(found: list[Effect], key: str, name: str) -> Grid:
         row += [text_cell(title(effect.metric))]
         if value.defined:
             half = f"± {number(effect.metric, value.half)}" if value.count > 1 else ""
-            note = f"{half}*" if effect.uneven else half
+            note = f"{half}{'*' * effect.partial}"
             row.append(value_cell(value.mean, _signed(effect.metric, value.mean), "", "", note))
         else:
             row.append(value_cell(value.mean, "undefined", value.reason, "undefined"))

@@ -23,6 +23,7 @@ from patchcore.report.blocks import (
     factor_heads,
     key_head,
     metric_head,
+    partial_notes,
     row_head,
     setting_cell,
     setting_cells,
@@ -35,6 +36,7 @@ from patchcore.report.comparisons import effect_blocks
 from patchcore.report.factorial import factorial_blocks
 from patchcore.report.galleries import GALLERY_BYTES, anchor, galleries, pictures
 from patchcore.report.plots import curves, fronts, heat, parallel, shares
+from patchcore.report.points import Summary
 from patchcore.report.reading import CATEGORY, RunFolder
 from patchcore.report.sentences import left_out, spread, undefined_reasons
 from patchcore.report.table import Table
@@ -225,6 +227,7 @@ def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
     blocks: list[Block] = [Note(" ".join([note, *told]), forms=(PAGE,))]
     ids = list(table.ids.values())
     blocks.append(Grid(heads, body, "sortable board", "Leaderboard", of="point", ids=ids))
+    blocks += partial_notes(point.value(key) for point in table.points for key in table.metrics)
     for name, lines in (("Left out", left_out(table)), ("Undefined", undefined_reasons(table))):
         blocks += [Lines(name, lines)] if lines else []
     return blocks
@@ -254,12 +257,14 @@ def _paper(table: Table) -> list[Block]:
     heads = [*factor_heads(table), Head("metric", "ascending", kind="text", place=2)]
     heads += [Head(name, "descending", place=2) for name in ("ours", "paper", "difference")]
     grid = Grid(heads, body, "sortable", "Beside the paper", of="point", ids=ids)
-    return [grid] if body else []
+    values = [point.value(key) for point in table.points for key in table.paper_metrics]
+    return [grid, *partial_notes(values)] if body else []
 
 
 def _categories(table: Table) -> list[Block]:
     """Return a table of points × categories for each metric, with the class average."""
     blocks: list[Block] = []
+    shown: list[Summary] = []
     for names in table.category_sets:
         points = [point for point in table.points if point.categories == names]
         for metric in table.main_metrics:
@@ -277,11 +282,13 @@ def _categories(table: Table) -> list[Block]:
                 row = setting_cells(table, point)
                 for name in names:
                     cell = point.cell(name, metric)
-                    shown = each and stated[name] in given
-                    note = f"paper {number(metric, stated[name])}" if shown else ""
+                    shown.append(cell)
+                    beside = each and stated[name] in given
+                    note = f"paper {number(metric, stated[name])}" if beside else ""
                     kind = "best" if len(points) > 1 and cell.mean == best[name] else ""
                     row.append(summary_cell(cell, metric, kind, note))
-                body.append([*row, summary_cell(point.value(metric), metric, "mean")])
+                shown.append(point.value(metric))
+                body.append([*row, summary_cell(shown[-1], metric, "mean")])
             heads = [Head(name, best_first(metric), place=2) for name in (*names, "average")]
             heads = [*factor_heads(table), *heads]
             blocks.append(Heading([title(metric)]))
@@ -292,7 +299,7 @@ def _categories(table: Table) -> list[Block]:
         "The average is the mean over the categories, as the papers report it. It is undefined if "
         "a category has no finished run or no value."
     )
-    return blocks and [Note(note), *blocks]
+    return blocks and [Note(note), *partial_notes(shown), *blocks]
 
 
 def _repeats(table: Table) -> list[Block]:
