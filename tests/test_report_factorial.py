@@ -103,8 +103,8 @@ def test_means_over_incomplete_sets_of_runs_are_marked(tmp_path: Path) -> None:
     (forest,) = (block for block in blocks if isinstance(block, Forest))
     assert all(row.text.endswith("*") for row in forest.rows)
     assert Note(PARTIAL) in blocks
-    lines = markdown(table).partition("## Effects and interactions")[2].splitlines()
-    assert len([line for line in lines if line.startswith("| ") and "\\*" in line]) == 6
+    text = markdown(table).partition("## Effects and interactions")[2].partition("\n## ")[0]
+    assert len([line for line in text.splitlines() if line.startswith("| ") and "\\*" in line]) == 6
 
 
 def test_terms_without_a_whole_point_are_marked(tmp_path: Path) -> None:

@@ -147,9 +147,8 @@ def _effect(known: dict[Unit, Values], chosen: list[tuple[Factor, Any]]) -> Term
     if not means:
         return None
     keys = {factor.key for factor, _ in chosen}
-    others = {
-        tuple(x for x in at if x[0] not in keys) for values in known.values() for at in values
-    }
+    settings = {at for values in known.values() for at in values}
+    others = {tuple(pair for pair in at if pair[0] not in keys) for at in settings}
     words = {factor.key: typed(value) for factor, value in chosen}
     return Term(words, summarise(means), runs, runs < len(known) * len(others))
 

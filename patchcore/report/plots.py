@@ -30,7 +30,7 @@ def curves(table: Table) -> list[Block]:
     if not table.factors:
         return []
     several = any(point.value(table.metric).count > 1 for point in table.points)
-    bars = "; bars are 95 % intervals over seeds" if several else ""
+    bars = "; bars are 95 % intervals over seeds, cut at the metric's bounds" if several else ""
     note = f"One line for each setting of the other factors{bars}."
     return [Note(note), Chart("curves", table.place, "Metric over a setting")]
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from patchcore.metrics import told
 from patchcore.paper import AVERAGE, CATEGORIES
 from patchcore.report.checks import is_number
 from patchcore.report.reading import RunFolder, Settings
@@ -31,6 +32,14 @@ class Summary:
     @property
     def defined(self) -> bool:
         return not math.isnan(self.mean)
+
+    def ends(self, metric: str) -> tuple[float, float]:
+        """Return the ends of the 95 % interval, cut at the bounds of a metric that has both."""
+        low, high = self.mean - self.half, self.mean + self.half
+        measure = told(metric)
+        if math.isfinite(measure.low) and math.isfinite(measure.high):
+            return max(low, measure.low), min(high, measure.high)
+        return low, high
 
 
 def undefined(reason: str) -> Summary:

@@ -222,7 +222,10 @@ def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
         "each column is in colour."
     )
     averages = "Metrics are class averages: means over the categories."
-    spreads = "± is half the width of the 95 % interval over seeds (Student's t)."
+    spreads = (
+        "± is half the width of the 95 % interval over seeds (Student's t), before it is cut at "
+        "the bounds of the metric, such as 1 for AUROC."
+    )
     told = [averages] * bool(table.category_sets) + [spreads] * table.repeated
     blocks: list[Block] = [Note(" ".join([note, *told]), forms=(PAGE,))]
     ids = list(table.ids.values())
@@ -311,6 +314,7 @@ def _repeats(table: Table) -> list[Block]:
         for metric in table.main_metrics:
             value = point.value(metric)
             mean, deviation, interval = spread(metric, value)
+            low, high = value.ends(metric)
             body.append(
                 [
                     *setting_cells(table, point),
@@ -318,13 +322,17 @@ def _repeats(table: Table) -> list[Block]:
                     value_cell(value.count or math.nan, str(value.count or "–")),
                     value_cell(value.mean, mean, kind="" if value.defined else "undefined"),
                     value_cell(value.deviation, deviation),
-                    value_cell(2 * value.half, interval),
+                    value_cell(high - low, interval),
                 ]
             )
     heads = [*factor_heads(table), Head("metric", "ascending", kind="text", place=2)]
     heads += [Head(name, "descending", place=2) for name in ("seeds", "mean")]
     heads += [Head(name, "ascending", place=2) for name in ("standard deviation", "95 % interval")]
-    note = Note("Intervals are Student’s; the column sorts by their width.", forms=(PAGE,))
+    note = Note(
+        "Intervals are Student’s, cut at the bounds of the metric, such as 1 for AUROC; the column "
+        "sorts by their width.",
+        forms=TEXT,
+    )
     ids = [table.ids[point] for point in table.points for _ in table.main_metrics]
     return [note, Grid(heads, body, "sortable", "Repeats over seeds", of="point", ids=ids)]
 

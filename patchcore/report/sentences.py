@@ -139,7 +139,7 @@ def spread(metric: str, value: Summary) -> tuple[str, str, str]:
     """Return mean, standard deviation and 95 % interval as text; – if there is only one repeat."""
     if not value.defined or value.count < 2:
         return number(metric, value.mean), "–", "–"
-    ends = [number(metric, value.mean + sign * value.half) for sign in (-1, 1)]
+    ends = [number(metric, end) for end in value.ends(metric)]
     return number(metric, value.mean), number(metric, value.deviation), f"{ends[0]} – {ends[1]}"
 
 
