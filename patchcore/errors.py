@@ -165,6 +165,16 @@ def few(names: Sequence[str], most: int = 3) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with what it counts, in the plural unless it is one.
+
+    >>> counted(1, "image"), counted(2, "batch"), counted(1200, "test image")
+    ('1 image', '2 batches', '1,200 test images')
+    """
+    plural = "" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{plural}"
+
+
 def above(value: float, limit: float, decimals: int = 0) -> str:
     """Return a number that exceeds a limit, with as many decimals as show this, 6 at most.
 

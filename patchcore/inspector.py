@@ -21,7 +21,7 @@ from torch import Tensor
 from patchcore.arguments import check_kind
 from patchcore.data.transforms import ImageConfig, Pixels, build_preparation, offset_and_scale
 from patchcore.digests import file_digest
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, counted, printable
 from patchcore.methods.counted import counted_by_all, counted_cells
 from patchcore.methods.detector import Detector, Method, Prediction
 from patchcore.methods.ensemble import Ensemble
@@ -208,8 +208,8 @@ class Inspector(Preparing):
             check_kind(own, ImageConfig, f"images[{number}]", "ImageConfig(…)")
         if len(each) != len(members):
             raise InputError(
-                f"image: the model has {len(members)} members, but {len(each)} settings of "
-                "images were given: give one for all, or one for each"
+                f"image: the model has {counted(len(members), 'member')}, but {len(each)} settings "
+                "of images were given: give one for all, or one for each"
             )
         super().__init__(each, decision, _without_left_out(details or {}, members))
         for member, own in zip(members, each, strict=True):
@@ -337,7 +337,8 @@ class Inspector(Preparing):
                 raise InputError(f"images must be uint8 (B, h, w, 3), got {found}")
         if len(batches) != len(self.members):
             raise InputError(
-                f"the model has {len(self.members)} members, but {len(batches)} batches were given"
+                f"the model has {counted(len(self.members), 'member')}, but "
+                f"{counted(len(batches), 'batch')} {'was' if len(batches) == 1 else 'were'} given"
             )
         return [
             normalised(each.to(self.device), image)

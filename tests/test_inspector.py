@@ -102,7 +102,7 @@ def test_images_are_by_default_those_of_the_weights() -> None:
 
 
 def test_what_does_not_fit_is_refused(model: PatchCore) -> None:
-    with pytest.raises(InputError, match="1 members, but 2 settings"):
+    with pytest.raises(InputError, match="1 member, but 2 settings"):
         Inspector(model, [IMAGE, IMAGE])
     with pytest.raises(InputError, match="one view"):
         whole = ImageConfig(size=32, view=View.whole)
@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(model: PatchCore) -> None:
         with pytest.raises(InputError, match=r"uint8 \(B, h, w, 3\)"):
             inspector.score(wrong)
     batch = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
-    with pytest.raises(InputError, match="1 members, but 2 batches"):
+    with pytest.raises(InputError, match="1 member, but 2 batches"):
         inspector.score([batch, batch])
 
 

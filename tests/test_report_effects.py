@@ -246,7 +246,7 @@ def test_points_with_other_categories_are_paired_where_they_share_some(
     assert effect.difference.mean == pytest.approx(difference)
     assert (effect.difference.count, effect.pairs, effect.missing) == (1, 1, 1)
     text = markdown(table)
-    assert "## Effects, data 1 and 2" in text and "1 values are left out" in text
+    assert "## Effects, data 1 and 2" in text and "1 value is left out: its run" in text
     assert "Only runs of the same category are paired." in text
     assert f"| {difference:+.4f} \\* | 1 | 1 |" in text and f"{difference:+.4f}" in page(table)
     assert page(table).count('<section id="effects') == 1
@@ -414,7 +414,7 @@ def test_a_multirun_is_ranked_by_its_first_objective(
 def test_a_multirun_without_results_is_concluded_in_a_line(tmp_path: Path) -> None:
     write_run(tmp_path / "0")
     (line,) = conclude(tmp_path)
-    assert line.startswith("no report: ") and "none of its 1 runs is finished" in line
+    assert line.startswith("no report: ") and "its only run is not finished" in line
     assert not (tmp_path / "report").exists()
     write_run(tmp_path / "1", {}, {"image_auroc": 0.9})
     (tmp_path / "report").write_text("")

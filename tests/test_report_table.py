@@ -490,7 +490,7 @@ def test_folders_that_hold_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere: there is no such folder"):
         read_runs([tmp_path / "nowhere"])
     write_run(tmp_path / "begun" / "0")
-    with pytest.raises(InputError, match="begun: none of its 1 runs is finished"):
+    with pytest.raises(InputError, match="begun: its only run is not finished"):
         read_runs([tmp_path / "begun"])
     write_run(tmp_path / "done", {}, {"image_auroc": 0.9})
     with pytest.raises(InputError, match="metric: no run has 'auroc'; choose one of image_auroc"):

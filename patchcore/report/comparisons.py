@@ -1,5 +1,6 @@
 """Section about the effects of a setting: see `patchcore.report.effects`."""
 
+from patchcore.errors import counted
 from patchcore.report.blocks import (
     MARKDOWN,
     PAGE,
@@ -40,7 +41,8 @@ def effect_blocks(table: Table, against: tuple[str, str] | None) -> list[Block]:
     blocks: list[Block] = [Note(note), _grid([e for e in found if not e.others], key, "Effects")]
     missing = sum(effect.missing for effect in found)
     if missing:
-        told = f"{missing} values are left out: their run, or its partner at {key}={value}, "
+        are = "is left out: its" if missing == 1 else "are left out: their"
+        told = f"{counted(missing, 'value')} {are} run, or the partner at {key}={value}, "
         blocks.append(Note(f"{told}is missing, did not finish or has no such metric."))
     if any(effect.partial for effect in found):
         blocks.append(Note(PARTIAL))

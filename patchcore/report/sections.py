@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from patchcore.errors import counted
 from patchcore.report.blocks import (
     MARKDOWN,
     PAGE,
@@ -179,7 +180,8 @@ def _varied(table: Table) -> list[Block]:
         for key, value in table.constant.items()
     ]
     heads = [text_head(name) for name in ("setting", "value")]
-    summary = f"{len(constant)} settings are the same in all runs"
+    are = "is" if len(constant) == 1 else "are"
+    summary = f"{counted(len(constant), 'setting')} {are} the same in all runs"
     return [varied, Fold(summary, [Grid(heads, constant)], forms=(PAGE,))]
 
 
@@ -381,7 +383,7 @@ def _runs(table: Table) -> list[Block]:
         ]
     ids = list(places.values())
     every = Grid(heads, rows(table.runs), "sortable", "Every run", of="run", ids=ids)
-    return [*blocks, Fold(f"All {len(table.runs)} runs", [every], forms=(PAGE,))]
+    return [*blocks, Fold(f"All runs, {len(table.runs)}", [every], forms=(PAGE,))]
 
 
 def _points(table: Table) -> Grid:

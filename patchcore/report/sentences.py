@@ -1,5 +1,6 @@
 """Sentences and spreads of a report."""
 
+from patchcore.errors import counted
 from patchcore.report.folders import failure
 from patchcore.report.points import Summary
 from patchcore.report.reading import CATEGORY
@@ -15,7 +16,7 @@ def sentence(table: Table) -> str:
     """
     finished = len(table.runs) - len(table.unfinished)
     points = sum(len(part.points) for part in table.parts)
-    parts = [_count(points, "point"), f"from {_count(finished, 'finished run')}"]
+    parts = [counted(points, "point"), f"from {counted(finished, 'finished run')}"]
     if others := len(table.unfinished):
         parts.append(f"and {others} that {'is' if others == 1 else 'are'} not counted")
     varied = [factor.key for factor in table.factors]
@@ -35,7 +36,7 @@ def sentence(table: Table) -> str:
     marked = ""
     if edited:
         marked = (
-            f" config.yaml of {_count(edited, 'run')} was changed after the run had finished, so "
+            f" config.yaml of {counted(edited, 'run')} was changed after the run had finished, so "
             "the settings shown may not be those of the figures."
         )
     return f"{' '.join(parts)}{told}{why}.{unlike}{marked}"
@@ -57,7 +58,7 @@ def best(table: Table, most: int = 5) -> list[str]:
         where = f" of data {part.number}" if part.number else ""
         if not placed:
             reasons = dict.fromkeys(point.value(part.metric).reason for point in part.points)
-            more = f" (and {_count(len(reasons) - 1, 'other reason')})" if len(reasons) > 1 else ""
+            more = f" (and {counted(len(reasons) - 1, 'other reason')})" if len(reasons) > 1 else ""
             first = next(iter(reasons))
             lines.append(f"no rank by {title(part.metric)}{where}: {first}{more}")
             continue
@@ -141,7 +142,3 @@ def spread(metric: str, value: Summary) -> tuple[str, str, str]:
         return number(metric, value.mean), "–", "–"
     ends = [number(metric, end) for end in value.ends(metric)]
     return number(metric, value.mean), number(metric, value.deviation), f"{ends[0]} – {ends[1]}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
