@@ -141,6 +141,8 @@ REMEDIES = {
 def unwritable(folder: Path, error: OSError) -> InputError:
     """Return the error of a folder that could not be written, with advice where there is any."""
     advice = REMEDIES.get(error.errno or 0)
+    if error.errno in (errno.EBUSY, errno.EXDEV):  # as where a volume is mounted
+        advice = "choose a folder inside it, as it cannot be renamed"
     told = f"{folder}: cannot be written ({error.strerror or error})"
     return lost_link(folder) or InputError(f"{told}: {advice}" if advice else told)
 
