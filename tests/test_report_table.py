@@ -12,7 +12,7 @@ from patchcore.errors import InputError
 from patchcore.report.conclusion import conclude
 from patchcore.report.effects import check_against, effects
 from patchcore.report.points import Summary, summarise
-from patchcore.report.sentences import sentence
+from patchcore.report.sentences import best, sentence
 from patchcore.report.table import Table, pareto, read_runs
 from patchcore.report.text import markdown, points_csv, runs_csv, write_tables
 from patchcore.report.words import distinct, natural, number, show
@@ -274,6 +274,11 @@ def test_missing_repeat_lowers_the_count_and_marks_the_mean(tmp_path: Path) -> N
     assert point.value("image_auroc").partial and point.cell("bottle", "image_auroc").partial
     text = markdown(table).partition("## Leaderboard")[2].partition("##")[0]
     assert "| 0.9100 ± 0.1271\\* |" in text and "\\* Runs are missing" in text
+    repeats = markdown(table).partition("## Repeats")[2].partition("##")[0]
+    assert "| 0.9100 \\* |" in repeats and "\\* Runs are missing" in repeats
+    head, line = best(table)
+    assert "0.9100 ± 0.1271*" in line
+    assert "over seeds; *: some runs are missing or did not finish):" in head
     assert [table.name(run) for run in table.unfinished] == ["2"]
     assert (
         sentence(table)

@@ -312,9 +312,12 @@ def _repeats(table: Table) -> list[Block]:
     if not table.repeated:
         return []
     body = []
+    shown: list[Summary] = []
     for point in table.points:
         for metric in table.main_metrics:
             value = point.value(metric)
+            shown.append(value)
+            mark = "*" * (value.partial and value.defined)
             mean, deviation, interval = spread(metric, value)
             low, high = value.ends(metric)
             body.append(
@@ -322,7 +325,7 @@ def _repeats(table: Table) -> list[Block]:
                     *setting_cells(table, point),
                     text_cell(title(metric)),
                     value_cell(value.count or math.nan, str(value.count or "–")),
-                    value_cell(value.mean, mean, kind="" if value.defined else "undefined"),
+                    value_cell(value.mean, mean, "", "" if value.defined else "undefined", mark),
                     value_cell(value.deviation, deviation),
                     value_cell(high - low, interval),
                 ]
@@ -336,7 +339,8 @@ def _repeats(table: Table) -> list[Block]:
         forms=TEXT,
     )
     ids = [table.ids[point] for point in table.points for _ in table.main_metrics]
-    return [note, Grid(heads, body, "sortable", "Repeats over seeds", of="point", ids=ids)]
+    grid = Grid(heads, body, "sortable", "Repeats over seeds", of="point", ids=ids)
+    return [note, grid, *partial_notes(shown)]
 
 
 def _runs(table: Table) -> list[Block]:

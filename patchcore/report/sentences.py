@@ -63,14 +63,17 @@ def best(table: Table, most: int = 5) -> list[str]:
             lines.append(f"no rank by {title(part.metric)}{where}: {first}{more}")
             continue
         repeated = any(point.value(part.metric).count > 1 for point in placed[:most])
-        told = " (±: half of Student's 95 % interval over seeds)" if repeated else ""
+        notes = ["±: half of Student's 95 % interval over seeds"] * repeated
+        if any(point.value(part.metric).partial for point in placed[:most]):
+            notes.append("*: some runs are missing or did not finish")
+        told = f" ({'; '.join(notes)})" if notes else ""
         of = f"{len(placed[:most])} of {len(placed)}"
         lines.append(f"best by {title(part.metric)}{where}, {of}{told}:")
         values = []
         for point in placed[:most]:
             value = point.value(part.metric)
             half = f" ± {number(part.metric, value.half)}" if value.count > 1 else ""
-            values.append(number(part.metric, value.mean) + half)
+            values.append(f"{number(part.metric, value.mean)}{half}{'*' * value.partial}")
         wide = max(map(len, values))
         lines += [
             f"  {i}  {value:{wide}}  {point.label}"
