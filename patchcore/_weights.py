@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from patchcore._record import InputRecord
-from patchcore.errors import InputError, local, unreadable
+from patchcore.errors import InputError, counted, local, unreadable
 
 EMBEDDED = "embedded"
 """Name of the network that ships with this package."""
@@ -93,7 +93,9 @@ def input_record(name: str, weights: str) -> InputRecord:
     cfg = timm.get_pretrained_cfg(name + tag)
     channels, *_, side = cfg.input_size
     if channels != 3 or not len(cfg.mean) == len(cfg.std) == 3:
-        raise InputError(f"backbone.name: {name} takes images of {channels} channels, not RGB")
+        raise InputError(
+            f"backbone.name: {name} takes images of {counted(channels, 'channel')}, not RGB"
+        )
     return InputRecord(tuple(cfg.mean), tuple(cfg.std), side)
 
 

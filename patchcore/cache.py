@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from patchcore.errors import InputError, to_write
+from patchcore.errors import InputError, Told, to_write
 from patchcore.machine import CACHE, home_expanded, warn_not_kept
 from patchcore.settings import Choice, Settings, setting
 from patchcore.writing import content_of, remove, replace_with
@@ -45,6 +45,7 @@ _CHECKSUM, _EARLIER = "xxh3", "checksum"
 """Names of the checksum among an entry's tensors, now and in earlier versions."""
 NAMED = 3  # damaged entries that a store names
 STALE = 3600  # seconds; after them an unfinished file is that of a dead process
+_told = Told()
 
 
 class Precision(Choice):
@@ -137,7 +138,6 @@ class Store:
         self._uncounted = 0  # bytes written since the last count
         self._broken = False
         self._damaged = 0  # entries that this process found
-        self._large = False  # whether an entry exceeded the limit
 
     def get(
         self, key: str, fits: Callable[[dict[str, Tensor]], bool] = bool
@@ -285,11 +285,10 @@ class Store:
             warnings.warn(f"more entries of the cache {self.root} {told}", stacklevel=3)
 
     def _tell_large(self, size: int) -> None:
-        if not self._large:
+        if _told.first((self.root, self.limit)):
             limit = f"cache.limit_gib={self.limit / 2**30:.3g}"
             told = f"{limit}, and one has {size / 2**30:.3g} GiB: raise the limit"
             warnings.warn(f"the cache {self.root} keeps no entry above {told}", stacklevel=3)
-        self._large = True
 
     def _give_up(self, error: OSError) -> None:
         if not self._broken:

@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.settings import Settings, setting, shown
 
 
@@ -189,7 +189,8 @@ class Decision:
             return []
         needed = math.ceil(1 / self.false_alarms) - 1
         return [
-            f"decision.false_alarms={self.false_alarms:g} needs {needed} nominal images: "
+            f"decision.false_alarms={self.false_alarms:g} needs "
+            f"{counted(needed, 'nominal image')}: "
             f"{self.images} guarantee {self.rate:.2g}"
         ]
 

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.rendezvous import meet
 from patchcore.switches import check_numbered, check_srun, processes
 
@@ -129,8 +129,8 @@ def check_size(trainer: Mapping[str, Any]) -> None:
     asked, process = processes(trainer), outside()
     if process is not None and process.size != asked:
         raise InputError(
-            f"trainer.devices × trainer.num_nodes is {asked}, and {process.size} processes were "
-            "started: set them to what torchrun or SLURM starts"
+            f"trainer.devices × trainer.num_nodes is {asked}, and "
+            f"{counted(process.size, 'process')} started: set them to what torchrun or SLURM starts"
         )
     if process is None and int(trainer.get("num_nodes") or 1) > 1:
         raise InputError(

@@ -141,6 +141,8 @@ REMEDIES = {
 def unwritable(folder: Path, error: OSError) -> InputError:
     """Return the error of a folder that could not be written, with advice where there is any."""
     advice = REMEDIES.get(error.errno or 0)
+    if error.errno in (errno.EBUSY, errno.EXDEV):  # as where a volume is mounted
+        advice = "choose a folder inside it, as it cannot be renamed"
     told = f"{folder}: cannot be written ({error.strerror or error})"
     return lost_link(folder) or InputError(f"{told}: {advice}" if advice else told)
 
@@ -163,6 +165,16 @@ def few(names: Sequence[str], most: int = 3) -> str:
     rest = [f"{len(names) - most} more"] if len(names) > most else []
     *first, last = [*names[:most], *rest]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with what it counts, in the plural unless it is one.
+
+    >>> counted(1, "image"), counted(2, "batch"), counted(1200, "test image")
+    ('1 image', '2 batches', '1,200 test images')
+    """
+    plural = "" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{plural}"
 
 
 def above(value: float, limit: float, decimals: int = 0) -> str:

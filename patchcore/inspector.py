@@ -21,7 +21,7 @@ from torch import Tensor
 from patchcore.arguments import check_kind
 from patchcore.data.transforms import ImageConfig, Pixels, build_preparation, offset_and_scale
 from patchcore.digests import file_digest
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, counted, printable
 from patchcore.methods.counted import counted_by_all, counted_cells
 from patchcore.methods.detector import Detector, Method, Prediction
 from patchcore.methods.ensemble import Ensemble
@@ -45,6 +45,8 @@ MOVED = "moved"
 """Key of the details' `data`: true where random changes moved the pixels of the training images."""
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 """Dtypes of the Trainer's precisions under which a network's dtype is not that of its weights."""
+MOST_SIZES = 4
+"""Sizes of images for which a model with a region remembers which of their pixels count."""
 
 
 def normalised(batch: Tensor, image: ImageConfig) -> Tensor:
@@ -208,8 +210,8 @@ class Inspector(Preparing):
             check_kind(own, ImageConfig, f"images[{number}]", "ImageConfig(…)")
         if len(each) != len(members):
             raise InputError(
-                f"image: the model has {len(members)} members, but {len(each)} settings of "
-                "images were given: give one for all, or one for each"
+                f"image: the model has {counted(len(members), 'member')}, but {len(each)} settings "
+                "of images were given: give one for all, or one for each"
             )
         super().__init__(each, decision, _without_left_out(details or {}, members))
         for member, own in zip(members, each, strict=True):
@@ -220,6 +222,7 @@ class Inspector(Preparing):
         self.precision = precision
         self.crops: Crops | None = None
         self.region = region
+        self._kept_hidden: dict[tuple[int, int], NDArray[np.bool_]] = {}
         self._inside = [
             torch.from_numpy(image.seen(region)).to(self.device)
             for image in self.images
@@ -263,8 +266,17 @@ class Inspector(Preparing):
         """See `Preparing.place`; NaN, too, where most of a pixel does not count by the region."""
         found = super().place(values, size)
         if self._share is not None:
-            found[~(super().place(self._share, size) >= 0.5)] = np.nan
+            found[self._hidden(self._share, (size[0], size[1]))] = np.nan
         return found
+
+    def _hidden(self, share: Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """Pixels (H, W) that do not count in images of a size; kept for a few sizes."""
+        hidden = self._kept_hidden.get(size)
+        if hidden is None:
+            hidden = ~(super().place(share, size) >= 0.5)
+            if len(self._kept_hidden) < MOST_SIZES:
+                self._kept_hidden[size] = hidden
+        return hidden
 
     @cached_property
     def _share(self) -> Tensor | None:
@@ -337,7 +349,8 @@ class Inspector(Preparing):
                 raise InputError(f"images must be uint8 (B, h, w, 3), got {found}")
         if len(batches) != len(self.members):
             raise InputError(
-                f"the model has {len(self.members)} members, but {len(batches)} batches were given"
+                f"the model has {counted(len(self.members), 'member')}, but "
+                f"{counted(len(batches), 'batch')} {'was' if len(batches) == 1 else 'were'} given"
             )
         return [
             normalised(each.to(self.device), image)

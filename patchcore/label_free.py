@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.map_cache import KeptOrders
 from patchcore.methods.detector import Detector, Fitting
 from patchcore.methods.folds import FeatureBatches, fitted_without, folds_of, predictions
@@ -125,8 +125,9 @@ class LabelFree:
         """Return a sentence on what it will cost."""
         count, fits = len(self.numbers), len(self.folds)
         return (
-            f"label_free: {count} of {self.images} training images are held out, with "
-            f"{count * self.config.defects} synthetic defects to extract and "
+            f"label_free: {count} of {counted(self.images, 'training image')} "
+            f"{'is' if count == 1 else 'are'} held out, with "
+            f"{counted(count * self.config.defects, 'synthetic defect')} to extract and "
             f"{fits} further {'memory' if fits == 1 else 'memories'} to build"
         )
 

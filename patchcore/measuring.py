@@ -1,9 +1,13 @@
 """Test of a saved or exported model, with the same metrics as the test of a run."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
@@ -18,6 +22,7 @@ from patchcore.data.sets import DATA_SETS
 from patchcore.data.transforms import AugmentConfig
 from patchcore.errors import InputError
 from patchcore.export import ExportedModel
+from patchcore.inspection import read_pixels
 from patchcore.inspector import Inspector, held_images
 from patchcore.machine import check_trainer_variables
 from patchcore.module import Batch, Pair, ScoringModule
@@ -36,11 +41,14 @@ class InspectorModule(ScoringModule):
 
     Args:
         inspector: Model to test.
+        paths: Files of the test images, which members of an ensemble at other sizes than the first
+            one's get from there.
     """
 
-    def __init__(self, inspector: Inspector | ExportedModel) -> None:
+    def __init__(self, inspector: Inspector | ExportedModel, paths: Sequence[Path] = ()) -> None:
         super().__init__()
         self.inspector = inspector
+        self._paths = paths
         self.decision = inspector.decision  # the test counts its verdicts
         self._pixels = inspector.counted_pixels() if isinstance(inspector, Inspector) else None
 
@@ -48,7 +56,8 @@ class InspectorModule(ScoringModule):
         """See `ScoringModule.predictions`."""
         pixels = batch["image"].permute(0, 2, 3, 1)  # (B, 3, h, w) → (B, h, w, 3)
         pixels = pixels if pixels.dtype == torch.uint8 else pixels.round().byte()
-        found = self.inspector.score(pixels)
+        given: Any = self._of_members(pixels, batch["index"].tolist())
+        found = self.inspector.score(given)
         pair = (self.image_metrics, self.pixel_metrics)
         own = self.inspector.counted if isinstance(self.inspector, Inspector) else []
         asked = batch.get("inside")
@@ -64,6 +73,19 @@ class InspectorModule(ScoringModule):
             )
         counts = None if self._pixels is None else self._pixels.expand(len(found.map), -1, -1)
         return [(pair, found.score.cpu(), found.map.cpu(), counts)]
+
+    def _of_members(self, pixels: Tensor, numbers: Sequence[int]) -> Tensor | list[Tensor]:
+        """Input for each member, where the first one gets these pixels (B, h, w, 3)."""
+        if self.inspector.alike:
+            return pixels
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            each = [*pool.map(self._prepared, numbers)]
+        others = (np.stack(made) for made in list(zip(*each, strict=True))[1:])
+        return [pixels, *map(torch.from_numpy, others)]
+
+    def _prepared(self, number: int) -> tuple[Any, ...]:
+        """Pixels (h, w, 3) of a test image for each member."""
+        return tuple(self.inspector.prepare(read_pixels(self.inspector, self._paths[number])))
 
     def anomaly_map(self, index: int, size: tuple[int, int]) -> Tensor:
         """Raise NotImplementedError: this test keeps no maps, as it draws no pictures."""
@@ -85,23 +107,19 @@ def measure(inspector: Inspector | ExportedModel, data: DataConfig) -> Run:
         data: Data set; only its test images are scored.
 
     Raises:
-        InputError: The data cannot be read, an ensemble's members need images of several sizes, or
-            the data's region is not the one that the model was fitted with, or an image is of
-            another size than that.
+        InputError: The data cannot be read, or the data's region is not the one that the model was
+            fitted with, or an image is of another size than that.
     """
-    if not inspector.alike:
-        raise InputError(
-            "ensemble.members: their images have several sizes or views, but this command prepares "
-            "only one: test them with patchcore train"
-        )
     check_trainer_variables()
     split = data.read()
     check_known(held_images(inspector.details), split)
     if isinstance(inspector, Inspector) and inspector.region is not None:
         for sample in split.test:
             inspector.check_size(sample.path, image_size(sample.path, inspector.image.limit))
+    if not inspector.alike and any(image.tiles for image in inspector.images):
+        data = replace(data, batch_size=1)  # members with tiles take images of any size
     loaded = AnomalyDataModule(data, pixels_alone(inspector.image), AugmentConfig(), split=split)
-    module = InspectorModule(inspector)
+    module = InspectorModule(inspector, [sample.path for sample in split.test])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         trainer = pl.Trainer(

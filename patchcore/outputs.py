@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -52,12 +53,30 @@ def check_removable(folder: Path) -> None:
     """Refuse a folder that `patchcore.writing.remove_folder` could not remove.
 
     Raises:
-        InputError: It, or a folder in it, is another user's and holds files that may not be
-            removed, or cannot be listed.
+        InputError: A disk or volume is mounted there; or it, or a folder in it, is another user's
+            and holds files that may not be removed, or cannot be listed.
     """
+    if _is_mounted(folder):
+        raise InputError(
+            f"{folder}: a disk or volume is mounted there, so it cannot be replaced: choose a "
+            "folder inside it"
+        )
     for place, folders, files in os.walk(folder, onerror=_check_unlisted):
         if folders or files:
             check_own(Path(place))
+
+
+def _is_mounted(folder: Path) -> bool:
+    """Whether a file system, or a folder of one, is mounted at a folder."""
+    if os.path.ismount(folder):
+        return True
+    try:
+        mounted = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:  # another system than Linux
+        return False
+    told = (line.split()[4] for line in mounted)  # with blanks and the like as \\040
+    places = {re.sub(rb"\\(\d{3})", lambda code: bytes([int(code[1], 8)]), each) for each in told}
+    return os.fsencode(os.path.realpath(folder)) in places
 
 
 def _check_unlisted(error: OSError) -> None:

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from patchcore.errors import counted
+
 
 @dataclass
 class Plan:
@@ -43,7 +45,7 @@ class Plan:
         memory = f", {_size(self.features)} of patch features" if self.features else ""
         free = f" ({_size(self.free)} free)" if memory and self.free else ""
         return (
-            f"plan: {self.training:,} training and {self.test:,} test images, {decoding} "
+            f"plan: {self.training:,} training and {counted(self.test, 'test image')}, {decoding} "
             f"({self.readers}), {self.extracted:.3g} through the network: extraction about "
             f"{max(1, round(self.seconds)):,} s{memory}{free}"
         )

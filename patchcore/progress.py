@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.dataset import Loader
+from patchcore.errors import counted
 from patchcore.plan import Plan
 
 
@@ -82,7 +83,7 @@ class ProgressBar(TQDMProgressBar):
             len(data.split.test),
             alike * max(1, workers) / max(decoding, 1e-9),
             alike / max(taken, 1e-9),
-            _counted(workers, "process") if workers else _counted(busy, "thread"),
+            counted(workers, "process") if workers else counted(busy, "thread"),
             bool(workers or loader.ahead),
             getattr(gathering, "nbytes", 0),
             getattr(gathering, "free", 0),
@@ -106,8 +107,3 @@ class ProgressBar(TQDMProgressBar):
             file=sys.stderr,
             bar_format=self.BAR_FORMAT,
         )
-
-
-def _counted(number: int, what: str) -> str:
-    plural = "es" if what.endswith("s") else "s"
-    return f"{number} {what}{plural if number > 1 else ''}"

@@ -119,7 +119,7 @@ def flaw(run: Path, folder: Path) -> str | None:
 
 
 def check_replaceable(folder: Path, new: Path | None = None) -> None:
-    """Refuse to replace an artifact that was extended, or that the finished run there did not make.
+    """Refuse to replace an artifact that was extended, or that the run there did not make.
 
     Args:
         folder: Folder of the run.
@@ -131,7 +131,8 @@ def check_replaceable(folder: Path, new: Path | None = None) -> None:
     there = folder / FOLDER / DESCRIPTION
     try:
         found = read_description(there, sys.maxsize)  # of any format
-        foreign = (folder / METRICS).is_file() and of_another_run(found, folder)
+        marked = new is None or (folder / METRICS).is_file()  # else by the present run
+        foreign = marked and of_another_run(found, folder)
         if len(found["lineage"]) <= 1 and not foreign:
             return
         told = "is the model of another run" if foreign else "was extended"

@@ -31,6 +31,7 @@ from patchcore.keeping import Keep, Keeper, saved_on_request
 from patchcore.members import EnsembleModule, Member, shown_map
 from patchcore.methods import build_detector
 from patchcore.module import DetectorModule, ScoringModule
+from patchcore.replaced import what_differs
 from patchcore.report.distrusted import DISTRUSTED, copy_distrusted, write_distrusted
 from patchcore.report.folders import Images
 from patchcore.report.images import places_of, write_images
@@ -230,10 +231,10 @@ def _run_in(
     same = holds and finished_fingerprint(folder) == name  # then what is not made again is kept
     if holds and source != folder.resolve() and (model or not same):
         check_replaceable(folder)
-    if keeper.multirun is not None and _of_another_point(folder, provenance):
+    if keeper.multirun is not None and (differs := _replaced(folder, provenance)):
         warnings.warn(
-            f"{folder}: the results of another point are replaced; to keep those of several "
-            "multiruns, give each its own hydra.sweep.dir",
+            f"{folder}: {differs}; to keep those of several multiruns, give each its own "
+            "hydra.sweep.dir",
             stacklevel=2,
         )
     (place.new / "config.yaml").write_text(write_settings(settings), encoding="utf-8")
@@ -265,12 +266,15 @@ def _needed(files: list[str], keeper: Keeper, found: Path) -> list[str]:
     return files if keeper.wants(*_told(found)) else []
 
 
-def _of_another_point(folder: Path, provenance: Mapping[str, Any]) -> bool:
-    """Whether a folder holds sound results that other settings have given."""
+def _replaced(folder: Path, provenance: Mapping[str, Any]) -> str:
+    """Return which sound results of other settings in a folder are replaced; empty for none."""
     if finished_fingerprint(folder) is None:
-        return False
+        return ""
     settings = json.loads(json.dumps(provenance["settings"], default=str))
-    return bool(read_provenance(folder)["settings"] != settings)
+    before = read_provenance(folder)["settings"]
+    if before == settings:
+        return ""
+    return what_differs(before, settings)
 
 
 @contextmanager

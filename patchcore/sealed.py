@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import yaml  # type: ignore[import-untyped]
 
 from patchcore.data.files import is_junk
-from patchcore.errors import InputError, unreadable, unwritable
+from patchcore.errors import InputError, counted, unreadable, unwritable
 from patchcore.outputs import check_folder, check_removable, model_around
 from patchcore.settings import shown
 from patchcore.writing import locked_now, new_part, remove_folder, remove_leftovers
@@ -179,7 +179,7 @@ def check_files(folder: Path, found: dict[str, Any]) -> None:
         try:
             size = path.stat().st_size
             if size != expected["bytes"]:
-                had = f"it has {size} bytes of {expected['bytes']}"
+                had = f"it has {counted(size, 'byte')} of {expected['bytes']}"
                 raise unreadable(path, f"{path}: is damaged: {had}: {REMEDY}")
             same = _measured(path) == expected
         except FileNotFoundError:

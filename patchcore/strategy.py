@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from patchcore.data.dataset import Loader
 from patchcore.data.sample import Split
 from patchcore.distributed import Process
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 
 
 def check_batches(size: int, split: Split, batch: int) -> None:
@@ -36,8 +36,8 @@ def check_batches(size: int, split: Split, batch: int) -> None:
         if batches < size:
             smaller = f", or data.batch_size to {images // size}" if images >= size else ""
             raise InputError(
-                f"trainer.devices={size} is more than the {batches} batches of the {images} {kind} "
-                f"images: set it to {batches}{smaller}"
+                f"trainer.devices={size} is more than the {counted(batches, 'batch')} of the "
+                f"{counted(images, f'{kind} image')}: set it to {batches}{smaller}"
             )
 
 

@@ -27,7 +27,7 @@ from patchcore.data.datamodule import AnomalyDataModule
 from patchcore.data.sample import Split
 from patchcore.data.transforms import offset_and_scale
 from patchcore.distributed import Process
-from patchcore.errors import InputError, warning_line
+from patchcore.errors import InputError, counted, warning_line
 from patchcore.keeping import Keep
 from patchcore.label_free import LabelFree
 from patchcore.machine import check_trainer_variables
@@ -278,7 +278,8 @@ def build_trainer(
         ) from error
     if trainer.world_size != size:
         raise InputError(
-            f"trainer.devices={settings.get('devices')} means {trainer.world_size} devices here: "
+            f"trainer.devices={settings.get('devices')} means "
+            f"{counted(trainer.world_size, 'device')} here: "
             "set trainer.devices to that number"
         )
     if trainer.precision != asked_precision(settings):
@@ -312,8 +313,8 @@ def construct(key: str, settings: Mapping[str, Any], **more: Any) -> Any:
 def _check_count(kind: str, used: int, asked: int) -> None:
     if used != asked:
         raise InputError(
-            f"trainer: {used} {kind} images were used, not {asked}: leave out everything that ends "
-            "the run early, such as callbacks"
+            f"trainer: {counted(used, f'{kind} image')} {'was' if used == 1 else 'were'} used, not "
+            f"{asked}: leave out everything that ends the run early, such as callbacks"
         )
 
 

@@ -223,7 +223,8 @@ def ensemble(root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     """Folder and screen of a run of two members at two image sizes, with a cache."""
     folder = tmp_path_factory.mktemp("ensemble") / "run"
     cache = ["cache.enabled=true", f"cache.root={folder.parent / 'cache'}"]
-    done = train(folder, *nut(root), MEMBERS, "logger=[csv,tensorboard]", *cache)
+    kept = "artifact=true"
+    done = train(folder, *nut(root), MEMBERS, "logger=[csv,tensorboard]", kept, *cache)
     assert done.code == 0, done.err
     return folder, done
 
@@ -256,6 +257,35 @@ def test_an_ensembles_scores_are_those_of_the_library(
     assert found["image_auroc"] == pytest.approx(reference.auroc(np.array(scores), labels))
     for member, scale in zip(found["members"], library.scales, strict=True):
         assert member["scale"] == pytest.approx(vars(scale), rel=1e-3)
+
+
+def scores_in(file: Path) -> list[float]:
+    with file.open() as opened:
+        return [float(row["score"]) for row in csv.DictReader(opened)]
+
+
+def test_a_saved_ensemble_of_several_image_sizes_gives_the_numbers_of_its_run(
+    ensemble: tuple[Path, Outcome], root: Path, tmp_path: Path
+) -> None:
+    folder, artifact = ensemble[0], ensemble[0] / "artifact"
+    done = patchcore("test", str(artifact), "--output", str(tmp_path / "test"))
+    assert done.code == 0, done.err
+    assert scores_in(tmp_path / "test/scores.csv") == pytest.approx(
+        scores_in(folder / "scores.csv"), rel=1e-5
+    )
+    expected, found = metrics(folder), metrics(tmp_path / "test")
+    keys = [key for key in KEYS if key != "seconds" and key in found]
+    assert len(keys) > 20 and not {"image_auroc", "aupro", "pixel_auroc"} - {*keys}
+    assert found["undefined"] == expected["undefined"]
+    for key in keys:
+        assert found[key] == (expected[key] and pytest.approx(expected[key], rel=1e-5)), key
+    images = [str(x.path) for x in MVTecConfig(root=str(root), category="nut").read().test]
+    told = patchcore("predict", str(artifact), *images, "--format", "csv")
+    assert told.code == 0, told.err
+    (tmp_path / "found.csv").write_text(told.out)
+    assert scores_in(tmp_path / "found.csv") == pytest.approx(
+        scores_in(folder / "scores.csv"), rel=1e-5
+    )
 
 
 def test_an_ensembles_folder_is_that_of_any_run_and_tells_of_its_members(

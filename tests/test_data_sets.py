@@ -892,8 +892,8 @@ def test_generated_images_are_written_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "place"),
     [
-        ("1 training images, but 2", "train/good"),
-        ("1 nominal test images, but 2", "test/good"),
+        ("1 training image, but 2", "train/good"),
+        ("1 nominal test image, but 2", "test/good"),
         ("5 masks, but 6", "ground_truth/*"),
     ],
 )

@@ -242,7 +242,7 @@ def test_processes_that_torchrun_has_started_share_a_run(
         torch.distributed.destroy_process_group()
     other.join()
     assert other.exitcode == 0
-    with pytest.raises(InputError, match="num_nodes is 1, and 2 processes were started"):
+    with pytest.raises(InputError, match="num_nodes is 1, and 2 processes started"):
         patchcore.run(config(tmp_path), tmp_path / "refused")
     monkeypatch.undo()
     alone = patchcore.run(config(tmp_path, data=settings.data), tmp_path / "alone")

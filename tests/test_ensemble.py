@@ -139,7 +139,7 @@ def test_an_image_that_made_the_whole_memory_is_passed_over() -> None:
         features[4:].numpy(), features[row].numpy(), 1, "euclidean"
     )
     assert (scale.score_mean, scale.score_std) == (pytest.approx(distances.max()), 1.0)
-    with pytest.raises(InputError, match=r"a memory of 1 patches is too small to leave an image"):
+    with pytest.raises(InputError, match=r"a memory of 1 patch is too small to leave an image"):
         measured(features, [4, 4], row, scoring=ScoringConfig(reweight=2))
     with pytest.raises(InputError, match="too small"):
         measured(nominal([1]), [1])

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -10,7 +11,7 @@ from omegaconf import OmegaConf
 
 from patchcore.cache import CacheConfig
 from patchcore.commands.generations import VERSION_BASE
-from patchcore.commands.hydra_values import CONCLUSION, check_cache, check_hydra
+from patchcore.commands.hydra_values import CONCLUSION, check_cache, check_hydra, check_moved
 from patchcore.errors import InputError
 from tests.runs import patchcore
 
@@ -189,6 +190,50 @@ def test_each_run_would_have_a_cache_of_its_own(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PATCHCORE_CACHE", "rel")
     with pytest.raises(InputError, match=told):
         check_cache(CacheConfig(), True)
+
+
+def test_relative_paths_that_another_current_folder_hides_are_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, place = tmp_path / "start", tmp_path / "start/run"
+    place.mkdir(parents=True)
+    (start / "data").mkdir()
+    (start / "own.pth").touch()
+    monkeypatch.chdir(place)
+
+    def check(chdir: bool | None = True, **settings: Any) -> None:
+        check_moved(OmegaConf.create(settings), str(start), chdir)
+
+    member = {"backbone": {"weights": "own.pth"}}
+    for key, settings in (
+        ("data.root", {"data": {"root": "data"}}),
+        ("data.region", {"data": {"region": "own.pth"}}),
+        ("backbone.weights", member),
+        ("ensemble.members.1.backbone.weights", {"ensemble": {"members": [{}, member]}}),
+    ):
+        name = "data" if key == "data.root" else "own.pth"
+        with pytest.raises(InputError) as caught:
+            check(**settings)
+        assert str(caught.value) == (
+            f"{key}: {name}: with hydra.job.chdir=true, relative paths begin in the folder of the "
+            f"run, {place}, where there is none: give a path that begins with /, such as "
+            f"{start / name}"
+        )
+        for chdir in (False, None):
+            check(chdir, **settings)
+    for root in ("../data", str(start / "data"), "elsewhere", None):
+        check(data={"root": root}, backbone={"weights": "none"})
+    monkeypatch.chdir(start)
+    given = [
+        "data=mvtec",
+        "data.root=data",
+        "data.category=nut",
+        "hydra.run.dir=run",
+        "logger=none",
+    ]
+    done = patchcore("train", "backbone=embedded", *given, "hydra.job.chdir=true")
+    assert done.code == 1
+    assert done.err.startswith("error: data.root: data: with hydra.job.chdir=true, relative paths")
 
 
 def test_settings_are_shown_resolved(tmp_path: Path) -> None:

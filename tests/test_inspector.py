@@ -1,5 +1,7 @@
 """Inspector: an image's pixels to its score, and the map back to the image's own pixels."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from patchcore import BackboneConfig, Ensemble, InputError, Inspector, LayersCon
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.transforms import ImageConfig, build_normalisation, build_transform
 from patchcore.data.view import View
+from patchcore.inspection import Inspection, predict
 from patchcore.inspector import normalised, placed
 from patchcore.measuring import measure
 
@@ -34,7 +37,7 @@ def test_input_is_normalised_as_in_training() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
-def test_members_that_get_other_pixels_are_not_measured_together() -> None:
+def test_members_that_get_other_pixels_are_measured_together(tmp_path: Path) -> None:
     """Both views show all of an image, at one size and at different aspect ratios."""
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     backbone, layers = BackboneConfig("resnet18", "none"), LayersConfig(["1"])
@@ -42,8 +45,12 @@ def test_members_that_get_other_pixels_are_not_measured_together() -> None:
     views = [ImageConfig(size=32, view=view) for view in (View.whole, View.square)]
     assert not Inspector(ensemble, views).alike
     assert Inspector(ensemble, [views[0], ImageConfig(size=32, view=View.whole)]).alike
-    with pytest.raises(InputError, match=r"^ensemble\.members: their images have several sizes or"):
-        measure(Inspector(ensemble, views), GeneratedConfig())
+    size = {"train_images": 2, "nominal_images": 2, "anomalous_images": 2}
+    data = GeneratedConfig(root=str(tmp_path), size=64, **size)
+    inspector = Inspector(ensemble, views)
+    paths = [sample.path for sample in data.read().test]
+    alone = [found.score for found in predict(inspector, paths) if isinstance(found, Inspection)]
+    assert measure(inspector, data).scores == pytest.approx(alone)
 
 
 def test_scores_are_those_of_the_training_way(model: PatchCore) -> None:
@@ -102,7 +109,7 @@ def test_images_are_by_default_those_of_the_weights() -> None:
 
 
 def test_what_does_not_fit_is_refused(model: PatchCore) -> None:
-    with pytest.raises(InputError, match="1 members, but 2 settings"):
+    with pytest.raises(InputError, match="1 member, but 2 settings"):
         Inspector(model, [IMAGE, IMAGE])
     with pytest.raises(InputError, match="one view"):
         whole = ImageConfig(size=32, view=View.whole)
@@ -117,7 +124,7 @@ def test_what_does_not_fit_is_refused(model: PatchCore) -> None:
         with pytest.raises(InputError, match=r"uint8 \(B, h, w, 3\)"):
             inspector.score(wrong)
     batch = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
-    with pytest.raises(InputError, match="1 members, but 2 batches"):
+    with pytest.raises(InputError, match="1 member, but 2 batches"):
         inspector.score([batch, batch])
 
 

@@ -343,6 +343,23 @@ def test_a_model_of_another_run_is_never_described_as_that_of_its_folder(
     assert fit["fingerprint"] == (folder / "fingerprint.txt").read_text().strip()
 
 
+def test_a_model_of_another_run_stays_where_results_are_gone(root: Path, tmp_path: Path) -> None:
+    kept, folder = ArtifactConfig(Keep.all), tmp_path / "run"
+    other = {"coreset": GreedyConfig(ratio=0.3)}
+    runner.run(config(root, artifact=kept), folder)
+    runner.run(config(root, artifact=kept, **other), tmp_path / "other")
+    (folder / "metrics.json").unlink()
+    shutil.copytree(folder, tmp_path / "own")
+    shutil.rmtree(folder / "artifact")
+    shutil.copytree(tmp_path / "other/artifact", folder / "artifact")
+    before = read_files(folder / "artifact")
+    for more in ({"artifact": kept}, {"artifact": kept, **other}, {}):
+        with pytest.raises(InputError, match=f"^{folder}/artifact: is the model of another run"):
+            runner.run(config(root, **more), folder)
+    assert read_files(folder / "artifact") == before
+    runner.run(config(root, artifact=kept, **other), tmp_path / "own")  # its own is replaced
+
+
 def test_a_model_that_is_replaced_by_another_during_a_run_stays(root: Path, tmp_path: Path) -> None:
     settings, folder = config(root, artifact=ArtifactConfig(Keep.all)), tmp_path / "run"
     runner.run(settings, folder)

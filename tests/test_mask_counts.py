@@ -73,7 +73,7 @@ def test_the_first_image_of_each_kind_is_named() -> None:
     counts.update(torch.tensor([1]), torch.tensor([[2, 0, 0, 1, 0, 1]]), numbers=torch.tensor([1]))
     regions, masks = counts.notices(names)
     assert regions.startswith("1 of 2 marked regions (in two), of one pixel, was lost in resizing")
-    assert masks.startswith("1 of 1 masks (that of two) marks more than half of its image")
+    assert masks.startswith("1 of 1 mask (that of two) marks more than half of its image")
     rows = torch.tensor([[3, 0, 0, 2, 0, 1]])
     counts.update(torch.tensor([1]), rows, numbers=torch.tensor([2]))
     regions, masks = counts.notices(names)

@@ -20,7 +20,7 @@ from patchcore.data.files import expanded, find_folder
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.images import open_array, read_image
 from patchcore.data.named import named_images
-from patchcore.errors import printable, to_write
+from patchcore.errors import counted, printable, to_write
 from tests.runs import patchcore
 
 WORDS = "is a URL, and URLs are neither read nor written: name a path of this machine"
@@ -163,3 +163,11 @@ def test_links_in_a_circle_are_told_with_their_target(tmp_path: Path) -> None:
     link.symlink_to("link.png")
     with pytest.raises(InputError, match=r"this link leads to link\.png, which cannot be read"):
         read_image(link)
+
+
+def test_one_thing_is_in_the_singular() -> None:
+    found = [counted(number, noun) for number in (0, 1, 2, 1200) for noun in ("image", "patch")]
+    assert found == [
+        *("0 images", "0 patches", "1 image", "1 patch"),
+        *("2 images", "2 patches", "1,200 images", "1,200 patches"),
+    ]

@@ -782,7 +782,7 @@ def test_files_that_are_passed_over_are_counted(
     told = re.escape(
         "data: 3 files passed over: 2 .heic, 1 without extension (such as "
         f"{tmp_path / '2.HEIC'}); .heic cannot be read: convert such files to PNG; "
-        f"read: 1 images{'' if piped else ' to inspect'}"
+        f"read: 1 image{'' if piped else ' to inspect'}"
     )
     with pytest.warns(UserWarning, match=f"^{told}$"):
         done = patchcore("predict", str(artifact), str(tmp_path), *piped, *flags(thresholds))

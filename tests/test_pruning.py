@@ -161,7 +161,7 @@ def test_a_run_names_the_images_that_it_distrusts_and_forgets_them(tmp_path: Pat
     assert len(moved) == 1
     assert [row["path"] for row in rows] == [str(x.path) for x in moved]
     assert rows[0]["label"] == "1" and float(rows[0]["distrust"]) > IMAGE_LIMIT
-    assert "\n1 of 13 training images are distrusted and were dropped: see " in found.text
+    assert "\n1 of 13 training images is distrusted and was dropped: see " in found.text
     plain = run(contaminated(tmp_path), tmp_path / "plain")
     assert not (tmp_path / "plain" / DISTRUSTED).exists() and "distrusted" not in plain.text
     assert found.record["train_images"] == plain.record["train_images"] == 13

@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from unittest.mock import Mock
 
 import numpy as np
@@ -28,6 +30,7 @@ from patchcore.data.view import View
 from patchcore.extend import change_artifact
 from patchcore.inspection import Inspection, Thresholds
 from patchcore.inspection import predict as inspected
+from patchcore.inspector import MOST_SIZES, placed
 from patchcore.measuring import kept_data, measure
 from patchcore.members import EnsembleModule, shown_map
 from patchcore.methods import Parts, PatchCoreConfig, build_detector
@@ -572,6 +575,25 @@ def test_pixels_that_do_not_count_are_in_no_region(tmp_path: Path) -> None:
     app = pytest.importorskip("patchcore.serving.app", reason="needs the extra serve")
     served = app.Service(inspector, thresholds, app.Limits())._inspect(images[0].read_bytes(), True)
     assert served["overlay_picture"] == app._uri(drawn)
+
+
+def test_pixels_that_do_not_count_are_found_once_for_a_size() -> None:
+    region = np.zeros((64, 80), dtype=bool)
+    region[16:48, 20:60] = True
+    model = fitted("patchcore", images(4), left(4))
+    inspector = Inspector(model, ImageConfig(resize=32, crop=32), region=region)
+    drawn = np.random.default_rng(0)
+    maps = [drawn.random((32, 32), np.float32) for _ in range(3)]
+    sizes = [(64, 80), (64, 80), *((64, 70 + i) for i in range(MOST_SIZES + 1)), (64, 80)]
+    share = inspector.counted_pixels()
+    assert share is not None
+    with mock.patch("patchcore.inspector.placed", wraps=placed) as made:
+        for size, values in zip(sizes, cycle(maps), strict=False):
+            found = inspector.place(values, size)
+            counts = placed(share.float().numpy(), size, inspector.image) >= 0.5
+            expected = np.where(counts, placed(values, size, inspector.image), np.nan)
+            np.testing.assert_array_equal(found, expected)
+    assert made.call_count == 2 * len(sizes) - 2  # the first size was met three times
 
 
 @pytest.mark.parametrize("several", [False, True])

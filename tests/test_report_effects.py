@@ -64,7 +64,7 @@ def test_effects_by_hand(tmp_path: Path) -> None:
         assert value.mean == pytest.approx(np.mean(differences))
         assert [value.mean - value.half, value.mean + value.half] == pytest.approx([*test])
         assert (value.count, effect.pairs) == (6, 6 * len(ratios))
-        assert (effect.missing, effect.uneven) == (0, False)
+        assert (effect.missing, effect.partial) == (0, False)
 
 
 def test_a_seed_that_only_some_values_have_is_the_seed_that_it_follows(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_a_seed_of_one_value_is_no_repeat(tmp_path: Path) -> None:
 def test_missing_partners_are_left_out_and_told(tmp_path: Path) -> None:
     table = write_grid(tmp_path, (3, 0.01, "cable", 1), (5, 0.1, "bottle", 0))
     one, five = effects(table, "patch.size", "3", ["image_auroc"])[:2]
-    assert (one.pairs, one.missing, one.uneven) == (11, 1, True)
-    assert (five.pairs, five.missing, five.uneven) == (10, 2, True)
+    assert (one.pairs, one.missing, one.partial) == (11, 1, True)
+    assert (five.pairs, five.missing, five.partial) == (10, 2, True)
     expected = [auroc(1, 0.1, "cable", 1) - auroc(3, 0.1, "cable", 1)]
     for name, seed in product(NAMES, SEEDS):
         if (name, seed) != ("cable", 1):
@@ -147,7 +147,24 @@ def test_missing_partners_are_left_out_and_told(tmp_path: Path) -> None:
     table.against = ("patch.size", "3")
     text = markdown(table)
     assert "values are left out" in text
-    assert "lack pairs that others have" in text
+    assert "so this mean leaves out some settings, categories or seeds" in text
+    marked = [effect for effect in effects(table, "patch.size", "3", ["image_auroc"])[2:]
+              if effect.partial]  # fmt: skip
+    assert [(effect.value, effect.others) for effect in marked] == [
+        ("1", "coreset.ratio=0.01"),
+        ("5", "coreset.ratio=0.01"),
+        ("5", "coreset.ratio=0.1"),
+    ]
+
+
+def test_an_effect_without_a_whole_point_is_marked(tmp_path: Path) -> None:
+    for size, ratio, seed in product((1, 3, 5), RATIOS, SEEDS):
+        if (size, ratio) != (5, 0.1):
+            settings = {"patch.size": size, "coreset.ratio": ratio, "seed": seed}
+            write_run(tmp_path / f"{size}-{ratio}-{seed}", settings, {"image_auroc": 0.1 * size})
+    one, five, *single = effects(read_runs([tmp_path]), "patch.size", "3", ["image_auroc"])
+    assert (one.partial, five.partial, five.pairs, five.missing) == (False, True, 3, 0)
+    assert not any(effect.partial for effect in single)
 
 
 def test_runs_that_never_pair_have_an_undefined_effect(tmp_path: Path) -> None:
@@ -229,9 +246,9 @@ def test_points_with_other_categories_are_paired_where_they_share_some(
     assert effect.difference.mean == pytest.approx(difference)
     assert (effect.difference.count, effect.pairs, effect.missing) == (1, 1, 1)
     text = markdown(table)
-    assert "## Effects, data 1 and 2" in text and "1 values are left out" in text
+    assert "## Effects, data 1 and 2" in text and "1 value is left out: its run" in text
     assert "Only runs of the same category are paired." in text
-    assert f"| {difference:+.4f} | 1 | 1 |" in text and f"{difference:+.4f}" in page(table)
+    assert f"| {difference:+.4f} \\* | 1 | 1 |" in text and f"{difference:+.4f}" in page(table)
     assert page(table).count('<section id="effects') == 1
 
 
@@ -397,7 +414,7 @@ def test_a_multirun_is_ranked_by_its_first_objective(
 def test_a_multirun_without_results_is_concluded_in_a_line(tmp_path: Path) -> None:
     write_run(tmp_path / "0")
     (line,) = conclude(tmp_path)
-    assert line.startswith("no report: ") and "none of its 1 runs is finished" in line
+    assert line.startswith("no report: ") and "its only run is not finished" in line
     assert not (tmp_path / "report").exists()
     write_run(tmp_path / "1", {}, {"image_auroc": 0.9})
     (tmp_path / "report").write_text("")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from patchcore.report.blocks import Forest
+from patchcore.report.blocks import PARTIAL, Forest, Note
 from patchcore.report.factorial import MOST, factorial_blocks, reference, terms
 from patchcore.report.page import page
 from patchcore.report.points import Factor
@@ -91,6 +91,27 @@ def test_runs_without_partners_are_left_out(tmp_path: Path) -> None:
     assert found["method.radius=2"].runs == 15
     assert found["method.radius=2 × method.whitening=0.99"].runs == 7
     assert found["scoring.top_share=0.01"].runs == 15
+
+
+def test_means_over_incomplete_sets_of_runs_are_marked(tmp_path: Path) -> None:
+    complete = write_grid(tmp_path / "complete")
+    assert not any(term.partial for term in terms(complete, "image_auroc"))
+    assert PARTIAL not in page(complete) and "\\*" not in markdown(complete)
+    table = write_grid(tmp_path / "failed", (2, None, 0.0, "cable", 1))
+    assert all(term.partial for term in terms(table, "image_auroc"))
+    blocks = factorial_blocks(table)
+    (forest,) = (block for block in blocks if isinstance(block, Forest))
+    assert all(row.text.endswith("*") for row in forest.rows)
+    assert Note(PARTIAL) in blocks
+    text = markdown(table).partition("## Effects and interactions")[2].partition("\n## ")[0]
+    assert len([line for line in text.splitlines() if line.startswith("| ") and "\\*" in line]) == 6
+
+
+def test_terms_without_a_whole_point_are_marked(tmp_path: Path) -> None:
+    out = [(2, 0.99, 0.0, name, seed) for name, seed in product(NAMES, SEEDS)]
+    found = {term.name: term for term in terms(write_grid(tmp_path, *out), "image_auroc")}
+    assert all(term.partial for term in found.values())
+    assert found["method.radius=2"].runs == 12
 
 
 def test_page_and_markdown_have_the_same_terms(tmp_path: Path) -> None:

@@ -448,7 +448,25 @@ def test_page_of_categories_and_seeds(tmp_path: Path) -> None:
     assert "0.9100 <small>± 0.0248</small>" in text  # t(0.975, 2) · 0.01 / sqrt(3)
     assert "0.8852 – 0.9348" in text
     best = content(text)["points"][0]["values"]["image_auroc"]
-    assert best == [pytest.approx(0.91), "0.9100 ± 0.0248", pytest.approx(0.0248, abs=1e-4)]
+    assert best[:2] == [pytest.approx(0.91), "0.9100 ± 0.0248"]
+    assert best[2] == pytest.approx([0.8852, 0.9348], abs=1e-4)
+
+
+def test_intervals_end_at_the_bounds_of_their_metric(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        metrics = {"image_auroc": 0.97 + seed / 100, "memory_bytes": 10.0**seed}
+        write_run(tmp_path / str(seed), {"seed": seed}, metrics)
+    table = read_runs([tmp_path])
+    (point,) = table.points
+    whole = point.value("image_auroc")
+    assert whole.mean + whole.half > 1
+    assert whole.ends("image_auroc") == (pytest.approx(0.9552, abs=1e-4), 1)
+    assert point.value("memory_bytes").ends("memory_bytes")[0] < 0  # sizes have no upper bound
+    text = page.page(table)
+    assert "0.9552 – 1.0000" in text and "1.0048" not in text
+    values = content(text)["points"][0]["values"]
+    assert values["image_auroc"][2] == pytest.approx([0.9552, 1], abs=1e-4)
+    assert text.count("bounds of the metric, such as 1 for AUROC") == 2
 
 
 def test_the_command_of_a_run_names_the_folder_of_its_settings(tmp_path: Path) -> None:

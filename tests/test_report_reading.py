@@ -148,9 +148,7 @@ def test_a_damaged_newest_run_never_wins(tmp_path: Path) -> None:
 
 def test_only_damaged_runs_are_one_line_with_the_reason(tmp_path: Path) -> None:
     write_run(tmp_path / "0", {}, {"image_auroc": 8.0})
-    with pytest.raises(
-        InputError, match=r"none of its 1 runs is finished; .*0: damaged: .*\[0, 1\]"
-    ):
+    with pytest.raises(InputError, match=r"its only run is not finished; .*0: damaged: .*\[0, 1\]"):
         read_runs([tmp_path])
 
 

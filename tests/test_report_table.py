@@ -12,7 +12,7 @@ from patchcore.errors import InputError
 from patchcore.report.conclusion import conclude
 from patchcore.report.effects import check_against, effects
 from patchcore.report.points import Summary, summarise
-from patchcore.report.sentences import sentence
+from patchcore.report.sentences import best, sentence
 from patchcore.report.table import Table, pareto, read_runs
 from patchcore.report.text import markdown, points_csv, runs_csv, write_tables
 from patchcore.report.words import distinct, natural, number, show
@@ -264,13 +264,21 @@ def test_other_data_sets_categories_are_not_expected(tmp_path: Path) -> None:
     assert by_label(table) == {"data.root=data/mtd": 0.97, "data.root=data/mvtec": 0.9}
 
 
-def test_missing_repeat_lowers_the_count_alone(tmp_path: Path) -> None:
+def test_missing_repeat_lowers_the_count_and_marks_the_mean(tmp_path: Path) -> None:
     for seed, score in enumerate((0.90, 0.92, None)):
         metrics = None if score is None else {"image_auroc": score}
         write_run(tmp_path / str(seed), {"seed": seed}, metrics)
     table = read_runs([tmp_path])
     (point,) = table.points
     assert (point.value("image_auroc").mean, point.value("image_auroc").count) == (0.91, 2)
+    assert point.value("image_auroc").partial and point.cell("bottle", "image_auroc").partial
+    text = markdown(table).partition("## Leaderboard")[2].partition("##")[0]
+    assert "| 0.9100 ± 0.1271\\* |" in text and "\\* Runs are missing" in text
+    repeats = markdown(table).partition("## Repeats")[2].partition("##")[0]
+    assert "| 0.9100 \\* |" in repeats and "\\* Runs are missing" in repeats
+    head, line = best(table)
+    assert "0.9100 ± 0.1271*" in line
+    assert "over seeds; *: some runs are missing or did not finish):" in head
     assert [table.name(run) for run in table.unfinished] == ["2"]
     assert (
         sentence(table)
@@ -487,7 +495,7 @@ def test_folders_that_hold_nothing_to_report(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere: there is no such folder"):
         read_runs([tmp_path / "nowhere"])
     write_run(tmp_path / "begun" / "0")
-    with pytest.raises(InputError, match="begun: none of its 1 runs is finished"):
+    with pytest.raises(InputError, match="begun: its only run is not finished"):
         read_runs([tmp_path / "begun"])
     write_run(tmp_path / "done", {}, {"image_auroc": 0.9})
     with pytest.raises(InputError, match="metric: no run has 'auroc'; choose one of image_auroc"):

@@ -3,17 +3,21 @@
 import csv
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
+import timm
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 import patchcore
-from patchcore import InputError
+from patchcore import BackboneConfig, InputError
 from patchcore.cache import CacheConfig
 from patchcore.config import Config
 from patchcore.coreset import GreedyConfig
@@ -86,6 +90,26 @@ def test_results_of_another_point_are_not_replaced_without_a_word(tmp_path: Path
     with pytest.warns(UserWarning, match=told):
         patchcore.run(
             config(tmp_path, coreset=GreedyConfig(ratio=0.2)), place, multirun=place.parent
+        )
+
+
+def test_results_of_other_weights_in_the_same_file_are_told_so(tmp_path: Path) -> None:
+    write_mvtec(tmp_path / "data", (40, 36))
+    place, file = tmp_path / "sweep" / "0", tmp_path / "own.safetensors"
+    network = timm.create_model("resnet18", num_classes=0)
+    save_file(network.state_dict(), file)
+    settings = config(tmp_path / "data", backbone=BackboneConfig("resnet18", str(file)))
+    patchcore.run(settings, place, multirun=place.parent)
+    save_file({k: v + 0.01 for k, v in network.state_dict().items()}, file)
+    told = (
+        f"{place}: its results are replaced, as own.safetensors (backbone.weights) has changed "
+        "since; to keep those of several multiruns, give each its own hydra.sweep.dir"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(told)}$"):
+        patchcore.run(settings, place, multirun=place.parent)
+    with pytest.warns(UserWarning, match="the results of another point are replaced"):
+        patchcore.run(
+            replace(settings, coreset=GreedyConfig(ratio=0.2)), place, multirun=place.parent
         )
 
 

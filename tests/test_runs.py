@@ -284,7 +284,7 @@ def test_a_signal_ends_a_multirun_and_tells_what_is_kept(root: Path, tmp_path: P
     with mock.patch.object(DetectorModule, "on_test_start", stop):
         done = sweep(root, tmp_path, "seed=0,1,2")
     assert done.code == 143 and len(calls) == 2
-    kept = f"1 finished points are kept in {tmp_path / 'sweep'}; the same command, started again"
+    kept = f"1 finished point is kept in {tmp_path / 'sweep'}; the same command, started again"
     assert done.err.splitlines()[-1].startswith(f"interrupted (SIGTERM): {kept}")
     again = sweep(root, tmp_path, "seed=0,1,2")
     assert again.code == 0 and again.out.count("finished before") == 1
@@ -317,7 +317,7 @@ def test_a_signal_after_the_results_of_a_point_leaves_no_error_beside_them(
         "patchcore.keeping.Keeper.settle", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
     ):
         done = sweep(root, tmp_path, "seed=0,1")
-    assert done.code == 143 and "(SIGTERM): 1 finished points are kept in " in done.err
+    assert done.code == 143 and "(SIGTERM): 1 finished point is kept in " in done.err
     assert (tmp_path / "sweep/0/metrics.json").is_file()
     assert not (tmp_path / "sweep/0/error.txt").exists()
     assert not (tmp_path / "sweep/1").exists()

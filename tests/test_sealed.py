@@ -287,3 +287,44 @@ def test_a_reader_gets_the_old_or_the_new_folder(tmp_path: Path) -> None:
     (folder / "content").write_bytes(b"other")
     with pytest.raises(InputError, match="is damaged"):
         steadily(folder, read)
+
+
+def test_a_folder_that_is_mounted_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "an \\é"
+    seal(place)
+    before = (place / NAME).read_bytes()
+    info = tmp_path / "mountinfo"
+    told = os.fsencode(place).replace(b"\\", rb"\134").replace(b" ", rb"\040")
+    info.write_bytes(b"22 27 0:21 / /proc rw - proc proc rw\n9 8 0:2 / " + told + b" rw - a b rw\n")
+    read = Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda p: read(info if str(p) == "/proc/self/mountinfo" else p)
+    )
+    words = f"{place}: a disk or volume is mounted there, so it cannot be replaced: choose a folder"
+    for refused in (lambda: seal(place), lambda: check_target(place, NAME)):
+        with pytest.raises(InputError) as caught:
+            refused()
+        assert str(caught.value) == f"{words} inside it"
+    assert (place / NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV])
+def test_a_folder_that_cannot_be_renamed_is_told_so(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal(tmp_path / "it", b"old")
+
+    def rename(path: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(InputError) as caught:
+        seal(tmp_path / "it", b"new")
+    told = (
+        f"{tmp_path / 'it'}: cannot be written ({os.strerror(number)}): choose a folder inside it"
+    )
+    assert str(caught.value) == f"{told}, as it cannot be renamed"
+    assert (tmp_path / "it/content").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from patchcore.cache import RECORDS, TAG, CacheConfig, Entry, Store
 from patchcore.commands.options import Parser, new_place
-from patchcore.errors import InputError, lost_link, printable
+from patchcore.errors import InputError, counted, lost_link, printable
 from patchcore.machine import named_by
 
 KINDS = {
@@ -73,17 +73,21 @@ def _table(store: Store) -> str:
         purpose = KINDS.get(kind, kind)
         oldest = max(0.0, time.time() - min(entry.used for entry in some)) / 86400
         lines.append(
-            f"{purpose:28} {len(some):9,} entries {_size(_bytes(some)):>10}   "
+            f"{purpose:28} {_entries(some)} {_size(_bytes(some)):>10}   "
             f"unused for up to {oldest:.1f} days"
         )
-    lines.append(f"{'in all':28} {len(entries):9,} entries {_size(_bytes(entries)):>10}")
+    lines.append(f"{'in all':28} {_entries(entries)} {_size(_bytes(entries)):>10}")
     return "\n".join(lines)
+
+
+def _entries(entries: list[Entry]) -> str:
+    return f"{len(entries):9,} {'entry' if len(entries) == 1 else 'entries':7}"
 
 
 def _left(store: Store) -> str:
     """Part of the sentence about clearing: what stays, which is other files and records of runs."""
     others = sum(len(files) for *_, files in os.walk(store.root)) - (store.root / TAG).is_file()
-    left = [f"{others:,} other file{'s' * (others > 1)} there"] if others else []
+    left = [f"{counted(others, 'other file')} there"] if others else []
     if (store.root.parent / RECORDS).is_dir():
         left.append(f"the records of finished runs in {store.root.parent / RECORDS}")
     return f"; left: {', and '.join(left)}" if left else ""

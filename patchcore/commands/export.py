@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from patchcore.artifact import load
 from patchcore.commands.options import Parser, count, new_place, place
 from patchcore.data.files import Files, find_folder
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, counted, printable
 from patchcore.export import FORMATS, export
 from patchcore.export.model import DESCRIPTION, FORMAT
 from patchcore.measuring import kept_data
@@ -69,7 +69,7 @@ def main() -> None:
         if not images:
             others = f"; {passed}" if (passed := files.passed_over()) else ""
             raise InputError(f"--images: there are no images in {options.images}{others}")
-        files.tell(f"{len(images)} images to compare on")
+        files.tell(f"{counted(len(images), 'image')} to compare on")
     else:
         images = training_images(inspector.details)
         source = "training images" if images else "generated textures: no training image was found"

@@ -5,7 +5,7 @@ from pathlib import Path
 from patchcore.commands.options import Parser, new_place, place
 from patchcore.data.files import Files, expanded
 from patchcore.data.mistaken import reject_defects, reject_masks
-from patchcore.errors import InputError, missing, printable
+from patchcore.errors import InputError, counted, missing, printable
 from patchcore.extend import change_artifact
 
 
@@ -68,7 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
         print("".join(["threshold: none", *why]))
     else:
         decision = inspector.decision
-        print(f"threshold: {decision.threshold:.6g}, from {decision.images} nominal images")
+        print(
+            f"threshold: {decision.threshold:.6g}, from {counted(decision.images, 'nominal image')}"
+        )
     print(printable(f"model: {options.output or options.model}"))
 
 
@@ -96,5 +98,5 @@ def image_files(names: list[str]) -> list[Path]:
         reject_masks(images, folder, "name images alone, or move the masks to another folder")
         reject_defects(images, folder, "name each folder of nominal images")
     if names:
-        files.tell(f"{len(found)} images to add")
+        files.tell(f"{counted(len(found), 'image')} to add")
     return found

@@ -2,13 +2,14 @@
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from patchcore.cache import CacheConfig
-from patchcore.errors import InputError, to_write
+from patchcore.errors import InputError, printable, to_write
 from patchcore.report.folders import PICTURES, SETTINGS
 from patchcore.runfolder import ALWAYS, BESIDE, CONTENTS, FOLDER, LOCK, TRANSIENT
 
@@ -25,6 +26,8 @@ _FOLDERS = {
 }
 _OF_RUNS = {*TRANSIENT, *ALWAYS, BESIDE, CONTENTS, FOLDER, LOCK, Path(PICTURES).parts[0]}
 """Names in a run's folder that the run itself writes."""
+_DATA = ("data.root", "data.region", "data.regions")
+"""Settings that name files or folders of the data, beside those that are inside data.root."""
 
 
 def recorded(overrides: Any) -> list[str]:
@@ -148,6 +151,41 @@ def check_cache(cache: CacheConfig, chdir: bool | None) -> None:
             f"cache.root: {cache.folder()}: with hydra.job.chdir=true, each run would have a cache "
             "of its own: give a path that begins with /"
         )
+
+
+def check_moved(config: DictConfig, start: str, chdir: bool | None) -> None:
+    """Refuse relative paths of data and weights that are there where the command was started alone.
+
+    Args:
+        config: Settings of a run, as they were typed.
+        start: Folder in which the command was started.
+        chdir: Whether Hydra has made the folder of the run the current one.
+
+    Raises:
+        InputError: It has, and the first such path is not in that folder.
+    """
+    if not chdir:
+        return
+    found = OmegaConf.to_container(config, resolve=False, throw_on_missing=False)
+    for key, value in _paths(found):
+        path = os.path.expanduser(value)
+        if value and os.path.exists(os.path.join(start, path)) and not os.path.exists(path):
+            raise InputError(
+                f"{key}: {value}: with hydra.job.chdir=true, relative paths begin in the folder of "
+                f"the run, {printable(os.getcwd())}, where there is none: give a path that begins "
+                f"with /, such as {os.path.normpath(os.path.join(start, path))}"
+            )
+
+
+def _paths(settings: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values of the settings that may be paths of files to read."""
+    items = settings.items() if isinstance(settings, dict) else enumerate(settings)
+    for name, value in items:
+        inner = f"{key}.{name}" if key else str(name)
+        if isinstance(value, dict | list):
+            yield from _paths(value, inner)
+        elif isinstance(value, str) and (inner in _DATA or name == "weights"):
+            yield inner, value
 
 
 def _shown(value: Any) -> str:

@@ -26,7 +26,7 @@ from patchcore.data.files import Files
 from patchcore.data.formats import FORMATS
 from patchcore.data.mistaken import masks_by_name
 from patchcore.data.named import STDIN, endless, named_images
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, counted, printable
 from patchcore.export import load_model
 from patchcore.inspection import BATCH, Broken, Inspection, Thresholds, predict
 from patchcore.outputs import check_file, check_folder, check_outside
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
         if not counts.inspected + counts.broken:  # an earlier file stays as it was
             raise InputError("IMAGES: stdin names none")
     if endless(images):  # only now are all folders searched
-        files.tell(f"{counts.inspected + counts.broken:,} images")
+        files.tell(counted(counts.inspected + counts.broken, "image"))
     print(counts.sentence(), file=sys.stderr)
     sys.exit(counts.code())
 
@@ -119,7 +119,7 @@ def _all_named(images: Sequence[str], files: Files) -> list[Path]:
         told = "inspected as images, though named like masks"
         files.note(f"{told}: {len(masks):,} (such as {masks[0]})")
     files.note_alike(paths)
-    files.tell(f"{len(paths):,} images to inspect")
+    files.tell(f"{counted(len(paths), 'image')} to inspect")
     return paths
 
 

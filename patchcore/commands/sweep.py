@@ -28,7 +28,7 @@ from patchcore.commands.searches import is_search, told_again
 from patchcore.commands.shortages import of_log
 from patchcore.commands.targets import build
 from patchcore.commands.workers import fork_workers
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.keeping import Contest, Keep, holders, numerically, stays
 from patchcore.metrics import Objective
 from patchcore.report.folders import ERROR_FILE, SETTINGS
@@ -366,7 +366,10 @@ def _earlier(multirun: Multirun, failed: Collection[Path]) -> list[str]:
 
 def _kept(multirun: Multirun) -> str:
     done = len(_finished(multirun.folder))  # those of earlier starts, too
-    return f"{done} finished points are kept in {multirun.folder}; {multirun.again[0]}"
+    return (
+        f"{counted(done, 'finished point')} {'is' if done == 1 else 'are'} kept in "
+        f"{multirun.folder}; {multirun.again[0]}"
+    )
 
 
 def _finished(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from patchcore.commands.flags import CONFIG_NAME
 from patchcore.commands.generations import CONFIG_PATH, check_log, entry
 from patchcore.commands.gpus import take_gpu
 from patchcore.commands.groups import register
-from patchcore.commands.hydra_values import check_cache, recorded
+from patchcore.commands.hydra_values import check_cache, check_moved, recorded
 from patchcore.commands.idle import warn_of_idle
 from patchcore.commands.mistakes import SHADOWED, explain
 from patchcore.commands.overrides import as_typed, check_overrides
@@ -85,6 +85,7 @@ def task(cfg: DictConfig) -> float | tuple[float, ...] | None:
             check_outside(folder, key)
             check_log(key)
             (folder / ERROR_FILE).unlink(missing_ok=True)
+            check_moved(cfg, run.runtime.cwd, run.job.chdir)
             config = to_config(cfg)  # also fills in values in cfg that depend on the weights
             check_cache(config.cache, run.job.chdir)
             warn_of_idle(config, run)

@@ -10,7 +10,7 @@ from torch import Tensor
 from patchcore.coreset.order import Order
 from patchcore.coreset.sampler import Coreset, CoresetConfig
 from patchcore.coreset.shards import Shard
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 
 
 @dataclass
@@ -47,6 +47,7 @@ class AllConfig(CoresetConfig):
     ) -> Int64[Tensor, " kept"]:
         if count != len(features):
             raise InputError(
-                f"count: coreset=all keeps all {len(features)} patches, got {count}: leave it out"
+                f"count: coreset=all keeps all {counted(len(features), 'patch')}, got {count}: "
+                "leave it out"
             )
         return torch.arange(len(features))

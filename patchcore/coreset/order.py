@@ -45,6 +45,7 @@ from tqdm import tqdm
 from patchcore._precision import full_precision
 from patchcore.coreset.shards import Shard, SharedSpace
 from patchcore.coreset.space import Space, draw, kernels, squared_distances
+from patchcore.errors import counted
 from patchcore.settings import Choice
 
 # Squared distances below these shares of the largest squared norm are not told apart: under the
@@ -132,7 +133,7 @@ def greedy_order(
     since = time.perf_counter() if since is None else since
     n = len(points) if shard is None else shard.total
     if order is not None and len(order.remaining) != n:
-        raise ValueError(f"order is of {len(order.remaining)} points, got {n}")
+        raise ValueError(f"order is of {counted(len(order.remaining), 'point')}, got {n}")
     if order is not None and order.reaches(count, radius):
         return order
     pool = min(n, pool or _pool_size(n))

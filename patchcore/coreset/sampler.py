@@ -9,7 +9,7 @@ from torch import Tensor
 
 from patchcore.coreset.order import Order
 from patchcore.coreset.shards import Shard
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.settings import Settings, effective, setting
 
 
@@ -118,7 +118,7 @@ class SizedConfig(CoresetConfig):
             return max(1, int(patches * self.ratio))
         if self.count > patches:
             raise InputError(
-                f"coreset.count must be at most the {patches} patches, got {self.count}"
+                f"coreset.count must be at most the {counted(patches, 'patch')}, got {self.count}"
             )
         return self.count
 

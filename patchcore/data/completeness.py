@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
+from patchcore.errors import counted
+
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by the colour type of a PNG file
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2))
 """Column, row and steps of the first six of an interlaced PNG file's passes."""
@@ -104,7 +106,9 @@ def _pixels_end(data: bytes) -> int:
             continue
         if inside and due is not None and count not in (due, due + 1):  # one more at the very end
             how = "truncated" if count < due else "damaged"
-            raise ValueError(f"it is {how}: its data hold {count} restarts in place of {due}")
+            raise ValueError(
+                f"it is {how}: its data hold {counted(count, 'restart')} in place of {due}"
+            )
         gap = scanned and not inside and data[place:start].strip(b"\xff")
         if gap or (scanned and kind not in _LATER):
             raise ValueError(f"it is damaged at byte {place:,}: something else should be there")

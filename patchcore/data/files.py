@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from patchcore.data.formats import CAMERA, FORMATS
-from patchcore.errors import InputError, broken_link, few, local, printable
+from patchcore.errors import InputError, broken_link, counted, few, local, printable
 
 JUNK = frozenset(
     {
@@ -231,7 +231,7 @@ class Files:
         rows = Counter(map(printable, names))
         if alike := [name for name, count in rows.items() if count > 1]:
             self.note(
-                f"{len(alike)} path{'s' if len(alike) > 1 else ''} in tables will stand for "
+                f"{counted(len(alike), 'path')} in tables will stand for "
                 f"several files (such as {min(alike)}), because line breaks and the like are "
                 "written as \\n there; rename one of each"
             )
@@ -245,7 +245,7 @@ class Files:
         if not kinds:
             return ""
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        total = f"{kinds.total()} file" + ("s" if kinds.total() > 1 else "")
+        total = counted(kinds.total(), "file")
         text = f"{total} passed over: {counts} (such as {min(self._passed_over)})"
         if unread := sorted(CAMERA & kinds.keys()):
             text = f"{text}; {few(unread)} cannot be read: convert such files to PNG"
@@ -265,7 +265,7 @@ class Files:
                 f"which is {first})"
             )
         if self._runs:
-            found = f"{len(self._runs)} folder{'s' if len(self._runs) > 1 else ''} of results"
+            found = f"{counted(len(self._runs), 'folder')} of results"
             parts.append(f"{found} passed over (such as {min(self._runs)})")
         parts += self._notes
         if parts:

@@ -12,7 +12,7 @@ from patchcore.data.layout import marks
 from patchcore.data.mistaken import NOMINAL, bare, masks_beside, reject_defects, reject_masks
 from patchcore.data.overlaps import no_mask
 from patchcore.data.sample import DataConfig, Sample, Split
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, counted, printable
 from patchcore.settings import setting
 
 FOLDERS = ("nominal", "nominal_test", "anomalous", "masks")
@@ -133,8 +133,8 @@ class FolderConfig(DataConfig):
         if count >= len(images):
             remedy = "lower it" if len(images) > 1 else "set it to 0 and set data.anomalous"
             raise InputError(
-                f"data.test_share: {self.test_share} of {len(images)} nominal images leaves none "
-                f"for training; {remedy}, or set data.nominal_test"
+                f"data.test_share: {self.test_share} of {counted(len(images), 'nominal image')} "
+                f"leaves none for training; {remedy}, or set data.nominal_test"
             )
         order = np.random.default_rng(self.seed).permutation(len(images))
         held_out = {images[i] for i in order[:count]}

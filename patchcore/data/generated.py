@@ -24,7 +24,7 @@ from patchcore.data.synthesis import (
     draw_texture,
 )
 from patchcore.data.view import View
-from patchcore.errors import InputError, lost_link, to_write
+from patchcore.errors import InputError, counted, lost_link, to_write
 from patchcore.machine import named_by
 from patchcore.settings import Choice, setting
 
@@ -121,14 +121,15 @@ class GeneratedConfig(DataConfig):
         """Raise InputError unless the split has as many images and masks as the settings say."""
         anomalous = [sample for sample in split.test if sample.label]
         for kind, found, drawn in (
-            ("training images", len(split.train), self.train_images),
-            ("nominal test images", len(split.test) - len(anomalous), self.nominal_images),
-            ("anomalous images", len(anomalous), self.anomalous_images),
-            ("masks", sum(x.mask is not None for x in anomalous), self.anomalous_images),
+            ("training image", len(split.train), self.train_images),
+            ("nominal test image", len(split.test) - len(anomalous), self.nominal_images),
+            ("anomalous image", len(anomalous), self.anomalous_images),
+            ("mask", sum(x.mask is not None for x in anomalous), self.anomalous_images),
         ):
             if found != drawn:
+                were = "was" if drawn == 1 else "were"
                 raise InputError(
-                    f"{folder}: holds {found} {kind}, but {drawn} were drawn; remove "
+                    f"{folder}: holds {counted(found, kind)}, but {drawn} {were} drawn; remove "
                     f"{folder.parent}, and all are drawn anew"
                 )
 

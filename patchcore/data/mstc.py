@@ -29,7 +29,7 @@ from patchcore.data.images import open_array
 from patchcore.data.layout import by_folder, find_root, images_in, no_category
 from patchcore.data.sample import Category, DataConfig, Masks, Sample, Split
 from patchcore.data.source import Archive, Source
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.settings import setting
 
 LAYOUT = (
@@ -131,8 +131,9 @@ def _test_samples(files: Files, video: Path) -> list[Sample]:
     )
     if not len(frames) == frames[-1][0] + 1 == len(labels) == len(pixels):
         raise InputError(
-            f"{video}: has {len(frames)} frames up to number {frames[-1][0]}, and there are "
-            f"{len(labels)} in test_frame_mask and {len(pixels)} in test_pixel_mask; restore them"
+            f"{video}: has {counted(len(frames), 'frame')} up to number {frames[-1][0]}, and there "
+            f"are {len(labels)} in test_frame_mask and {len(pixels)} in test_pixel_mask; restore "
+            "them"
         )
     truth = video.parents[1] / "test_pixel_mask" / f"{video.name}.npy"
     return [

@@ -17,7 +17,7 @@ from patchcore.data.files import Files
 from patchcore.data.layout import find_root, marks, note_missing
 from patchcore.data.sample import DataConfig, Sample, Split
 from patchcore.data.source import Archive, Source
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.settings import Choice, setting
 
 LAYOUT = "MT_Free/Imgs/*.jpg, MT_Blowhole/Imgs/*.jpg with masks *.png, and so on"
@@ -99,8 +99,9 @@ class MTDConfig(DataConfig):
         train = [sample for sample in nominal if sample not in held_out]
         if not train:
             raise InputError(
-                f"data.test_share: {self.test_share} leaves none of the {len(nominal)} defect-free "
-                f"images of {self.root} for training; lower it"
+                f"data.test_share: {self.test_share} leaves none of the "
+                f"{counted(len(nominal), 'defect-free image')} of {self.root} for training; lower "
+                "it"
             )
         return Split(train, [sample for sample in nominal if sample in held_out] + anomalous)
 

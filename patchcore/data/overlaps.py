@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from patchcore.data.files import Identity, identity
 from patchcore.digests import file_digests
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, counted, printable
 
 if TYPE_CHECKING:
     from patchcore.data.sample import Sample, Split
@@ -151,9 +151,9 @@ def tell_unknown(held: Held) -> None:
         is_or_are = "file is" if len(gone) == 1 else "files are"
         warnings.warn(
             printable(
-                f"model: copies of {len(gone)} of its {len(held)} images are not noticed, as their "
-                f"contents were not recorded and their {is_or_are} gone (such as {min(gone)}): "
-                "restore the files, or fit again"
+                f"model: copies of {len(gone)} of its {counted(len(held), 'image')} are not "
+                f"noticed, as their contents were not recorded and their {is_or_are} gone (such as "
+                f"{min(gone)}): restore the files, or fit again"
             ),
             stacklevel=3,
         )

@@ -13,7 +13,7 @@ from patchcore.data.overlaps import check_overlaps
 from patchcore.data.source import Source
 from patchcore.data.view import SIZE, View
 from patchcore.digests import Snapshot, digest, file_digest
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, counted, printable
 from patchcore.settings import Settings, setting
 
 Category = Any
@@ -127,7 +127,7 @@ class Split:
             f"{len(self.train)} training"
             + (f" ({known} of them anomalous)" if known else "")
             + f", {len(self.test) - len(anomalous)} nominal test and "
-            f"{len(anomalous)} anomalous images"
+            f"{counted(len(anomalous), 'anomalous image')}"
             + (f" ({kinds}), {masks} of them with masks" if anomalous else "")
         )
 
@@ -314,15 +314,15 @@ def contaminated(
         if sum(sample.label for sample in moved) >= count:
             break
         moved.update(found[i])
-    told = f"data.contamination: {share:g} of {nominal} nominal training images"
+    told = f"data.contamination: {share:g} of {counted(nominal, 'nominal training image')}"
     if not total:
         raise InputError("data.contamination: there are no anomalous images to move: set it to 0")
     if not moved:
         raise InputError(f"{told} rounds to 0 images; raise it, or set it to 0")
     if sum(sample.label for sample in moved) >= total:
         raise InputError(
-            f"{told} is {count}, which leaves none of the {total} anomalous images to test on; "
-            "lower it"
+            f"{told} is {count}, which leaves none of the {counted(total, 'anomalous image')} to "
+            "test on; lower it"
         )
     train = split.train + [sample for sample in split.test if sample in moved]
     return replace(split, train=train, test=[x for x in split.test if x not in moved])
@@ -391,8 +391,9 @@ def draw_shots(train: Sequence[Sample], shots: int, seed: int) -> list[Sample]:
     """
     if shots > len(train):
         raise InputError(
-            f"data.shots: {shots} is more than the {len(train)} nominal training images; lower it, "
-            "or set it to null to train on all"
+            f"data.shots: {shots} is more than the "
+            f"{counted(len(train), 'nominal training image')}; lower it, or set it to null to "
+            "train on all"
         )
     order = np.random.default_rng(seed).permutation(len(train))
     return [train[i] for i in sorted(order[:shots])]

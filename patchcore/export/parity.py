@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from patchcore.errors import counted
+
 SCORE_LIMIT = 1e-4  # relative
 MAP_LIMIT = 1e-3  # relative to the largest value of the map
 
@@ -45,7 +47,7 @@ class Parity:
         if not self.map_share <= MAP_LIMIT:
             found.append(f"maps differ by {self.map_share:.1e}, more than {MAP_LIMIT:g}")
         if self.flipped:
-            found.append(f"{self.flipped} of {self.images} verdicts differ")
+            found.append(f"{self.flipped} of {counted(self.images, 'verdict')} changed")
         return found
 
     def __str__(self) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
+from patchcore.errors import counted
 from patchcore.index.exact import (
     Index,
     IndexConfig,
@@ -63,7 +64,9 @@ class PrefixIndex:
         if list(sizes) != sorted(set(sizes)) or not sizes or sizes[0] < 1:
             raise ValueError(f"sizes must ascend from 1 or more, got {list(sizes)}")
         if sizes[-1] > len(memory):
-            raise ValueError(f"the memory holds {len(memory)} patches, sizes has {sizes[-1]}")
+            raise ValueError(
+                f"the memory holds {counted(len(memory), 'patch')}, sizes has {sizes[-1]}"
+            )
         self.memory = memory
         self.sizes = list(sizes)
         self.indexes = [build_index(memory[:n], config) for n in sizes]

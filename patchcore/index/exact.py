@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from patchcore._precision import full_precision
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.settings import Settings, setting
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def build_index(memory: Float[Tensor, "memory channels"], config: IndexConfig) -
 def check_neighbours(neighbours: int, size: int) -> None:
     if neighbours > size:
         raise InputError(
-            f"{neighbours} neighbours were asked for, but the memory holds {size} patches: lower "
+            f"{neighbours} neighbours were asked for, but the memory holds "
+            f"{counted(size, 'patch')}: lower "
             "scoring.neighbours or scoring.reweight, or keep more patches "
             "(coreset.ratio or coreset.count)"
         )

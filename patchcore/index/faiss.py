@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.index.exact import NOT_FINITE, Index, IndexConfig, TorchIndex, check_neighbours
 from patchcore.settings import setting
 
@@ -53,7 +53,8 @@ class FaissIVFPQConfig(IndexConfig):
         needed = self.needed()
         if self.train_patches is not None and self.train_patches < needed:
             raise InputError(
-                f"index.train_patches must be at least {needed}, to train {self.lists} lists and "
+                f"index.train_patches must be at least {needed}, to train "
+                f"{counted(self.lists, 'list')} and "
                 f"{2**self.bits} codes, got {self.train_patches}"
             )
 
@@ -213,8 +214,8 @@ def _check_ivfpq(config: FaissIVFPQConfig, size: int, dimension: int) -> None:
     if size < config.needed():
         raise InputError(
             f"index=faiss_ivfpq needs at least {config.needed()} patches to train "
-            f"{config.lists} lists and {2**config.bits} codes, the memory holds {size}: lower "
-            "index.lists and index.bits, keep more patches (coreset.ratio or "
+            f"{counted(config.lists, 'list')} and {2**config.bits} codes, the memory holds {size}: "
+            "lower index.lists and index.bits, keep more patches (coreset.ratio or "
             "coreset.count), or use index=torch"
         )
 

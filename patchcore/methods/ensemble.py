@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from patchcore._traced import traced
 from patchcore.arguments import check_kind, size_of
 from patchcore.backbones import Join
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.methods.counted import counted_by_all
 from patchcore.methods.detector import Detector, Fitting, Method, Prediction
 from patchcore.methods.scale import Scale, ScaleConfig
@@ -179,7 +179,7 @@ class Ensemble(Method):
             size_of(images)  # refuses it
         if len(images) != len(self.members):
             raise InputError(
-                f"the ensemble has {len(self.members)} members, but images for {len(images)} were "
-                "given: give one batch for all, or one for each"
+                f"the ensemble has {counted(len(self.members), 'member')}, but images for "
+                f"{len(images)} were given: give one batch for all, or one for each"
             )
         return images

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.index import TorchIndex, nearest_rows
 from patchcore.methods.common import FeatureBuffer
 from patchcore.methods.counted import Counted, Described, counted_rows, parts, predict
@@ -55,7 +55,8 @@ def extend_memory(
             count = max(1, round(kept * whole / model._gathered) - kept)
         if count > len(features):
             raise InputError(
-                f"count must be at most the {len(features)} patches of the images, got {count}"
+                f"count must be at most the {counted(len(features), 'patch')} of the images, got "
+                f"{count}"
             )
         images_covered = (each for batch in covered for each in batch)  # (h·w) each
         pairs = zip(images_covered, places, strict=True)
@@ -88,8 +89,8 @@ def forget_images(model: "PatchCore", images: Collection[int]) -> None:
     left, needed = int((~out).sum()), max(model.scoring.neighbours, model.scoring.reweight)
     if left < needed:
         raise InputError(
-            f"without these images only {left} patches would be left, but {needed} neighbours are "
-            "needed: remove fewer, or fit again"
+            f"without these images only {counted(left, 'patch')} would be left, fewer than the "
+            f"{counted(needed, 'neighbour')} that a search needs: remove fewer, or fit again"
         )
     rows = (~out).to(model.memory.device)
     model._gathered = round(model._gathered * left / len(model.memory))

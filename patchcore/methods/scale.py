@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 from patchcore.index import TorchIndex
 from patchcore.scoring import ScoringConfig, Search, comparable, score_images
 from patchcore.settings import Settings, setting
@@ -104,8 +104,8 @@ def nominal_scale(
     able = ((left >= needed) & (count > 0)).nonzero()[:, 0]
     if not len(able):
         raise InputError(
-            f"ensemble, layers.join: a memory of {len(memory)} patches is too small to leave an "
-            f"image out and find {needed} neighbours: keep more patches "
+            f"ensemble, layers.join: a memory of {counted(len(memory), 'patch')} is too small to "
+            f"leave an image out and find {counted(needed, 'neighbour')}: keep more patches "
             "(coreset.ratio or coreset.count), lower scoring.neighbours or scoring.reweight"
         )
     draw = torch.randperm(len(able), generator=torch.Generator().manual_seed(config.seed))

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torchmetrics import Metric
 
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, counted, printable
 from patchcore.metrics.measures import (
     MASK_KEYS,
     image_metrics,
@@ -373,7 +373,7 @@ class MaskCounts(Metric):
 
         def some(key: str, one: str, more: str) -> str:
             rest = one if found[key] == 1 else more
-            return f"{found[key]} of {images} anomalous images{first(key)} {rest}"
+            return f"{found[key]} of {counted(images, 'anomalous image')}{first(key)} {rest}"
 
         def unseen(key: str, place: str) -> str:
             one = f"has its defect {place}; image metrics count it, pixel metrics leave it out"
@@ -409,7 +409,8 @@ class MaskCounts(Metric):
                 "of one pixel each, were lost in resizing and count as nominal; a larger "
                 "image.size keeps them"
             )
-            which = f"{lost} of {found['regions']} marked regions{first('regions_nominal', 'in ')}"
+            regions = counted(found["regions"], "marked region")
+            which = f"{lost} of {regions}{first('regions_nominal', 'in ')}"
             lines.append(f"{which}, {one if lost == 1 else more}")
         if 2 * most > masked:
             one = (
@@ -420,6 +421,6 @@ class MaskCounts(Metric):
                 "mark more than half of their image; if their defects are black, invert the "
                 "masks, as defects should be white"
             )
-            which = f"{most} of {masked} masks{first('masks_of_most', 'that of ')}"
+            which = f"{most} of {counted(masked, 'mask')}{first('masks_of_most', 'that of ')}"
             lines.append(f"{which} {one if most == 1 else more}")
         return lines

@@ -1,7 +1,7 @@
 """Blocks of a report: content without layout, which templates and writers then format."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,11 @@ from patchcore.report.words import falls, number, show, title
 
 PAGE, MARKDOWN, POINTS_CSV, RUNS_CSV = "page", "markdown", "report.csv", "runs.csv"
 """Forms of a report: the files that a block may appear in."""
+PARTIAL = (
+    "* Runs are missing, did not finish or have no such metric, so this mean leaves out some "
+    "settings, categories or seeds."
+)
+"""Note on the mark of a mean over an incomplete set of runs."""
 
 
 @dataclass
@@ -269,8 +274,14 @@ def summary_cell(value: Summary, metric: str, kind: str = "", note: str = "") ->
     if not value.defined:
         return value_cell(math.nan, "undefined", value.reason, f"undefined {kind}".strip(), note)
     half = "" if math.isnan(value.half) else f"± {number(metric, value.half)}"
-    notes = " ".join(filter(None, [half, note]))
+    notes = " ".join(filter(None, [f"{half}{'*' * value.partial}", note]))
     return value_cell(value.mean, number(metric, value.mean), "", kind, notes)
+
+
+def partial_notes(values: Iterable[Summary]) -> list[Block]:
+    """Return the note on the mark of `summary_cell`, if some of the values have it."""
+    marked = any(value.partial and value.defined for value in values)
+    return [Note(PARTIAL)] if marked else []
 
 
 def row_head(text: str, kind: str = "", mark: str = "", sort: str | None = None) -> Cell:

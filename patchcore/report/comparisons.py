@@ -1,8 +1,10 @@
 """Section about the effects of a setting: see `patchcore.report.effects`."""
 
+from patchcore.errors import counted
 from patchcore.report.blocks import (
     MARKDOWN,
     PAGE,
+    PARTIAL,
     Block,
     Cell,
     Fold,
@@ -39,11 +41,11 @@ def effect_blocks(table: Table, against: tuple[str, str] | None) -> list[Block]:
     blocks: list[Block] = [Note(note), _grid([e for e in found if not e.others], key, "Effects")]
     missing = sum(effect.missing for effect in found)
     if missing:
-        told = f"{missing} values are left out: their run, or its partner at {key}={value}, "
+        are = "is left out: its" if missing == 1 else "are left out: their"
+        told = f"{counted(missing, 'value')} {are} run, or the partner at {key}={value}, "
         blocks.append(Note(f"{told}is missing, did not finish or has no such metric."))
-    if any(effect.uneven for effect in found):
-        told = "* Some categories or seeds lack pairs that others have, so their means are over "
-        blocks.append(Note(f"{told}different settings."))
+    if any(effect.partial for effect in found):
+        blocks.append(Note(PARTIAL))
     single = [effect for effect in found if effect.others]
     if single:
         each = _grid(single, key, "Effects at each setting of the others")
@@ -67,7 +69,7 @@ def _grid(found: list[Effect], key: str, name: str) -> Grid:
         row += [text_cell(title(effect.metric))]
         if value.defined:
             half = f"± {number(effect.metric, value.half)}" if value.count > 1 else ""
-            note = f"{half}*" if effect.uneven else half
+            note = f"{half}{'*' * effect.partial}"
             row.append(value_cell(value.mean, _signed(effect.metric, value.mean), "", "", note))
         else:
             row.append(value_cell(value.mean, "undefined", value.reason, "undefined"))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from patchcore.data.sample import Sample
+from patchcore.errors import counted
 from patchcore.report.cells import harmless
 
 DISTRUSTED = "distrusted.csv"
@@ -28,7 +29,9 @@ def write_distrusted(
         for number, value in distrusted.items():
             sample = samples[number]
             writer.writerow([harmless(sample.name), sample.label, value, number])
-    told = f"{len(distrusted)} of {len(samples)} training images are distrusted and were dropped"
+    are, were = ("is", "was") if len(distrusted) == 1 else ("are", "were")
+    images = counted(len(samples), "training image")
+    told = f"{len(distrusted)} of {images} {are} distrusted and {were} dropped"
     if not distrusted:
         return told
     first = samples[next(iter(distrusted))].name

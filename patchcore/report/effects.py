@@ -33,7 +33,7 @@ class Effect:
         pairs: Number of pairs of runs.
         missing: Number of runs that lack the metric, or whose partner is missing or lacks it; also
             of runs at the reference if the value has a point for them, but no run.
-        uneven: Whether some category or seed lacks pairs that others have.
+        partial: Whether pairs are missing that other effects, categories or seeds have.
     """
 
     value: str
@@ -42,7 +42,7 @@ class Effect:
     difference: Summary
     pairs: int
     missing: int
-    uneven: bool
+    partial: bool
 
 
 @dataclass
@@ -128,29 +128,41 @@ def effects(table: Table, key: str, value: str, metrics: list[str]) -> list[Effe
     ordered = sorted(table.points, key=lambda p: [rank(p.settings[o.key]) for o in others])
     points = {(token(p.settings[factor.key]), _at(p, others)): p for p in ordered}
     names = {_at(p, others): _words(p, others) for p in ordered}
+    found = {
+        (token(one), metric): _of_value(points, token(one), reference, metric)
+        for one in factor.values
+        if token(one) != reference
+        for metric in metrics
+    }
+    words = {token(one): typed(one) for one in factor.values}
     main: list[Effect] = []
     single: list[Effect] = []
-    for one in factor.values:
-        if token(one) == reference:
-            continue
-        for metric in metrics:
-            told = _Differences()
-            for (mine, at), point in points.items():
-                if mine != token(one):
-                    continue
-                for unit, difference in _pairs(point, points.get((reference, at)), metric):
-                    if difference is None:
-                        told.missing += 1
-                    else:
-                        told.found[unit][at] = difference
-            means, pairs = told.over()
-            uneven = len({frozenset(by) for by in told.found.values()}) > 1
-            shown = typed(one)
-            main.append(Effect(shown, "", metric, _summary(means), pairs, told.missing, uneven))
-            for at in dict.fromkeys(at for by in told.found.values() for at in by):
-                means, pairs = told.over(at)
-                single.append(Effect(shown, names[at], metric, _summary(means), pairs, 0, False))
+    for (one, metric), told in found.items():
+        units = {unit for (_, of), each in found.items() if of == metric for unit in each.found}
+        means, pairs = told.over()
+        partial = bool(told.missing) or pairs < len(units) * len(names)
+        main.append(Effect(words[one], "", metric, _summary(means), pairs, told.missing, partial))
+        for at in dict.fromkeys(at for by in told.found.values() for at in by):
+            means, pairs = told.over(at)
+            each = _summary(means)
+            single.append(Effect(words[one], names[at], metric, each, pairs, 0, pairs < len(units)))
     return main + (single if len(names) > 1 else [])
+
+
+def _of_value(
+    points: dict[tuple[str, str], Point], one: str, reference: str, metric: str
+) -> _Differences:
+    """Differences of the points of a value from those of the reference, by their other settings."""
+    told = _Differences()
+    for (mine, at), point in points.items():
+        if mine != one:
+            continue
+        for unit, difference in _pairs(point, points.get((reference, at)), metric):
+            if difference is None:
+                told.missing += 1
+            else:
+                told.found[unit][at] = difference
+    return told
 
 
 def _summary(means: dict[Unit, float]) -> Summary:

@@ -16,6 +16,7 @@ from typing import Any
 
 from patchcore.report.blocks import (
     MARKDOWN,
+    PARTIAL,
     Block,
     Forest,
     Grid,
@@ -30,8 +31,8 @@ from patchcore.report.words import falls, number, title, token, typed
 
 MOST = 40
 """Largest number of terms that are shown; smaller ones are left out."""
-Values = dict[tuple[tuple[str, str], ...], float]
-"""Values of a metric: {((key of a factor, token of its value), …): value}."""
+Values = dict[tuple[tuple[str, str], ...], float | None]
+"""Values of a metric: {((key of a factor, token of its value), …): value, None if unknown}."""
 
 
 @dataclass
@@ -43,11 +44,14 @@ class Term:
             interaction.
         difference: Difference of the metric, over categories and seeds.
         runs: Number of pairs of runs for an effect, of groups of four runs for an interaction.
+        partial: Whether runs are missing, so that some settings of the other factors do not count
+            for some category or seed.
     """
 
     values: dict[str, str]
     difference: Summary
     runs: int
+    partial: bool
 
     @property
     def name(self) -> str:
@@ -96,6 +100,8 @@ def factorial_blocks(table: Table) -> list[Block]:
     blocks: list[Block] = [Note(text)]
     if len(shown) < len(found):
         blocks.append(Note(f"The {len(shown)} largest of {len(found)} are shown."))
+    if any(term.partial for term in shown):
+        blocks.append(Note(PARTIAL))
     rows = [_row(term, table.metric) for term in shown]
     name = f"Effects and interactions: {title(table.metric)}"
     return [*blocks, Forest(name, rows), _grid(shown, table.metric)]
@@ -124,8 +130,8 @@ def _values(table: Table, factors: list[Factor], metric: str) -> dict[Unit, Valu
         at = tuple((factor.key, token(point.settings[factor.key])) for factor in factors)
         for seed, by_category in point.seeds.items():
             for category, run in by_category.items():
-                if run.finished and metric in run.metrics:
-                    found.setdefault((category, seed), {})[at] = run.metrics[metric]
+                value = run.metrics.get(metric) if run.finished else None
+                found.setdefault((category, seed), {})[at] = value
     return found
 
 
@@ -140,7 +146,11 @@ def _effect(known: dict[Unit, Values], chosen: list[tuple[Factor, Any]]) -> Term
             means[unit] = fmean(found)
     if not means:
         return None
-    return Term({factor.key: typed(value) for factor, value in chosen}, summarise(means), runs)
+    keys = {factor.key for factor, _ in chosen}
+    settings = {at for values in known.values() for at in values}
+    others = {tuple(pair for pair in at if pair[0] not in keys) for at in settings}
+    words = {factor.key: typed(value) for factor, value in chosen}
+    return Term(words, summarise(means), runs, runs < len(known) * len(others))
 
 
 def _differences(values: Values, chosen: list[tuple[str, str, str]]) -> Iterator[float]:
@@ -188,7 +198,7 @@ def _row(term: Term, metric: str) -> Forest.Row:
 def _signed(metric: str, term: Term) -> str:
     value = term.difference
     half = f" ± {number(metric, value.half)}" if value.count > 1 else ""
-    return f"{'+' * (value.mean > 0)}{number(metric, value.mean)}{half}"
+    return f"{'+' * (value.mean > 0)}{number(metric, value.mean)}{half}{'*' * term.partial}"
 
 
 def _grid(found: list[Term], metric: str) -> Grid:

@@ -156,13 +156,14 @@ def _point(part: Table, point: Point, table: Table) -> dict[str, Any]:
 
 
 def _summary(metric: str, value: Summary) -> list[Any]:
-    """[mean, text, half the width of the interval or None]; [None, "undefined", reason]."""
+    """[mean, text, ends of the interval or None]; [None, "undefined", reason]."""
     if not value.defined:
         return [None, "undefined", value.reason]
     if value.count < 2:
         return [_scaled(metric, value.mean), number(metric, value.mean), None]
     text = f"{number(metric, value.mean)} ± {number(metric, value.half)}"
-    return [_scaled(metric, value.mean), text, _scaled(metric, value.half)]
+    ends = [_scaled(metric, end) for end in value.ends(metric)]
+    return [_scaled(metric, value.mean), text, ends]
 
 
 def _scaled(metric: str, value: float) -> float:

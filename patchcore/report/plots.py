@@ -13,6 +13,7 @@ from patchcore.report.blocks import (
     Head,
     Heading,
     Note,
+    partial_notes,
     row_head,
     summary_cell,
     text_cell,
@@ -29,7 +30,7 @@ def curves(table: Table) -> list[Block]:
     if not table.factors:
         return []
     several = any(point.value(table.metric).count > 1 for point in table.points)
-    bars = "; bars are 95 % intervals over seeds" if several else ""
+    bars = "; bars are 95 % intervals over seeds, cut at the metric's bounds" if several else ""
     note = f"One line for each setting of the other factors{bars}."
     return [Note(note), Chart("curves", table.place, "Metric over a setting")]
 
@@ -90,7 +91,8 @@ def fronts(table: Table) -> list[Block]:
         heads.append(Head(title(cost)))
         ids = [table.ids[point] for point in front]
         grid = Grid(heads, body, "", f"Pareto front, {name}", of="point", ids=ids)
-        lists += [Heading([name]), grid]
+        values = [point.value(key) for point in front for key in (table.metric, cost)]
+        lists += [Heading([name]), grid, *partial_notes(values)]
     if not lists:
         return []
     warm = ""

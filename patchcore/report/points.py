@@ -8,6 +8,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from patchcore.metrics import told
 from patchcore.paper import AVERAGE, CATEGORIES
 from patchcore.report.checks import is_number
 from patchcore.report.reading import RunFolder, Settings
@@ -26,10 +27,19 @@ class Summary:
     deviation: float = math.nan  # sample standard deviation; NaN for one repeat
     half: float = math.nan  # half the width of the 95 % interval; NaN for one repeat
     reason: str = ""  # why the mean is NaN
+    partial: bool = False  # whether a repeat without a finished run is left out
 
     @property
     def defined(self) -> bool:
         return not math.isnan(self.mean)
+
+    def ends(self, metric: str) -> tuple[float, float]:
+        """Return the ends of the 95 % interval, cut at the bounds of a metric that has both."""
+        low, high = self.mean - self.half, self.mean + self.half
+        measure = told(metric)
+        if math.isfinite(measure.low) and math.isfinite(measure.high):
+            return max(low, measure.low), min(high, measure.high)
+        return low, high
 
 
 def undefined(reason: str) -> Summary:
@@ -113,25 +123,30 @@ class Point:
     def cell(self, category: str, metric: str) -> Summary:
         """Return the summary of `metric` for one category, over the seeds with a finished run."""
         values = {}
+        partial = False
         for seed, by_category in self.seeds.items():
             run = by_category.get(category)
             if run is not None and run.finished:
                 if metric not in run.metrics:
                     return undefined(self._why(run, metric, seed))
                 values["", seed] = run.metrics[metric]
-        return summarise(values)
+            else:
+                partial = True
+        return replace(summarise(values), partial=partial)
 
     def value(self, metric: str) -> Summary:
         """Return the summary over seeds of each seed's mean over the categories.
 
         It is undefined if, for any seed, a category has no finished run or no value of `metric`. A
-        seed without any finished run is left out, and only lowers the count.
+        seed without any finished run is left out, which lowers the count and makes it partial.
         """
         averages = {}
+        partial = False
         for seed, by_category in self.seeds.items():
             finished = {name: run for name, run in by_category.items() if run.finished}
             missing = [name for name in self.categories if name not in finished]
             if not finished:
+                partial = True
                 continue
             if missing:
                 at = f" at {seed}" if seed else ""
@@ -143,7 +158,7 @@ class Point:
                     return undefined(self._why(run, metric, seed))
                 values.append(run.metrics[metric])
             averages["", seed] = fmean(values)
-        return summarise(averages)
+        return replace(summarise(averages), partial=partial)
 
     def curve(self, metric: str) -> list[tuple[float, float]]:
         """Return [(memory share, mean of `metric` over the runs), …], ascending.

@@ -20,7 +20,7 @@ import yaml  # type: ignore[import-untyped]
 
 from patchcore.checksums import altered
 from patchcore.costs import fresh
-from patchcore.errors import InputError, printable
+from patchcore.errors import InputError, counted, printable
 from patchcore.report.cells import restored
 from patchcore.report.checks import STRUCTURES, is_finite, is_metric, is_number, problems
 from patchcore.report.folders import SETTINGS, failure, own_file
@@ -293,7 +293,7 @@ def check_scores(folder: Path, images: Any = None, auroc: float | None = None) -
     scores = read_scores(folder)
     if images is not None and len(scores) != images:
         check_unaltered(folder, "config.yaml", "scores.csv")
-        raise ValueError(f"scores.csv: {len(scores)} images, but metrics.json has {images}")
+        raise ValueError(f"scores.csv: {counted(len(scores), 'image')}, metrics.json: {images}")
     if auroc is None:
         return
     nominal, anomalous = (sorted(s.score for s in scores if s.label == label) for label in (0, 1))

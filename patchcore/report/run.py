@@ -22,6 +22,7 @@ from torch import Tensor
 from patchcore.data.dataset import ImageDataset
 from patchcore.data.sample import Sample
 from patchcore.data.transforms import ImageConfig
+from patchcore.errors import counted
 from patchcore.metrics import curves, sweep, told
 from patchcore.report import figures
 from patchcore.report.cells import harmless
@@ -142,7 +143,7 @@ class Run:
         for key, value in self.seconds.items():
             lines.append(f"{f'seconds.{key}':24} {value:.4f}")
         for kind, found in self.defect_types.items():
-            text = f"{found['recall']:.4f} of {_images(int(found['images']))}"
+            text = f"{found['recall']:.4f} of {counted(int(found['images']), 'image')}"
             lines.append(f"{f'recall.{kind}':24} {text}")
         for part in ("categories", "defect_types"):
             for name, found in self.subsets.get(part, {}).items():
@@ -150,7 +151,7 @@ class Run:
                     text = f"{auroc:.4f}"
                     if ends := found["intervals"].get("image_auroc"):
                         text += f" [{ends[0]:.4f}, {ends[1]:.4f}]"
-                    text += f" of {_images(found['images'])}"
+                    text += f" of {counted(found['images'], 'image')}"
                     lines.append(f"{f'image_auroc.{name}':24} {text}")
         for number, member in enumerate(self.members, 1):
             auroc = f"image_auroc {member['metrics']['image_auroc']:.4f}"
@@ -158,7 +159,7 @@ class Run:
         for row in self.ratio_curve:
             ratio, patches = row["ratio"], row["memory_patches"]
             auroc = f"image_auroc {row['image_auroc']:.4f}"
-            lines.append(f"{f'at ratio {ratio:g}':24} {auroc}, {patches:,} patches")
+            lines.append(f"{f'at ratio {ratio:g}':24} {auroc}, {counted(round(patches), 'patch')}")
         reasons: dict[str, list[str]] = {}
         for key in (key for key, value in self.record().items() if value is None):
             reasons.setdefault(self.undefined.get(key, "no reason is known"), []).append(key)
@@ -356,10 +357,6 @@ def _draw(run: Run, folder: Path) -> None:
     figures.draw_misclassified(run, folder / "misclassified.png")
     if run.ratio_curve:
         figures.draw_ratio_curve(run, folder / "ratio_curve.png")
-
-
-def _images(number: int) -> str:
-    return f"{number:,} image{'' if number == 1 else 's'}"
 
 
 def _pixels(image: Tensor, config: ImageConfig) -> NDArray[np.uint8]:

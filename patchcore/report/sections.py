@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from patchcore.errors import counted
 from patchcore.report.blocks import (
     MARKDOWN,
     PAGE,
@@ -23,6 +24,7 @@ from patchcore.report.blocks import (
     factor_heads,
     key_head,
     metric_head,
+    partial_notes,
     row_head,
     setting_cell,
     setting_cells,
@@ -35,6 +37,7 @@ from patchcore.report.comparisons import effect_blocks
 from patchcore.report.factorial import factorial_blocks
 from patchcore.report.galleries import GALLERY_BYTES, anchor, galleries, pictures
 from patchcore.report.plots import curves, fronts, heat, parallel, shares
+from patchcore.report.points import Summary
 from patchcore.report.reading import CATEGORY, RunFolder
 from patchcore.report.sentences import left_out, spread, undefined_reasons
 from patchcore.report.table import Table
@@ -177,7 +180,8 @@ def _varied(table: Table) -> list[Block]:
         for key, value in table.constant.items()
     ]
     heads = [text_head(name) for name in ("setting", "value")]
-    summary = f"{len(constant)} settings are the same in all runs"
+    are = "is" if len(constant) == 1 else "are"
+    summary = f"{counted(len(constant), 'setting')} {are} the same in all runs"
     return [varied, Fold(summary, [Grid(heads, constant)], forms=(PAGE,))]
 
 
@@ -220,11 +224,15 @@ def _leaderboard(table: Table, shrunk: dict[RunFolder, str]) -> list[Block]:
         "each column is in colour."
     )
     averages = "Metrics are class averages: means over the categories."
-    spreads = "± is half the width of the 95 % interval over seeds (Student's t)."
+    spreads = (
+        "± is half the width of the 95 % interval over seeds (Student's t), before it is cut at "
+        "the bounds of the metric, such as 1 for AUROC."
+    )
     told = [averages] * bool(table.category_sets) + [spreads] * table.repeated
     blocks: list[Block] = [Note(" ".join([note, *told]), forms=(PAGE,))]
     ids = list(table.ids.values())
     blocks.append(Grid(heads, body, "sortable board", "Leaderboard", of="point", ids=ids))
+    blocks += partial_notes(point.value(key) for point in table.points for key in table.metrics)
     for name, lines in (("Left out", left_out(table)), ("Undefined", undefined_reasons(table))):
         blocks += [Lines(name, lines)] if lines else []
     return blocks
@@ -254,12 +262,14 @@ def _paper(table: Table) -> list[Block]:
     heads = [*factor_heads(table), Head("metric", "ascending", kind="text", place=2)]
     heads += [Head(name, "descending", place=2) for name in ("ours", "paper", "difference")]
     grid = Grid(heads, body, "sortable", "Beside the paper", of="point", ids=ids)
-    return [grid] if body else []
+    values = [point.value(key) for point in table.points for key in table.paper_metrics]
+    return [grid, *partial_notes(values)] if body else []
 
 
 def _categories(table: Table) -> list[Block]:
     """Return a table of points × categories for each metric, with the class average."""
     blocks: list[Block] = []
+    shown: list[Summary] = []
     for names in table.category_sets:
         points = [point for point in table.points if point.categories == names]
         for metric in table.main_metrics:
@@ -277,11 +287,13 @@ def _categories(table: Table) -> list[Block]:
                 row = setting_cells(table, point)
                 for name in names:
                     cell = point.cell(name, metric)
-                    shown = each and stated[name] in given
-                    note = f"paper {number(metric, stated[name])}" if shown else ""
+                    shown.append(cell)
+                    beside = each and stated[name] in given
+                    note = f"paper {number(metric, stated[name])}" if beside else ""
                     kind = "best" if len(points) > 1 and cell.mean == best[name] else ""
                     row.append(summary_cell(cell, metric, kind, note))
-                body.append([*row, summary_cell(point.value(metric), metric, "mean")])
+                shown.append(point.value(metric))
+                body.append([*row, summary_cell(shown[-1], metric, "mean")])
             heads = [Head(name, best_first(metric), place=2) for name in (*names, "average")]
             heads = [*factor_heads(table), *heads]
             blocks.append(Heading([title(metric)]))
@@ -292,7 +304,7 @@ def _categories(table: Table) -> list[Block]:
         "The average is the mean over the categories, as the papers report it. It is undefined if "
         "a category has no finished run or no value."
     )
-    return blocks and [Note(note), *blocks]
+    return blocks and [Note(note), *partial_notes(shown), *blocks]
 
 
 def _repeats(table: Table) -> list[Block]:
@@ -300,26 +312,35 @@ def _repeats(table: Table) -> list[Block]:
     if not table.repeated:
         return []
     body = []
+    shown: list[Summary] = []
     for point in table.points:
         for metric in table.main_metrics:
             value = point.value(metric)
+            shown.append(value)
+            mark = "*" * (value.partial and value.defined)
             mean, deviation, interval = spread(metric, value)
+            low, high = value.ends(metric)
             body.append(
                 [
                     *setting_cells(table, point),
                     text_cell(title(metric)),
                     value_cell(value.count or math.nan, str(value.count or "–")),
-                    value_cell(value.mean, mean, kind="" if value.defined else "undefined"),
+                    value_cell(value.mean, mean, "", "" if value.defined else "undefined", mark),
                     value_cell(value.deviation, deviation),
-                    value_cell(2 * value.half, interval),
+                    value_cell(high - low, interval),
                 ]
             )
     heads = [*factor_heads(table), Head("metric", "ascending", kind="text", place=2)]
     heads += [Head(name, "descending", place=2) for name in ("seeds", "mean")]
     heads += [Head(name, "ascending", place=2) for name in ("standard deviation", "95 % interval")]
-    note = Note("Intervals are Student’s; the column sorts by their width.", forms=(PAGE,))
+    note = Note(
+        "Intervals are Student’s, cut at the bounds of the metric, such as 1 for AUROC; the column "
+        "sorts by their width.",
+        forms=TEXT,
+    )
     ids = [table.ids[point] for point in table.points for _ in table.main_metrics]
-    return [note, Grid(heads, body, "sortable", "Repeats over seeds", of="point", ids=ids)]
+    grid = Grid(heads, body, "sortable", "Repeats over seeds", of="point", ids=ids)
+    return [note, grid, *partial_notes(shown)]
 
 
 def _runs(table: Table) -> list[Block]:
@@ -366,7 +387,7 @@ def _runs(table: Table) -> list[Block]:
         ]
     ids = list(places.values())
     every = Grid(heads, rows(table.runs), "sortable", "Every run", of="run", ids=ids)
-    return [*blocks, Fold(f"All {len(table.runs)} runs", [every], forms=(PAGE,))]
+    return [*blocks, Fold(f"All runs, {len(table.runs)}", [every], forms=(PAGE,))]
 
 
 def _points(table: Table) -> Grid:

@@ -1,5 +1,6 @@
 """Sentences and spreads of a report."""
 
+from patchcore.errors import counted
 from patchcore.report.folders import failure
 from patchcore.report.points import Summary
 from patchcore.report.reading import CATEGORY
@@ -15,7 +16,7 @@ def sentence(table: Table) -> str:
     """
     finished = len(table.runs) - len(table.unfinished)
     points = sum(len(part.points) for part in table.parts)
-    parts = [_count(points, "point"), f"from {_count(finished, 'finished run')}"]
+    parts = [counted(points, "point"), f"from {counted(finished, 'finished run')}"]
     if others := len(table.unfinished):
         parts.append(f"and {others} that {'is' if others == 1 else 'are'} not counted")
     varied = [factor.key for factor in table.factors]
@@ -35,7 +36,7 @@ def sentence(table: Table) -> str:
     marked = ""
     if edited:
         marked = (
-            f" config.yaml of {_count(edited, 'run')} was changed after the run had finished, so "
+            f" config.yaml of {counted(edited, 'run')} was changed after the run had finished, so "
             "the settings shown may not be those of the figures."
         )
     return f"{' '.join(parts)}{told}{why}.{unlike}{marked}"
@@ -57,19 +58,22 @@ def best(table: Table, most: int = 5) -> list[str]:
         where = f" of data {part.number}" if part.number else ""
         if not placed:
             reasons = dict.fromkeys(point.value(part.metric).reason for point in part.points)
-            more = f" (and {_count(len(reasons) - 1, 'other reason')})" if len(reasons) > 1 else ""
+            more = f" (and {counted(len(reasons) - 1, 'other reason')})" if len(reasons) > 1 else ""
             first = next(iter(reasons))
             lines.append(f"no rank by {title(part.metric)}{where}: {first}{more}")
             continue
         repeated = any(point.value(part.metric).count > 1 for point in placed[:most])
-        told = " (±: half of Student's 95 % interval over seeds)" if repeated else ""
+        notes = ["±: half of Student's 95 % interval over seeds"] * repeated
+        if any(point.value(part.metric).partial for point in placed[:most]):
+            notes.append("*: some runs are missing or did not finish")
+        told = f" ({'; '.join(notes)})" if notes else ""
         of = f"{len(placed[:most])} of {len(placed)}"
         lines.append(f"best by {title(part.metric)}{where}, {of}{told}:")
         values = []
         for point in placed[:most]:
             value = point.value(part.metric)
             half = f" ± {number(part.metric, value.half)}" if value.count > 1 else ""
-            values.append(number(part.metric, value.mean) + half)
+            values.append(f"{number(part.metric, value.mean)}{half}{'*' * value.partial}")
         wide = max(map(len, values))
         lines += [
             f"  {i}  {value:{wide}}  {point.label}"
@@ -139,9 +143,5 @@ def spread(metric: str, value: Summary) -> tuple[str, str, str]:
     """Return mean, standard deviation and 95 % interval as text; – if there is only one repeat."""
     if not value.defined or value.count < 2:
         return number(metric, value.mean), "–", "–"
-    ends = [number(metric, value.mean + sign * value.half) for sign in (-1, 1)]
+    ends = [number(metric, end) for end in value.ends(metric)]
     return number(metric, value.mean), number(metric, value.deviation), f"{ends[0]} – {ends[1]}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"

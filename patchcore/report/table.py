@@ -399,7 +399,8 @@ def read_table(folders: Sequence[Path]) -> Table:
     if not finished:
         damaged = [run for run in runs if not run.problem.startswith("unfinished")][:1]
         told = "".join(f"; {run.folder}: {run.problem}" for run in damaged)
-        raise InputError(f"{folders[0]}: none of its {len(runs)} runs is finished{told}")
+        none = f"none of its {len(runs)} runs is" if len(runs) > 1 else "its only run is not"
+        raise InputError(f"{folders[0]}: {none} finished{told}")
     root = Path(os.path.commonpath([run.folder for run in runs]))
     return Table(runs, root=root)
 

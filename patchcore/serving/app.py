@@ -35,7 +35,7 @@ from prometheus_client import (
 )
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from patchcore.errors import InputError, above
+from patchcore.errors import InputError, above, counted
 from patchcore.explanation import check_explains, own_crop
 from patchcore.inspection import Broken, Inspection, Thresholds, inspect_image, judged, read_pixels
 from patchcore.overlays import Pixels, heat, overlay
@@ -159,8 +159,9 @@ class Service:
 
     def _check_queue(self, kind: type[HTTPException]) -> None:
         if self._under_way >= self.limits.queue:
-            wait = f"{self.limits.queue} requests wait already: try again later"
-            raise self._refused(503, wait, kind)
+            most = self.limits.queue
+            told = f"{counted(most, 'request')} {'waits' if most == 1 else 'wait'} already"
+            raise self._refused(503, f"{told}: try again later", kind)
 
     def _count(self, change: int) -> None:
         self._under_way += change

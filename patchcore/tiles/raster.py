@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float, Int64
 
-from patchcore.errors import InputError
+from patchcore.errors import InputError, counted
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def cells_of(network: Any) -> Cells:
             continue
         if side % columns:
             raise InputError(
-                f"image.tiles: {network.name} makes {columns} cells of {side} px, which cannot be "
-                "stitched: choose another backbone, or set image.tiles=null"
+                f"image.tiles: {network.name} makes {counted(columns, 'cell')} of {side} px, which "
+                "cannot be stitched: choose another backbone, or set image.tiles=null"
             )
         strides.append(side // columns)
         cells = int(x.isnan().flatten(1, 2).any(1).sum(1).max())  # of (2, columns)

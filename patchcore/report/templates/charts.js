@@ -68,11 +68,11 @@ function acrossOf(factor, rows, closer) {
 }
 
 function rowOf(point, key) {
-  const [value, text, half] = point.values[key] ?? [null];
+  const [value, text, ends] = point.values[key] ?? [null];
   if (value === null) return null;
   return {
     id: point.id, y: value, text, point: `${point.rank ? `#${point.rank} ` : ""}${point.label}`,
-    low: half ? value - half : null, high: half ? value + half : null,
+    low: ends?.[0] ?? null, high: ends?.[1] ?? null,
   };
 }
 
