@@ -472,6 +472,35 @@ def test_mstc_bad_input(tmp_path: Path) -> None:
         config.read()
 
 
+def test_mstc_masks_without_plain_marks(tmp_path: Path) -> None:
+    write_mstc(tmp_path)
+    config = MSTCConfig(root=str(tmp_path), every=2)
+    frames, pixels = (
+        tmp_path / f"testing/test_{kind}_mask/01_0014.npy" for kind in ("frame", "pixel")
+    )
+    whole = np.load(pixels)
+    marked = whole.copy()
+    marked[1:3, 0, 0] = 1  # frame 1 is not kept
+    np.save(pixels, marked)
+    told = r"^data: test_pixel_mask marks part of 1 frame \(first .*/002\.jpg\) that "
+    with pytest.warns(UserWarning, match=told):
+        split = config.read()
+    assert [sample.label for sample in split.test] == [0, 0, 1]
+    for place in (0, 4):  # nominal, and anomalous
+        broken = whole.astype(np.float32)
+        broken[place, 1, 1] = np.nan
+        np.save(pixels, broken)
+        with pytest.raises(InputError, match=r"pixel_mask/01_0014\.npy: this mask holds NaN"):
+            ImageDataset(config.read().test, ImageConfig(resize=None, crop=None))[2]
+    np.save(pixels, whole)
+    np.save(frames, np.array([0, np.nan, 0, 0, 1, 1]))
+    with pytest.raises(InputError, match=r"frame_mask/01_0014\.npy: this mask holds NaN"):
+        config.read()
+    np.save(frames, np.array([*"000011"]))
+    with pytest.raises(InputError, match=r"should hold numbers, not <U1; replace it"):
+        config.read()
+
+
 @pytest.mark.filterwarnings("ignore:backbone resnet18 has random weights")
 def test_a_low_shot_run_on_frames_with_masks(tmp_path: Path) -> None:
     write_mstc(tmp_path)

@@ -28,7 +28,7 @@ from patchcore.data.depths import (
 )
 from patchcore.data.formats import CAMERA, FORMATS
 from patchcore.data.frames import frames
-from patchcore.data.marks import marked_pixels, opaque_marks
+from patchcore.data.marks import marked_pixels, marked_values, opaque_marks
 from patchcore.data.metadata import naming
 from patchcore.data.png import plain_png, scale_transparent_grey
 from patchcore.data.sample import Masks
@@ -243,7 +243,8 @@ def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
     """Open an array file of NumPy (.npy) as a read-only memory map.
 
     Raises:
-        InputError: the file is missing or unreadable, or has another number of dimensions.
+        InputError: the file is missing or unreadable, has another number of dimensions, or holds
+            no numbers.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -254,6 +255,8 @@ def open_array(path: Path, dimensions: int) -> NDArray[np.generic]:
         raise unreadable(path, f"{path}: cannot be read as an array ({why}); replace it") from error
     if not isinstance(array, np.ndarray) or array.ndim != dimensions:
         raise InputError(f"{path}: the array should have {dimensions} dimensions; replace it")
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{path}: the array should hold numbers, not {array.dtype}; replace it")
     return array
 
 
@@ -273,7 +276,7 @@ def _mask_pixels(image: Image.Image, file: Image.Image) -> NDArray[Any]:
 @naming
 def _read_region(path: Path, mask: Masks, limit: float) -> NDArray[np.bool_]:
     if mask.frame is not None:
-        return np.asarray(open_array(path, 3)[mask.frame] != 0)  # (H, W) of (frames, H, W)
+        return marked_values(open_array(path, 3)[mask.frame], str(path))  # of (frames, H, W)
     if not mask.labels:
         return read_mask(path, limit)
     with _open(path, limit) as file:

@@ -41,8 +41,7 @@ def marked_pixels(values: NDArray[Any], name: str, lossy: bool = False) -> NDArr
     """
     if values.dtype == np.bool_:
         return np.asarray(values if values.ndim == 2 else values.any(axis=-1))
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise InputError(f"{name}: this mask holds NaN or infinite values; {REMEDY}")
+    _check_finite(values, name)
     if values.min() < 0:
         raise InputError(f"{name}: this mask holds negative values; {REMEDY}")
     bright = values if values.ndim == 2 else values.max(axis=-1)  # (H, W)
@@ -99,6 +98,25 @@ def opaque_marks(pixels: NDArray[Any], name: str, lossy: bool = False) -> NDArra
             "which are the background; save it without transparency, white on black"
         )
     return marked_pixels(colours, name, lossy)
+
+
+def marked_values(values: NDArray[Any], name: str) -> NDArray[np.bool_]:
+    """Return which values of an array of masks or labels are marked: those other than 0.
+
+    Args:
+        values: Boolean, integer or floating, of any shape.
+        name: Name of the file, for messages.
+
+    Raises:
+        InputError: Some are NaN or infinite.
+    """
+    _check_finite(values, name)
+    return np.asarray(values != 0)
+
+
+def _check_finite(values: NDArray[Any], name: str) -> None:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise InputError(f"{name}: this mask holds NaN or infinite values; {REMEDY}")
 
 
 def _white(bright: NDArray[Any]) -> float:

@@ -17,6 +17,7 @@ come as .avi. Extract each to a folder of its name first, for example with
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,10 @@ import numpy as np
 from patchcore.data.files import Files
 from patchcore.data.images import open_array
 from patchcore.data.layout import by_folder, find_root, images_in, no_category
+from patchcore.data.marks import marked_values
 from patchcore.data.sample import Category, DataConfig, Masks, Sample, Split
 from patchcore.data.source import Archive, Source
-from patchcore.errors import InputError, counted
+from patchcore.errors import InputError, counted, printable
 from patchcore.settings import setting
 
 LAYOUT = (
@@ -60,9 +62,11 @@ class MSTCConfig(DataConfig):
         A frame is anomalous if its entry in `test_frame_mask` is not 0. Every n-th training frame
         is chosen by its number, so training frames may be missing; test frames may not.
 
+        A warning names a nominal frame of which `test_pixel_mask` marks part.
+
         Raises:
             InputError: root, scene, or the frames or masks of a video are missing, frames are not
-                numbered, or masks have no video or another number of frames.
+                numbered, or masks have no video, another number of frames, or NaN values.
         """
         root = find_root(self.root, LAYOUT, self.SOURCE.page)
         sides = [_videos(files, root / side / "frames") for side in ("training", "testing")]
@@ -80,10 +84,9 @@ class MSTCConfig(DataConfig):
             for offset, path in _numbered(files, video)
             if offset % self.every == 0
         ]
-        test = [
-            sample for video in test_videos for sample in _test_samples(files, video)[:: self.every]
-        ]
-        return Split(train, test)
+        kept = [_test_samples(files, video)[:: self.every] for video in test_videos]
+        _warn_of_marks(list(zip(test_videos, kept, strict=True)), self.every)
+        return Split(train, [sample for samples in kept for sample in samples])
 
     def _inseparable(self, test: Sequence[Sample]) -> list[list[Sample]]:
         """See `DataConfig`: groups are the frames of one video, which share a folder."""
@@ -126,7 +129,7 @@ def _test_samples(files: Files, video: Path) -> list[Sample]:
     """Samples of all frames of a test video."""
     frames = _numbered(files, video)
     labels, pixels = (
-        open_array(video.parents[1] / kind / f"{video.name}.npy", dimensions)
+        open_array(_masks(video, kind), dimensions)
         for kind, dimensions in (("test_frame_mask", 1), ("test_pixel_mask", 3))
     )
     if not len(frames) == frames[-1][0] + 1 == len(labels) == len(pixels):
@@ -135,11 +138,39 @@ def _test_samples(files: Files, video: Path) -> list[Sample]:
             f"are {len(labels)} in test_frame_mask and {len(pixels)} in test_pixel_mask; restore "
             "them"
         )
-    truth = video.parents[1] / "test_pixel_mask" / f"{video.name}.npy"
+    truth = _masks(video, "test_pixel_mask")
+    found = marked_values(np.asarray(labels), str(_masks(video, "test_frame_mask")))
     return [
         Sample(path, 1, "anomaly", Masks((truth,), frame=i)) if anomalous else Sample(path, 0)
-        for (i, path), anomalous in zip(frames, np.asarray(labels) != 0, strict=True)
+        for (i, path), anomalous in zip(frames, found, strict=True)
     ]
+
+
+def _warn_of_marks(videos: Iterable[tuple[Path, Sequence[Sample]]], every: int) -> None:
+    """Warn of nominal frames with marked pixels; `videos` has a video's folder and kept frames."""
+    marked: list[Path] = []
+    for video, samples in videos:
+        truth = _masks(video, "test_pixel_mask")
+        pixels = open_array(truth, 3)
+        marked += [
+            sample.path
+            for i, sample in enumerate(samples)
+            if not sample.label and marked_values(pixels[i * every], str(truth)).any()
+        ]
+    if marked:
+        warnings.warn(
+            printable(
+                f"data: test_pixel_mask marks part of {counted(len(marked), 'frame')} (first "
+                f"{marked[0]}) that test_frame_mask calls nominal: all pixels there count as "
+                "nominal; correct one of the arrays"
+            ),
+            stacklevel=4,
+        )
+
+
+def _masks(video: Path, kind: str) -> Path:
+    """File of the masks of a test video, of the frames or of their pixels."""
+    return video.parents[1] / kind / f"{video.name}.npy"
 
 
 def _reject_lost_masks(folder: Path, scene: str, videos: Iterable[Path]) -> None:
