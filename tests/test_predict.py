@@ -756,6 +756,13 @@ def test_a_list_is_neither_an_image_nor_in_another_list(
     assert list(named_images(["@out.txt", "b.txt"])) == [Path("@in.txt"), Path("b.txt")]
 
 
+@pytest.mark.parametrize("line", ["path,score\n", '{"path": "a.png", "score": 1.5}\n'])
+def test_a_table_of_results_is_no_list(tmp_path: Path, line: str) -> None:
+    (tmp_path / "results").write_text(line)
+    with pytest.raises(InputError, match=r"^IMAGES: the list .*/results is a table: give the "):
+        list(named_images([f"@{tmp_path}/results"]))
+
+
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(

@@ -3,6 +3,7 @@
 import codecs
 import glob
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from patchcore.errors import InputError, local, printable
 
 STDIN = "-"
 KEY = "IMAGES"
-TABLE = b"path,"
-"""Beginning of the tables that runs and `patchcore predict` write."""
+TABLE = re.compile(rb'path,|\s*\{"path"')
+"""Beginning of the tables that runs and `patchcore predict` write, in CSV and JSON Lines."""
 PATH_MAX = 4096  # bytes of a path
 
 
@@ -94,7 +95,7 @@ def paths_of_lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path
             if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                 raise InputError(f"{KEY}: the list {path} is in UTF-16: save it in UTF-8")
             line = line.removeprefix(codecs.BOM_UTF8)
-            if line.startswith(TABLE) and not os.path.lexists(line.rstrip(b"\r\n")):
+            if TABLE.match(line) and not os.path.lexists(line.rstrip(b"\r\n")):
                 raise InputError(
                     f"{KEY}: {what} is a table: give the paths alone, one per line, without a "
                     "heading"
