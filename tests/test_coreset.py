@@ -459,6 +459,15 @@ def test_a_new_sampler_is_its_settings_and_what_they_do() -> None:
         subsample(normal(50, 3), CoresetConfig())
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_gives_the_same_memory_in_inference_mode(name: str) -> None:
+    """Thresholds from nominal images, and label-free scores, fit models in that mode."""
+    config = SAMPLERS[name](**({} if name == "all" else {"ratio": 0.2}))
+    expected = subsample(normal(60, 4), config).memory
+    with torch.inference_mode():
+        assert torch.equal(subsample(normal(60, 4).clone(), config).memory, expected)
+
+
 def test_learned_proxies_that_run_away_are_refused() -> None:
     with pytest.raises(InputError, match=r"^coreset\.learning_rate is too high"):
         subsample(normal(50, 3), LearnedConfig(steps=3, learning_rate=1e30))

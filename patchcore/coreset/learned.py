@@ -60,8 +60,8 @@ def learn_proxies(
     start = take(features, chosen).to(device, torch.float32)  # (M, D)
     if not bool(start.isfinite().all()):
         raise InputError(NOT_FINITE)
-    losses = torch.empty(config.steps, dtype=torch.float32)
     with torch.inference_mode(False), full_precision(device), torch.enable_grad():
+        losses = torch.empty(config.steps, dtype=torch.float32)
         temperature = 1.0
         if config.temperature is not None:
             probe = draw(n, config.batch, config.seed + 1)
