@@ -105,7 +105,7 @@ def extend(
         raise InputError("images: there are none to add")
     snapshot = Snapshot.of(images)
     image = inspector.images[0]
-    reject_copies(
+    copies = reject_copies(
         [Path(name) for name in names],
         held_images(inspector.details),
         lambda path: read_image(path, image.bits, image.limit),
@@ -143,7 +143,9 @@ def extend(
         dropped = f"new images may raise scores, {why}"
     if inspector.decision is not None:
         pixels = inspector.counted_pixels()
-        inspector.decision = widened(inspector.decision, predictions, pixels)
+        counted = torch.tensor([Path(name) not in copies for name in names])
+        known = _chosen(predictions, counted)
+        inspector.decision = widened(inspector.decision, known, pixels)
     change = Change(len(names), model.memory_patches - before, dropped=dropped)
     added = [snapshot.digests[path] for path in images]
     digests = [*_digests(inspector, len(sources)), *added]
@@ -291,6 +293,15 @@ def _alone(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise unwritable(folder, error) from error
         yield
+
+
+def _chosen(predictions: Sequence[Prediction], which: Tensor) -> list[Prediction]:
+    """Predictions, in batches, of the images that `which` (images,) bool names."""
+    parts = which.split([len(each.score) for each in predictions])
+    return [
+        Prediction(*(values[part.to(values.device)] for values in each))
+        for each, part in zip(predictions, parts, strict=True)
+    ]
 
 
 def widened(decision: Any, predictions: Sequence[Prediction], pixels: Tensor | None = None) -> Any:

@@ -1,8 +1,10 @@
 """Models that grow and shrink: against plain versions, and against fits of the same images."""
 
+import copy
 import errno
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -725,6 +727,28 @@ def test_copies_among_new_images_are_told_as_in_training(
     words = f"^images: copies of other images in the same set: 1 .such as {second} = {first}.; each"
     with pytest.warns(UserWarning, match=words):
         change_artifact(kept("patchcore"), [first, second], output=tmp_path / "grown")
+
+
+def test_copies_count_once_in_the_promise(files: list[Path], tmp_path: Path) -> None:
+    twins = [Path(shutil.copy(files[4], tmp_path / f"twin{i}.png")) for i in range(3)]
+    with Image.open(files[5]) as picture:
+        picture.save(tmp_path / "twin.bmp")
+    model = build_detector(Parts(PatchCoreConfig()))
+    seen = torch.cat([inputs(path) for path in files[:4]])
+    found = model.fit(seen)(seen)
+    decision = decide(found.score, [found.map], 0.2, 4)
+    values = []
+    for added in ([files[4], files[5]], [twins[0], files[5], tmp_path / "twin.bmp", *twins[1:]]):
+        details = {SOURCES: [os.fspath(x) for x in files[:4]]}
+        inspector = Inspector(copy.deepcopy(model), IMAGE, details=details)
+        inspector.decision = decision
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "images: copies of other images")
+            extend(inspector, added, batch=2)
+        assert inspector.decision is not None and inspector.decision.images == 6
+        values.append(inspector.decision.values())
+        assert len(inspector.details[SOURCES]) == 4 + len(added)
+    assert values[0] == values[1]
 
 
 def test_an_extension_replaces_no_other_model_and_none_that_is_being_changed(

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 def reject_copies(
     added: Sequence[Path], held: Held, read: Callable[[Path], NDArray[np.uint8]]
-) -> None:
+) -> set[Path]:
     """Refuse copies of images that a model holds; warn about copies among those to add.
 
     The model would find its own patches in such a copy, so its score would say nothing of parts to
@@ -32,6 +32,9 @@ def reject_copies(
         added: Images to add.
         held: Images that the model holds.
         read: Reader of an image's pixels (H, W, 3).
+
+    Returns:
+        Images to add that have the pixels of an earlier one of them.
 
     Raises:
         InputError: an image is a copy of one that the model holds, or is unreadable.
@@ -50,6 +53,7 @@ def reject_copies(
     tell_unknown(held)
     for text in complaints(groups, 0):
         warnings.warn(printable(f"images: {text}"), stacklevel=3)
+    return {path for (_, *others) in groups for _, path in others}
 
 
 def _reject_held(known: Sequence[tuple[Path, Path]], same: str) -> None:
