@@ -34,6 +34,25 @@ def touch(*paths: Path) -> None:
 # --- what is an image --------------------------------------------------------------------------
 
 
+def test_a_folder_that_a_run_has_made_is_not_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parts/.hydra").mkdir(parents=True)
+    (tmp_path / "parts/train.log").touch()
+    (tmp_path / "outputs/2026/1/.hydra").mkdir(parents=True)
+    (tmp_path / "outputs/2026/1/.hydra/config.yaml").touch()
+    for name in ("prts", "outptus"):
+        with pytest.raises(InputError, match=rf"there is no folder {name} in .*; check the path$"):
+            find_folder(Path(name), "data.root")
+    (tmp_path / "part").mkdir()
+    with pytest.raises(InputError, match=r"there is no folder prts; did you mean part\?"):
+        find_folder(Path("prts"), "data.root")
+    (tmp_path / "outputs/a.png").touch()
+    with pytest.raises(InputError, match=r"there is no folder outptus; did you mean outputs\?"):
+        find_folder(Path("outptus"), "data.root")
+
+
 def test_list_is_sorted_and_knows_extensions(tmp_path: Path) -> None:
     touch(*(tmp_path / name for name in ("b.PNG", "a.jpeg", "c/d.JfIf", "c.pgm", "B.Tif")))
     assert names(tmp_path, recursive=True) == ["B.Tif", "a.jpeg", "b.PNG", "c.pgm", "c/d.JfIf"]

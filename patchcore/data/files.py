@@ -109,6 +109,8 @@ def find_folder(folder: Path | str, key: str, hint: str = "; check the path") ->
 def like(path: Path, fits: Callable[[Path], bool] = os.path.lexists) -> str:
     """Return advice for a message about a path that is not there: one of a similar name, if any.
 
+    Folders that hold runs alone are not meant: the run that tells this may have made them itself.
+
     Args:
         path: Path that was asked for.
         fits: Function that says whether a path can be meant.
@@ -117,8 +119,22 @@ def like(path: Path, fits: Callable[[Path], bool] = os.path.lexists) -> str:
         names = [name for name in os.listdir(path.parent) if fits(path.parent / name)]
     except OSError:
         return ""
-    close = get_close_matches(path.name, names, 1)
-    return f"; did you mean {printable(str(path.parent / close[0]))}?" if close else ""
+    for name in get_close_matches(path.name, names):
+        if not _holds_runs_alone(path.parent / name):
+            return f"; did you mean {printable(str(path.parent / name))}?"
+    return ""
+
+
+def _holds_runs_alone(folder: Path) -> bool:
+    """Whether a folder is that of a run, or has no files but those of runs, at any depth."""
+    found = False
+    for _place, folders, files in os.walk(folder):
+        if ".hydra" in folders:
+            found = True
+            folders.clear()
+        elif files and {*files} != {"multirun.yaml"}:
+            return False
+    return found
 
 
 def identity(path: Path) -> Identity:
