@@ -105,7 +105,9 @@ def warn_not_kept(told: str, error: OSError, folder: Path) -> None:
         folder: Folder that was to be written to.
     """
     if _told.first(told):
-        warnings.warn(f"{told}: {lost_link(folder) or error}{named_by(folder)}", stacklevel=3)
+        file = next((place for place in (folder, *folder.parents) if os.path.isfile(place)), None)
+        reason = lost_link(folder) or (f"{file} is a file: name a folder" if file else error)
+        warnings.warn(f"{told}: {reason}{named_by(folder)}", stacklevel=3)
 
 
 def home_expanded(path: str) -> Path:

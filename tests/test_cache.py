@@ -212,7 +212,8 @@ def test_a_bad_folder_that_a_variable_names_is_told_with_the_variable(
         words = f"; the environment variable {name} names this folder$"
         folder = CacheConfig().folder()
         assert folder == tmp_path / "file/below" / below
-        with pytest.warns(UserWarning, match=f"the cache .* keeps nothing new: .*{words}"):
+        named = f"{tmp_path}/file is a file: name a folder{words}"
+        with pytest.warns(UserWarning, match=f"the cache .* keeps nothing new: {named}"):
             Store(folder).put("maps/a", some(1))
         with pytest.warns(UserWarning, match=f"runs are not recorded in the cache .*: .*{words}"):
             Finished(folder / "runs").started("a1", tmp_path)

@@ -763,6 +763,20 @@ def test_a_table_of_results_is_no_list(tmp_path: Path, line: str) -> None:
         list(named_images([f"@{tmp_path}/results"]))
 
 
+def test_a_list_of_paths_from_its_own_folder_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "in.txt").write_text("a.png\n")
+    monkeypatch.chdir(tmp_path / "here")
+    told = rf"has paths that begin in its own folder.* a\.png: run the command in {tmp_path}, "
+    with pytest.raises(InputError, match=told):
+        list(named_images([f"@{tmp_path}/in.txt"]))
+    monkeypatch.chdir(tmp_path)
+    assert list(named_images([f"@{tmp_path}/in.txt", "@in.txt"])) == [Path("a.png")] * 2
+
+
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(

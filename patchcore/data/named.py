@@ -86,8 +86,8 @@ def paths_of_lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path
         path: Name of the list for messages, or `STDIN`.
 
     Raises:
-        InputError: The list is in UTF-16, is a table of results, or holds a NUL byte, a URL or the
-            name of another list.
+        InputError: The list is in UTF-16, is a table of results, has paths that begin in its own
+            folder, or holds a NUL byte, a URL or the name of another list.
     """
     what = "stdin" if path == STDIN else f"the list {path}"
     for number, line in enumerate(file):
@@ -107,6 +107,14 @@ def paths_of_lines(file: BinaryIO | Iterable[bytes], path: str) -> Iterator[Path
             raise InputError(
                 f"{KEY}: {what} names another list, {os.fsdecode(name)}: give that as an argument"
             )
+        if number == 0 and path != STDIN and not os.path.lexists(name):
+            folder = os.path.dirname(path)
+            if name and os.path.lexists(os.path.join(os.fsencode(folder), name)):
+                raise InputError(
+                    f"{KEY}: {what} has paths that begin in its own folder, such as "
+                    f"{os.fsdecode(name)}: run the command in {folder}, as they begin in the "
+                    "current one"
+                )
         if name.strip():
             yield Path(local(os.fsdecode(name), f"{KEY}: {what}"))
 
