@@ -88,8 +88,9 @@ def test_edited_settings_are_marked_and_their_figures_kept(run: Path) -> None:
     (run / "config.yaml").write_text(text.replace("ratio: 0.5", "ratio: 0.1"))
     found, table = read_run(run), read_runs([run])
     assert found.finished and found.edited and found.metrics == before.metrics
-    assert table.status(table.runs[0]) == "finished; config.yaml was changed afterwards"
-    assert "config.yaml of 1 run was changed after the run had finished" in sentence(table)
+    assert table.status(table.runs[0]) == "finished; config.yaml was changed or removed afterwards"
+    told = sentence(table)
+    assert "config.yaml of 1 run was changed or removed after the run had finished" in told
     assert damage(run) is None  # a resumed run writes it anew
     with pytest.raises(ValueError, match=r"config\.yaml: was changed after the run had finished"):
         read_results(run)

@@ -31,7 +31,7 @@ from patchcore import (
     Spade,
     load,
 )
-from patchcore.commands.test import asked_data
+from patchcore.commands.test import asked_data, check_places
 from patchcore.data.folder import FolderConfig
 from patchcore.data.generated import GeneratedConfig
 from patchcore.data.images import read_image
@@ -620,6 +620,23 @@ def test_folders_that_are_typed_are_those_of_the_current_folder(
     moved = asked_data(kept, ["data.root=/new", "data.anomalous=BAD", "data.masks=null"])
     assert isinstance(moved, FolderConfig)
     assert [moved.root, moved.nominal, moved.anomalous] == ["/new", "good", "BAD"]
+
+
+def test_a_folder_that_has_moved_is_told_as_the_models_own(tmp_path: Path) -> None:
+    place = tmp_path / "was"
+    told = r", which the model's own run has read, is not there: give data\.root=… if the images"
+    whole, own = MVTecConfig(root=str(place), category="a"), FolderConfig(root=str(place))
+    with pytest.raises(InputError, match=rf"^data\.root: {place}{told}"):
+        check_places(whole, asked_data(whole, []))
+    with pytest.raises(InputError, match=rf"^data\.nominal: {place}/nominal{told}"):
+        check_places(own, asked_data(own, ["data.anomalous=b"]))
+    for kept in (whole, own, None):  # these are told as anything that was typed
+        check_places(kept, asked_data(kept, ["data=mvtec", "data.root=b", "data.category=a"]))
+    check_places(own, asked_data(own, ["data.root=b"]))
+    check_places(own, asked_data(own, ["data.nominal=b"]))
+    (place / "nominal").mkdir(parents=True)
+    check_places(own, asked_data(own, []))
+    check_places(whole, asked_data(whole, []))
 
 
 def test_what_is_about_the_runs_own_images_is_left_out_for_others() -> None:

@@ -454,7 +454,8 @@ def test_classes_code_and_devices_never_merge(tmp_path: Path) -> None:
 
 def test_images_in_other_folders_are_no_other_state(tmp_path: Path) -> None:
     for name, digest in (("A", "d"), ("B", "e")):
-        settings = {"data.root": f"/lab/{name}"}  # without effect, as the images count alone
+        # without effect, as the images count alone; seeds tell no data apart
+        settings = {"data.root": f"/lab/{name}", "data.shots_seed": ord(name)}
         traced(tmp_path / name, settings, digest, {"image_auroc": 0.9})
     parts = read_runs([tmp_path]).parts
     assert [part.data for part in parts] == ["data.root=/lab/A", "data.root=/lab/B"]

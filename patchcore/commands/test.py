@@ -15,7 +15,8 @@ from patchcore.commands.composed import check_numbers
 from patchcore.commands.options import Parser, count, new_place, place
 from patchcore.commands.overrides import check_overrides, quoted
 from patchcore.commands.texts import typed_name
-from patchcore.data.folder import FolderConfig
+from patchcore.data.files import expanded
+from patchcore.data.folder import FOLDERS, FolderConfig
 from patchcore.data.sample import DataConfig
 from patchcore.data.sets import DATA_SETS
 from patchcore.errors import InputError, printable
@@ -67,7 +68,9 @@ def main() -> None:
     inspector = load_model(options.model, options.threads)
     if options.threads is not None and not isinstance(inspector, ExportedModel):
         raise InputError("--threads: is for an export: set OMP_NUM_THREADS for an artifact")
-    data = asked_data(kept_data(inspector.details), options.overrides)
+    kept = kept_data(inspector.details)
+    data = asked_data(kept, options.overrides)
+    check_places(kept, data)
     done = measure(inspector, data)
     print(done.summary())
     if options.output is not None:
@@ -157,6 +160,31 @@ def _without_strangers(kept: Any, typed: Mapping[str, Any]) -> Any:
             )
             break
     return replace(kept, **changes)
+
+
+def check_places(kept: DataConfig | None, asked: DataConfig) -> None:
+    """Refuse a data set of which a folder that the model's own run has read is not there any more.
+
+    Args:
+        kept: Settings of the data that the model was fitted to, if they are known.
+        asked: Settings of the data to test on.
+
+    Raises:
+        InputError: There is no such folder, and no other was typed.
+    """
+    if type(kept) is not type(asked) or asked.WRITES:
+        return
+    keys = ["root"]
+    if isinstance(kept, FolderConfig):
+        kept, keys = kept.placed(), ["root", *FOLDERS]
+    for key in keys if getattr(asked, "root", None) == getattr(kept, "root", None) else ():
+        place = getattr(asked, key)
+        if place is None or place != getattr(kept, key) or os.path.exists(expanded(place, key)):
+            continue
+        raise InputError(
+            f"data.{key}: {printable(str(place))}, which the model's own run has read, is not "
+            "there: give data.root=… if the images have moved"
+        )
 
 
 def _given(override: str) -> tuple[str, Any]:

@@ -31,7 +31,9 @@ class FolderConfig(DataConfig):
     """
 
     # Results depend on the images, not on the place of their folders.
-    root: str = setting(".", "folder to which the other folders are relative", effect=False)
+    root: str = setting(
+        ".", "folder to which nominal, nominal_test, anomalous and masks are relative", effect=False
+    )
     nominal: str = setting("nominal", "folder of nominal images to train on", effect=False)
     nominal_test: str | None = setting(
         None,

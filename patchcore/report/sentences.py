@@ -36,8 +36,8 @@ def sentence(table: Table) -> str:
     marked = ""
     if edited:
         marked = (
-            f" config.yaml of {counted(edited, 'run')} was changed after the run had finished, so "
-            "the settings shown may not be those of the figures."
+            f" config.yaml of {counted(edited, 'run')} was changed or removed after the run had "
+            "finished, so the settings shown may not be those of the figures."
         )
     return f"{' '.join(parts)}{told}{why}.{unlike}{marked}"
 

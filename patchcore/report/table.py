@@ -110,7 +110,7 @@ class Table:
         """Return `finished`, or the reason why `run` is not counted."""
         kept = self._counted.get(self._identity(run)) if run.settings else run
         warm = f"finished; warm: {', '.join(run.warm)}" if run.warm else "finished"
-        warm += "; config.yaml was changed afterwards" if run.edited else ""
+        warm += "; config.yaml was changed or removed afterwards" if run.edited else ""
         warm += f"; a later start failed: {why}" if (why := failure(run.folder)) else ""
         if kept is run or kept is None:
             return printable(run.problem or warm)

@@ -16,6 +16,10 @@ def is_of_data(key: str) -> bool:
     return key == "data" or (key.startswith("data.") and key not in OF_TRAINING)
 
 
+def _is_seed(key: str) -> bool:
+    return key.endswith("seed")
+
+
 def in_one_memory(run: RunFolder) -> list[str]:
     """Return the categories that share the memory of a run; empty unless there are several."""
     names = run.settings.get(CATEGORY)
@@ -35,7 +39,7 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
     for run in runs:
         key = families_of[run]
         families[key].append(run)
-        idle = {k: v for k, v in run.idle.items() if k.startswith("data.")}
+        idle = {k: v for k, v in run.idle.items() if k.startswith("data.") and not _is_seed(k)}
         told.setdefault(key, {**idle, **_facts(run), "images": _state(states[run])})
     found: list[tuple[dict[str, Any], list[RunFolder]]] = []
     for key, family in families.items():
@@ -115,7 +119,7 @@ def _facts(run: RunFolder) -> dict[str, Any]:
     settings = {
         key: value
         for key, value in run.settings.items()
-        if is_of_data(key) and key != CATEGORY and not key.endswith("seed")
+        if is_of_data(key) and key != CATEGORY and not _is_seed(key)
     }
     return {**settings, "data": run.choices.get("data")}
 
@@ -131,7 +135,7 @@ def _families(runs: Sequence[RunFolder]) -> dict[RunFolder, str]:
 
 def _point(run: RunFolder) -> str:
     """Return a text that is equal for runs that differ only in category and seeds."""
-    kept = {k: v for k, v in run.settings.items() if k != CATEGORY and not k.endswith("seed")}
+    kept = {k: v for k, v in run.settings.items() if k != CATEGORY and not _is_seed(k)}
     return token(kept)
 
 
