@@ -179,6 +179,39 @@ def test_a_key_with_a_dot_is_told_how_to_be_written(tmp_path: Path) -> None:
     assert said == "patch.size: write 'patch:' and in the next line, indented, 'size: …'"
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("data:\n  nominal: 1.10\n", "line 3: data.nominal: 1.10 would be read as 1.1: "),
+        ("data: {category: [a, 1_0]}\n", "line 2: data.category: 1_0 would be read as 10: "),
+        ("data: {nominal: on}\n", "line 2: data.nominal: on would be read as True: write 'on' "),
+        (
+            "hydra:\n  sweeper:\n    params:\n      data.category: 1e3\n",
+            "line 5: data.category: 1e3 would be read as 1000.0: write '1e3' with quotes",
+        ),
+    ],
+)
+def test_a_name_that_yaml_reads_as_other_characters_needs_quotes(
+    tmp_path: Path, content: str, told: str
+) -> None:
+    assert globals()["told"](tmp_path, content).startswith(told)
+
+
+def test_names_in_a_files_list_of_values_to_try_stay_names(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/theirs.yaml").write_text(
+        "# @package _global_\ndata: {nominal: '1.10', root: 5}\ncoreset: {ratio: 0.10}\n"
+        "hydra:\n  sweeper:\n    params:\n      data.category: 1.10,1.1,a\n"
+        "      coreset.ratio: 0.10,0.2\n      seed: 1\n"
+    )
+    (tmp_path / "main.yaml").write_text("defaults: [_self_, experiment: theirs]\n")
+    with initialize_config_dir(str(tmp_path), **VERSION_BASE):
+        found = compose("main", return_hydra_config=True)
+    assert (found.data.nominal, found.data.root, found.coreset.ratio) == ("1.10", 5, 0.1)
+    tried = {"data.category": "'1.10','1.1',a", "coreset.ratio": "0.10,0.2", "seed": "1"}
+    assert found.hydra.sweeper.params == tried
+
+
 def test_a_value_that_a_file_leaves_open_has_to_be_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

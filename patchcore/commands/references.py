@@ -16,6 +16,11 @@ def remember(file: str, text: str) -> None:
     _texts[file] = text
 
 
+def text_of(file: str) -> str:
+    """Return the remembered text of a settings file; empty if it is unknown."""
+    return _texts.get(file, "")
+
+
 def is_in_another(file: str, key: str) -> bool:
     """Whether another of the files holds a key of this name."""
     name = f"{key.rpartition('.')[2]}:"

@@ -27,7 +27,7 @@ from patchcore.commands.generations import call
 from patchcore.commands.hydra_values import CONCLUSION
 from patchcore.commands.mistakes import renamed_in_file
 from patchcore.commands.own import OWN
-from patchcore.commands.references import is_in_another, remember
+from patchcore.commands.references import is_in_another, remember, text_of
 from patchcore.config import Config
 from patchcore.errors import InputError
 from patchcore.tracking import TRACKERS
@@ -196,6 +196,10 @@ def _checked(file: str, config_path: str, result: ConfigResult) -> ConfigResult:
         package = package.removeprefix("_global_").lstrip(".")
         for problem in _problems(content, package.split(".") if package else []):
             raise InputError(f"{file}: {problem}")
+        from patchcore.commands.spelling import check_names, quote_tried  # it imports this module
+
+        check_names(file, text_of(file), package)
+        quote_tried(result.config, package)
         if unsaid := [] if package else _unsaid(content):
             raise InputError(
                 f"{file}: holds every setting of a run, but not its choice of {', '.join(unsaid)}, "
