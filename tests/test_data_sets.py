@@ -866,6 +866,16 @@ def test_folders_masks_that_match_no_single_image(tmp_path: Path, mask: str, mes
         FolderConfig(root=str(tmp_path), nominal="ok", anomalous="bad", masks="masks").read()
 
 
+def test_a_mask_is_not_said_to_be_of_an_image_that_has_one(tmp_path: Path) -> None:
+    for name in ("nominal/1.png", "nominal/2.png", "bad/spot/7_old.png", "bad/scratch/7.png"):
+        write_image(tmp_path / name, (8, 8), len(name))
+    for kind in ("spot", "scratch"):
+        write_mask(tmp_path / f"masks/{kind}/7_mask.png")
+    told = f"spot/7_mask.png: this mask has no images of its name in {tmp_path}/bad; restore its"
+    with pytest.raises(InputError, match=told):
+        FolderConfig(root=str(tmp_path), anomalous="bad", masks="masks").read()
+
+
 @pytest.mark.parametrize("link", [os.link, os.symlink, shutil.copy])
 def test_a_picture_in_place_of_its_mask_is_told(tmp_path: Path, link: Any) -> None:
     for name in ("nominal/1.png", "nominal/2.png", "bad/1.png", "bad/2.png"):

@@ -83,6 +83,17 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("seed=007", "seed: 007 would be read as 7: write 7; a decimal number takes a point"),
         ("coreset.ratio=0,05", "coreset.ratio: 05 would be read as 5: write 5; a decimal number"),
         ("data.root=a,b", "data.root: a comma separates several values: for one value"),
+        (
+            "layers.names=[1,2],[2,3]",
+            "layers.names: a comma separates several values: one list of them is "
+            "'layers.names=[1,2,3]'; --multirun tries",
+        ),
+        (
+            "coreset.ratio=0,1",
+            "coreset.ratio: a comma separates several values: a decimal number takes a point, as "
+            "in coreset.ratio=0.1; --multirun tries",
+        ),
+        ("data.shots=1,5", "data.shots: a comma separates several values: give one; --multirun"),
         ("layers.names=[fc", "layers.names: the value needs its own quotes"),
         (
             "patch.size=1,,3,",

@@ -260,6 +260,19 @@ def _quote(argument: str) -> str:
 
 def _one_or_several(argument: str) -> str:
     key, _, value = argument.partition("=")
+    meant = ""
+    if key in settings_of(IntegerNode, FloatNode):
+        decimal = re.fullmatch(r"[-+]?\d*,\d+", value) and key in settings_of(FloatNode)
+        point = f"{key}={value.replace(',', '.')}"
+        meant = f"a decimal number takes a point, as in {point}" if decimal else "give one"
+    elif re.fullmatch(r"\[[^\[\]]+\](,\[[^\[\]]+\])+", value):  # layers=2,3
+        items = dict.fromkeys(re.sub(r"[\[\]]", "", value).split(","))
+        meant = f"one list of them is '{key}=[{','.join(items)}]'"
+    if meant:
+        return (
+            f"{key}: a comma separates several values: {meant}; --multirun tries the values one "
+            "after another"
+        )
     return (
         f"{key}: a comma separates several values: for one value with a comma, type "
         f"{quoted(argument)}; a list, where the option takes one, is '{key}=[{value}]'; --multirun "

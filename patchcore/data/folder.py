@@ -269,12 +269,14 @@ class _Match:
         """Return the error of a mask that has no image of its name, or several."""
         images, masks = self._folders["anomalous"], self._folders["masks"]
         names = (Path(place.name), Path(bare(place.name)))
-        others = [image for name in names for image in self._by_name.get(name, ())]
-        if others and not found:
-            expected = masks / others[0].parent.relative_to(images)
+        for image in [each for name in names for each in self._by_name.get(name, ())]:
+            expected = masks / image.parent.relative_to(images)
+            has_one = expected.is_dir() and image.stem in {bare(x.stem) for x in expected.iterdir()}
+            if found or has_one:
+                continue
             return InputError(
                 f"{mask}: this mask has no image of its name in {images / place.parent}; masks of "
-                f"{others[0]} are expected in {expected}: move the mask or the image"
+                f"{image} are expected in {expected}: move the mask or the image"
             )
         advice = "name their subfolder too" if found else "restore its image or remove it"
         return InputError(
