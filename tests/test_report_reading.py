@@ -461,6 +461,21 @@ def test_images_in_other_folders_are_no_other_state(tmp_path: Path) -> None:
     assert [part.data for part in parts] == ["data.root=/lab/A", "data.root=/lab/B"]
 
 
+def test_a_point_that_never_finished_is_no_data_of_its_own(tmp_path: Path) -> None:
+    for name in ("bottle", "nut"):
+        for size in (1, 3):
+            settings = {"patch.size": size, "data.category": name}
+            write_run(tmp_path / f"{name}{size}", settings, {"image_auroc": 0.9})
+    write_run(tmp_path / "0", {"patch.size": 5, "data.category": "nut"})
+    table = read_runs([tmp_path])
+    assert len(table.parts) == 1 and len(table.points) == 3
+    text = page.page(table)
+    assert "3 points from 4 finished runs and 1 that is not counted" in text
+    shutil.rmtree(tmp_path / "nut1")  # then a finished point has other categories
+    found = {part.data for part in read_runs([tmp_path]).parts}
+    assert found == {"categories=bottle, nut", "categories=bottle"}
+
+
 def test_other_images_are_ranked_alone(tmp_path: Path) -> None:
     for i, (size, data) in enumerate(((1, "d"), (3, "d"), (1, "e"), (3, "e"))):
         metrics = {"image_auroc": 0.9 + i / 100}

@@ -30,8 +30,9 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
     """Return the runs grouped by data: [(text that distinguishes the data, runs), …].
 
     Runs are in one group if their data set and its settings are equal, their images are equal (as
-    far as their folders record a digest), and their points have the same categories. Several
-    categories in one memory are data of their own, so that no mean counts an image twice.
+    far as their folders record a digest), and their points have the same categories; points without
+    a finished run may lack some. Several categories in one memory are data of their own, so that no
+    mean counts an image twice.
     """
     families_of, states = _families(runs), _versions(runs, _place)
     families: dict[str, list[RunFolder]] = defaultdict(list)
@@ -47,8 +48,11 @@ def by_data(runs: Sequence[RunFolder]) -> list[tuple[str, list[RunFolder]]]:
         points: dict[str, list[RunFolder]] = defaultdict(list)
         for run in family:
             points[_point(run)].append(run)
-        for point in points.values():
+        # Points without a finished run come last: they join those of which they may be a part.
+        for point in sorted(points.values(), key=lambda runs: not any(x.finished for x in runs)):
             categories = tuple(sorted({run.category for run in point}, key=natural))
+            if not any(run.finished for run in point):
+                categories = next((each for each in sets if {*categories} <= {*each}), categories)
             sets[categories].extend(point)
         found += [(dict(told[key]), members) for members in sets.values()]
     short, whole = ([_categories(runs, most) for _, runs in found] for most in (6, None))
