@@ -386,3 +386,11 @@ def test_pictures_of_earlier_runs_are_no_data(tmp_path: Path) -> None:
         files.tell("images")
     images = tmp_path / "outputs/1/figures/images"
     assert files.images(images) == [images / "0.png"]  # asked for by name
+
+
+@pytest.mark.parametrize("name", ["a.zip", "b.tar.gz", "c.7z", "d.TGZ", "e.png"])
+def test_a_file_in_place_of_a_folder_is_told_with_what_to_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    told = "name the folder" if name == "e.png" else "unpack it and name the folder that it holds"
+    with pytest.raises(InputError, match=rf"^data\.root: .*{name} is a file; {told}"):
+        find_folder(tmp_path / name, "data.root")

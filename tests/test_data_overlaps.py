@@ -302,6 +302,15 @@ def test_masks_whose_names_images_have_too_are_known_by_their_pixels(
     assert masks_by_name([image, folder / "1.png", folder / "gt.png"]) == [image]
 
 
+def test_a_folder_of_masks_alone_is_known_by_its_pixels(tmp_path: Path) -> None:
+    masks = [write_mask(tmp_path / f"masks/{i}.png") for i in range(4)]
+    assert masks_by_name(masks) == masks
+    write_image(masks[1], (8, 8), 1)  # a folder of this name may hold images, as all of a product
+    assert masks_by_name(masks) == []
+    masks[1].write_bytes(b"broken")
+    assert masks_by_name(masks) == []
+
+
 @pytest.mark.parametrize(
     ("masks", "places"),
     [

@@ -876,6 +876,15 @@ def test_a_mask_is_not_said_to_be_of_an_image_that_has_one(tmp_path: Path) -> No
         FolderConfig(root=str(tmp_path), anomalous="bad", masks="masks").read()
 
 
+def test_images_that_differ_in_their_endings_need_masks_of_their_own(tmp_path: Path) -> None:
+    for name in ("nominal/1.png", "nominal/2.png", "bad/hole/7.png", "bad/hole/7.jpg"):
+        write_image(tmp_path / name, (8, 8), len(name))
+    write_mask(tmp_path / "masks/hole/7_mask.png")
+    told = r"7_mask.png: this mask has 2 images of its name in .*; rename one of 7.jpg and 7.png"
+    with pytest.raises(InputError, match=told):
+        FolderConfig(root=str(tmp_path), anomalous="bad", masks="masks").read()
+
+
 @pytest.mark.parametrize("link", [os.link, os.symlink, shutil.copy])
 def test_a_picture_in_place_of_its_mask_is_told(tmp_path: Path, link: Any) -> None:
     for name in ("nominal/1.png", "nominal/2.png", "bad/1.png", "bad/2.png"):

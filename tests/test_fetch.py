@@ -428,6 +428,8 @@ def test_two_files_of_one_name_in_an_archive_are_refused(tmp_path: Path, again: 
 def test_archives_that_are_damaged_or_something_else(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     refused(tmp_path, b"<html>gone</html>", "is neither a zip nor a tar archive")
+    told = "is a 7z archive, which is not supported, and was removed; give --url of a zip or tar"
+    refused(tmp_path, b"7z\xbc\xaf\x27\x1c" + bytes(90), told)
     told = "no folder in it holds train, as it holds 'other', and was removed; give --url of a comp"
     refused(tmp_path, tarred({"other/1.png": b"1"}), told)
     noise = hashlib.shake_256(b"").digest(200_000)

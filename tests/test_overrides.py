@@ -77,6 +77,8 @@ def test_a_path_that_needs_quotes_is_told_them(path: str) -> None:
         ("layers=2+", "layers=2+: not understood: type levels, such as layers=2+3, or names of"),
         ("layers=-1", "layers=-1: not understood: type levels, such as layers=2+3, or names of"),
         ("+coreset=random", "+coreset=random: there is a choice already, which coreset=random re"),
+        ("—multirun", "—multirun: begins with a dash: type hyphens, as in --multirun"),
+        ("–-multirun", "–-multirun: begins with a dash: type hyphens, as in --multirun"),
         ("~seed", "~seed: other seeds follow from it: give seed=NUMBER instead"),
         ("=3", "=3: not understood: type KEY=VALUE"),
         ("a..b=3", "a..b=3: not understood: type KEY=VALUE"),

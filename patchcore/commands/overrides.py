@@ -238,6 +238,8 @@ def _parsed(argument: str) -> Override | None:
 
 def _quote(argument: str) -> str:
     key = argument.partition("=")[0]
+    if dashed := re.fullmatch(r"[–—−](.+)", argument):  # as text editors make of hyphens
+        return f"{argument}: begins with a dash: type hyphens, as in --{dashed[1].lstrip('-–—')}"
     if not key or _parsed(f"{key}=x") is None:
         return f"{argument}: not understood: type KEY=VALUE, such as coreset.ratio=0.01"
     if several := re.fullmatch(rf"({'|'.join(_SWEEPS)})\(.*\)", argument.partition("=")[2]):

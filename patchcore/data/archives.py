@@ -109,6 +109,11 @@ def _extract(archive: Path, folder: Path, root: Path) -> None:
             raise told
         elif _begins_as_zip(archive):
             raise _not_unpacked(archive, "it is truncated")
+        elif name := _other_kind(archive):
+            raise _ArchiveError(
+                f"{archive.name}: is a {name} archive, which is not supported, and was removed; "
+                "give --url of a zip or tar archive"
+            )
         else:
             raise _ArchiveError(
                 f"{archive.name}: is neither a zip nor a tar archive, and was removed; the address "
@@ -139,6 +144,8 @@ _DAMAGED = (
     *(zipfile.BadZipFile, tarfile.TarError, BadGzipFile, lzma.LZMAError, zlib.error, EOFError),
     *(ValueError, OverflowError, LookupError, struct.error),  # from bad numbers, names in headers
 )
+_OTHERS = {b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "RAR"}
+"""Kinds of archives that are not unpacked, by their first bytes."""
 _NAMES = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL)
 """Errors from members whose names are impossible on this disk, or exclude each other."""
 
@@ -210,6 +217,13 @@ def _with_slashes(entries: Iterable[zipfile.ZipInfo]) -> None:
     if not any("/" in entry.filename for entry in entries):
         for entry in entries:
             entry.filename = entry.filename.replace("\\", "/")
+
+
+def _other_kind(archive: Path) -> str | None:
+    """Name of the kind of an archive that is not unpacked, by its first bytes; None for others."""
+    with archive.open("rb") as file:
+        first = file.read(max(map(len, _OTHERS)))
+    return next((name for begins, name in _OTHERS.items() if first.startswith(begins)), None)
 
 
 def _begins_as_zip(archive: Path) -> bool:

@@ -102,7 +102,10 @@ def find_folder(folder: Path | str, key: str, hint: str = "; check the path") ->
     except OSError as error:
         raise InputError(f"{key}: {named} cannot be read ({error.strerror})") from None
     if not stat.S_ISDIR(mode):
-        raise InputError(f"{key}: {named} is a file; name the folder that holds it")
+        advice = "name the folder that holds it"
+        if re.search(r"(?i)\.(7z|rar|t[gx]z|(tar\.)?(bz2|gz|xz|zst)|tar|zip)$", str(folder)):
+            advice = "unpack it and name the folder that it holds"
+        raise InputError(f"{key}: {named} is a file; {advice}")
     return path
 
 

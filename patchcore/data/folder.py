@@ -263,9 +263,9 @@ class _Match:
                         "mask, or give the image as one of data.anomalous"
                     )
             else:
-                raise self._unmatched(mask, place, len(found))
+                raise self._unmatched(mask, place, found)
 
-    def _unmatched(self, mask: Path, place: Path, found: int) -> InputError:
+    def _unmatched(self, mask: Path, place: Path, found: list[Path]) -> InputError:
         """Return the error of a mask that has no image of its name, or several."""
         images, masks = self._folders["anomalous"], self._folders["masks"]
         names = (Path(place.name), Path(bare(place.name)))
@@ -279,8 +279,10 @@ class _Match:
                 f"{image} are expected in {expected}: move the mask or the image"
             )
         advice = "name their subfolder too" if found else "restore its image or remove it"
+        if found and len({image.parent for image in found}) == 1:  # only their endings differ
+            advice = f"rename one of {found[0].name} and {found[1].name}, and its mask"
         return InputError(
-            f"{mask}: this mask has {found or 'no'} images of its name in {images}; {advice}"
+            f"{mask}: this mask has {len(found) or 'no'} images of its name in {images}; {advice}"
         )
 
 

@@ -54,15 +54,18 @@ def masks_beside(images: Iterable[Path]) -> dict[Path, list[Path]]:
 
 
 def masks_by_name(images: Sequence[Path]) -> list[Path]:
-    """Return the images that are masks by their names, sorted; no file is opened.
+    """Return the images that are masks by their names, sorted.
 
     They are named like `7_mask.png`, or like `7_label.png` beside `7.png`, or lie in a folder such
-    as `ground_truth`. Where all images lie in such folders, the names of the folders say nothing.
+    as `ground_truth`. Where all images lie in such folders, the names of the folders say nothing
+    unless the first of the images are black and white; no other file is opened.
     """
     named = [path for path in images if _SURE.fullmatch(path.stem)]
     inside = [path for path in images if _in_mask_folder(path)]
     beside = masks_beside(images)
-    return sorted({*named, *beside, *(inside if len(inside) < len(images) else ())})
+    if len(inside) == len(images) and not all(map(_looks_like_mask, images[:PROBED])):
+        inside = []
+    return sorted({*named, *beside, *inside})
 
 
 def reject_masks(images: Sequence[Path], folder: Path, advice: str) -> None:
@@ -192,6 +195,14 @@ def _pixels(path: Path) -> NDArray[np.uint8]:
     The image's depth and the limit of its size are settings of a run, which are not known here.
     """
     return read_image(path, bits_in_use(path, math.inf), math.inf)
+
+
+def _looks_like_mask(path: Path) -> bool:
+    """Whether a file can be read and is black and white."""
+    try:
+        return _black_and_white(path)
+    except InputError:
+        return False
 
 
 def _black_and_white(path: Path) -> bool:
