@@ -179,6 +179,16 @@ def test_jpeg_files_that_end_early_are_refused(
             read_image(path)
 
 
+@pytest.mark.parametrize("quality", [75, 98])
+def test_a_jpeg_file_that_ends_in_zeros_is_refused(quality: int, tmp_path: Path) -> None:
+    data, path = jpeg(quality=quality), tmp_path / "image.jpg"
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))
+    with pytest.raises(InputError, match=r"image\.jpg: cannot be read as an image \(.*truncated"):
+        read_image(path)
+    path.write_bytes(data + bytes(1000))  # what follows the end is not looked at
+    assert read_image(path).shape == (70, 93, 3)
+
+
 def jpeg(mode: str = "RGB", **how: Any) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 256, (70, 93, 3), dtype=np.uint8)
     file = io.BytesIO()

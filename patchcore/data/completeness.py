@@ -29,6 +29,7 @@ _LATER = {0xC4, 0xCC, _END, _SCAN, 0xDB, 0xDC, _INTERVAL, *range(0xE0, 0xF0), 0x
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers SOF0 to SOF15, which tell the size
 _SEQUENTIAL = (0xC0, 0xC1, 0xC9)  # those of files that may hold all pixels in one scan
 _DEFLATED = (8, 32946)  # compressions of a TIFF file whose data are streams of zlib
+_PADDING = bytes(64)  # no end of a JPEG file without its marker
 _MORE = bytes(range(0x11, 0xF0, 7)) * 4  # read as pixels, this is not plain grey
 
 
@@ -45,8 +46,9 @@ def check_complete(image: Image.Image, path: Path) -> None:
 
     Raises:
         ValueError: a PNG or JPEG file holds fewer rows than it declares, a JPEG file holds markers
-            that cannot be there, data of a TIFF file do not fit their checksum, or an image uses
-            colours that its palette lacks; the message says so without the file's name.
+            that cannot be there or ends in zeros, data of a TIFF file do not fit their checksum, or
+            an image uses colours that its palette lacks; the message says so without the file's
+            name.
     """
     if image.format in ("JPEG", "MPO"):
         _check_jpeg(image, path)
@@ -74,6 +76,8 @@ def _check_jpeg(image: Image.Image, path: Path) -> None:
     """
     data = path.read_bytes()
     end = _pixels_end(data)
+    if end == len(data) and data.endswith(_PADDING):
+        raise ValueError("it is truncated: it ends in zeros, as copies do that were broken off")
     width, height = image.size
     if image.getpixel((width - 1, height - 1)) not in (GREY, (GREY, GREY, GREY)):  # quick to tell
         return
