@@ -1,5 +1,6 @@
 """Samples, their split into training and test, and the settings that all data sets share."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -132,6 +133,20 @@ class Split:
         )
 
 
+def _check_category(name: str) -> None:
+    """Refuse a path or a second spelling: reports would take it for a category of its own."""
+    if not name.strip():  # told elsewhere
+        return
+    plain = os.path.normpath(name)
+    if os.path.isabs(name) or plain.split("/")[0] in (".", ".."):
+        raise InputError(
+            f"data.category: {name} is a path: give the name of a folder in data.root, and that of "
+            "the folder above as data.root"
+        )
+    if plain != name:
+        raise InputError(f"data.category: {name}: write {plain}")
+
+
 @dataclass(kw_only=True)
 class DataConfig(Settings):
     """Settings that all data sets share; a subclass adds the folders and lists the images.
@@ -218,6 +233,8 @@ class DataConfig(Settings):
         names = getattr(self, "category", "")
         if isinstance(names, str) and not names.strip() and hasattr(self, "category"):
             raise InputError("data.category is empty: name a category")
+        if isinstance(names, str):
+            _check_category(names)
         if isinstance(names, str | Enum):
             return []
         if not isinstance(names, Sequence):
@@ -229,6 +246,7 @@ class DataConfig(Settings):
                 raise InputError(f"data.category must hold names of categories, got {name!r}")
         texts = [*map(str, names)]
         for number, name in enumerate(texts):
+            _check_category(name)
             if name in texts[:number]:
                 raise InputError(f"data.category names {name} twice: leave it out once")
         return texts
