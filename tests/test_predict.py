@@ -978,15 +978,32 @@ def test_a_broken_image_stops_by_choice_and_leaves_what_was(
     artifact: Path, parts: Path, tmp_path: Path
 ) -> None:
     out, bad = tmp_path / "results.csv", tmp_path / "bad.png"
-    out.write_text("earlier")
+    earlier = "path,score,p_value,verdict,regions\n"
+    out.write_text(earlier)
     bad.write_text("no image")
     done = patchcore(
         *("predict", str(artifact), str(parts), str(bad), "--on-error=stop", f"--output={out}")
     )
     assert done.code == 1
     assert f"error: {bad}: cannot be read as an image" in done.err
-    assert out.read_text() == "earlier"
+    assert out.read_text() == earlier
     assert sorted(os.listdir(tmp_path)) == ["bad.png", "results.csv"]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_results_replace_results_and_nothing_else(
+    artifact: Path, parts: Path, tmp_path: Path, form: str
+) -> None:
+    out, own = tmp_path / "results.txt", b"PK\3\4 of mine"
+    out.write_bytes(own)
+    given = ("predict", str(artifact), str(parts), f"--output={out}", f"--format={form}")
+    done = patchcore(*given)
+    assert (done.code, out.read_bytes()) == (1, own)
+    assert done.err.startswith(f"error: --output: {out} is there already and holds something else")
+    out.write_bytes(b"")
+    assert patchcore(*given).code in (0, 3)
+    first = out.read_bytes()
+    assert patchcore(*given).code in (0, 3) and out.read_bytes() == first != b""
 
 
 @pytest.mark.parametrize(

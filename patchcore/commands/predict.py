@@ -1,6 +1,7 @@
 """`patchcore predict`: inspect images with a fitted model."""
 
 import argparse
+import codecs
 import csv
 import json
 import os
@@ -25,7 +26,7 @@ from patchcore.commands.options import (
 from patchcore.data.files import Files
 from patchcore.data.formats import FORMATS
 from patchcore.data.mistaken import masks_by_name
-from patchcore.data.named import STDIN, endless, named_images
+from patchcore.data.named import STDIN, TABLE, endless, named_images
 from patchcore.errors import InputError, counted, printable
 from patchcore.export import load_model
 from patchcore.inspection import BATCH, Broken, Inspection, Thresholds, predict
@@ -162,7 +163,22 @@ def _check_output(output: Path | None, model: Path, images: Sequence[str]) -> No
         raise InputError(f"--output: {output} is read by this command; write to another file")
     if is_result(place):
         raise InputError(f"--output: {output} is of the results of a run; write to another file")
+    if place.is_file() and not _replaceable(place):
+        raise InputError(
+            f"--output: {output} is there already and holds something else than such results: "
+            "write to another file, or remove this one"
+        )
     check_file(output, "--output")
+
+
+def _replaceable(file: Path) -> bool:
+    """Whether a file is empty or begins like results of this command, or cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            begin = opened.read(100).removeprefix(codecs.BOM_UTF8)
+    except OSError:  # `check_file` tells whether it may be written
+        return True
+    return not begin or TABLE.match(begin) is not None
 
 
 def _real(path: Path | str) -> str:
@@ -213,7 +229,7 @@ def _parser() -> Parser:
         "--output",
         type=new_place,
         metavar="FILE",
-        help="write to this file instead of stdout (-); an existing file is replaced at the end",
+        help="write to this file instead of stdout (-); earlier results in it are replaced",
     )
     parser.add_argument(
         "--maps",
