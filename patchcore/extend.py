@@ -143,8 +143,8 @@ def extend(
         dropped = f"new images may raise scores, {why}"
     if inspector.decision is not None:
         pixels = inspector.counted_pixels()
-        counted = torch.tensor([Path(name) not in copies for name in names])
-        known = _chosen(predictions, counted)
+        first_ones = torch.tensor([Path(name) not in copies for name in names])
+        known = _chosen(predictions, first_ones)
         inspector.decision = widened(inspector.decision, known, pixels)
     change = Change(len(names), model.memory_patches - before, dropped=dropped)
     added = [snapshot.digests[path] for path in images]

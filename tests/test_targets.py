@@ -200,14 +200,16 @@ def test_a_name_that_yaml_reads_as_other_characters_needs_quotes(
 def test_names_in_a_files_list_of_values_to_try_stay_names(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/theirs.yaml").write_text(
-        "# @package _global_\ndata: {nominal: '1.10', root: 5}\ncoreset: {ratio: 0.10}\n"
+        "# @package _global_\ndata:\n  nominal: '1.10'\n  root: 5\n  masks: ...\n"
+        "coreset: {ratio: 0.10}\n"
         "hydra:\n  sweeper:\n    params:\n      data.category: 1.10,1.1,a\n"
         "      coreset.ratio: 0.10,0.2\n      seed: 1\n"
     )
     (tmp_path / "main.yaml").write_text("defaults: [_self_, experiment: theirs]\n")
     with initialize_config_dir(str(tmp_path), **VERSION_BASE):
         found = compose("main", return_hydra_config=True)
-    assert (found.data.nominal, found.data.root, found.coreset.ratio) == ("1.10", 5, 0.1)
+    assert found.data == {"nominal": "1.10", "root": 5, "masks": "..."}
+    assert found.coreset.ratio == 0.1
     tried = {"data.category": "'1.10','1.1',a", "coreset.ratio": "0.10,0.2", "seed": "1"}
     assert found.hydra.sweeper.params == tried
 

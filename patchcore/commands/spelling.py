@@ -10,6 +10,8 @@ from omegaconf._utils import get_yaml_loader
 from patchcore.commands.texts import is_text, typed_name
 from patchcore.errors import InputError
 
+_NUMBERS = {f"tag:yaml.org,2002:{kind}" for kind in ("bool", "float", "int")}
+"""Tags in YAML of what is read as a number or a truth value."""
 _TRIED = "hydra.sweeper.params"  # values to try in a multirun, by the keys of their settings
 
 
@@ -29,10 +31,10 @@ def check_names(file: str, text: str, package: str) -> None:
         key, node = where.pop()
         for name, inner in _inside(key, node):
             where.append((name, inner))
-        if not isinstance(node, yaml.ScalarNode) or node.style or not is_text(key):
+        if getattr(node, "tag", "") not in _NUMBERS or not is_text(key):
             continue
         value = yaml.load(node.value, get_yaml_loader())
-        if isinstance(value, bool | int | float) and str(value) != node.value:
+        if str(value) != node.value:
             raise InputError(
                 f"{file}: line {node.start_mark.line + 1}: {key}: {node.value} would be read as "
                 f"{value}: write '{node.value}' with quotes"

@@ -85,7 +85,7 @@ class MSTCConfig(DataConfig):
             if offset % self.every == 0
         ]
         kept = [_test_samples(files, video)[:: self.every] for video in test_videos]
-        _warn_of_marks(list(zip(test_videos, kept, strict=True)), self.every)
+        _warn_of_marks(zip(test_videos, kept, strict=True), self.every)
         return Split(train, [sample for samples in kept for sample in samples])
 
     def _inseparable(self, test: Sequence[Sample]) -> list[list[Sample]]:
